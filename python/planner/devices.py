@@ -1,0 +1,225 @@
+"""Devices, their spelling, and how much weights may take on each."""
+
+from __future__ import annotations
+
+import logging
+import math
+import operator
+import re
+import warnings
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from planner.errors import InvalidByteSizeError, InvalidDevicesError
+from planner.units import is_bit_spelling, parse_bytes
+
+__all__ = [
+    "Budgets",
+    "DeviceKey",
+    "canonical_device",
+    "detect_budgets",
+    "device_kind",
+    "ordered",
+    "read_budget",
+    "read_budgets",
+]
+
+DeviceKey = int | str
+Budgets = dict[DeviceKey, int | float]
+
+logger = logging.getLogger(__name__)
+
+_SPELLING = re.compile(r"([a-z_]+)(?::([0-9]+))?", re.ASCII)
+# What torch calls devices that accelerate numbers. Any other back end counts once torch knows it.
+_ACCELERATORS = ("cuda", "xpu", "npu", "mlu", "sdaa", "musa", "hpu")
+_NAMED = ("mps", "cpu", "disk")
+
+
+def canonical_device(key: object) -> DeviceKey:
+    """The one spelling of a device: its number, or "mps", "cpu" or "disk".
+
+    Args:
+        key: 0, "0", "cuda:0", ``torch.device("cuda", 0)``, "cpu", "disk", …
+
+    Raises:
+        InvalidDevicesError: not a device, or one that cannot hold weights. Fields: ``device``.
+
+    Example:
+        >>> [canonical_device(key) for key in (0, "0", "cuda:0", "cpu", "disk")]
+        [0, 0, 0, 'cpu', 'disk']
+    """
+    if not isinstance(key, bool | str) and hasattr(key, "__index__"):
+        number = operator.index(key)
+        if number >= 0:
+            return number
+    text = key if isinstance(key, str) else str(key) if type(key).__name__ == "device" else ""
+    if text.isascii() and text.isdigit():
+        return int(text)
+    match = _SPELLING.fullmatch(text)
+    if match and match[1] in _NAMED and match[2] in (None, "0"):
+        return match[1]
+    if match and (match[1] in _ACCELERATORS or _is_backend(match[1])):
+        return int(match[2] or 0)
+    raise InvalidDevicesError(
+        f"device {key!r} is not recognized: write the number of an accelerator from 0 on (or 'cuda:0' and the like), "
+        "'mps', 'cpu' or 'disk'",
+        device=key,
+    )
+
+
+def _is_backend(name: str) -> bool:
+    import torch
+
+    return bool(name == torch._C._get_privateuse1_backend_name())
+
+
+def read_budget(value: object, device: object) -> int | float:
+    """Bytes meant by a budget: a finite number of at least 0, or a size in words, as accelerate reads it.
+
+    Raises:
+        InvalidDevicesError: negative, NaN, infinite, a bool, or no number at all. Fields: ``device``.
+        InvalidByteSizeError: words that are no size. Fields: ``text``.
+    """
+    if isinstance(value, str):
+        if is_bit_spelling(value):
+            warnings.warn(
+                f"{value!r} for device {device} is read as bits; write a capital B for bytes", stacklevel=4
+            )
+        return parse_bytes(value, lower_b_is_bits=True)
+    number: int | float | None = None
+    if not isinstance(value, bool):
+        if hasattr(value, "__index__"):
+            number = operator.index(value)
+        elif hasattr(value, "__float__"):
+            number = float(value)
+    if number is None or not math.isfinite(number) or number < 0:
+        raise InvalidDevicesError(
+            f"budget {value!r} of device {device!r} is not usable: it must be a finite number of bytes of at least 0, "
+            "or a size such as '10GiB'",
+            device=device,
+        )
+    return number
+
+
+def read_budgets(max_memory: Mapping[Any, Any]) -> Budgets:
+    """Budgets in canonical spelling and order; the mapping handed in is left as it is.
+
+    Raises:
+        InvalidDevicesError, InvalidByteSizeError: see :func:`canonical_device` and :func:`read_budget`; also two
+            spellings of one device, or something that is no mapping.
+
+    Example:
+        >>> read_budgets({"cpu": "1KB", "cuda:1": 5, 0: 2.5})
+        {0: 2.5, 1: 5, 'cpu': 1000}
+    """
+    if not isinstance(max_memory, Mapping):
+        raise InvalidDevicesError(
+            f"max_memory must map devices to budgets, as in {{0: '10GiB', 'cpu': '30GiB'}}; got {max_memory!r}",
+            device=None,
+        )
+    spelled: dict[DeviceKey, object] = {}
+    budgets: Budgets = {}
+    for key, value in max_memory.items():
+        device = canonical_device(key)
+        if device in spelled:
+            raise InvalidDevicesError(
+                f"{spelled[device]!r} and {key!r} are the same device; name it once", device=key
+            )
+        spelled[device] = key
+        budgets[device] = read_budget(value, key)
+    return ordered(budgets)
+
+
+def ordered(budgets: Budgets) -> Budgets:
+    """Accelerators by number, then mps, cpu, disk: the order in which accelerate fills them."""
+    order: list[DeviceKey] = [*sorted(device for device in budgets if isinstance(device, int))]
+    order.extend(name for name in _NAMED if name in budgets)
+    return {device: budgets[device] for device in order}
+
+
+def device_kind(device: DeviceKey) -> str:
+    """ "accelerator", "cpu" or "disk"."""
+    return str(device) if device in ("cpu", "disk") else "accelerator"
+
+
+def accelerator_count() -> int:
+    """Number of accelerators that integers can name."""
+    backend = _backend()
+    return int(backend.device_count()) if backend else 0
+
+
+def warn_of_absent(budgets: Budgets) -> None:
+    """Logs a warning for each numbered device that torch does not have."""
+    numbers = [device for device in budgets if isinstance(device, int)]
+    if not numbers:
+        return
+    count = accelerator_count()
+    for device in numbers:
+        if device >= count:
+            logger.warning("Device %s is not available, available devices are %s", device, list(range(count)))
+
+
+def detect_budgets() -> Budgets:
+    """Free bytes of every accelerator and of host memory, now.
+
+    Source: ``get_max_memory(None)``, accelerate 1.15: free device memory; host memory unless the accelerator shares it
+    (then it would count twice).
+    """
+    import psutil
+    import torch
+
+    budgets: Budgets = {}
+    shares_host_memory = False
+    backend = _backend()
+    for index in range(accelerator_count()):
+        assert backend is not None  # accelerator_count is 0 otherwise
+        try:
+            budgets[index] = int(backend.mem_get_info(index)[0])
+        except (RuntimeError, AttributeError) as error:
+            logger.info(
+                "Device %s seems unavailable (%s), proceeding to check subsequent devices.", index, error
+            )
+            continue
+        if backend is torch.cuda:
+            shares_host_memory |= bool(
+                getattr(torch.cuda.get_device_properties(index), "is_integrated", False)
+            )
+    host_bytes = int(psutil.virtual_memory().available)
+    if torch.backends.mps.is_available():
+        budgets["mps"] = host_bytes
+    elif not shares_host_memory:
+        budgets["cpu"] = host_bytes
+    return budgets
+
+
+def _backend() -> ModuleType | None:
+    """torch's module for the accelerator that integers name, if there is one."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None or accelerator.type == "mps":
+        return None
+    backend: ModuleType = torch.get_device_module(accelerator)
+    return backend
+
+
+def size_to_bytes(size: object) -> int:
+    """Bytes meant by an int or by words, as accelerate's ``convert_file_size_to_int`` reads them.
+
+    Raises:
+        InvalidByteSizeError: negative, or no size. Fields: ``text``.
+    """
+    if isinstance(size, str):
+        if is_bit_spelling(size):
+            warnings.warn(f"{size!r} is read as bits; write a capital B for bytes", stacklevel=3)
+        return parse_bytes(size, lower_b_is_bits=True)
+    if not isinstance(size, bool) and hasattr(size, "__index__") and operator.index(size) >= 0:
+        return operator.index(size)
+    if isinstance(size, float) and math.isfinite(size) and size >= 0:
+        return int(size)
+    raise InvalidByteSizeError(
+        f"size {size!r} is not in a valid format: write a number of bytes of at least 0, or a string with a unit "
+        "(like '5.0GB')",
+        text=size,
+    )

@@ -1,0 +1,118 @@
+"""Every error that planner raises on purpose. Fields first, words second; imports nothing of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = [
+    "CheckpointError",
+    "InfeasibleError",
+    "InvalidByteSizeError",
+    "InvalidConfigError",
+    "InvalidConstraintError",
+    "InvalidDevicesError",
+    "InvalidInputError",
+    "InvalidTreeError",
+    "OffloadError",
+    "PlanMismatchError",
+    "PlannerError",
+]
+
+
+class PlannerError(Exception):
+    """Base of every error raised by planner on purpose.
+
+    Guarantee: picklable, and equal fields after a round trip; nothing was changed when it is raised.
+    """
+
+    def __init__(self, message: str, **fields: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fields: Mapping[str, Any] = dict(fields)
+        for name, value in fields.items():
+            setattr(self, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # BaseException pickles positional arguments only; the fields must survive a process pool too.
+        return (_rebuild, (type(self), self.message, dict(self.fields)))
+
+
+def _rebuild(cls: type[PlannerError], message: str, fields: dict[str, Any]) -> PlannerError:
+    return cls(message, **fields)
+
+
+class InvalidInputError(PlannerError, ValueError):
+    """What was asked cannot be understood; nothing was planned or changed."""
+
+
+class InvalidTreeError(InvalidInputError):
+    """The module tree cannot be planned: a cycle, an uninitialised parameter, too many names.
+
+    Fields: ``name`` (str): qualified name of the offending module or tensor.
+    """
+
+    name: str
+
+
+class InvalidDevicesError(InvalidInputError):
+    """A device or its budget makes no sense: unknown key, two spellings, negative, NaN, infinite.
+
+    Fields: ``device``: the key as given.
+    """
+
+    device: object
+
+
+class InvalidConstraintError(InvalidInputError):
+    """Names that match nothing, or constraints that contradict each other.
+
+    Fields: ``names`` (sequence of str), ``suggestions`` (sequence of str, nearest known names).
+    """
+
+    names: Sequence[str]
+    suggestions: Sequence[str]
+
+
+class InvalidByteSizeError(InvalidInputError):
+    """A size that is neither a number of bytes nor a number with a unit. Fields: ``text``."""
+
+    text: object
+
+
+class InvalidConfigError(InvalidInputError):
+    """One or more configuration problems, all at once. Fields: ``problems`` (sequence)."""
+
+    problems: Sequence[Any]
+
+
+class InfeasibleError(PlannerError):
+    """The model does not fit the budgets that were named.
+
+    Fields: ``block`` (str): first block without a place; ``device``: where it was refused last;
+    ``shortfall_bytes`` (int): bytes that this device lacks; ``best_partial``: what had been placed.
+    """
+
+    block: str
+    device: object
+    shortfall_bytes: int
+    best_partial: Mapping[str, Any]
+
+
+class CheckpointError(PlannerError):
+    """A checkpoint file is missing, malformed or hostile. Fields: ``file``, ``reason``."""
+
+    file: str
+    reason: str
+
+
+class OffloadError(PlannerError):
+    """An offloaded weight cannot be stored, read or fetched. Fields: ``name``."""
+
+    name: str
+
+
+class PlanMismatchError(PlannerError):
+    """A device map does not fit the model it is to be applied to. Fields: ``findings`` (sequence)."""
+
+    findings: Sequence[Any]

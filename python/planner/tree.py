@@ -1,0 +1,123 @@
+"""The module tree of a live model, flattened into columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from planner import _core
+from planner.dtypes import describe_dtype
+from planner.errors import InvalidTreeError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["ModuleTree"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModuleTree:
+    """Modules, parameters and buffers of a model under every name; the model itself is not kept.
+
+    Args:
+        columns: the flattened tree, owned by the extension.
+
+    Guarantee: a snapshot; later changes to the model do not reach it. Safe to share between threads.
+    """
+
+    columns: _core.Tree
+
+    @classmethod
+    def from_module(cls, model: nn.Module) -> ModuleTree:
+        """Flattens a live model.
+
+        Args:
+            model: any ``torch.nn.Module`` on any device, meta included; tensors are looked at, never read.
+
+        Returns:
+            The tree. Ties go by object identity; the same tensor or module under two names is one object twice.
+
+        Raises:
+            InvalidTreeError: a module inside itself, an uninitialised (lazy) parameter, a member that is not a tensor, or
+                more names than can be planned. Fields: ``name``.
+
+        Cost:
+            O(modules + tensors), iterative: depth is no limit. About a quarter of ``list(model.named_parameters())``.
+
+        Example:
+            >>> import torch
+            >>> ModuleTree.from_module(torch.nn.Sequential(torch.nn.Linear(2, 2))).module_count
+            2
+        """
+        return cls(_core.Tree.walk(model, _plain_types(), describe_dtype, describe_tensor))
+
+    @property
+    def module_count(self) -> int:
+        """Modules under every name, the root included."""
+        return self.columns.module_count
+
+    @property
+    def tensor_count(self) -> int:
+        """Tensor objects."""
+        return self.columns.tensor_count
+
+    @property
+    def can_tie(self) -> bool:
+        """Whether the class of any module has ``_tie_weights``."""
+        return self.columns.can_tie
+
+    def uncovered(self, keys: Iterable[str], *, persistent_only: bool = False) -> tuple[list[str], list[str]]:
+        """Keys that name nothing, and names of tensors that no key covers.
+
+        Args:
+            keys: dotted names; each covers itself and all that is inside, the empty one everything.
+            persistent_only: leave out buffers that are not saved with the model.
+
+        Cost: O(keys + rows).
+        """
+        return self.columns.uncovered(list(keys), persistent_only)
+
+
+@cache
+def _plain_types() -> tuple[type, ...]:
+    import torch
+
+    return (torch.Tensor, torch.nn.Parameter)
+
+
+def describe_tensor(tensor: Any, name: str) -> tuple[int, Any, int]:
+    """Elements, dtype and stored bytes of a tensor of any class but the plain ones.
+
+    Raises:
+        InvalidTreeError: it is no tensor, or a lazy one without a shape. Fields: ``name``.
+    """
+    import torch
+
+    if not isinstance(tensor, torch.Tensor):
+        kind = type(tensor).__name__
+        raise InvalidTreeError(f"'{name}' is registered as a tensor but is a {kind}", name=name)
+    if torch.nn.parameter.is_lazy(tensor):
+        raise InvalidTreeError(
+            f"parameter '{name}' is not initialised yet, so its size is unknown; run one forward pass "
+            "(or load a state dict) to materialise lazy modules before planning",
+            name=name,
+        )
+    return int(tensor.numel()), tensor.dtype, _stored_bytes(tensor)
+
+
+def _stored_bytes(tensor: Any) -> int:
+    """Bytes that a tensor holds on this process: a DTensor its local shard, a wrapper the tensors inside it."""
+    total, pending = 0, [tensor]
+    while pending:
+        inner = pending.pop()
+        local = getattr(inner, "_local_tensor", None)
+        flatten = getattr(type(inner), "__tensor_flatten__", None)
+        if local is not None:
+            pending.append(local)
+        elif flatten is not None:
+            pending.extend(getattr(inner, attribute) for attribute in flatten(inner)[0])
+        else:
+            total += int(inner.numel()) * int(inner.dtype.itemsize)
+    return total

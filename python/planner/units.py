@@ -1,0 +1,86 @@
+"""The only parser and printer of byte sizes. Everywhere else a size is an int that counts bytes."""
+
+from __future__ import annotations
+
+import re
+
+from planner.errors import InvalidByteSizeError
+
+__all__ = ["format_bytes", "is_bit_spelling", "parse_bytes"]
+
+_SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
+_FACTORS = {
+    "": 1,
+    "b": 1,
+    **{f"{prefix}b": 1000**power for power, prefix in enumerate("kmgtp", start=1)},
+    **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgtp", start=1)},
+}
+_GRAMMAR = "a number of bytes, or a number with KB, MB, GB, TB, PB, KiB, MiB, GiB, TiB or PiB, as in '5.5GiB'"
+
+
+def is_bit_spelling(text: str) -> bool:
+    """Whether a size ends in a decimal unit with a lower-case b ("10Gb"), which accelerate reads as bits.
+
+    Example:
+        >>> is_bit_spelling("10Gb"), is_bit_spelling("10GB"), is_bit_spelling("10Gib")
+        (True, False, False)
+    """
+    match = _SIZE.fullmatch(text)
+    unit = match.group(2) if match else ""
+    return len(unit) == 2 and unit.endswith("b")
+
+
+def parse_bytes(text: str, *, lower_b_is_bits: bool = False) -> int:
+    """Bytes meant by a size in words.
+
+    Args:
+        text: a number, optionally followed by a unit; blanks around the unit are allowed.
+        lower_b_is_bits: read "Gb" as gigabits, as accelerate does; otherwise such a spelling is refused,
+            because its writers meant bytes as often as bits.
+
+    Returns:
+        Whole bytes, rounded down.
+
+    Raises:
+        InvalidByteSizeError: no such grammar, or an ambiguous unit. Fields: ``text``.
+
+    Source:
+        ``convert_file_size_to_int`` in accelerate 1.15, utils/modeling.py, for the meaning of each unit and for
+        the rounding (a float product, truncated).
+
+    Example:
+        >>> parse_bytes("1.5 GiB"), parse_bytes("900"), parse_bytes("2TB")
+        (1610612736, 900, 2000000000000)
+    """
+    match = _SIZE.fullmatch(text)
+    factor = _FACTORS.get(match.group(2).lower()) if match else None
+    if match is None or factor is None:
+        raise InvalidByteSizeError(f"size {text!r} is not in a valid format: write {_GRAMMAR}", text=text)
+    number, bits = match.group(1), is_bit_spelling(text)
+    if bits and not lower_b_is_bits:
+        raise InvalidByteSizeError(
+            f"size {text!r} could mean bits or bytes: write a capital B for bytes, as in '{number}{match.group(2)[0].upper()}B'",
+            text=text,
+        )
+    value = float(number) * factor
+    if value == float("inf"):
+        raise InvalidByteSizeError(f"size {text!r} is not finite", text=text)
+    return int(number) if number.isdigit() and factor == 1 else int(value) // (8 if bits else 1)
+
+
+def format_bytes(count_bytes: float) -> str:
+    """A size as people read it: binary units, three significant digits, exact bytes below one KiB.
+
+    Example:
+        >>> format_bytes(512), format_bytes(1610612736)
+        ('512 B', '1.50 GiB')
+    """
+    size, sign = abs(count_bytes), "-" if count_bytes < 0 else ""
+    if size < 1024:
+        return f"{sign}{size:g} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB"):
+        size /= 1024
+        if size < 1024 or unit == "PiB":
+            break
+    digits = 2 if size < 10 else 1 if size < 100 else 0
+    return f"{sign}{size:.{digits}f} {unit}"

@@ -1,0 +1,376 @@
+//! Everything about a tree that does not depend on budgets: sizes, what may be split, layers, ties.
+
+use std::sync::Arc;
+
+use crate::bits::BitSet;
+use crate::bonds::Bonds;
+use crate::error::Error;
+use crate::problem::MOST_BITS;
+use crate::ties::Groups;
+use crate::tree::{DType, Kind, NodeId, TensorId, Tree};
+
+/// Whose rules are followed where two planners differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Dialect {
+    /// accelerate 1.15.
+    #[default]
+    Accelerate,
+    /// transformers 5.23: element sizes as stored, each tied module counted once, the current module always split.
+    Transformers,
+}
+
+/// The dtype that weights will be loaded with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cast {
+    /// Bits per element by accelerate's `dtype_byte_size`.
+    pub formula_bits: u64,
+    /// Bits per element as stored.
+    pub planned_bits: u64,
+}
+
+/// The size of one tensor row, said from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Explicit {
+    /// The row.
+    pub node: NodeId,
+    /// Its bits by formula.
+    pub formula_bits: u64,
+    /// Its bits as stored.
+    pub planned_bits: u64,
+}
+
+/// Which rows are one tensor.
+#[derive(Debug, Clone, Default)]
+pub enum Tied {
+    /// Rows that hold the same object.
+    #[default]
+    ByIdentity,
+    /// Said from outside, on top of identity.
+    Named {
+        /// Rows that are, or will be, one tensor.
+        groups: Vec<Vec<NodeId>>,
+        /// Rows that the formula does not count.
+        uncounted: Vec<NodeId>,
+    },
+}
+
+/// How to read a tree.
+#[derive(Debug, Clone, Default)]
+pub struct LayoutOptions {
+    /// Exact class names of modules that stay on one device.
+    pub no_split_classes: Vec<String>,
+    /// Whose rules.
+    pub dialect: Dialect,
+    /// The dtype of the load, if it differs.
+    pub cast: Option<Cast>,
+    /// Sizes said from outside.
+    pub explicit: Vec<Explicit>,
+    /// Ties.
+    pub tied: Tied,
+    /// Rows that need no place when the block that holds them has to be taken apart.
+    pub exempt: Vec<NodeId>,
+}
+
+/// A tree read with certain options; plans are made from it.
+#[derive(Debug)]
+pub struct Layout {
+    tree: Arc<Tree>,
+    pub(crate) dialect: Dialect,
+    cast: Option<Cast>,
+    no_split: BitSet,
+    splittable: BitSet,
+    twin: BitSet,
+    pub(crate) exempt: BitSet,
+    pub(crate) has_exempt: bool,
+    formula_bits: Vec<i64>,
+    planned_bits: Vec<i64>, // by tensor id
+    layer: Vec<(i64, u32)>,
+    pub(crate) groups: Groups,
+    pub(crate) bonds: Bonds,
+}
+
+impl Layout {
+    /// Reads a tree.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SizeOverflow`] when the sum of all tensors passes 2^60 bits.
+    ///
+    /// # Cost
+    ///
+    /// O(rows), plus sorting the names of tied tensors.
+    pub fn new(tree: Arc<Tree>, options: LayoutOptions) -> Result<Self, Error> {
+        let len = tree.len();
+        let twin = twin_rows(&tree);
+        let (no_split, splittable) = split_masks(&tree, &twin, &options.no_split_classes);
+        let one_tensor = merged(&tree, &options.tied);
+        let planned_bits = planned_bits(&tree, &options, &one_tensor)?;
+        let formula_bits = formula_bits(&tree, &options)?;
+        let layer = layers(&tree, &twin, &splittable, &formula_bits);
+        let groups = match &options.tied {
+            Tied::ByIdentity => Groups::by_identity(&tree),
+            Tied::Named { groups, .. } => Groups::named(groups),
+        };
+        let bonds = Bonds::new(&tree, &twin, &splittable, &one_tensor, &planned_bits)?;
+        let mut exempt = BitSet::new(len);
+        options.exempt.iter().for_each(|&node| exempt.insert(node));
+        Ok(Self {
+            tree,
+            dialect: options.dialect,
+            cast: options.cast,
+            no_split,
+            splittable,
+            twin,
+            exempt,
+            has_exempt: !options.exempt.is_empty(),
+            formula_bits,
+            planned_bits,
+            layer,
+            groups,
+            bonds,
+        })
+    }
+
+    /// The tree.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Bits of a row with all inside by the dialect's formula: a tied tensor counts where it is met first.
+    pub fn formula_bits(&self, node: NodeId) -> i64 {
+        self.formula_bits[node as usize]
+    }
+
+    /// Bits of a tensor as stored.
+    pub fn planned_bits(&self, tensor: TensorId) -> i64 {
+        self.planned_bits[tensor as usize]
+    }
+
+    /// Whether a module has children and may be taken apart. The root always may.
+    pub fn can_split(&self, node: NodeId) -> bool {
+        self.splittable.contains(node)
+    }
+
+    /// Whether a row is a module of a no-split class.
+    pub fn is_no_split(&self, node: NodeId) -> bool {
+        self.no_split.contains(node)
+    }
+
+    /// Whether a row lies in a twin: it goes where its original goes.
+    pub fn is_twin(&self, node: NodeId) -> bool {
+        self.twin.contains(node)
+    }
+
+    /// Largest layer in a module (itself, if it cannot be split), and how many layers have that size.
+    pub fn largest_layer(&self, node: NodeId) -> (i64, u32) {
+        self.layer[node as usize]
+    }
+
+    /// Tied groups of parameters, each sorted by name.
+    pub fn tied_groups(&self) -> &[Vec<NodeId>] {
+        self.groups.members()
+    }
+
+    /// Bits of the buffers inside a module, each once, by the formula.
+    pub fn buffer_bits(&self, module: NodeId) -> i64 {
+        let mut seen = std::collections::HashSet::new();
+        let mut total = 0;
+        for node in module..self.tree.end(module) {
+            if let (Kind::Buffer | Kind::ScratchBuffer, Some(id)) = (self.tree.kind(node), self.tree.tensor_id(node))
+                && seen.insert(id)
+            {
+                let (tensor, dtype) = self.tree.tensor(id);
+                let bits = tensor.numel.saturating_mul(element_bits(dtype, self.dialect, self.cast));
+                total += bits.min(MOST_BITS) as i64;
+            }
+        }
+        total
+    }
+
+    /// Rows in the order in which accelerate meets tensors: parameters, then buffers module by module.
+    pub fn tensor_rows(&self) -> Vec<NodeId> {
+        tensor_rows(&self.tree)
+    }
+}
+
+fn twin_rows(tree: &Tree) -> BitSet {
+    let mut rows = BitSet::new(tree.len());
+    for &(twin, _) in tree.twins() {
+        (twin..tree.end(twin)).for_each(|node| rows.insert(node));
+    }
+    rows
+}
+
+fn split_masks(tree: &Tree, twin: &BitSet, classes: &[String]) -> (BitSet, BitSet) {
+    let keep = tree.class_mask(classes);
+    let (mut no_split, mut splittable) = (BitSet::new(tree.len()), BitSet::new(tree.len()));
+    splittable.insert(0);
+    for node in 1..tree.len() as NodeId {
+        if !tree.is_module(node) {
+            continue;
+        }
+        if keep[tree.class_id(node) as usize] {
+            no_split.insert(node);
+        }
+        let parent = tree.parent(node);
+        if !twin.contains(node) && !no_split.contains(parent) {
+            splittable.insert(parent);
+        }
+    }
+    (no_split, splittable)
+}
+
+/// For each tensor id, the one that stands for all it is tied to.
+fn merged(tree: &Tree, tied: &Tied) -> Vec<TensorId> {
+    let mut one: Vec<TensorId> = (0..tree.tensor_count() as TensorId).collect();
+    if let Tied::Named { groups, .. } = tied {
+        for group in groups {
+            let ids: Vec<_> = group.iter().filter_map(|&node| tree.tensor_id(node)).collect();
+            for pair in ids.windows(2) {
+                let (a, b) = (root_of(&mut one, pair[0]), root_of(&mut one, pair[1]));
+                one[a.max(b) as usize] = a.min(b);
+            }
+        }
+        for id in 0..one.len() as TensorId {
+            one[id as usize] = root_of(&mut one, id);
+        }
+    }
+    one
+}
+
+/// Root of a union-find tree, halving the path on the way.
+pub(crate) fn root_of(parent: &mut [u32], mut id: u32) -> u32 {
+    while parent[id as usize] != id {
+        parent[id as usize] = parent[parent[id as usize] as usize];
+        id = parent[id as usize];
+    }
+    id
+}
+
+fn planned_bits(tree: &Tree, options: &LayoutOptions, one: &[TensorId]) -> Result<Vec<i64>, Error> {
+    let mut bits = Vec::with_capacity(one.len());
+    for id in 0..one.len() as TensorId {
+        let (tensor, dtype) = tree.tensor(id);
+        let element = match options.cast {
+            Some(cast) if dtype.castable => cast.planned_bits,
+            _ => dtype.stored_bits,
+        };
+        let size = match tensor.opaque_bytes {
+            Some(bytes) => bytes.checked_mul(8),
+            None => tensor.numel.checked_mul(element),
+        };
+        bits.push(size.unwrap_or(u64::MAX));
+    }
+    let mut said: Vec<Option<u64>> = vec![None; if options.explicit.is_empty() { 0 } else { one.len() }];
+    for explicit in &options.explicit {
+        if let Some(id) = tree.tensor_id(explicit.node) {
+            let known = &mut said[id as usize];
+            *known = Some(known.unwrap_or(0).max(explicit.planned_bits));
+        }
+    }
+    for (id, size) in said.into_iter().enumerate() {
+        bits[id] = size.unwrap_or(bits[id]);
+    }
+    for id in 0..one.len() {
+        let stands = one[id] as usize;
+        bits[stands] = bits[stands].max(bits[id]);
+    }
+    let mut total = 0u64;
+    for node in 0..tree.len() as NodeId {
+        if let Some(id) = tree.tensor_id(node) {
+            total = checked_total(total, bits[id as usize], node)?;
+        }
+    }
+    Ok(bits.into_iter().map(|size| size as i64).collect())
+}
+
+/// The running total over all rows (ties counted again), small enough that no later sum can overflow.
+fn checked_total(total: u64, bits: u64, node: NodeId) -> Result<u64, Error> {
+    match total.checked_add(bits) {
+        Some(sum) if sum <= MOST_BITS => Ok(sum),
+        _ => Err(Error::SizeOverflow { node, limit_bytes: MOST_BITS / 8 }),
+    }
+}
+
+pub(crate) fn tensor_rows(tree: &Tree) -> Vec<NodeId> {
+    let rows = 0..tree.len() as NodeId;
+    let mut buffers: Vec<NodeId> =
+        rows.clone().filter(|&n| matches!(tree.kind(n), Kind::Buffer | Kind::ScratchBuffer)).collect();
+    // Rows put a module's buffers behind its children; accelerate meets them before.
+    buffers.sort_by_key(|&node| (tree.parent(node), node));
+    rows.filter(|&n| tree.kind(n) == Kind::Parameter).chain(buffers).collect()
+}
+
+fn element_bits(dtype: DType, dialect: Dialect, cast: Option<Cast>) -> u64 {
+    match (dialect, cast) {
+        (Dialect::Transformers, _) => dtype.stored_bits,
+        (Dialect::Accelerate, Some(cast)) if dtype.castable => cast.formula_bits.min(dtype.formula_bits),
+        (Dialect::Accelerate, _) => dtype.formula_bits,
+    }
+}
+
+fn formula_bits(tree: &Tree, options: &LayoutOptions) -> Result<Vec<i64>, Error> {
+    let mut bits = vec![0i64; tree.len()];
+    let uncounted = match &options.tied {
+        Tied::Named { uncounted, .. } => uncounted.as_slice(),
+        Tied::ByIdentity => &[],
+    };
+    let mut is_uncounted = BitSet::new(if uncounted.is_empty() { 0 } else { tree.len() });
+    uncounted.iter().for_each(|&node| is_uncounted.insert(node));
+    let explicit: std::collections::HashMap<NodeId, u64> =
+        options.explicit.iter().map(|e| (e.node, e.formula_bits)).collect();
+    let (mut seen_parameters, mut seen_buffers) = (BitSet::new(tree.tensor_count()), BitSet::new(tree.tensor_count()));
+    let mut total = 0u64;
+    let mut count = |node: NodeId| -> Result<(), Error> {
+        let Some(id) = tree.tensor_id(node) else { return Ok(()) };
+        let seen = if tree.kind(node) == Kind::Parameter { &mut seen_parameters } else { &mut seen_buffers };
+        if seen.contains(id) {
+            return Ok(());
+        }
+        seen.insert(id);
+        if !uncounted.is_empty() && is_uncounted.contains(node) {
+            return Ok(());
+        }
+        let (tensor, dtype) = tree.tensor(id);
+        let size = match explicit.get(&node) {
+            Some(&size) if !explicit.is_empty() => size,
+            _ => tensor.numel.saturating_mul(element_bits(dtype, options.dialect, options.cast)),
+        };
+        total = checked_total(total, size, node)?;
+        bits[node as usize] = size as i64;
+        Ok(())
+    };
+    for node in tensor_rows(tree) {
+        count(node)?;
+    }
+    sum_upwards(tree, &mut bits);
+    Ok(bits)
+}
+
+/// Adds each row to its parent, bottom-up.
+pub(crate) fn sum_upwards(tree: &Tree, column: &mut [i64]) {
+    for node in (1..tree.len()).rev() {
+        let value = column[node];
+        column[tree.parent(node as NodeId) as usize] += value;
+    }
+}
+
+fn layers(tree: &Tree, twin: &BitSet, splittable: &BitSet, formula_bits: &[i64]) -> Vec<(i64, u32)> {
+    let mut layer = vec![(0i64, 0u32); tree.len()];
+    for node in (1..tree.len() as NodeId).rev() {
+        if !tree.is_module(node) || twin.contains(node) {
+            continue;
+        }
+        if !splittable.contains(node) {
+            layer[node as usize] = (formula_bits[node as usize], 1);
+        }
+        let (size, count) = layer[node as usize];
+        let above = &mut layer[tree.parent(node) as usize];
+        *above = match size.cmp(&above.0) {
+            std::cmp::Ordering::Greater => (size, count),
+            std::cmp::Ordering::Equal => (size, above.1 + count),
+            std::cmp::Ordering::Less => *above,
+        };
+    }
+    layer
+}

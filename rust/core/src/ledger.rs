@@ -1,0 +1,101 @@
+//! The only accounting: bytes used per device, by the dialect's formula and as stored, and where bonds lie.
+
+use crate::layout::Layout;
+use crate::outcome::Usage;
+use crate::tree::NodeId;
+
+/// Bytes and commitments so far.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    usage: Vec<Usage>,
+    left: Vec<i64>,         // what stored tensors may still use
+    home: Vec<Option<u32>>, // by bond
+}
+
+/// What placing something on a device would take.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    bits: i64,
+    bonds: Vec<u32>,
+}
+
+impl Ledger {
+    pub(crate) fn new(limits_bits: &[i64], bond_count: usize) -> Self {
+        Self {
+            usage: vec![Usage::default(); limits_bits.len()],
+            left: limits_bits.to_vec(),
+            home: vec![None; bond_count],
+        }
+    }
+
+    pub(crate) fn formula_used_bits(&self, device: u32) -> i64 {
+        self.usage[device as usize].formula_bits
+    }
+
+    pub(crate) fn left_bits(&self, device: u32) -> i64 {
+        self.left[device as usize]
+    }
+
+    /// The claim of some rows on a device, or `None` if a bond of theirs lies elsewhere.
+    pub(crate) fn claim(&self, layout: &Layout, nodes: &[NodeId], device: u32) -> Option<Claim> {
+        let mut bonds = Vec::new();
+        let mut bits = 0;
+        for &node in nodes {
+            layout.bonds.touching(layout.tree(), node, &mut bonds);
+            bits += layout.bonds.loose_bits(node);
+        }
+        bonds.retain(|&bond| self.home[bond as usize] != Some(device));
+        if bonds.iter().any(|&bond| self.home[bond as usize].is_some()) {
+            return None;
+        }
+        bits += bonds.iter().map(|&bond| layout.bonds.bits(bond)).sum::<i64>();
+        Some(Claim { bits, bonds })
+    }
+
+    /// Whether a claim can be met by what is left.
+    pub(crate) fn can_meet(&self, claim: &Claim, device: u32) -> bool {
+        claim.bits <= self.left[device as usize]
+    }
+
+    /// Takes what was claimed.
+    pub(crate) fn meet(&mut self, claim: Claim, device: u32) {
+        for bond in claim.bonds {
+            self.home[bond as usize] = Some(device);
+        }
+        self.usage[device as usize].used_bits += claim.bits;
+        if self.left[device as usize] != i64::MAX {
+            self.left[device as usize] -= claim.bits;
+        }
+    }
+
+    /// Adds to what the dialect's formula counts.
+    pub(crate) fn add_formula(&mut self, bits: i64, device: u32) {
+        let used = &mut self.usage[device as usize].formula_bits;
+        *used = used.saturating_add(bits);
+    }
+
+    /// Notes what is kept free.
+    pub(crate) fn note_reserved(&mut self, bits: i64, device: u32) {
+        self.usage[device as usize].reserved_bits = bits;
+    }
+
+    /// Devices to which bonds inside a row are committed, each once.
+    pub(crate) fn homes(&self, layout: &Layout, node: NodeId) -> Vec<u32> {
+        let mut bonds = Vec::new();
+        layout.bonds.touching(layout.tree(), node, &mut bonds);
+        let mut homes: Vec<u32> = bonds.into_iter().filter_map(|bond| self.home[bond as usize]).collect();
+        homes.sort_unstable();
+        homes.dedup();
+        homes
+    }
+
+    pub(crate) fn into_usage(self) -> Vec<Usage> {
+        self.usage
+    }
+}
+
+impl Claim {
+    pub(crate) fn bits(&self) -> i64 {
+        self.bits
+    }
+}

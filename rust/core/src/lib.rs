@@ -1,0 +1,48 @@
+//! Device-map planning over a flattened module tree.
+//!
+//! The way of the data: a [`Tree`] (columns in preorder) and [`LayoutOptions`] give a [`Layout`] (sizes, blocks, ties:
+//! everything that does not depend on budgets); a layout and [`Device`]s give an [`Outcome`] (placements, bytes, reasons).
+//! Nothing here knows Python, files, clocks or logs; names stay with the tree and everything else works on node ids.
+//!
+//! ```
+//! use planner_core::{Device, DType, Kind, Layout, LayoutOptions, SequentialOptions, Tensor, TreeBuilder, sequential};
+//!
+//! let mut builder = TreeBuilder::new();
+//! let byte = builder.dtype(DType { formula_bits: 8, stored_bits: 8, castable: true });
+//! for (name, bytes) in [("a", 2), ("b", 1), ("c", 3)] {
+//!     builder.enter(name, "Leaf")?;
+//!     let tensor = builder.tensor(Tensor { numel: bytes, dtype: byte, opaque_bytes: None });
+//!     builder.leaf("w", Kind::Parameter, tensor)?;
+//!     builder.leave();
+//! }
+//! let layout = Layout::new(builder.finish().into(), LayoutOptions::default())?;
+//! let devices = [Device::accelerator(4, true), Device::cpu(6, true), Device::unlimited_disk()];
+//! let outcome = sequential(&layout, &devices, &SequentialOptions { fallback: true, ..Default::default() })?;
+//! let homes: Vec<_> = outcome.placements.iter().map(|p| (layout.tree().full_name(p.node), p.device)).collect();
+//! assert_eq!(homes, [("b".to_string(), 0), ("a".to_string(), 1), ("c".to_string(), 1)]);
+//! # Ok::<(), planner_core::Error>(())
+//! ```
+
+mod balance;
+mod bits;
+mod bonds;
+mod device_map;
+mod error;
+mod frontier;
+mod layout;
+mod ledger;
+mod names;
+mod outcome;
+mod problem;
+mod strategy;
+mod ties;
+mod tree;
+
+pub use balance::BalanceFacts;
+pub use device_map::{KeyTrie, clean, clean_nodes, with_twins};
+pub use error::Error;
+pub use layout::{Cast, Dialect, Explicit, Layout, LayoutOptions, Tied};
+pub use outcome::{Outcome, Placement, Reason, Rule, Usage};
+pub use problem::{Device, DeviceKind, Reserve, SequentialOptions};
+pub use strategy::sequential::sequential;
+pub use tree::{DType, DTypeId, Kind, NodeId, Tensor, TensorId, Tree, TreeBuilder};

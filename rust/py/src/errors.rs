@@ -1,0 +1,35 @@
+//! Core errors and faults of the walk as `planner.errors`.
+
+use planner_core::Error;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+/// An `InvalidTreeError` about a named module or tensor.
+pub(crate) fn invalid_tree(py: Python<'_>, message: String, name: String) -> PyErr {
+    build(py, message, name).unwrap_or_else(|error| error)
+}
+
+fn build(py: Python<'_>, message: String, name: String) -> PyResult<PyErr> {
+    let fields = PyDict::new(py);
+    fields.set_item("name", name)?;
+    let class = py.import("planner.errors")?.getattr("InvalidTreeError")?;
+    Ok(PyErr::from_value(class.call((message,), Some(&fields))?))
+}
+
+/// A core error that is about the tree; `name_of` turns a row into its name.
+pub(crate) fn from_core(py: Python<'_>, error: Error, name_of: impl Fn(u32) -> String) -> PyErr {
+    let name = match error {
+        Error::SizeOverflow { node, .. } | Error::Exhausted { node, .. } => name_of(node),
+        _ => String::new(),
+    };
+    let message = match error {
+        Error::TreeTooLarge { limit } => format!(
+            "the model names more than {limit} modules and tensors; shared modules inside shared modules multiply names"
+        ),
+        Error::SizeOverflow { limit_bytes, .. } => {
+            format!("'{name}' makes the model larger than {limit_bytes} bytes, the most that can be planned")
+        }
+        other => other.to_string(),
+    };
+    invalid_tree(py, message, name)
+}

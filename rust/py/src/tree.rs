@@ -1,0 +1,105 @@
+//! The flattened tree as a frozen Python object.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use planner_core::{KeyTrie, Kind, clean};
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+
+use crate::walk::{Guide, walk};
+
+/// A module tree as columns.
+#[pyclass(frozen, module = "planner._core")]
+pub(crate) struct Tree {
+    pub(crate) inner: Arc<planner_core::Tree>,
+    can_tie: bool,
+}
+
+#[pymethods]
+impl Tree {
+    /// Walks a live model.
+    #[staticmethod]
+    fn walk<'py>(
+        model: &Bound<'py, PyAny>,
+        plain_types: Bound<'py, PyTuple>,
+        describe_dtype: Bound<'py, PyAny>,
+        describe_tensor: Bound<'py, PyAny>,
+    ) -> PyResult<Self> {
+        let (tree, can_tie) = walk(model, Guide { plain_types, describe_dtype, describe_tensor })?;
+        Ok(Self { inner: tree.into(), can_tie })
+    }
+
+    /// Whether any module's class has `_tie_weights`.
+    #[getter]
+    fn can_tie(&self) -> bool {
+        self.can_tie
+    }
+
+    /// Rows: modules and tensors under every name.
+    fn __len__(&self) -> usize {
+        self.inner.len()
+    }
+
+    /// Module rows, the root included.
+    #[getter]
+    fn module_count(&self) -> usize {
+        self.inner.module_count()
+    }
+
+    /// Tensor objects.
+    #[getter]
+    fn tensor_count(&self) -> usize {
+        self.inner.tensor_count()
+    }
+
+    /// Bytes that the columns take.
+    #[getter]
+    fn held_bytes(&self) -> usize {
+        self.inner.held_bytes()
+    }
+
+    /// Names of all rows but the root, in preorder.
+    fn names(&self) -> Vec<String> {
+        (1..self.inner.len() as u32).map(|node| self.inner.full_name(node)).collect()
+    }
+
+    /// Which keys name nothing, and which tensors no key covers; a key covers itself and all inside.
+    fn uncovered(&self, py: Python<'_>, keys: Vec<String>, persistent_only: bool) -> (Vec<String>, Vec<String>) {
+        py.detach(|| {
+            let tree = &self.inner;
+            let rows = tree.resolve(&keys);
+            let known: HashSet<u32> = rows.iter().flatten().copied().collect();
+            let unknown = keys.into_iter().zip(&rows).filter(|(_, row)| row.is_none()).map(|(key, _)| key).collect();
+            let mut missing = Vec::new();
+            let mut node = 0;
+            while (node as usize) < tree.len() {
+                if known.contains(&node) {
+                    node = tree.end(node);
+                    continue;
+                }
+                let is_asked = match tree.kind(node) {
+                    Kind::Module => false,
+                    Kind::Parameter | Kind::Buffer => true,
+                    Kind::ScratchBuffer => !persistent_only,
+                };
+                if is_asked {
+                    missing.push(tree.full_name(node));
+                }
+                node += 1;
+            }
+            (unknown, missing)
+        })
+    }
+}
+
+/// Groups dotted keys that share a parent and a value; values are compared as ids.
+#[pyfunction]
+pub(crate) fn clean_keys(py: Python<'_>, keys: Vec<String>, values: Vec<u32>) -> Vec<(String, u32)> {
+    py.detach(|| {
+        let trie = KeyTrie::new(&keys);
+        let entries: Vec<(u32, u32)> = trie.keys().iter().copied().zip(values).collect();
+        let cleaned = clean(trie.len(), |place| trie.parent(place), &entries);
+        cleaned.into_iter().map(|(place, value)| (trie.name(place), value)).collect()
+    })
+}
