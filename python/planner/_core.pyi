@@ -1,6 +1,8 @@
 from collections.abc import Callable
 from typing import Any, final
 
+__all__ = ["Exhausted", "Layout", "Outcome", "Tree", "clean_keys"]
+
 @final
 class Tree:
     @staticmethod

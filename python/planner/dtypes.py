@@ -14,6 +14,8 @@ __all__ = ["describe_dtype", "formula_bits", "resolve_dtype", "stored_bits"]
 
 # accelerate.utils.CustomDtype, by value: what a quantised load will store.
 _CUSTOM_BITS = {"fp8": 8, "int4": 4, "int2": 2}
+# torch's quantised types whose storage packs several elements into the byte that `itemsize` says.
+_PACKED_BITS = {"torch.quint4x2": 4, "torch.quint2x4": 2}
 _INTEGRAL = ("torch.uint", "torch.int", "torch.bool")
 _TRAILING_DIGITS = re.compile(r"[^\d](\d+)$")
 _FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
@@ -41,7 +43,7 @@ def resolve_dtype(dtype: Any) -> Any:
 def stored_bits(dtype: Any) -> int:
     """Bits that one element takes in memory; a whole byte for bool and for torch's unpacked sub-byte integers."""
     custom = _custom_bits(dtype)
-    return int(dtype.itemsize) * 8 if custom is None else custom
+    return _PACKED_BITS.get(str(dtype), int(dtype.itemsize) * 8) if custom is None else custom
 
 
 def formula_bits(dtype: Any) -> int:

@@ -24,7 +24,7 @@ from planner.compat.ties import (
 )
 from planner.devices import Budgets, DeviceKey, device_kind, size_to_bytes
 from planner.dtypes import resolve_dtype, stored_bits
-from planner.errors import InvalidConstraintError
+from planner.errors import InvalidConstraintError, InvalidInputError
 from planner.explain import empty_devices_notice, sentence
 from planner.planning import Layout, Outcome, Reserve, clean, sequential
 from planner.tree import ModuleTree
@@ -106,8 +106,8 @@ def infer_auto_device_map(
     Example:
         >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(10, 10), torch.nn.Linear(10, 10))
-        >>> infer_auto_device_map(model, max_memory={0: 1000, "cpu": 1000})["0"]
-        0
+        >>> dict(infer_auto_device_map(model, max_memory={0: 900, "cpu": 1000}))
+        {'': 0}
     """
     budgets = get_max_memory(max_memory)
     tree = ModuleTree.from_module(model)
@@ -127,10 +127,20 @@ def infer_auto_device_map(
 
 
 def class_names(names: Iterable[str] | str | None) -> list[str]:
-    """No-split classes as a list: one name, several, or none."""
+    """No-split classes as a list: one name, several, or none.
+
+    Raises:
+        InvalidInputError: anything but strings.
+    """
     if names is None:
         return []
-    return [names] if isinstance(names, str) else list(names)
+    listed = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [names]
+    for name in listed:
+        if not isinstance(name, str):
+            raise InvalidInputError(
+                f"no_split_module_classes holds {name!r}; write names of classes, as in ['LlamaDecoderLayer']"
+            )
+    return listed
 
 
 def print_reasons(outcome: Outcome) -> None:

@@ -35,7 +35,7 @@ impl Layout {
         for &node in listed.iter().filter(|&&node| node != 0 && tree.is_module(node)) {
             is_final.insert(node);
             has_inner.insert(tree.parent(node));
-            if self.is_no_split(node) && classes.insert(tree.class_id(node)) {
+            if self.is_no_split(node) && classes.insert(tree.class_name(node)) {
                 facts.first_no_split_bits = facts.first_no_split_bits.max(self.formula_bits(node));
             }
         }

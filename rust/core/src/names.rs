@@ -1,25 +1,18 @@
-//! Local names, each stored once.
+//! Strings by dense id, in one buffer.
 
-use std::collections::HashMap;
-
-/// Strings by dense id, in one buffer.
+/// Local names or class names. Equal strings may have several ids: whoever adds them knows which are the same, and looking
+/// that up again would cost more than it saves.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Names {
     text: String,
     ends: Vec<u32>,
-    ids: HashMap<Box<str>, u32>,
 }
 
 impl Names {
-    pub(crate) fn intern(&mut self, name: &str) -> u32 {
-        if let Some(&id) = self.ids.get(name) {
-            return id;
-        }
-        let id = self.ends.len() as u32;
+    pub(crate) fn add(&mut self, name: &str) -> u32 {
         self.text.push_str(name);
         self.ends.push(self.text.len() as u32);
-        self.ids.insert(name.into(), id);
-        id
+        (self.ends.len() - 1) as u32
     }
 
     pub(crate) fn get(&self, id: u32) -> &str {
@@ -32,9 +25,11 @@ impl Names {
         self.ends.len()
     }
 
-    /// Forgets the way from name to id, which only building needs.
-    pub(crate) fn seal(&mut self) {
-        self.ids = HashMap::new();
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.text.len() + self.ends.len() * size_of::<u32>()
+    }
+
+    pub(crate) fn shrink(&mut self) {
         self.text.shrink_to_fit();
         self.ends.shrink_to_fit();
     }

@@ -16,7 +16,7 @@ pub type TensorId = u32;
 /// A row in the table of element types.
 pub type DTypeId = u16;
 
-/// Shared modules inside shared modules multiply names without end; this bounds memory to about 600 MB.
+/// Most rows of a tree; bounds memory to about 600 MB.
 const NODE_LIMIT: usize = 30_000_000;
 
 /// What a row is.
@@ -92,7 +92,8 @@ impl Tree {
 
     /// Bytes held by the columns.
     pub fn held_bytes(&self) -> usize {
-        self.len() * (4 * size_of::<u32>() + size_of::<Kind>()) + self.tensors.len() * size_of::<Tensor>()
+        let rows = self.len() * (4 * size_of::<u32>() + size_of::<Kind>());
+        rows + self.tensors.len() * size_of::<Tensor>() + self.names.held_bytes()
     }
 
     /// The module that holds a row; the root holds itself.
@@ -228,7 +229,7 @@ impl TreeBuilder {
     /// A tree with a root of no class; [`Self::root_class`] names it.
     pub fn new() -> Self {
         let mut builder = Self::default();
-        let (name, class) = (builder.names.intern(""), builder.classes.intern(""));
+        let (name, class) = (builder.names.add(""), builder.classes.add(""));
         builder.parent.push(0);
         builder.end.push(0);
         builder.kind.push(Kind::Module);
@@ -239,7 +240,7 @@ impl TreeBuilder {
 
     /// Names the root's class.
     pub fn root_class(&mut self, class: &str) {
-        self.content[0] = self.classes.intern(class);
+        self.content[0] = self.classes.add(class);
     }
 
     /// Registers an element type.
@@ -254,19 +255,19 @@ impl TreeBuilder {
         (self.tensors.len() - 1) as TensorId
     }
 
-    /// Id of a local name, for [`Self::enter_id`] and [`Self::leaf_id`].
+    /// A new id for a local name, for [`Self::enter_id`] and [`Self::leaf_id`].
     pub fn name_id(&mut self, name: &str) -> u32 {
-        self.names.intern(name)
+        self.names.add(name)
     }
 
-    /// Id of a class name, for [`Self::enter_id`].
+    /// A new id for a class name, for [`Self::enter_id`].
     pub fn class_id(&mut self, class: &str) -> u32 {
-        self.classes.intern(class)
+        self.classes.add(class)
     }
 
     /// Opens a child module of the current one.
     pub fn enter(&mut self, name: &str, class: &str) -> Result<NodeId, Error> {
-        let (name, class) = (self.names.intern(name), self.classes.intern(class));
+        let (name, class) = (self.names.add(name), self.classes.add(class));
         self.enter_id(name, class)
     }
 
@@ -285,7 +286,7 @@ impl TreeBuilder {
 
     /// Adds a tensor to the current module. Parameters come before child modules, buffers after them.
     pub fn leaf(&mut self, name: &str, kind: Kind, tensor: TensorId) -> Result<NodeId, Error> {
-        let name = self.names.intern(name);
+        let name = self.names.add(name);
         self.leaf_id(name, kind, tensor)
     }
 
@@ -299,6 +300,11 @@ impl TreeBuilder {
     /// Says that `twin` is what its parent already registered as `original`.
     pub fn twin(&mut self, twin: NodeId, original: NodeId) {
         self.twins.push((twin, original));
+    }
+
+    /// Rows added so far, the root included.
+    pub fn row_count(&self) -> usize {
+        self.parent.len()
     }
 
     /// Dotted name of a row already added.
@@ -318,7 +324,7 @@ impl TreeBuilder {
             self.leave();
         }
         self.end[0] = self.parent.len() as NodeId;
-        self.names.seal();
+        self.names.shrink();
         self.twins.sort_unstable();
         for column in [&mut self.parent, &mut self.end, &mut self.content, &mut self.name] {
             column.shrink_to_fit();

@@ -34,6 +34,8 @@ struct Registered {
     buffer: (NodeId, NodeId),
 }
 
+const NAMES_AT_LEAST: usize = 1_000_000;
+const NAMES_PER_OBJECT: usize = 32;
 const NOWHERE: (NodeId, NodeId) = (NodeId::MAX, 0);
 
 struct Frame<'py> {
@@ -52,14 +54,15 @@ pub(crate) fn walk<'py>(model: &Bound<'py, PyAny>, guide: Guide<'py>) -> PyResul
         plain: guide.plain_types.iter().map(|class| class.as_ptr() as usize).collect(),
         guide,
         builder: TreeBuilder::new(),
-        modules: FxHashMap::default(),
+        // Enough for a usual model at once; growing again and again is what large maps cost.
+        modules: FxHashMap::with_capacity_and_hasher(2048, Default::default()),
         elsewhere: FxHashMap::default(),
-        tensors: FxHashMap::default(),
+        tensors: FxHashMap::with_capacity_and_hasher(2048, Default::default()),
         registered: Vec::new(),
         names: FxHashMap::default(),
         classes: FxHashMap::default(),
         dtypes: FxHashMap::default(),
-        held: Vec::new(),
+        held: Vec::with_capacity(4096),
         can_tie: false,
     };
     walk.run(model)?;
@@ -91,13 +94,18 @@ impl<'py> Walk<'py> {
         let mut path = vec![root];
         while let Some(frame) = path.last_mut() {
             let Some((name, child)) = frame.children.next() else {
-                let frame = path.pop();
-                self.close(frame)?;
+                if let Some(frame) = path.pop() {
+                    self.close(frame)?;
+                }
                 continue;
             };
             let parent = frame.node;
             let node = self.enter(parent, &name, &child)?;
-            path.push(self.open(&child, node)?);
+            let frame = self.open(&child, node)?;
+            match frame.children.len() {
+                0 => self.close(frame)?,
+                _ => path.push(frame),
+            }
         }
         Ok(())
     }
@@ -106,11 +114,16 @@ impl<'py> Walk<'py> {
     fn enter(&mut self, parent: NodeId, name: &Bound<'py, PyAny>, child: &Bound<'py, PyAny>) -> PyResult<NodeId> {
         let name = self.name(parent, name)?;
         let class = self.class(&child.get_type())?;
+        // Shared modules inside shared modules multiply names without end: each level doubles them.
+        let limit = NAMES_AT_LEAST + NAMES_PER_OBJECT * self.held.len();
+        if self.builder.row_count() >= limit {
+            return Err(self.core_error(planner_core::Error::TreeTooLarge { limit }));
+        }
         let node = self.builder.enter_id(name, class).map_err(|e| self.core_error(e))?;
         if let Some(seen) = self.modules.get_mut(&(child.as_ptr() as usize)) {
             if seen.is_open {
-                let (name, outer) = (self.builder.full_name(node), self.builder.full_name(seen.node));
-                let outer = if outer.is_empty() { "the model itself".to_string() } else { format!("'{outer}'") };
+                let outer = seen.node;
+                let (name, outer) = (self.builder.full_name(node), self.shown(outer));
                 let message = format!("module '{name}' is {outer} again: a module inside itself has no finite size");
                 return Err(invalid_tree(self.py, message, name));
             }
@@ -174,8 +187,7 @@ impl<'py> Walk<'py> {
     }
 
     /// Adds the rows of a module's buffers and leaves it.
-    fn close(&mut self, frame: Option<Frame<'py>>) -> PyResult<()> {
-        let Some(frame) = frame else { return Ok(()) };
+    fn close(&mut self, frame: Frame<'py>) -> PyResult<()> {
         for (name, kind, id) in frame.buffers {
             let row = self.builder.leaf_id(name, kind, id).map_err(|e| self.core_error(e))?;
             let last = &mut self.registered[id as usize].buffer;
@@ -209,14 +221,18 @@ impl<'py> Walk<'py> {
             None => None,
         };
         let Some(members) = direct.or_else(|| module.getattr(attribute).ok()) else {
-            let name = self.builder.full_name(node);
+            let (name, shown) = (self.builder.full_name(node), self.shown(node));
             let class = module.get_type().name()?;
-            let message = format!("'{name}' ({class}) has no {attribute}: it is not an initialised torch.nn.Module");
+            let message = format!("{shown} ({class}) has no {attribute}: it is not an initialised torch.nn.Module");
             return Err(invalid_tree(self.py, message, name));
         };
         let mut pairs = Vec::new();
         if let Ok(members) = members.cast_exact::<PyDict>() {
-            pairs.reserve_exact(members.len());
+            let count = members.len();
+            if count == 0 {
+                return Ok(pairs);
+            }
+            pairs.reserve_exact(count);
             pairs.extend(members.iter().filter(|(_, value)| !value.is_none()));
             return Ok(pairs);
         }
@@ -234,9 +250,8 @@ impl<'py> Walk<'py> {
             return Ok(id);
         }
         let Some(text) = name.cast::<PyString>().ok().and_then(|text| text.to_str().ok()) else {
-            let place = self.builder.full_name(node);
-            let message = format!("'{place}' has a member named {}, which is not a plain string", name.repr()?);
-            return Err(invalid_tree(self.py, message, place));
+            let message = format!("{} has a member named {}, not a plain string", self.shown(node), name.repr()?);
+            return Err(invalid_tree(self.py, message, self.builder.full_name(node)));
         };
         let id = self.builder.name_id(text);
         self.names.insert(name.as_ptr() as usize, id);
@@ -300,6 +315,11 @@ impl<'py> Walk<'py> {
         self.dtypes.insert(key, (id, stored_bits));
         self.held.push(dtype.clone());
         Ok((id, stored_bits))
+    }
+
+    /// A module's name for messages; the root has none.
+    fn shown(&self, node: NodeId) -> String {
+        if node == 0 { "the model".to_string() } else { format!("'{}'", self.builder.full_name(node)) }
     }
 
     fn core_error(&self, error: planner_core::Error) -> PyErr {

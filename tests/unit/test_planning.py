@@ -1,0 +1,87 @@
+"""The door to the strategies: outcomes and what they tell."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from planner import infer_auto_device_map
+from planner.errors import InfeasibleError, InvalidInputError
+from planner.explain import sentence
+from planner.planning import Layout, plan_many, sequential
+from planner.tree import ModuleTree
+
+
+def leaf(size_bytes: int) -> nn.Module:
+    module = nn.Module()
+    module.w = nn.Parameter(torch.empty(size_bytes, dtype=torch.uint8, device="meta"), requires_grad=False)
+    return module
+
+
+def model_of(**sizes: int) -> nn.Module:
+    model = nn.Module()
+    for name, size in sizes.items():
+        model.add_module(name, leaf(size))
+    return model
+
+
+@pytest.fixture
+def layout() -> Layout:
+    return Layout(ModuleTree.from_module(model_of(a=2, b=1, c=3)))
+
+
+def test_usage_adds_up_to_the_model(layout: Layout) -> None:
+    outcome = sequential(layout, {0: 4, "cpu": 6}, fallback_allocation=True)
+    assert [(u.device, u.budget_bytes, u.used_bytes, u.free_bytes) for u in outcome.usage] == [
+        (0, 4, 1, 0),
+        ("cpu", 6, 5, 1),
+        ("disk", None, 0, None),
+    ]
+
+
+def test_every_decision_has_its_two_numbers(layout: Layout) -> None:
+    outcome = sequential(layout, {0: 4, "cpu": 6})
+    first = outcome.reasons[0]
+    assert (first.rule, first.name, first.device, first.needed_bytes, first.available_bytes) == ("next_device", "a", 0, 2, 1)
+    assert sentence(first) == "Leaving 0: a cannot be split and needs 2 bytes, 1 are available."
+    assert outcome.minimum_bytes == {0: 5}
+
+
+def test_many_budgets_give_what_each_gives_alone(layout: Layout) -> None:
+    rows = [{0: first, 1: second, "cpu": 6} for first in range(8) for second in range(8)]
+    maps = [outcome.device_map() for outcome in plan_many(layout, rows)]
+    assert maps == [sequential(layout, row).device_map() for row in rows]
+    assert plan_many(layout, []) == []
+
+
+def test_an_exhausted_disk_tells_what_is_missing_and_what_was_placed(layout: Layout) -> None:
+    with pytest.raises(InfeasibleError, match="lacks 2 bytes") as caught:
+        sequential(layout, {0: 1, "disk": 4})
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert (error.block, error.device, error.shortfall_bytes) == ("c", "disk", 2)
+    assert error.best_partial == {"a": "disk", "b": "disk"}
+
+
+def test_a_reservation_must_be_one_of_two_words(layout: Layout) -> None:
+    with pytest.raises(InvalidInputError, match="'sometimes'"):
+        sequential(layout, {0: 4}, reserve="sometimes")  # type: ignore[arg-type]
+
+
+def test_verbose_prints_the_recorded_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    infer_auto_device_map(model_of(a=2, b=1, c=3), {0: 4, "cpu": 6}, verbose=True)
+    assert "Leaving 0: a cannot be split" in capsys.readouterr().out
+
+
+def test_two_passes_report_only_the_pass_that_is_returned(caplog: pytest.LogCaptureFixture) -> None:
+    model = model_of(a=2, b=1, c=3)
+    with caplog.at_level(logging.INFO, logger="planner"):
+        infer_auto_device_map(model, {0: 4, 1: 10, "cpu": 6}, reserve="if_offloaded")
+    assert "insufficient memory" not in caplog.text
+    with caplog.at_level(logging.INFO, logger="planner"):
+        infer_auto_device_map(model, {0: 4, "cpu": 6}, reserve="if_offloaded")
+    assert caplog.text.count("insufficient memory") == 1
+    assert "  - 0: 5 bytes required" in caplog.text
