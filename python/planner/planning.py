@@ -2,118 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from planner import _core
 from planner.devices import Budgets, DeviceKey, device_kind, read_budgets
-from planner.dtypes import formula_bits, resolve_dtype, stored_bits
 from planner.errors import InfeasibleError, InvalidInputError
+from planner.layout import Layout, bits_to_bytes
 from planner.plan import DeviceUsage, Reason
-from planner.tree import ModuleTree
 from planner.units import format_bytes
 
-__all__ = ["BalanceFacts", "Layout", "Outcome", "Reserve", "clean", "plan_many", "sequential"]
+__all__ = ["Layout", "Outcome", "Reserve", "clean", "plan_many", "sequential"]
 
 Reserve = Literal["always", "if_offloaded"]
-Dialect = Literal["accelerate", "transformers"]
 _MOST_BITS = 1 << 60
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BalanceFacts:
-    """Sizes in bytes from which the dialects make balanced budgets."""
-
-    total_bytes: int | float
-    first_no_split_bytes: int | float
-    largest_no_split_bytes: int | float
-    final_modules_bytes: int | float
-    final_module_count: int
-    largest_direct_bytes: int | float
-
-
-class Layout:
-    """A tree read with certain options: everything about a plan that does not depend on budgets.
-
-    Args:
-        tree: the flattened model.
-        no_split: exact class names of modules that must stay on one device.
-        dtype: what the weights will be loaded as; floating-point tensors are counted in it.
-        special_dtypes: the same for single tensors, by name.
-        dialect: whose rules are followed where accelerate and transformers differ.
-        sizes: bits of single tensors by name, when the tree cannot know them (a quantizer does).
-        tied: names that are one tensor or will be, group by group; None goes by object identity alone.
-        uncounted: names among them that the dialect does not count.
-        exempt: names, relative to a no-split module, of tensors that need no place when the module must be taken apart.
-
-    Raises:
-        InvalidTreeError: more bytes than can be planned.
-        InvalidInputError: a dtype that torch does not have.
-
-    Guarantee: immutable, safe to share between threads.
-
-    Cost: O(modules + tensors).
-    """
-
-    __slots__ = ("_core", "tree")
-
-    def __init__(
-        self,
-        tree: ModuleTree,
-        *,
-        no_split: Iterable[str] = (),
-        dtype: Any = None,
-        special_dtypes: Mapping[str, Any] | None = None,
-        dialect: Dialect = "accelerate",
-        sizes: Mapping[str, int] | None = None,
-        tied: Sequence[Sequence[str]] | None = None,
-        uncounted: Iterable[str] = (),
-        exempt: Iterable[str] = (),
-    ) -> None:
-        special = {name: _element_bits(value) for name, value in (special_dtypes or {}).items()}
-        self.tree = tree
-        self._core = _core.Layout(
-            tree.columns,
-            no_split=list(no_split),
-            dialect=dialect,
-            cast=None if dtype is None else _element_bits(dtype),
-            special=[(name, formula, stored) for name, (formula, stored) in special.items()],
-            sizes=list((sizes or {}).items()),
-            tied=None if tied is None else [list(group) for group in tied],
-            uncounted=list(uncounted),
-            exempt=list(exempt),
-        )
-
-    @property
-    def has_ties(self) -> bool:
-        """Whether any parameter has two names."""
-        return self._core.tied_group_count > 0
-
-    @property
-    def has_no_split(self) -> bool:
-        """Whether any module, the root aside, is of a no-split class."""
-        return self._core.no_split_count > 0
-
-    def tied_groups(self) -> list[list[str]]:
-        """Names of each parameter that has several, sorted; groups in the order in which a second name is met."""
-        return self._core.tied_groups()
-
-    def stored_sizes(self, *, buffers_only: bool = False) -> dict[str, int | float]:
-        """Stored bytes of every module and tensor by name, each tensor where it is met first; "" is the whole."""
-        return {name: _bytes(bits) for name, bits in self._core.stored_sizes(buffers_only)}
-
-    def balance_facts(self) -> BalanceFacts:
-        """Sizes for balanced budgets."""
-        total, first, largest, final, count, direct = self._core.balance_facts()
-        return BalanceFacts(
-            total_bytes=_bytes(total),
-            first_no_split_bytes=_bytes(first),
-            largest_no_split_bytes=_bytes(largest),
-            final_modules_bytes=_bytes(final),
-            final_module_count=count,
-            largest_direct_bytes=_bytes(direct),
-        )
 
 
 class Outcome:
@@ -151,12 +53,14 @@ class Outcome:
     @property
     def formula_used_bytes(self) -> dict[DeviceKey, int | float]:
         """Bytes per device by the dialect's formula, with what was kept free on devices that were left."""
-        return {key: _bytes(used) for key, (_, used, _) in zip(self._keys, self._core.usage, strict=True)}
+        return {
+            key: bits_to_bytes(used) for key, (_, used, _) in zip(self._keys, self._core.usage, strict=True)
+        }
 
     @property
     def minimum_bytes(self) -> dict[DeviceKey, int | float]:
         """For each device that stayed empty: the bytes that would have let the blocked module in."""
-        return {self._keys[device]: _bytes(bits) for device, bits in self._core.minimums}
+        return {self._keys[device]: bits_to_bytes(bits) for device, bits in self._core.minimums}
 
     @property
     def reasons(self) -> tuple[Reason, ...]:
@@ -179,7 +83,7 @@ class Outcome:
 
     def offloaded_buffer_bytes(self) -> int | float:
         """Bytes of buffers in modules on cpu or disk, as accelerate counts them."""
-        return _bytes(self._core.offloaded_buffer_bits())
+        return bits_to_bytes(self._core.offloaded_buffer_bits())
 
 
 def sequential(
@@ -215,7 +119,7 @@ def sequential(
         proposed in the discussion of huggingface/accelerate#3066.
     """
     rows = _Rows(read_budgets(max_memory))
-    result = layout._core.sequential(rows.devices, fallback_allocation, _if_offloaded(reserve))
+    result = layout.columns.sequential(rows.devices, fallback_allocation, _if_offloaded(reserve))
     return rows.wrap(result)
 
 
@@ -232,7 +136,7 @@ def plan_many(
         As :func:`sequential`, for the first row that fails.
     """
     rows = [_Rows(read_budgets(row)) for row in budgets]
-    results = layout._core.sequential_many(
+    results = layout.columns.sequential_many(
         [row.devices for row in rows], fallback_allocation, _if_offloaded(reserve)
     )
     return [row.wrap(result) for row, result in zip(rows, results, strict=True)]
@@ -294,13 +198,3 @@ def _if_offloaded(reserve: str) -> bool:
             f"reserve must be 'always' or 'if_offloaded', not {reserve!r}", reserve=reserve
         )
     return reserve == "if_offloaded"
-
-
-def _element_bits(dtype: Any) -> tuple[int, int]:
-    resolved = resolve_dtype(dtype)
-    return formula_bits(resolved), stored_bits(resolved)
-
-
-def _bytes(bits: int) -> int | float:
-    """Bytes as accelerate counts them: whole unless a bit remains."""
-    return bits / 8 if bits % 8 else bits // 8

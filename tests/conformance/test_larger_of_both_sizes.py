@@ -1,9 +1,9 @@
 """Why the guard compares stored bytes with the budget, and not the larger of both sizes with budget − reservation."""
 
-from oracle.repaired_accelerate import accelerate_answer
 from torch import bool as torch_bool
 from torch import empty, nn, uint8
 
+from oracle.repaired_accelerate import accelerate_answer
 from planner import infer_auto_device_map
 
 

@@ -46,7 +46,13 @@ def test_usage_adds_up_to_the_model(layout: Layout) -> None:
 def test_every_decision_has_its_two_numbers(layout: Layout) -> None:
     outcome = sequential(layout, {0: 4, "cpu": 6})
     first = outcome.reasons[0]
-    assert (first.rule, first.name, first.device, first.needed_bytes, first.available_bytes) == ("next_device", "a", 0, 2, 1)
+    assert (first.rule, first.name, first.device, first.needed_bytes, first.available_bytes) == (
+        "next_device",
+        "a",
+        0,
+        2,
+        1,
+    )
     assert sentence(first) == "Leaving 0: a cannot be split and needs 2 bytes, 1 are available."
     assert outcome.minimum_bytes == {0: 5}
 

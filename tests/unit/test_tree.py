@@ -51,7 +51,9 @@ def test_an_upcast_is_counted_and_integers_are_not_cast() -> None:
 
 
 def test_a_tensor_under_three_names_counts_once_and_is_one_group() -> None:
-    model = nn.Sequential(nn.Linear(3, 3, device="meta"), nn.Linear(3, 3, device="meta"), nn.Linear(3, 3, device="meta"))
+    model = nn.Sequential(
+        nn.Linear(3, 3, device="meta"), nn.Linear(3, 3, device="meta"), nn.Linear(3, 3, device="meta")
+    )
     model[1].weight = model[0].weight
     model[2].weight = model[0].weight
     layout = Layout(ModuleTree.from_module(model))
@@ -97,7 +99,10 @@ class Packed(torch.Tensor):
 
 
 def test_a_wrapper_subclass_counts_the_tensors_inside_it() -> None:
-    inner = torch.empty(10, dtype=torch.uint8, device="meta"), torch.empty(2, dtype=torch.float16, device="meta")
+    inner = (
+        torch.empty(10, dtype=torch.uint8, device="meta"),
+        torch.empty(2, dtype=torch.float16, device="meta"),
+    )
     module = nn.Module()
     module.register_parameter("w", nn.Parameter(Packed(*inner, (4, 5)), requires_grad=False))
     assert stored_bytes(module) == 14
@@ -138,7 +143,10 @@ def test_a_lazy_parameter_is_named() -> None:
 @pytest.mark.parametrize(
     ("break_it", "words"),
     [
-        (lambda m: m.inner._parameters.update(weight=3), r"'inner\.weight' is registered as a tensor but is a int"),
+        (
+            lambda m: m.inner._parameters.update(weight=3),
+            r"'inner\.weight' is registered as a tensor but is a int",
+        ),
         (lambda m: m._modules.update({5: nn.Linear(1, 1)}), "has a member named 5"),
         (lambda m: m._modules.update({"\ud800": nn.Linear(1, 1)}), "not a plain string"),
         (lambda m: m._modules.update(x=object()), r"'x' \(object\) has no _parameters"),
@@ -182,7 +190,9 @@ def test_a_script_module_is_walked_through_its_own_dicts() -> None:
 def test_one_layout_serves_many_threads() -> None:
     from planner.planning import sequential
 
-    layout = Layout(ModuleTree.from_module(nn.Sequential(*(nn.Linear(8, 8, device="meta") for _ in range(50)))))
+    layout = Layout(
+        ModuleTree.from_module(nn.Sequential(*(nn.Linear(8, 8, device="meta") for _ in range(50))))
+    )
     expected = sequential(layout, {0: 5000, "cpu": 9000}).device_map()
     found: list[object] = []
 

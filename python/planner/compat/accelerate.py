@@ -13,7 +13,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from planner.compat.budgets import accelerators_in_use, available_budgets, balance, shave_single_device
+from planner.balanced import accelerators_in_use, balanced_budgets
+from planner.compat.budgets import available_budgets, shave_single_device
 from planner.compat.empty_init import init_empty_weights
 from planner.compat.module_lists import fallback_allocate, get_max_layer_size, get_module_size_with_ties
 from planner.compat.ties import (
@@ -26,7 +27,8 @@ from planner.devices import Budgets, DeviceKey, device_kind, size_to_bytes
 from planner.dtypes import resolve_dtype, stored_bits
 from planner.errors import InvalidConstraintError, InvalidInputError
 from planner.explain import empty_devices_notice, sentence
-from planner.planning import Layout, Outcome, Reserve, clean, sequential
+from planner.layout import Layout
+from planner.planning import Outcome, Reserve, clean, sequential
 from planner.tree import ModuleTree
 
 if TYPE_CHECKING:
@@ -217,20 +219,15 @@ def get_balanced_memory(
     in_use = accelerators_in_use(budgets)
     if not in_use:
         return budgets
-    if len(in_use) == 1:
-        low_zero = False
-        if max_memory is None:
-            shave_single_device(budgets)
+    if len(in_use) == 1 and max_memory is None:
+        shave_single_device(budgets)
     layout = Layout(
         ModuleTree.from_module(model),
         no_split=class_names(no_split_module_classes),
         dtype=dtype,
         special_dtypes=special_dtypes,
     )
-    facts = layout.balance_facts()
-    mean_bytes = int(facts.final_modules_bytes / max(facts.final_module_count, 1))
-    buffer_bytes = int(1.25 * max(facts.first_no_split_bytes, mean_bytes))
-    return balance(budgets, total_bytes=facts.total_bytes, buffer_bytes=buffer_bytes, low_zero=low_zero)
+    return balanced_budgets(layout.balance_facts(), budgets, low_zero=low_zero)
 
 
 def compute_module_sizes(

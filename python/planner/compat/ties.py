@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from planner.errors import InvalidConstraintError
-from planner.planning import Layout
+from planner.layout import Layout
 from planner.tree import ModuleTree
 
 if TYPE_CHECKING:

@@ -13,11 +13,13 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from planner.balanced import accelerators_in_use, balance
 from planner.compat.accelerate import class_names, homeless_buffers, log_empty_devices, print_reasons
-from planner.compat.budgets import accelerators_in_use, available_budgets, balance, shave_single_device
+from planner.compat.budgets import available_budgets, shave_single_device
 from planner.compat.ties import check_tied_parameters_on_same_device
 from planner.devices import Budgets, DeviceKey, read_budgets
-from planner.planning import Layout, sequential
+from planner.layout import Layout
+from planner.planning import sequential
 from planner.tree import ModuleTree
 
 if TYPE_CHECKING:

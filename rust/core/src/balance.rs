@@ -58,19 +58,12 @@ impl Layout {
     }
 
     /// Rows in the order of the keys of accelerate's `compute_module_sizes`: each tensor as it is first met, behind those
-    /// of its ancestors that are not listed yet.
+    /// of its ancestors that are not listed yet. Tied by name counts as met, where another name is the one that counts.
     pub fn listed_rows(&self, buffers_only: bool) -> Vec<NodeId> {
         let tree = self.tree();
-        let mut seen = [BitSet::new(tree.tensor_count()), BitSet::new(tree.tensor_count())];
         let mut is_listed = BitSet::new(tree.len());
         let mut listed = Vec::new();
-        for row in self.tensor_rows() {
-            let is_parameter = tree.kind(row) == Kind::Parameter;
-            let Some(id) = tree.tensor_id(row) else { continue };
-            if seen[usize::from(is_parameter)].contains(id) || (is_parameter && buffers_only) {
-                continue;
-            }
-            seen[usize::from(is_parameter)].insert(id);
+        for row in self.counted_rows(buffers_only) {
             let start = listed.len();
             let mut node = row;
             while !is_listed.contains(node) {
@@ -81,6 +74,25 @@ impl Layout {
             listed[start..].reverse();
         }
         listed
+    }
+
+    /// The row under which each tensor counts, in the order in which accelerate meets them.
+    fn counted_rows(&self, buffers_only: bool) -> Vec<NodeId> {
+        let tree = self.tree();
+        let mut seen = [BitSet::new(tree.tensor_count()), BitSet::new(tree.tensor_count())];
+        let mut met = self.tensor_rows();
+        met.retain(|&row| {
+            let is_parameter = tree.kind(row) == Kind::Parameter;
+            let Some(id) = tree.tensor_id(row).filter(|_| !(is_parameter && buffers_only)) else { return false };
+            let is_new = !seen[usize::from(is_parameter)].contains(id);
+            seen[usize::from(is_parameter)].insert(id);
+            is_new
+        });
+        let stands = |row: NodeId| tree.tensor_id(row).map(|id| self.one_tensor[id as usize]);
+        let counted: HashSet<_> =
+            met.iter().filter(|&&row| !self.uncounted.contains(row)).filter_map(|&r| stands(r)).collect();
+        met.retain(|&row| !self.uncounted.contains(row) || stands(row).is_some_and(|id| !counted.contains(&id)));
+        met
     }
 
     /// Stored bits of every listed row, each tensor counted where it is met first.

@@ -83,7 +83,9 @@ pub struct Layout {
     pub(crate) exempt: BitSet,
     pub(crate) has_exempt: bool,
     formula_bits: Vec<i64>,
-    planned_bits: Vec<i64>, // by tensor id
+    planned_bits: Vec<i64>,               // by tensor id
+    pub(crate) one_tensor: Vec<TensorId>, // by tensor id: what stands for all it is tied to
+    pub(crate) uncounted: BitSet,
     layer: Vec<(i64, u32)>,
     pub(crate) groups: Groups,
     pub(crate) bonds: Bonds,
@@ -114,8 +116,14 @@ impl Layout {
         let bonds = Bonds::new(&tree, &twin, &splittable, &one_tensor, &planned_bits)?;
         let mut exempt = BitSet::new(len);
         options.exempt.iter().for_each(|&node| exempt.insert(node));
+        let mut uncounted = BitSet::new(len);
+        if let Tied::Named { uncounted: rows, .. } = &options.tied {
+            rows.iter().for_each(|&node| uncounted.insert(node));
+        }
         Ok(Self {
             tree,
+            one_tensor,
+            uncounted,
             dialect: options.dialect,
             cast: options.cast,
             no_split,

@@ -1,6 +1,6 @@
 //! A tree read with options, and the calls that plan from it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use planner_core::{
@@ -208,23 +208,21 @@ fn explicit_sizes(tree: &planner_core::Tree, special: &[(String, u64, u64)], siz
     explicit
 }
 
-/// Tensors that a block of a no-split class knows by one of these names, relative to itself.
+/// Tensors that a block of a no-split class knows by one of these names, relative to itself; blocks inside blocks are never
+/// treated, so names relative to those do not count.
 fn exempt_rows(tree: &planner_core::Tree, no_split: &[String], exempt: &[String]) -> Vec<u32> {
-    if exempt.is_empty() {
-        return Vec::new();
-    }
     let wanted: HashSet<&str> = exempt.iter().map(String::as_str).collect();
-    let blocks = (0..tree.len() as u32)
-        .filter(|&node| tree.class_name(node).is_some_and(|class| no_split.iter().any(|name| name == class)));
-    let mut rows: HashMap<u32, ()> = HashMap::new();
-    for block in blocks {
-        let prefix = tree.full_name(block);
-        let skip = if prefix.is_empty() { 0 } else { prefix.len() + 1 };
-        for row in block..tree.end(block) {
-            if !tree.is_module(row) && wanted.contains(&tree.full_name(row)[skip..]) {
-                rows.insert(row, ());
-            }
+    let mut rows = Vec::new();
+    let mut node = 1;
+    while !wanted.is_empty() && (node as usize) < tree.len() {
+        if !tree.class_name(node).is_some_and(|class| no_split.iter().any(|name| name == class)) {
+            node += 1;
+            continue;
         }
+        let prefix = tree.full_name(node).len() + 1;
+        let tensors = (node..tree.end(node)).filter(|&row| !tree.is_module(row));
+        rows.extend(tensors.filter(|&row| wanted.contains(&tree.full_name(row)[prefix..])));
+        node = tree.end(node);
     }
-    rows.into_keys().collect()
+    rows
 }

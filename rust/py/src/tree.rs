@@ -84,11 +84,13 @@ impl Tree {
                     Kind::ScratchBuffer => !persistent_only,
                 };
                 if is_asked {
-                    missing.push(tree.full_name(node));
+                    missing.push(node);
                 }
                 node += 1;
             }
-            (unknown, missing)
+            // As a state dict lists them: a module's own tensors before those of its children.
+            missing.sort_by_key(|&node| (tree.parent(node), node));
+            (unknown, missing.into_iter().map(|node| tree.full_name(node)).collect())
         })
     }
 }

@@ -1,0 +1,83 @@
+# The one door: whatever is not a target here is not a rule.
+# Needs Python 3.11 or later with venv, Rust, and a C compiler for Rust's linker.
+
+PYTHON ?= python3
+# VIRTUAL_ENV is what maturin looks for; it refuses to choose when a conda environment is active as well.
+unexport CONDA_PREFIX
+export VIRTUAL_ENV := $(CURDIR)/.venv
+BIN := .venv/bin
+
+RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml $(wildcard Cargo.lock rust-toolchain.toml)
+LINTED := python tests benches examples
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check build format-check lint types rust-test python-test sweep bench wheel sdist fmt clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+demo: build ## plan a 70B Llama over unlike budgets, beside accelerate
+	$(BIN)/python examples/demo.py
+
+test: rust-test python-test ## Rust and Python tests, without the long sweeps
+
+check: format-check lint types test ## everything that must be green: format, lint, types, tests
+
+build: .venv/.built ## set up .venv and compile the extension in release mode
+
+# Dependencies: read from pyproject.toml, installed again only when it has changed.
+.venv/.dependencies: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("planner needs Python 3.11 or later: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > .venv/requirements.txt
+	@echo "installing what development needs; torch is large"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r .venv/requirements.txt
+	@touch $@
+
+# The extension: compiled again only when a Rust source or a manifest has changed.
+.venv/.built: .venv/.dependencies $(RUST)
+	@command -v cargo > /dev/null || { echo "planner needs Rust: see https://rustup.rs" >&2; exit 1; }
+	@echo "compiling the extension"
+	@$(BIN)/maturin develop --release > .venv/build.log 2>&1 || { cat .venv/build.log; exit 1; }
+	@touch $@
+
+format-check: .venv/.dependencies
+	cargo fmt --all --check
+	$(BIN)/ruff format --check --quiet $(LINTED)
+
+lint: .venv/.dependencies
+	cargo clippy --quiet --workspace --all-targets -- -D warnings
+	$(BIN)/ruff check --quiet $(LINTED)
+	$(BIN)/lint-imports --no-cache
+
+types: .venv/.dependencies
+	$(BIN)/mypy
+
+rust-test:
+	cargo test --quiet --workspace
+
+# The layer test, the stub test and the documentation's examples are tests like any other.
+python-test: build
+	$(BIN)/python -m pytest -m "not sweep"
+
+sweep: build ## the long differential sweeps over every model class
+	$(BIN)/python -m pytest -m sweep
+
+bench: build ## the benchmark table (about fifteen minutes)
+	$(BIN)/python benches/bench_plan.py
+
+wheel: .venv/.dependencies ## an abi3 wheel in dist/
+	$(BIN)/maturin build --release --out dist
+
+sdist: .venv/.dependencies ## a source distribution in dist/
+	$(BIN)/maturin sdist --out dist
+
+fmt: .venv/.dependencies ## format everything
+	cargo fmt --all
+	$(BIN)/ruff check --fix-only --quiet $(LINTED)
+	$(BIN)/ruff format $(LINTED)
+
+clean: ## remove what was built, .venv included
+	rm -rf .venv target dist python/planner/_core*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,519 @@
+"""The independent judge of a device map: plain Python that re-derives bytes, ties and coverage from the live model.
+
+It shares no code with the planner, so that the two can be held against each other. One walk down the model, in step
+with a trie of the map's keys, tells the device of every tensor under every name; the rules then read that one list.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from numbers import Integral, Real
+from typing import Any, Final, Literal
+
+from planner.errors import InvalidDevicesError, InvalidInputError, InvalidTreeError
+from planner.units import format_bytes, parse_bytes
+
+__all__ = ["Finding", "check", "is_valid"]
+
+Device = int | str
+Rule = Literal[
+    "uncovered",
+    "tied-apart",
+    "split-block",
+    "over-budget",
+    "unlisted-device",
+    "unknown-device",
+    "unknown-key",
+    "shared-storage",
+]
+
+_NOTES: Final = frozenset({"shared-storage"})
+_WITHOUT_INDEX: Final = frozenset({"cpu", "disk", "mps"})
+_UNLIMITED_UNLESS_LISTED: Final = frozenset({"cpu", "disk"})
+_ACCELERATORS: Final = frozenset({"cuda", "hpu", "meta", "mlu", "mtia", "musa", "npu", "sdaa", "xla", "xpu"})
+# These stay as they are whatever the dtype: set_module_tensor_to_device of accelerate 1.15.
+_NOT_CAST: Final = ("torch.uint", "torch.int", "torch.bool")
+_PACKED_BITS: Final = {"torch.quint4x2": 4, "torch.quint2x4": 2}  # elements that share a byte
+_CUSTOM_BITS: Final = {"FP8": 8, "INT4": 4, "INT2": 2}  # members of accelerate's CustomDtype
+_MOST_MODULES: Final = 5_000_000  # names; modules shared inside shared modules double them at every level
+_MOST_SUGGESTIONS: Final = 20  # findings of one rule that get a nearest name
+_MOST_CANDIDATES: Final = 200  # names that one of them is compared with
+_LONGEST_COMPARED: Final = 200  # characters, as the comparison is quadratic in them
+_MOST_LISTED: Final = 5  # names in a message
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong with a device map, or worth a remark.
+
+    Fields: ``rule``; ``name``: the tensor, module, key or device concerned; ``message``: the same in words;
+    ``device``; ``needed_bytes`` and ``available_bytes`` (bytes, for budgets); ``names``: the other names concerned;
+    ``suggestions``: nearest known names.
+
+    Guarantee: immutable, and it holds no reference to the model.
+    """
+
+    rule: Rule
+    name: str
+    message: str
+    device: Device | None = None
+    needed_bytes: int | None = None
+    available_bytes: float | None = None
+    names: tuple[str, ...] = ()
+    suggestions: tuple[str, ...] = ()
+
+    @property
+    def is_note(self) -> bool:
+        """Whether it is only a remark: the map is not invalid because of it."""
+        return self.rule in _NOTES
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def is_valid(findings: Iterable[Finding]) -> bool:
+    """Whether nothing but notes was found.
+
+    Example:
+        >>> is_valid(())
+        True
+    """
+    return all(finding.is_note for finding in findings)
+
+
+def check(
+    model: Any,
+    device_map: Mapping[str, Any],
+    max_memory: Mapping[Any, Any] | None = None,
+    *,
+    dtype: Any = None,
+    special_dtypes: Mapping[str, Any] | None = None,
+    no_split_module_classes: Collection[str] | str = (),
+    exempt: Collection[str] | str = (),
+) -> tuple[Finding, ...]:
+    """Everything that is wrong with a device map for a live model.
+
+    Args:
+        model: an ``nn.Module``, on any device, the meta device included.
+        device_map: dotted name of a module, parameter or buffer → device; "" is the whole model. Devices are
+            spelled 0, "0", "cuda:0" or ``torch.device("cuda:0")``, "cpu", "disk", "mps".
+        max_memory: device → budget in bytes, or a size in words ("10GiB"). None: budgets are not judged. A listed
+            budget must hold; unlisted cpu and disk are unlimited; an unlisted accelerator must not be used.
+        dtype: the dtype that weights will be loaded in, as accelerate means it (integers and bools stay as they are).
+        special_dtypes: tensor name → dtype that overrides everything else.
+        no_split_module_classes: exact class names whose modules must be on one device; the root may always be split.
+        exempt: names that need no device, in full or from any dot on ("embed.weight" exempts "model.embed.weight").
+
+    Returns:
+        Findings, rule by rule; ``()`` if there is nothing to say. The map is valid where ``is_valid`` says so.
+
+    Raises:
+        InvalidTreeError: the model contains itself, has an uninitialised parameter, or too many names.
+        InvalidDevicesError: a budget is not a finite number ≥ 0, or one device is listed under two spellings.
+
+    Guarantee: every parameter and buffer is judged under every name; a tensor counts once per device; nothing that
+    was handed in is changed.
+
+    Cost: linear in the names of the model and of the map; a nearest name is looked for at most twenty times a rule.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> check(model, {"0": "cuda:0", "1": "cpu"}, {0: 24})
+        ()
+        >>> for finding in check(model, {"0": 0, "l": 0}, {0: 23}):
+        ...     print(finding)
+        1.weight is on no device
+        1.bias is on no device
+        device 0 would hold 24 B of 23 B: 1 B too much
+        key 'l' matches nothing in the model
+    """
+    keys = _Keys(device_map)
+    walk = _Walk(model, keys, _as_set(no_split_module_classes))
+    exempt = _as_set(exempt)
+    return (
+        *_uncovered(walk, keys, exempt),
+        *_tied_apart(walk),
+        *_split_blocks(walk, exempt),
+        *_over_budget(walk, _Sizes(dtype, special_dtypes or {}), max_memory),
+        *_unknown_devices(keys),
+        *_unknown_keys(keys, model),
+        *_shared_storage(walk),
+    )
+
+
+def _as_set(names: Collection[str] | str) -> frozenset[str]:
+    return frozenset({names} if isinstance(names, str) else names)
+
+
+# ---- The map: a trie over the parts of its keys
+
+
+@dataclass(slots=True)
+class _Key:
+    text: str | None = None  # the key that ends here
+    device: Device | None = None
+    is_matched: bool = False
+    children: dict[str, _Key] = field(default_factory=dict)
+
+
+class _Keys:
+    def __init__(self, device_map: Mapping[str, Any]) -> None:
+        self.root = _Key()
+        self.listed: list[_Key] = []
+        for text, spelling in device_map.items():
+            node = self.root if isinstance(text, str) else _Key()
+            for part in text.split(".") if isinstance(text, str) and text else ():
+                node = node.children.setdefault(part, _Key())
+            node.text, node.device = str(text), _device(spelling)
+            self.listed.append(node)
+
+    def unmatched(self) -> Iterator[str]:
+        return (key.text for key in self.listed if not key.is_matched and key.text is not None)
+
+
+def _device(spelling: Any) -> Device:
+    """The device that is meant. Accelerators are their index, whatever their type; what names no device stays text."""
+    text = str(spelling)
+    kind, _, index = text.partition(":")
+    if kind in _WITHOUT_INDEX:
+        return kind
+    if text.isascii() and text.isdigit():
+        return int(text)
+    is_accelerator = kind in _ACCELERATORS or (hasattr(spelling, "index") and not isinstance(spelling, str))
+    return int(index or 0) if is_accelerator and (index.isdigit() or index == "") else text
+
+
+def _is_device(device: Device) -> bool:
+    return isinstance(device, int) or device in _WITHOUT_INDEX
+
+
+# ---- The model: every name of every tensor, with the device that the map gives it
+
+
+@dataclass(slots=True)
+class _Module:
+    parent: int
+    part: str
+    is_block: bool  # of a no-split class, and not the root
+
+
+@dataclass(slots=True)
+class _Named:
+    """One name of one tensor."""
+
+    module: int
+    part: str
+    device: Device | None
+    tensor: Any
+
+
+class _Walk:
+    """Modules, parameters and buffers in registration order, shared ones under each of their names."""
+
+    def __init__(self, model: Any, keys: _Keys, no_split: frozenset[str]) -> None:
+        self.modules: list[_Module] = []
+        self.parameters: list[_Named] = []
+        self.buffers: list[_Named] = []
+        keys.root.is_matched = True
+        # A stack instead of recursion, so that a nest of any depth ends. The key None means: leave this module.
+        stack: list[tuple[int, str, Any, _Key | None, Device | None]]
+        stack = [(-1, "", model, keys.root, keys.root.device)]
+        path: set[int] = set()
+        while stack:
+            parent, part, module, key, device = stack.pop()
+            if key is None:
+                path.remove(id(module))
+                continue
+            self._enter(parent, part, module, path)
+            here = len(self.modules)
+            self.modules.append(_Module(parent, part, here > 0 and type(module).__name__ in no_split))
+            self.parameters += self._tensors(here, module._parameters, key, device)
+            self.buffers += self._tensors(here, module._buffers, key, device)
+            stack.append((parent, part, module, None, None))
+            for name, child in reversed(module._modules.items()):
+                if child is not None:
+                    stack.append((here, name, child, *_descend(key, device, name)))
+
+    def _enter(self, parent: int, part: str, module: Any, path: set[int]) -> None:
+        fault = None
+        if id(module) in path:
+            fault = "contains itself"
+        elif len(self.modules) >= _MOST_MODULES:
+            fault = f"is one module name too many: planner stops at {_MOST_MODULES}"
+        if fault is not None:
+            name = self._join(parent, part)
+            raise InvalidTreeError(f"{name} {fault}", name=name)
+        path.add(id(module))
+
+    def _tensors(
+        self, module: int, tensors: Mapping[str, Any], key: _Key, device: Device | None
+    ) -> Iterator[_Named]:
+        for part, tensor in tensors.items():
+            if tensor is not None:
+                yield _Named(module, part, _descend(key, device, part)[1], tensor)
+
+    def tensors(self) -> Iterator[_Named]:
+        yield from self.parameters
+        yield from self.buffers
+
+    def by_identity(self) -> Iterable[list[_Named]]:
+        """The names of each tensor, first name first. The same object is the same tensor."""
+        groups: dict[int, list[_Named]] = {}
+        for named in self.tensors():
+            groups.setdefault(id(named.tensor), []).append(named)
+        return groups.values()
+
+    def name(self, named: _Named) -> str:
+        return self._join(named.module, named.part)
+
+    def module_name(self, module: int) -> str:
+        return self._join(self.modules[module].parent, self.modules[module].part)
+
+    def _join(self, module: int, part: str) -> str:
+        parts = [part]
+        while module > 0:
+            parts.append(self.modules[module].part)
+            module = self.modules[module].parent
+        return ".".join(reversed(parts))
+
+
+_NOWHERE: Final = _Key()  # below every key that matches
+
+
+def _descend(key: _Key, device: Device | None, part: str) -> tuple[_Key, Device | None]:
+    child = key.children.get(part, _NOWHERE)
+    if child.text is None:
+        return child, device
+    child.is_matched = True
+    return child, child.device
+
+
+# ---- Bytes
+
+
+class _Sizes:
+    """Bytes that a tensor takes once it is loaded in the planned dtype."""
+
+    def __init__(self, dtype: Any, special_dtypes: Mapping[str, Any]) -> None:
+        self._bits = None if dtype is None else _dtype_bits(dtype)
+        self._special_bits = {name: _dtype_bits(special) for name, special in special_dtypes.items()}
+
+    def planned_bytes(self, name: Callable[[], str], tensor: Any) -> int:
+        bits = self._special_bits.get(name()) if self._special_bits else None
+        if bits is None and not str(tensor.dtype).startswith(_NOT_CAST):
+            bits = self._bits
+        try:
+            return _stored_bytes(tensor, bits)
+        except (RuntimeError, ValueError) as error:
+            raise InvalidTreeError(f"{name()} has no size yet: {error}", name=name()) from error
+
+
+def _stored_bytes(tensor: Any, bits: int | None) -> int:
+    """Bytes of a tensor: of what a wrapper holds on this process, not of what it looks like."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return -(-int(tensor.numel()) * (bits or _dtype_bits(tensor.dtype)) // 8)
+    total, parts = 0, [tensor]
+    while parts:
+        part = parts.pop()
+        if hasattr(part, "__tensor_flatten__"):
+            parts.extend(getattr(part, inner) for inner in part.__tensor_flatten__()[0])
+        else:
+            total += _stored_bytes(part, None)
+    return total
+
+
+def _dtype_bits(dtype: Any) -> int:
+    if isinstance(dtype, str):
+        # Whoever hands in a model has imported torch; nobody else needs it.
+        dtype = getattr(sys.modules.get("torch"), dtype.removeprefix("torch."), dtype)
+    bits = _CUSTOM_BITS.get(getattr(dtype, "name", "")) or _PACKED_BITS.get(str(dtype))
+    if bits is None and not hasattr(dtype, "itemsize"):
+        raise InvalidInputError(f"{dtype!r} is not a dtype")
+    return bits or int(dtype.itemsize) * 8
+
+
+# ---- The rules
+
+
+def _uncovered(walk: _Walk, keys: _Keys, exempt: frozenset[str]) -> Iterator[Finding]:
+    strays: list[str] | None = None
+    for count, named in enumerate(named for named in walk.tensors() if named.device is None):
+        name = walk.name(named)
+        if _is_exempt(name, exempt):
+            continue
+        if strays is None:
+            strays = list(islice(keys.unmatched(), _MOST_CANDIDATES))
+        nearest = _nearest(name, strays) if count < _MOST_SUGGESTIONS else ()
+        hint = f"; does the key {nearest[0]!r} mean it?" if nearest else ""
+        yield Finding("uncovered", name, f"{name} is on no device{hint}", suggestions=nearest)
+
+
+def _is_exempt(name: str, exempt: frozenset[str]) -> bool:
+    parts = name.split(".") if exempt else []
+    return any(".".join(parts[-depth:]) in exempt for depth in {entry.count(".") + 1 for entry in exempt})
+
+
+def _tied_apart(walk: _Walk) -> Iterator[Finding]:
+    for group in walk.by_identity():
+        placed = [named for named in group if named.device is not None]
+        if len({named.device for named in placed}) > 1:
+            names = [walk.name(named) for named in placed]
+            homes = _listed([f"{name} on {named.device}" for name, named in zip(names, placed, strict=True)])
+            message = f"one tensor is on several devices: {homes}"
+            yield Finding("tied-apart", names[0], message, placed[0].device, names=tuple(names[1:]))
+
+
+def _split_blocks(walk: _Walk, exempt: frozenset[str]) -> Iterator[Finding]:
+    modules = walk.modules
+    devices: list[set[Device] | None] = [None for _ in modules]  # at most two: more say nothing new
+    loose = _loose(walk, exempt)
+    for named in walk.tensors():
+        if named.device is not None:
+            devices[named.module] = _two(devices[named.module], {named.device})
+    for index in range(len(modules) - 1, 0, -1):
+        parent, found = modules[index].parent, devices[index]
+        if found is not None:
+            devices[parent] = _two(devices[parent], found)
+    for index, module in enumerate(modules):
+        found = devices[index]
+        if module.is_block and found is not None and len(found) > 1 and index not in loose:
+            name = walk.module_name(index)
+            homes = " and ".join(sorted(map(str, found)))
+            yield Finding("split-block", name, f"{name} must not be split, but is on {homes}")
+
+
+def _loose(walk: _Walk, exempt: frozenset[str]) -> set[int]:
+    """Modules that hold an exempt tensor, and all inside such a block: it may be taken apart, tensor by tensor."""
+    if not exempt:
+        return set()
+    loose = {named.module for named in walk.tensors() if _is_exempt(walk.name(named), exempt)}
+    for index in range(len(walk.modules) - 1, 0, -1):
+        if index in loose:
+            loose.add(walk.modules[index].parent)
+    opened: set[int] = set()
+    for index, module in enumerate(walk.modules):
+        if module.parent in opened or (module.is_block and index in loose):
+            opened.add(index)
+    return loose | opened
+
+
+def _two(some: set[Device] | None, more: set[Device]) -> set[Device]:
+    return set(more) if some is None else some if len(some) > 1 else set(islice(some | more, 2))
+
+
+def _over_budget(walk: _Walk, sizes: _Sizes, max_memory: Mapping[Any, Any] | None) -> Iterator[Finding]:
+    used: dict[Device, int] = {}
+    for group in walk.by_identity():
+        size = sizes.planned_bytes(partial(walk.name, group[0]), group[0].tensor)
+        for device in {named.device for named in group if named.device is not None}:
+            used[device] = used.get(device, 0) + size
+    budgets = {} if max_memory is None else _budgets(max_memory)
+    for device, needed in used.items() if max_memory is not None else ():
+        if device in budgets and needed > budgets[device]:
+            budget = budgets[device]
+            excess = format_bytes(math.ceil(needed - budget))
+            message = f"device {device} would hold {format_bytes(needed)} of {format_bytes(budget)}: {excess} too much"
+            yield Finding("over-budget", str(device), message, device, needed, budget)
+        elif device not in budgets and _is_device(device) and device not in _UNLIMITED_UNLESS_LISTED:
+            message = f"device {device} would hold {format_bytes(needed)}, but is not among the budgets"
+            yield Finding("unlisted-device", str(device), message, device, needed, 0)
+
+
+def _budgets(max_memory: Mapping[Any, Any]) -> dict[Device, float]:
+    budgets: dict[Device, float] = {}
+    for spelling, budget in max_memory.items():
+        device = _device(spelling)
+        if not _is_device(device):
+            raise InvalidDevicesError(f"{spelling!r} names no device", device=spelling)
+        if device in budgets:
+            raise InvalidDevicesError(f"{spelling!r} is listed under two spellings", device=spelling)
+        size = parse_bytes(budget, lower_b_is_bits=True) if isinstance(budget, str) else budget
+        if isinstance(size, bool) or not isinstance(size, Real) or not 0 <= float(size) < math.inf:
+            raise InvalidDevicesError(f"the budget of {spelling!r} is {size!r}, not a size", device=spelling)
+        budgets[device] = int(size) if isinstance(size, Integral) else float(size)
+    return budgets
+
+
+def _unknown_devices(keys: _Keys) -> Iterator[Finding]:
+    for key in keys.listed:
+        if key.device is not None and not _is_device(key.device):
+            message = f"key {key.text!r} is sent to {key.device!r}, which names no device"
+            yield Finding("unknown-device", str(key.text), message, key.device)
+
+
+def _unknown_keys(keys: _Keys, model: Any) -> Iterator[Finding]:
+    for count, key in enumerate(keys.unmatched()):
+        nearest = _nearest_in_model(key, model) if count < _MOST_SUGGESTIONS else ()
+        hint = f"; the nearest name is {nearest[0]!r}" if nearest else ""
+        message = f"key {key!r} matches nothing in the model{hint}"
+        yield Finding("unknown-key", key, message, suggestions=nearest)
+
+
+def _shared_storage(walk: _Walk) -> Iterator[Finding]:
+    owners: dict[tuple[str, int], list[_Named]] = {}
+    for group in walk.by_identity():
+        address = _address(group[0].tensor)
+        if address is not None:
+            owners.setdefault(address, []).append(group[0])
+    for sharers in owners.values():
+        if len(sharers) > 1:
+            names = [walk.name(named) for named in sharers]
+            message = f"different tensors share one storage, and each is counted: {_listed(names)}"
+            yield Finding("shared-storage", names[0], message, names=tuple(names[1:]))
+
+
+def _address(tensor: Any) -> tuple[str, int] | None:
+    """Where the storage of a tensor lies; None where nobody can say, as for all tensors on the meta device."""
+    try:
+        address = tensor.untyped_storage().data_ptr()
+    except (AttributeError, NotImplementedError, RuntimeError, ValueError):
+        return None
+    return (str(tensor.device), address) if address else None
+
+
+# ---- Nearest names
+
+
+def _nearest_in_model(key: str, model: Any) -> tuple[str, ...]:
+    """The name that is reached if each part of a key is read as the nearest name at that place, as far as it goes."""
+    module, found = model, list[str]()
+    for part in key.split(".")[:_MOST_CANDIDATES]:
+        if module is None:
+            break
+        names = {**module._parameters, **module._buffers, **module._modules}
+        nearest = (part,) if part in names else _nearest(part, islice(names, _MOST_CANDIDATES))
+        if not nearest:
+            break
+        found.append(nearest[0])
+        module = module._modules.get(nearest[0])
+    else:
+        return (".".join(found),)
+    children = islice(model._modules.items(), _MOST_CANDIDATES)
+    wrapped = (f"{name}.{key}" for name, child in children if _reaches(child, key))
+    return tuple(islice(wrapped, 1)) or ((".".join(found),) if found else ())
+
+
+def _reaches(module: Any, key: str) -> bool:
+    *path, last = key.split(".")
+    for part in path:
+        module = None if module is None else module._modules.get(part)
+    return module is not None and last in {**module._modules, **module._parameters, **module._buffers}
+
+
+def _nearest(name: str, candidates: Iterable[str]) -> tuple[str, ...]:
+    if len(name) > _LONGEST_COMPARED:
+        return ()
+    short = (candidate for candidate in candidates if len(candidate) <= _LONGEST_COMPARED)
+    return tuple(difflib.get_close_matches(name, short, n=1))
+
+
+def _listed(words: list[str]) -> str:
+    rest = len(words) - _MOST_LISTED
+    return ", ".join(words[:_MOST_LISTED]) + (f" and {rest} more" if rest > 0 else "")

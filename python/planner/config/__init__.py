@@ -1,0 +1,27 @@
+"""Layered configuration: every value knows where it came from. Knows nothing of planning; see docs/configuration.md."""
+
+from planner.config.kinds import Leaf
+from planner.config.layer import UNSET, Layer, Replace
+from planner.config.origin import Origin, Place, Rank
+from planner.config.problem import Problem
+from planner.config.resolved import Difference, Resolved, diff
+from planner.config.schema import config, rule, setting
+from planner.config.stack import Stack
+
+__all__ = [
+    "UNSET",
+    "Difference",
+    "Layer",
+    "Leaf",
+    "Origin",
+    "Place",
+    "Problem",
+    "Rank",
+    "Replace",
+    "Resolved",
+    "Stack",
+    "config",
+    "diff",
+    "rule",
+    "setting",
+]

@@ -1,0 +1,48 @@
+"""A mapping that cannot change: hashable and picklable, which ``MappingProxyType`` is not on Python 3.11."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+__all__ = ["FrozenMap"]
+
+K = TypeVar("K")
+V_co = TypeVar("V_co", covariant=True)
+
+
+class FrozenMap(Mapping[K, V_co]):
+    """An immutable mapping, sorted by key (numbers before words), so that the order of layers never shows.
+
+    Example:
+        >>> FrozenMap({"cpu": 3, 1: 2, 0: 1})
+        FrozenMap({0: 1, 1: 2, 'cpu': 3})
+    """
+
+    __slots__ = ("_items",)
+    _items: dict[K, V_co]
+
+    def __init__(self, items: Mapping[K, V_co] | None = None) -> None:
+        pairs = sorted((items or {}).items(), key=lambda pair: (isinstance(pair[0], str), pair[0]))
+        object.__setattr__(self, "_items", dict(pairs))
+
+    def __getitem__(self, key: K) -> V_co:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._items.items()))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("a FrozenMap cannot change")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (FrozenMap, (dict(self._items),))
+
+    def __repr__(self) -> str:
+        return f"FrozenMap({self._items!r})"

@@ -1,0 +1,148 @@
+"""What holds for the repository as a whole: one version, one door, declared dependencies, nothing left lying about."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import planner
+
+ROOT = Path(__file__).parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CARGO = tomllib.loads((ROOT / "Cargo.toml").read_text())
+TEXT = (".md", ".py", ".pyi", ".rs", ".toml", ".yaml", ".yml")
+SKIPPED = {".git", ".venv", "target", "dist", "__pycache__", "results"}
+PACKAGES = {"yaml": "PyYAML"}  # import name -> distribution name, where they differ
+
+
+def sources() -> list[Path]:
+    """Text files of the repository, without what is built."""
+    found = []
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = [name for name in folders if name not in SKIPPED and not name.endswith("_cache")]
+        found += [Path(folder, name) for name in files if name.endswith(TEXT) or name in ("Makefile", "run")]
+    return sorted(found)
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def distribution_names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[^A-Za-z0-9._-]", line)[0].lower() for line in requirements}
+
+
+def test_there_is_one_version() -> None:
+    """The workspace says it; the package, the installed metadata and the lock file agree."""
+    version = CARGO["workspace"]["package"]["version"]
+    assert planner.__version__ == version
+    assert importlib.metadata.version("device-map-planner") == version
+    lock = tomllib.loads((ROOT / "Cargo.lock").read_text())
+    ours = {package["version"] for package in lock["package"] if package["name"].startswith("planner-")}
+    assert ours == {version}
+
+
+def test_the_changelog_has_a_place_for_what_comes() -> None:
+    """Keep a Changelog: a section for unreleased changes."""
+    assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_public_names_are_sorted_and_documented() -> None:
+    """Whatever `planner` exports has a docstring."""
+    assert sorted(planner.__all__) == planner.__all__
+    assert not [name for name in planner.__all__ if not (getattr(planner, name).__doc__ or "").strip()]
+
+
+def test_run_time_dependencies_are_declared() -> None:
+    """Third-party imports of the package are dependencies, or torch, which comes with the caller's model."""
+    imported = set()
+    for source in (ROOT / "python/planner").rglob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.partition(".")[0])
+    foreign = {
+        PACKAGES.get(name, name).lower() for name in imported - set(sys.stdlib_module_names) - {"planner"}
+    }
+    assert foreign - {"torch"} <= distribution_names(PYPROJECT["project"]["dependencies"])
+
+
+def test_every_dependency_has_its_reason() -> None:
+    """The decision record names what pyproject.toml and the manifests ask for, and nothing else."""
+    record = (ROOT / "docs/decisions/0005-dependencies.md").read_text()
+    rows = [line.split("|")[1] for line in record.splitlines() if line.startswith("| `")]
+    explained = {name.lower() for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    project = PYPROJECT["project"]
+    wanted = distribution_names([*project["dependencies"], *project["optional-dependencies"]["dev"]])
+    for manifest in ("core", "py"):
+        crate = tomllib.loads((ROOT / "rust" / manifest / "Cargo.toml").read_text())
+        wanted |= {*crate.get("dependencies", {}), *crate.get("dev-dependencies", {})} - {"planner-core"}
+    assert explained == wanted
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_documented_commands_exist(name: str) -> None:
+    """Every `make` target that is mentioned is a target."""
+    mentioned = set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", (ROOT / name).read_text(), re.MULTILINE))
+    assert mentioned
+    assert mentioned <= targets()
+
+
+def test_continuous_integration_calls_the_two_doors() -> None:
+    """`.ci/run` can be executed, fails on the first error, and runs what a developer runs."""
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK)
+    assert re.search(r"^set -eu", script.read_text(), re.MULTILINE)
+    assert re.search(r"\bmake check test$", script.read_text(), re.MULTILINE)
+
+
+def test_nothing_is_left_unfinished_or_tied_to_one_machine() -> None:
+    """No marks of unfinished work, no absolute paths of somebody's disk."""
+    marks = "|".join(["TO" + "DO", "FIX" + "ME", "XX" + "X", "to" + r"do!\(", "unimpl" + "emented!"])
+    homes = "|".join("/" + folder + "/" for folder in ("home", "root", "Users", "work", "mnt"))
+    pattern = re.compile(rf"\b(?:{marks})|(?<![\w.}}-])(?:{homes})")
+    found = [
+        f"{source.relative_to(ROOT)}:{number}: {line.strip()}"
+        for source in sources()
+        for number, line in enumerate(source.read_text().splitlines(), start=1)
+        if pattern.search(line)
+    ]
+    assert not found
+
+
+def test_decision_records_are_numbered_and_complete() -> None:
+    """0001, 0002, …; each with its context, decision and consequences."""
+    records = sorted((ROOT / "docs/decisions").glob("*.md"))
+    assert [int(record.name[:4]) for record in records] == list(range(1, len(records) + 1))
+    for record in records:
+        text = record.read_text()
+        assert text.startswith(f"# {record.name[:4]}. "), record.name
+        assert all(f"**{part}.**" in text for part in ("Context", "Decision", "Consequences")), record.name
+
+
+def test_terms_are_alive() -> None:
+    """Every identifier of TERMS.md's table occurs in the code."""
+    rows = [line for line in (ROOT / "TERMS.md").read_text().splitlines() if line.startswith("| ")][1:]
+    named = {name for row in rows for name in re.findall(r"`([A-Za-z_]+)`", row.split("|")[-2])}
+    code = "\n".join(
+        path.read_text()
+        for folder in ("python", "rust", "tests")
+        for path in (ROOT / folder).rglob("*.[pr][ys]")
+    )
+    assert named
+    assert not [name for name in sorted(named) if not re.search(rf"\b{name}\b", code)]
+
+
+def test_the_extension_is_not_in_the_repository() -> None:
+    """What is built stays out of version control."""
+    listed = subprocess.run(["git", "ls-files", "*.so", "*.pyd"], cwd=ROOT, capture_output=True, text=True)
+    assert listed.returncode != 0 or not listed.stdout

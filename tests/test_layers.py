@@ -1,0 +1,133 @@
+"""The rules of the house that tools can check: who may import whom, and what must not be loaded."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "python" / "planner"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+# Where a live model is handed in; and the checker, which has to read the same model on its own.
+MAY_USE_TORCH = ("tree.py", "devices.py", "dtypes.py", "check.py", "compat/")
+MAY_OPEN_CORE = ("tree.py", "planning.py")
+
+
+def place(source: Path) -> str:
+    return source.relative_to(PACKAGE).as_posix()
+
+
+def imports(source: Path) -> Iterator[tuple[str, bool]]:
+    """Each imported module with its full name, and whether it is imported while the file is being loaded."""
+    yield from _imports(ast.parse(source.read_text()).body, at_load=True)
+
+
+def _imports(statements: list[ast.stmt], at_load: bool) -> Iterator[tuple[str, bool]]:
+    for statement in statements:
+        if isinstance(statement, ast.Import):
+            yield from ((alias.name, at_load) for alias in statement.names)
+        elif isinstance(statement, ast.ImportFrom):
+            yield from ((f"{statement.module}.{alias.name}", at_load) for alias in statement.names)
+        elif isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.dump(statement.test):
+            yield from _imports(statement.orelse, at_load)
+        else:
+            inside_function = isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef)
+            for _, value in ast.iter_fields(statement):
+                nested = [item for item in value if isinstance(item, ast.stmt | ast.ExceptHandler | ast.match_case)] \
+                    if isinstance(value, list) else []  # fmt: skip
+                for item in nested:
+                    body = [item] if isinstance(item, ast.stmt) else item.body
+                    yield from _imports(body, at_load and not inside_function)
+
+
+def is_below(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def test_layer_contracts_hold() -> None:
+    """The contracts of pyproject.toml, checked by import-linter."""
+    command = shutil.which("lint-imports", path=str(Path(sys.executable).parent)) or shutil.which(
+        "lint-imports"
+    )
+    assert command, "import-linter is one of the development dependencies"
+    done = subprocess.run([command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_core_crate_knows_no_python() -> None:
+    """Its manifest names no binding, so the planner can be tested and fuzzed without an interpreter."""
+    manifest = tomllib.loads((ROOT / "rust/core/Cargo.toml").read_text())
+    tables = [manifest, *manifest.get("target", {}).values()]
+    kinds = ("dependencies", "dev-dependencies", "build-dependencies")
+    named = {name for table in tables for kind in kinds for name in table.get(kind, {})}
+    assert not [name for name in named if "py" in name.split("-")[0]]
+
+
+def test_the_core_crate_does_no_io() -> None:
+    """No file, clock, network, environment or output in the sources of the core."""
+    banned = (
+        "std::fs",
+        "std::io",
+        "std::net",
+        "std::env",
+        "std::time",
+        "println!",
+        "eprintln!",
+        "dbg!",
+        "unsafe {",
+    )
+    found = [
+        (source.name, word)
+        for source in (ROOT / "rust/core/src").rglob("*.rs")
+        for word in banned
+        if word in source.read_text()
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=place)
+def test_torch_is_loaded_inside_functions_of_few_modules(source: Path) -> None:
+    """So that budgets, sizes, configuration and explanations work where torch is not installed."""
+    for name, at_load in imports(source):
+        if is_below(name, "torch"):
+            assert place(source).startswith(MAY_USE_TORCH), f"{place(source)} imports {name}"
+            assert not at_load, f"{place(source)} imports {name} while it is loaded"
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=place)
+def test_only_two_modules_open_the_extension(source: Path) -> None:
+    """Import-linter cannot see a compiled module."""
+    if place(source) not in MAY_OPEN_CORE:
+        assert not [name for name, _ in imports(source) if is_below(name, "planner._core")]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=place)
+def test_nobody_inside_imports_from_the_front_door(source: Path) -> None:
+    """`planner/__init__.py` collects the public names; importing from it inside would close a circle."""
+    modules = {path.stem for path in PACKAGE.iterdir()} | {"_core"}
+    if source.parent == PACKAGE and source.name == "__init__.py":
+        return
+    for name, _ in imports(source):
+        if is_below(name, "planner"):
+            assert name.split(".")[1] in modules, f"{place(source)} imports {name}"
+
+
+@pytest.mark.parametrize(
+    "module", ["planner", "planner.units", "planner.check", "planner.errors", "planner.config"]
+)
+def test_importing_does_not_load_a_framework(module: str) -> None:
+    """In a fresh interpreter: neither torch nor any library that we stand beside."""
+    unwanted = ("torch", "numpy", "accelerate", "transformers")
+    program = f"import sys, {module}; print(*[name for name in {unwanted} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.split() == []
