@@ -58,13 +58,14 @@ rust-test:
 
 # The layer test, the stub test and the documentation's examples are tests like any other.
 python-test: build
-	$(BIN)/python -m pytest -m "not sweep"
+	$(BIN)/python -m pytest -n auto -m "not sweep"
 
 sweep: build ## the long differential sweeps over every model class
 	$(BIN)/python -m pytest -m sweep
 
 bench: build ## the benchmark table (about fifteen minutes)
 	$(BIN)/python benches/bench_plan.py
+	$(BIN)/python benches/bench_config.py
 
 wheel: .venv/.dependencies ## an abi3 wheel in dist/
 	$(BIN)/maturin build --release --out dist

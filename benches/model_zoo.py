@@ -49,7 +49,6 @@ MISSING: dict[str, dict[str, Any]] = {
     "MinistralForCausalLM": {"head_dim": 128},
     "NemotronForCausalLM": {"num_key_value_heads": 8},
     "ReformerModelWithLMHead": {"is_decoder": True},
-    "CohereCompassForCausalLM": {"layer_types": ["full_attention"] * 2, "num_hidden_layers": 2},
 }
 PER_LAYER = (
     "layer_types",

@@ -309,13 +309,6 @@ def tied_keys(rng: Random, model: nn.Module) -> dict[str, str]:
     return keys
 
 
-def tie_as_told(model: nn.Module) -> None:
-    """What `tie_weights` does: each tied name gets its source's tensor."""
-    for name, source in dict(model.all_tied_weights_keys).items():  # type: ignore[call-overload]
-        path, _, own = name.rpartition(".")
-        model.get_submodule(path)._parameters[own] = model.get_parameter(source)
-
-
 # What a case contains: for the tests of this generator, and for the reports of sweeps
 
 

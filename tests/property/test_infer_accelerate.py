@@ -19,28 +19,14 @@ from hypothesis import strategies as st
 
 import planner
 from generators import Case, case, cases, features
-from oracle.judge import Verdict, faults_in, judge
+from oracle.judge import JUDGED, Verdict, faults_in, judge_accelerate
 from oracle.repaired_accelerate import accelerate_answer, ordered, planned_tensors, repaired
 
 pytestmark = pytest.mark.filterwarnings("ignore:Current model requires")
 
-CHECKED = ("dtype", "special_dtypes", "no_split_module_classes")
-
-
-def checked(drawn: Case) -> dict[str, Any]:
-    return {name: value for name, value in drawn.kwargs.items() if name in CHECKED}
-
 
 def verdict(drawn: Case) -> Verdict:
-    """The comparison of one case; an exhausted disk budget is the only exception that ours may raise."""
-    answer = accelerate_answer(drawn.model, drawn.max_memory, **drawn.kwargs)
-    try:
-        ours = planner.infer_auto_device_map(drawn.model, drawn.max_memory, **drawn.kwargs)
-    except planner.InfeasibleError as error:
-        if "disk" not in drawn.max_memory or answer.binding:
-            return Verdict("difference", f"{error} although upstream says {answer}")
-        return Verdict("repaired", f"upstream ignores the disk budget: {error}")
-    return judge(drawn.model, ours, answer, faults_in(drawn.model, ours, drawn.max_memory, **checked(drawn)))
+    return judge_accelerate(drawn.model, drawn.max_memory, drawn.kwargs)
 
 
 @settings(max_examples=200)
@@ -62,6 +48,10 @@ def test_the_same_over_very_many_seeded_cases(start: int) -> None:
     totals = Counter(_judged(seed).word for seed in range(start, start + 10_000))
     assert totals["identical"] > 5_000
     print(dict(totals))
+
+
+def judged(drawn: Case) -> dict[str, Any]:
+    return {name: value for name, value in drawn.kwargs.items() if name in JUDGED}
 
 
 def _judged(seed: int) -> Verdict:
@@ -109,7 +99,7 @@ def test_a_reservation_only_if_offloaded_leaves_either_nothing_offloaded_or_the_
     except planner.InfeasibleError:
         assert "disk" in drawn.max_memory
         return
-    assert faults_in(drawn.model, lenient, drawn.max_memory, **checked(drawn)) is None
+    assert faults_in(drawn.model, lenient, drawn.max_memory, **judged(drawn)) is None
     if set(lenient.values()) & offloaded:
         assert list(lenient.items()) == list(always.items())
 

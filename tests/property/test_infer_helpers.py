@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import planner
-from generators import Case, HalfBytes, cases, tie_as_told, transformers_cases, trees
+from generators import Case, HalfBytes, cases, transformers_cases, trees
+from oracle.judge import tie_as_told
 from oracle.ordered_transformers import planned_tensors as quantized_tensors
 from oracle.ordered_transformers import sources
 from oracle.repaired_accelerate import ordered, planned_tensors

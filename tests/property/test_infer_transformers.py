@@ -5,36 +5,18 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from random import Random
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 
 import planner
-from generators import Case, tie_as_told, transformers_case, transformers_cases
-from oracle.judge import Verdict, faults_in, judge
-from oracle.ordered_transformers import invalid, transformers_answer
+from generators import Case, transformers_case, transformers_cases
+from oracle.judge import Verdict, judge_transformers
 from planner.compat.transformers import infer_auto_device_map
 
 
 def verdict(drawn: Case) -> Verdict:
-    """The comparison of one case. By transformers' bytes, and, once the model is tied as told, by the judge's."""
-    answer = transformers_answer(drawn.model, drawn.max_memory, **drawn.kwargs)
-    try:
-        ours = infer_auto_device_map(drawn.model, drawn.max_memory, **drawn.kwargs)
-    except planner.InfeasibleError as error:
-        if "disk" not in drawn.max_memory or answer.binding:
-            return Verdict("difference", f"{error} although upstream says {answer}")
-        return Verdict("repaired", f"upstream ignores the disk budget: {error}")
-    faults = invalid(drawn.model, ours, drawn.max_memory, **drawn.kwargs)
-    tie_as_told(drawn.model)
-    if "hf_quantizer" not in drawn.kwargs:
-        checked: dict[str, Any] = {
-            "no_split_module_classes": drawn.kwargs.get("no_split_module_classes", ()),
-            "exempt": drawn.kwargs.get("no_placement_params", ()),
-        }
-        faults = faults or faults_in(drawn.model, ours, drawn.max_memory, **checked)
-    return judge(drawn.model, ours, answer, faults)
+    return judge_transformers(drawn.model, drawn.max_memory, drawn.kwargs)
 
 
 @settings(max_examples=200)

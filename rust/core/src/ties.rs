@@ -110,6 +110,8 @@ impl Partners {
                     partners.entries.push(entry);
                 }
                 partners.extra_bits = partners.extra_bits.saturating_add(match layout.dialect {
+                    // The tensor counts where it is met first, and that is here: only the fallback looks back.
+                    Dialect::Accelerate if row < node => layout.formula_bits(entry),
                     // Once per tied parameter, less that parameter: accelerate's get_module_size_with_ties.
                     Dialect::Accelerate => layout.formula_bits(entry) - layout.formula_bits(row),
                     Dialect::Transformers if is_new => layout.formula_bits(entry),
