@@ -34,6 +34,8 @@ from planner.errors import (
     PlanMismatchError,
     PlannerError,
 )
+from planner.plan import Plan
+from planner.request import plan, plan_many
 
 __version__ = "0.1.0"
 
@@ -48,6 +50,7 @@ __all__ = [
     "InvalidInputError",
     "InvalidTreeError",
     "OffloadError",
+    "Plan",
     "PlanMismatchError",
     "PlannerError",
     "calculate_maximum_sizes",
@@ -69,4 +72,6 @@ __all__ = [
     "infer_auto_device_map",
     "init_empty_weights",
     "named_module_tensors",
+    "plan",
+    "plan_many",
 ]

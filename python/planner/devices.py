@@ -17,6 +17,7 @@ from planner.units import is_bit_spelling, parse_bytes
 __all__ = [
     "Budgets",
     "DeviceKey",
+    "accelerator_backend",
     "canonical_device",
     "detect_budgets",
     "device_kind",
@@ -145,7 +146,7 @@ def device_kind(device: DeviceKey) -> str:
 
 def accelerator_count() -> int:
     """Number of accelerators that integers can name."""
-    backend = _backend()
+    backend = accelerator_backend()
     return int(backend.device_count()) if backend else 0
 
 
@@ -171,7 +172,7 @@ def detect_budgets() -> Budgets:
 
     budgets: Budgets = {}
     shares_host_memory = False
-    backend = _backend()
+    backend = accelerator_backend()
     for index in range(accelerator_count()):
         assert backend is not None  # accelerator_count is 0 otherwise
         try:
@@ -193,7 +194,7 @@ def detect_budgets() -> Budgets:
     return budgets
 
 
-def _backend() -> ModuleType | None:
+def accelerator_backend() -> ModuleType | None:
     """torch's module for the accelerator that integers name, if there is one."""
     import torch
 

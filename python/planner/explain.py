@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from planner.devices import DeviceKey
 from planner.plan import Reason
+from planner.units import format_bytes
 
-__all__ = ["empty_devices_notice", "sentence"]
+__all__ = ["empty_devices_notice", "infeasible_message", "sentence"]
 
 _WORDS = {
     "fits": "Putting {name} on {device}: it needs {needed} bytes, {available} are available.",
@@ -18,6 +19,10 @@ _WORDS = {
     "split": "Splitting {name}: it needs {needed} bytes, {available} are available on {device}.",
     "split_tied": "Splitting {name}, which is tied to the current module: together they need {needed} bytes, "
     "{available} are available on {device}.",
+    "resident": "{name} lies on {device}: {needed} bytes of {available}.",
+    "offloaded": "{name} is offloaded to {device}: {needed} bytes of {available}.",
+    "oversized": "{name} lies on {device}, because it is larger than every accelerator: {needed} bytes.",
+    "no_room": "{name} does not fit on {device}: it needs {needed} bytes, {available} are left.",
     "next_device": "Leaving {device}: {name} cannot be split and needs {needed} bytes, {available} are available.",
 }
 
@@ -51,6 +56,28 @@ def empty_devices_notice(required_bytes: Mapping[DeviceKey, float]) -> str:
         f"insufficient memory:\n{lines}\n"
         "These minimum requirements are specific to this allocation attempt and may vary. Consider increasing "
         "the available memory for these devices to at least the specified minimum, or adjusting the model config."
+    )
+
+
+def infeasible_message(
+    block: str, size_bytes: int, mode: str, more_bytes: Mapping[DeviceKey, int], is_proven: bool
+) -> str:
+    """Why there is no plan, and what would make one.
+
+    Args:
+        block: first block without a place in the best partial plan.
+        size_bytes: its size.
+        mode: which tiers were allowed.
+        more_bytes: by device, what alone would be enough.
+        is_proven: there is none; otherwise none was found.
+    """
+    where = {"gpu_only": "on the accelerators", "no_disk": "without disk"}.get(mode, "on the devices named")
+    enough = " or ".join(
+        f"{format_bytes(size)} ({size} bytes) more on {device}" for device, size in more_bytes.items()
+    )
+    verdict = "the model does not fit" if is_proven else "no plan was found that fits the model"
+    return f"{verdict} {where}: '{block}' ({format_bytes(size_bytes)}) is left over; " + (
+        f"{enough} would be enough" if enough else "more room on any single device would not be enough"
     )
 
 

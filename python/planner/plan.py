@@ -1,12 +1,29 @@
-"""What a plan says of devices and decisions; immutable."""
+"""The plan: where everything goes, in bytes and reasons; frozen, comparable, and the same in JSON everywhere."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
 
-from planner.devices import DeviceKey
+from planner.devices import DeviceKey, canonical_device
+from planner.errors import InvalidInputError
 
-__all__ = ["DeviceUsage", "Reason"]
+__all__ = [
+    "Certificate",
+    "DevicePlan",
+    "DeviceUsage",
+    "Plan",
+    "PlanDifference",
+    "Reason",
+    "Setting",
+    "Shortfall",
+    "Source",
+]
+
+SCHEMA = "planner.plan"
+VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +55,8 @@ class Reason:
     """One decision of a strategy.
 
     Args:
-        rule: "fits", "tied", "bound", "fallback", "split", "split_tied" or "next_device".
+        rule: "fits", "tied", "bound", "fallback", "split", "split_tied", "next_device"; of ``auto``: "resident",
+            "offloaded", "oversized".
         name: the module or tensor decided on.
         device: the device it was measured against.
         needed_bytes: what it needs there with all that is tied to it.
@@ -51,3 +69,211 @@ class Reason:
     device: DeviceKey
     needed_bytes: float
     available_bytes: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What was planned: a live "module", a "checkpoint" or a "config"; its digest, blocks and stored bytes."""
+
+    kind: Literal["module", "checkpoint", "config"]
+    fingerprint: str
+    blocks: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicePlan:
+    """One device in a plan: ``budget = headroom + used + reserved + free``, in bytes; None is without limit.
+
+    Args:
+        id: its key.
+        kind: "accelerator", "cpu" or "disk".
+        pool: devices of one pool share their memory.
+        origin: where the budget comes from.
+    """
+
+    id: DeviceKey
+    kind: str
+    pool: str | None
+    budget_bytes: int | None
+    headroom_bytes: int
+    used_bytes: int
+    reserved_bytes: int
+    free_bytes: int | None
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """How good a plan is known to be.
+
+    Args:
+        proven: no plan offloads less.
+        lower_bound_bytes: no plan offloads less than this.
+        gap_bytes: what this plan offloads beyond it.
+        returns: times that execution comes back to a device it had left.
+        returns_lower_bound: no plan with as few offloaded bytes returns less often.
+        steps: steps of the search.
+        stage: which way of placing units gave the plan: "in_order", "other_order", "tie_position", "scattered", "offload",
+            or the name of a strategy without a search.
+    """
+
+    proven: bool
+    lower_bound_bytes: int
+    gap_bytes: int
+    returns: int
+    returns_lower_bound: int
+    steps: int
+    stage: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortfall:
+    """What keeps something off the accelerators: the largest block concerned, and by device the extra bytes that alone
+    would let everything stay there."""
+
+    name: str
+    more_bytes: Mapping[DeviceKey, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A resolved setting: its value as plain data, and who said it."""
+
+    value: Any
+    rank: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanDifference:
+    """A name that two plans place differently; None where a plan has no device for it."""
+
+    name: str
+    left: DeviceKey | None
+    right: DeviceKey | None
+
+    def __str__(self) -> str:
+        return f"{self.name or 'the model'}: {self.left} → {self.right}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """Where a model goes, and why.
+
+    Args:
+        source: what was planned.
+        devices: bytes by device, in order of preference.
+        device_map: names to devices: the fewest keys that cover every tensor, in execution order.
+        execution_map: names to devices, for what runs elsewhere than it lies.
+        offloaded_bytes: bytes by tier, "cpu" and "disk"; where there is no accelerator, the cpu does not count.
+        certificate: how good it is known to be.
+        reasons: every decision.
+        shortfall: what would keep everything on the accelerators; None where it is there.
+        settings: by path, value and rank.
+        provenance: by path, where the setting was said; takes no part in equality, hash and canonical JSON.
+
+    Guarantee: immutable; equal problems give equal plans and the same bytes of canonical JSON.
+    """
+
+    source: Source
+    devices: tuple[DevicePlan, ...]
+    device_map: Mapping[str, DeviceKey]
+    execution_map: Mapping[str, DeviceKey]
+    offloaded_bytes: Mapping[str, int]
+    certificate: Certificate
+    reasons: tuple[Reason, ...]
+    shortfall: Shortfall | None
+    settings: Mapping[str, Setting]
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self, *, provenance: bool = True) -> str:
+        """One line of JSON with sorted keys.
+
+        Args:
+            provenance: include where settings were said; without it, equal plans have equal text.
+        """
+        data: dict[str, Any] = {"schema": SCHEMA, "version": VERSION}
+        data["source"] = asdict(self.source)
+        data["devices"] = [{**asdict(device), "id": str(device.id)} for device in self.devices]
+        data["device_map"] = [[name, device] for name, device in self.device_map.items()]
+        data["execution_map"] = [[name, device] for name, device in self.execution_map.items()]
+        data["offloaded_bytes"] = dict(self.offloaded_bytes)
+        data["certificate"] = asdict(self.certificate)
+        data["reasons"] = [asdict(reason) for reason in self.reasons]
+        data["shortfall"] = None if self.shortfall is None else _shortfall_data(self.shortfall)
+        data["settings"] = {path: asdict(setting) for path, setting in self.settings.items()}
+        if provenance:
+            data["provenance"] = dict(self.provenance)
+        return json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that :meth:`to_json` wrote.
+
+        Raises:
+            InvalidInputError: not JSON, not a plan, or of a version this planner does not know.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise InvalidInputError(f"not a plan: {error}") from error
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            raise InvalidInputError(f"not a plan: the schema is not {SCHEMA!r}")
+        if data.get("version") != VERSION:
+            raise InvalidInputError(
+                f"plan of version {data.get('version')!r}; this planner reads version {VERSION}"
+            )
+        try:
+            return cls(**_parts(data))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InvalidInputError(f"not a plan: {type(error).__name__}: {error}") from error
+
+    def diff(self, other: Plan) -> tuple[PlanDifference, ...]:
+        """Names that the other plan places differently: every key of either map, by its device in both."""
+        names = dict.fromkeys((*self.device_map, *other.device_map))
+        pairs = (
+            (name, _device_of(name, self.device_map), _device_of(name, other.device_map)) for name in names
+        )
+        return tuple(PlanDifference(name, left, right) for name, left, right in pairs if left != right)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.to_json(provenance=False) == other.to_json(provenance=False)
+
+    def __hash__(self) -> int:
+        return hash(self.to_json(provenance=False))
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{device.id}: {device.used_bytes}" for device in self.devices)
+        return f"Plan({self.source.blocks} blocks, used bytes {{{parts}}}, {self.certificate.stage})"
+
+
+def _device_of(name: str, device_map: Mapping[str, DeviceKey]) -> DeviceKey | None:
+    prefix = name
+    while prefix not in device_map and prefix:
+        prefix = prefix.rpartition(".")[0]
+    return device_map.get(prefix)
+
+
+def _shortfall_data(shortfall: Shortfall) -> dict[str, Any]:
+    return {
+        "name": shortfall.name,
+        "more_bytes": {str(key): size for key, size in shortfall.more_bytes.items()},
+    }
+
+
+def _parts(data: dict[str, Any]) -> dict[str, Any]:
+    parts = {entry.name: data[entry.name] for entry in fields(Plan) if entry.name != "provenance"}
+    parts["provenance"] = dict(data.get("provenance", {}))
+    parts["source"] = Source(**parts["source"])
+    parts["devices"] = tuple(
+        DevicePlan(**{**row, "id": canonical_device(row["id"])}) for row in parts["devices"]
+    )
+    parts["device_map"] = dict(parts["device_map"])
+    parts["execution_map"] = dict(parts["execution_map"])
+    parts["certificate"] = Certificate(**parts["certificate"])
+    parts["reasons"] = tuple(Reason(**row) for row in parts["reasons"])
+    if parts["shortfall"] is not None:
+        more = {canonical_device(key): size for key, size in parts["shortfall"]["more_bytes"].items()}
+        parts["shortfall"] = Shortfall(name=parts["shortfall"]["name"], more_bytes=more)
+    parts["settings"] = {path: Setting(**row) for path, row in parts["settings"].items()}
+    return parts

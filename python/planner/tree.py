@@ -23,11 +23,13 @@ class ModuleTree:
 
     Args:
         columns: the flattened tree, owned by the extension.
+        no_split_classes: what the model itself says of classes that must not be split, if it does.
 
     Guarantee: a snapshot; later changes to the model do not reach it. Safe to share between threads.
     """
 
     columns: _core.Tree
+    no_split_classes: tuple[str, ...] = ()
 
     @classmethod
     def from_module(cls, model: nn.Module) -> ModuleTree:
@@ -51,7 +53,9 @@ class ModuleTree:
             >>> ModuleTree.from_module(torch.nn.Sequential(torch.nn.Linear(2, 2))).module_count
             2
         """
-        return cls(_core.Tree.walk(model, _plain_types(), describe_dtype, describe_tensor))
+        columns = _core.Tree.walk(model, _plain_types(), describe_dtype, describe_tensor)
+        # Sorted, because transformers keeps them in a set, whose order is not the same in two processes.
+        return cls(columns, tuple(sorted(getattr(model, "_no_split_modules", None) or ())))
 
     @property
     def module_count(self) -> int:

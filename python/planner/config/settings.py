@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from planner.config.kinds import Leaf, parse_type
@@ -14,6 +15,7 @@ from planner.units import parse_bytes
 __all__ = [
     "DTYPES",
     "SETTINGS",
+    "Auto",
     "Balanced",
     "BalancedLow0",
     "Bytes",
@@ -88,6 +90,16 @@ def read_bytes(said: object) -> int:
     return said
 
 
+def read_room(said: object) -> int | str:
+    """Bytes, or a share of the budget as in "10%". Raises ValueError."""
+    if type(said) is str and said.rstrip().endswith("%"):
+        share = said.rstrip()[:-1].strip()
+        if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,6})?", share) or float(share) > 100:
+            raise ValueError(f"expected a share from 0% to 100%, got {said[:80]!r}")
+        return f"{float(share):g}%"
+    return read_bytes(said)
+
+
 def read_dtype(said: object) -> str:
     """torch's name of an element type, from the name, with or without ``torch.``, or from the object itself.
 
@@ -110,6 +122,7 @@ def read_dtype(said: object) -> str:
 
 Device = Annotated[int | str, Leaf("a device", read_device)]
 Bytes = Annotated[int, Leaf("a size in bytes", read_bytes)]
+Room = Annotated[int | str, Leaf("bytes or a share such as '10%'", read_room)]
 DType = Annotated[str, Leaf("an element type", read_dtype)]
 
 
@@ -131,7 +144,15 @@ class BalancedLow0(Sequential):
     """Spread evenly, but leave the first accelerator room for what generation needs."""
 
 
-Strategy = Sequential | Balanced | BalancedLow0
+@config(tag="auto")
+class Auto:
+    """As little offloaded as can be, proven where the search ends."""
+
+    fill: Literal["even", "fewest", "in_order"] = "even"
+    search_steps: int = 150_000
+
+
+Strategy = Auto | Sequential | Balanced | BalancedLow0
 """All strategies. ``type`` picks one: ``strategy: balanced`` is short for ``strategy: {type: balanced}``."""
 
 
@@ -164,18 +185,39 @@ class Settings:
     Args:
         strategy: how devices are filled.
         max_memory: budget by device; empty for all that is detected, else only what is named.
+        headroom: what stays free of a budget, by device; None for a tenth of what was detected and nothing of what was said.
+        mode: whether something may lie on cpu and disk ("any"), not on disk ("no_disk"), or on accelerators only.
         dtype: what the weights will be loaded as; None for what they are.
         special_dtypes: element type by name of a tensor, against ``dtype``.
-        no_split_module_classes: classes, or base classes, whose modules stay on one device.
+        no_split_module_classes: classes, or base classes, whose modules stay on one device; empty for the model's own.
+        no_split_modules: paths of modules that stay on one device.
+        granularity: what a block is: "block", "module" (blocks that would be offloaded are taken apart, unless they were
+            named here), "expert" (each expert is a block).
+        pin: device by path of a module.
+        forbid: devices that a module may not lie on, by path.
+        keep_together: groups of paths that share a device.
+        execute_offloaded: where offloaded blocks run.
+        staging_blocks: blocks for which room is kept at once while they are streamed.
+        offload_folder: where disk offload would go; without it disk is not detected.
         offload_buffers: whether buffers are offloaded with the parameters.
         model: facts about the model.
     """
 
-    strategy: Strategy = Sequential()
+    strategy: Strategy = Auto()
     max_memory: Mapping[Device, Bytes] = setting(default={}, whole=True)
+    headroom: Mapping[Device, Room] | None = None
+    mode: Literal["any", "no_disk", "gpu_only"] = "any"
     dtype: DType | None = None
     special_dtypes: Mapping[str, DType] = setting(default={})
     no_split_module_classes: tuple[str, ...] = ()
+    no_split_modules: tuple[str, ...] = ()
+    granularity: Literal["block", "module", "expert"] = "block"
+    pin: Mapping[str, Device] = setting(default={})
+    forbid: Mapping[str, tuple[Device, ...]] = setting(default={})
+    keep_together: tuple[tuple[str, ...], ...] = ()
+    execute_offloaded: Literal["accelerator", "cpu"] = "accelerator"
+    staging_blocks: int = 1
+    offload_folder: Path | None = None
     offload_buffers: bool = False
     model: Model = Model()
 

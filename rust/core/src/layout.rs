@@ -195,6 +195,28 @@ impl Layout {
         total
     }
 
+    /// A digest (FNV-1a) of names, structure, stored sizes and ties: equal layouts have equal ones on every machine.
+    pub fn fingerprint(&self) -> u64 {
+        let mut digest = 0xcbf2_9ce4_8422_2325u64;
+        let mut add = |bytes: &[u8]| {
+            for &byte in bytes {
+                digest = (digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+            }
+        };
+        for row in 0..self.tree.len() as NodeId {
+            add(&self.tree.parent(row).to_le_bytes());
+            add(self.tree.local_name(row).as_bytes());
+            match self.tree.tensor_id(row) {
+                None => add(self.tree.class_name(row).unwrap_or_default().as_bytes()),
+                Some(id) => {
+                    add(&self.one_tensor[id as usize].to_le_bytes());
+                    add(&self.planned_bits(id).to_le_bytes());
+                }
+            }
+        }
+        digest
+    }
+
     /// Rows in the order in which accelerate meets tensors: parameters, then buffers module by module.
     pub fn tensor_rows(&self) -> Vec<NodeId> {
         tensor_rows(&self.tree)

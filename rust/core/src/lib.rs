@@ -25,6 +25,7 @@
 
 mod balance;
 mod bits;
+mod blocks;
 mod bonds;
 mod device_map;
 mod error;
@@ -39,10 +40,12 @@ mod ties;
 mod tree;
 
 pub use balance::BalanceFacts;
+pub use blocks::{BlockOptions, BlockUnit, Blocks, Granularity};
 pub use device_map::{KeyTrie, clean, clean_nodes, with_twins};
 pub use error::Error;
 pub use layout::{Cast, Dialect, Explicit, Layout, LayoutOptions, Tied};
 pub use outcome::{Outcome, Placement, Reason, Rule, Usage};
 pub use problem::{Device, DeviceKind, Reserve, SequentialOptions};
+pub use strategy::auto;
 pub use strategy::sequential::sequential;
 pub use tree::{DType, DTypeId, Kind, NodeId, Tensor, TensorId, Tree, TreeBuilder};

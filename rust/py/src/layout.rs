@@ -19,7 +19,7 @@ type DeviceRow = (String, Option<u64>, bool);
 /// Sizes, layers, ties and blocks of a tree.
 #[pyclass(frozen, module = "planner._core")]
 pub(crate) struct Layout {
-    inner: Arc<planner_core::Layout>,
+    pub(crate) inner: Arc<planner_core::Layout>,
 }
 
 #[pymethods]
@@ -127,6 +127,16 @@ impl Layout {
             let sizes = self.inner.stored_sizes(buffers_only);
             sizes.into_iter().map(|(node, bits)| (self.inner.tree().full_name(node), bits)).collect()
         })
+    }
+
+    /// Classes of modules that repeat under numbers.
+    fn repeated_classes(&self, py: Python<'_>) -> Vec<String> {
+        py.detach(|| self.inner.repeated_classes())
+    }
+
+    /// A digest of names, classes, sizes and ties.
+    fn fingerprint(&self, py: Python<'_>) -> String {
+        py.detach(|| format!("{:016x}", self.inner.fingerprint()))
     }
 
     /// Number of tied groups of parameters.

@@ -1,5 +1,6 @@
 //! `planner._core`: the walk over a live module tree, conversion, and one call into `planner_core` each.
 
+mod auto;
 mod errors;
 mod layout;
 mod outcome;
@@ -9,6 +10,8 @@ mod walk;
 /// The extension module.
 #[pyo3::pymodule(gil_used = false)]
 mod _core {
+    #[pymodule_export]
+    use crate::auto::{AutoFailure, AutoPlan, Blocks};
     #[pymodule_export]
     use crate::layout::Layout;
     #[pymodule_export]

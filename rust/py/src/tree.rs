@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use planner_core::{KeyTrie, Kind, clean};
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyTuple, PyType};
 
 use crate::walk::{Guide, walk};
 
@@ -14,6 +14,7 @@ use crate::walk::{Guide, walk};
 pub(crate) struct Tree {
     pub(crate) inner: Arc<planner_core::Tree>,
     can_tie: bool,
+    classes: Vec<Py<PyType>>,
 }
 
 #[pymethods]
@@ -26,14 +27,29 @@ impl Tree {
         describe_dtype: Bound<'py, PyAny>,
         describe_tensor: Bound<'py, PyAny>,
     ) -> PyResult<Self> {
-        let (tree, can_tie) = walk(model, Guide { plain_types, describe_dtype, describe_tensor })?;
-        Ok(Self { inner: tree.into(), can_tie })
+        let (tree, can_tie, classes) = walk(model, Guide { plain_types, describe_dtype, describe_tensor })?;
+        Ok(Self { inner: tree.into(), can_tie, classes })
     }
 
     /// Whether any module's class has `_tie_weights`.
     #[getter]
     fn can_tie(&self) -> bool {
         self.can_tie
+    }
+
+    /// (class name, names of the class and its bases) of every class of modules, the root's first.
+    fn class_bases(&self, py: Python<'_>) -> PyResult<Vec<(String, Vec<String>)>> {
+        let bases = |class: &Py<PyType>| {
+            let class = class.bind(py);
+            let names = class.mro().iter().map(|base| base.getattr("__name__")?.extract());
+            Ok((class.name()?.extract()?, names.collect::<PyResult<_>>()?))
+        };
+        self.classes.iter().map(bases).collect()
+    }
+
+    /// Which names are of rows.
+    fn knows(&self, names: Vec<String>) -> Vec<bool> {
+        self.inner.resolve(&names).iter().map(Option::is_some).collect()
     }
 
     /// Rows: modules and tensors under every name.

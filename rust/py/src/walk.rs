@@ -45,10 +45,10 @@ struct Frame<'py> {
     buffers: Vec<(u32, Kind, TensorId)>,
 }
 
-/// Walks a model; also tells whether any module's class knows how to tie weights.
+/// Walks a model; also tells whether any module's class knows how to tie weights, and which classes there are.
 ///
 /// Identity is an object's address, so every object seen is held until the end.
-pub(crate) fn walk<'py>(model: &Bound<'py, PyAny>, guide: Guide<'py>) -> PyResult<(Tree, bool)> {
+pub(crate) fn walk<'py>(model: &Bound<'py, PyAny>, guide: Guide<'py>) -> PyResult<(Tree, bool, Vec<Py<PyType>>)> {
     let mut walk = Walk {
         py: model.py(),
         plain: guide.plain_types.iter().map(|class| class.as_ptr() as usize).collect(),
@@ -64,9 +64,10 @@ pub(crate) fn walk<'py>(model: &Bound<'py, PyAny>, guide: Guide<'py>) -> PyResul
         dtypes: FxHashMap::default(),
         held: Vec::with_capacity(4096),
         can_tie: false,
+        met_classes: Vec::new(),
     };
     walk.run(model)?;
-    Ok((walk.builder.finish(), walk.can_tie))
+    Ok((walk.builder.finish(), walk.can_tie, walk.met_classes))
 }
 
 struct Walk<'py> {
@@ -83,6 +84,7 @@ struct Walk<'py> {
     dtypes: FxHashMap<usize, (DTypeId, u64)>, // with stored bits
     held: Vec<Bound<'py, PyAny>>,
     can_tie: bool,
+    met_classes: Vec<Py<PyType>>,
 }
 
 impl<'py> Walk<'py> {
@@ -266,7 +268,7 @@ impl<'py> Walk<'py> {
         let name = self.builder.class_id(class.name()?.to_str()?);
         self.can_tie |= class.hasattr(intern!(self.py, "_tie_weights"))?;
         self.classes.insert(class.as_ptr() as usize, name);
-        self.held.push(class.clone().into_any());
+        self.met_classes.push(class.clone().unbind());
         Ok(name)
     }
 

@@ -1,0 +1,163 @@
+"""The `auto` strategy on units: rows for the search, and its answer in names and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from planner import _core
+from planner.blocks import Blocks
+from planner.devices import DeviceKey
+from planner.errors import InfeasibleError
+from planner.explain import infeasible_message
+from planner.plan import Certificate, Reason, Shortfall
+from planner.rooms import Room
+
+__all__ = ["AutoAnswer", "AutoSearch"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoAnswer:
+    """What the search found, in names and bytes."""
+
+    device_map: Mapping[str, DeviceKey]
+    execution_map: Mapping[str, DeviceKey]
+    usage_bytes: tuple[tuple[int, int], ...]  # used and reserved, by room
+    certificate: Certificate
+    reasons: tuple[Reason, ...]
+    shortfall: Shortfall | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoSearch:
+    """One problem for the search.
+
+    Args:
+        blocks: the model.
+        rooms: devices in order of preference.
+        homes: masks of devices by unit, for those that may not lie everywhere.
+        fill, search_steps, mode, execute_offloaded, staging_blocks: see :class:`planner.config.settings.Settings`.
+    """
+
+    blocks: Blocks
+    rooms: tuple[Room, ...]
+    homes: tuple[tuple[int, int], ...]
+    fill: str
+    search_steps: int
+    mode: str
+    execute_offloaded: str
+    staging_blocks: int
+
+    def solve(self) -> AutoAnswer:
+        """The best plan that the search finds.
+
+        Raises:
+            InfeasibleError: none within budgets, constraints and mode.
+        """
+        return self.read(self.blocks.columns.solve(self.row(), list(self.homes), self.options()))
+
+    def row(self) -> tuple[list[tuple[str, int | None, int | None]], list[int]]:
+        """Devices and pools as the extension takes them."""
+        pools = list(dict.fromkeys(room.pool for room in self.rooms if room.pool))
+        sizes = [max(room.capacity_bytes for room in self.rooms if room.pool == pool) * 8 for pool in pools]
+        devices: list[tuple[str, int | None, int | None]] = [
+            (room.kind, room.capacity_bytes * 8, pools.index(room.pool) if room.pool else None)
+            for room in self.rooms
+        ]
+        return devices, sizes
+
+    def options(self) -> tuple[str, int, str, str, int]:
+        """The search's options as the extension takes them."""
+        return (self.fill, self.search_steps, self.mode, self.execute_offloaded, self.staging_blocks)
+
+    def read(self, result: _core.AutoPlan | _core.AutoFailure) -> AutoAnswer:
+        """The answer to this problem."""
+        if isinstance(result, _core.AutoFailure):
+            raise self._infeasible(result)
+        keys = [room.device for room in self.rooms]
+        reasons = self._reasons(result)
+        return AutoAnswer(
+            device_map={name: keys[device] for name, device in result.device_map()},
+            execution_map={name: keys[device] for name, device in result.execution_map()},
+            usage_bytes=tuple((-(-used // 8), -(-reserved // 8)) for used, reserved in result.usage),
+            certificate=_certificate(result),
+            reasons=reasons,
+            shortfall=self._shortfall(result, reasons),
+        )
+
+    def _reasons(self, result: _core.AutoPlan) -> tuple[Reason, ...]:
+        """One for each unit at home, and one more for each accelerator that has no room for an offloaded one."""
+        usage = result.usage
+        free = [
+            room.capacity_bytes - (used + reserved) // 8
+            for room, (used, reserved) in zip(self.rooms, usage, strict=True)
+        ]
+        runs = [room.kind == "accelerator" for room in self.rooms]
+        sizes = self.blocks.unit_bytes()
+        reasons = []
+        for unit, (home, execution, oversized) in enumerate(
+            zip(result.home, result.execution, result.oversized, strict=True)
+        ):
+            name, size = self.blocks.unit_name(unit), sizes[unit]
+            is_offloaded = home != execution or (any(runs) and not runs[home])
+            rule = "oversized" if oversized else "offloaded" if is_offloaded else "resident"
+            room = self.rooms[home]
+            reasons.append(_reason(rule, name, room.device, size, room.capacity_bytes))
+            if is_offloaded:
+                reasons.extend(
+                    _reason("no_room", name, other.device, size, left)
+                    for other, left, is_accelerator in zip(self.rooms, free, runs, strict=True)
+                    if is_accelerator
+                )
+        return tuple(reasons)
+
+    def _shortfall(self, result: _core.AutoPlan, reasons: Sequence[Reason]) -> Shortfall | None:
+        offloaded = [reason for reason in reasons if reason.rule in ("offloaded", "oversized")]
+        if not offloaded:
+            return None
+        more = self.blocks.columns.shortfall(self.row(), list(self.homes), self.options())
+        largest = max(offloaded, key=lambda reason: reason.needed_bytes)
+        return Shortfall(name=largest.name, more_bytes=self._by_device(more))
+
+    def _by_device(self, more_bits: Sequence[int | None]) -> dict[DeviceKey, int]:
+        pairs = zip(self.rooms, more_bits, strict=True)
+        return {room.device: -(-bits // 8) for room, bits in pairs if bits is not None}
+
+    def _infeasible(self, failure: _core.AutoFailure) -> InfeasibleError:
+        keys = [room.device for room in self.rooms]
+        more = self._by_device(failure.more_bits)
+        block = self.blocks.unit_name(failure.unit) if len(self.blocks.columns) else ""
+        partial = {
+            self.blocks.unit_name(unit): keys[home]
+            for unit, home in enumerate(failure.best_partial)
+            if home is not None
+        }
+        size = self.blocks.unit_bytes()[failure.unit] if len(self.blocks.columns) else 0
+        fields: dict[str, Any] = {"more_bytes": more, "best_partial": partial, "is_proven": failure.is_proven}
+        return InfeasibleError(
+            infeasible_message(block, size, self.mode, more, failure.is_proven),
+            block=block,
+            device=None,
+            shortfall_bytes=min(more.values(), default=None),
+            **fields,
+        )
+
+
+def _certificate(result: _core.AutoPlan) -> Certificate:
+    proven, bound_bits, gap_bits, returns, returns_bound, steps, stage = result.certificate
+    return Certificate(
+        proven=proven,
+        lower_bound_bytes=bound_bits // 8,
+        gap_bytes=-(-gap_bits // 8),
+        returns=returns,
+        returns_lower_bound=returns_bound,
+        steps=steps,
+        stage=stage,
+    )
+
+
+def _reason(rule: str, name: str, device: DeviceKey, needed_bytes: int, available_bytes: int) -> Reason:
+    return Reason(
+        rule=rule, name=name, device=device, needed_bytes=needed_bytes, available_bytes=available_bytes
+    )

@@ -1,0 +1,337 @@
+"""`plan()`: from a model and settings to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from planner.automatic import AutoAnswer, AutoSearch
+from planner.balanced import balanced_budgets
+from planner.blocks import Blocks, Constraints, allowed_homes, expand_classes, require_names
+from planner.config import Resolved, Stack
+from planner.config.hf import import_config
+from planner.config.settings import Auto, Balanced, BalancedLow0, Settings
+from planner.devices import Budgets
+from planner.errors import InfeasibleError, InvalidConstraintError
+from planner.layout import Layout
+from planner.plan import Certificate, DevicePlan, Plan, Setting, Source
+from planner.planning import Outcome, sequential
+from planner.rooms import Room, device_rooms
+from planner.tree import ModuleTree
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["plan", "plan_many", "resolve_settings"]
+
+
+def plan(source: nn.Module | ModuleTree, /, *, config: Any = None, **settings: Any) -> Plan:
+    """Where a model goes: by default, as little offloaded as can be.
+
+    Args:
+        source: a live model, or one that was flattened before.
+        config: a file, a mapping, a ``Stack`` or a ``Resolved`` that ``settings`` go on top of. Nothing else is read.
+        settings: as in :class:`planner.config.settings.Settings`: ``max_memory``, ``strategy``, ``mode``, ``pin``, …
+
+    Returns:
+        The plan, with reasons and a certificate.
+
+    Raises:
+        InvalidConfigError: settings that are wrong, all at once. Fields: ``problems``.
+        InvalidConstraintError: names that the model does not have, or constraints that contradict each other. Fields:
+            ``names``, ``suggestions``.
+        InvalidTreeError, InvalidDevicesError: a model or budgets that cannot be planned.
+        InfeasibleError: no plan within budgets and mode. Fields: ``block``, ``shortfall_bytes``, ``more_bytes``,
+            ``best_partial``, ``is_proven``.
+
+    Guarantee: every tensor has a home; shared tensors have one; on every device used + reserved + headroom is within the
+        budget; with ``auto``, nothing is offloaded if any assignment at all is found to fit, and the certificate says
+        whether the offloaded bytes are proven least. The same problem gives the same plan.
+
+    Cost: O(modules + tensors) when blocks fit in order; else at most ``search_steps`` steps more.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(10, 10, bias=False) for _ in range(4)))
+        >>> dict(plan(model, max_memory={0: 800, 1: 800}).device_map)
+        {'0': 0, '1': 0, '2': 1, '3': 1}
+    """
+    return _Request.of(source, config, settings).plan()
+
+
+def plan_many(
+    source: nn.Module | ModuleTree,
+    budgets: Iterable[Mapping[Any, Any]],
+    /,
+    *,
+    config: Any = None,
+    **settings: Any,
+) -> list[Plan | InfeasibleError]:
+    """Plans one model for many budgets, in the order given.
+
+    Args:
+        source: as in :func:`plan`; flattened once.
+        budgets: device to budget, in bytes or words, one mapping for each plan.
+        config: as in :func:`plan`.
+        settings: as in :func:`plan`, without ``max_memory``.
+
+    Returns:
+        A plan for each, or the error where there is none.
+
+    Raises:
+        As :func:`plan`, for anything but a budget that is too small.
+
+    Cost: the searches run on all cores with the GIL released.
+    """
+    rows = list(budgets)
+    if not rows:
+        return []
+    request = _Request.of(source, config, {**settings, "max_memory": rows[0]})
+    return request.plan_many(rows)
+
+
+def resolve_settings(source: Any, config: Any, settings: Mapping[str, Any]) -> Resolved[Settings]:
+    """The settings of one request: what the model says of itself, ``config``, keywords."""
+    stack: Stack[Settings] = Stack.of(Settings, config)
+    told: Any = getattr(source, "config", None)
+    if hasattr(told, "to_dict") and hasattr(told, "model_type"):
+        stack = stack.imported(import_config(told))
+    return (stack.set(**settings) if settings else stack).resolve()
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A model and settings, understood."""
+
+    resolved: Resolved[Settings]
+    layout: Layout
+    explicit_no_split: bool
+
+    @classmethod
+    def of(cls, source: Any, config: Any, settings: Mapping[str, Any]) -> _Request:
+        resolved = resolve_settings(source, config, settings)
+        said = resolved.config
+        tree = source if isinstance(source, ModuleTree) else ModuleTree.from_module(source)
+        classes = expand_classes(tree.columns, said.no_split_module_classes)
+        own = not classes and tree.no_split_classes
+        if own:
+            present = {base for _, line in tree.columns.class_bases() for base in line}
+            classes = expand_classes(
+                tree.columns, [name for name in tree.no_split_classes if name in present]
+            )
+        if not classes and not own:
+            classes = Layout(tree).columns.repeated_classes()
+        layout = Layout(tree, no_split=classes, dtype=said.dtype, special_dtypes=dict(said.special_dtypes))
+        require_names(layout, "special_dtypes", list(said.special_dtypes))
+        require_names(layout, "no_split_modules", list(said.no_split_modules))
+        require_names(layout, "keep_together", [name for group in said.keep_together for name in group])
+        return cls(resolved, layout, bool(said.no_split_module_classes))
+
+    @property
+    def settings(self) -> Settings:
+        return self.resolved.config
+
+    def plan(self) -> Plan:
+        rooms = self._rooms()
+        if not isinstance(self.settings.strategy, Auto):
+            return self._sequential(rooms)
+        return self._automatic(self._blocks(), rooms)
+
+    def plan_many(self, rows: Sequence[Mapping[Any, Any]]) -> list[Plan | InfeasibleError]:
+        requests = [self._with_budgets(row) for row in rows]
+        if not isinstance(self.settings.strategy, Auto) or self.settings.granularity == "module":
+            return [_or_error(request) for request in requests]
+        blocks = self._blocks()
+        searches = [request._search(blocks, request._rooms()) for request in requests]
+        results = blocks.columns.solve_many(
+            [search.row() for search in searches], list(searches[0].homes), searches[0].options()
+        )
+        return [
+            _read_or_error(request, search, result)
+            for request, search, result in zip(requests, searches, results, strict=True)
+        ]
+
+    def _with_budgets(self, row: Mapping[Any, Any]) -> _Request:
+        stack: Stack[Settings] = Stack(Settings, self.resolved.layers)
+        return _Request(stack.set(max_memory=dict(row)).resolve(), self.layout, self.explicit_no_split)
+
+    def _automatic(self, blocks: Blocks, rooms: tuple[Room, ...]) -> Plan:
+        search = self._search(blocks, rooms)
+        answer = search.solve()
+        if self.settings.granularity == "module" and not self.explicit_no_split:
+            offloaded = [
+                reason.name for reason in answer.reasons if reason.rule in ("offloaded", "oversized")
+            ]
+            if offloaded:
+                search = self._search(self._blocks(split=offloaded), rooms)
+                answer = search.solve()
+        return self.answered(search, answer)
+
+    def _search(self, blocks: Blocks, rooms: tuple[Room, ...]) -> AutoSearch:
+        said = self.settings
+        assert isinstance(said.strategy, Auto)
+        constraints = Constraints(pin=said.pin, forbid=said.forbid)
+        return AutoSearch(
+            blocks=blocks,
+            rooms=rooms,
+            homes=tuple(allowed_homes(blocks, constraints, [room.device for room in rooms])),
+            fill=said.strategy.fill,
+            search_steps=said.strategy.search_steps,
+            mode=said.mode,
+            execute_offloaded=said.execute_offloaded,
+            staging_blocks=said.staging_blocks,
+        )
+
+    def answered(self, search: AutoSearch, answer: AutoAnswer) -> Plan:
+        devices = tuple(
+            _device_plan(room, used, reserved)
+            for room, (used, reserved) in zip(search.rooms, answer.usage_bytes, strict=True)
+        )
+        return Plan(
+            source=_source(self, search.blocks.block_count),
+            devices=devices,
+            device_map=answer.device_map,
+            execution_map=answer.execution_map,
+            offloaded_bytes=_offloaded(devices),
+            certificate=answer.certificate,
+            reasons=answer.reasons,
+            shortfall=answer.shortfall,
+            settings=self.setting_values(),
+            provenance=self.provenance(),
+        )
+
+    def _rooms(self) -> tuple[Room, ...]:
+        said = self.settings
+        origins = {device: str(self.resolved.origin(("max_memory", device))) for device in said.max_memory}
+        return device_rooms(said.max_memory, said.headroom, origins, said.offload_folder)
+
+    def _blocks(self, split: Sequence[str] = ()) -> Blocks:
+        said = self.settings
+        return Blocks(
+            self.layout,
+            granularity="expert" if said.granularity == "expert" else "block",
+            no_split=said.no_split_modules,
+            split=split,
+            together=said.keep_together,
+        )
+
+    def _sequential(self, rooms: tuple[Room, ...]) -> Plan:
+        strategy = self.settings.strategy
+        assert not isinstance(strategy, Auto)
+        for name in ("pin", "forbid", "keep_together", "no_split_modules"):
+            if getattr(self.settings, name):
+                raise InvalidConstraintError(
+                    f"{name} needs strategy 'auto'; accelerate's strategies know no constraints",
+                    names=(name,),
+                    suggestions=(),
+                )
+        budgets: Budgets = {room.device: room.capacity_bytes for room in rooms}
+        if isinstance(strategy, Balanced | BalancedLow0):
+            low_zero = isinstance(strategy, BalancedLow0)
+            budgets = balanced_budgets(self.layout.balance_facts(), budgets, low_zero=low_zero)
+        if self.settings.mode != "any":
+            budgets.setdefault("disk", 0)
+        if self.settings.mode == "gpu_only":
+            budgets = {device: 0 if device in ("cpu", "disk") else size for device, size in budgets.items()}
+        outcome = sequential(
+            self.layout, budgets, fallback_allocation=strategy.fallback_allocation, reserve=strategy.reserve
+        )
+        return _sequential_plan(self, rooms, outcome)
+
+    def setting_values(self) -> dict[str, Setting]:
+        found = {}
+        for path, answer in self.resolved.answers.items():
+            if answer.shape == "leaf":
+                found[_dotted(path)] = Setting(value=answer.written, rank=answer.origin.rank.name.lower())
+        return found
+
+    def provenance(self) -> dict[str, str]:
+        answers = self.resolved.answers.items()
+        return {_dotted(path): str(answer.origin) for path, answer in answers if answer.shape == "leaf"}
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path))
+
+
+def _or_error(request: _Request) -> Plan | InfeasibleError:
+    try:
+        return request.plan()
+    except InfeasibleError as error:
+        return error
+
+
+def _read_or_error(request: _Request, search: AutoSearch, result: Any) -> Plan | InfeasibleError:
+    try:
+        return request.answered(search, search.read(result))
+    except InfeasibleError as error:
+        return error
+
+
+def _sequential_plan(request: _Request, rooms: tuple[Room, ...], outcome: Outcome) -> Plan:
+    used = {usage.device: usage for usage in outcome.usage}
+    devices = tuple(
+        _device_plan(room, used[room.device].used_bytes, used[room.device].reserved_bytes) for room in rooms
+    )
+    if "disk" not in {room.device for room in rooms} and used["disk"].used_bytes:
+        disk = DevicePlan(
+            id="disk", kind="disk", pool=None, budget_bytes=None, headroom_bytes=0, used_bytes=used["disk"].used_bytes,
+            reserved_bytes=0, free_bytes=None, origin="accelerate's strategies use disk without being asked",
+        )  # fmt: skip
+        devices = (*devices, disk)
+    offloaded = _offloaded(devices)
+    total = sum(offloaded.values())
+    return Plan(
+        source=_source(request, 0),
+        devices=devices,
+        device_map=outcome.device_map(),
+        execution_map={},
+        offloaded_bytes=offloaded,
+        certificate=Certificate(
+            proven=total == 0,
+            lower_bound_bytes=0,
+            gap_bytes=total,
+            returns=0,
+            returns_lower_bound=0,
+            steps=0,
+            stage="sequential",
+        ),
+        reasons=outcome.reasons,
+        shortfall=None,
+        settings=request.setting_values(),
+        provenance=request.provenance(),
+    )
+
+
+def _source(request: _Request, blocks: int) -> Source:
+    total = request.layout.balance_facts().total_bytes
+    return Source(
+        kind="module",
+        fingerprint=request.layout.columns.fingerprint(),
+        blocks=blocks,
+        total_bytes=int(-(-total // 1)),
+    )
+
+
+def _device_plan(room: Room, used_bytes: int, reserved_bytes: int) -> DevicePlan:
+    return DevicePlan(
+        id=room.device,
+        kind=room.kind,
+        pool=room.pool,
+        budget_bytes=room.budget_bytes,
+        headroom_bytes=room.headroom_bytes,
+        used_bytes=used_bytes,
+        reserved_bytes=reserved_bytes,
+        free_bytes=max(0, room.capacity_bytes - used_bytes - reserved_bytes),
+        origin=room.origin,
+    )
+
+
+def _offloaded(devices: Sequence[DevicePlan]) -> dict[str, int]:
+    """Bytes by tier; where there is no accelerator, what lies on the cpu runs there."""
+    has_accelerator = any(device.kind == "accelerator" and device.budget_bytes for device in devices)
+    on = {
+        kind: sum(device.used_bytes for device in devices if device.kind == kind) for kind in ("cpu", "disk")
+    }
+    return {"cpu": on["cpu"] if has_accelerator else 0, "disk": on["disk"]}

@@ -1,0 +1,283 @@
+//! The units that are placed as a whole, in execution order.
+//!
+//! A *block* is the topmost module that must not be split, or a module or tensor beside such modules. Blocks that share a
+//! tensor, or that the user wants together, are one *unit*: its bytes are the union of theirs.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crate::bits::BitSet;
+use crate::layout::{Layout, root_of};
+use crate::tree::{Kind, NodeId, Tree};
+
+/// How fine blocks are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Granularity {
+    /// No-split modules whole.
+    #[default]
+    Block,
+    /// Each numbered expert inside a no-split module is a block of its own.
+    Expert,
+}
+
+/// What shapes units, by row.
+#[derive(Debug, Clone, Default)]
+pub struct BlockOptions {
+    /// Modules that stay whole, whatever their class.
+    pub no_split_rows: Vec<NodeId>,
+    /// Modules that are taken apart though their class says otherwise; their children become blocks.
+    pub split_rows: Vec<NodeId>,
+    /// How fine.
+    pub granularity: Granularity,
+    /// Rows that must share a home; whole blocks are meant.
+    pub together: Vec<Vec<NodeId>>,
+}
+
+/// One or several blocks that share a home.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockUnit {
+    /// Execution positions of its members, ascending.
+    pub positions: Vec<u32>,
+    /// Its tensors as stored, each once.
+    pub bits: u64,
+    /// Its largest member: what is on an accelerator at once while it is streamed.
+    pub streamed_bits: u64,
+    /// Whether it holds buffers only.
+    pub is_silent: bool,
+}
+
+/// A model cut into units.
+#[derive(Debug)]
+pub struct Blocks {
+    /// Rows of each block, in execution order; several where experts were taken out of one.
+    pub blocks: Vec<Vec<NodeId>>,
+    /// Units in the order of their first positions.
+    pub units: Vec<BlockUnit>,
+    unit_at: Vec<u32>,          // by position
+    starts: Vec<(NodeId, u32)>, // (row, position), by row
+}
+
+impl Blocks {
+    /// Cuts a model.
+    ///
+    /// # Cost
+    ///
+    /// O(rows), plus the members of units.
+    pub fn new(layout: &Layout, options: &BlockOptions) -> Self {
+        let blocks = Cutter::new(layout, options).cut();
+        let mut starts: Vec<(NodeId, u32)> = Vec::new();
+        for (position, rows) in blocks.iter().enumerate() {
+            starts.extend(rows.iter().map(|&row| (row, position as u32)));
+        }
+        starts.sort_unstable();
+        let mut this = Self { blocks, units: Vec::new(), unit_at: Vec::new(), starts };
+        this.join(layout, &options.together);
+        this
+    }
+
+    /// The unit at an execution position.
+    pub fn unit_at(&self, position: u32) -> u32 {
+        self.unit_at[position as usize]
+    }
+
+    /// Units with a block inside a row, or the one that holds it.
+    pub fn units_of(&self, tree: &Tree, row: NodeId) -> Vec<u32> {
+        let from = self.starts.partition_point(|&(start, _)| start < row);
+        let to = self.starts.partition_point(|&(start, _)| start < tree.end(row));
+        let inside = self.starts[from..to].iter();
+        let around = self.starts[..from].iter().rev().find(|(start, _)| tree.contains(*start, row));
+        let mut units: Vec<u32> = inside.chain(around).map(|&(_, position)| self.unit_at(position)).collect();
+        units.sort_unstable();
+        units.dedup();
+        units
+    }
+
+    /// Joins blocks that share a tensor or are wanted together.
+    fn join(&mut self, layout: &Layout, together: &[Vec<NodeId>]) {
+        let tree = layout.tree();
+        let held: Vec<Held> = self.weigh(layout);
+        let mut parent: Vec<u32> = (0..self.blocks.len() as u32).collect();
+        let mut holder: HashMap<u32, u32> = HashMap::new();
+        for (position, held) in held.iter().enumerate() {
+            for &id in &held.shared {
+                let first = *holder.entry(id).or_insert(position as u32);
+                unite(&mut parent, first, position as u32);
+            }
+        }
+        for rows in together {
+            let is_member =
+                |start: NodeId| rows.iter().any(|&row| tree.contains(row, start) || tree.contains(start, row));
+            let members: Vec<u32> =
+                self.starts.iter().filter(|(start, _)| is_member(*start)).map(|&(_, p)| p).collect();
+            for pair in members.windows(2) {
+                unite(&mut parent, pair[0], pair[1]);
+            }
+        }
+        let mut members: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for position in 0..self.blocks.len() as u32 {
+            members.entry(root_of(&mut parent, position)).or_default().push(position);
+        }
+        self.unit_at = vec![0; self.blocks.len()];
+        for (index, positions) in members.into_values().enumerate() {
+            let mut unit = BlockUnit { positions, bits: 0, streamed_bits: 0, is_silent: true };
+            let mut union: HashSet<u32> = HashSet::new();
+            for &position in &unit.positions {
+                self.unit_at[position as usize] = index as u32;
+                let held = &held[position as usize];
+                unit.bits += held.own_bits;
+                unit.streamed_bits = unit.streamed_bits.max(held.own_bits + total_bits(layout, held.shared.iter()));
+                unit.is_silent &= held.is_silent;
+                union.extend(&held.shared);
+            }
+            unit.bits += total_bits(layout, union.iter());
+            self.units.push(unit);
+        }
+    }
+
+    /// What each block holds.
+    fn weigh(&self, layout: &Layout) -> Vec<Held> {
+        let tree = layout.tree();
+        let one = |row: NodeId| tree.tensor_id(row).map(|id| layout.one_tensor[id as usize]);
+        let mut rows_of = vec![0u8; layout.one_tensor.len()];
+        for id in (0..tree.len() as NodeId).filter_map(one) {
+            rows_of[id as usize] = rows_of[id as usize].saturating_add(1);
+        }
+        let weigh = |rows: &Vec<NodeId>| {
+            let mut held = Held { own_bits: 0, shared: Vec::new(), is_silent: true };
+            for row in rows.iter().flat_map(|&row| row..tree.end(row)) {
+                let Some(id) = one(row) else { continue };
+                held.is_silent &= tree.kind(row) != Kind::Parameter;
+                match rows_of[id as usize] {
+                    1 => held.own_bits += layout.planned_bits(id) as u64,
+                    _ => held.shared.push(id),
+                }
+            }
+            held.shared.sort_unstable();
+            held.shared.dedup();
+            held
+        };
+        self.blocks.iter().map(weigh).collect()
+    }
+}
+
+/// Tensors of one block: bits of those that no other row holds, and ids of the others.
+struct Held {
+    own_bits: u64,
+    shared: Vec<u32>,
+    is_silent: bool,
+}
+
+fn unite(parent: &mut [u32], a: u32, b: u32) {
+    let (a, b) = (root_of(parent, a), root_of(parent, b));
+    parent[a.max(b) as usize] = a.min(b);
+}
+
+fn total_bits<'a>(layout: &Layout, ids: impl Iterator<Item = &'a u32>) -> u64 {
+    ids.map(|&id| layout.planned_bits(id) as u64).sum()
+}
+
+/// Walks down to the blocks.
+struct Cutter<'a> {
+    layout: &'a Layout,
+    whole: BitSet,
+    holds_whole: BitSet, // some module inside must stay whole
+    split: BitSet,
+    granularity: Granularity,
+}
+
+impl<'a> Cutter<'a> {
+    fn new(layout: &'a Layout, options: &BlockOptions) -> Self {
+        let tree = layout.tree();
+        let len = tree.len();
+        let (mut whole, mut holds_whole, mut split) = (BitSet::new(len), BitSet::new(len), BitSet::new(len));
+        options.split_rows.iter().for_each(|&row| split.insert(row));
+        options.no_split_rows.iter().for_each(|&row| whole.insert(row));
+        for row in (1..len as NodeId).rev() {
+            if layout.is_no_split(row) && !split.contains(row) {
+                whole.insert(row);
+            }
+            if whole.contains(row) || holds_whole.contains(row) {
+                holds_whole.insert(tree.parent(row));
+            }
+        }
+        Self { layout, whole, holds_whole, split, granularity: options.granularity }
+    }
+
+    fn cut(&self) -> Vec<Vec<NodeId>> {
+        let tree = self.layout.tree();
+        let mut blocks = Vec::new();
+        let mut open = vec![0];
+        while let Some(row) = open.pop() {
+            let is_open = row == 0 || self.split.contains(row) || self.holds_whole.contains(row);
+            if is_open && !(self.whole.contains(row) && row != 0) {
+                let children: Vec<NodeId> = tree.children(row).filter(|&child| !self.layout.is_twin(child)).collect();
+                open.extend(children.into_iter().rev());
+            } else if (row..tree.end(row)).any(|inner| !tree.is_module(inner)) {
+                self.block(row, &mut blocks);
+            }
+        }
+        blocks
+    }
+
+    /// A block, or what is left of it and its experts.
+    fn block(&self, row: NodeId, blocks: &mut Vec<Vec<NodeId>>) {
+        let experts = if self.granularity == Granularity::Expert { self.experts(row) } else { Vec::new() };
+        if experts.is_empty() {
+            blocks.push(vec![row]);
+            return;
+        }
+        let tree = self.layout.tree();
+        let mut rest = Vec::new();
+        let mut open = vec![row];
+        while let Some(part) = open.pop() {
+            if experts.binary_search(&part).is_ok() {
+                continue;
+            }
+            if experts
+                .get(experts.partition_point(|&expert| expert < part))
+                .is_some_and(|&expert| tree.contains(part, expert))
+            {
+                let children: Vec<NodeId> = tree.children(part).collect();
+                open.extend(children.into_iter().rev());
+            } else if (part..tree.end(part)).any(|inner| !tree.is_module(inner)) {
+                rest.push(part);
+            }
+        }
+        if !rest.is_empty() {
+            blocks.push(rest);
+        }
+        blocks.extend(experts.into_iter().map(|expert| vec![expert]));
+    }
+
+    /// Numbered modules directly inside a module called `experts`.
+    fn experts(&self, block: NodeId) -> Vec<NodeId> {
+        let tree = self.layout.tree();
+        let is_expert = |&row: &NodeId| {
+            tree.is_module(row)
+                && tree.local_name(row).bytes().all(|byte| byte.is_ascii_digit())
+                && tree.local_name(tree.parent(row)) == "experts"
+                && (row..tree.end(row)).any(|inner| !tree.is_module(inner))
+        };
+        (block + 1..tree.end(block)).filter(is_expert).collect()
+    }
+}
+
+impl Layout {
+    /// Class names of modules that a parent holds several of under numbers, and that hold tensors: what repeats is a block.
+    pub fn repeated_classes(&self) -> Vec<String> {
+        let tree = self.tree();
+        let mut found: BTreeMap<&str, ()> = BTreeMap::new();
+        let mut counts: HashMap<(NodeId, &str), u32> = HashMap::new();
+        for row in 1..tree.len() as NodeId {
+            let Some(class) = tree.class_name(row) else { continue };
+            let is_numbered = tree.local_name(row).bytes().all(|byte| byte.is_ascii_digit());
+            if is_numbered && !self.is_twin(row) && (row..tree.end(row)).any(|inner| !tree.is_module(inner)) {
+                let count = counts.entry((tree.parent(row), class)).or_default();
+                *count += 1;
+                if *count == 2 {
+                    found.insert(class, ());
+                }
+            }
+        }
+        found.into_keys().map(String::from).collect()
+    }
+}

@@ -1,0 +1,181 @@
+//! Units anywhere: as many bits as can be resident, each unit on one device.
+
+use super::scene::Scene;
+use super::steps::Steps;
+use super::stock::{Stock, Stocked, stock};
+use super::{branch, table};
+
+/// What must fit where.
+#[derive(Debug)]
+pub(crate) struct Task<'a> {
+    pub(crate) scene: &'a Scene<'a>,
+    /// Room for resident units on each bin.
+    pub(crate) limits: Vec<u64>,
+    /// The same for each pool.
+    pub(crate) pools: Vec<u64>,
+    /// Classes that must be resident.
+    pub(crate) must: Vec<bool>,
+    /// No packing can offload less.
+    pub(crate) floor: u64,
+}
+
+/// How many units of each class lie where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Packing {
+    /// By bin and class.
+    pub(crate) counts: Vec<Vec<u32>>,
+    /// By class.
+    pub(crate) off: Vec<u32>,
+    pub(crate) off_bits: u64,
+    pub(crate) stock: Stock,
+}
+
+impl Packing {
+    /// What is made as small as can be.
+    pub(crate) fn cost(&self) -> (u64, u64) {
+        (self.off_bits, self.stock.disk_bits)
+    }
+}
+
+/// The best packing found, and whether nothing can be better.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    pub(crate) best: Option<Packing>,
+    /// No packing offloads less, whatever is on disk.
+    pub(crate) is_complete: bool,
+}
+
+impl Packed {
+    pub(crate) fn offer(&mut self, packing: Packing) {
+        if self.best.as_ref().is_none_or(|best| packing.cost() < best.cost()) {
+            self.best = Some(packing);
+        }
+    }
+}
+
+impl<'a> Task<'a> {
+    /// With room kept on a bin, and everything larger than what it is kept for resident.
+    pub(crate) fn new(scene: &'a Scene<'a>, streaming: Option<(usize, u64)>) -> Option<Self> {
+        let mut limits: Vec<u64> = scene.bins.iter().map(|bin| bin.capacity).collect();
+        let mut pools = scene.pools.clone();
+        let largest = streaming.map(|(_, largest)| largest);
+        if let Some((bin, largest)) = streaming {
+            limits[bin] = limits[bin].checked_sub(scene.room(largest))?;
+            if let Some(pool) = scene.bins[bin].pool {
+                pools[pool] = pools[pool].checked_sub(scene.room(largest))?;
+            }
+        }
+        let must: Vec<bool> = scene.classes.iter().map(|class| class.must_stay(largest)).collect();
+        let mut task = Self { scene, limits, pools, must, floor: 0 };
+        let room = joint_room(scene, &task.limits, &task.pools);
+        let is_forced = |index: usize| scene.classes[index].is_forced_off();
+        if (0..task.must.len()).any(|index| task.must[index] && is_forced(index)) || task.sum(|i| task.must[i]) > room {
+            return None;
+        }
+        task.floor = task.sum(is_forced).max(scene.total.saturating_sub(room)).max(largest.unwrap_or(0));
+        Some(task)
+    }
+
+    /// With nothing kept and nothing that must be resident.
+    pub(crate) fn relaxed(scene: &'a Scene<'a>) -> Self {
+        let limits = scene.bins.iter().map(|bin| bin.capacity).collect();
+        Self { scene, limits, pools: scene.pools.clone(), must: vec![false; scene.classes.len()], floor: 0 }
+    }
+
+    /// Bits of some classes.
+    fn sum(&self, of: impl Fn(usize) -> bool) -> u64 {
+        let classes = self.scene.classes.iter().enumerate().filter(|(index, _)| of(*index));
+        classes.map(|(_, class)| class.bits * u64::from(class.count())).sum()
+    }
+
+    /// Room left on the cpu beside resident units.
+    pub(crate) fn cpu_room(&self, counts: &[Vec<u32>]) -> Option<u64> {
+        let Some(cpu) = self.scene.cpu else { return Some(0) };
+        let Some(pool) = cpu.pool else { return Some(cpu.capacity) };
+        let mates = self.scene.bins.iter().zip(counts).filter(|(bin, _)| bin.pool == Some(pool));
+        let used: u64 = mates.map(|(_, row)| weigh(self.scene, row)).sum();
+        self.pools[pool].checked_sub(used).map(|left| left.min(cpu.capacity))
+    }
+
+    /// A packing with its homes for what is offloaded; nothing where there are none. The flag says whether the search
+    /// for those was complete.
+    pub(crate) fn close(&self, counts: Vec<Vec<u32>>, steps: &mut Steps) -> (Option<Packing>, bool) {
+        let mut off: Vec<u32> = self.scene.classes.iter().map(super::scene::Class::count).collect();
+        for row in &counts {
+            off.iter_mut().zip(row).for_each(|(left, &count)| *left -= count);
+        }
+        for (count, class) in off.iter_mut().zip(&self.scene.classes) {
+            if class.bits == 0 && !class.is_forced_off() {
+                *count = 0; // these weigh nothing and join their neighbours
+            }
+        }
+        if off.iter().zip(&self.must).any(|(&count, &must)| must && count > 0) {
+            return (None, true);
+        }
+        let Some(room) = self.cpu_room(&counts) else { return (None, true) };
+        let Stocked { best, is_complete } = stock(self.scene, &off, room, steps);
+        let off_bits = weigh(self.scene, &off);
+        (best.map(|stock| Packing { counts, off, off_bits, stock }), is_complete)
+    }
+}
+
+/// What bins hold together.
+pub(crate) fn joint_room(scene: &Scene, limits: &[u64], pools: &[u64]) -> u64 {
+    let mut sum = 0u64;
+    let mut pooled = vec![0u64; pools.len()];
+    for (bin, &limit) in scene.bins.iter().zip(limits) {
+        match bin.pool {
+            Some(pool) => pooled[pool] = pooled[pool].saturating_add(limit),
+            None => sum = sum.saturating_add(limit),
+        }
+    }
+    pooled.iter().zip(pools).fold(sum, |sum, (&own, &joint)| sum.saturating_add(own.min(joint)))
+}
+
+/// Bits of counts by class.
+pub(crate) fn weigh(scene: &Scene, counts: &[u32]) -> u64 {
+    scene.classes.iter().zip(counts).map(|(class, &count)| class.bits * u64::from(count)).sum()
+}
+
+/// The best packing that beats a cost.
+pub(crate) fn pack(task: &Task, below: Option<(u64, u64)>, steps: &mut Steps) -> Packed {
+    let mut packed = Packed { best: None, is_complete: false };
+    if let (Some(packing), _) = task.close(best_fit(task), steps) {
+        packed.offer(packing);
+    }
+    if packed.best.as_ref().is_some_and(|best| best.cost() <= (task.floor, 0)) {
+        packed.is_complete = true;
+        return packed;
+    }
+    if !table::search(task, &mut packed, steps) {
+        branch::search(task, below, &mut packed, steps);
+    }
+    packed
+}
+
+/// Largest first, each to the bin with the least room that takes it.
+pub(crate) fn best_fit(task: &Task) -> Vec<Vec<u32>> {
+    let scene = task.scene;
+    let mut limits = task.limits.clone();
+    let mut pools = task.pools.clone();
+    let mut counts = vec![vec![0u32; scene.classes.len()]; scene.bins.len()];
+    for must in [true, false] {
+        for (index, class) in scene.classes.iter().enumerate().filter(|(index, _)| task.must[*index] == must) {
+            let mut left = class.count();
+            while left > 0 && class.bits > 0 {
+                let room = |bin: usize| scene.bins[bin].pool.map_or(limits[bin], |pool| limits[bin].min(pools[pool]));
+                let fits = (0..limits.len()).filter(|&bin| class.allows(bin) && room(bin) >= class.bits);
+                let Some(bin) = fits.min_by_key(|&bin| room(bin)) else { break };
+                let taken = (room(bin) / class.bits).min(u64::from(left)) as u32;
+                let bits = class.bits * u64::from(taken);
+                limits[bin] -= bits;
+                if let Some(pool) = scene.bins[bin].pool {
+                    pools[pool] -= bits;
+                }
+                counts[bin][index] += taken;
+                left -= taken;
+            }
+        }
+    }
+    counts
+}

@@ -1,0 +1,123 @@
+//! A plan while it is searched for: where each unit lies, and who executes what is offloaded.
+
+use super::model::Fill;
+use super::scene::Scene;
+use super::stock::Stock;
+
+/// Where a unit lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Bin(usize),
+    Cpu,
+    Disk,
+}
+
+/// A place for every unit, and the bin to which offloaded ones are streamed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) places: Vec<Place>,
+    pub(crate) streamer: Option<usize>,
+}
+
+/// Bits by device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Load {
+    pub(crate) used: Vec<u64>,
+    pub(crate) reserved: Vec<u64>,
+}
+
+impl Plan {
+    pub(crate) fn home(&self, scene: &Scene, unit: u32) -> Option<u32> {
+        match self.places[unit as usize] {
+            Place::Bin(bin) => scene.bins.get(bin).map(|bin| bin.device),
+            Place::Cpu => scene.cpu.map(|cpu| cpu.device),
+            Place::Disk => scene.disk.map(|disk| disk.device),
+        }
+    }
+
+    pub(crate) fn executor(&self, scene: &Scene, unit: u32) -> Option<u32> {
+        match self.places[unit as usize] {
+            Place::Bin(bin) => scene.bins.get(bin).map(|bin| bin.device),
+            _ if scene.class(unit).by_cpu => scene.cpu.map(|cpu| cpu.device),
+            _ => self.streamer.and_then(|bin| scene.bins.get(bin)).map(|bin| bin.device),
+        }
+    }
+
+    /// Changes of the executing device beyond those that its number of devices needs.
+    pub(crate) fn returns(&self, scene: &Scene) -> u32 {
+        let counted = (0..scene.units.len() as u32).filter(|&unit| !scene.units[unit as usize].is_silent);
+        let (mut seen, mut last, mut runs) = (0u64, None, 0u32);
+        for executor in counted.filter_map(|unit| self.executor(scene, unit)) {
+            if last != Some(executor) {
+                (last, runs) = (Some(executor), runs + 1);
+                seen |= 1 << executor;
+            }
+        }
+        runs - seen.count_ones()
+    }
+
+    /// What the fill makes as small as can be.
+    pub(crate) fn unevenness(&self, scene: &Scene) -> Vec<u64> {
+        let load = self.load(scene);
+        let used = || scene.bins.iter().map(|bin| (load.used[bin.device as usize], bin.capacity));
+        let fraction = |(used, capacity): (u64, u64)| (u128::from(used) << 62).div_ceil(u128::from(capacity)) as u64;
+        let peak = used().map(fraction).max().unwrap_or(0);
+        match scene.options.fill {
+            Fill::Even => vec![peak],
+            Fill::Fewest => vec![used().filter(|(used, _)| *used > 0).count() as u64, peak],
+            Fill::InOrder => used().map(|(used, _)| u64::MAX - used).collect(),
+        }
+    }
+
+    /// Changes of the home along the execution order.
+    pub(crate) fn breaks(&self) -> usize {
+        self.places.windows(2).filter(|pair| pair[0] != pair[1]).count()
+    }
+
+    pub(crate) fn load(&self, scene: &Scene) -> Load {
+        let mut load = Load { used: vec![0; scene.device_count], reserved: vec![0; scene.device_count] };
+        for unit in 0..scene.units.len() as u32 {
+            let (Some(home), Some(executor)) = (self.home(scene, unit), self.executor(scene, unit)) else { continue };
+            load.used[home as usize] += scene.units[unit as usize].bits;
+            if home != executor {
+                let room = scene.room(scene.class(unit).streamed);
+                let reserved = &mut load.reserved[executor as usize];
+                *reserved = room.max(*reserved);
+            }
+        }
+        load
+    }
+
+    /// Every unit has a home and an executor, and no device or pool holds more than it can.
+    pub(crate) fn is_valid(&self, scene: &Scene) -> bool {
+        let all = 0..scene.units.len() as u32;
+        let load = self.load(scene);
+        let mut pools = vec![0u64; scene.pools.len()];
+        let holders = scene.bins.iter().chain(&scene.cpu).chain(&scene.disk);
+        for holder in holders {
+            let sum = load.used[holder.device as usize] + load.reserved[holder.device as usize];
+            if sum > holder.capacity {
+                return false;
+            }
+            if let Some(pool) = holder.pool {
+                pools[pool] += sum;
+            }
+        }
+        pools.iter().zip(&scene.pools).all(|(used, joint)| used <= joint)
+            && all.into_iter().all(|unit| {
+                self.home(scene, unit).is_some_and(|home| scene.units[unit as usize].homes >> home & 1 == 1)
+                    && self.executor(scene, unit).is_some()
+            })
+    }
+}
+
+/// Puts offloaded units on cpu and disk as their classes say, the first of each class on the cpu.
+pub(crate) fn lay_out(scene: &Scene, places: &mut [Place], off: &[bool], stock: &Stock) {
+    let mut on_cpu = stock.on_cpu.clone();
+    on_cpu.resize(scene.classes.len(), 0);
+    for unit in (0..places.len()).filter(|&unit| off[unit]) {
+        let left = &mut on_cpu[scene.class_of[unit] as usize];
+        places[unit] = if *left > 0 { Place::Cpu } else { Place::Disk };
+        *left = left.saturating_sub(1);
+    }
+}

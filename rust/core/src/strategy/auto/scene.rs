@@ -1,0 +1,204 @@
+//! The problem as the search sees it: devices that execute, devices that only hold, and classes of like units.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use super::model::{Device, Execute, Failure, Kind, Mode, Options, Unit};
+
+/// Stands for no limit; sums of such numbers do not overflow.
+pub(crate) const UNLIMITED: u64 = u64::MAX / 256;
+
+/// A device that may execute, or that may hold what is offloaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bin {
+    pub(crate) device: u32,
+    pub(crate) capacity: u64,
+    /// Set only where another device of the search shares the memory.
+    pub(crate) pool: Option<usize>,
+}
+
+/// Units that differ in nothing but their place.
+#[derive(Debug, Clone)]
+pub(crate) struct Class {
+    pub(crate) bits: u64,
+    pub(crate) streamed: u64,
+    /// Bins it may be at home on and that are large enough for it.
+    pub(crate) bins: u64,
+    pub(crate) on_cpu: bool,
+    pub(crate) on_disk: bool,
+    /// The cpu executes it when it is offloaded.
+    pub(crate) by_cpu: bool,
+    pub(crate) units: Vec<u32>,
+}
+
+impl Class {
+    pub(crate) fn count(&self) -> u32 {
+        self.units.len() as u32
+    }
+
+    pub(crate) fn can_offload(&self) -> bool {
+        self.on_cpu || self.on_disk
+    }
+
+    pub(crate) fn allows(&self, bin: usize) -> bool {
+        self.bins >> bin & 1 == 1
+    }
+
+    /// Cannot be offloaded while nothing larger than this is streamed to an accelerator.
+    pub(crate) fn must_stay(&self, largest: Option<u64>) -> bool {
+        !self.can_offload() || (!self.by_cpu && largest.is_none_or(|largest| self.streamed > largest))
+    }
+
+    pub(crate) fn is_forced_off(&self) -> bool {
+        self.bins == 0
+    }
+}
+
+/// Everything that does not change during the search.
+#[derive(Debug)]
+pub(crate) struct Scene<'a> {
+    pub(crate) units: &'a [Unit],
+    pub(crate) device_count: usize,
+    pub(crate) options: &'a Options,
+    /// Otherwise the cpu is the only bin.
+    pub(crate) has_accelerator: bool,
+    /// Devices that execute, in the order given.
+    pub(crate) bins: Vec<Bin>,
+    pub(crate) cpu: Option<Bin>,
+    pub(crate) disk: Option<Bin>,
+    pub(crate) pools: Vec<u64>,
+    /// Largest first.
+    pub(crate) classes: Vec<Class>,
+    pub(crate) class_of: Vec<u32>,
+    pub(crate) oversized: Vec<bool>,
+    pub(crate) total: u64,
+}
+
+impl<'a> Scene<'a> {
+    pub(crate) fn new(units: &'a [Unit], devices: &[Device], options: &'a Options) -> Result<Self, Failure> {
+        if devices.len() > u64::BITS as usize {
+            return Err(Failure::TooManyDevices { count: devices.len() });
+        }
+        let total = units.iter().try_fold(0u64, |sum, unit| sum.checked_add(unit.bits));
+        let total = total.filter(|&total| total < UNLIMITED).ok_or(Failure::TooLarge)?;
+        let Sides { has_accelerator, bins, cpu, disk, pools } = sides(devices, options);
+        let mut scene = Self {
+            units,
+            device_count: devices.len(),
+            options,
+            has_accelerator,
+            bins,
+            cpu,
+            disk,
+            pools,
+            classes: Vec::new(),
+            class_of: Vec::new(),
+            oversized: Vec::new(),
+            total,
+        };
+        scene.classify();
+        Ok(scene)
+    }
+
+    fn classify(&mut self) {
+        let has_accelerator = self.has_accelerator;
+        let widest = self.bins.iter().map(|bin| bin.capacity).max().unwrap_or(0);
+        let mut classes: BTreeMap<_, Vec<u32>> = BTreeMap::new();
+        for (index, unit) in self.units.iter().enumerate() {
+            let key = (Reverse(unit.bits), unit.streamed_bits.min(unit.bits), unit.homes);
+            classes.entry(key).or_default().push(index as u32);
+        }
+        self.class_of = vec![0; self.units.len()];
+        self.oversized = vec![false; self.units.len()];
+        for ((Reverse(bits), streamed, homes), units) in classes {
+            let is_oversized = has_accelerator && bits > widest && self.room(streamed) > widest;
+            let may = |bin: &Bin| homes >> bin.device & 1 == 1;
+            let fits = self.bins.iter().enumerate().filter(|(_, bin)| may(bin) && bits <= bin.capacity);
+            let by_cpu = has_accelerator && (is_oversized || self.options.execute_offloaded == Execute::Cpu);
+            let can_execute = !by_cpu || self.cpu.is_some();
+            let class = Class {
+                bits,
+                streamed,
+                bins: fits.fold(0, |mask, (index, _)| mask | 1 << index),
+                on_cpu: can_execute && self.cpu.as_ref().is_some_and(may),
+                on_disk: can_execute && self.disk.as_ref().is_some_and(may),
+                by_cpu,
+                units,
+            };
+            for &unit in &class.units {
+                self.class_of[unit as usize] = self.classes.len() as u32;
+                self.oversized[unit as usize] = is_oversized && self.cpu.is_some();
+            }
+            self.classes.push(class);
+        }
+    }
+
+    /// Class of a unit.
+    pub(crate) fn class(&self, unit: u32) -> &Class {
+        &self.classes[self.class_of[unit as usize] as usize]
+    }
+
+    /// Room to keep for streaming pieces of a size.
+    pub(crate) fn room(&self, streamed: u64) -> u64 {
+        streamed.saturating_mul(u64::from(self.options.staging_blocks)).min(UNLIMITED)
+    }
+
+    /// Two devices that execute share memory.
+    pub(crate) fn has_shared_bins(&self) -> bool {
+        let pools: Vec<usize> = self.bins.iter().filter_map(|bin| bin.pool).collect();
+        pools.iter().enumerate().any(|(index, pool)| pools[..index].contains(pool))
+    }
+
+    /// The cpu shares memory with a device that executes.
+    pub(crate) fn has_shared_cpu(&self) -> bool {
+        self.cpu.is_some_and(|cpu| cpu.pool.is_some())
+    }
+
+    /// Runs tell whether there are returns: no unit is ignored in counting them, and none that weighs nothing could be
+    /// offloaded to be executed elsewhere.
+    pub(crate) fn is_plain(&self) -> bool {
+        let is_loose = |class: &Class| {
+            let is_free = class.bins.count_ones() == self.bins.len() as u32;
+            class.bits == 0 && class.can_offload() && (class.by_cpu || !is_free)
+        };
+        self.units.iter().all(|unit| !unit.is_silent) && !self.classes.iter().any(is_loose)
+    }
+
+    /// Units that can be at home on no device that executes.
+    pub(crate) fn forced_counts(&self) -> Vec<u32> {
+        self.classes.iter().map(|class| if class.is_forced_off() { class.count() } else { 0 }).collect()
+    }
+}
+
+/// Devices by what they do.
+struct Sides {
+    has_accelerator: bool,
+    bins: Vec<Bin>,
+    cpu: Option<Bin>,
+    disk: Option<Bin>,
+    pools: Vec<u64>,
+}
+
+fn sides(devices: &[Device], options: &Options) -> Sides {
+    let pool_of = |device: &Device| device.pool.map(|pool| pool as usize).filter(|&pool| pool < options.pools.len());
+    let capacity_of = |device: &Device| {
+        let own = device.capacity_bits.unwrap_or(UNLIMITED).min(UNLIMITED);
+        pool_of(device).map_or(own, |pool| own.min(options.pools[pool]))
+    };
+    let live = || devices.iter().enumerate().filter(|(_, device)| capacity_of(device) > 0);
+    let has_accelerator = live().any(|(_, device)| device.kind == Kind::Accelerator);
+    let executes = if has_accelerator { Kind::Accelerator } else { Kind::Cpu };
+    let make = |(index, device): (usize, &Device)| Bin {
+        device: index as u32,
+        capacity: capacity_of(device),
+        pool: pool_of(device).filter(|&pool| live().filter(|(_, other)| pool_of(other) == Some(pool)).count() > 1),
+    };
+    let first = |kind| live().find(|(_, device)| device.kind == kind).map(make);
+    let bins: Vec<Bin> = live().filter(|(_, device)| device.kind == executes).map(make).collect();
+    let bins = if has_accelerator { bins } else { bins.into_iter().take(1).collect() };
+    let may_offload = options.mode != Mode::GpuOnly;
+    let cpu = if has_accelerator && may_offload { first(Kind::Cpu) } else { None };
+    let disk = if options.mode == Mode::Any { first(Kind::Disk) } else { None };
+    let pools = options.pools.iter().map(|&pool| pool.min(UNLIMITED)).collect();
+    Sides { has_accelerator, bins, cpu, disk: disk.map(|disk| Bin { pool: None, ..disk }), pools }
+}

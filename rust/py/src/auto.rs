@@ -1,0 +1,330 @@
+//! The `auto` strategy: a model cut into units, and plans of where each goes.
+
+use std::sync::Arc;
+
+use planner_core::auto::{
+    self, Attempt, Execute, Failure, Fill, Kind, Mode, Options, Solution, Stage, UNPLACED, Verdict,
+};
+use planner_core::{BlockOptions, Granularity, Placement, clean_nodes, with_twins};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::layout::Layout;
+
+/// (kind, capacity in bits or None, pool or None)
+type DeviceRow = (String, Option<u64>, Option<u32>);
+/// (stage, verdict, first unit left over, offloaded bits)
+type AttemptRow = (&'static str, &'static str, Option<u32>, Option<u64>);
+/// Devices and the joint capacity of each pool.
+type Row = (Vec<DeviceRow>, Vec<u64>);
+
+/// A layout cut into units.
+#[pyclass(frozen, module = "planner._core")]
+pub(crate) struct Blocks {
+    layout: Arc<planner_core::Layout>,
+    inner: Arc<planner_core::Blocks>,
+    units: Arc<Vec<auto::Unit>>,
+}
+
+#[pymethods]
+impl Blocks {
+    /// Cuts a layout. Names are of rows that exist; `homes` are masks of devices by unit, for units that may not lie anywhere.
+    #[new]
+    #[pyo3(signature = (layout, *, granularity="block", no_split=Vec::new(), split=Vec::new(), together=Vec::new()))]
+    fn new(
+        py: Python<'_>,
+        layout: &Layout,
+        granularity: &str,
+        no_split: Vec<String>,
+        split: Vec<String>,
+        together: Vec<Vec<String>>,
+    ) -> PyResult<Self> {
+        let granularity = match granularity {
+            "block" => Granularity::Block,
+            "expert" => Granularity::Expert,
+            other => return Err(PyValueError::new_err(format!("granularity {other:?} is not block or expert"))),
+        };
+        let layout = layout.inner.clone();
+        let inner = py.detach(|| {
+            let tree = layout.tree();
+            let rows = |names: &[String]| tree.resolve(names).into_iter().flatten().collect::<Vec<u32>>();
+            let options = BlockOptions {
+                no_split_rows: rows(&no_split),
+                split_rows: rows(&split),
+                granularity,
+                together: together.iter().map(|names| rows(names)).collect(),
+            };
+            planner_core::Blocks::new(&layout, &options)
+        });
+        let unit = |unit: &planner_core::BlockUnit| auto::Unit {
+            bits: unit.bits,
+            streamed_bits: unit.streamed_bits,
+            positions: unit.positions.clone(),
+            is_silent: unit.is_silent,
+            homes: u64::MAX,
+        };
+        let units = Arc::new(inner.units.iter().map(unit).collect());
+        Ok(Self { layout, inner: inner.into(), units })
+    }
+
+    /// Blocks, before ties join them.
+    #[getter]
+    fn block_count(&self) -> usize {
+        self.inner.blocks.len()
+    }
+
+    /// Number of units.
+    fn __len__(&self) -> usize {
+        self.units.len()
+    }
+
+    /// Stored bits of each unit.
+    fn unit_bits(&self) -> Vec<u64> {
+        self.units.iter().map(|unit| unit.bits).collect()
+    }
+
+    /// Names of the modules and tensors of a unit.
+    fn unit_names(&self, unit: u32) -> Vec<String> {
+        let Some(unit) = self.units.get(unit as usize) else { return Vec::new() };
+        let rows = unit.positions.iter().flat_map(|&position| &self.inner.blocks[position as usize]);
+        rows.map(|&row| self.layout.tree().full_name(row)).collect()
+    }
+
+    /// Units inside, or around, each named row; empty where the name is unknown.
+    fn units_of(&self, names: Vec<String>) -> Vec<Vec<u32>> {
+        let tree = self.layout.tree();
+        let units = |row: Option<u32>| row.map_or(Vec::new(), |row| self.inner.units_of(tree, row));
+        tree.resolve(&names).into_iter().map(units).collect()
+    }
+
+    /// Plans. `homes` masks the devices of single units; `options` are (fill, search steps, mode, execute, staging blocks).
+    fn solve(
+        &self,
+        py: Python<'_>,
+        row: Row,
+        homes: Vec<(u32, u64)>,
+        options: (String, u64, String, String, u32),
+    ) -> PyResult<Py<PyAny>> {
+        let units = self.masked(homes);
+        let (devices, options) = read(row, &options)?;
+        let result = py.detach(|| auto::solve(&units, &devices, &options));
+        self.wrap(py, result)
+    }
+
+    /// Plans for many rows of devices on all cores.
+    fn solve_many(
+        &self,
+        py: Python<'_>,
+        rows: Vec<Row>,
+        homes: Vec<(u32, u64)>,
+        options: (String, u64, String, String, u32),
+    ) -> PyResult<Vec<Py<PyAny>>> {
+        let units = self.masked(homes);
+        let rows = rows.into_iter().map(|row| read(row, &options)).collect::<PyResult<Vec<_>>>()?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = rows.len().div_ceil(cores).max(1);
+        let results = py.detach(|| {
+            std::thread::scope(|scope| {
+                let plan = |part: &[(Vec<auto::Device>, Options)]| -> Vec<_> {
+                    part.iter().map(|(devices, options)| auto::solve(&units, devices, options)).collect()
+                };
+                let workers: Vec<_> = rows.chunks(share).map(|part| scope.spawn(move || plan(part))).collect();
+                workers.into_iter().map(|worker| worker.join()).collect::<Result<Vec<_>, _>>()
+            })
+        });
+        let results = results.map_err(|_| PyRuntimeError::new_err("a planning thread died"))?;
+        results.into_iter().flatten().map(|result| self.wrap(py, result)).collect()
+    }
+
+    /// Least extra bits on each single device that would let nothing be offloaded; None where no amount does.
+    fn shortfall(
+        &self,
+        py: Python<'_>,
+        row: Row,
+        homes: Vec<(u32, u64)>,
+        options: (String, u64, String, String, u32),
+    ) -> PyResult<Vec<Option<u64>>> {
+        let units = self.masked(homes);
+        let (devices, options) = read(row, &options)?;
+        Ok(py.detach(|| auto::shortfall(&units, &devices, &options)))
+    }
+}
+
+impl Blocks {
+    fn masked(&self, homes: Vec<(u32, u64)>) -> Arc<Vec<auto::Unit>> {
+        if homes.is_empty() {
+            return self.units.clone();
+        }
+        let mut units = (*self.units).clone();
+        for (unit, mask) in homes {
+            if let Some(unit) = units.get_mut(unit as usize) {
+                unit.homes &= mask;
+            }
+        }
+        units.into()
+    }
+
+    fn wrap(&self, py: Python<'_>, result: Result<Solution, Failure>) -> PyResult<Py<PyAny>> {
+        match result {
+            Ok(solution) => {
+                let (layout, blocks, units) = (self.layout.clone(), self.inner.clone(), self.units.clone());
+                Ok(Py::new(py, AutoPlan { layout, blocks, units, solution })?.into_any())
+            }
+            Err(Failure::Infeasible { unit, more_bits, is_proven, best_partial, tried }) => {
+                let best_partial = best_partial.into_iter().map(|home| (home != UNPLACED).then_some(home)).collect();
+                let tried = attempts(&tried);
+                Ok(Py::new(py, AutoFailure { unit, more_bits, is_proven, best_partial, tried })?.into_any())
+            }
+            Err(other) => Err(PyValueError::new_err(other.to_string())),
+        }
+    }
+}
+
+/// Where each unit goes.
+#[pyclass(frozen, module = "planner._core")]
+pub(crate) struct AutoPlan {
+    layout: Arc<planner_core::Layout>,
+    blocks: Arc<planner_core::Blocks>,
+    units: Arc<Vec<auto::Unit>>,
+    solution: Solution,
+}
+
+#[pymethods]
+impl AutoPlan {
+    /// (name, device index): the fewest keys that cover every tensor, in execution order.
+    fn device_map(&self, py: Python<'_>) -> Vec<(String, u32)> {
+        py.detach(|| self.keys(|unit| Some(self.solution.home[unit])))
+    }
+
+    /// (name, device index) of what runs elsewhere than it lies.
+    fn execution_map(&self, py: Python<'_>) -> Vec<(String, u32)> {
+        let (home, execution) = (&self.solution.home, &self.solution.execution);
+        py.detach(|| self.keys(|unit| (home[unit] != execution[unit]).then_some(execution[unit])))
+    }
+
+    /// Device index of each unit.
+    #[getter]
+    fn home(&self) -> Vec<u32> {
+        self.solution.home.clone()
+    }
+
+    /// Device index where each unit runs.
+    #[getter]
+    fn execution(&self) -> Vec<u32> {
+        self.solution.execution.clone()
+    }
+
+    /// Whether each unit is too large for every accelerator.
+    #[getter]
+    fn oversized(&self) -> Vec<bool> {
+        self.solution.oversized.clone()
+    }
+
+    /// Bits per device: used, reserved.
+    #[getter]
+    fn usage(&self) -> Vec<(u64, u64)> {
+        self.solution.used_bits.iter().copied().zip(self.solution.reserved_bits.iter().copied()).collect()
+    }
+
+    /// (proven, lower bound bits, gap bits, returns, returns lower bound, steps, stage)
+    #[getter]
+    fn certificate(&self) -> (bool, u64, u64, u32, u32, u64, &'static str) {
+        let c = &self.solution.certificate;
+        (c.proven, c.lower_bound_bits, c.gap_bits, c.returns, c.returns_lower_bound, c.steps, stage_name(c.stage))
+    }
+
+    /// What was tried, in order.
+    #[getter]
+    fn tried(&self) -> Vec<AttemptRow> {
+        attempts(&self.solution.tried)
+    }
+}
+
+impl AutoPlan {
+    fn keys(&self, device_of: impl Fn(usize) -> Option<u32>) -> Vec<(String, u32)> {
+        let tree = self.layout.tree();
+        let mut placements = Vec::new();
+        for (position, rows) in self.blocks.blocks.iter().enumerate() {
+            let Some(device) = device_of(self.blocks.unit_at(position as u32) as usize) else { continue };
+            placements.extend(rows.iter().map(|&node| Placement { node, device, is_lead: true }));
+        }
+        let is_partial = placements.len() < self.blocks.blocks.iter().map(Vec::len).sum();
+        debug_assert_eq!(self.solution.home.len(), self.units.len());
+        let entries = with_twins(tree, &placements);
+        // Keys that leave others out must not be grouped under a name that covers those, too.
+        let entries = if is_partial { entries } else { clean_nodes(tree, &entries) };
+        entries.into_iter().map(|(node, device)| (tree.full_name(node), device)).collect()
+    }
+}
+
+/// Why there is no plan.
+#[pyclass(frozen, module = "planner._core", get_all)]
+pub(crate) struct AutoFailure {
+    unit: u32,
+    more_bits: Vec<Option<u64>>,
+    is_proven: bool,
+    best_partial: Vec<Option<u32>>,
+    tried: Vec<AttemptRow>,
+}
+
+fn read((devices, pools): Row, options: &(String, u64, String, String, u32)) -> PyResult<(Vec<auto::Device>, Options)> {
+    let read_device = |(kind, capacity_bits, pool): DeviceRow| {
+        let kind = match kind.as_str() {
+            "accelerator" => Kind::Accelerator,
+            "cpu" => Kind::Cpu,
+            "disk" => Kind::Disk,
+            other => return Err(unknown("device kind", other)),
+        };
+        Ok(auto::Device { kind, capacity_bits, pool })
+    };
+    let (fill, search_steps, mode, execute, staging_blocks) = options;
+    let options = Options {
+        fill: match fill.as_str() {
+            "even" => Fill::Even,
+            "fewest" => Fill::Fewest,
+            "in_order" => Fill::InOrder,
+            other => return Err(unknown("fill", other)),
+        },
+        search_steps: *search_steps,
+        mode: match mode.as_str() {
+            "any" => Mode::Any,
+            "no_disk" => Mode::NoDisk,
+            "gpu_only" => Mode::GpuOnly,
+            other => return Err(unknown("mode", other)),
+        },
+        execute_offloaded: match execute.as_str() {
+            "accelerator" => Execute::Accelerator,
+            "cpu" => Execute::Cpu,
+            other => return Err(unknown("execute_offloaded", other)),
+        },
+        staging_blocks: *staging_blocks,
+        pools,
+    };
+    Ok((devices.into_iter().map(read_device).collect::<PyResult<_>>()?, options))
+}
+
+fn unknown(what: &str, word: &str) -> PyErr {
+    PyValueError::new_err(format!("{what} {word:?} is not known"))
+}
+
+fn attempts(tried: &[Attempt]) -> Vec<AttemptRow> {
+    let row = |attempt: &Attempt| {
+        let verdict = match attempt.verdict {
+            Verdict::Fits => "fits",
+            Verdict::DoesNotFit => "does_not_fit",
+            Verdict::Undecided => "undecided",
+        };
+        (stage_name(attempt.stage), verdict, attempt.unit, attempt.offloaded_bits)
+    };
+    tried.iter().map(row).collect()
+}
+
+fn stage_name(stage: Stage) -> &'static str {
+    match stage {
+        Stage::InOrder => "in_order",
+        Stage::OtherOrder => "other_order",
+        Stage::TiePosition => "tie_position",
+        Stage::Scattered => "scattered",
+        Stage::Offload => "offload",
+    }
+}
