@@ -35,7 +35,7 @@ from planner.check import check, is_valid
 from planner.compat.transformers import infer_auto_device_map as planner_transformers_map
 from planner.planning import Layout, plan_many, sequential
 from planner.tree import ModuleTree
-from timing import NOT_RUN, TURN_S, Timing, race, slope, table, times, words
+from timing import NOT_RUN, TURN_S, Timing, race, ratio, slope, table, times, words
 
 GIB = 1 << 30
 LEAF_BYTES = 1024
@@ -56,9 +56,7 @@ class Row:
     def ratio(self, above: str, below: str, *, cold: bool = False) -> float | None:
         """How many times as long `above` takes as `below`; None where one of them has no time."""
         pair = [self.timings.get(name, NOT_RUN) for name in (above, below)]
-        if not all(timing.runs for timing in pair):
-            return None
-        return pair[0].cold_seconds / pair[1].cold_seconds if cold else pair[0].seconds / pair[1].seconds
+        return ratio(*(timing.cold_turns if cold else timing.turns for timing in pair))
 
 
 @dataclass
@@ -159,7 +157,7 @@ def llama_rows(quick: bool) -> Iterator[Row]:
 
 
 def expert_rows(quick: bool) -> Iterator[Row]:
-    layers, rounds = (6, 3) if quick else (58, 7)
+    layers, rounds = (6, 3) if quick else (58, 11)
     model = models.mixture_of_experts(layers)
     name = f"MoE, {layers} x 256 experts"
     budgets = shared_out(model, 16, 0.95)
@@ -401,6 +399,17 @@ def as_markdown(report: Report) -> str:
     )
 
 
+def as_json(report: Report) -> str:
+    document = asdict(report)
+    for row, entry in zip(report.rows, document["rows"], strict=True):
+        entry["timings"] = {
+            name: {"seconds": timing.seconds, "cold_seconds": timing.cold_seconds, "turns": len(timing.turns)}
+            for name, timing in row.timings.items()
+            if timing.turns
+        }
+    return json.dumps(document, indent=1)
+
+
 def measure(quick: bool) -> Report:
     report = Report(environment())
     sources: list[Callable[[bool], Iterator[Row]]] = [llama_rows, expert_rows, block_rows]
@@ -430,7 +439,7 @@ def main() -> None:
         print(json.dumps(memory_of(options.memory_of)))
         return
     report = measure(options.quick)
-    print(json.dumps(asdict(report), indent=1) if options.json else as_markdown(report))
+    print(as_json(report) if options.json else as_markdown(report))
 
 
 if __name__ == "__main__":

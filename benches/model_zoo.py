@@ -70,7 +70,7 @@ def names(kinds: tuple[str, ...] = tuple(KINDS)) -> list[str]:
 
 
 def build(name: str) -> Any:
-    """A model of this class on the meta device, tied, in bfloat16. Raises whatever its class raises."""
+    """A model of this class on the meta device, tied. Raises whatever its class raises."""
     cls = getattr(transformers, name)
     errors = []
     for shrink in (True, False):

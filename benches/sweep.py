@@ -53,7 +53,7 @@ def options(dialect: str, model: Any) -> Iterator[dict[str, Any]]:
         yield {}
     if dialect == "accelerate":
         yield {"no_split_module_classes": no_split, "fallback_allocation": True}
-        yield {"no_split_module_classes": no_split, "dtype": "float32", "clean_result": False}
+        yield {"no_split_module_classes": no_split, "dtype": "bfloat16", "clean_result": False}
     else:
         yield {"no_split_module_classes": set(no_split), "clean_result": False}
 

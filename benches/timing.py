@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-__all__ = ["NOT_RUN", "TURN_S", "Timing", "race", "slope", "table", "times", "words"]
+__all__ = ["NOT_RUN", "TURN_S", "Timing", "race", "ratio", "slope", "table", "times", "words"]
 
 TIME_LIMIT_S = 240.0
 SLOW_S = 3.0
@@ -21,22 +21,43 @@ TURN_S = 0.01
 
 @dataclass(frozen=True)
 class Timing:
-    """Median seconds of one contender; `runs` is 0 where it was stopped at the limit or not started.
+    """Seconds of one contender, turn by turn: the median of each turn, and its first call alone.
 
-    `cold_seconds` is the median over the first calls of its turns alone, when the caches hold others' work.
+    A first call is cold: the caches hold others' work. `limit_s` is set where the contender was stopped, and there are
+    no turns then, nor where it was not started.
     """
 
-    seconds: float
-    runs: int
-    cold_seconds: float
+    turns: tuple[float, ...] = ()
+    cold_turns: tuple[float, ...] = ()
+    limit_s: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self.turns)
+
+    @property
+    def cold_seconds(self) -> float:
+        return statistics.median(self.cold_turns)
 
     def __str__(self) -> str:
-        if not self.runs:
-            return f"> {self.seconds:.0f} s" if self.seconds else "not run"
-        return words(self.seconds) + ("" if self.runs > 1 else "*")
+        if not self.turns:
+            return f"> {self.limit_s:.0f} s" if self.limit_s else "not run"
+        return words(self.seconds) + ("" if len(self.turns) > 1 else "*")
 
 
-NOT_RUN = Timing(0.0, 0, 0.0)
+NOT_RUN = Timing()
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> float | None:
+    """How many times as long one takes as the other: the median over rounds, so that a slow spell hits both.
+
+    Of medians, where one of them was called once only; None where one of them has no time.
+    """
+    if not above or not below:
+        return None
+    if len(above) != len(below):
+        return statistics.median(above) / statistics.median(below)
+    return statistics.median(one / other for one, other in zip(above, below, strict=True))
 
 
 @contextmanager
@@ -90,19 +111,18 @@ def race(
                 with time_limit(TIME_LIMIT_S):
                     first, results[name] = seconds_of(call)
             except TimeoutError:
-                timings[name] = Timing(TIME_LIMIT_S, 0, 0.0)
+                timings[name] = Timing(limit_s=TIME_LIMIT_S)
                 continue
             if first > SLOW_S:
-                timings[name] = Timing(first, 1, first)
+                timings[name] = Timing((first,), (first,))
         repeated = [name for name in contenders if name not in timings]
         for _ in range(rounds):
             order.shuffle(repeated)  # so that nobody always follows the one that warms the caches for him
             for name in repeated:
                 spent[name].append(one_turn(contenders[name]))
     for name in repeated:
-        calls = [seconds for turn in spent[name] for seconds in turn]
-        cold = statistics.median(turn[0] for turn in spent[name])
-        timings[name] = Timing(statistics.median(calls), len(calls), cold)
+        medians = tuple(statistics.median(turn) for turn in spent[name])
+        timings[name] = Timing(medians, tuple(turn[0] for turn in spent[name]))
     return {name: timings[name] for name in contenders}, results
 
 

@@ -1,6 +1,6 @@
 """planner: where each module of a PyTorch model goes, and why."""
 
-from planner.check import Finding, check
+from planner.check import Finding, check, is_valid
 from planner.compat.accelerate import (
     calculate_maximum_sizes,
     check_device_map,
@@ -71,6 +71,7 @@ __all__ = [
     "get_module_size_with_ties",
     "infer_auto_device_map",
     "init_empty_weights",
+    "is_valid",
     "named_module_tensors",
     "plan",
     "plan_many",

@@ -94,7 +94,7 @@ class AutoSearch:
             for room, (used, reserved) in zip(self.rooms, usage, strict=True)
         ]
         runs = [room.kind == "accelerator" for room in self.rooms]
-        sizes = self.blocks.unit_bytes()
+        sizes = self.blocks.unit_bytes
         reasons = []
         for unit, (home, execution, oversized) in enumerate(
             zip(result.home, result.execution, result.oversized, strict=True)
@@ -133,7 +133,7 @@ class AutoSearch:
             for unit, home in enumerate(failure.best_partial)
             if home is not None
         }
-        size = self.blocks.unit_bytes()[failure.unit] if len(self.blocks.columns) else 0
+        size = self.blocks.unit_bytes[failure.unit] if len(self.blocks.columns) else 0
         fields: dict[str, Any] = {"more_bytes": more, "best_partial": partial, "is_proven": failure.is_proven}
         return InfeasibleError(
             infeasible_message(block, size, self.mode, more, failure.is_proven),

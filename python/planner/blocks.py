@@ -35,10 +35,12 @@ class Blocks:
         split: paths of blocks that are taken apart all the same.
         together: groups of paths that share a device.
 
+    Attributes: ``unit_names``, the modules and tensors of each unit; ``unit_bytes``, their stored bytes, rounded up.
+
     Guarantee: immutable.
     """
 
-    __slots__ = ("columns", "layout")
+    __slots__ = ("columns", "layout", "unit_bytes", "unit_names")
 
     def __init__(
         self,
@@ -57,19 +59,17 @@ class Blocks:
             split=list(split),
             together=[list(names) for names in together],
         )
+        self.unit_names: tuple[tuple[str, ...], ...] = tuple(map(tuple, self.columns.unit_names()))
+        self.unit_bytes: tuple[int, ...] = tuple(-(-bits // 8) for bits in self.columns.unit_bits())
 
     @property
     def block_count(self) -> int:
         """Blocks, before anything joins them."""
         return self.columns.block_count
 
-    def unit_bytes(self) -> list[int]:
-        """Stored bytes of each unit, rounded up."""
-        return [-(-bits // 8) for bits in self.columns.unit_bits()]
-
     def unit_name(self, unit: int) -> str:
         """A name for a unit: that of its first module or tensor."""
-        names = self.columns.unit_names(unit)
+        names = self.unit_names[unit]
         return names[0] if names else ""
 
 

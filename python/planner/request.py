@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from planner.automatic import AutoAnswer, AutoSearch
 from planner.balanced import balanced_budgets
 from planner.blocks import Blocks, Constraints, allowed_homes, expand_classes, require_names
 from planner.config import Resolved, Stack
+from planner.config.evaluate import Answer
 from planner.config.hf import import_config
-from planner.config.settings import Auto, Balanced, BalancedLow0, Settings
-from planner.devices import Budgets
-from planner.errors import InfeasibleError, InvalidConstraintError
+from planner.config.settings import Auto, Balanced, BalancedLow0, Settings, read_bytes, read_device
+from planner.devices import Budgets, DeviceKey
+from planner.errors import InfeasibleError, InvalidConstraintError, InvalidDevicesError
 from planner.layout import Layout
 from planner.plan import Certificate, DevicePlan, Plan, Setting, Source
 from planner.planning import Outcome, sequential
@@ -107,6 +108,7 @@ class _Request:
     resolved: Resolved[Settings]
     layout: Layout
     explicit_no_split: bool
+    budgets: Mapping[DeviceKey, int]
 
     @classmethod
     def of(cls, source: Any, config: Any, settings: Mapping[str, Any]) -> _Request:
@@ -126,7 +128,7 @@ class _Request:
         require_names(layout, "special_dtypes", list(said.special_dtypes))
         require_names(layout, "no_split_modules", list(said.no_split_modules))
         require_names(layout, "keep_together", [name for group in said.keep_together for name in group])
-        return cls(resolved, layout, bool(said.no_split_module_classes))
+        return cls(resolved, layout, bool(said.no_split_module_classes), said.max_memory)
 
     @property
     def settings(self) -> Settings:
@@ -153,8 +155,12 @@ class _Request:
         ]
 
     def _with_budgets(self, row: Mapping[Any, Any]) -> _Request:
-        stack: Stack[Settings] = Stack(Settings, self.resolved.layers)
-        return _Request(stack.set(max_memory=dict(row)).resolve(), self.layout, self.explicit_no_split)
+        """The same request for other budgets, read as the settings read them."""
+        try:
+            budgets = {read_device(key): read_bytes(size) for key, size in row.items()}
+        except ValueError as error:
+            raise InvalidDevicesError(f"budgets {dict(row)!r}: {error}", device=None) from error
+        return replace(self, budgets=budgets)
 
     def _automatic(self, blocks: Blocks, rooms: tuple[Room, ...]) -> Plan:
         search = self._search(blocks, rooms)
@@ -203,8 +209,13 @@ class _Request:
 
     def _rooms(self) -> tuple[Room, ...]:
         said = self.settings
-        origins = {device: str(self.resolved.origin(("max_memory", device))) for device in said.max_memory}
-        return device_rooms(said.max_memory, said.headroom, origins, said.offload_folder)
+        answers = self.resolved.answers
+        origin = str(answers[("max_memory",)].origin)
+        origins = {
+            device: str(answers[path].origin) if (path := ("max_memory", device)) in answers else origin
+            for device in self.budgets
+        }
+        return device_rooms(self.budgets, said.headroom, origins, said.offload_folder)
 
     def _blocks(self, split: Sequence[str] = ()) -> Blocks:
         said = self.settings
@@ -240,15 +251,35 @@ class _Request:
         return _sequential_plan(self, rooms, outcome)
 
     def setting_values(self) -> dict[str, Setting]:
-        found = {}
-        for path, answer in self.resolved.answers.items():
-            if answer.shape == "leaf":
-                found[_dotted(path)] = Setting(value=answer.written, rank=answer.origin.rank.name.lower())
-        return found
+        found = {
+            _dotted(path): Setting(value=answer.written, rank=answer.origin.rank.name.lower())
+            for path, answer in self._leaves()
+        }
+        if self.budgets is not self.settings.max_memory:
+            found.update(
+                {f"max_memory.{key}": Setting(value=size, rank="user") for key, size in self.budgets.items()}
+            )
+        return dict(sorted(found.items()))
 
     def provenance(self) -> dict[str, str]:
-        answers = self.resolved.answers.items()
-        return {_dotted(path): str(answer.origin) for path, answer in answers if answer.shape == "leaf"}
+        return {_dotted(path): str(answer.origin) for path, answer in self._leaves()}
+
+    def _leaves(self) -> list[tuple[tuple[Any, ...], Answer]]:
+        """Answers to the settings, without budgets that this request replaces."""
+        is_replaced = self.budgets is not self.settings.max_memory
+        return [
+            (path, answer)
+            for path, answer in self.resolved.answers.items()
+            if answer.shape == "leaf" and not (is_replaced and path[0] == "max_memory")
+        ]
+
+
+def _own_classes(tree: ModuleTree) -> list[str]:
+    """What the model says of classes that must stay whole, as far as it has them; else the classes of what repeats."""
+    if tree.no_split_classes:
+        named = set(tree.no_split_classes)
+        return [name for name, line in tree.columns.class_bases() if not named.isdisjoint(line)]
+    return Layout(tree).columns.repeated_classes()
 
 
 def _dotted(path: tuple[Any, ...]) -> str:

@@ -14,7 +14,7 @@ from planner.errors import InvalidTreeError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["ModuleTree"]
+__all__ = ["ModuleTree", "is_text"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +81,19 @@ class ModuleTree:
 
         Cost: O(keys + rows).
         """
-        return self.columns.uncovered(list(keys), persistent_only)
+        known = list(keys)
+        texts = [key for key in known if is_text(key)]
+        unknown, uncovered = self.columns.uncovered(texts, persistent_only)
+        return [*unknown, *(key for key in known if not is_text(key))], uncovered
+
+
+def is_text(name: object) -> bool:
+    """Whether a name is a string without lone surrogates: no other can be a module's."""
+    if not isinstance(name, str):
+        return False
+    if name.isascii():
+        return True
+    return name.encode(errors="ignore").decode() == name
 
 
 @cache
@@ -95,7 +107,7 @@ def describe_tensor(tensor: Any, name: str) -> tuple[int, Any, int]:
     """Elements, dtype and stored bytes of a tensor of any class but the plain ones.
 
     Raises:
-        InvalidTreeError: it is no tensor, or a lazy one without a shape. Fields: ``name``.
+        InvalidTreeError: it is no tensor, a lazy one without a shape, or one that fails to tell. Fields: ``name``.
     """
     import torch
 
@@ -108,7 +120,13 @@ def describe_tensor(tensor: Any, name: str) -> tuple[int, Any, int]:
             "(or load a state dict) to materialise lazy modules before planning",
             name=name,
         )
-    return int(tensor.numel()), tensor.dtype, _stored_bytes(tensor)
+    try:
+        return int(tensor.numel()), tensor.dtype, _stored_bytes(tensor)
+    except (RuntimeError, NotImplementedError, AttributeError, TypeError, ValueError) as error:
+        kind = type(tensor).__name__
+        raise InvalidTreeError(
+            f"'{name}' ({kind}) does not tell its size: {type(error).__name__}: {error}", name=name
+        ) from error
 
 
 def _stored_bytes(tensor: Any) -> int:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import logging
 import random
 import re
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -20,6 +17,7 @@ from hypothesis import strategies as st
 import planner
 from generators import Case, case, cases, features
 from oracle.judge import JUDGED, Verdict, faults_in, judge_accelerate
+from oracle.listening import said
 from oracle.repaired_accelerate import accelerate_answer, ordered, planned_tensors, repaired
 
 pytestmark = pytest.mark.filterwarnings("ignore:Current model requires")
@@ -135,38 +133,8 @@ def test_the_clean_result_says_the_same_in_fewer_keys(drawn: Case) -> None:
 # Notices
 
 
-@contextmanager
-def heard() -> Iterator[list[str]]:
-    """Log records and warnings of both libraries, without the complaints about accelerators that are not there."""
-    found: list[str] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if "is not available, available devices" not in record.getMessage():
-                found.append(f"{record.levelname} {record.getMessage()}")
-
-    loggers = [logging.getLogger(name) for name in ("planner", "accelerate.utils.modeling")]
-    listener, before = Listener(), [(logger.level, logger.disabled) for logger in loggers]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for logger in loggers:
-            logger.addHandler(listener)
-            logger.setLevel(logging.INFO)
-            logger.disabled = False
-        try:
-            yield found
-        finally:
-            for logger, (level, disabled) in zip(loggers, before, strict=True):
-                logger.removeHandler(listener)
-                logger.setLevel(level)
-                logger.disabled = disabled
-    found.extend(f"WARN {warning.message}" for warning in caught)
-
-
 def notices(plan: Callable[..., Any], drawn: Case) -> list[str]:
-    with heard() as found:
-        plan(drawn.model, dict(drawn.max_memory), **drawn.kwargs)
-    return found
+    return said(plan, drawn.model, dict(drawn.max_memory), **drawn.kwargs)
 
 
 @settings(max_examples=150)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import warnings
 from random import Random
 from typing import Any
@@ -19,9 +18,10 @@ from torch import nn
 import planner
 from generators import Case, HalfBytes, cases, transformers_cases, trees
 from oracle.judge import tie_as_told
+from oracle.listening import said
 from oracle.ordered_transformers import planned_tensors as quantized_tensors
 from oracle.ordered_transformers import sources
-from oracle.repaired_accelerate import ordered, planned_tensors
+from oracle.repaired_accelerate import ordered, planned_tensors, repaired
 from planner.compat import transformers as ours_for_transformers
 
 DTYPES = st.sampled_from([None, "float16", torch.bfloat16, torch.float32, torch.float64, torch.int8])
@@ -169,32 +169,72 @@ def test_ties_on_different_devices_are_warned_of_as_accelerate_does(
     groups = modeling.find_tied_parameters(drawn.model)
     device_map = {"": "cpu", **{name: device for name, device in extra.items() if name}}
     device_map |= {name: 0 for group in groups for name in group[:1]}
-    assert _messages(planner.check_tied_parameters_on_same_device, groups, device_map) == _messages(
+    assert said(planner.check_tied_parameters_on_same_device, groups, device_map) == said(
         modeling.check_tied_parameters_on_same_device, groups, device_map
     )
 
 
-def _messages(check: Any, *arguments: Any) -> list[str]:
-    found: list[str] = []
+# Lists of modules
 
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            found.append(record.getMessage())
 
-    loggers = [logging.getLogger(name) for name in ("planner", "accelerate.utils.modeling")]
-    listener, before = Listener(), [(logger.level, logger.disabled) for logger in loggers]
-    for logger in loggers:
-        logger.addHandler(listener)
-        logger.setLevel(logging.WARNING)
-        logger.disabled = False
+def entries(model: nn.Module) -> list[tuple[str, Any]]:
+    return [
+        *model.named_parameters(recurse=False),
+        *model.named_children(),
+        *model.named_buffers(recurse=False),
+    ]
+
+
+@settings(max_examples=200)
+@given(trees(), st.integers(0, 400), st.sampled_from([[], ["Block"], ["Leaf", "Layer"]]))
+def test_the_module_that_falls_back_is_accelerates(model: nn.Module, limit: int, no_split: list[str]) -> None:
+    """The same module and the same rest, wherever the repaired accelerate finds every tied module."""
+    sizes = modeling.compute_module_sizes(model)
+    ties = ordered.find_tied_parameters(model)
+    modules = entries(model)
     try:
-        check(*arguments)
-    finally:
-        for logger, (level, disabled) in zip(loggers, before, strict=True):
-            logger.removeHandler(listener)
-            logger.setLevel(level)
-            logger.disabled = disabled
-    return found
+        expected = repaired.fallback_allocate(list(modules), sizes, limit, no_split, ties)
+    except IndexError:
+        _allowed_to_be_refused(planner.fallback_allocate, modules, sizes, limit, no_split, ties)
+        return
+    found = planner.fallback_allocate(modules, sizes, limit, no_split, ties)
+    assert (found[0], found[1] is expected[1]) == (expected[0], True)
+    assert [name for name, _ in found[2]] == [name for name, _ in expected[2]]
+    assert [name for name, _ in modules] == [name for name, _ in entries(model)], "the list stays as it is"
+
+
+@settings(max_examples=200)
+@given(trees())
+def test_the_size_of_a_module_with_its_ties_is_accelerates(model: nn.Module) -> None:
+    sizes = modeling.compute_module_sizes(model)
+    modules = entries(model)
+    for name, _ in modules:
+        groups = [
+            group for group in ordered.find_tied_parameters(model) if any(_inside(p, name) for p in group)
+        ]
+        outside = [p for group in groups for p in group if not _inside(p, name)]
+        others = [(other, module) for other, module in modules if other != name]
+        arguments = (outside, sizes[name], sizes, others)
+        try:
+            expected = repaired.get_module_size_with_ties(*arguments)
+        except IndexError:
+            _allowed_to_be_refused(planner.get_module_size_with_ties, *arguments)
+            continue
+        found = planner.get_module_size_with_ties(*arguments)
+        assert (found[0], list(found[1])) == (expected[0], expected[1])
+        assert [id(module) for module in found[2]] == [id(module) for module in expected[2]]
+
+
+def _inside(parameter: str, name: str) -> bool:
+    return parameter == name or parameter.startswith(f"{name}.")
+
+
+def _allowed_to_be_refused(call: Any, *arguments: Any) -> None:
+    """accelerate raises IndexError; ours finds parameters that are on the list themselves, or names the missing one."""
+    try:
+        call(*arguments)
+    except planner.InvalidConstraintError as error:
+        assert error.names
 
 
 # Maps
@@ -281,6 +321,26 @@ def _is_numbered_oddly(drawn: Case) -> bool:
     """Upstream's low_zero takes the accelerators to be 0, 1, 2, … and all to have a budget."""
     devices = sorted(device for device in drawn.max_memory if isinstance(device, int))
     return devices != list(range(len(devices))) or not all(drawn.max_memory[device] for device in devices)
+
+
+# Budgets that nobody gave
+
+
+def test_free_memory_is_looked_for_on_the_same_devices_as_upstream_does() -> None:
+    """Within a tenth: other processes come and go."""
+    for ours, theirs in (
+        (planner.get_max_memory(), modeling.get_max_memory()),
+        (ours_for_transformers.get_max_memory(), transformers_upstream.get_max_memory()),
+    ):
+        assert list(ours) == list(theirs)
+        assert all(abs(ours[device] - theirs[device]) <= theirs[device] / 10 for device in theirs)
+
+
+@given(cases())
+def test_budgets_in_bytes_are_put_in_accelerates_order(drawn: Case) -> None:
+    expected = modeling.get_max_memory(dict(drawn.max_memory))
+    assert list(planner.get_max_memory(drawn.max_memory).items()) == list(expected.items())
+    assert list(ours_for_transformers.get_max_memory(drawn.max_memory).items()) == list(expected.items())
 
 
 # Sizes in words

@@ -143,6 +143,11 @@ def test_budgets_may_be_sizes_in_words() -> None:
     assert rules(check(model(), {"": 0}, {0: "0.2KB"})) == ["over-budget"]
 
 
+def test_a_lower_case_b_means_bits_as_in_accelerate() -> None:
+    assert check(model(), {"": 0}, {0: "2Kb"}) == ()
+    assert only(check(model(), {"": 0}, {0: "1Kb"})).available_bytes == 125
+
+
 @pytest.mark.parametrize("device", ["cpu", "disk"])
 def test_cpu_and_disk_are_unlimited_unless_listed(device: str) -> None:
     assert check(model(), {"": device}, {0: 1}) == ()

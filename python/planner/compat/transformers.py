@@ -18,6 +18,7 @@ from planner.compat.accelerate import class_names, homeless_buffers, log_empty_d
 from planner.compat.budgets import available_budgets, shave_single_device
 from planner.compat.ties import check_tied_parameters_on_same_device
 from planner.devices import Budgets, DeviceKey, read_budgets
+from planner.errors import InvalidTreeError
 from planner.layout import Layout
 from planner.planning import sequential
 from planner.tree import ModuleTree
@@ -35,6 +36,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+_MOST_ELEMENT_BYTES = 1024  # the largest element type of torch has 16
 
 
 def infer_auto_device_map(
@@ -212,10 +215,20 @@ def _layout(
 
 
 def _quantized_bits(model: Any, hf_quantizer: Any) -> dict[str, int]:
-    """Bits of each tensor as a quantizer will store it, rounded up."""
+    """Bits of each tensor as a quantizer will store it, rounded up.
+
+    Raises:
+        InvalidTreeError: the quantizer's answer is negative, not finite, or more than can be planned. Fields: ``name``.
+    """
     bits = {}
     for tensors in (model.named_parameters(), model.named_buffers()):
         for name, tensor in tensors:
             element_bytes = hf_quantizer.param_element_size(model, name, tensor)
+            if not 0 <= element_bytes <= _MOST_ELEMENT_BYTES:
+                raise InvalidTreeError(
+                    f"the quantizer says that an element of '{name}' takes {element_bytes} bytes; it must be a number from 0 "
+                    f"to {_MOST_ELEMENT_BYTES}",
+                    name=name,
+                )
             bits[name] = math.ceil(tensor.numel() * element_bytes * 8)
     return bits

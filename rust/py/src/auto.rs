@@ -83,11 +83,13 @@ impl Blocks {
         self.units.iter().map(|unit| unit.bits).collect()
     }
 
-    /// Names of the modules and tensors of a unit.
-    fn unit_names(&self, unit: u32) -> Vec<String> {
-        let Some(unit) = self.units.get(unit as usize) else { return Vec::new() };
-        let rows = unit.positions.iter().flat_map(|&position| &self.inner.blocks[position as usize]);
-        rows.map(|&row| self.layout.tree().full_name(row)).collect()
+    /// Names of the modules and tensors of each unit.
+    fn unit_names(&self) -> Vec<Vec<String>> {
+        let rows = |unit: &auto::Unit| -> Vec<u32> {
+            unit.positions.iter().flat_map(|&position| self.inner.blocks[position as usize].iter().copied()).collect()
+        };
+        let names = |unit| rows(unit).into_iter().map(|row| self.layout.tree().full_name(row)).collect();
+        self.units.iter().map(names).collect()
     }
 
     /// Units inside, or around, each named row; empty where the name is unknown.

@@ -22,19 +22,19 @@ type Shares = Vec<Vec<u32>>;
 pub(crate) fn arrange(scene: &Scene, packing: &Packing, streamer: Option<usize>, steps: &mut Steps) -> Plan {
     let shares = shares_of(scene, packing, streamer);
     let mut best: Option<(u32, Plan)> = None;
-    let cost = (scene.units.len() * shares.len() / 16 + 1) as u64;
-    for prefers_long_runs in [true, false] {
-        for first in 0..shares.len() {
-            let is_first = best.is_none();
-            if !is_first && !steps.take(cost) {
-                continue;
-            }
-            let executors = sweep(scene, shares.clone(), Habit { first, prefers_long_runs });
-            let plan = settle(scene, packing, streamer, &executors);
-            let returns = plan.returns(scene);
-            if best.as_ref().is_none_or(|(least, _)| returns < *least) {
-                best = Some((returns, plan));
-            }
+    let cost = (scene.units.len() * shares.len() / 2 + 1) as u64;
+    let opens = |first: &usize| scene.class_of.first().is_none_or(|&class| shares[*first][class as usize] > 0);
+    let long_runs = (0..shares.len()).filter(opens).map(|first| Habit { first, prefers_long_runs: true });
+    let in_order = Habit { first: 0, prefers_long_runs: false };
+    for habit in long_runs.chain([in_order]) {
+        if best.is_some() && !steps.take(cost) {
+            break;
+        }
+        let executors = sweep(scene, shares.clone(), habit);
+        let plan = settle(scene, packing, streamer, &executors);
+        let returns = plan.returns(scene);
+        if best.as_ref().is_none_or(|(least, _)| returns < *least) {
+            best = Some((returns, plan));
         }
     }
     best.map_or(Plan { places: vec![Place::Disk; scene.units.len()], streamer }, |(_, plan)| plan)

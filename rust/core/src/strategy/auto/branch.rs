@@ -64,6 +64,9 @@ impl Branch<'_> {
             }
             let is_open = self.may_beat(best);
             if is_open && self.put.len() == self.classes.len() * self.bins() {
+                if !steps.take(self.task.work()) {
+                    return false;
+                }
                 let (packing, is_whole) = self.task.close(self.counts(), steps);
                 is_complete &= is_whole || packing.is_some();
                 packing.into_iter().for_each(|packing| packed.offer(packing));

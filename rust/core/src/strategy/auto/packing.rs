@@ -88,6 +88,11 @@ impl<'a> Task<'a> {
         classes.map(|(_, class)| class.bits * u64::from(class.count())).sum()
     }
 
+    /// Steps that looking at one packing is worth.
+    pub(crate) fn work(&self) -> u64 {
+        (self.scene.classes.len() * self.scene.bins.len() / 16 + 1) as u64
+    }
+
     /// Room left on the cpu beside resident units.
     pub(crate) fn cpu_room(&self, counts: &[Vec<u32>]) -> Option<u64> {
         let Some(cpu) = self.scene.cpu else { return Some(0) };

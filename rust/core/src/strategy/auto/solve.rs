@@ -155,7 +155,9 @@ impl<'a> Search<'a> {
     fn anywhere(&mut self, returns: u32) -> Option<Found> {
         let scene = self.scene;
         let mut part = self.steps.share(self.steps.left() / 4 * 3);
+        let t0 = std::time::Instant::now();
         let offloading = offload::search(scene, &mut part);
+        eprintln!("offload {:?} {}", t0.elapsed(), part.taken());
         self.steps.join(part);
         self.is_proven = offloading.is_proven;
         let Some(cost) = offloading.choices.first().map(|choice| choice.packing.cost()) else {
@@ -176,6 +178,7 @@ impl<'a> Search<'a> {
             (None, is_complete) if stage == Stage::Offload => (self.arranged(&offloading)?, u32::from(is_complete)),
             _ => (self.arranged(&offloading)?, returns),
         };
+        eprintln!("all {:?}", t0.elapsed());
         Some(Found { plan, stage, lower_bound, returns_lower_bound })
     }
 
@@ -207,8 +210,9 @@ impl<'a> Search<'a> {
                 None => vec![None],
             };
             for streamer in streamers {
-                let is_first = best.is_none();
-                if !is_first && !self.steps.take((scene.units.len() / 4 + 1) as u64) {
+                let least = best.as_ref().map(|((returns, _), _)| *returns);
+                let work = (scene.units.len() * scene.bins.len() / 2 + 1) as u64;
+                if least.is_some_and(|least| least <= 1 || !self.steps.take(work)) {
                     break;
                 }
                 let mut packing: Packing = choice.packing.clone();

@@ -243,14 +243,16 @@ impl<'a> Table<'a> {
                 }
             }
         }
-        ends.sort_by_key(|&(resident, state, copies)| (u64::MAX - resident, self.imbalance(state, copies), state));
+        ends.sort_by_cached_key(|&(resident, state, copies)| {
+            (u64::MAX - resident, self.imbalance(state, copies), state)
+        });
         packed.is_complete = true;
         let mut best: Option<(u64, u64)> = None;
         for (resident, state, copies) in ends {
             if best.is_some_and(|(bits, disk_bits)| resident < bits || disk_bits == 0) {
                 break;
             }
-            if !steps.take(1) {
+            if !steps.take(self.task.work()) {
                 packed.is_complete &= best.is_some();
                 break;
             }

@@ -1,0 +1,385 @@
+"""The plan as an object: its JSON, its equality, its difference from another."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import planner
+from planner import Plan
+from planner.errors import InvalidInputError
+from planner.plan import PlanDifference
+
+
+def leaf(size_bytes: int) -> nn.Module:
+    module = nn.Module()
+    module.w = nn.Parameter(torch.empty(size_bytes, dtype=torch.uint8, device="meta"), requires_grad=False)
+    return module
+
+
+def model() -> nn.Module:
+    """embed 10, four layers of 20, head 30."""
+    root = nn.Module()
+    root.embed = leaf(10)
+    root.layers = nn.ModuleList(leaf(20) for _ in range(4))
+    root.head = leaf(30)
+    return root
+
+
+def fitting() -> Plan:
+    return planner.plan(model(), max_memory={0: 50, 1: 70, "cpu": 500})
+
+
+def offloading() -> Plan:
+    """One card of 70 keeps 50 and streams into 20; of the 70 others 40 find room on the cpu."""
+    return planner.plan(model(), max_memory={0: 70, "cpu": 40, "disk": 200})
+
+
+def sequential() -> Plan:
+    return planner.plan(model(), max_memory={0: 40, "cpu": 60}, strategy="sequential")
+
+
+PLANS = pytest.mark.parametrize("made", [fitting, offloading, sequential])
+
+
+# ---- JSON
+
+ID = (int, str)
+COUNT = int
+SCHEMA: dict[str, Any] = {
+    "schema": str,
+    "version": int,
+    "source": {"kind": str, "fingerprint": str, "blocks": int, "total_bytes": COUNT},
+    "devices": [
+        {
+            "id": str,
+            "kind": str,
+            "pool": (str, type(None)),
+            "budget_bytes": (int, type(None)),
+            "headroom_bytes": COUNT,
+            "used_bytes": COUNT,
+            "reserved_bytes": COUNT,
+            "free_bytes": (int, type(None)),
+            "origin": str,
+        }
+    ],
+    "device_map": [(str, ID)],
+    "execution_map": [(str, ID)],
+    "offloaded_bytes": {"cpu": COUNT, "disk": COUNT},
+    "certificate": {
+        "proven": bool,
+        "lower_bound_bytes": COUNT,
+        "gap_bytes": COUNT,
+        "returns": int,
+        "returns_lower_bound": int,
+        "steps": int,
+        "stage": str,
+    },
+    "reasons": [
+        {"name": str, "rule": str, "device": ID, "needed_bytes": COUNT, "available_bytes": (int, type(None))}
+    ],
+    "shortfall": ({"name": str, "more_bytes": {str: COUNT}}, None),
+    "settings": {str: {"value": object, "rank": str}},
+    "provenance": {str: str},
+}
+
+
+def misfits(data: object, shape: object, place: str = "") -> list[str]:
+    """Where plain data is not as a shape says."""
+    if isinstance(shape, dict):
+        return _misfits_of_mapping(data, shape, place)
+    if isinstance(shape, list):
+        rows = data if isinstance(data, list) else [None]
+        return [text for index, row in enumerate(rows) for text in misfits(row, shape[0], f"{place}[{index}]")]
+    if isinstance(shape, tuple) and len(shape) == 2 and shape[1] is None:
+        return [] if data is None else misfits(data, shape[0], place)
+    if isinstance(shape, tuple) and shape == (str, ID):
+        is_pair = isinstance(data, list) and [type(item) in (int, str) for item in data] == [True, True]
+        return [] if is_pair and isinstance(data[0], str) else [f"{place}: {data!r}"]
+    kinds = shape if isinstance(shape, tuple) else (shape,)
+    is_right = object in kinds or type(data) in kinds
+    return [] if is_right else [f"{place}: {data!r} is not {shape}"]
+
+
+def _misfits_of_mapping(data: object, shape: dict[Any, Any], place: str) -> list[str]:
+    if not isinstance(data, dict):
+        return [f"{place}: {data!r} is no mapping"]
+    if str in shape:
+        return [text for key, value in data.items() for text in misfits(value, shape[str], f"{place}.{key}")]
+    if set(data) != set(shape):
+        return [f"{place}: keys {sorted(set(data) ^ set(shape))}"]
+    return [text for key in shape for text in misfits(data[key], shape[key], f"{place}.{key}")]
+
+
+@PLANS
+def test_the_json_has_exactly_the_fields_of_the_schema(made: Any) -> None:
+    data = json.loads(made().to_json())
+    assert misfits(data, SCHEMA) == []
+    assert (data["schema"], data["version"], data["source"]["kind"]) == ("planner.plan", 1, "module")
+
+
+def test_the_judge_of_the_schema_sees_what_is_wrong() -> None:
+    data = json.loads(offloading().to_json())
+    data["devices"][0]["used_bytes"] = 1.5
+    del data["certificate"]["steps"]
+    data["reasons"][1]["extra"] = 1
+    data["device_map"][0] = ["embed"]
+    assert len(misfits(data, SCHEMA)) == 4
+
+
+@PLANS
+def test_a_plan_comes_back_from_its_json(made: Any) -> None:
+    plan = made()
+    back = Plan.from_json(plan.to_json())
+    assert back == plan
+    assert back.to_json() == plan.to_json()
+    assert dict(back.provenance) == dict(plan.provenance)
+
+
+@PLANS
+def test_a_plan_comes_back_equal_in_every_part(made: Any) -> None:
+    plan = made()
+    back = Plan.from_json(plan.to_json())
+    for part in ("source", "devices", "certificate", "reasons", "shortfall", "offloaded_bytes"):
+        assert getattr(back, part) == getattr(plan, part), part
+    assert list(back.device_map.items()) == list(plan.device_map.items())
+    assert list(back.execution_map.items()) == list(plan.execution_map.items())
+    assert dict(back.settings) == dict(plan.settings)
+
+
+def test_device_numbers_are_numbers_again_after_a_round_trip() -> None:
+    back = Plan.from_json(offloading().to_json())
+    assert [device.id for device in back.devices] == [0, "cpu", "disk"]
+    assert set(back.device_map.values()) == {0, "cpu", "disk"}
+    assert set(back.shortfall.more_bytes) <= {0}
+
+
+def test_the_json_is_one_line_with_sorted_keys() -> None:
+    text = offloading().to_json()
+    assert "\n" not in text
+    assert text == json.dumps(json.loads(text), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def test_names_of_any_alphabet_survive() -> None:
+    root = nn.Module()
+    root.add_module("Schicht_ä·層", leaf(4))
+    plan = planner.plan(root, max_memory={0: 10})
+    assert Plan.from_json(plan.to_json()) == plan
+    assert "ä" in plan.to_json()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "null",
+        "[]",
+        '"planner.plan"',
+        "{}",
+        '{"schema":"planner.plan"}',
+        '{"schema":"planner.plan","version":1}',
+        '{"schema":"another","version":1}',
+        "[" * 100_000,
+    ],
+)
+def test_other_text_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInputError):
+        Plan.from_json(text)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, 1.5, True, [1]])
+def test_an_unknown_version_is_refused_and_named(version: object) -> None:
+    data = json.loads(fitting().to_json())
+    with pytest.raises(InvalidInputError, match="version"):
+        Plan.from_json(json.dumps({**data, "version": version}))
+
+
+@pytest.mark.parametrize("key", [key for key in SCHEMA if key not in ("provenance", "schema", "version")])
+@pytest.mark.parametrize("value", ["absent", 7, "text", [1], [[1]], {"a": 1}])
+def test_a_plan_with_a_damaged_part_is_refused(key: str, value: object) -> None:
+    data = json.loads(offloading().to_json())
+    data[key] = value
+    if value == "absent":
+        del data[key]
+    with pytest.raises(InvalidInputError):
+        Plan.from_json(json.dumps(data))
+
+
+def test_json_without_provenance_is_read() -> None:
+    plan = fitting()
+    back = Plan.from_json(plan.to_json(provenance=False))
+    assert back == plan
+    assert back.provenance == {}
+
+
+# ---- Equality
+
+
+def test_equality_and_hash_leave_provenance_out() -> None:
+    plan = fitting()
+    other = replace(plan, provenance={"mode": "somewhere else"})
+    assert plan == other
+    assert hash(plan) == hash(other)
+    assert len({plan, other}) == 1
+    assert plan.to_json() != other.to_json()
+    assert plan.to_json(provenance=False) == other.to_json(provenance=False)
+
+
+def test_one_problem_said_on_two_lines_is_one_plan() -> None:
+    budgets = {0: 50, 1: 70, "cpu": 500}
+    first = planner.plan(model(), max_memory=budgets)
+    second = planner.plan(model(), max_memory=budgets)
+    assert first == second
+    assert hash(first) == hash(second)
+
+
+def test_other_budgets_or_another_map_make_another_plan() -> None:
+    plan = fitting()
+    assert plan != planner.plan(model(), max_memory={0: 51, 1: 70, "cpu": 500})
+    assert plan != replace(plan, device_map={**plan.device_map, "embed": 1})
+    assert plan != plan.to_json()
+
+
+def test_a_plan_is_frozen_and_survives_copies() -> None:
+    plan = offloading()
+    with pytest.raises(FrozenInstanceError):
+        plan.device_map = {}  # type: ignore[misc]
+    assert copy.deepcopy(plan) == plan
+    assert pickle.loads(pickle.dumps(plan)) == plan
+
+
+def test_the_maps_of_a_plan_cannot_be_changed() -> None:
+    plan = offloading()
+    for part in ("device_map", "execution_map", "offloaded_bytes", "settings", "provenance"):
+        with pytest.raises(TypeError):
+            getattr(plan, part)["embed"] = 1
+
+
+# ---- Contents
+
+
+def test_the_map_covers_with_the_fewest_keys_in_execution_order() -> None:
+    plan = planner.plan(model(), max_memory={0: 90, 1: 200}, strategy={"fill": "in_order"})
+    assert list(plan.device_map.items()) == [("embed", 0), ("layers", 0), ("head", 1)]
+
+
+def test_a_model_on_one_device_has_one_key() -> None:
+    assert dict(planner.plan(model(), max_memory={3: 200}).device_map) == {"": 3}
+
+
+@PLANS
+def test_each_budget_is_headroom_used_reserved_and_free(made: Any) -> None:
+    plan = made()
+    for device in plan.devices:
+        parts = (device.headroom_bytes, device.used_bytes, device.reserved_bytes, device.free_bytes)
+        assert device.budget_bytes is None or device.budget_bytes == sum(parts), device
+    assert sum(device.used_bytes for device in plan.devices) == plan.source.total_bytes == 120
+
+
+def test_what_is_offloaded_adds_up_and_says_why() -> None:
+    plan = offloading()
+    assert dict(plan.offloaded_bytes) == {"cpu": 40, "disk": 30}
+    assert plan.certificate.proven
+    assert plan.certificate.stage == "offload"
+    offloaded = [reason for reason in plan.reasons if reason.rule == "offloaded"]
+    assert sum(reason.needed_bytes for reason in offloaded) == 70
+    refused = [reason for reason in plan.reasons if reason.rule == "no_room"]
+    assert {reason.name for reason in refused} == {reason.name for reason in offloaded}
+    assert all(reason.available_bytes < reason.needed_bytes for reason in refused)
+    assert set(plan.execution_map.values()) == {0}
+
+
+def test_the_shortfall_alone_is_enough_and_one_byte_less_is_not() -> None:
+    plan = offloading()
+    more = plan.shortfall.more_bytes[0]
+    budgets = {"cpu": 40, "disk": 200}
+    assert sum(planner.plan(model(), max_memory={0: 70 + more, **budgets}).offloaded_bytes.values()) == 0
+    assert sum(planner.plan(model(), max_memory={0: 69 + more, **budgets}).offloaded_bytes.values()) > 0
+
+
+def test_a_plan_that_fits_has_no_shortfall() -> None:
+    plan = fitting()
+    assert plan.shortfall is None
+    assert dict(plan.offloaded_bytes) == {"cpu": 0, "disk": 0}
+    assert {reason.rule for reason in plan.reasons} == {"resident"}
+
+
+# ---- Difference and words
+
+
+def test_a_plan_does_not_differ_from_itself() -> None:
+    assert fitting().diff(fitting()) == ()
+
+
+def test_the_difference_names_both_devices_as_data_and_in_words() -> None:
+    plan = fitting()
+    moved = replace(plan, device_map={**plan.device_map, "embed": "cpu"})
+    assert plan.diff(moved) == (PlanDifference("embed", 0, "cpu"),)
+    assert [str(found) for found in plan.diff(moved)] == ["embed: 0 → cpu"]
+    assert moved.diff(plan) == (PlanDifference("embed", "cpu", 0),)
+
+
+def test_the_difference_reads_maps_of_unlike_keys() -> None:
+    one = planner.plan(model(), max_memory={0: 500})
+    two = planner.plan(model(), max_memory={0: 90, 1: 200}, strategy={"fill": "in_order"})
+    assert {(found.name, found.left, found.right) for found in one.diff(two)} >= {("head", 0, 1)}
+    assert not any(found.name in ("embed", "layers") for found in one.diff(two))
+
+
+@PLANS
+def test_the_repr_is_small_and_says_where_the_bytes_are(made: Any) -> None:
+    plan = made()
+    assert len(repr(plan)) < 200
+    assert "\n" not in repr(plan)
+    assert all(str(device.used_bytes) in repr(plan) for device in plan.devices)
+
+
+# ---- Determinism
+
+PROGRAM = """
+import sys, torch, planner
+from torch import nn
+class Layer(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.w = nn.Parameter(torch.empty(size, dtype=torch.uint8, device="meta"), requires_grad=False)
+root = nn.Module()
+root.embed = Layer(17)
+root.layers = nn.ModuleList(Layer(20 + index % 5 * 3) for index in range(24))
+root.head = Layer(17)
+root.head.w = root.embed.w
+root.norm = Layer(3)
+for settings in (
+    {}, {"granularity": "module"}, {"strategy": {"fill": "fewest"}}, {"mode": "no_disk"},
+    {"pin": {"layers.3": 1, "head": 0}, "forbid": {"layers.4": [0], "layers.5": [1]}},
+    {"keep_together": [["layers.7", "layers.2"]]}, {"strategy": "balanced"},
+):
+    for budgets in ({0: 150, 1: 300, 2: 220}, {0: 150, 1: 140, "cpu": 1000}, {0: 70, 1: 90, "cpu": 400, "disk": 1000}):
+        try:
+            print(planner.plan(root, max_memory=budgets, **settings).to_json())
+        except planner.PlannerError as error:
+            print(type(error).__name__, error, sorted(map(str, error.fields)))
+"""
+
+
+def test_two_processes_with_other_hash_seeds_write_the_same_bytes() -> None:
+    said = []
+    for seed in ("1", "4242"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, timeout=120, check=True
+        )
+        said.append(done.stdout)
+    assert said[0] == said[1]
+    assert said[0].count(b'"schema":"planner.plan"') >= 12
