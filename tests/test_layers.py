@@ -17,7 +17,7 @@ PACKAGE = ROOT / "python" / "planner"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # Where a live model is handed in; and the checker, which has to read the same model on its own.
-MAY_USE_TORCH = ("tree.py", "devices.py", "dtypes.py", "check.py", "compat/")
+MAY_USE_TORCH = ("tree.py", "detect.py", "devices.py", "dtypes.py", "check.py", "compat/")
 MAY_OPEN_CORE = ("planning.py", "layout.py", "tree.py", "blocks.py", "automatic.py")
 
 

@@ -34,6 +34,7 @@ from planner.errors import (
     PlanMismatchError,
     PlannerError,
 )
+from planner.explain import explain, summary
 from planner.plan import Plan
 from planner.request import plan, plan_many
 
@@ -63,6 +64,7 @@ __all__ = [
     "compute_module_total_buffer_size",
     "convert_file_size_to_int",
     "dtype_byte_size",
+    "explain",
     "fallback_allocate",
     "find_tied_parameters",
     "get_balanced_memory",
@@ -75,4 +77,5 @@ __all__ = [
     "named_module_tensors",
     "plan",
     "plan_many",
+    "summary",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from planner import _core
@@ -25,8 +26,9 @@ class AutoAnswer:
     execution_map: Mapping[str, DeviceKey]
     usage_bytes: tuple[tuple[int, int], ...]  # used and reserved, by room
     certificate: Certificate
-    reasons: tuple[Reason, ...]
-    shortfall: Shortfall | None
+    reasons: Callable[[], tuple[Reason, ...]]
+    shortfall: Callable[[], Shortfall | None]
+    displaced: tuple[str, ...]  # blocks that are offloaded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,49 +78,53 @@ class AutoSearch:
         if isinstance(result, _core.AutoFailure):
             raise self._infeasible(result)
         keys = [room.device for room in self.rooms]
-        reasons = self._reasons(result)
         return AutoAnswer(
             device_map={name: keys[device] for name, device in result.device_map()},
             execution_map={name: keys[device] for name, device in result.execution_map()},
             usage_bytes=tuple((-(-used // 8), -(-reserved // 8)) for used, reserved in result.usage),
             certificate=_certificate(result),
-            reasons=reasons,
-            shortfall=self._shortfall(result, reasons),
+            reasons=partial(self._reasons, result),
+            shortfall=partial(self._shortfall, result),
+            displaced=tuple(
+                self.blocks.unit_name(unit)
+                for unit in range(len(self.blocks.unit_names))
+                if self._is_offloaded(result, unit)
+            ),
         )
+
+    def _is_offloaded(self, result: _core.AutoPlan, unit: int) -> bool:
+        home = self.rooms[result.home[unit]]
+        has_accelerator = any(room.kind == "accelerator" and room.capacity_bytes for room in self.rooms)
+        return home.kind == "disk" or (home.kind == "cpu" and has_accelerator)
 
     def _reasons(self, result: _core.AutoPlan) -> tuple[Reason, ...]:
         """One for each unit at home, and one more for each accelerator that has no room for an offloaded one."""
-        usage = result.usage
-        free = [
-            room.capacity_bytes - (used + reserved) // 8
-            for room, (used, reserved) in zip(self.rooms, usage, strict=True)
+        left = [
+            room.capacity_bytes - (used + kept) // 8
+            for room, (used, kept) in zip(self.rooms, result.usage, strict=True)
         ]
-        runs = [room.kind == "accelerator" for room in self.rooms]
-        sizes = self.blocks.unit_bytes
         reasons = []
-        for unit, (home, execution, oversized) in enumerate(
-            zip(result.home, result.execution, result.oversized, strict=True)
-        ):
-            name, size = self.blocks.unit_name(unit), sizes[unit]
-            is_offloaded = home != execution or (any(runs) and not runs[home])
+        for unit, (home, oversized) in enumerate(zip(result.home, result.oversized, strict=True)):
+            name, size, room = self.blocks.unit_name(unit), self.blocks.unit_bytes[unit], self.rooms[home]
+            is_offloaded = self._is_offloaded(result, unit)
             rule = "oversized" if oversized else "offloaded" if is_offloaded else "resident"
-            room = self.rooms[home]
             reasons.append(_reason(rule, name, room.device, size, room.capacity_bytes))
             if is_offloaded:
                 reasons.extend(
-                    _reason("no_room", name, other.device, size, left)
-                    for other, left, is_accelerator in zip(self.rooms, free, runs, strict=True)
-                    if is_accelerator
+                    _reason("no_room", name, other.device, size, free)
+                    for other, free in zip(self.rooms, left, strict=True)
+                    if other.kind == "accelerator"
                 )
         return tuple(reasons)
 
-    def _shortfall(self, result: _core.AutoPlan, reasons: Sequence[Reason]) -> Shortfall | None:
-        offloaded = [reason for reason in reasons if reason.rule in ("offloaded", "oversized")]
+    def _shortfall(self, result: _core.AutoPlan) -> Shortfall | None:
+        sizes = self.blocks.unit_bytes
+        offloaded = [unit for unit in range(len(sizes)) if self._is_offloaded(result, unit)]
         if not offloaded:
             return None
         more = self.blocks.columns.shortfall(self.row(), list(self.homes), self.options())
-        largest = max(offloaded, key=lambda reason: reason.needed_bytes)
-        return Shortfall(name=largest.name, more_bytes=self._by_device(more))
+        largest = max(offloaded, key=lambda unit: (sizes[unit], -unit))
+        return Shortfall(name=self.blocks.unit_name(largest), more_bytes=self._by_device(more))
 
     def _by_device(self, more_bits: Sequence[int | None]) -> dict[DeviceKey, int]:
         pairs = zip(self.rooms, more_bits, strict=True)
@@ -128,13 +134,13 @@ class AutoSearch:
         keys = [room.device for room in self.rooms]
         more = self._by_device(failure.more_bits)
         block = self.blocks.unit_name(failure.unit) if len(self.blocks.columns) else ""
-        partial = {
+        placed = {
             self.blocks.unit_name(unit): keys[home]
             for unit, home in enumerate(failure.best_partial)
             if home is not None
         }
         size = self.blocks.unit_bytes[failure.unit] if len(self.blocks.columns) else 0
-        fields: dict[str, Any] = {"more_bytes": more, "best_partial": partial, "is_proven": failure.is_proven}
+        fields: dict[str, Any] = {"more_bytes": more, "best_partial": placed, "is_proven": failure.is_proven}
         return InfeasibleError(
             infeasible_message(block, size, self.mode, more, failure.is_proven),
             block=block,

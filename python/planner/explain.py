@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 
 from planner.devices import DeviceKey
-from planner.plan import Reason
+from planner.errors import InvalidConstraintError
+from planner.plan import Plan, Reason
 from planner.units import format_bytes
 
-__all__ = ["empty_devices_notice", "infeasible_message", "sentence"]
+__all__ = ["empty_devices_notice", "explain", "infeasible_message", "sentence", "summary"]
 
 _WORDS = {
     "fits": "Putting {name} on {device}: it needs {needed} bytes, {available} are available.",
@@ -34,13 +36,114 @@ def sentence(reason: Reason) -> str:
         >>> sentence(Reason(rule="fits", name="lm_head", device=0, needed_bytes=10, available_bytes=12))
         'Putting lm_head on 0: it needs 10 bytes, 12 are available.'
     """
-    available = "unlimited" if reason.available_bytes is None else f"{reason.available_bytes:g}"
+    available = "unlimited" if reason.available_bytes is None else str(reason.available_bytes)
     return _WORDS[reason.rule].format(
-        name=reason.name,
-        device=reason.device,
-        needed=_count(reason.needed_bytes),
-        available=available if reason.available_bytes is None else _count(reason.available_bytes),
+        name=reason.name, device=reason.device, needed=reason.needed_bytes, available=available
     )
+
+
+_STAGES = {
+    "in_order": "in the order given",
+    "other_order": "with the devices in another order",
+    "tie_position": "with tied blocks at another member's place",
+    "scattered": "with blocks anywhere on the accelerators",
+    "offload": "with something offloaded",
+}
+
+
+def explain(plan: Plan, name: str) -> str:
+    """Where a module lies, why, and what would move it; at most a dozen lines.
+
+    Args:
+        plan: the plan.
+        name: a module or tensor; any name inside a block is explained by the block.
+
+    Raises:
+        InvalidConstraintError: the plan has no place for that name. Fields: ``names``, ``suggestions``.
+
+    Example:
+        >>> import torch
+        >>> from planner import plan
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(10, 10, bias=False) for _ in range(4)))
+        >>> print(explain(plan(model, max_memory={0: 1000, "cpu": 2000}), "3"))
+        3 lies on cpu and runs on 0, as block '3'.
+          3 is offloaded to cpu: 400 bytes of 2000.
+          3 does not fit on 0: it needs 400 bytes, 200 are left.
+        Tried: in the order given, with the devices in another order, with blocks anywhere on the accelerators.
+        Offloaded bytes: 1200, proven least.
+        Everything would be on the accelerators with 600 bytes more on 0.
+        To move it, write pin={'3': 0}.
+    """
+    home = _lookup(plan.device_map, name)
+    if home is None:
+        nearest = difflib.get_close_matches(name, list(plan.device_map), n=3)
+        raise InvalidConstraintError(
+            f"the plan has no place for {name!r}", names=(name,), suggestions=tuple(nearest)
+        )
+    own = [reason for reason in plan.reasons if _covers(reason.name, name) or _covers(name, reason.name)]
+    block = next((reason.name for reason in own if _covers(reason.name, name)), name)
+    runs = _lookup(plan.execution_map, name)
+    lines = [f"{name} lies on {home}{'' if runs is None else f' and runs on {runs}'}, as block {block!r}."]
+    lines.extend(f"  {sentence(reason)}" for reason in own[:5])
+    if len(own) > 5:
+        lines.append(f"  and {len(own) - 5} more reasons.")
+    lines.append(f"Tried: {', '.join(_tried(plan))}.")
+    offloaded = sum(plan.offloaded_bytes.values())
+    proof = (
+        "proven least"
+        if plan.certificate.proven
+        else f"at least {plan.certificate.lower_bound_bytes} in any plan"
+    )
+    lines.append(f"Offloaded bytes: {offloaded}, {proof}.")
+    if plan.shortfall is not None and plan.shortfall.more_bytes:
+        more = " or ".join(
+            f"{size} bytes more on {device}" for device, size in plan.shortfall.more_bytes.items()
+        )
+        lines.append(f"Everything would be on the accelerators with {more}.")
+    others = [device.id for device in plan.devices if device.id != home and device.budget_bytes != 0]
+    if others:
+        lines.append(f"To move it, write pin={{{block!r}: {others[0]!r}}}.")
+    return "\n".join(lines)
+
+
+def summary(plan: Plan) -> str:
+    """A plan in words: a line for each device, and one for what is offloaded."""
+    lines = [f"{plan.source.blocks} blocks, {format_bytes(plan.source.total_bytes)}"]
+    for device in plan.devices:
+        parts = [f"{format_bytes(device.used_bytes)} used"]
+        if device.reserved_bytes:
+            parts.append(f"{format_bytes(device.reserved_bytes)} kept for streaming")
+        if device.headroom_bytes:
+            parts.append(f"{format_bytes(device.headroom_bytes)} headroom")
+        if device.free_bytes is not None:
+            parts.append(f"{format_bytes(device.free_bytes)} free")
+        lines.append(f"  {device.id}: {', '.join(parts)}")
+    offloaded = sum(plan.offloaded_bytes.values())
+    proof = "proven least" if plan.certificate.proven else "not proven least"
+    lines.append(f"offloaded: {format_bytes(offloaded)} ({proof})" if offloaded else "nothing is offloaded")
+    return "\n".join(lines)
+
+
+def _tried(plan: Plan) -> list[str]:
+    """Ways of placing units up to the one that gave the plan."""
+    stage = plan.certificate.stage
+    if stage not in _STAGES:
+        return [f"strategy {stage}"]
+    tried = list(_STAGES)[: list(_STAGES).index(stage) + (stage != "offload")]
+    return [_STAGES[each] for each in tried if each != "tie_position" or each == stage]
+
+
+def _lookup(device_map: Mapping[str, DeviceKey], name: str) -> DeviceKey | None:
+    prefix = name
+    while prefix and prefix not in device_map:
+        prefix = prefix.rpartition(".")[0]
+    if prefix in device_map:
+        return device_map[prefix]
+    return next((device for key, device in device_map.items() if _covers(name, key)), None)
+
+
+def _covers(outer: str, inner: str) -> bool:
+    return not outer or inner == outer or inner.startswith(f"{outer}.")
 
 
 def empty_devices_notice(required_bytes: Mapping[DeviceKey, float]) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from planner.devices import DeviceKey, canonical_device
 from planner.errors import InvalidInputError
 
 __all__ = [
+    "Account",
     "Certificate",
     "DevicePlan",
     "DeviceUsage",
@@ -67,8 +69,8 @@ class Reason:
     rule: str
     name: str
     device: DeviceKey
-    needed_bytes: float
-    available_bytes: float | None
+    needed_bytes: int
+    available_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +158,27 @@ class PlanDifference:
         return f"{self.name or 'the model'}: {self.left} → {self.right}"
 
 
+class Account:
+    """The story of a plan: reasons, shortfall, settings, provenance; each made when it is first asked for.
+
+    Args:
+        parts: by name, the value or a function that makes it. Functions must be pure.
+    """
+
+    __slots__ = ("_made", "_parts")
+
+    def __init__(self, **parts: Any) -> None:
+        self._parts = parts
+        self._made: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            part = self._parts[name]
+            made = part() if callable(part) else part
+            self._made[name] = MappingProxyType(made) if isinstance(made, dict) else made
+        return self._made[name]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
     """Where a model goes, and why.
@@ -167,12 +190,9 @@ class Plan:
         execution_map: names to devices, for what runs elsewhere than it lies.
         offloaded_bytes: bytes by tier, "cpu" and "disk"; where there is no accelerator, the cpu does not count.
         certificate: how good it is known to be.
-        reasons: every decision.
-        shortfall: what would keep everything on the accelerators; None where it is there.
-        settings: by path, value and rank.
-        provenance: by path, where the setting was said; takes no part in equality, hash and canonical JSON.
+        account: reasons, shortfall, settings and provenance, which the properties of these names read.
 
-    Guarantee: immutable; equal problems give equal plans and the same bytes of canonical JSON.
+    Guarantee: immutable; picklable; equal problems give equal plans and the same bytes of canonical JSON.
     """
 
     source: Source
@@ -181,10 +201,35 @@ class Plan:
     execution_map: Mapping[str, DeviceKey]
     offloaded_bytes: Mapping[str, int]
     certificate: Certificate
-    reasons: tuple[Reason, ...]
-    shortfall: Shortfall | None
-    settings: Mapping[str, Setting]
-    provenance: Mapping[str, str] = field(default_factory=dict)
+    account: Account
+
+    def __post_init__(self) -> None:
+        for name in ("device_map", "execution_map", "offloaded_bytes"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    @property
+    def reasons(self) -> tuple[Reason, ...]:
+        """Every decision, in execution order."""
+        reasons: tuple[Reason, ...] = self.account["reasons"]
+        return reasons
+
+    @property
+    def shortfall(self) -> Shortfall | None:
+        """What would keep everything on the accelerators; None where it is there."""
+        shortfall: Shortfall | None = self.account["shortfall"]
+        return shortfall
+
+    @property
+    def settings(self) -> Mapping[str, Setting]:
+        """By path, the value of a setting and who said it."""
+        settings: Mapping[str, Setting] = self.account["settings"]
+        return settings
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """By path, where a setting was said; takes no part in equality, hash and canonical JSON."""
+        provenance: Mapping[str, str] = self.account["provenance"]
+        return provenance
 
     def to_json(self, *, provenance: bool = True) -> str:
         """One line of JSON with sorted keys.
@@ -215,11 +260,11 @@ class Plan:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidInputError(f"not a plan: {error}") from error
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise InvalidInputError(f"not a plan: the schema is not {SCHEMA!r}")
-        if data.get("version") != VERSION:
+        if type(data.get("version")) is not int or data["version"] != VERSION:
             raise InvalidInputError(
                 f"plan of version {data.get('version')!r}; this planner reads version {VERSION}"
             )
@@ -242,6 +287,9 @@ class Plan:
     def __hash__(self) -> int:
         return hash(self.to_json(provenance=False))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Plan.from_json, (self.to_json(),))
+
     def __repr__(self) -> str:
         parts = ", ".join(f"{device.id}: {device.used_bytes}" for device in self.devices)
         return f"Plan({self.source.blocks} blocks, used bytes {{{parts}}}, {self.certificate.stage})"
@@ -262,18 +310,34 @@ def _shortfall_data(shortfall: Shortfall) -> dict[str, Any]:
 
 
 def _parts(data: dict[str, Any]) -> dict[str, Any]:
-    parts = {entry.name: data[entry.name] for entry in fields(Plan) if entry.name != "provenance"}
-    parts["provenance"] = dict(data.get("provenance", {}))
-    parts["source"] = Source(**parts["source"])
-    parts["devices"] = tuple(
-        DevicePlan(**{**row, "id": canonical_device(row["id"])}) for row in parts["devices"]
-    )
-    parts["device_map"] = dict(parts["device_map"])
-    parts["execution_map"] = dict(parts["execution_map"])
-    parts["certificate"] = Certificate(**parts["certificate"])
-    parts["reasons"] = tuple(Reason(**row) for row in parts["reasons"])
-    if parts["shortfall"] is not None:
-        more = {canonical_device(key): size for key, size in parts["shortfall"]["more_bytes"].items()}
-        parts["shortfall"] = Shortfall(name=parts["shortfall"]["name"], more_bytes=more)
-    parts["settings"] = {path: Setting(**row) for path, row in parts["settings"].items()}
-    return parts
+    shortfall = data["shortfall"]
+    if shortfall is not None:
+        more = {canonical_device(key): size for key, size in shortfall["more_bytes"].items()}
+        shortfall = Shortfall(name=shortfall["name"], more_bytes=more)
+    return {
+        "source": Source(**data["source"]),
+        "devices": tuple(DevicePlan(**{**row, "id": canonical_device(row["id"])}) for row in data["devices"]),
+        "device_map": _pairs(data["device_map"]),
+        "execution_map": _pairs(data["execution_map"]),
+        "offloaded_bytes": {tier: _count(data["offloaded_bytes"][tier]) for tier in ("cpu", "disk")},
+        "certificate": Certificate(**data["certificate"]),
+        "account": Account(
+            reasons=tuple(Reason(**row) for row in data["reasons"]),
+            shortfall=shortfall,
+            settings={path: Setting(**row) for path, row in data["settings"].items()},
+            provenance=dict(data.get("provenance", {})),
+        ),
+    }
+
+
+def _pairs(rows: Any) -> dict[str, DeviceKey]:
+    """A device map from its rows. Raises TypeError or ValueError for anything else."""
+    if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 2 for row in rows):
+        raise TypeError("a device map must be a list of [name, device]")
+    return {str(name): canonical_device(device) for name, device in rows}
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise TypeError(f"expected a number of bytes, got {value!r}")
+    return value

@@ -71,8 +71,8 @@ class Outcome:
                 rule=rule,
                 name=name,
                 device=self._keys[device],
-                needed_bytes=needed / 8,
-                available_bytes=None if available is None else available / 8,
+                needed_bytes=-(-needed // 8),
+                available_bytes=None if available is None else available // 8,
             )
             for rule, name, device, needed, available in self._core.reasons()
         )

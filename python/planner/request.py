@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from planner.automatic import AutoAnswer, AutoSearch
@@ -16,7 +18,7 @@ from planner.config.settings import Auto, Balanced, BalancedLow0, Settings, read
 from planner.devices import Budgets, DeviceKey
 from planner.errors import InfeasibleError, InvalidConstraintError, InvalidDevicesError
 from planner.layout import Layout
-from planner.plan import Certificate, DevicePlan, Plan, Setting, Source
+from planner.plan import Account, Certificate, DevicePlan, Plan, Setting, Source
 from planner.planning import Outcome, sequential
 from planner.rooms import Room, device_rooms
 from planner.tree import ModuleTree
@@ -92,10 +94,9 @@ def plan_many(
     return request.plan_many(rows)
 
 
-def resolve_settings(source: Any, config: Any, settings: Mapping[str, Any]) -> Resolved[Settings]:
+def resolve_settings(config: Any, settings: Mapping[str, Any], told: Any = None) -> Resolved[Settings]:
     """The settings of one request: what the model says of itself, ``config``, keywords."""
     stack: Stack[Settings] = Stack.of(Settings, config)
-    told: Any = getattr(source, "config", None)
     if hasattr(told, "to_dict") and hasattr(told, "model_type"):
         stack = stack.imported(import_config(told))
     return (stack.set(**settings) if settings else stack).resolve()
@@ -106,13 +107,19 @@ class _Request:
     """A model and settings, understood."""
 
     resolved: Resolved[Settings]
+    recorded: Callable[
+        [], Resolved[Settings]
+    ]  # with facts about the model, which decide nothing and cost more to read
     layout: Layout
     explicit_no_split: bool
     budgets: Mapping[DeviceKey, int]
+    source: Source
 
     @classmethod
     def of(cls, source: Any, config: Any, settings: Mapping[str, Any]) -> _Request:
-        resolved = resolve_settings(source, config, settings)
+        resolved = resolve_settings(config, settings)
+        told = getattr(source, "config", None)
+        recorded = cache(partial(resolve_settings, config, settings, told))
         said = resolved.config
         tree = source if isinstance(source, ModuleTree) else ModuleTree.from_module(source)
         classes = expand_classes(tree.columns, said.no_split_module_classes)
@@ -128,7 +135,9 @@ class _Request:
         require_names(layout, "special_dtypes", list(said.special_dtypes))
         require_names(layout, "no_split_modules", list(said.no_split_modules))
         require_names(layout, "keep_together", [name for group in said.keep_together for name in group])
-        return cls(resolved, layout, bool(said.no_split_module_classes), said.max_memory)
+        return cls(
+            resolved, recorded, layout, bool(said.no_split_module_classes), said.max_memory, _source(layout)
+        )
 
     @property
     def settings(self) -> Settings:
@@ -165,13 +174,9 @@ class _Request:
     def _automatic(self, blocks: Blocks, rooms: tuple[Room, ...]) -> Plan:
         search = self._search(blocks, rooms)
         answer = search.solve()
-        if self.settings.granularity == "module" and not self.explicit_no_split:
-            offloaded = [
-                reason.name for reason in answer.reasons if reason.rule in ("offloaded", "oversized")
-            ]
-            if offloaded:
-                search = self._search(self._blocks(split=offloaded), rooms)
-                answer = search.solve()
+        if self.settings.granularity == "module" and not self.explicit_no_split and answer.displaced:
+            search = self._search(self._blocks(split=answer.displaced), rooms)
+            answer = search.solve()
         return self.answered(search, answer)
 
     def _search(self, blocks: Blocks, rooms: tuple[Room, ...]) -> AutoSearch:
@@ -195,27 +200,23 @@ class _Request:
             for room, (used, reserved) in zip(search.rooms, answer.usage_bytes, strict=True)
         )
         return Plan(
-            source=_source(self, search.blocks.block_count),
+            source=replace(self.source, blocks=search.blocks.block_count),
             devices=devices,
             device_map=answer.device_map,
             execution_map=answer.execution_map,
             offloaded_bytes=_offloaded(devices),
             certificate=answer.certificate,
-            reasons=answer.reasons,
-            shortfall=answer.shortfall,
-            settings=self.setting_values(),
-            provenance=self.provenance(),
+            account=Account(
+                reasons=answer.reasons,
+                shortfall=answer.shortfall,
+                settings=self.setting_values,
+                provenance=self.provenance,
+            ),
         )
 
     def _rooms(self) -> tuple[Room, ...]:
         said = self.settings
-        answers = self.resolved.answers
-        origin = str(answers[("max_memory",)].origin)
-        origins = {
-            device: str(answers[path].origin) if (path := ("max_memory", device)) in answers else origin
-            for device in self.budgets
-        }
-        return device_rooms(self.budgets, said.headroom, origins, said.offload_folder)
+        return device_rooms(self.budgets, said.headroom, said.offload_folder)
 
     def _blocks(self, split: Sequence[str] = ()) -> Blocks:
         said = self.settings
@@ -269,7 +270,7 @@ class _Request:
         is_replaced = self.budgets is not self.settings.max_memory
         return [
             (path, answer)
-            for path, answer in self.resolved.answers.items()
+            for path, answer in self.recorded().answers.items()
             if answer.shape == "leaf" and not (is_replaced and path[0] == "max_memory")
         ]
 
@@ -314,7 +315,7 @@ def _sequential_plan(request: _Request, rooms: tuple[Room, ...], outcome: Outcom
     offloaded = _offloaded(devices)
     total = sum(offloaded.values())
     return Plan(
-        source=_source(request, 0),
+        source=request.source,
         devices=devices,
         device_map=outcome.device_map(),
         execution_map={},
@@ -328,20 +329,19 @@ def _sequential_plan(request: _Request, rooms: tuple[Room, ...], outcome: Outcom
             steps=0,
             stage="sequential",
         ),
-        reasons=outcome.reasons,
-        shortfall=None,
-        settings=request.setting_values(),
-        provenance=request.provenance(),
+        account=Account(
+            reasons=lambda: outcome.reasons,
+            shortfall=None,
+            settings=request.setting_values,
+            provenance=request.provenance,
+        ),
     )
 
 
-def _source(request: _Request, blocks: int) -> Source:
-    total = request.layout.balance_facts().total_bytes
+def _source(layout: Layout) -> Source:
+    total = layout.balance_facts().total_bytes
     return Source(
-        kind="module",
-        fingerprint=request.layout.columns.fingerprint(),
-        blocks=blocks,
-        total_bytes=int(-(-total // 1)),
+        kind="module", fingerprint=layout.columns.fingerprint(), blocks=0, total_bytes=math.ceil(total)
     )
 
 

@@ -24,7 +24,7 @@ class Room:
         device: its key.
         budget_bytes: said or detected.
         headroom_bytes: what must stay free of it.
-        origin: who said the budget, or where it was read.
+        origin: "user", or "detected: …" with where it was read.
         pool: devices of one pool share the largest of their capacities.
     """
 
@@ -48,7 +48,6 @@ class Room:
 def device_rooms(
     max_memory: Mapping[DeviceKey, int],
     headroom: Mapping[DeviceKey, int | str] | None,
-    origins: Mapping[DeviceKey, str],
     offload_folder: str | os.PathLike[str] | None = None,
 ) -> tuple[Room, ...]:
     """Accelerators by number, then mps, cpu, disk: those that were named, or all that there are when none was.
@@ -57,7 +56,6 @@ def device_rooms(
         max_memory: budgets in bytes; empty means detect.
         headroom: bytes, or a share of the budget as in "10%", by device; a tenth of what was detected and nothing of what
             was said where it has no word.
-        origins: who said each budget.
         offload_folder: its disk is detected, too.
 
     Raises:
@@ -66,10 +64,11 @@ def device_rooms(
     found: list[tuple[DeviceKey, int, str, str | None]]
     if max_memory:
         named = _canonical(max_memory)
-        found = [(named[key], size, origins.get(key, ""), None) for key, size in max_memory.items()]
+        found = [(named[key], size, "user", None) for key, size in max_memory.items()]
     else:
         found = [
-            (free.device, free.free_bytes, free.origin, free.pool) for free in free_devices(offload_folder)
+            (free.device, free.free_bytes, f"detected: {free.origin}", free.pool)
+            for free in free_devices(offload_folder)
         ]
     kept = {canonical_device(key): room for key, room in (headroom or {}).items()}
     default: int | str = 0 if max_memory else _DETECTED_HEADROOM

@@ -100,7 +100,9 @@ def misfits(data: object, shape: object, place: str = "") -> list[str]:
         return _misfits_of_mapping(data, shape, place)
     if isinstance(shape, list):
         rows = data if isinstance(data, list) else [None]
-        return [text for index, row in enumerate(rows) for text in misfits(row, shape[0], f"{place}[{index}]")]
+        return [
+            text for index, row in enumerate(rows) for text in misfits(row, shape[0], f"{place}[{index}]")
+        ]
     if isinstance(shape, tuple) and len(shape) == 2 and shape[1] is None:
         return [] if data is None else misfits(data, shape[0], place)
     if isinstance(shape, tuple) and shape == (str, ID):

@@ -195,6 +195,12 @@ impl Layout {
         total
     }
 
+    /// Stored bits of all tensors, each once.
+    pub fn total_bits(&self) -> i64 {
+        let ids = 0..self.one_tensor.len() as TensorId;
+        ids.filter(|&id| self.one_tensor[id as usize] == id).map(|id| self.planned_bits(id)).sum()
+    }
+
     /// A digest (FNV-1a) of names, structure, stored sizes and ties: equal layouts have equal ones on every machine.
     pub fn fingerprint(&self) -> u64 {
         let mut digest = 0xcbf2_9ce4_8422_2325u64;

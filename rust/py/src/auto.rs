@@ -254,7 +254,8 @@ impl AutoPlan {
         debug_assert_eq!(self.solution.home.len(), self.units.len());
         let entries = with_twins(tree, &placements);
         // Keys that leave others out must not be grouped under a name that covers those, too.
-        let entries = if is_partial { entries } else { clean_nodes(tree, &entries) };
+        let mut entries = if is_partial { entries } else { clean_nodes(tree, &entries) };
+        entries.sort_unstable(); // Rows are in execution order.
         entries.into_iter().map(|(node, device)| (tree.full_name(node), device)).collect()
     }
 }

@@ -139,6 +139,12 @@ impl Layout {
         py.detach(|| format!("{:016x}", self.inner.fingerprint()))
     }
 
+    /// Stored bits of all tensors, each once.
+    #[getter]
+    fn total_bits(&self) -> i64 {
+        self.inner.total_bits()
+    }
+
     /// Number of tied groups of parameters.
     #[getter]
     fn tied_group_count(&self) -> usize {
