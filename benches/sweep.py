@@ -102,12 +102,15 @@ def main() -> int:
     counts: Counter[tuple[str, str, str]] = Counter()
     built, started = 0, time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(chosen.jobs) as pool:
-        for found in pool.imap_unordered(quietly_judge_class, [(name, chosen.every) for name in names]):
+        tasks = [(name, chosen.every) for name in names]
+        for done, found in enumerate(pool.imap_unordered(quietly_judge_class, tasks), start=1):
             built += bool(found)
+            print(f"\r{done} of {len(names)} classes", end="", file=sys.stderr, flush=True)
             for dialect, case, verdict in found:
                 counts[dialect, verdict.word, verdict.upstream] += 1
                 if not verdict.is_good:
                     print(f"{dialect}: {case}\n    {str(verdict)[:2000]}", flush=True)
+    print(file=sys.stderr)
     print(f"{built} of {len(names)} classes built; {time.perf_counter() - started:.0f} s")
     for dialect in DIALECTS:
         print("\n".join(totals(dialect, counts)))

@@ -59,12 +59,21 @@ class AutoSearch:
         """
         return self.read(self.blocks.columns.solve(self.row(), list(self.homes), self.options()))
 
-    def row(self) -> tuple[list[tuple[str, int | None, int | None]], list[int]]:
-        """Devices and pools as the extension takes them."""
+    def row(self, least_bits: int = 0) -> tuple[list[tuple[str, int | None, int | None]], list[int]]:
+        """Devices and pools as the extension takes them.
+
+        Args:
+            least_bits: capacity of devices that have none. The search passes those over; whoever asks what more room on
+                them would change gives them a single bit.
+        """
         pools = list(dict.fromkeys(room.pool for room in self.rooms if room.pool))
         sizes = [max(room.capacity_bytes for room in self.rooms if room.pool == pool) * 8 for pool in pools]
         devices: list[tuple[str, int | None, int | None]] = [
-            (room.kind, room.capacity_bytes * 8, pools.index(room.pool) if room.pool else None)
+            (
+                room.kind,
+                max(room.capacity_bytes * 8, least_bits),
+                pools.index(room.pool) if room.pool else None,
+            )
             for room in self.rooms
         ]
         return devices, sizes
@@ -122,16 +131,24 @@ class AutoSearch:
         offloaded = [unit for unit in range(len(sizes)) if self._is_offloaded(result, unit)]
         if not offloaded:
             return None
-        more = self.blocks.columns.shortfall(self.row(), list(self.homes), self.options())
+        more = self.blocks.columns.shortfall(self.row(1), list(self.homes), self.options())
         largest = max(offloaded, key=lambda unit: (sizes[unit], -unit))
         return Shortfall(name=self.blocks.unit_name(largest), more_bytes=self._by_device(more))
 
     def _by_device(self, more_bits: Sequence[int | None]) -> dict[DeviceKey, int]:
         pairs = zip(self.rooms, more_bits, strict=True)
-        return {room.device: -(-bits // 8) for room, bits in pairs if bits is not None}
+        # Headroom beyond the budget has to be made up for, too.
+        return {
+            room.device: -(-bits // 8) + max(0, room.headroom_bytes - room.budget_bytes)
+            for room, bits in pairs
+            if bits is not None
+        }
 
     def _infeasible(self, failure: _core.AutoFailure) -> InfeasibleError:
         keys = [room.device for room in self.rooms]
+        if any(room.capacity_bytes == 0 for room in self.rooms):
+            again = self.blocks.columns.solve(self.row(1), list(self.homes), self.options())
+            failure = again if isinstance(again, _core.AutoFailure) else failure
         more = self._by_device(failure.more_bits)
         block = self.blocks.unit_name(failure.unit) if len(self.blocks.columns) else ""
         placed = {

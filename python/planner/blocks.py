@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from planner import _core
-from planner.devices import DeviceKey, canonical_device
+from planner.devices import DeviceKey, canonical_device, device_kind
 from planner.errors import InvalidConstraintError
 from planner.layout import Layout
 
-__all__ = ["Blocks", "Constraints", "allowed_homes", "expand_classes", "require_names"]
+__all__ = ["Blocks", "Constraints", "allowed_homes", "expand_classes", "is_usable", "require_names"]
 
 _MOST_CANDIDATES = 2000  # names that a misspelt one is compared with
 
@@ -113,7 +113,7 @@ def _unknown(message: str, unknown: list[str], known: Sequence[str]) -> InvalidC
 
 
 def allowed_homes(
-    blocks: Blocks, constraints: Constraints, devices: Sequence[DeviceKey]
+    blocks: Blocks, constraints: Constraints, devices: Sequence[DeviceKey], mode: str = "any"
 ) -> list[tuple[int, int]]:
     """Masks of devices for the units that may not lie everywhere.
 
@@ -132,15 +132,25 @@ def allowed_homes(
             for unit in units:
                 masks[unit] = masks.get(unit, everywhere) & (mask if what == "pin" else everywhere & ~mask)
                 said.setdefault(unit, []).append(f"{what} {name} = {', '.join(map(str, named))}")
+    usable = sum(1 << number for device, number in index.items() if is_usable(device, devices, mode))
     for unit, mask in masks.items():
-        if mask == 0:
+        if mask & usable == 0:
             raise InvalidConstraintError(
-                f"'{blocks.unit_name(unit)}' may lie nowhere: {'; '.join(said[unit])}; blocks that share tensors or are kept "
+                f"'{blocks.unit_name(unit)}' may lie nowhere: {'; '.join(said[unit])}; mode = {mode}; blocks that share tensors or are kept "
                 "together need one device",
                 names=tuple(said[unit]),
                 suggestions=(),
             )
     return sorted(masks.items())
+
+
+def is_usable(device: DeviceKey, devices: Sequence[DeviceKey], mode: str) -> bool:
+    """Whether a mode lets anything lie on a device; where there is no accelerator, the cpu takes its place."""
+    kind = device_kind(device)
+    has_accelerator = any(device_kind(other) == "accelerator" for other in devices)
+    if mode == "gpu_only":
+        return kind == "accelerator" or (kind == "cpu" and not has_accelerator)
+    return mode == "any" or kind != "disk"
 
 
 def _device_index(device: DeviceKey, index: Mapping[DeviceKey, int], what: str, name: str) -> int:

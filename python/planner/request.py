@@ -186,7 +186,7 @@ class _Request:
         return AutoSearch(
             blocks=blocks,
             rooms=rooms,
-            homes=tuple(allowed_homes(blocks, constraints, [room.device for room in rooms])),
+            homes=tuple(allowed_homes(blocks, constraints, [room.device for room in rooms], said.mode)),
             fill=said.strategy.fill,
             search_steps=said.strategy.search_steps,
             mode=said.mode,
@@ -315,7 +315,7 @@ def _sequential_plan(request: _Request, rooms: tuple[Room, ...], outcome: Outcom
     offloaded = _offloaded(devices)
     total = sum(offloaded.values())
     return Plan(
-        source=request.source,
+        source=replace(request.source, blocks=request._blocks().block_count),
         devices=devices,
         device_map=outcome.device_map(),
         execution_map={},
@@ -361,7 +361,11 @@ def _device_plan(room: Room, used_bytes: int, reserved_bytes: int) -> DevicePlan
 
 def _offloaded(devices: Sequence[DevicePlan]) -> dict[str, int]:
     """Bytes by tier; where there is no accelerator, what lies on the cpu runs there."""
-    has_accelerator = any(device.kind == "accelerator" and device.budget_bytes for device in devices)
+    has_accelerator = any(
+        device.kind == "accelerator" and device.budget_bytes > device.headroom_bytes
+        for device in devices
+        if device.budget_bytes
+    )
     on = {
         kind: sum(device.used_bytes for device in devices if device.kind == kind) for kind in ("cpu", "disk")
     }

@@ -230,7 +230,9 @@ def test_json_without_provenance_is_read() -> None:
 
 def test_equality_and_hash_leave_provenance_out() -> None:
     plan = fitting()
-    other = replace(plan, provenance={"mode": "somewhere else"})
+    other = Plan.from_json(
+        json.dumps({**json.loads(plan.to_json()), "provenance": {"mode": "somewhere else"}})
+    )
     assert plan == other
     assert hash(plan) == hash(other)
     assert len({plan, other}) == 1

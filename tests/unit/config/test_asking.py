@@ -113,8 +113,8 @@ def test_explain_shows_how_a_value_was_said():
 
 
 def test_dump_of_a_default_strategy_with_one_key_names_its_type():
-    resolved = Stack(Settings).set({("strategy", "fallback_allocation"): True}).resolve()
-    assert resolved.dump() == {"strategy": {"type": "sequential", "fallback_allocation": True}}
+    resolved = Stack(Settings).set({("strategy", "fill"): "fewest"}).resolve()
+    assert resolved.dump() == {"strategy": {"type": "auto", "fill": "fewest"}}
 
 
 def test_a_part_is_dumped_without_its_parent():
@@ -132,7 +132,7 @@ def test_a_part_is_dumped_without_its_parent():
 
 
 def test_diff_of_classes_and_switches():
-    left = Stack(Settings).resolve()
+    left = Stack(Settings).set(strategy="sequential").resolve()
     right = Stack(Settings).set(strategy="balanced", max_memory={0: 1}).resolve()
     assert [found.path for found in diff(left, right)] == [
         ("strategy",),

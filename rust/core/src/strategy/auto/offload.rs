@@ -67,12 +67,9 @@ impl Choice {
 
 /// Goes through the candidates, those that could offload least first.
 pub(crate) fn search(scene: &Scene, steps: &mut Steps) -> Offloading {
-    let t0 = std::time::Instant::now();
     let candidates = candidates(scene);
-    eprintln!("cand {:?}", t0.elapsed());
     let mut found = Offloading { choices: Vec::new(), lower_bound: u64::MAX, is_proven: false };
     glance(scene, &candidates, &mut found, steps);
-    eprintln!("glance {:?} {} cands", t0.elapsed(), candidates.len());
     let mut open = u64::MAX;
     for candidate in &candidates {
         let cost = found.cost();
@@ -91,7 +88,6 @@ pub(crate) fn search(scene: &Scene, steps: &mut Steps) -> Offloading {
             continue;
         };
         let packed = pack(&task, cost.map(|(off_bits, disk_bits)| (off_bits, disk_bits + 1)), &mut part);
-        eprintln!("pack {:?} {}", t0.elapsed(), part.taken());
         steps.join(part);
         if !packed.is_complete {
             open = open.min(candidate.floor);

@@ -155,9 +155,7 @@ impl<'a> Search<'a> {
     fn anywhere(&mut self, returns: u32) -> Option<Found> {
         let scene = self.scene;
         let mut part = self.steps.share(self.steps.left() / 4 * 3);
-        let t0 = std::time::Instant::now();
         let offloading = offload::search(scene, &mut part);
-        eprintln!("offload {:?} {}", t0.elapsed(), part.taken());
         self.steps.join(part);
         self.is_proven = offloading.is_proven;
         let Some(cost) = offloading.choices.first().map(|choice| choice.packing.cost()) else {
@@ -178,7 +176,6 @@ impl<'a> Search<'a> {
             (None, is_complete) if stage == Stage::Offload => (self.arranged(&offloading)?, u32::from(is_complete)),
             _ => (self.arranged(&offloading)?, returns),
         };
-        eprintln!("all {:?}", t0.elapsed());
         Some(Found { plan, stage, lower_bound, returns_lower_bound })
     }
 

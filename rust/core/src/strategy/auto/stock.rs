@@ -87,13 +87,14 @@ fn subset(items: &[(usize, u64, u32)], room: u64, on_cpu: &mut [u32], steps: &mu
     }
     let goal = after[0].min(room);
     let mut taken: Vec<u32> = Vec::with_capacity(items.len());
-    let (mut sum, mut best) = (0u64, None);
+    let (mut sum, mut best, mut has_steps) = (0u64, None, true);
     loop {
         if best.is_none_or(|best| sum + after[taken.len()].min(room - sum) > best) {
             if let Some(&(_, bits, count)) = items.get(taken.len()) {
                 let most = (room - sum).checked_div(bits).map_or(count, |most| most.min(u64::from(count)) as u32);
                 taken.push(most);
                 sum += bits * u64::from(most);
+                has_steps &= steps.take(1);
                 continue;
             }
             best = Some(sum);
@@ -110,7 +111,7 @@ fn subset(items: &[(usize, u64, u32)], room: u64, on_cpu: &mut [u32], steps: &mu
         let Some(last) = taken.last_mut() else { return true };
         *last -= 1;
         sum -= items[taken.len() - 1].1;
-        if !steps.take(1) {
+        if !has_steps || !steps.take(1) {
             return false;
         }
     }

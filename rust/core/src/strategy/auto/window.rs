@@ -116,6 +116,9 @@ fn vectors(scene: &Scene, free: &[usize], goal: u64, steps: &mut Steps) -> (Vec<
                 let most = (left / class.bits).min(u64::from(class.count())) as u32;
                 left -= class.bits * u64::from(most);
                 taken.push(most);
+                if !steps.take(1) {
+                    return (found, false);
+                }
                 continue;
             }
             if left == 0 {
