@@ -63,7 +63,7 @@ python-test: build
 sweep: build ## the long differential sweeps over every model class
 	$(BIN)/python -m pytest -m sweep
 
-bench: build ## the benchmark table (about fifteen minutes)
+bench: build ## the benchmark table (about ten minutes)
 	$(BIN)/python benches/bench_plan.py
 	$(BIN)/python benches/bench_config.py
 

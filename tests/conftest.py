@@ -8,12 +8,13 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-settings.register_profile(
-    "planner",
+SHARED = settings(
     deadline=None,  # the machine is shared; the suite as a whole is what must be fast
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     print_blob=True,
 )
+settings.register_profile("planner", SHARED, derandomize=True)  # the same examples in every run
+settings.register_profile("thorough", SHARED, max_examples=3_000)  # pytest --hypothesis-profile=thorough
 settings.load_profile("planner")
 
 

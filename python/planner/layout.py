@@ -86,7 +86,7 @@ class Layout:
 
     @property
     def has_no_split(self) -> bool:
-        """Whether any module, the root aside, is of a no-split class."""
+        """Whether any module, the root included, is of a no-split class."""
         return self.columns.no_split_count > 0
 
     def tied_groups(self) -> list[list[str]]:

@@ -198,7 +198,7 @@ class Oracle:
         self.units = units_of(instance)
         self.staging = instance.staging_blocks
         rooms = {
-            device: max(0, size - instance.headroom.get(device, 0)) + (extra or {}).get(device, 0)
+            device: max(0, size + (extra or {}).get(device, 0) - instance.headroom.get(device, 0))
             for device, size in instance.budgets.items()
         }
         cards = [device for device, room in rooms.items() if room and device not in TIERS]
@@ -219,13 +219,19 @@ class Oracle:
 
     def best(self) -> Cost | None:
         """None where there is no plan."""
-        ways: list[tuple[Device | None, int]] = [(None, -1)]
-        sizes = sorted(
-            {unit.streamed for unit, by_cpu in zip(self.units, self.by_cpu, strict=True) if not by_cpu}
-        )
-        ways += [(device, size) for device in self.executors for size in sizes]
-        found = [cost for way in ways if (cost := self._best_of(dict.fromkeys([way[0]], way[1]))) is not None]
-        return min(found, default=None)
+        total, room = sum(unit.bytes for unit in self.units), sum(self.rooms.values())
+        sizes = {unit.streamed for unit, by_cpu in zip(self.units, self.by_cpu, strict=True) if not by_cpu}
+        ways: list[tuple[int, Device | None, int]] = [(0, None, -1)]
+        ways += [
+            (total - room + self.staging * size, device, size) for device in self.executors for size in sizes
+        ]
+        best: Cost | None = None
+        for bound, device, size in sorted(ways, key=lambda way: way[0]):
+            if best is not None and bound > best[0]:
+                break  # so much cannot stay with that much room kept
+            cost = self._best_of({device: size})
+            best = cost if best is None or (cost is not None and cost < best) else best
+        return best
 
     def best_with_many_streamers(self) -> Cost | None:
         """The same, where several devices may execute what is offloaded, each up to a size of its own."""
@@ -251,7 +257,7 @@ class Oracle:
         )
         best: Cost | None = None
         for size, off in offloads:
-            if best is not None and size > best[0]:
+            if size > self.cpu + self.disk or (best is not None and size > best[0]):
                 break
             on_disk = self._least_on_disk(off, largest)
             if on_disk is not None and (best is None or (size, on_disk) < best):

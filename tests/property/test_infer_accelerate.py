@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import planner
@@ -27,7 +27,6 @@ def verdict(drawn: Case) -> Verdict:
     return judge_accelerate(drawn.model, drawn.max_memory, drawn.kwargs)
 
 
-@settings(max_examples=200)
 @given(cases())
 def test_where_accelerate_binds_ours_is_identical_and_everywhere_valid(drawn: Case) -> None:
     found = verdict(drawn)
@@ -137,7 +136,6 @@ def notices(plan: Callable[..., Any], drawn: Case) -> list[str]:
     return said(plan, drawn.model, dict(drawn.max_memory), **drawn.kwargs)
 
 
-@settings(max_examples=150)
 @given(cases())
 def test_where_accelerate_binds_the_notices_are_its_own(drawn: Case) -> None:
     """The numbers of bytes required for devices left empty, the warning about buffers; silence where it is silent."""

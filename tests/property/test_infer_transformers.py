@@ -7,7 +7,7 @@ from collections import Counter
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 import planner
 from generators import Case, transformers_case, transformers_cases
@@ -19,7 +19,6 @@ def verdict(drawn: Case) -> Verdict:
     return judge_transformers(drawn.model, drawn.max_memory, drawn.kwargs)
 
 
-@settings(max_examples=200)
 @given(transformers_cases())
 def test_where_transformers_binds_ours_is_identical_and_everywhere_valid(drawn: Case) -> None:
     found = verdict(drawn)

@@ -296,7 +296,7 @@ def test_a_plan_without_budgets_uses_what_is_free_less_a_tenth(machine: Machine)
         (1, 2000, 200),
     ]
     assert dict(plan.offloaded_bytes) == {"cpu": 0, "disk": 0}
-    assert plan.devices[1].origin == "torch.fake.mem_get_info(1)"
+    assert plan.devices[1].origin.endswith("torch.fake.mem_get_info(1)")
 
 
 def test_headroom_that_is_said_replaces_the_tenth_where_it_is_said(machine: Machine) -> None:

@@ -122,9 +122,10 @@ def fallback_allocate(
         return None, None, rest
     groups = [list(group) for group in tied_parameters or ()]
     for name, module in _depth_first(rest, no_split_module_classes or ()):
+        if module_sizes.get(name, 0) > limit:
+            continue  # what is tied to it only adds
         tied = [p for group in _crossing(groups, name) for p in group if not _inside(p, name)]
-        opened = rest if not tied and module_sizes.get(name, 0) > limit else _open_ancestors(rest, name)
-        others = [(n, m) for n, m in opened if n != name]
+        others = [(n, m) for n, m in _open_ancestors(rest, name) if n != name]
         size, _, _ = get_module_size_with_ties(tied, module_sizes.get(name, 0), module_sizes, others)
         if size <= limit:
             return name, module, others

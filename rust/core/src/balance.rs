@@ -39,6 +39,9 @@ impl Layout {
                 facts.first_no_split_bits = facts.first_no_split_bits.max(self.formula_bits(node));
             }
         }
+        if self.is_no_split(0) {
+            facts.largest_no_split_bits = facts.total_bits;
+        }
         for node in 1..tree.len() as NodeId {
             if !tree.is_module(node) {
                 continue;

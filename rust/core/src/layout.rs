@@ -159,7 +159,7 @@ impl Layout {
         self.splittable.contains(node)
     }
 
-    /// Whether a row is a module of a no-split class.
+    /// Whether a row is a module of a no-split class; the root can be one, and is split all the same.
     pub fn is_no_split(&self, node: NodeId) -> bool {
         self.no_split.contains(node)
     }
@@ -241,6 +241,9 @@ fn split_masks(tree: &Tree, twin: &BitSet, classes: &[String]) -> (BitSet, BitSe
     let keep = tree.class_mask(classes);
     let (mut no_split, mut splittable) = (BitSet::new(tree.len()), BitSet::new(tree.len()));
     splittable.insert(0);
+    if tree.is_module(0) && keep[tree.class_id(0) as usize] {
+        no_split.insert(0); // of no consequence for splitting; transformers' balanced budgets look at it
+    }
     for node in 1..tree.len() as NodeId {
         if !tree.is_module(node) {
             continue;

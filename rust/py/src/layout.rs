@@ -1,6 +1,6 @@
 //! A tree read with options, and the calls that plan from it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use planner_core::{
@@ -235,9 +235,17 @@ fn exempt_rows(tree: &planner_core::Tree, no_split: &[String], exempt: &[String]
             node += 1;
             continue;
         }
+        // A parameter goes by the first of its names there; one with a name that is not meant needs a place after all.
         let prefix = tree.full_name(node).len() + 1;
-        let tensors = (node..tree.end(node)).filter(|&row| !tree.is_module(row));
-        rows.extend(tensors.filter(|&row| wanted.contains(&tree.full_name(row)[prefix..])));
+        let mut named: HashMap<u32, Vec<(u32, bool)>> = HashMap::new();
+        for row in node..tree.end(node) {
+            if let Some(id) = tree.tensor_id(row) {
+                let is_meant = wanted.contains(&tree.full_name(row)[prefix..]);
+                named.entry(id).or_default().push((row, is_meant));
+            }
+        }
+        let meant = named.into_values().filter(|names| names.iter().all(|&(_, is_meant)| is_meant));
+        rows.extend(meant.flatten().map(|(row, _)| row));
         node = tree.end(node);
     }
     rows
