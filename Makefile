@@ -45,7 +45,8 @@ format-check: .venv/.dependencies
 	cargo fmt --all --check
 	$(BIN)/ruff format --check --quiet $(LINTED)
 
-lint: .venv/.dependencies
+# import-linter looks the package up, so it has to be installed.
+lint: build
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
 	$(BIN)/ruff check --quiet $(LINTED)
 	$(BIN)/lint-imports --no-cache
