@@ -76,12 +76,14 @@ class Reason:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What was planned: a live "module", a "checkpoint" or a "config"; its digest, blocks and stored bytes."""
+    """What was planned: a live "module", a "checkpoint" or a "config"; its digest, blocks and stored bytes; and what to know
+    of its names and sizes."""
 
     kind: Literal["module", "checkpoint", "config"]
     fingerprint: str
     blocks: int
     total_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +233,7 @@ class Plan:
             provenance: include where settings were said; without it, equal plans have equal text.
         """
         data: dict[str, Any] = {"schema": SCHEMA, "version": VERSION}
-        data["source"] = asdict(self.source)
+        data["source"] = _source_data(self.source)
         data["devices"] = [{**asdict(device), "id": str(device.id)} for device in self.devices]
         data["device_map"] = [[name, device] for name, device in self.device_map.items()]
         data["execution_map"] = [[name, device] for name, device in self.execution_map.items()]
@@ -337,13 +339,28 @@ def _parts(data: dict[str, Any]) -> dict[str, Any]:
         "offloaded_bytes": {tier: _count(data["offloaded_bytes"][tier]) for tier in ("cpu", "disk")},
         "certificate": Certificate(**data["certificate"]),
         "account": Account(
-            source=Source(**data["source"]),
+            source=_read_source(data["source"]),
             reasons=tuple(Reason(**row) for row in data["reasons"]),
             shortfall=shortfall,
             settings={path: Setting(**row) for path, row in data["settings"].items()},
             provenance=dict(data.get("provenance", {})),
         ),
     }
+
+
+def _source_data(source: Source) -> dict[str, Any]:
+    """A source as plain data; notes only where there are any, which no live model has."""
+    data = asdict(source)
+    if not source.notes:
+        del data["notes"]
+    return data
+
+
+def _read_source(row: dict[str, Any]) -> Source:
+    notes = row.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise TypeError("notes must be a list of strings")
+    return Source(**{**row, "notes": tuple(notes)})
 
 
 def _pairs(rows: Any) -> dict[str, DeviceKey]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from planner.automatic import AutoAnswer, AutoSearch
 from planner.balanced import balanced_budgets
 from planner.blocks import Blocks, Constraints, allowed_homes, expand_classes, require_names
+from planner.checkpoint.source import Opened, open_source
 from planner.config import Resolved, Stack
 from planner.config.evaluate import Answer
 from planner.config.hf import import_config
@@ -28,11 +30,14 @@ if TYPE_CHECKING:
 __all__ = ["plan", "plan_many", "resolve_settings"]
 
 
-def plan(source: nn.Module | ModuleTree, /, *, config: Any = None, **settings: Any) -> Plan:
+def plan(
+    source: nn.Module | ModuleTree | str | os.PathLike[str], /, *, config: Any = None, **settings: Any
+) -> Plan:
     """Where a model goes: by default, as little offloaded as can be.
 
     Args:
-        source: a live model, or one that was flattened before.
+        source: a live model, one that was flattened before, or the path of a checkpoint: a folder, a safetensors file, an
+            index, or a ``config.json`` alone. Of files, nothing but headers is read.
         config: a file, a mapping, a ``Stack`` or a ``Resolved`` that ``settings`` go on top of. Nothing else is read.
         settings: as in :class:`planner.config.settings.Settings`: ``max_memory``, ``strategy``, ``mode``, ``pin``, …
 
@@ -44,6 +49,7 @@ def plan(source: nn.Module | ModuleTree, /, *, config: Any = None, **settings: A
         InvalidConstraintError: names that the model does not have, or constraints that contradict each other. Fields:
             ``names``, ``suggestions``.
         InvalidTreeError, InvalidDevicesError: a model or budgets that cannot be planned.
+        CheckpointError: files that are missing, malformed or hostile. Fields: ``file``, ``reason``.
         InfeasibleError: no plan within budgets and mode. Fields: ``block``, ``shortfall_bytes``, ``more_bytes``,
             ``best_partial``, ``is_proven``.
 
@@ -63,7 +69,7 @@ def plan(source: nn.Module | ModuleTree, /, *, config: Any = None, **settings: A
 
 
 def plan_many(
-    source: nn.Module | ModuleTree,
+    source: nn.Module | ModuleTree | str | os.PathLike[str],
     budgets: Iterable[Mapping[Any, Any]],
     /,
     *,
@@ -96,7 +102,7 @@ def plan_many(
 def resolve_settings(config: Any, settings: Mapping[str, Any], told: Any = None) -> Resolved[Settings]:
     """The settings of one request: what the model says of itself, ``config``, keywords."""
     stack: Stack[Settings] = Stack.of(Settings, config)
-    if hasattr(told, "to_dict") and hasattr(told, "model_type"):
+    if isinstance(told, str) or (hasattr(told, "to_dict") and hasattr(told, "model_type")):
         stack = stack.imported(import_config(told))
     return (stack.set(**settings) if settings else stack).resolve()
 
@@ -109,6 +115,7 @@ class _Request:
     recorded: Callable[
         [], Resolved[Settings]
     ]  # with facts about the model, which decide nothing and cost more to read
+    opened: Opened
     layout: Layout
     explicit_no_split: bool
     budgets: Mapping[DeviceKey, int]
@@ -116,10 +123,11 @@ class _Request:
     @classmethod
     def of(cls, source: Any, config: Any, settings: Mapping[str, Any]) -> _Request:
         resolved = resolve_settings(config, settings)
-        told = getattr(source, "config", None)
+        opened = open_source(source)
+        told = opened.config
         recorded = cache(partial(resolve_settings, config, settings, told))
         said = resolved.config
-        tree = source if isinstance(source, ModuleTree) else ModuleTree.from_module(source)
+        tree = opened.tree
         classes = expand_classes(tree.columns, said.no_split_module_classes)
         own = not classes and tree.no_split_classes
         if own:
@@ -133,7 +141,7 @@ class _Request:
         require_names(layout, "special_dtypes", list(said.special_dtypes))
         require_names(layout, "no_split_modules", list(said.no_split_modules))
         require_names(layout, "keep_together", [name for group in said.keep_together for name in group])
-        return cls(resolved, recorded, layout, bool(said.no_split_module_classes), said.max_memory)
+        return cls(resolved, recorded, opened, layout, bool(said.no_split_module_classes), said.max_memory)
 
     @property
     def settings(self) -> Settings:
@@ -217,7 +225,7 @@ class _Request:
             offloaded_bytes=_offloaded(devices),
             certificate=answer.certificate,
             account=Account(
-                source=partial(_source, search.blocks),
+                source=partial(_source, search.blocks, self.opened),
                 reasons=answer.reasons,
                 shortfall=answer.shortfall,
                 settings=self.setting_values,
@@ -336,7 +344,7 @@ def _sequential_plan(request: _Request, rooms: tuple[Room, ...], outcome: Outcom
             stage="sequential",
         ),
         account=Account(
-            source=partial(_source, request._blocks()),
+            source=partial(_source, request._blocks(), request.opened),
             reasons=lambda: outcome.reasons,
             shortfall=None,
             settings=request.setting_values,
@@ -345,13 +353,14 @@ def _sequential_plan(request: _Request, rooms: tuple[Room, ...], outcome: Outcom
     )
 
 
-def _source(blocks: Blocks) -> Source:
+def _source(blocks: Blocks, opened: Opened) -> Source:
     columns = blocks.layout.columns
     return Source(
-        kind="module",
+        kind=opened.kind,
         fingerprint=columns.fingerprint(),
         blocks=blocks.block_count,
         total_bytes=-(-columns.total_bits // 8),
+        notes=opened.notes,
     )
 
 
