@@ -77,12 +77,14 @@ class Reason:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What was planned: a live "module", a "checkpoint" or a "config"; its digest, blocks and stored bytes."""
+    """What was planned: a live "module", a "checkpoint" or a "config"; its digest, blocks and stored bytes; and what to know
+    of its names and sizes."""
 
     kind: Literal["module", "checkpoint", "config"]
     fingerprint: str
     blocks: int
     total_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +242,7 @@ class Plan:
             provenance: include where settings were said; without it, equal plans have equal text.
         """
         data: dict[str, Any] = {"schema": SCHEMA, "version": VERSION}
-        data["source"] = asdict(self.source)
+        data["source"] = _source_data(self.source)
         data["devices"] = [{**asdict(device), "id": str(device.id)} for device in self.devices]
         data["device_map"] = [[name, device] for name, device in self.device_map.items()]
         data["execution_map"] = [[name, device] for name, device in self.execution_map.items()]
@@ -317,7 +319,7 @@ def _parts(data: dict[str, Any]) -> dict[str, Any]:
         more = {canonical_device(key): _count(size) for key, size in shortfall["more_bytes"].items()}
         shortfall = _exact(Shortfall, {**shortfall, "more_bytes": more})
     return {
-        "source": _exact(Source, data["source"]),
+        "source": _read_source(data["source"]),
         "devices": tuple(
             _exact(DevicePlan, {**row, "id": canonical_device(row["id"])}) for row in data["devices"]
         ),
@@ -358,6 +360,21 @@ def _text(value: Any) -> str:
     if type(value) is not str:
         raise TypeError(f"expected a text, got {str(value)[:80]!r}")
     return value
+
+
+def _source_data(source: Source) -> dict[str, Any]:
+    """A source as plain data; notes only where there are any, which no live model has."""
+    data = asdict(source)
+    if not source.notes:
+        del data["notes"]
+    return data
+
+
+def _read_source(row: dict[str, Any]) -> Source:
+    notes = row.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise TypeError("notes must be a list of strings")
+    return _exact(Source, {**row, "notes": tuple(notes)})
 
 
 def _pairs(rows: Any) -> dict[str, DeviceKey]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from planner.automatic import AutoAnswer, AutoSearch
 from planner.balanced import balanced_budgets
 from planner.blocks import Blocks, Constraints, allowed_homes, expand_classes, require_names
+from planner.checkpoint.source import Opened, open_source
 from planner.config import Resolved, Stack
 from planner.config.evaluate import Answer
 from planner.config.hf import import_config
@@ -29,11 +31,18 @@ if TYPE_CHECKING:
 __all__ = ["plan", "plan_many", "resolve_settings"]
 
 
-def plan(source: nn.Module | ModuleTree, /, *, config: Any = None, **settings: Any) -> Plan:
+def plan(
+    source: nn.Module | ModuleTree | Opened | str | os.PathLike[str],
+    /,
+    *,
+    config: Any = None,
+    **settings: Any,
+) -> Plan:
     """Where a model goes: by default, as little offloaded as can be.
 
     Args:
-        source: a live model, or one that was flattened before.
+        source: a live model, one that was flattened before, or the path of a checkpoint: a folder, a safetensors file, an
+            index, or a ``config.json`` alone. Of files, nothing but headers is read.
         config: a file, a mapping, a ``Stack`` or a ``Resolved`` that ``settings`` go on top of. Nothing else is read.
         settings: as in :class:`planner.config.settings.Settings`: ``max_memory``, ``strategy``, ``mode``, ``pin``, …
 
@@ -45,6 +54,7 @@ def plan(source: nn.Module | ModuleTree, /, *, config: Any = None, **settings: A
         InvalidConstraintError: names that the model does not have, or constraints that contradict each other. Fields:
             ``names``, ``suggestions``.
         InvalidTreeError, InvalidDevicesError: a model or budgets that cannot be planned.
+        CheckpointError: files that are missing, malformed or hostile. Fields: ``file``, ``reason``.
         InfeasibleError: no plan within budgets and mode. Fields: ``block``, ``shortfall_bytes``, ``more_bytes``,
             ``best_partial``, ``is_proven``.
 
@@ -64,7 +74,7 @@ def plan(source: nn.Module | ModuleTree, /, *, config: Any = None, **settings: A
 
 
 def plan_many(
-    source: nn.Module | ModuleTree,
+    source: nn.Module | ModuleTree | Opened | str | os.PathLike[str],
     budgets: Iterable[Mapping[Any, Any]],
     /,
     *,
@@ -97,7 +107,7 @@ def plan_many(
 def resolve_settings(config: Any, settings: Mapping[str, Any], told: Any = None) -> Resolved[Settings]:
     """The settings of one request: what the model says of itself, ``config``, keywords."""
     stack: Stack[Settings] = Stack.of(Settings, config)
-    if hasattr(told, "to_dict") and hasattr(told, "model_type"):
+    if isinstance(told, str) or (hasattr(told, "to_dict") and hasattr(told, "model_type")):
         stack = stack.imported(import_config(told))
     return (stack.set(**settings) if settings else stack).resolve()
 
@@ -118,10 +128,11 @@ class _Request:
     @classmethod
     def of(cls, source: Any, config: Any, settings: Mapping[str, Any]) -> _Request:
         resolved = resolve_settings(config, settings)
-        told = getattr(source, "config", None)
+        opened = open_source(source)
+        told = opened.config
         recorded = cache(partial(resolve_settings, config, settings, told))
         said = resolved.config
-        tree = source if isinstance(source, ModuleTree) else ModuleTree.from_module(source)
+        tree = opened.tree
         classes = expand_classes(tree.columns, said.no_split_module_classes)
         own = not classes and tree.no_split_classes
         if own:
@@ -136,7 +147,12 @@ class _Request:
         require_names(layout, "no_split_modules", list(said.no_split_modules))
         require_names(layout, "keep_together", [name for group in said.keep_together for name in group])
         return cls(
-            resolved, recorded, layout, bool(said.no_split_module_classes), said.max_memory, _source(layout)
+            resolved,
+            recorded,
+            layout,
+            bool(said.no_split_module_classes),
+            said.max_memory,
+            _source(layout, opened),
         )
 
     @property
@@ -338,10 +354,14 @@ def _sequential_plan(request: _Request, rooms: tuple[Room, ...], outcome: Outcom
     )
 
 
-def _source(layout: Layout) -> Source:
+def _source(layout: Layout, opened: Opened) -> Source:
     total = layout.balance_facts().total_bytes
     return Source(
-        kind="module", fingerprint=layout.columns.fingerprint(), blocks=0, total_bytes=math.ceil(total)
+        kind=opened.kind,
+        fingerprint=layout.columns.fingerprint(),
+        blocks=0,
+        total_bytes=math.ceil(total),
+        notes=opened.notes,
     )
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from command_line import Command, Model, write_llama
 from typer.testing import CliRunner, Result
 
 import planner
+from command_line import Command, Model, write_llama
 from planner.cli.app import app
 
 

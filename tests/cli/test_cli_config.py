@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from command_line import Command, answer
 
+from command_line import Command, answer
 from planner.cli.ordered import Spoken
 from planner.cli.settings import SETTING_OPTIONS, stack_of
 from planner.config import Stack

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Command, answer
 
 import planner
+from command_line import Command, answer
 
 
 def test_explain_says_what_the_library_says(command: Command, plan_file: Callable[..., str]) -> None:

@@ -11,11 +11,11 @@ from typing import Annotated, Final
 
 import typer
 
+from planner.checkpoint.source import open_source
 from planner.cli.arguments import Json
 from planner.cli.beside import accelerate_plan
 from planner.cli.exits import OK
 from planner.cli.output import show_table, write, write_json
-from planner.cli.sources import open_source
 from planner.cli.synthetic import write_synthetic
 from planner.devices import DeviceKey
 from planner.layout import Layout
@@ -42,9 +42,12 @@ def command(
     ] = 15,
     as_json: Json = False,
 ) -> int:
-    """Measure how long planning takes on this machine; medians, after one run to warm up."""
+    """Measure how long planning takes here.
+
+    Medians, after one run to warm up.
+    """
     with _source(model) as path:
-        tree = open_source(path)
+        tree = open_source(path).tree
         total_bytes = int(Layout(tree).stored_sizes()[""])
         budgets = _budgets(total_bytes)
         figures = dict(_figures(path, tree, budgets, repeat))

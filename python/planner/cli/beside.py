@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ def accelerate_plan(tree: ModuleTree, budgets: Mapping[DeviceKey, int]) -> Calla
     if find_spec("accelerate") is None or find_spec("torch") is None:
         return None
     infer = import_module("accelerate").infer_auto_device_map
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # it notes each device that this machine lacks
     model = _live(tree)
     classes = Layout(tree).columns.repeated_classes()
     return lambda: infer(model, dict(budgets), no_split_module_classes=classes)

@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from planner.check import check, is_valid
+from planner.checkpoint.source import open_source
 from planner.cli.arguments import Json, SourcePath
 from planner.cli.exits import NEGATIVE, OK
 from planner.cli.files import read_device_map
 from planner.cli.output import write, write_json
 from planner.cli.settings import settings_of, takes_settings
-from planner.cli.sources import open_source
 from planner.config.settings import Settings
 from planner.described import DescribedModule, describe
 from planner.layout import Layout
@@ -35,15 +35,15 @@ def command(
     ],
     as_json: Json = False,
 ) -> int:
-    """List what is wrong with a device map; exit code 1 if anything is.
+    """List what is wrong with a device map.
 
-    Every tensor must be covered, names of one tensor must share a device, classes named with --no-split must not be
+    Exit code 1 if anything is. Every tensor must be covered, names of one tensor must share a device, classes named with --no-split must not be
     split. Budgets are judged where -d names them.
     """
     said = settings_of(context).resolve().config
     judged = read_device_map(device_map)
     findings = check(
-        _described(open_source(model), said),
+        _described(open_source(model).tree, said),
         judged,
         dict(said.max_memory) or None,
         no_split_module_classes=said.no_split_module_classes,

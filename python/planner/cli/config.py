@@ -26,7 +26,7 @@ _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*|[0-9]+")
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Show which settings count, where each was said, and where they are looked for.",
+    help="Show settings, and where each was said.",
 )
 
 

@@ -23,7 +23,7 @@ def command(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """List what this machine has free: accelerators, host memory, disk.
+    """List what this machine has free.
 
     Accelerators are found by torch, and importing it takes a second or more; budgets named with -d need neither.
     """

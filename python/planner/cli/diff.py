@@ -13,9 +13,9 @@ __all__ = ["command"]
 
 
 def command(left: PlanFile, right: PlanFile, as_json: Json = False) -> int:
-    """List what two plans place differently; exit code 1 if there is anything.
+    """List what two plans place differently.
 
-    A name is listed where either plan's device map has it as a key. Bytes are compared for each device.
+    Exit code 1 if there is anything. A name is listed where either plan's device map has it as a key. Bytes are compared for each device.
     """
     one, other = read_plan(left), read_plan(right)
     moved = one.diff(other)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from planner.checkpoint.source import Opened
 from planner.cli.exits import NEGATIVE, OK, failure_of
 from planner.cli.files import read_budget_rows, write_file
 from planner.cli.output import console, json_text, write_json_text
@@ -15,7 +16,6 @@ from planner.devices import DeviceKey
 from planner.errors import InfeasibleError
 from planner.plan import Plan
 from planner.request import plan_many
-from planner.tree import ModuleTree
 
 __all__ = ["plan_fleet"]
 
@@ -24,11 +24,11 @@ _ROWS_AT_ONCE: Final = 256  # planned on all cores; the bar moves and lines appe
 Budgets = Mapping[DeviceKey, int]
 
 
-def plan_fleet(tree: ModuleTree, stack: Stack[Settings], file: str, output: str | None) -> int:
+def plan_fleet(opened: Opened, stack: Stack[Settings], file: str, output: str | None) -> int:
     """Plans for each row of a file.
 
     Args:
-        tree: the model.
+        opened: the model.
         stack: settings for all rows.
         file: budgets, one JSON object in each line.
         output: where the lines go; None is standard output.
@@ -41,7 +41,7 @@ def plan_fleet(tree: ModuleTree, stack: Stack[Settings], file: str, output: str 
     """
     rows = read_budget_rows(file)
     lines, is_all = list[str](), True
-    for number, (row, made) in enumerate(_planned(tree, stack, rows), start=1):
+    for number, (row, made) in enumerate(_planned(opened, stack, rows), start=1):
         is_all = is_all and isinstance(made, Plan)
         line = _line(number, row, made)
         if output is None:
@@ -54,7 +54,7 @@ def plan_fleet(tree: ModuleTree, stack: Stack[Settings], file: str, output: str 
 
 
 def _planned(
-    tree: ModuleTree, stack: Stack[Settings], rows: Sequence[Budgets]
+    opened: Opened, stack: Stack[Settings], rows: Sequence[Budgets]
 ) -> Iterator[tuple[Budgets, Plan | InfeasibleError]]:
     from rich.progress import Progress
 
@@ -63,7 +63,7 @@ def _planned(
         bar = progress.add_task("planning", total=len(rows))
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             lot = rows[start : start + _ROWS_AT_ONCE]
-            yield from zip(lot, plan_many(tree, lot, config=stack), strict=True)
+            yield from zip(lot, plan_many(opened, lot, config=stack), strict=True)
             progress.advance(bar, len(lot))
 
 

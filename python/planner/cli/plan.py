@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from planner.checkpoint.source import open_source
 from planner.cli.arguments import Json, SourcePath
 from planner.cli.exits import OK
 from planner.cli.files import write_file
@@ -13,7 +14,6 @@ from planner.cli.fleet import plan_fleet
 from planner.cli.ordered import spoken_options
 from planner.cli.output import show, write_json_text
 from planner.cli.settings import settings_of, takes_settings
-from planner.cli.sources import open_source
 from planner.errors import InvalidInputError
 from planner.plan import Plan
 from planner.request import plan
@@ -27,7 +27,7 @@ def command(
     context: typer.Context,
     model: SourcePath,
     output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="FILE", help="Write the plan, as JSON.")
+        str | None, typer.Option("-o", "--output", metavar="FILE", help="Write the plan, as JSON.")
     ] = None,
     html: Annotated[
         str | None, typer.Option("--html", metavar="FILE", help="Write a picture that a browser shows.")
@@ -53,17 +53,17 @@ def command(
         if html is not None or any(option.name == "device" for option in spoken_options(context)):
             raise InvalidInputError("--budgets names the devices of many plans; leave out -d and --html")
         return plan_fleet(open_source(model), stack, budgets, output)
-    tree = open_source(model)
-    made = plan(tree, config=stack)
+    opened = open_source(model)
+    made = plan(opened, config=stack)
     text = made.to_json()
     if output is not None:
         write_file(output, f"{text}\n")
     if html is not None:
-        write_file(html, _page(made, tree))
+        write_file(html, _page(made, opened.tree))
     if as_json:
         write_json_text(text)
     else:
-        _show(made, tree)
+        _show(made, opened.tree)
     return OK
 
 
