@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from planner.devices import DeviceKey, canonical_device
 from planner.errors import InvalidInputError
+from planner.plan_html import snippet
 
 __all__ = [
     "Account",
@@ -297,6 +298,16 @@ class Plan:
     def __repr__(self) -> str:
         parts = ", ".join(f"{device.id}: {device.used_bytes}" for device in self.devices)
         return f"Plan({self.source.blocks} blocks, used bytes {{{parts}}}, {self.certificate.stage})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: bytes by device as bars and numbers."""
+        return snippet(
+            self.devices,
+            blocks=self.source.blocks,
+            total_bytes=self.source.total_bytes,
+            offloaded_bytes=self.offloaded_bytes,
+            is_proven=self.certificate.proven,
+        )
 
 
 def _device_of(name: str, device_map: Mapping[str, DeviceKey]) -> DeviceKey | None:
