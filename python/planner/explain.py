@@ -19,7 +19,6 @@ __all__ = [
     "notices",
     "reasons_about",
     "sentence",
-    "summary",
 ]
 
 # Templates of sentences by rule; fields are name, device, needed and available.
@@ -35,6 +34,8 @@ WORDS: Mapping[str, str] = {
     "resident": "{name} lies on {device}: {needed} bytes of {available}.",
     "offloaded": "{name} is offloaded to {device}: {needed} bytes of {available}.",
     "oversized": "{name} lies on {device}, because it is larger than every accelerator: {needed} bytes.",
+    "fused_experts": "{name} holds all its experts in one tensor and cannot be split by expert: its block goes to {device} "
+    "as a whole, {needed} bytes.",
     "no_room": "{name} does not fit on {device}: it needs {needed} bytes, {available} are left.",
     "next_device": "Leaving {device}: {name} cannot be split and needs {needed} bytes, {available} are available.",
 }
@@ -121,24 +122,6 @@ def explain(plan: Plan, name: str) -> str:
     others = [device.id for device in plan.devices if device.id != home and device.budget_bytes != 0]
     if others:
         lines.append(f"To move it, write pin={{{block!r}: {others[0]!r}}}.")
-    return "\n".join(lines)
-
-
-def summary(plan: Plan) -> str:
-    """A plan in words: a line for each device, and one for what is offloaded."""
-    lines = [f"{plan.source.blocks} blocks, {format_bytes(plan.source.total_bytes)}"]
-    for device in plan.devices:
-        parts = [f"{format_bytes(device.used_bytes)} used"]
-        if device.reserved_bytes:
-            parts.append(f"{format_bytes(device.reserved_bytes)} kept for streaming")
-        if device.headroom_bytes:
-            parts.append(f"{format_bytes(device.headroom_bytes)} headroom")
-        if device.free_bytes is not None:
-            parts.append(f"{format_bytes(device.free_bytes)} free")
-        lines.append(f"  {device.id}: {', '.join(parts)}")
-    offloaded = sum(plan.offloaded_bytes.values())
-    proof = "proven least" if plan.certificate.proven else "not proven least"
-    lines.append(f"offloaded: {format_bytes(offloaded)} ({proof})" if offloaded else "nothing is offloaded")
     return "\n".join(lines)
 
 

@@ -9,8 +9,10 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from planner.devices import DeviceKey, canonical_device
+from planner.difference import PlanDiff, UsageDifference, moved_names
 from planner.errors import InvalidInputError
 from planner.plan_html import snippet
+from planner.units import format_bytes
 
 __all__ = [
     "Account",
@@ -18,7 +20,6 @@ __all__ = [
     "DevicePlan",
     "DeviceUsage",
     "Plan",
-    "PlanDifference",
     "Reason",
     "Setting",
     "Shortfall",
@@ -61,7 +62,7 @@ class Reason:
 
     Args:
         rule: "fits", "tied", "bound", "fallback", "split", "split_tied", "next_device"; of ``auto``: "resident",
-            "offloaded", "oversized".
+            "offloaded", "oversized", "no_room", "fused_experts".
         name: the module or tensor decided on.
         device: the device it was measured against.
         needed_bytes: what it needs there with all that is tied to it.
@@ -151,20 +152,8 @@ class Setting:
     rank: str
 
 
-@dataclass(frozen=True, slots=True)
-class PlanDifference:
-    """A name that two plans place differently; None where a plan has no device for it."""
-
-    name: str
-    left: DeviceKey | None
-    right: DeviceKey | None
-
-    def __str__(self) -> str:
-        return f"{self.name or 'the model'}: {self.left} → {self.right}"
-
-
 class Account:
-    """The story of a plan: reasons, shortfall, settings, provenance; each made when it is first asked for.
+    """The story of a plan: source, reasons, shortfall, settings, provenance; each made when it is first asked for.
 
     Args:
         parts: by name, the value or a function that makes it. Functions must be pure.
@@ -189,18 +178,16 @@ class Plan:
     """Where a model goes, and why.
 
     Args:
-        source: what was planned.
         devices: bytes by device, in order of preference.
         device_map: names to devices: the fewest keys that cover every tensor, in execution order.
         execution_map: names to devices, for what runs elsewhere than it lies.
         offloaded_bytes: bytes by tier, "cpu" and "disk"; where there is no accelerator, the cpu does not count.
         certificate: how good it is known to be.
-        account: reasons, shortfall, settings and provenance, which the properties of these names read.
+        account: source, reasons, shortfall, settings and provenance, which the properties of these names read.
 
     Guarantee: immutable; picklable; equal problems give equal plans and the same bytes of canonical JSON.
     """
 
-    source: Source
     devices: tuple[DevicePlan, ...]
     device_map: Mapping[str, DeviceKey]
     execution_map: Mapping[str, DeviceKey]
@@ -211,6 +198,12 @@ class Plan:
     def __post_init__(self) -> None:
         for name in ("device_map", "execution_map", "offloaded_bytes"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    @property
+    def source(self) -> Source:
+        """What was planned."""
+        source: Source = self.account["source"]
+        return source
 
     @property
     def reasons(self) -> tuple[Reason, ...]:
@@ -278,13 +271,43 @@ class Plan:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidInputError(f"not a plan: {type(error).__name__}: {error}") from error
 
-    def diff(self, other: Plan) -> tuple[PlanDifference, ...]:
-        """Names that the other plan places differently: every key of either map, by its device in both."""
-        names = dict.fromkeys((*self.device_map, *other.device_map))
-        pairs = (
-            (name, _device_of(name, self.device_map), _device_of(name, other.device_map)) for name in names
+    def diff(self, other: Plan) -> PlanDiff:
+        """What the other plan places differently; ``str`` of it says so in words.
+
+        Example:
+            >>> import torch
+            >>> from planner import plan
+            >>> model = torch.nn.Sequential(*(torch.nn.Linear(10, 10, bias=False) for _ in range(4)))
+            >>> print(plan(model, max_memory={0: 800, 1: 800}).diff(plan(model, max_memory={0: 400, 1: 1200})))
+            1: 0 → 1
+            0: 800 B → 400 B used
+            1: 800 B → 1.17 KiB used
+        """
+        used = [{device.id: device.used_bytes for device in each.devices} for each in (self, other)]
+        pairs = ((device, used[0].get(device, 0), used[1].get(device, 0)) for device in used[0] | used[1])
+        return PlanDiff(
+            moved=moved_names(self.device_map, other.device_map),
+            usage=tuple(UsageDifference(*each) for each in pairs if each[1] != each[2]),
         )
-        return tuple(PlanDifference(name, left, right) for name, left, right in pairs if left != right)
+
+    def summary(self) -> str:
+        """The plan in words: a line for each device, and one for what is offloaded."""
+        lines = [f"{self.source.blocks} blocks, {format_bytes(self.source.total_bytes)}"]
+        for device in self.devices:
+            parts = [f"{format_bytes(device.used_bytes)} used"]
+            if device.reserved_bytes:
+                parts.append(f"{format_bytes(device.reserved_bytes)} kept for streaming")
+            if device.headroom_bytes:
+                parts.append(f"{format_bytes(device.headroom_bytes)} headroom")
+            if device.free_bytes is not None:
+                parts.append(f"{format_bytes(device.free_bytes)} free")
+            lines.append(f"  {device.id}: {', '.join(parts)}")
+        offloaded = sum(self.offloaded_bytes.values())
+        proof = "proven least" if self.certificate.proven else "not proven least"
+        lines.append(
+            f"offloaded: {format_bytes(offloaded)} ({proof})" if offloaded else "nothing is offloaded"
+        )
+        return "\n".join(lines)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.to_json(provenance=False) == other.to_json(provenance=False)
@@ -310,13 +333,6 @@ class Plan:
         )
 
 
-def _device_of(name: str, device_map: Mapping[str, DeviceKey]) -> DeviceKey | None:
-    prefix = name
-    while prefix not in device_map and prefix:
-        prefix = prefix.rpartition(".")[0]
-    return device_map.get(prefix)
-
-
 def _shortfall_data(shortfall: Shortfall) -> dict[str, Any]:
     return {
         "name": shortfall.name,
@@ -330,7 +346,6 @@ def _parts(data: dict[str, Any]) -> dict[str, Any]:
         more = {canonical_device(key): _count(size) for key, size in shortfall["more_bytes"].items()}
         shortfall = _exact(Shortfall, {**shortfall, "more_bytes": more})
     return {
-        "source": _read_source(data["source"]),
         "devices": tuple(
             _exact(DevicePlan, {**row, "id": canonical_device(row["id"])}) for row in data["devices"]
         ),
@@ -339,6 +354,7 @@ def _parts(data: dict[str, Any]) -> dict[str, Any]:
         "offloaded_bytes": {tier: _count(data["offloaded_bytes"][tier]) for tier in ("cpu", "disk")},
         "certificate": _exact(Certificate, data["certificate"]),
         "account": Account(
+            source=_read_source(data["source"]),
             reasons=tuple(_exact(Reason, row) for row in data["reasons"]),
             shortfall=shortfall,
             settings={path: _exact(Setting, row) for path, row in data["settings"].items()},

@@ -60,12 +60,13 @@ def test_diff_lists_what_lies_elsewhere(command: Command, plan_file: Callable[..
     left, right = (planner.Plan.from_json(Path(name).read_text()) for name in ("a.json", "b.json"))
     done = command("diff", "a.json", "b.json")
     assert done.exit_code == 1
-    assert done.stdout.splitlines()[: len(left.diff(right))] == [str(found) for found in left.diff(right)]
+    assert done.stdout == f"{left.diff(right)}\n"
     data = answer(command("diff", "a.json", "b.json", "--json"))
-    assert [(row["name"], row["left"], row["right"]) for row in data["names"]] == [
+    assert data["differs"] is True
+    assert [(row["name"], row["left"], row["right"]) for row in data["moved"]] == [
         (found.name, found.left, found.right) for found in left.diff(right)
     ]
-    assert data["used_bytes"]["left"] == {str(device.id): device.used_bytes for device in left.devices}
+    assert [row["device"] for row in data["usage"]] == [0, 1]
 
 
 def edited(path: str, **words: Any) -> str:

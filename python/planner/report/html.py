@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from importlib.resources import files
 
-from planner.explain import notices, summary
+from planner.explain import notices
 from planner.plan import Plan
 from planner.plan_html import devices_table, markup
 from planner.report.payload import page_json, payload
@@ -48,7 +48,7 @@ def html_report(plan: Plan, tree: ModuleTree | None = None) -> str:
     """
     rows = plan_rows(plan, tree)
     style, script = _asset("report.css"), "\n".join(_asset(f"{name}.js") for name in _SCRIPTS)
-    headline, *_ = summary(plan).splitlines()
+    headline, *_ = plan.summary().splitlines()
     parts = {
         "policy": _policy(style, script),
         "style": style,
