@@ -45,6 +45,11 @@ class Accelerators:
         """Bytes copied since the last reset."""
         return Traffic(*self._extension.traffic_bytes())
 
+    def synchronize(self) -> None:
+        """The host waits for all work on both devices."""
+        for device in self.devices:
+            torch.accelerator.synchronize(device.index)
+
     def reset(self) -> None:
         """Peaks start from what is in use, traffic from zero; limits and current device are as at the beginning."""
         for device in self.devices:
@@ -77,12 +82,12 @@ class Accelerators:
         Raises:
             OutOfOrderError: with everything that was not in order.
         """
+        self.synchronize()
         self._extension.take_races()
         self._extension.watch_streams(True)
         try:
             yield
-            for device in self.devices:
-                torch.accelerator.synchronize(device.index)
+            self.synchronize()
         finally:
             self._extension.watch_streams(False)
             races = self._extension.take_races()

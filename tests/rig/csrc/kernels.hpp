@@ -245,6 +245,12 @@ void each_tensor(const c10::IValue& value, Action action) {
     for (const at::Tensor& tensor : value.toTensorVector()) {
       action(tensor);
     }
+  } else if (value.isOptionalTensorList()) { // indices, which may be on the host as on CUDA
+    for (const std::optional<at::Tensor>& tensor : value.toOptionalTensorVector()) {
+      if (is_virtual(tensor.value_or(at::Tensor()))) {
+        action(*tensor);
+      }
+    }
   }
 }
 
@@ -310,6 +316,31 @@ inline void run_on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack)
   }
   Locked locked(timeline().mutex);
   note_uses(op, torch::jit::last(*stack, op.schema().returns().size()), moment, true);
+}
+
+// ---- operators that the host has under another name, or for fewer types ----------------------------------------------
+
+inline at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+    c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, bool transposed,
+    c10::SymIntArrayRef output_padding, c10::SymInt groups) {
+  return at::convolution_symint(
+      input, weight, bias, stride, padding, dilation, transposed, output_padding, std::move(groups));
+}
+
+inline std::tuple<at::Tensor, at::Tensor, at::Tensor> convolution_backward(const at::Tensor& gradient,
+    const at::Tensor& input, const at::Tensor& weight, c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+    c10::SymIntArrayRef dilation, bool transposed, c10::SymIntArrayRef output_padding, c10::SymInt groups,
+    std::array<bool, 3> wanted) {
+  const std::vector<c10::SymInt> bias_size{gradient.sym_size(1)};
+  return at::convolution_backward_symint(gradient, input, weight, c10::SymIntArrayRef(bias_size), stride, padding,
+      dilation, transposed, output_padding, std::move(groups), wanted);
+}
+
+inline at::Tensor histogram(const at::Tensor& tensor, int64_t bins, const at::Scalar& least, const at::Scalar& most) {
+  if (at::isFloatingType(tensor.scalar_type())) {
+    return at::histc(tensor.cpu(), bins, least, most).to(tensor.device());
+  }
+  return at::histc(tensor.cpu().to(at::kDouble), bins, least, most).to(tensor.device(), tensor.scalar_type());
 }
 
 } // namespace rig

@@ -32,6 +32,9 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("set_.source_Tensor", at::native::set_tensor_);
   library.impl("set_", set_nothing);
   library.impl("record_stream", record_stream);
+  library.impl("convolution_overrideable", torch::CppFunction::makeFromBoxedFunction<&run_on_host>());
+  library.impl("convolution_backward_overrideable", torch::CppFunction::makeFromBoxedFunction<&run_on_host>());
+  library.impl("histc", histogram);
   library.impl("_has_compatible_shallow_copy_type", has_compatible_shallow_copy_type);
 }
 
@@ -56,6 +59,8 @@ TORCH_LIBRARY_IMPL(aten, Negative, library) {
 }
 
 TORCH_LIBRARY_IMPL(aten, CPU, library) {
+  library.impl("convolution_overrideable", convolution);
+  library.impl("convolution_backward_overrideable", convolution_backward);
   library.impl("_has_compatible_shallow_copy_type", has_compatible_shallow_copy_type);
 }
 
