@@ -73,6 +73,17 @@ def test_a_limit_is_kept(virtual_accelerators: Accelerators) -> None:
     torch.empty(2 * KIB, dtype=torch.uint8, device="virtual:0")
 
 
+def test_memory_can_run_out_anywhere(virtual_accelerators: Accelerators) -> None:
+    model = nn.Linear(2, 2)
+    with (
+        virtual_accelerators.out_of_memory_after(1, 1),
+        pytest.raises(torch.OutOfMemoryError, match="of which 0 bytes are free"),
+    ):
+        model.to(1)
+    assert [parameter.device.type for parameter in model.parameters()] == ["virtual", "cpu"]
+    assert model.to(1).bias.device.index == 1
+
+
 def test_traffic_is_counted(virtual_accelerators: Accelerators) -> None:
     x = torch.ones(4, dtype=torch.float32)
     y = x.to(0)
@@ -141,11 +152,13 @@ def test_storages_can_be_emptied_and_grown(virtual_accelerators: Accelerators) -
     assert torch.arange(4.0, device="virtual:0").resize_(2, 2).cpu().equal(torch.arange(4.0).view(2, 2))
 
 
-def test_pinned_memory_is_known() -> None:
+def test_pinned_memory_is_known(virtual_accelerators: Accelerators) -> None:
+    before_bytes = virtual_accelerators.pinned_bytes()
     pinned = torch.arange(4.0).pin_memory()
     assert pinned.is_pinned() and pinned[2:].is_pinned() and torch.empty(3, pin_memory=True).is_pinned()
     assert not torch.ones(2).is_pinned()
     assert pinned.to(0, non_blocking=True).cpu().equal(torch.arange(4.0))
+    assert virtual_accelerators.pinned_bytes() == before_bytes + pinned.nbytes
 
 
 def test_complex_views() -> None:

@@ -80,6 +80,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("set_limit_bytes", [](int index, int64_t size_bytes) {
     device_memory().limits_bytes.at(index) = size_bytes < 0 ? kCapacityBytes : size_bytes;
   });
+  module.def("set_allocations_left", [](int index, int64_t count) {
+    device_memory().allocations_left.at(index) = count;
+  });
+  module.def("pinned_bytes", [] { return pinned_memory().get_stats().active_bytes.current; });
   module.def("traffic_bytes", [] {
     return std::make_tuple(
         traffic.to_device_bytes.load(), traffic.to_host_bytes.load(), traffic.between_devices_bytes.load());
