@@ -69,6 +69,7 @@ upstream: build ## accelerate's own tests with our functions in place of its own
 
 bench: build ## the benchmark table (about ten minutes)
 	$(BIN)/python benches/bench_plan.py
+	$(BIN)/python benches/bench_auto.py
 	$(BIN)/python benches/bench_config.py
 
 wheel: .venv/.dependencies ## an abi3 wheel in dist/

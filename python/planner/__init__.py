@@ -34,7 +34,7 @@ from planner.errors import (
     PlanMismatchError,
     PlannerError,
 )
-from planner.explain import explain, summary
+from planner.explain import explain
 from planner.plan import Plan
 from planner.request import plan, plan_many
 
@@ -77,5 +77,4 @@ __all__ = [
     "named_module_tensors",
     "plan",
     "plan_many",
-    "summary",
 ]
