@@ -66,6 +66,7 @@ sweep: build ## the long differential sweeps over every model class
 
 bench: build ## the benchmark table (about ten minutes)
 	$(BIN)/python benches/bench_plan.py
+	$(BIN)/python benches/bench_auto.py
 	$(BIN)/python benches/bench_config.py
 
 wheel: .venv/.dependencies ## an abi3 wheel in dist/

@@ -39,7 +39,7 @@ from planner.errors import (
     PlanMismatchError,
     PlannerError,
 )
-from planner.explain import explain, summary
+from planner.explain import explain
 from planner.plan import Plan
 from planner.request import plan, plan_many
 
@@ -236,6 +236,5 @@ __all__ = [
     "send_to_device",
     "set_module_tensor_to_device",
     "state_dict",
-    "summary",
     "undispatch",
 ]

@@ -1,11 +1,23 @@
 from collections.abc import Callable
 from typing import Any, final
 
-__all__ = ["AutoFailure", "AutoPlan", "Blocks", "Exhausted", "Layout", "Outcome", "Tree", "clean_keys"]
+__all__ = [
+    "AutoFailure",
+    "AutoPlan",
+    "Blocks",
+    "Exhausted",
+    "Headers",
+    "Index",
+    "Layout",
+    "Outcome",
+    "Tree",
+    "clean_keys",
+]
 
 _Row = tuple[list[tuple[str, int | None, int | None]], list[int]]
 _Options = tuple[str, int, str, str, int]
 _Attempt = tuple[str, str, int | None, int | None]
+_Form = tuple[str, list[str], list[tuple[str, list[int]]], list[tuple[str, bool]]]
 
 @final
 class Tree:
@@ -105,6 +117,7 @@ class Blocks:
     def unit_bits(self) -> list[int]: ...
     def unit_names(self) -> list[list[str]]: ...
     def units_of(self, names: list[str]) -> list[list[int]]: ...
+    def fused_experts(self) -> list[tuple[str, int]]: ...
     def solve(self, row: _Row, homes: list[tuple[int, int]], options: _Options) -> AutoPlan | AutoFailure: ...
     def solve_many(
         self, rows: list[_Row], homes: list[tuple[int, int]], options: _Options
@@ -140,3 +153,33 @@ class AutoFailure:
     def best_partial(self) -> list[int | None]: ...
     @property
     def tried(self) -> list[_Attempt]: ...
+
+@final
+class Index:
+    @staticmethod
+    def read(path: str, shown: str) -> Index: ...
+    def __len__(self) -> int: ...
+    def files(self) -> list[str]: ...
+
+@final
+class Headers:
+    @staticmethod
+    def read(paths: list[str], shown: list[str], index: Index | None) -> Headers: ...
+    def __len__(self) -> int: ...
+    def names(self) -> list[str]: ...
+    def rows(self) -> list[tuple[str, str, list[int], int, int]]: ...
+    def foreign(self) -> list[str]: ...
+    @property
+    def total_bytes(self) -> int: ...
+    def general_names(self) -> list[str]: ...
+    def tree(
+        self,
+        live: list[list[str]],
+        forms: list[_Form],
+        bases: dict[str, list[str]],
+        *,
+        shown: str,
+        by_name: bool,
+        tied: list[tuple[str, str]],
+        quantised: bool,
+    ) -> tuple[Tree, list[str]]: ...

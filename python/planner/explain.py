@@ -10,9 +10,10 @@ from planner.errors import InvalidConstraintError
 from planner.plan import Plan, Reason
 from planner.units import format_bytes
 
-__all__ = ["empty_devices_notice", "explain", "infeasible_message", "sentence", "summary"]
+__all__ = ["WORDS", "empty_devices_notice", "explain", "infeasible_message", "notices", "sentence"]
 
-_WORDS = {
+# Templates of sentences by rule; fields are name, device, needed and available.
+WORDS: Mapping[str, str] = {
     "fits": "Putting {name} on {device}: it needs {needed} bytes, {available} are available.",
     "tied": "Putting {name} on {device} with the module it is tied to: together they need {needed} bytes, {available} are available.",
     "bound": "Putting {name} on {device}: it shares a tensor with a module there.",
@@ -24,6 +25,8 @@ _WORDS = {
     "resident": "{name} lies on {device}: {needed} bytes of {available}.",
     "offloaded": "{name} is offloaded to {device}: {needed} bytes of {available}.",
     "oversized": "{name} lies on {device}, because it is larger than every accelerator: {needed} bytes.",
+    "fused_experts": "{name} holds all its experts in one tensor and cannot be split by expert: its block goes to {device} "
+    "as a whole, {needed} bytes.",
     "no_room": "{name} does not fit on {device}: it needs {needed} bytes, {available} are left.",
     "next_device": "Leaving {device}: {name} cannot be split and needs {needed} bytes, {available} are available.",
 }
@@ -37,7 +40,7 @@ def sentence(reason: Reason) -> str:
         'Putting lm_head on 0: it needs 10 bytes, 12 are available.'
     """
     available = "unlimited" if reason.available_bytes is None else str(reason.available_bytes)
-    return _WORDS[reason.rule].format(
+    return WORDS[reason.rule].format(
         name=reason.name, device=reason.device, needed=reason.needed_bytes, available=available
     )
 
@@ -106,22 +109,73 @@ def explain(plan: Plan, name: str) -> str:
     return "\n".join(lines)
 
 
-def summary(plan: Plan) -> str:
-    """A plan in words: a line for each device, and one for what is offloaded."""
-    lines = [f"{plan.source.blocks} blocks, {format_bytes(plan.source.total_bytes)}"]
+def notices(plan: Plan) -> tuple[str, ...]:
+    """What whoever reads a plan should not miss; nothing where all is well.
+
+    Example:
+        >>> import torch
+        >>> from planner import plan
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(10, 10, bias=False) for _ in range(4)))
+        >>> print(*notices(plan(model, max_memory={0: 1000, "cpu": 2000})), sep="\\n")
+        1.17 KiB of 1.56 KiB are offloaded: 1.17 KiB to cpu; no plan offloads less.
+        Everything would be on the accelerators with 600 B more on 0.
+    """
+    said = [*_offloaded_notices(plan), *_device_notices(plan)]
+    certificate = plan.certificate
+    if certificate.returns:
+        times = "once" if certificate.returns == 1 else f"{certificate.returns} times"
+        said.append(f"Execution comes back {times} to a device that it had left.")
+    return tuple(said)
+
+
+def _offloaded_notices(plan: Plan) -> list[str]:
+    tiers = {tier: size for tier, size in plan.offloaded_bytes.items() if size}
+    if not tiers:
+        return []
+    where = ", ".join(f"{format_bytes(size)} to {tier}" for tier, size in tiers.items())
+    certificate = plan.certificate
+    proof = (
+        "no plan offloads less"
+        if certificate.proven
+        else f"any plan offloads at least {format_bytes(certificate.lower_bound_bytes)}"
+        if certificate.lower_bound_bytes
+        else "whether that is the least is not known"
+    )
+    total = format_bytes(plan.source.total_bytes)
+    said = [f"{format_bytes(sum(tiers.values()))} of {total} are offloaded: {where}; {proof}."]
+    if plan.shortfall is not None and plan.shortfall.more_bytes:
+        said.append(
+            "Everything would be on the accelerators with "
+            + " or ".join(
+                f"{format_bytes(size)} more on {device}" for device, size in plan.shortfall.more_bytes.items()
+            )
+            + "."
+        )
+    oversized = [reason.name for reason in plan.reasons if reason.rule == "oversized"]
+    if oversized:
+        more = f" and {len(oversized) - 1} more" if oversized[1:] else ""
+        said.append(f"Larger than every accelerator, so it runs where it lies: {oversized[0]}{more}.")
+    return said
+
+
+def _device_notices(plan: Plan) -> list[str]:
+    """Devices without room for anything but weights, and memory that several devices share."""
+    full = [
+        str(device.id)
+        for device in plan.devices
+        if device.kind == "accelerator"
+        and device.used_bytes
+        and device.free_bytes == device.headroom_bytes == 0
+    ]
+    said = []
+    if full:
+        said.append(f"Nothing is left for activations and the KV cache on {', '.join(full)}.")
+    pools: dict[str, list[str]] = {}
     for device in plan.devices:
-        parts = [f"{format_bytes(device.used_bytes)} used"]
-        if device.reserved_bytes:
-            parts.append(f"{format_bytes(device.reserved_bytes)} kept for streaming")
-        if device.headroom_bytes:
-            parts.append(f"{format_bytes(device.headroom_bytes)} headroom")
-        if device.free_bytes is not None:
-            parts.append(f"{format_bytes(device.free_bytes)} free")
-        lines.append(f"  {device.id}: {', '.join(parts)}")
-    offloaded = sum(plan.offloaded_bytes.values())
-    proof = "proven least" if plan.certificate.proven else "not proven least"
-    lines.append(f"offloaded: {format_bytes(offloaded)} ({proof})" if offloaded else "nothing is offloaded")
-    return "\n".join(lines)
+        if device.pool is not None:
+            pools.setdefault(device.pool, []).append(str(device.id))
+    said.extend(f"{' and '.join(ids)} share one memory ({pool})." for pool, ids in pools.items() if ids[1:])
+    return said
 
 
 def _tried(plan: Plan) -> list[str]:

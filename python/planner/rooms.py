@@ -72,8 +72,9 @@ def device_rooms(
         ]
     kept = {canonical_device(key): room for key, room in (headroom or {}).items()}
     default: int | str = 0 if max_memory else _DETECTED_HEADROOM
+    known = {device for device, *_ in found}
     for device in kept:
-        if device not in {known for known, *_ in found}:
+        if device not in known:
             raise InvalidDevicesError(f"headroom for {device!r}, which has no budget", device=device)
     rooms = [
         Room(

@@ -63,7 +63,7 @@ def is_elsewhere(value: Any, device: torch.device | None, skip: Container[str] =
         device: the device in question.
         skip: keys of mappings that are passed over.
     """
-    kind = kind_of(value.__class__)
+    kind = kind_of(type(value))
     if kind == INERT:
         return False
     if kind == TENSOR:
@@ -90,7 +90,7 @@ def moved(value: Any, device: torch.device, skip: Container[str], carry: Carry) 
     """
     if not is_elsewhere(value, device, skip):
         return value
-    kind = kind_of(value.__class__)
+    kind = kind_of(type(value))
     if kind == TENSOR:
         return carry(value, device)
     if kind == SEQUENCE:
@@ -117,8 +117,14 @@ def _moved_mapping(value: Any, device: torch.device, skip: Container[str], carry
         for key, item in value.items()
         if key not in skip and is_elsewhere(item, device, skip)
     }
+    cls = type(value)
+    if cls is dict:
+        return {**value, **changed}
+    if is_dataclass(cls):
+        # A model's output: its fields are its items, and those that are None are no items.
+        return cls(**{**value, **changed})
     if not hasattr(value, "__setitem__"):
-        return type(value)({**value, **changed})
+        return cls({**value, **changed})
     twin = copy.copy(value)
     for key, item in changed.items():
         twin[key] = item
@@ -127,7 +133,7 @@ def _moved_mapping(value: Any, device: torch.device, skip: Container[str], carry
 
 def find_device(value: Any) -> torch.device | None:
     """The device of the first tensor in a value, if there is one."""
-    kind = kind_of(value.__class__)
+    kind = kind_of(type(value))
     if kind == TENSOR:
         device: torch.device = value.device
         return device

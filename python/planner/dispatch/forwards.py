@@ -7,13 +7,12 @@ method, but asks the module's class for it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from planner.dispatch.borders import INERT, KINDS, TENSOR, find_device, is_elsewhere, moved
+from planner.dispatch.borders import INERT, KINDS, find_device, moved
 from planner.dispatch.crossings import carry, carry_alone, one_forward
 
 if TYPE_CHECKING:
@@ -76,24 +75,30 @@ class Border(Forward):
 
     hook: AlignDevicesHook
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: C901 (one loop, because each call costs a tenth)
         hook = self.hook
-        device = hook.device
-        if hook.io_same_device or hook.no_grad:
+        if hook.is_special:
             return hook.around(self, args, kwargs)
-        # The loops say the same as is_elsewhere; they are spelled out because this runs for every block.
+        # This runs for every block, so the common cases are spelled out: plain tensors, tuples of them, and what is inert.
+        index = hook.index
         for value in args:
-            kind = KINDS.get(value.__class__)
-            if kind == INERT:
-                continue
-            if (value.device != device) if kind == TENSOR else is_elsewhere(value, device, hook.skip):
+            if (value.get_device() != index) if type(value) is Tensor else hook.is_elsewhere(value):
                 args = hook.bring(args)
                 break
         for key, value in kwargs.items():
-            kind = KINDS.get(value.__class__)
-            if kind == INERT or key in hook.skip:
+            cls = type(value)
+            if cls is Tensor:
+                if value.get_device() == index:
+                    continue
+            elif cls is tuple:
+                for item in value:
+                    if (item.get_device() != index) if type(item) is Tensor else hook.is_elsewhere(item):
+                        break
+                else:
+                    continue
+            elif KINDS.get(cls) == INERT or not hook.is_elsewhere(value):
                 continue
-            if (value.device != device) if kind == TENSOR else is_elsewhere(value, device, hook.skip):
+            if key not in hook.skip:
                 kwargs = hook.bring(kwargs)
                 break
         if self.previous is not None:
@@ -151,14 +156,13 @@ class Hooked(Forward):
         return hook.post_forward(module, output)
 
 
-@cache
+def _run(forward: Fetching, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return forward.hook.around(forward, args, kwargs)
+
+
 def _untraced() -> Callable[..., Any]:
-    """Runs a forward outside of torch.compile. Made late, because it loads the compiler."""
-
-    def run(forward: Fetching, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return forward.hook.around(forward, args, kwargs)
-
-    disabled: Callable[..., Any] = torch.compiler.disable(run)  # type: ignore[no-untyped-call]
+    """Runs a forward outside of torch.compile. Made where it is used: making it loads the compiler, which takes seconds."""
+    disabled: Callable[..., Any] = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
     return disabled
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from planner.dispatch.bases import hook_base
+from planner.dispatch.borders import is_elsewhere
 from planner.dispatch.forwards import Forward, bring, device_of, installed, send_back, take_off
 from planner.dispatch.placing import offload_tensors, place_tensors, restore_others
 from planner.dispatch.residency import Residency, TiedCopies
@@ -174,9 +175,10 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         self.made_weights_map = False
         self._weights_map: Mapping[str, Any] | None = None
         self.input_device: torch.device | None = None
+        self._no_grad = False
+        self._io_same_device = io_same_device
         self.execution_device = execution_device
         self.offload = offload
-        self.io_same_device = io_same_device
         self.weights_map = weights_map
         self.offload_buffers = offload_buffers
         self.place_submodules = place_submodules
@@ -204,6 +206,29 @@ class AlignDevicesHook(_AlignBase, ModelHook):
     def execution_device(self, device: Any) -> None:
         self._execution_device = device
         self.device = None if device is None else resolve_device(device)
+        # As Tensor.get_device tells it, which costs half of what Tensor.device does.
+        self.index = -1 if self.device is None or self.device.index is None else self.device.index
+        self.is_special = self._io_same_device or self._no_grad or self.device is None
+
+    @property
+    def io_same_device(self) -> bool:
+        """Whether results go where the arguments came from."""
+        return self._io_same_device
+
+    @io_same_device.setter
+    def io_same_device(self, io_same_device: bool) -> None:
+        self._io_same_device = io_same_device
+        self.is_special = io_same_device or self.no_grad or self.device is None
+
+    @property
+    def no_grad(self) -> bool:
+        """Whether the module runs without a graph."""
+        return self._no_grad
+
+    @no_grad.setter
+    def no_grad(self, no_grad: bool) -> None:
+        self._no_grad = no_grad
+        self.is_special = self.io_same_device or no_grad or self.device is None
 
     @property
     def skip_keys(self) -> Any:
@@ -234,6 +259,10 @@ class AlignDevicesHook(_AlignBase, ModelHook):
             place_tensors(self, module)
         self.bound = module
         return module
+
+    def is_elsewhere(self, value: Any) -> bool:
+        """Whether something in an argument does not lie where the module runs."""
+        return is_elsewhere(value, self.device, self.skip)
 
     def bring(self, value: Any) -> Any:
         """Arguments where the module runs."""
