@@ -59,6 +59,9 @@ inline void note_use(const at::Tensor& tensor, const Moment& moment, Kind kind, 
   const bool is_write = kind != Kind::reads;
   std::vector<Use> kept;
   for (const auto& earlier : block->uses) {
+    if (timeline().is_over(earlier.moment)) {
+      continue;
+    }
     const bool overlaps = earlier.begin_bytes < use.end_bytes && use.begin_bytes < earlier.end_bytes;
     const bool is_ordered = timeline().is_ordered(earlier.moment, moment.stream);
     if (overlaps && (earlier.kind != Kind::reads || is_write) && !is_ordered) {
