@@ -12,7 +12,8 @@ class Treemap {
     this.element = element;
     this.cells = [];
     this.handlers = { onShow, onOpen, onBack };
-    element.addEventListener("pointerover", (event) => this.#show(event));
+    // Not pointerover, which also comes when the picture changes under a pointer that rests.
+    element.addEventListener("pointermove", (event) => this.#show(event));
     element.addEventListener("focusin", (event) => this.#show(event));
     element.addEventListener("click", (event) => this.#open(event));
     element.addEventListener("keydown", (event) => this.#key(event));
@@ -74,6 +75,8 @@ class Treemap {
     const cell = this.#cellOf(event);
     if (!cell) return;
     if (event.type === "focusin") this.#rove(Number(event.target.dataset.index));
+    else if (cell === this.pointed) return;
+    this.pointed = cell;
     this.handlers.onShow(cell.node);
   }
 
