@@ -10,7 +10,15 @@ from planner.errors import InvalidConstraintError
 from planner.plan import Plan, Reason
 from planner.units import format_bytes
 
-__all__ = ["WORDS", "empty_devices_notice", "explain", "infeasible_message", "notices", "sentence"]
+__all__ = [
+    "UNDECIDED",
+    "WORDS",
+    "empty_devices_notice",
+    "explain",
+    "infeasible_message",
+    "notices",
+    "sentence",
+]
 
 # Templates of sentences by rule; fields are name, device, needed and available.
 WORDS: Mapping[str, str] = {
@@ -30,6 +38,9 @@ WORDS: Mapping[str, str] = {
     "no_room": "{name} does not fit on {device}: it needs {needed} bytes, {available} are left.",
     "next_device": "Leaving {device}: {name} cannot be split and needs {needed} bytes, {available} are available.",
 }
+
+# Of a module that no decision names.
+UNDECIDED = "No decision of its own: it goes with what it shares tensors or is kept together with."
 
 
 def sentence(reason: Reason) -> str:

@@ -212,6 +212,17 @@ def test_pointing_shows_the_reason(browser: Browser) -> None:
     assert reasons_shown(browser) == [sentence(each) for each in plan.reasons if each.name == block]
 
 
+def test_a_module_that_is_pointed_at_does_not_hide_what_is_inside(browser: Browser) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    browser.open(html_report(*offloaded()))
+    outer, inner = browser.find(".cell.open"), browser.find(".cell:not(.open)")
+    ActionChains(browser.driver).move_to_element(outer.find_element("css selector", ".name")).perform()
+    assert browser.text("#details-name") == outer.get_attribute("aria-label").partition(",")[0]
+    ActionChains(browser.driver).move_to_element(inner).perform()
+    assert browser.text("#details-name") == inner.get_attribute("aria-label").partition(",")[0]
+
+
 def test_keys_go_into_a_module_and_back(browser: Browser) -> None:
     plan, tree = offloaded()
     browser.open(html_report(plan, tree))

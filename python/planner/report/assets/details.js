@@ -50,7 +50,7 @@ class Details {
     const all = node.isRun ? found.filter((reason) => node.row <= reason.row) : found;
     const sentences = all.slice(0, MOST_REASONS).map((reason) => [this.reasons.sentence(reason), " ", span("aside", comparison(reason))]);
     if (all.length > MOST_REASONS) sentences.push([`and ${counted(all.length - MOST_REASONS, "more reason")}.`]);
-    if (!all.length) sentences.push([NO_DECISION]);
+    if (!all.length) sentences.push([this.reasons.undecided]);
     return sentences;
   }
 
