@@ -140,7 +140,7 @@ def notices(plan: Plan) -> tuple[str, ...]:
         1.17 KiB of 1.56 KiB are offloaded: 1.17 KiB to cpu; no plan offloads less.
         Everything would be on the accelerators with 600 B more on 0.
     """
-    said = [*plan.source.notes, *_offloaded_notices(plan), *_device_notices(plan)]
+    said = [*_offloaded_notices(plan), *_device_notices(plan)]
     certificate = plan.certificate
     if certificate.returns:
         times = "once" if certificate.returns == 1 else f"{certificate.returns} times"

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -17,6 +18,7 @@ from pages import Page, read_page
 
 from planner import Plan
 from planner.explain import WORDS, notices
+from planner.plan_html import snippet
 from planner.report.html import html_report
 from planner.report.rows import plan_rows
 
@@ -243,8 +245,11 @@ def test_a_notebook_shows_the_numbers(made: Any) -> None:
 
 
 def test_a_notebook_is_not_commanded_either() -> None:
-    """A device's number can be anything that a file says."""
-    plan, _ = resident()
-    data = json.loads(plan.to_json())
-    data["source"]["blocks"] = "<script>"
-    assert "<script>" not in Plan.from_json(json.dumps(data))._repr_html_()
+    """Whatever stands where numbers and keys are expected."""
+    (device, *_) = resident()[0].devices
+    odd = replace(device, id="<script>", budget_bytes="<img src=x>")
+    with pytest.raises(TypeError):
+        snippet([odd], blocks=1, total_bytes=1, offloaded_bytes={}, is_proven=True)
+    odd = replace(device, id='"><script>')
+    shown = snippet([odd], blocks="<script>", total_bytes=1, offloaded_bytes={}, is_proven=True)
+    assert "<script>" not in shown

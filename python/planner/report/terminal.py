@@ -95,7 +95,7 @@ class PlanView:
             parts.append((f"  {fold.count} ×", "dim"))
         if fold.home >= 0:
             parts += [("  → ", "dim"), (str(devices[fold.home]), device_styles(devices)[fold.home])]
-        if fold.run >= 0 and fold.run != fold.home:
+        if fold.home >= 0 and fold.run >= 0 and fold.run != fold.home:
             parts.append((f", runs on {devices[fold.run]}", ""))
         return Text.assemble(*((visible(words, is_ascii=is_ascii), style) for words, style in parts))
 

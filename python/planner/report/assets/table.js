@@ -75,6 +75,7 @@ class Table {
     const own = found.filter((reason) => reason.row === row);
     if (own.length) return own.map((reason) => reasons.sentence(reason)).join(" ");
     if (rows.originals.has(row)) return `the same tensor as ${rows.title(rows.originals.get(row))}`;
+    if (rows.homes[row] === NOWHERE) return "";
     return found.length ? `${counted(found.length, "decision")} on what is inside` : reasons.undecided;
   }
 }
