@@ -123,6 +123,19 @@ def test_every_fault_of_a_map_is_listed(command: Command, llama: str) -> None:
     assert {finding["rule"] for finding in found["findings"]} == {"uncovered", "over-budget", "unknown-key"}
 
 
+def test_classes_and_ties_are_those_of_the_model(command: Command, llama: str) -> None:
+    Path("map.json").write_text(json.dumps({"": 0, "model.layers.1.mlp": 1, "lm_head": 1}))
+    assert command("check", llama, "map.json").exit_code == 0
+    split = command("check", llama, "map.json", "--no-split", "LlamaDecoderLayer")
+    assert split.exit_code == 1
+    assert "model.layers.1 must not be split, but is on 0 and 1" in split.stdout
+    told = json.loads(Path(llama, "config.json").read_text())
+    Path(llama, "config.json").write_text(json.dumps({**told, "tie_word_embeddings": True}))
+    tied = answer(command("check", llama, "map.json", "--json"))
+    assert [finding["rule"] for finding in tied["findings"]] == ["tied-apart"]
+    assert tied["findings"][0]["name"] == "model.embed_tokens.weight"
+
+
 def test_bytes_are_judged_in_the_dtype_that_is_asked_for(command: Command, llama: str) -> None:
     Path("map.json").write_text('{"": 0}')
     budget = ("-d", f"0={llama_bytes()}")
