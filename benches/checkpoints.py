@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 from collections.abc import Mapping, Sequence
@@ -86,4 +87,4 @@ def write_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, 
 
 def _parts(names: Sequence[str], count: int) -> list[Sequence[str]]:
     edges = [len(names) * number // count for number in range(count + 1)]
-    return [names[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [names[start:end] for start, end in itertools.pairwise(edges)]

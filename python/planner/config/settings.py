@@ -149,7 +149,7 @@ class Auto:
     """As little offloaded as can be, proven where the search ends."""
 
     fill: Literal["even", "fewest", "in_order"] = "even"
-    search_steps: int = 150_000
+    search_steps: int = 120_000
 
 
 Strategy = Auto | Sequential | Balanced | BalancedLow0
