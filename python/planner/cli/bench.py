@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -89,10 +88,12 @@ def _figures(
 
 
 def _median_s(call: Callable[[], object], repeat: int) -> float:
+    from statistics import median  # it loads fractions and decimals, which no other command needs
+
     call()
     times = []
     for _ in range(repeat):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return median(times)
