@@ -16,6 +16,9 @@ const ALL_PARTS: usize = 1 << 22;
 /// Parts of a path that make a class; more would let long paths take memory that grows with their square.
 const CLASS_PARTS: usize = 4;
 
+/// Name of the first module of a list.
+const FIRST: &str = "0";
+
 /// A name and the tensor that it stands for; names with the same tensor are tied.
 pub type Named = (String, TensorId);
 
@@ -199,8 +202,14 @@ impl<'a> Assembly<'a> {
     fn add_unsaved(&self, id: FormId, known: &[&str], members: &mut Vec<Member<'a>>) {
         let form = self.outline.form(id);
         let empty = |ids: &[FormId]| ids.iter().copied().find(|_| !ids.iter().any(|&id| self.outline.holds_saved(id)));
-        for (name, ids) in form.children.iter().filter(|(name, _)| name != "*" && !known.contains(&name.as_str())) {
+        for (name, ids) in form.children.iter().filter(|(name, _)| !known.contains(&name.as_str())) {
             let position = form.position(name).unwrap_or(usize::MAX);
+            // How many there are in a list that no file shows is not known; one stands for all.
+            let name = match name.as_str() {
+                "*" if known.is_empty() => FIRST,
+                "*" => continue,
+                name => name,
+            };
             if let Some(child) = empty(ids) {
                 members.push(Member { position: (1, position), step: Step::EnterEmpty { name, form: child } });
             }
