@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from tests.checkpoint_files import header_of, write_index, write_raw, write_tensors
 
-TIME_LIMIT_S = 10
+TIME_LIMIT_S = 30  # on a busy machine; alone, every case is over in about two
 MEMORY_LIMIT_BYTES = 1 << 30
 GOOD = {"model.embed.weight": ("F32", [4], 16), "lm_head.weight": ("F32", [4], 16)}
 
@@ -37,7 +37,7 @@ assert "torch" not in sys.modules
 """
 # What the standard library loads when it is needed, before nothing of root's can be read any more.
 SOMEBODY_ELSE = """
-b"".decode("utf-8-sig")
+b"x".decode("utf-8-sig")
 if os.geteuid() == 0:
     os.setegid(65534)
     os.seteuid(65534)
@@ -459,7 +459,7 @@ def test_names_deeper_than_any_model_are_refused(tmp_path: Path) -> None:
 def test_names_that_share_nothing_take_bounded_memory(tmp_path: Path) -> None:
     """Five million modules for a few tensors."""
     tensors = {".".join(f"{n}{part}" for part in range(255)): ("U8", [0], 0) for n in range(20_000)}
-    fault(one(tmp_path, *header_of(tensors)), tmp_path, "more than 4194304 modules and tensors")
+    fault(one(tmp_path, *header_of(tensors)), tmp_path, "more than 3145728 modules and tensors")
 
 
 def test_a_length_in_front_that_is_cut_off_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ const NOTHING: DType = DType { formula_bits: 8, stored_bits: 8, castable: false 
 
 /// Most parts of a name, and most parts of all names that differ; bound what hostile names take.
 const PARTS: usize = 256;
-const ALL_PARTS: usize = 1 << 22;
+const ALL_PARTS: usize = 3 << 20;
 /// Parts of a path that make a class; more would let long paths take memory that grows with their square.
 const CLASS_PARTS: usize = 4;
 
