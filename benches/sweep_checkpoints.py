@@ -15,13 +15,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import model_zoo
 import torch
 import transformers
-from checkpoints import Tensor, write_file
 from transformers.core_model_loading import revert_weight_conversion
 
+import model_zoo
 import planner
+from checkpoints import Tensor, write_file
 from planner.check import check
 from planner.checkpoint.architecture import known_architecture
 
@@ -49,7 +49,7 @@ def compare(model: Any, folder: Path) -> str:
     write_file(folder / "model.safetensors", on_disk(model))
     config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
     (folder / "config.json").write_text(json.dumps(config, default=str))
-    saved = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items()}
+    saved = dict(model.state_dict(keep_vars=True))
     saved_bytes = sum({id(t): t.numel() * t.element_size() for t in saved.values()}.values())
     room = {0: saved_bytes // 2, 1: saved_bytes // 5, "cpu": saved_bytes * 3}
     plan = planner.plan(folder, max_memory=room)

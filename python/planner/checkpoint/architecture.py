@@ -101,6 +101,7 @@ class Architecture:
         for part in modules:
             part = "*" if part.isdecimal() else part
             forms = {child for form in forms for child in self._children[form].get(part, ())}
+        last = "*" if last.isdecimal() else last
         return any(last in self._saved[form] for form in forms)
 
     @cached_property
@@ -116,10 +117,12 @@ class Architecture:
 
     @cached_property
     def _saved(self) -> list[set[str]]:
-        return [
-            {*parameters, *(name for name, is_saved in buffers if is_saved)}
+        """Names of saved tensors by form, with one name for all numbers."""
+        rows = [
+            (*parameters, *(name for name, is_saved in buffers if is_saved))
             for _, parameters, _, buffers in self.forms
         ]
+        return [{"*" if name.isdecimal() else name for name in names} for names in rows]
 
 
 def _form(row: Any) -> Form:
