@@ -7,10 +7,9 @@ from dataclasses import replace
 
 from planner.config.compose import compose
 from planner.config.files import file_layer
-from planner.config.kinds import Type
+from planner.config.kinds import Type, split_path
 from planner.config.layer import UNSET, Layer, Node, SourceError, along, put
 from planner.config.origin import Origin, Place, Rank
-from planner.config.paths import split_path, with_type
 from planner.config.problem import Problem
 from planner.config.scalars import core_scalar
 from planner.config.yaml_source import yaml_events
@@ -81,5 +80,5 @@ def environment_layers(kind: Type, environ: Mapping[str, str], prefix: str) -> I
         else:
             path, found = split_path(kind, path_text.replace("__", "."))
             node = text_node(environ[name], Origin(Rank.USER, f"environment {name}"[:200]))
-            problems += put(root, along(path, with_type(found, node)))
+            problems += put(root, along(path, found.with_type(node) if found else node))
     yield Layer(Rank.USER, Place.ENVIRONMENT, root, tuple(problems))

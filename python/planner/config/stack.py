@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
+from planner.config.answer import Answer
 from planner.config.command import argument_layers, environment_layers
 from planner.config.evaluate import Evaluation
 from planner.config.files import FilePath, file_layer
 from planner.config.kinds import Type, parse_type
 from planner.config.layer import UNSET, Layer, Node, SourceError, from_python
 from planner.config.origin import Origin, Place, Rank
-from planner.config.problem import Path, Problem, invalid, path_text
-from planner.config.replay import Replay, Trace
+from planner.config.problem import Path, Problem, invalid
+from planner.config.replay import Replay
 from planner.config.resolved import Resolved
 
 __all__ = ["Stack"]
@@ -105,25 +106,17 @@ class Stack(Generic[T]):
         Cost:
             O(words + fields); about a millisecond for a few dozen of each.
         """
-        replay, trace = Replay(), Trace()
+        replay, root = Replay(), Answer((), self.kind, place=_where())
         for layer in self.layers:
-            replay.layer(self.kind, layer, trace)
-        evaluation = Evaluation(self.kind, trace, _where())
-        config: Any = evaluation.run()
-        problems = [*replay.problems, *evaluation.problems]
-        if problems:
-            raise invalid(problems)
+            replay.problems += layer.problems
+            replay.say(root, layer.root)
+        evaluation = Evaluation(root, replay)
+        config = evaluation.run()
+        if replay.problems:
+            raise invalid(replay.problems)
         for renamed in replay.renamed:
             warnings.warn(str(renamed), DeprecationWarning, stacklevel=2)
-        past = {path: tuple(each for _, each in found.past) for path, found in trace.walk() if found.past}
-        return Resolved(
-            config=config,
-            kind=self.kind,
-            layers=self.layers,
-            answers=evaluation.answers,
-            past=past,
-            readers=_readers(evaluation),
-        )
+        return Resolved(config=config, layers=self.layers, root=root, rule_reads=evaluation.rule_reads)
 
     @classmethod
     def of(
@@ -159,12 +152,3 @@ def _where() -> str:
     while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] == "planner":
         frame = frame.f_back
     return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
-
-
-def _readers(evaluation: Evaluation) -> dict[Path, tuple[str, ...]]:
-    computed = [(path_text(path), answer.reads) for path, answer in evaluation.answers.items()]
-    found: dict[Path, tuple[str, ...]] = {}
-    for reader, reads in [*computed, *evaluation.rule_reads.items()]:
-        for path in reads:
-            found[path] = (*found.get(path, ()), reader)
-    return found
