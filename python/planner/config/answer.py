@@ -9,8 +9,7 @@ from typing import Literal
 
 from planner.config.kinds import Keyed, Type
 from planner.config.layer import Node
-from planner.config.origin import Origin, Rank
-from planner.config.problem import Path, short
+from planner.config.problem import Origin, Path, Rank, short
 from planner.config.schema import NOTHING, Field, schema_of
 
 __all__ = ["Answer", "Past"]

@@ -9,8 +9,7 @@ from planner.config.answer import Answer
 from planner.config.frozen import FrozenMap
 from planner.config.kinds import TAG, Blocks, Type
 from planner.config.layer import UNSET, Node, SourceError, from_python
-from planner.config.origin import Origin, Rank
-from planner.config.problem import CODE_ERRORS, Path, Problem, Spoken, path_text
+from planner.config.problem import CODE_ERRORS, Origin, Path, Problem, Rank, Spoken, path_text
 from planner.config.replay import Replay
 from planner.config.schema import NOTHING, Check, Field, schema_of
 

@@ -10,9 +10,9 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from planner.config.document import core_scalar
 from planner.config.layer import Node
 from planner.config.problem import Path, short, suggestion
-from planner.config.scalars import core_scalar
 
 if typing.TYPE_CHECKING:
     from planner.config.schema import Field

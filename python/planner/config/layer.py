@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from planner.config.origin import Origin, Place, Rank
-from planner.config.problem import Path, Problem, Spoken
+from planner.config.problem import Origin, Path, Place, Problem, Rank, Spoken
 
 __all__ = [
     "MAX_DEPTH",
@@ -19,6 +18,7 @@ __all__ = [
     "Unset",
     "along",
     "from_python",
+    "layer_of",
     "put",
 ]
 
@@ -97,6 +97,17 @@ class Layer:
     place: Place
     root: Node
     problems: tuple[Problem, ...] = ()
+
+
+def layer_of(
+    place: Place, origin: Origin, read: Callable[[], tuple[Node | None, Iterable[Problem]]]
+) -> Layer:
+    """What a source says; if it cannot be understood at all, that is a problem of its layer."""
+    try:
+        root, problems = read()
+    except SourceError as error:
+        root, problems = None, [Problem((), f"{origin.where}: {error}")]
+    return Layer(origin.rank, place, root or Node(origin, {}), tuple(problems))
 
 
 def along(path: Path, node: Node) -> Node:

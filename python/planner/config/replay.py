@@ -5,8 +5,7 @@ from __future__ import annotations
 from planner.config.answer import Answer
 from planner.config.kinds import Blocks, Keyed
 from planner.config.layer import UNSET, Node, Unset
-from planner.config.origin import Origin
-from planner.config.problem import CODE_ERRORS, Path, Problem, path_text, suggestion
+from planner.config.problem import CODE_ERRORS, Origin, Path, Problem, path_text, suggestion
 from planner.config.schema import Field, schema_of
 
 __all__ = ["Replay"]

@@ -9,8 +9,7 @@ from typing import Generic, Literal, TypeVar, cast
 from planner.config.answer import Answer, Past
 from planner.config.kinds import Keyed, split_path
 from planner.config.layer import UNSET, Layer
-from planner.config.origin import Origin, Rank
-from planner.config.problem import Path, path_text, suggestion
+from planner.config.problem import Origin, Path, Rank, path_text, suggestion
 from planner.config.schema import NOTHING, place_of
 
 __all__ = ["Difference", "Resolved", "diff"]

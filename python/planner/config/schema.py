@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from planner.config.frozen import FrozenMap
 from planner.config.kinds import Blocks, Keyed, Type, is_block, parse_type
 from planner.config.layer import from_python
-from planner.config.origin import Origin, Rank
+from planner.config.problem import Origin, Rank
 
 __all__ = ["NOTHING", "Field", "Schema", "config", "place_of", "rule", "schema_of", "setting"]
 

@@ -10,15 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from planner.config.answer import Answer
-from planner.config.command import argument_layers, environment_layers
 from planner.config.evaluate import Evaluation
-from planner.config.files import FilePath, file_layer
 from planner.config.kinds import Type, parse_type
-from planner.config.layer import UNSET, Layer, Node, SourceError, from_python
-from planner.config.origin import Origin, Place, Rank
-from planner.config.problem import Path, Problem, invalid
+from planner.config.layer import UNSET, Layer, from_python, layer_of
+from planner.config.problem import Origin, Path, Place, Rank, invalid
 from planner.config.replay import Replay
 from planner.config.resolved import Resolved
+from planner.config.sources import FilePath, argument_layers, environment_layers, file_layer
 
 __all__ = ["Stack"]
 
@@ -139,11 +137,7 @@ class Stack(Generic[T]):
 def _python_layer(words: Mapping[Any, object], rank: Rank) -> Layer:
     kind = "keyword arguments" if rank is Rank.USER else "import"
     origin = Origin(rank, f"{kind} at {_where()}")
-    try:
-        root, problems = from_python(words, origin)
-    except SourceError as error:
-        root, problems = Node(origin, {}), [Problem((), f"{origin}: {error}")]
-    return Layer(rank, Place.KEYWORDS, root, tuple(problems))
+    return layer_of(Place.KEYWORDS, origin, lambda: from_python(words, origin))
 
 
 def _where() -> str:
