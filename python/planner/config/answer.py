@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from planner.config.kinds import Keyed, Type
+from planner.config.kinds import TAG, Blocks, Keyed, Type
 from planner.config.layer import Node
 from planner.config.problem import Origin, Path, Rank, short
 from planner.config.schema import NOTHING, Field, schema_of
@@ -70,10 +70,41 @@ class Answer:
         found.kind, found.field = kind, declared
         return found
 
+    def field_answer(self, name: str) -> Answer:
+        """The answer of a field of this block, with its default; a new one if nobody said anything there."""
+        assert self.cls is not None
+        declared = schema_of(self.cls).fields[name]
+        found = self.kids.get(name) or Answer((*self.path, name), declared.type)
+        found.kind, found.field = declared.type, declared
+        found.default = getattr(self.default, name) if type(self.default) is self.cls else declared.default
+        found.stray = found.default != declared.default
+        found.place = self.place if found.stray else declared.place
+        return found
+
+    def tag_answer(self, tag: str) -> Answer:
+        """The same for ``type``."""
+        found = self.kids.get("type") or Answer((*self.path, "type"), TAG)
+        found.value, found.place, found.stray = tag, self.place, self.stray
+        return found
+
+    def below(self) -> dict[object, Answer]:
+        """The answers one level deeper, fields in the order of the class.
+
+        Those of fields that nobody said or read are made only here, when somebody asks: their value is the default.
+        """
+        if self.cls is None or not self.counts:
+            return self.kids
+        found: dict[object, Answer] = {"type": self.tag_answer(self.tag)} if self.tag else {}
+        for name in schema_of(self.cls).fields:
+            kid = found[name] = self.field_answer(name)
+            if name not in self.kids:
+                kid.value = kid.default
+        return found | self.kids
+
     def walk(self) -> Iterator[Answer]:
         """This answer and all below."""
         yield self
-        for kid in self.kids.values():
+        for kid in self.below().values():
             yield from kid.walk()
 
     def switch_on(self, node: Node) -> None:
@@ -129,8 +160,11 @@ class Answer:
 
     @property
     def cls(self) -> type | None:
-        """For a block, its class."""
-        return type(self.value) if self.shape == "block" else None
+        """For a block, its class: what was chosen, else that of the default."""
+        if self.shape != "block" or not isinstance(self.kind.tree, Blocks):
+            return None
+        given = type(self.default)
+        return self.chosen or (given if given in self.kind.tree.classes else self.kind.tree.first)
 
     @property
     def tag(self) -> str | None:

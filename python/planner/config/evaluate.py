@@ -7,11 +7,11 @@ from typing import Any
 
 from planner.config.answer import Answer
 from planner.config.frozen import FrozenMap
-from planner.config.kinds import TAG, Blocks, Type
+from planner.config.kinds import Blocks, Type
 from planner.config.layer import UNSET, Node, SourceError, from_python
 from planner.config.problem import CODE_ERRORS, Origin, Path, Problem, Rank, Spoken, path_text
 from planner.config.replay import Replay
-from planner.config.schema import NOTHING, Check, Field, schema_of
+from planner.config.schema import NOTHING, Check, Field, is_constant, schema_of
 
 __all__ = ["Evaluation"]
 
@@ -28,13 +28,12 @@ class View:
     __slots__ = ("_seen",)
 
     def __init__(self, evaluation: Evaluation, block: Answer, reads: dict[Path, Answer]) -> None:
-        object.__setattr__(self, "_seen", (evaluation, block, reads))
+        object.__setattr__(self, "_seen", (evaluation, block, block.cls, reads))
 
     def __getattr__(self, name: str) -> Any:
-        evaluation, block, reads = self._seen
-        cls = evaluation.open(block)
+        evaluation, block, cls, reads = self._seen
         if name in schema_of(cls).fields:
-            return evaluation.read(block.kids[name], reads)
+            return evaluation.read(block, name, reads)
         attribute = getattr(cls, name)
         return attribute.__get__(self) if hasattr(attribute, "__get__") else attribute
 
@@ -54,38 +53,20 @@ class Evaluation:
         self.rule_reads: dict[str, tuple[Path, ...]] = {}
         self._root = root
         self._replay = replay
-        self._opened: dict[Path, tuple[Answer, type]] = {}
+        self._blocks: list[tuple[Answer, type]] = []
         self._busy: list[Path] = []
 
     def run(self) -> Any:
         """The whole configuration; meaningless as soon as there are problems."""
         config = self._value(self._root)
-        for block, cls in list(self._opened.values()):
+        for block, cls in self._blocks:
             for name, check in schema_of(cls).rules.items():
                 self._check(block, name, check)
         return config
 
-    def open(self, block: Answer) -> type:
-        """The class of a block that is on; prepares an answer for each of its fields, in order, with its default."""
-        if block.path not in self._opened:
-            assert isinstance(block.kind.tree, Blocks)
-            cls = block.chosen or block.kind.tree.first
-            self._opened[block.path] = block, cls
-            schema, is_example = schema_of(cls), type(block.default) is cls
-            if schema.tag is not None:
-                kid = block.kid("type", TAG)
-                kid.value, kid.place, kid.stray = schema.tag, block.place, block.stray
-            for name, field in schema.fields.items():
-                kid = block.kid(name, field.type, field)
-                kid.default = getattr(block.default, name) if is_example else field.default
-                kid.stray = kid.default != field.default
-                kid.place = block.place if kid.stray else field.place
-            order = [*(["type"] if schema.tag else []), *schema.fields]
-            block.kids = {name: block.kids[name] for name in order} | block.kids
-        return self._opened[block.path][1]
-
-    def read(self, answer: Answer, reads: dict[Path, Answer]) -> object:
-        """What a view sees: a view of a block that is on, or a value. Raises _UnresolvedError."""
+    def read(self, block: Answer, name: str, reads: dict[Path, Answer]) -> object:
+        """What a view sees in a field: a view of a block that is on, or a value. Raises _UnresolvedError."""
+        answer = block.kids[name] = block.field_answer(name)
         tree = answer.kind.tree
         if answer.kind.members or not isinstance(tree, Blocks) or len(tree.members) > 1:
             reads[answer.path] = answer  # what can be off, or of another class, is read by being looked at
@@ -113,10 +94,10 @@ class Evaluation:
 
     def _plain(self, answer: Answer) -> object:
         """The value by what was said or by default."""
-        shape, word = answer.shape, answer.word
-        if shape == "block":
-            return self._block(answer)
-        if shape == "map":
+        word, cls = answer.word, answer.cls
+        if cls is not None:
+            return self._block(answer, cls)
+        if answer.shape == "map":
             values = {key: self._value(kid) for key, kid in answer.kids.items() if kid.word is not None}
             return _FAILED if _FAILED in values.values() else FrozenMap(values)
         if word is not None:
@@ -126,12 +107,21 @@ class Evaluation:
             return _FAILED
         return answer.default
 
-    def _block(self, block: Answer) -> object:
-        cls = self.open(block)
-        fields = schema_of(cls).fields
-        values = {name: self._value(block.kids[name]) for name in fields}
-        for name, kid in block.kids.items():
-            if kid.field and name not in fields and kid.word:  # said before anybody chose a class
+    def _block(self, block: Answer, cls: type) -> object:
+        schema, is_example = schema_of(cls), type(block.default) is cls
+        self._blocks.append((block, cls))
+        if schema.tag is not None:
+            block.kids["type"] = block.tag_answer(schema.tag)
+        values = {}
+        for name, field in schema.fields.items():
+            default = getattr(block.default, name) if is_example else field.default
+            if name in block.kids or field.compute or not is_constant(default):
+                kid = block.kids[name] = block.field_answer(name)
+                values[name] = self._value(kid)
+            else:
+                values[name] = default  # the quick way: its answer is made when somebody asks for it
+        for key, kid in block.kids.items():
+            if kid.field and key not in schema.fields and kid.word:  # said before anybody chose a class
                 what = f"unknown key in {cls.__name__}; another type has it"
                 self._problem(kid.path, what, [kid.word.spoken(kid.path)])
         return _FAILED if _FAILED in values.values() else cls(**values)
@@ -182,7 +172,10 @@ class Evaluation:
         return self._plain(answer)
 
     def _view(self, path: Path, reads: dict[Path, Answer]) -> View:
-        return View(self, self._opened[path][0], reads)
+        block = self._root
+        for key in path:
+            block = block.kids[key]
+        return View(self, block, reads)
 
     def _check(self, block: Answer, name: str, check: Check) -> None:
         reads: dict[Path, Answer] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar, cast
 
 from planner.config.answer import Answer, Past
@@ -30,7 +30,7 @@ class Resolved(Generic[T]):
 
     config: T
     layers: tuple[Layer, ...]
-    root: Answer
+    root: Answer = field(compare=False)  # follows from the layers
     rule_reads: Mapping[str, tuple[Path, ...]]
 
     @property
@@ -108,7 +108,7 @@ class Resolved(Generic[T]):
         keys = split_path(self.root.kind, path)[0] if isinstance(path, str) and path else tuple(path)
         found: Answer | None = self.root
         for key in keys:
-            found = found.kids.get(key) if found else None
+            found = found.below().get(key) if found else None
         if found is None or not (found.counts or found.past):
             known = [path_text(each) for each in self.answers if each]
             raise KeyError(f"no {path_text(keys)} in this configuration{suggestion(path_text(keys), known)}")
@@ -124,7 +124,7 @@ class _Dump:
 
     def below(self, top: Answer, everything: bool) -> dict[object, object]:
         """What is written of a block or mapping, by key."""
-        found = {key: self._one(kid, everything) for key, kid in top.kids.items()}
+        found = {key: self._one(kid, everything) for key, kid in top.below().items()}
         is_part = bool(self.part) and top.path == self.part
         if top.tag and (is_part or any(value not in (NOTHING, UNSET) for value in found.values())):
             found["type"] = (

@@ -16,7 +16,7 @@ from planner.config.kinds import Blocks, Keyed, Type, is_block, parse_type
 from planner.config.layer import from_python
 from planner.config.problem import Origin, Rank
 
-__all__ = ["NOTHING", "Field", "Schema", "config", "place_of", "rule", "schema_of", "setting"]
+__all__ = ["NOTHING", "Field", "Schema", "config", "is_constant", "place_of", "rule", "schema_of", "setting"]
 
 T = typing.TypeVar("T")
 Compute = Callable[[typing.Any, typing.Any], object]
@@ -58,12 +58,18 @@ class Field:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Schema:
-    """What ``@config`` knows of one class; ``names`` has its fields by present and former names."""
+    """What ``@config`` knows of one class.
+
+    Args:
+        names: its fields by present and former names.
+        is_constant: whether an instance stays as it is if nobody says anything: nothing is computed or checked.
+    """
 
     tag: str | None
     fields: Mapping[str, Field]
     names: Mapping[str, Field]
     rules: Mapping[str, Check]
+    is_constant: bool
 
 
 def setting(
@@ -149,7 +155,14 @@ def _declare(cls: type, *, tag: str | None) -> type:
     marked = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
     rules = {name: value for name, value in marked.items() if getattr(value, "__rule__", False)}
     former = {old: field for field in fields.values() for old in field.renamed}
-    made.__config__ = Schema(tag=tag, fields=fields, names={**former, **fields}, rules=rules)
+    defaults = [NOTHING if field.compute else field.default for field in fields.values()]
+    made.__config__ = Schema(
+        tag=tag,
+        fields=fields,
+        names={**former, **fields},
+        rules=rules,
+        is_constant=not rules and all(map(is_constant, defaults)),
+    )
     return typing.cast(type, made)
 
 
@@ -204,6 +217,11 @@ def _checked(name: str, kind: Type, default: object) -> object:
 def schema_of(cls: type) -> Schema:
     """What ``@config`` knows of a class."""
     return typing.cast(Schema, vars(cls)["__config__"])
+
+
+def is_constant(default: object) -> bool:
+    """Whether a default is the value if nobody says anything, without looking further."""
+    return schema_of(type(default)).is_constant if is_block(type(default)) else default is not NOTHING
 
 
 def place_of(cls: type, name: str = "") -> str:

@@ -143,6 +143,6 @@ def _python_layer(words: Mapping[Any, object], rank: Rank) -> Layer:
 def _where() -> str:
     """``file.py:line`` of the nearest caller outside planner."""
     frame = sys._getframe(1)
-    while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] == "planner":
+    while frame.f_back and f"{frame.f_globals.get('__name__')}.".startswith("planner."):
         frame = frame.f_back
     return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
