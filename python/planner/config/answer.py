@@ -72,11 +72,12 @@ class Answer:
 
     def field_answer(self, name: str) -> Answer:
         """The answer of a field of this block, with its default; a new one if nobody said anything there."""
-        assert self.cls is not None
-        declared = schema_of(self.cls).fields[name]
+        cls = self.cls
+        assert cls is not None
+        declared = schema_of(cls).fields[name]
         found = self.kids.get(name) or Answer((*self.path, name), declared.type)
         found.kind, found.field = declared.type, declared
-        found.default = getattr(self.default, name) if type(self.default) is self.cls else declared.default
+        found.default = getattr(self.default, name) if type(self.default) is cls else declared.default
         found.stray = found.default != declared.default
         found.place = self.place if found.stray else declared.place
         return found
@@ -161,10 +162,10 @@ class Answer:
     @property
     def cls(self) -> type | None:
         """For a block, its class: what was chosen, else that of the default."""
-        if self.shape != "block" or not isinstance(self.kind.tree, Blocks):
+        tree, given = self.kind.tree, type(self.default)
+        if not isinstance(tree, Blocks) or self.shape != "block":
             return None
-        given = type(self.default)
-        return self.chosen or (given if given in self.kind.tree.classes else self.kind.tree.first)
+        return self.chosen or (given if given in tree.classes else tree.first)
 
     @property
     def tag(self) -> str | None:

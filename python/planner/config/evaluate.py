@@ -115,7 +115,7 @@ class Evaluation:
         values = {}
         for name, field in schema.fields.items():
             default = getattr(block.default, name) if is_example else field.default
-            if name in block.kids or field.compute or not is_constant(default):
+            if field.compute or name in block.kids or not is_constant(default):
                 kid = block.kids[name] = block.field_answer(name)
                 values[name] = self._value(kid)
             else:

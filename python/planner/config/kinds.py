@@ -7,7 +7,7 @@ import enum
 import pathlib
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from planner.config.document import core_scalar
@@ -78,8 +78,8 @@ class Blocks:
     first: type
 
     @property
-    def classes(self) -> tuple[type, ...]:
-        return tuple(self.members.values())
+    def classes(self) -> Collection[type]:
+        return self.members.values()
 
     @property
     def tags(self) -> tuple[str, ...]:

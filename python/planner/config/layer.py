@@ -117,23 +117,23 @@ def along(path: Path, node: Node) -> Node:
     return node
 
 
-def put(into: Node, new: Node, path: Path = ()) -> Iterator[Problem]:
-    """Adds what one source says to a tree of the same source that is still being made.
+def put(into: Node, key: object, new: Node, above: Path = ()) -> Iterator[Problem]:
+    """Adds what one source says at a key to a tree of the same source that is still being made.
 
     Returns:
         The paths said twice, as problems: order within a source never decides.
     """
-    assert isinstance(into.content, dict) and isinstance(new.content, dict)
-    for key, child in new.content.items():
-        old, here = into.content.get(key), (*path, key)
-        if old is None:
-            into.content[key] = child
-        elif isinstance(old.content, dict) and isinstance(child.content, dict):
-            yield from put(old, child, here)
-            flags = {"partial": old.partial and child.partial, "replace": old.replace or child.replace}
-            into.content[key] = replace(old, **flags)
-        else:
-            yield Problem(here, "said twice in one source", (old.spoken(here), child.spoken(here)))
+    assert isinstance(into.content, dict)
+    old, here = into.content.get(key), (*above, key)
+    if old is None:
+        into.content[key] = new
+    elif isinstance(old.content, dict) and isinstance(new.content, dict):
+        for each, child in new.content.items():
+            yield from put(old, each, child, here)
+        flags = {"partial": old.partial and new.partial, "replace": old.replace or new.replace}
+        into.content[key] = replace(old, **flags)
+    else:
+        yield Problem(here, "said twice in one source", (old.spoken(here), new.spoken(here)))
 
 
 def from_python(
@@ -162,9 +162,9 @@ def _mapping(
 ) -> tuple[Node, list[Problem]]:
     node, problems = Node(origin, {}, text_keys=text_keys), []
     for key, said in value.items():
-        path = key if isinstance(key, tuple) else (key,)
+        path = key if isinstance(key, tuple) and key else (key,)
         if len(path) > MAX_DEPTH:
             raise SourceError(f"nested more than {MAX_DEPTH} deep")
         child, found = from_python(said, origin, text_keys=text_keys, depth=depth + len(path))
-        problems += [*found, *put(node, along(path, child))]
+        problems += [*found, *put(node, path[0], along(path[1:], child))]
     return node, problems

@@ -149,5 +149,5 @@ def environment_layers(kind: Type, environ: Mapping[str, str], prefix: str) -> I
         else:
             path, found = split_path(kind, path_text.replace("__", "."))
             node = _text_node(environ[name], Origin(Rank.USER, f"environment {name}"[:200]))
-            problems += put(root, along(path, found.with_type(node) if found else node))
+            problems += put(root, path[0], along(path[1:], found.with_type(node) if found else node))
     yield Layer(Rank.USER, Place.ENVIRONMENT, root, tuple(problems))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import warnings
@@ -48,7 +49,9 @@ class Stack(Generic[T]):
     def __init__(self, schema: type[T] | Any, layers: tuple[Layer, ...] = ()) -> None:
         ordered = sorted(layers, key=lambda layer: (layer.rank, layer.place))
         object.__setattr__(self, "schema", schema)
-        object.__setattr__(self, "kind", parse_type(schema))
+        object.__setattr__(
+            self, "kind", _class_type(schema) if isinstance(schema, type) else parse_type(schema)
+        )
         object.__setattr__(self, "layers", tuple(ordered))
 
     def push(self, *layers: Layer) -> Stack[T]:
@@ -132,6 +135,11 @@ class Stack(Generic[T]):
         """What a command reads: ``./planner.yaml`` if there is one, then the environment, then its options."""
         here = [file_layer("planner.yaml")] if os.path.exists("planner.yaml") else []
         return Stack(schema).push(*here).environment(environ).arguments(argv)
+
+
+@functools.cache  # not for unions: two with another order are equal, but the first class is the default
+def _class_type(schema: type) -> Type:
+    return parse_type(schema)
 
 
 def _python_layer(words: Mapping[Any, object], rank: Rank) -> Layer:
