@@ -11,7 +11,7 @@ from planner.config.kinds import Blocks, Type
 from planner.config.layer import UNSET, Node, SourceError, from_python
 from planner.config.problem import CODE_ERRORS, Origin, Path, Problem, Rank, Spoken, path_text
 from planner.config.replay import Replay
-from planner.config.schema import NOTHING, Check, Field, is_constant, schema_of
+from planner.config.schema import NOTHING, Check, Compute, Field, is_constant, schema_of
 
 __all__ = ["Evaluation"]
 
@@ -72,21 +72,21 @@ class Evaluation:
             reads[answer.path] = answer  # what can be off, or of another class, is read by being looked at
         if answer.shape == "block":
             return View(self, answer, reads)
-        value = self._value(answer)
+        value = self._value(answer, block)
         if value is _FAILED:
             raise _UnresolvedError
         return value
 
-    def _value(self, answer: Answer) -> object:
+    def _value(self, answer: Answer, block: Answer | None = None) -> object:
+        """The value of a path, worked out once; ``block`` is what it is a field of."""
         if answer.path in self._busy:
             ring = [*self._busy[self._busy.index(answer.path) :], answer.path]
-            self._problem(answer.path, f"computed from itself: {' -> '.join(map(path_text, ring))}")
-            return _FAILED
+            return self._fail(answer.path, f"computed from itself: {' -> '.join(map(path_text, ring))}")
         if not answer.counts:
             self._busy.append(answer.path)
             field = answer.field
-            if field and field.compute and (answer.word is None or field.derived):
-                answer.value = self._computed(answer, field)
+            if block and field and field.compute and (answer.word is None or field.derived):
+                answer.value = self._computed(answer, block, field, field.compute)
             else:
                 answer.value = self._plain(answer)
             self._busy.pop()
@@ -103,8 +103,7 @@ class Evaluation:
         if word is not None:
             return self._said(answer, word)
         if answer.default is NOTHING:
-            self._problem(answer.path, f"required, but nobody said it; expected {answer.kind}")
-            return _FAILED
+            return self._fail(answer.path, f"required, but nobody said it; expected {answer.kind}")
         return answer.default
 
     def _block(self, block: Answer, cls: type) -> object:
@@ -117,21 +116,20 @@ class Evaluation:
             default = getattr(block.default, name) if is_example else field.default
             if field.compute or name in block.kids or not is_constant(default):
                 kid = block.kids[name] = block.field_answer(name)
-                values[name] = self._value(kid)
+                values[name] = self._value(kid, block)
             else:
                 values[name] = default  # the quick way: its answer is made when somebody asks for it
         for key, kid in block.kids.items():
             if kid.field and key not in schema.fields and kid.word:  # said before anybody chose a class
                 what = f"unknown key in {cls.__name__}; another type has it"
-                self._problem(kid.path, what, [kid.word.spoken(kid.path)])
+                self._fail(kid.path, what, [kid.word.spoken(kid.path)])
         return _FAILED if _FAILED in values.values() else cls(**values)
 
     def _said(self, answer: Answer, word: Node) -> object:
         try:
             value = answer.kind.read(word)
         except ValueError as error:
-            self._problem(answer.path, str(error), [word.spoken(answer.path)])
-            return _FAILED
+            return self._fail(answer.path, str(error), [word.spoken(answer.path)])
         if word.origin.rank is Rank.IMPORTED:
             self._agree(answer, word, value)
         return value
@@ -141,25 +139,23 @@ class Evaluation:
         others = [past.node for past in answer.past if past.fate == "shadowed"]
         if any(_reads_otherwise(answer.kind, other, value) for other in others):
             words = [node.spoken(answer.path) for node in (word, *others)]
-            self._problem(answer.path, "imports disagree; say which one is right", words)
+            self._fail(answer.path, "imports disagree; say which one is right", words)
 
-    def _computed(self, answer: Answer, field: Field) -> object:
+    def _computed(self, answer: Answer, block: Answer, field: Field, compute: Compute) -> object:
         """A computed value passes through the same exact reading as a word."""
-        assert field.compute is not None
         reads: dict[Path, Answer] = {}
         try:
-            found = field.compute(self._view(answer.path[:-1], reads), self._view((), reads))
+            found = compute(View(self, block, reads), View(self, self._root, reads))
         except _UnresolvedError:
             return _FAILED
         except CODE_ERRORS as error:
             what = f"cannot be computed: {type(error).__name__}: {error}"
-            self._problem(answer.path, what, _spoken(reads))
-            return _FAILED
+            return self._fail(answer.path, what, _spoken(reads))
         sources = ", ".join(map(path_text, reads))
         said = [node for node in (answer.word, *(past.node for past in answer.past)) if node]
         if field.derived and said:
             words = [node.spoken(answer.path) for node in said]
-            self._problem(answer.path, f"derived from {sources or 'nothing else'}; it cannot be set", words)
+            self._fail(answer.path, f"derived from {sources or 'nothing else'}; it cannot be set", words)
         rank = Rank.DERIVED if field.derived else Rank.COMPUTED
         origin = Origin(rank, field.place, f"from {sources}" if sources else "")
         answer.reads = tuple(reads)
@@ -171,16 +167,10 @@ class Evaluation:
         self._replay.say(answer, node)
         return self._plain(answer)
 
-    def _view(self, path: Path, reads: dict[Path, Answer]) -> View:
-        block = self._root
-        for key in path:
-            block = block.kids[key]
-        return View(self, block, reads)
-
     def _check(self, block: Answer, name: str, check: Check) -> None:
         reads: dict[Path, Answer] = {}
         try:
-            found = check(self._view(block.path, reads), self._view((), reads))
+            found = check(View(self, block, reads), View(self, self._root, reads))
             texts = [found] if isinstance(found, str) else list(found or ())
         except _UnresolvedError:
             texts = []  # what it reads is already reported
@@ -188,10 +178,11 @@ class Evaluation:
             texts = [f"rule {name} failed: {type(error).__name__}: {error}"]
         self.rule_reads[path_text((*block.path, f"{name}()"))] = tuple(reads)
         for text in texts:
-            self._problem(block.path, str(text), _spoken(reads))
+            self._fail(block.path, str(text), _spoken(reads))
 
-    def _problem(self, path: Path, what: str, words: Iterable[Spoken] = ()) -> None:
+    def _fail(self, path: Path, what: str, words: Iterable[Spoken] = ()) -> object:
         self._replay.problems.append(Problem(path, what, tuple(words)))
+        return _FAILED
 
 
 def _spoken(reads: dict[Path, Answer]) -> list[Spoken]:

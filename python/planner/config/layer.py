@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from planner.config.problem import Origin, Path, Place, Problem, Rank, Spoken
@@ -136,35 +136,28 @@ def put(into: Node, key: object, new: Node, above: Path = ()) -> Iterator[Proble
         yield Problem(here, "said twice in one source", (old.spoken(here), new.spoken(here)))
 
 
-def from_python(
-    value: object, origin: Origin, *, text_keys: bool = False, depth: int = 0
-) -> tuple[Node, list[Problem]]:
-    """A tree from nested Python values; tuples as keys are paths, strings are never split.
+def from_python(value: object, origin: Origin, *, text_keys: bool = False) -> tuple[Node, list[Problem]]:
+    """A tree from nested Python values, and what was said twice; tuples as keys are paths, strings are never split.
 
     Raises:
         SourceError: nested more than 64 deep, which includes a mapping that holds itself.
     """
-    if depth > MAX_DEPTH:
-        raise SourceError(f"nested more than {MAX_DEPTH} deep")
-    if isinstance(value, Replace):
-        node, problems = from_python(value.content, origin, text_keys=text_keys, depth=depth)
-        return replace(node, replace=True), problems
-    if isinstance(value, (list, tuple)):
-        items = [from_python(item, origin, text_keys=text_keys, depth=depth + 1) for item in value]
-        return Node(origin, tuple(node for node, _ in items)), [found for _, each in items for found in each]
-    if isinstance(value, Mapping):
-        return _mapping(value, origin, text_keys, depth)
-    return Node(origin, value), []
+    problems: list[Problem] = []
 
-
-def _mapping(
-    value: Mapping[Hashable, object], origin: Origin, text_keys: bool, depth: int
-) -> tuple[Node, list[Problem]]:
-    node, problems = Node(origin, {}, text_keys=text_keys), []
-    for key, said in value.items():
-        path = key if isinstance(key, tuple) and key else (key,)
-        if len(path) > MAX_DEPTH:
+    def node(value: object, depth: int) -> Node:
+        if depth > MAX_DEPTH:
             raise SourceError(f"nested more than {MAX_DEPTH} deep")
-        child, found = from_python(said, origin, text_keys=text_keys, depth=depth + len(path))
-        problems += [*found, *put(node, path[0], along(path[1:], child))]
-    return node, problems
+        if isinstance(value, Replace):
+            return replace(node(value.content, depth), replace=True)
+        if isinstance(value, (list, tuple)):
+            return Node(origin, tuple(node(item, depth + 1) for item in value))
+        if not isinstance(value, Mapping):
+            return Node(origin, value)
+        made = Node(origin, {}, text_keys=text_keys)
+        for key, said in value.items():
+            path = key if isinstance(key, tuple) and key else (key,)
+            child = node(said, depth + len(path))
+            problems.extend(put(made, path[0], along(path[1:], child)))
+        return made
+
+    return node(value, 0), problems

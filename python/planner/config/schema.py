@@ -201,9 +201,14 @@ def _field(cls: type, name: str, hint: object) -> Field:
 def _checked(name: str, kind: Type, default: object) -> object:
     """The default as a word for it would be read. Raises TypeError if it does not fit."""
     if isinstance(kind.tree, Blocks) and type(default) in kind.tree.classes:
-        for field in schema_of(type(default)).fields.values():
-            _checked(f"{name}.{field.name}", field.type, getattr(default, field.name))
-        return default
+        fields = schema_of(type(default)).fields
+        return dataclasses.replace(
+            default,  # type: ignore[type-var]
+            **{
+                key: _checked(f"{name}.{key}", each.type, getattr(default, key))
+                for key, each in fields.items()
+            },
+        )
     if isinstance(kind.tree, Keyed) and isinstance(default, Mapping):
         if default:
             raise TypeError(f"{name}: a mapping starts empty, or its default keys could not be deleted")
