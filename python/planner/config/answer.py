@@ -9,7 +9,7 @@ from typing import Literal
 
 from planner.config.kinds import TAG, Blocks, Keyed, Type
 from planner.config.layer import Node
-from planner.config.problem import Origin, Path, Rank, short
+from planner.config.problem import Origin, Path, Rank, Spoken, short
 from planner.config.schema import NOTHING, Field, schema_of
 
 __all__ = ["Answer", "Past"]
@@ -126,6 +126,11 @@ class Answer:
         for answer in self.walk():
             answer.end(fate, by)
             answer.chosen = None
+
+    def spoken(self) -> list[Spoken]:
+        """All that was said here, the latest first."""
+        nodes = [*([self.word] if self.word else []), *(past.node for past in self.past)]
+        return [node.spoken(self.path) for node in nodes]
 
     @property
     def counts(self) -> bool:

@@ -119,11 +119,15 @@ class Evaluation:
                 values[name] = self._value(kid, block)
             else:
                 values[name] = default  # the quick way: its answer is made when somebody asks for it
+        self._foreign(block, cls)
+        return cls(**values)
+
+    def _foreign(self, block: Answer, cls: type) -> None:
+        """Keys that were said before anybody chose a class, and that the class does not have after all."""
         for key, kid in block.kids.items():
-            if kid.field and key not in schema.fields and kid.word:  # said before anybody chose a class
+            if kid.word is not None and key != "type" and key not in schema_of(cls).fields:
                 what = f"unknown key in {cls.__name__}; another type has it"
                 self._fail(kid.path, what, [kid.word.spoken(kid.path)])
-        return _FAILED if _FAILED in values.values() else cls(**values)
 
     def _said(self, answer: Answer, word: Node) -> object:
         try:
@@ -152,13 +156,15 @@ class Evaluation:
             what = f"cannot be computed: {type(error).__name__}: {error}"
             return self._fail(answer.path, what, _spoken(reads))
         sources = ", ".join(map(path_text, reads))
-        said = [node for node in (answer.word, *(past.node for past in answer.past)) if node]
-        if field.derived and said:
-            words = [node.spoken(answer.path) for node in said]
-            self._fail(answer.path, f"derived from {sources or 'nothing else'}; it cannot be set", words)
         rank = Rank.DERIVED if field.derived else Rank.COMPUTED
+        if field.derived and (answer.word or answer.past):
+            what = f"derived from {sources or 'nothing else'}; it cannot be set"
+            self._fail(answer.path, what, answer.spoken())
         origin = Origin(rank, field.place, f"from {sources}" if sources else "")
         answer.reads = tuple(reads)
+        return self._as_word(answer, found, origin)
+
+    def _as_word(self, answer: Answer, found: object, origin: Origin) -> object:
         try:
             node, problems = from_python(found, origin)
         except SourceError as error:

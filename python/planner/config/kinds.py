@@ -264,27 +264,30 @@ def _list_of(hint: object) -> Leaf:
     return Leaf(name, read, lambda values: [item.write(value) for _, item, value in paired(values)], True)
 
 
+_GENERIC: Mapping[object, Callable[[typing.Any], Leaf | Keyed]] = {
+    tuple: _list_of,
+    Mapping: lambda hint: Keyed(*map(parse_type, typing.get_args(hint))),  # type: ignore[arg-type]
+    typing.Literal: lambda hint: _choice({value: value for value in typing.get_args(hint)}),
+}
+
+
 def _member(hint: typing.Any) -> Leaf | Keyed | type:
     """What one part of a union means."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    leaves = [note for note in getattr(hint, "__metadata__", ()) if isinstance(note, Leaf)]
-    if leaves or hint in _PLAIN:
-        return leaves[0] if leaves else _PLAIN[hint]
-    if origin is tuple:
-        return _list_of(hint)
-    if origin is typing.Literal:
-        return _choice({value: value for value in arguments})
-    if origin is Mapping:
-        return Keyed(parse_type(arguments[0]), parse_type(arguments[1]))
+    for note in getattr(hint, "__metadata__", ()):
+        if isinstance(note, Leaf):
+            return note
+    if hint in _PLAIN:
+        return _PLAIN[hint]
+    if typing.get_origin(hint) in _GENERIC:
+        return _GENERIC[typing.get_origin(hint)](hint)
     if isinstance(hint, enum.EnumMeta):
         return _choice({choice.value: choice for choice in typing.cast(type[enum.Enum], hint)})
-    if hasattr(hint, "__config__"):
-        if not is_block(hint):
-            raise TypeError(f"{hint.__name__}: decorate it with @config, like its parent")
-        return typing.cast(type, hint)
-    raise TypeError(
-        f"{hint}: not a field type; use exact scalars, tuple, Mapping, Literal, Enum or a @config class"
-    )
+    if not hasattr(hint, "__config__"):
+        known = "exact scalars, tuple, Mapping, Literal, Enum or a @config class"
+        raise TypeError(f"{hint}: not a field type; use {known}")
+    if not is_block(hint):
+        raise TypeError(f"{hint.__name__}: decorate it with @config, like its parent")
+    return typing.cast(type, hint)
 
 
 def parse_type(hint: object) -> Type:
@@ -295,13 +298,15 @@ def parse_type(hint: object) -> Type:
     """
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     members = [_member(part) for part in (typing.get_args(hint) if is_union else [hint])]
-    classes = [member for member in members if isinstance(member, type)]
     trees: list[Blocks | Keyed] = [member for member in members if isinstance(member, Keyed)]
-    if classes:
-        tags = {vars(cls)["__config__"].tag: cls for cls in classes}
-        if len(tags) < len(classes):
-            raise TypeError(f"{hint}: two classes have the same tag")
-        trees.append(Blocks(tags, classes[0]))
+    trees += _blocks(hint, [member for member in members if isinstance(member, type)])
     if len(trees) > 1:
         raise TypeError(f"{hint}: a mapping could mean more than one of these")
     return Type(tuple(member for member in members if isinstance(member, Leaf)), *trees)
+
+
+def _blocks(hint: object, classes: list[type]) -> list[Blocks]:
+    tags = {vars(cls)["__config__"].tag: cls for cls in classes}
+    if len(tags) < len(classes):
+        raise TypeError(f"{hint}: two classes have the same tag")
+    return [Blocks(tags, classes[0])] if classes else []

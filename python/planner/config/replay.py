@@ -20,10 +20,11 @@ class Replay:
 
     def say(self, answer: Answer, node: Node) -> None:
         """One word, on top of what was said before."""
-        if node.content is UNSET or node.replace:
-            answer.end_all("unset" if node.content is UNSET else "replaced", node)
         if node.content is UNSET:
+            answer.end_all("unset", node)
             return
+        if node.replace:
+            answer.end_all("replaced", node)
         tree, node = answer.kind.tree, answer.kind.with_type(node)
         if tree is None or not isinstance(node.content, dict):
             answer.end_all("shadowed", node)

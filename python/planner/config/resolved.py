@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar, cast
 
 from planner.config.answer import Answer, Past
 from planner.config.kinds import Keyed, split_path
 from planner.config.layer import UNSET, Layer
 from planner.config.problem import Origin, Path, Rank, path_text, suggestion
-from planner.config.schema import NOTHING, place_of
+from planner.config.schema import NOTHING, Field, place_of
 
 __all__ = ["Difference", "Resolved", "diff"]
 
@@ -30,7 +31,7 @@ class Resolved(Generic[T]):
 
     config: T
     layers: tuple[Layer, ...]
-    root: Answer = field(compare=False)  # follows from the layers
+    root: Answer = dataclasses.field(compare=False)  # follows from the layers
     rule_reads: Mapping[str, tuple[Path, ...]]
 
     @property
@@ -62,21 +63,12 @@ class Resolved(Generic[T]):
         return "\n".join(line for answer in known for line in self._lines(answer, readers))
 
     def _lines(self, answer: Answer, readers: Mapping[Path, list[str]]) -> Iterator[str]:
-        name = path_text(answer.path)
-        if not answer.counts:
-            yield f"{name}: nothing counts"
-        elif answer.cls is not None:
-            yield f"{name}: {answer.cls.__name__} at {place_of(answer.cls)}  <- {answer.origin}"
-        else:
-            said = "" if answer.said is None else f", said as {answer.said!r}"
-            yield f"{name} = {answer.written!r}  <- {answer.origin}{said}"
+        yield f"{path_text(answer.path)}{_outcome(answer)}"
         yield from (f"    {past}" for past in answer.past if not isinstance(past.value, dict))
         for read in map(self._at, answer.reads):
             yield f"    reads {path_text(read.path)} = {read.written!r}  <- {read.origin}"
         if answer.field and answer.shape == "leaf" and answer.counts:
-            if answer.word and answer.default is not NOTHING and not answer.field.compute:
-                yield f"    {answer.kind.write(answer.default)!r}  <- default · {answer.place}  [shadowed]"
-            yield "    derived: it cannot be set" if answer.field.derived else "    settable"
+            yield from _declared(answer, answer.field)
         if answer.path in readers:
             yield f"    read by {', '.join(readers[answer.path])}"
 
@@ -101,7 +93,7 @@ class Resolved(Generic[T]):
         top = self._at(path)
         if top.shape != "block" or not top.counts:
             raise TypeError("only a block that is on can be dumped: a value means nothing without its field")
-        written = _Dump(top.path, frozenset(ranks)).below(top, everything=level == "all")
+        written = _everything(top) if level == "all" else _Dump(top.path, frozenset(ranks)).below(top)
         return cast("dict[str, object]", written)
 
     def _at(self, path: str | Path) -> Answer:
@@ -115,6 +107,30 @@ class Resolved(Generic[T]):
         return found
 
 
+def _declared(answer: Answer, field: Field) -> Iterator[str]:
+    """What the declaration of a field says: the default, where a word hides it, and whether it can be set."""
+    if answer.word and answer.default is not NOTHING and not field.compute:
+        yield f"    {answer.kind.write(answer.default)!r}  <- default · {answer.place}  [shadowed]"
+    yield "    derived: it cannot be set" if field.derived else "    settable"
+
+
+def _outcome(answer: Answer) -> str:
+    """What counts in the end, and who said it."""
+    if not answer.counts:
+        return ": nothing counts"
+    if answer.cls is not None:
+        return f": {answer.cls.__name__} at {place_of(answer.cls)}  <- {answer.origin}"
+    said = "" if answer.said is None else f", said as {answer.said!r}"
+    return f" = {answer.written!r}  <- {answer.origin}{said}"
+
+
+def _everything(answer: Answer) -> object:
+    """The value, with all that is below, as plain data."""
+    if answer.shape == "leaf":
+        return answer.written
+    return {key: _everything(kid) for key, kid in answer.below().items() if kid.counts}
+
+
 @dataclass(frozen=True, slots=True)
 class _Dump:
     """Which answers a dump writes: those of some ranks, and what the part lacks without the rest."""
@@ -122,9 +138,9 @@ class _Dump:
     part: Path
     ranks: frozenset[Rank]
 
-    def below(self, top: Answer, everything: bool) -> dict[object, object]:
+    def below(self, top: Answer) -> dict[object, object]:
         """What is written of a block or mapping, by key."""
-        found = {key: self._one(kid, everything) for key, kid in top.below().items()}
+        found = {key: self._one(kid) for key, kid in top.below().items()}
         is_part = bool(self.part) and top.path == self.part
         if top.tag and (is_part or any(value not in (NOTHING, UNSET) for value in found.values())):
             found["type"] = (
@@ -132,17 +148,17 @@ class _Dump:
             )  # with any of its keys: the default type may be another one where it is read
         return {key: value for key, value in found.items() if value is not NOTHING}
 
-    def _one(self, answer: Answer, everything: bool) -> object:
-        if not everything and self._comes_back(answer):
+    def _one(self, answer: Answer) -> object:
+        if self._comes_back(answer):
             return UNSET
         if not answer.counts:
             return NOTHING
-        is_written = everything or self._is_written(answer)
+        is_written = self._is_written(answer)
         if answer.shape == "leaf":
             return answer.written if is_written else NOTHING
-        found = self.below(answer, everything)
-        if answer.shape == "map" and not everything and self._is_whole(answer, is_written or bool(found)):
-            return self.below(answer, True)
+        found = self.below(answer)
+        if answer.shape == "map" and self._is_whole(answer, is_written or bool(found)):
+            return _everything(answer)
         return found if found or is_written else NOTHING
 
     def _is_written(self, answer: Answer) -> bool:

@@ -56,20 +56,25 @@ class Field:
         return place_of(self.declared_in, self.name)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Schema:
-    """What ``@config`` knows of one class.
-
-    Args:
-        names: its fields by present and former names.
-        is_constant: whether an instance stays as it is if nobody says anything: nothing is computed or checked.
-    """
+    """What ``@config`` knows of one class."""
 
     tag: str | None
     fields: Mapping[str, Field]
-    names: Mapping[str, Field]
     rules: Mapping[str, Check]
-    is_constant: bool
+
+    @functools.cached_property
+    def names(self) -> Mapping[str, Field]:
+        """The fields by present and former names."""
+        former = {old: field for field in self.fields.values() for old in field.renamed}
+        return {**former, **self.fields}
+
+    @functools.cached_property
+    def is_constant(self) -> bool:
+        """Whether an instance stays as it is if nobody says anything: nothing is computed or checked."""
+        fields = self.fields.values()
+        return not self.rules and all(not field.compute and is_constant(field.default) for field in fields)
 
 
 def setting(
@@ -154,15 +159,7 @@ def _declare(cls: type, *, tag: str | None) -> type:
     made: typing.Any = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
     marked = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
     rules = {name: value for name, value in marked.items() if getattr(value, "__rule__", False)}
-    former = {old: field for field in fields.values() for old in field.renamed}
-    defaults = [NOTHING if field.compute else field.default for field in fields.values()]
-    made.__config__ = Schema(
-        tag=tag,
-        fields=fields,
-        names={**former, **fields},
-        rules=rules,
-        is_constant=not rules and all(map(is_constant, defaults)),
-    )
+    made.__config__ = Schema(tag=tag, fields=fields, rules=rules)
     return typing.cast(type, made)
 
 
@@ -173,18 +170,10 @@ def _field(cls: type, name: str, hint: object) -> Field:
     declared = vars(cls).get(name, MISSING)
     if not isinstance(declared, dataclasses.Field):
         declared = setting(default=declared)
-    notes, kind = declared.metadata, parse_type(hint)
-    if isinstance(kind.tree, Keyed):
-        kind = dataclasses.replace(kind, tree=dataclasses.replace(kind.tree, whole=notes["whole"]))
-    elif isinstance(kind.tree, Blocks):
-        if notes["compute"]:
-            raise TypeError(f"{cls.__name__}.{name}: a block cannot be computed; compute its fields")
-        if type(declared.default) in kind.tree.classes:
-            kind = dataclasses.replace(
-                kind, tree=dataclasses.replace(kind.tree, first=type(declared.default))
-            )
+    notes, place = declared.metadata, f"{cls.__name__}.{name}"
+    kind = _with_notes(place, parse_type(hint), notes, type(declared.default))
     if declared.default is not MISSING:
-        declared.default = _checked(f"{cls.__name__}.{name}", kind, declared.default)
+        declared.default = _checked(place, kind, declared.default)
     setattr(cls, name, declared)
     return Field(
         name=name,
@@ -196,6 +185,18 @@ def _field(cls: type, name: str, hint: object) -> Field:
         derived=notes["derived"],
         renamed=notes["renamed"],
     )
+
+
+def _with_notes(place: str, kind: Type, notes: Mapping[str, typing.Any], given: type) -> Type:
+    """The type, knowing whether a mapping is one whole, and which class the default has."""
+    tree = kind.tree
+    if isinstance(tree, Keyed):
+        tree = dataclasses.replace(tree, whole=notes["whole"])
+    elif isinstance(tree, Blocks) and notes["compute"]:
+        raise TypeError(f"{place}: a block cannot be computed; compute its fields")
+    elif isinstance(tree, Blocks) and given in tree.classes:
+        tree = dataclasses.replace(tree, first=given)
+    return dataclasses.replace(kind, tree=tree)
 
 
 def _checked(name: str, kind: Type, default: object) -> object:
