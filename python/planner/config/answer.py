@@ -91,14 +91,14 @@ class Answer:
     def below(self) -> dict[object, Answer]:
         """The answers one level deeper, fields in the order of the class.
 
-        Those of fields that nobody said or read are made only here, when somebody asks: their value is the default.
+        Fields that nobody said get theirs only here, when somebody asks: the value is the default.
         """
         if self.cls is None or not self.counts:
             return self.kids
         found: dict[object, Answer] = {"type": self.tag_answer(self.tag)} if self.tag else {}
         for name in schema_of(self.cls).fields:
             kid = found[name] = self.field_answer(name)
-            if name not in self.kids:
+            if not kid.counts:
                 kid.value = kid.default
         return found | self.kids
 
