@@ -70,11 +70,9 @@ class Answer:
         found.kind, found.field = kind, declared
         return found
 
-    def field_answer(self, name: str) -> Answer:
+    def field_answer(self, cls: type, declared: Field) -> Answer:
         """The answer of a field of this block, with its default; a new one if nobody said anything there."""
-        cls = self.cls
-        assert cls is not None
-        declared = schema_of(cls).fields[name]
+        name = declared.name
         found = self.kids.get(name) or Answer((*self.path, name), declared.type)
         found.kind, found.field = declared.type, declared
         found.default = getattr(self.default, name) if type(self.default) is cls else declared.default
@@ -93,11 +91,12 @@ class Answer:
 
         Fields that nobody said get theirs only here, when somebody asks: the value is the default.
         """
-        if self.cls is None or not self.counts:
+        cls = self.cls
+        if cls is None or not self.counts:
             return self.kids
         found: dict[object, Answer] = {"type": self.tag_answer(self.tag)} if self.tag else {}
-        for name in schema_of(self.cls).fields:
-            kid = found[name] = self.field_answer(name)
+        for name, declared in schema_of(cls).fields.items():
+            kid = found[name] = self.field_answer(cls, declared)
             if not kid.counts:
                 kid.value = kid.default
         return found | self.kids

@@ -32,8 +32,9 @@ class View:
 
     def __getattr__(self, name: str) -> Any:
         evaluation, block, cls, reads = self._seen
-        if name in schema_of(cls).fields:
-            return evaluation.read(block, name, reads)
+        field = schema_of(cls).fields.get(name)
+        if field is not None:
+            return evaluation.read(block, block.field_answer(cls, field), reads)
         attribute = getattr(cls, name)
         return attribute.__get__(self) if hasattr(attribute, "__get__") else attribute
 
@@ -64,9 +65,9 @@ class Evaluation:
                 self._check(block, name, check)
         return config
 
-    def read(self, block: Answer, name: str, reads: dict[Path, Answer]) -> object:
+    def read(self, block: Answer, answer: Answer, reads: dict[Path, Answer]) -> object:
         """What a view sees in a field: a view of a block that is on, or a value. Raises _UnresolvedError."""
-        answer = block.kids[name] = block.field_answer(name)
+        block.kids[answer.path[-1]] = answer
         tree = answer.kind.tree
         if answer.kind.members or not isinstance(tree, Blocks) or len(tree.members) > 1:
             reads[answer.path] = answer  # what can be off, or of another class, is read by being looked at
@@ -115,7 +116,7 @@ class Evaluation:
         for name, field in schema.fields.items():
             default = getattr(block.default, name) if is_example else field.default
             if field.compute or name in block.kids or not is_constant(default):
-                kid = block.kids[name] = block.field_answer(name)
+                kid = block.kids[name] = block.field_answer(cls, field)
                 values[name] = self._value(kid, block)
             else:
                 values[name] = default  # the quick way: its answer is made when somebody asks for it
