@@ -105,7 +105,7 @@ class Stack(Generic[T]):
             reported as a DeprecationWarning.
 
         Cost:
-            O(words + fields); about a millisecond for a few dozen of each.
+            O(words + fields), where a field that nobody said costs next to nothing; see ``benches/bench_config.py``.
         """
         replay, root = Replay(), Answer((), self.kind, place=_where())
         for layer in self.layers:
