@@ -17,8 +17,19 @@ PACKAGE = ROOT / "python" / "planner"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # Where a live model is handed in; and the checker, which has to read the same model on its own.
-MAY_USE_TORCH = ("tree.py", "detect.py", "devices.py", "dtypes.py", "check.py", "compat/")
-MAY_OPEN_CORE = ("planning.py", "layout.py", "tree.py", "blocks.py", "automatic.py")
+MAY_USE_TORCH = (
+    "tree.py",
+    "detect.py",
+    "devices.py",
+    "dtypes.py",
+    "check.py",
+    "compat/",
+    "dispatch/",
+    "checkpoint/describe.py",
+)
+MAY_OPEN_CORE = ("planning.py", "layout.py", "tree.py", "blocks.py", "automatic.py", "checkpoint/files.py")
+# Tensor and module subclasses need torch when they are defined; nobody above loads these before they are wanted.
+LATE = ("dispatch/", "compat/dispatching.py", "compat/module_tensors.py")
 
 
 def place(source: Path) -> str:
@@ -99,11 +110,13 @@ def test_torch_is_loaded_inside_functions_of_few_modules(source: Path) -> None:
     for name, at_load in imports(source):
         if is_below(name, "torch"):
             assert place(source).startswith(MAY_USE_TORCH), f"{place(source)} imports {name}"
-            assert not at_load, f"{place(source)} imports {name} while it is loaded"
+            assert not at_load or place(source).startswith(LATE), (
+                f"{place(source)} imports {name} while it is loaded"
+            )
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=place)
-def test_only_five_modules_open_the_extension(source: Path) -> None:
+def test_few_modules_open_the_extension(source: Path) -> None:
     """Import-linter cannot see a compiled module."""
     if place(source) not in MAY_OPEN_CORE:
         assert not [name for name, _ in imports(source) if is_below(name, "planner._core")]

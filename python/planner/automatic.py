@@ -28,7 +28,7 @@ class AutoAnswer:
     certificate: Certificate
     reasons: Callable[[], tuple[Reason, ...]]
     shortfall: Callable[[], Shortfall | None]
-    displaced: tuple[str, ...]  # blocks that are offloaded
+    displaced: Callable[[], tuple[str, ...]]  # blocks that are offloaded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,28 +94,31 @@ class AutoSearch:
             certificate=_certificate(result),
             reasons=partial(self._reasons, result),
             shortfall=partial(self._shortfall, result),
-            displaced=tuple(
-                self.blocks.unit_name(unit)
-                for unit in range(len(self.blocks.unit_names))
-                if self._is_offloaded(result, unit)
-            ),
+            displaced=partial(self._displaced, result),
         )
 
-    def _is_offloaded(self, result: _core.AutoPlan, unit: int) -> bool:
-        home = self.rooms[result.home[unit]]
+    def _offloaded_units(self, result: _core.AutoPlan) -> list[int]:
+        """Units that lie on disk, or on the cpu where there is an accelerator, in execution order."""
         has_accelerator = any(room.kind == "accelerator" and room.capacity_bytes for room in self.rooms)
-        return home.kind == "disk" or (home.kind == "cpu" and has_accelerator)
+        slow = {"cpu", "disk"} if has_accelerator else {"disk"}
+        is_slow = [room.kind in slow for room in self.rooms]
+        return [unit for unit, home in enumerate(result.home) if is_slow[home]]
+
+    def _displaced(self, result: _core.AutoPlan) -> tuple[str, ...]:
+        return tuple(map(self.blocks.unit_name, self._offloaded_units(result)))
 
     def _reasons(self, result: _core.AutoPlan) -> tuple[Reason, ...]:
-        """One for each unit at home, and one more for each accelerator that has no room for an offloaded one."""
+        """One for each unit at home, one more for each accelerator that has no room for an offloaded one, and one for
+        experts that could not be taken apart."""
         left = [
             room.capacity_bytes - (used + kept) // 8
             for room, (used, kept) in zip(self.rooms, result.usage, strict=True)
         ]
         reasons = []
+        offloaded = set(self._offloaded_units(result))
         for unit, (home, oversized) in enumerate(zip(result.home, result.oversized, strict=True)):
             name, size, room = self.blocks.unit_name(unit), self.blocks.unit_bytes[unit], self.rooms[home]
-            is_offloaded = self._is_offloaded(result, unit)
+            is_offloaded = unit in offloaded
             rule = "oversized" if oversized else "offloaded" if is_offloaded else "resident"
             reasons.append(_reason(rule, name, room.device, size, room.capacity_bytes))
             if is_offloaded:
@@ -124,11 +127,16 @@ class AutoSearch:
                     for other, free in zip(self.rooms, left, strict=True)
                     if other.kind == "accelerator"
                 )
+        reasons.extend(
+            _reason("fused_experts", name, room.device, self.blocks.unit_bytes[unit], room.capacity_bytes)
+            for name, unit in self.blocks.fused_experts
+            for room in [self.rooms[result.home[unit]]]
+        )
         return tuple(reasons)
 
     def _shortfall(self, result: _core.AutoPlan) -> Shortfall | None:
         sizes = self.blocks.unit_bytes
-        offloaded = [unit for unit in range(len(sizes)) if self._is_offloaded(result, unit)]
+        offloaded = self._offloaded_units(result)
         if not offloaded:
             return None
         more = self.blocks.columns.shortfall(self.row(1), list(self.homes), self.options())

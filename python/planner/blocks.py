@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from planner import _core
 from planner.devices import DeviceKey, canonical_device, device_kind
@@ -35,12 +36,8 @@ class Blocks:
         split: paths of blocks that are taken apart all the same.
         together: groups of paths that share a device.
 
-    Attributes: ``unit_names``, the modules and tensors of each unit; ``unit_bytes``, their stored bytes, rounded up.
-
     Guarantee: immutable.
     """
-
-    __slots__ = ("columns", "layout", "unit_bytes", "unit_names")
 
     def __init__(
         self,
@@ -52,6 +49,7 @@ class Blocks:
         together: Iterable[Iterable[str]] = (),
     ) -> None:
         self.layout = layout
+        self.granularity = granularity
         self.columns = _core.Blocks(
             layout.columns,
             granularity=granularity,
@@ -59,8 +57,21 @@ class Blocks:
             split=list(split),
             together=[list(names) for names in together],
         )
-        self.unit_names: tuple[tuple[str, ...], ...] = tuple(map(tuple, self.columns.unit_names()))
-        self.unit_bytes: tuple[int, ...] = tuple(-(-bits // 8) for bits in self.columns.unit_bits())
+
+    @cached_property
+    def unit_names(self) -> tuple[tuple[str, ...], ...]:
+        """The modules and tensors of each unit."""
+        return tuple(map(tuple, self.columns.unit_names()))
+
+    @cached_property
+    def unit_bytes(self) -> tuple[int, ...]:
+        """Stored bytes of each unit, rounded up."""
+        return tuple(-(-bits // 8) for bits in self.columns.unit_bits())
+
+    @cached_property
+    def fused_experts(self) -> tuple[tuple[str, int], ...]:
+        """Modules, with their units, that were to be taken apart by expert, and hold all experts in one tensor."""
+        return tuple(self.columns.fused_experts()) if self.granularity == "expert" else ()
 
     @property
     def block_count(self) -> int:
@@ -120,6 +131,8 @@ def allowed_homes(
     Raises:
         InvalidConstraintError: a name or device that is not there, or a unit that may lie nowhere. Fields: ``names``.
     """
+    if not constraints.pin and not constraints.forbid:
+        return []
     index = {device: number for number, device in enumerate(devices)}
     everywhere = (1 << len(devices)) - 1
     masks: dict[int, int] = {}

@@ -16,6 +16,7 @@ from itertools import islice
 from numbers import Integral, Real
 from typing import Any, Final, Literal
 
+from planner.described import DescribedModule, DescribedTensor
 from planner.errors import InvalidDevicesError, InvalidInputError, InvalidTreeError
 from planner.units import format_bytes, parse_bytes
 
@@ -30,10 +31,11 @@ Rule = Literal[
     "unlisted-device",
     "unknown-device",
     "unknown-key",
+    "nothing-to-execute-on",
     "shared-storage",
 ]
 
-_NOTES: Final = frozenset({"shared-storage"})
+_NOTES: Final = frozenset({"nothing-to-execute-on", "shared-storage"})
 _WITHOUT_INDEX: Final = frozenset({"cpu", "disk", "mps"})
 _UNLIMITED_UNLESS_LISTED: Final = frozenset({"cpu", "disk"})
 _ACCELERATORS: Final = frozenset({"cuda", "hpu", "meta", "mlu", "mtia", "musa", "npu", "sdaa", "xla", "xpu"})
@@ -100,7 +102,8 @@ def check(
     """Everything that is wrong with a device map for a live model.
 
     Args:
-        model: an ``nn.Module``, on any device, the meta device included.
+        model: an ``nn.Module``, on any device, the meta device included; or names and bytes in words, as
+            :func:`planner.described.describe` makes them, whose sizes are then those that are planned.
         device_map: dotted name of a module, parameter or buffer → device; "" is the whole model. Devices are
             spelled 0, "0", "cuda:0" or ``torch.device("cuda:0")``, "cpu", "disk", "mps".
         max_memory: device → budget in bytes, or a size in words ("10GiB"). None: budgets are not judged. A listed
@@ -111,7 +114,9 @@ def check(
         exempt: names that need no device, in full or from any dot on ("embed.weight" exempts "model.embed.weight").
 
     Returns:
-        Findings, rule by rule; ``()`` if there is nothing to say. The map is valid where ``is_valid`` says so.
+        Findings, rule by rule; ``()`` if there is nothing to say. The map is valid where ``is_valid`` says so. Two rules
+        are notes: different tensors that share a storage, and an offloaded block that is larger than what every device
+        that could execute it has left (accelerate makes such maps).
 
     Raises:
         InvalidTreeError: the model contains itself, has an uninitialised parameter, or too many names.
@@ -125,7 +130,7 @@ def check(
     Example:
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-        >>> check(model, {"0": "cuda:0", "1": "cpu"}, {0: 24})
+        >>> check(model, {"0": "cuda:0", "1": "cpu"}, {0: 48})
         ()
         >>> for finding in check(model, {"0": 0, "l": 0}, {0: 23}):
         ...     print(finding)
@@ -144,6 +149,7 @@ def check(
         *_over_budget(walk, _Sizes(dtype, special_dtypes or {}), max_memory),
         *_unknown_devices(keys),
         *_unknown_keys(keys, model),
+        *_nothing_to_execute_on(walk, _Sizes(dtype, special_dtypes or {}), max_memory),
         *_shared_storage(walk),
     )
 
@@ -233,7 +239,7 @@ class _Walk:
                 continue
             self._enter(parent, part, module, path)
             here = len(self.modules)
-            self.modules.append(_Module(parent, part, here > 0 and type(module).__name__ in no_split))
+            self.modules.append(_Module(parent, part, here > 0 and _class_name(module) in no_split))
             self.parameters += self._tensors(here, module._parameters, key, device)
             self.buffers += self._tensors(here, module._buffers, key, device)
             stack.append((parent, part, module, None, None))
@@ -284,6 +290,10 @@ class _Walk:
         return ".".join(reversed(parts))
 
 
+def _class_name(module: Any) -> str:
+    return module.class_name if isinstance(module, DescribedModule) else type(module).__name__
+
+
 _NOWHERE: Final = _Key()  # below every key that matches
 
 
@@ -306,6 +316,8 @@ class _Sizes:
         self._special_bits = {name: _dtype_bits(special) for name, special in special_dtypes.items()}
 
     def planned_bytes(self, name: Callable[[], str], tensor: Any) -> int:
+        if isinstance(tensor, DescribedTensor):
+            return tensor.size_bytes
         bits = self._special_bits.get(name()) if self._special_bits else None
         if bits is None and not str(tensor.dtype).startswith(_NOT_CAST):
             bits = self._bits
@@ -454,6 +466,47 @@ def _unknown_keys(keys: _Keys, model: Any) -> Iterator[Finding]:
         hint = f"; the nearest name is {nearest[0]!r}" if nearest else ""
         message = f"key {key!r} matches nothing in the model{hint}"
         yield Finding("unknown-key", key, message, suggestions=nearest)
+
+
+def _nothing_to_execute_on(
+    walk: _Walk, sizes: _Sizes, max_memory: Mapping[Any, Any] | None
+) -> Iterator[Finding]:
+    """The largest offloaded block, if no device that runs what is offloaded has room for it beside what lies there."""
+    if max_memory is None:
+        return
+    budgets = _budgets(max_memory)
+    fast = {device: size for device, size in budgets.items() if device not in ("cpu", "disk") and size > 0}
+    rooms = fast or {"cpu": budgets.get("cpu", math.inf)}
+    streamed: dict[int, int] = {}  # bytes by block
+    tops = _top_blocks(walk)
+    for group in walk.by_identity():
+        size = sizes.planned_bytes(partial(walk.name, group[0]), group[0].tensor)
+        for device in {named.device for named in group if named.device is not None}:
+            if device in rooms:
+                rooms[device] -= size
+            elif device in _UNLIMITED_UNLESS_LISTED:
+                block = tops[group[0].module]
+                streamed[block] = streamed.get(block, 0) + size
+    largest = max(streamed, key=lambda block: streamed[block], default=None)
+    if largest is None or streamed[largest] <= max(rooms.values()):
+        return
+    device = max(rooms, key=lambda each: rooms[each])
+    needed, room, name = streamed[largest], max(0, math.floor(rooms[device])), walk.module_name(largest)
+    message = (
+        f"{name or 'the model'} is offloaded and has nothing to execute on: it needs {format_bytes(needed)}, and "
+        f"{device}, which has most left, has {format_bytes(room)}"
+    )
+    yield Finding("nothing-to-execute-on", name, message, device, needed, room)
+
+
+def _top_blocks(walk: _Walk) -> list[int]:
+    """For each module the topmost no-split module around it, or itself."""
+    tops: list[int] = []
+    for index, module in enumerate(walk.modules):
+        above = tops[module.parent] if module.parent >= 0 else -1
+        is_inside = above >= 0 and walk.modules[above].is_block
+        tops.append(above if is_inside else index)
+    return tops
 
 
 def _shared_storage(walk: _Walk) -> Iterator[Finding]:

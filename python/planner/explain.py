@@ -6,13 +6,23 @@ import difflib
 from collections.abc import Mapping
 
 from planner.devices import DeviceKey
-from planner.errors import InvalidConstraintError
+from planner.errors import InvalidConstraintError, InvalidInputError
 from planner.plan import Plan, Reason
 from planner.units import format_bytes
 
-__all__ = ["empty_devices_notice", "explain", "infeasible_message", "sentence", "summary"]
+__all__ = [
+    "WORDS",
+    "empty_devices_notice",
+    "explain",
+    "home_of",
+    "infeasible_message",
+    "notices",
+    "reasons_about",
+    "sentence",
+]
 
-_WORDS = {
+# Templates of sentences by rule; fields are name, device, needed and available.
+WORDS: Mapping[str, str] = {
     "fits": "Putting {name} on {device}: it needs {needed} bytes, {available} are available.",
     "tied": "Putting {name} on {device} with the module it is tied to: together they need {needed} bytes, {available} are available.",
     "bound": "Putting {name} on {device}: it shares a tensor with a module there.",
@@ -24,6 +34,8 @@ _WORDS = {
     "resident": "{name} lies on {device}: {needed} bytes of {available}.",
     "offloaded": "{name} is offloaded to {device}: {needed} bytes of {available}.",
     "oversized": "{name} lies on {device}, because it is larger than every accelerator: {needed} bytes.",
+    "fused_experts": "{name} holds all its experts in one tensor and cannot be split by expert: its block goes to {device} "
+    "as a whole, {needed} bytes.",
     "no_room": "{name} does not fit on {device}: it needs {needed} bytes, {available} are left.",
     "next_device": "Leaving {device}: {name} cannot be split and needs {needed} bytes, {available} are available.",
 }
@@ -35,9 +47,16 @@ def sentence(reason: Reason) -> str:
     Example:
         >>> sentence(Reason(rule="fits", name="lm_head", device=0, needed_bytes=10, available_bytes=12))
         'Putting lm_head on 0: it needs 10 bytes, 12 are available.'
+
+    Raises:
+        InvalidInputError: no such rule.
     """
+    if reason.rule not in WORDS:
+        raise InvalidInputError(
+            f"no rule is called {reason.rule!r}; the plan is of another version of planner"
+        )
     available = "unlimited" if reason.available_bytes is None else str(reason.available_bytes)
-    return _WORDS[reason.rule].format(
+    return WORDS[reason.rule].format(
         name=reason.name, device=reason.device, needed=reason.needed_bytes, available=available
     )
 
@@ -74,15 +93,15 @@ def explain(plan: Plan, name: str) -> str:
         Everything would be on the accelerators with 600 bytes more on 0.
         To move it, write pin={'3': 0}.
     """
-    home = _lookup(plan.device_map, name)
+    home = home_of(plan.device_map, name)
     if home is None:
         nearest = difflib.get_close_matches(name, list(plan.device_map), n=3)
         raise InvalidConstraintError(
             f"the plan has no place for {name!r}", names=(name,), suggestions=tuple(nearest)
         )
-    own = [reason for reason in plan.reasons if _covers(reason.name, name) or _covers(name, reason.name)]
+    own = reasons_about(plan, name)
     block = next((reason.name for reason in own if _covers(reason.name, name)), name)
-    runs = _lookup(plan.execution_map, name)
+    runs = home_of(plan.execution_map, name)
     lines = [f"{name} lies on {home}{'' if runs is None else f' and runs on {runs}'}, as block {block!r}."]
     lines.extend(f"  {sentence(reason)}" for reason in own[:5])
     if len(own) > 5:
@@ -106,22 +125,73 @@ def explain(plan: Plan, name: str) -> str:
     return "\n".join(lines)
 
 
-def summary(plan: Plan) -> str:
-    """A plan in words: a line for each device, and one for what is offloaded."""
-    lines = [f"{plan.source.blocks} blocks, {format_bytes(plan.source.total_bytes)}"]
+def notices(plan: Plan) -> tuple[str, ...]:
+    """What whoever reads a plan should not miss; nothing where all is well.
+
+    Example:
+        >>> import torch
+        >>> from planner import plan
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(10, 10, bias=False) for _ in range(4)))
+        >>> print(*notices(plan(model, max_memory={0: 1000, "cpu": 2000})), sep="\\n")
+        1.17 KiB of 1.56 KiB are offloaded: 1.17 KiB to cpu; no plan offloads less.
+        Everything would be on the accelerators with 600 B more on 0.
+    """
+    said = [*_offloaded_notices(plan), *_device_notices(plan)]
+    certificate = plan.certificate
+    if certificate.returns:
+        times = "once" if certificate.returns == 1 else f"{certificate.returns} times"
+        said.append(f"Execution comes back {times} to a device that it had left.")
+    return (*said, *plan.source.notes)
+
+
+def _offloaded_notices(plan: Plan) -> list[str]:
+    tiers = {tier: size for tier, size in plan.offloaded_bytes.items() if size}
+    if not tiers:
+        return []
+    where = ", ".join(f"{format_bytes(size)} to {tier}" for tier, size in tiers.items())
+    certificate = plan.certificate
+    proof = (
+        "no plan offloads less"
+        if certificate.proven
+        else f"any plan offloads at least {format_bytes(certificate.lower_bound_bytes)}"
+        if certificate.lower_bound_bytes
+        else "whether that is the least is not known"
+    )
+    total = format_bytes(plan.source.total_bytes)
+    said = [f"{format_bytes(sum(tiers.values()))} of {total} are offloaded: {where}; {proof}."]
+    if plan.shortfall is not None and plan.shortfall.more_bytes:
+        said.append(
+            "Everything would be on the accelerators with "
+            + " or ".join(
+                f"{format_bytes(size)} more on {device}" for device, size in plan.shortfall.more_bytes.items()
+            )
+            + "."
+        )
+    oversized = [reason.name for reason in plan.reasons if reason.rule == "oversized"]
+    if oversized:
+        more = f" and {len(oversized) - 1} more" if oversized[1:] else ""
+        said.append(f"Larger than every accelerator, so it runs where it lies: {oversized[0]}{more}.")
+    return said
+
+
+def _device_notices(plan: Plan) -> list[str]:
+    """Devices without room for anything but weights, and memory that several devices share."""
+    full = [
+        str(device.id)
+        for device in plan.devices
+        if device.kind == "accelerator"
+        and device.used_bytes
+        and device.free_bytes == device.headroom_bytes == 0
+    ]
+    said = []
+    if full:
+        said.append(f"Nothing is left for activations and the KV cache on {', '.join(full)}.")
+    pools: dict[str, list[str]] = {}
     for device in plan.devices:
-        parts = [f"{format_bytes(device.used_bytes)} used"]
-        if device.reserved_bytes:
-            parts.append(f"{format_bytes(device.reserved_bytes)} kept for streaming")
-        if device.headroom_bytes:
-            parts.append(f"{format_bytes(device.headroom_bytes)} headroom")
-        if device.free_bytes is not None:
-            parts.append(f"{format_bytes(device.free_bytes)} free")
-        lines.append(f"  {device.id}: {', '.join(parts)}")
-    offloaded = sum(plan.offloaded_bytes.values())
-    proof = "proven least" if plan.certificate.proven else "not proven least"
-    lines.append(f"offloaded: {format_bytes(offloaded)} ({proof})" if offloaded else "nothing is offloaded")
-    return "\n".join(lines)
+        if device.pool is not None:
+            pools.setdefault(device.pool, []).append(str(device.id))
+    said.extend(f"{' and '.join(ids)} share one memory ({pool})." for pool, ids in pools.items() if ids[1:])
+    return said
 
 
 def _tried(plan: Plan) -> list[str]:
@@ -133,7 +203,20 @@ def _tried(plan: Plan) -> list[str]:
     return [_STAGES[each] for each in tried if each != "tie_position" or each == stage]
 
 
-def _lookup(device_map: Mapping[str, DeviceKey], name: str) -> DeviceKey | None:
+def reasons_about(plan: Plan, name: str) -> tuple[Reason, ...]:
+    """The decisions about a module, about what it lies in, and about what lies in it."""
+    return tuple(
+        reason for reason in plan.reasons if _covers(reason.name, name) or _covers(name, reason.name)
+    )
+
+
+def home_of(device_map: Mapping[str, DeviceKey], name: str) -> DeviceKey | None:
+    """The device of a name: of the nearest key above it, else of the first key inside it, else None.
+
+    Example:
+        >>> home_of({"layers.0": 0, "layers.1": "cpu"}, "layers.1.mlp")
+        'cpu'
+    """
     prefix = name
     while prefix and prefix not in device_map:
         prefix = prefix.rpartition(".")[0]

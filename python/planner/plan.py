@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from planner.devices import DeviceKey, canonical_device
+from planner.difference import PlanDiff, UsageDifference, moved_names
 from planner.errors import InvalidInputError
+from planner.plan_html import snippet
+from planner.units import format_bytes
 
 __all__ = [
     "Account",
@@ -17,7 +20,6 @@ __all__ = [
     "DevicePlan",
     "DeviceUsage",
     "Plan",
-    "PlanDifference",
     "Reason",
     "Setting",
     "Shortfall",
@@ -26,6 +28,8 @@ __all__ = [
 
 SCHEMA = "planner.plan"
 VERSION = 1
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +62,7 @@ class Reason:
 
     Args:
         rule: "fits", "tied", "bound", "fallback", "split", "split_tied", "next_device"; of ``auto``: "resident",
-            "offloaded", "oversized".
+            "offloaded", "oversized", "no_room", "fused_experts".
         name: the module or tensor decided on.
         device: the device it was measured against.
         needed_bytes: what it needs there with all that is tied to it.
@@ -75,12 +79,14 @@ class Reason:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What was planned: a live "module", a "checkpoint" or a "config"; its digest, blocks and stored bytes."""
+    """What was planned: a live "module", a "checkpoint" or a "config"; its digest, blocks and stored bytes; and what to know
+    of its names and sizes."""
 
     kind: Literal["module", "checkpoint", "config"]
     fingerprint: str
     blocks: int
     total_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,20 +152,8 @@ class Setting:
     rank: str
 
 
-@dataclass(frozen=True, slots=True)
-class PlanDifference:
-    """A name that two plans place differently; None where a plan has no device for it."""
-
-    name: str
-    left: DeviceKey | None
-    right: DeviceKey | None
-
-    def __str__(self) -> str:
-        return f"{self.name or 'the model'}: {self.left} → {self.right}"
-
-
 class Account:
-    """The story of a plan: reasons, shortfall, settings, provenance; each made when it is first asked for.
+    """The story of a plan: source, reasons, shortfall, settings, provenance; each made when it is first asked for.
 
     Args:
         parts: by name, the value or a function that makes it. Functions must be pure.
@@ -184,18 +178,16 @@ class Plan:
     """Where a model goes, and why.
 
     Args:
-        source: what was planned.
         devices: bytes by device, in order of preference.
         device_map: names to devices: the fewest keys that cover every tensor, in execution order.
         execution_map: names to devices, for what runs elsewhere than it lies.
         offloaded_bytes: bytes by tier, "cpu" and "disk"; where there is no accelerator, the cpu does not count.
         certificate: how good it is known to be.
-        account: reasons, shortfall, settings and provenance, which the properties of these names read.
+        account: source, reasons, shortfall, settings and provenance, which the properties of these names read.
 
     Guarantee: immutable; picklable; equal problems give equal plans and the same bytes of canonical JSON.
     """
 
-    source: Source
     devices: tuple[DevicePlan, ...]
     device_map: Mapping[str, DeviceKey]
     execution_map: Mapping[str, DeviceKey]
@@ -206,6 +198,12 @@ class Plan:
     def __post_init__(self) -> None:
         for name in ("device_map", "execution_map", "offloaded_bytes"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    @property
+    def source(self) -> Source:
+        """What was planned."""
+        source: Source = self.account["source"]
+        return source
 
     @property
     def reasons(self) -> tuple[Reason, ...]:
@@ -238,7 +236,7 @@ class Plan:
             provenance: include where settings were said; without it, equal plans have equal text.
         """
         data: dict[str, Any] = {"schema": SCHEMA, "version": VERSION}
-        data["source"] = asdict(self.source)
+        data["source"] = _source_data(self.source)
         data["devices"] = [{**asdict(device), "id": str(device.id)} for device in self.devices]
         data["device_map"] = [[name, device] for name, device in self.device_map.items()]
         data["execution_map"] = [[name, device] for name, device in self.execution_map.items()]
@@ -273,13 +271,43 @@ class Plan:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidInputError(f"not a plan: {type(error).__name__}: {error}") from error
 
-    def diff(self, other: Plan) -> tuple[PlanDifference, ...]:
-        """Names that the other plan places differently: every key of either map, by its device in both."""
-        names = dict.fromkeys((*self.device_map, *other.device_map))
-        pairs = (
-            (name, _device_of(name, self.device_map), _device_of(name, other.device_map)) for name in names
+    def diff(self, other: Plan) -> PlanDiff:
+        """What the other plan places differently; ``str`` of it says so in words.
+
+        Example:
+            >>> import torch
+            >>> from planner import plan
+            >>> model = torch.nn.Sequential(*(torch.nn.Linear(10, 10, bias=False) for _ in range(4)))
+            >>> print(plan(model, max_memory={0: 800, 1: 800}).diff(plan(model, max_memory={0: 400, 1: 1200})))
+            1: 0 → 1
+            0: 800 B → 400 B used
+            1: 800 B → 1.17 KiB used
+        """
+        used = [{device.id: device.used_bytes for device in each.devices} for each in (self, other)]
+        pairs = ((device, used[0].get(device, 0), used[1].get(device, 0)) for device in used[0] | used[1])
+        return PlanDiff(
+            moved=moved_names(self.device_map, other.device_map),
+            usage=tuple(UsageDifference(*each) for each in pairs if each[1] != each[2]),
         )
-        return tuple(PlanDifference(name, left, right) for name, left, right in pairs if left != right)
+
+    def summary(self) -> str:
+        """The plan in words: a line for each device, and one for what is offloaded."""
+        lines = [f"{self.source.blocks} blocks, {format_bytes(self.source.total_bytes)}"]
+        for device in self.devices:
+            parts = [f"{format_bytes(device.used_bytes)} used"]
+            if device.reserved_bytes:
+                parts.append(f"{format_bytes(device.reserved_bytes)} kept for streaming")
+            if device.headroom_bytes:
+                parts.append(f"{format_bytes(device.headroom_bytes)} headroom")
+            if device.free_bytes is not None:
+                parts.append(f"{format_bytes(device.free_bytes)} free")
+            lines.append(f"  {device.id}: {', '.join(parts)}")
+        offloaded = sum(self.offloaded_bytes.values())
+        proof = "proven least" if self.certificate.proven else "not proven least"
+        lines.append(
+            f"offloaded: {format_bytes(offloaded)} ({proof})" if offloaded else "nothing is offloaded"
+        )
+        return "\n".join(lines)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.to_json(provenance=False) == other.to_json(provenance=False)
@@ -294,12 +322,15 @@ class Plan:
         parts = ", ".join(f"{device.id}: {device.used_bytes}" for device in self.devices)
         return f"Plan({self.source.blocks} blocks, used bytes {{{parts}}}, {self.certificate.stage})"
 
-
-def _device_of(name: str, device_map: Mapping[str, DeviceKey]) -> DeviceKey | None:
-    prefix = name
-    while prefix not in device_map and prefix:
-        prefix = prefix.rpartition(".")[0]
-    return device_map.get(prefix)
+    def _repr_html_(self) -> str:
+        """What a notebook shows: bytes by device as bars and numbers."""
+        return snippet(
+            self.devices,
+            blocks=self.source.blocks,
+            total_bytes=self.source.total_bytes,
+            offloaded_bytes=self.offloaded_bytes,
+            is_proven=self.certificate.proven,
+        )
 
 
 def _shortfall_data(shortfall: Shortfall) -> dict[str, Any]:
@@ -312,22 +343,65 @@ def _shortfall_data(shortfall: Shortfall) -> dict[str, Any]:
 def _parts(data: dict[str, Any]) -> dict[str, Any]:
     shortfall = data["shortfall"]
     if shortfall is not None:
-        more = {canonical_device(key): size for key, size in shortfall["more_bytes"].items()}
-        shortfall = Shortfall(name=shortfall["name"], more_bytes=more)
+        more = {canonical_device(key): _count(size) for key, size in shortfall["more_bytes"].items()}
+        shortfall = _exact(Shortfall, {**shortfall, "more_bytes": more})
     return {
-        "source": Source(**data["source"]),
-        "devices": tuple(DevicePlan(**{**row, "id": canonical_device(row["id"])}) for row in data["devices"]),
+        "devices": tuple(
+            _exact(DevicePlan, {**row, "id": canonical_device(row["id"])}) for row in data["devices"]
+        ),
         "device_map": _pairs(data["device_map"]),
         "execution_map": _pairs(data["execution_map"]),
         "offloaded_bytes": {tier: _count(data["offloaded_bytes"][tier]) for tier in ("cpu", "disk")},
-        "certificate": Certificate(**data["certificate"]),
+        "certificate": _exact(Certificate, data["certificate"]),
         "account": Account(
-            reasons=tuple(Reason(**row) for row in data["reasons"]),
+            source=_read_source(data["source"]),
+            reasons=tuple(_exact(Reason, row) for row in data["reasons"]),
             shortfall=shortfall,
-            settings={path: Setting(**row) for path, row in data["settings"].items()},
-            provenance=dict(data.get("provenance", {})),
+            settings={path: _exact(Setting, row) for path, row in data["settings"].items()},
+            provenance={path: _text(origin) for path, origin in data.get("provenance", {}).items()},
         ),
     }
+
+
+# The declared types that JSON could get wrong; a bool is no number.
+_TYPES: Mapping[object, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "bool": (bool,),
+    "DeviceKey": (int, str),
+    "str | None": (str, type(None)),
+    "int | None": (int, type(None)),
+}
+
+
+def _exact(cls: type[T], row: Mapping[str, Any]) -> T:
+    """An instance with fields of exactly the types declared. Raises TypeError."""
+    for field in fields(cls):  # type: ignore[arg-type]
+        allowed = _TYPES.get(field.type)
+        if allowed and type(row[field.name]) not in allowed:
+            raise TypeError(f"{field.name} must be {field.type}, got {str(row[field.name])[:80]!r}")
+    return cls(**row)
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise TypeError(f"expected a text, got {str(value)[:80]!r}")
+    return value
+
+
+def _source_data(source: Source) -> dict[str, Any]:
+    """A source as plain data; notes only where there are any, which no live model has."""
+    data = asdict(source)
+    if not source.notes:
+        del data["notes"]
+    return data
+
+
+def _read_source(row: dict[str, Any]) -> Source:
+    notes = row.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise TypeError("notes must be a list of strings")
+    return _exact(Source, {**row, "notes": tuple(notes)})
 
 
 def _pairs(rows: Any) -> dict[str, DeviceKey]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from planner.automatic import AutoAnswer, AutoSearch
 from planner.balanced import balanced_budgets
 from planner.blocks import Blocks, Constraints, allowed_homes, expand_classes, require_names
+from planner.checkpoint.source import Opened, open_source
 from planner.config import Resolved, Stack
 from planner.config.answer import Answer
 from planner.config.hf import import_config
@@ -29,11 +30,20 @@ if TYPE_CHECKING:
 __all__ = ["plan", "plan_many", "resolve_settings"]
 
 
-def plan(source: nn.Module | ModuleTree, /, *, config: Any = None, **settings: Any) -> Plan:
+def plan(
+    source: nn.Module | ModuleTree | Opened | str | os.PathLike[str],
+    /,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    config: Any = None,
+    **settings: Any,
+) -> Plan:
     """Where a model goes: by default, as little offloaded as can be.
 
     Args:
-        source: a live model, or one that was flattened before.
+        source: a live model, one that was flattened before, or the path of a checkpoint: a folder, a safetensors file, an
+            index, or a ``config.json`` alone. Of files, nothing but headers is read.
+        checkpoint: for a live model, files whose tensors' sizes count instead of the model's own.
         config: a file, a mapping, a ``Stack`` or a ``Resolved`` that ``settings`` go on top of. Nothing else is read.
         settings: as in :class:`planner.config.settings.Settings`: ``max_memory``, ``strategy``, ``mode``, ``pin``, …
 
@@ -45,6 +55,7 @@ def plan(source: nn.Module | ModuleTree, /, *, config: Any = None, **settings: A
         InvalidConstraintError: names that the model does not have, or constraints that contradict each other. Fields:
             ``names``, ``suggestions``.
         InvalidTreeError, InvalidDevicesError: a model or budgets that cannot be planned.
+        CheckpointError: files that are missing, malformed or hostile. Fields: ``file``, ``reason``.
         InfeasibleError: no plan within budgets and mode. Fields: ``block``, ``shortfall_bytes``, ``more_bytes``,
             ``best_partial``, ``is_proven``.
 
@@ -60,14 +71,15 @@ def plan(source: nn.Module | ModuleTree, /, *, config: Any = None, **settings: A
         >>> dict(plan(model, max_memory={0: 800, 1: 800}).device_map)
         {'0': 0, '1': 0, '2': 1, '3': 1}
     """
-    return _Request.of(source, config, settings).plan()
+    return _Request.of(source, config, settings, checkpoint).plan()
 
 
 def plan_many(
-    source: nn.Module | ModuleTree,
+    source: nn.Module | ModuleTree | Opened | str | os.PathLike[str],
     budgets: Iterable[Mapping[Any, Any]],
     /,
     *,
+    checkpoint: str | os.PathLike[str] | None = None,
     config: Any = None,
     **settings: Any,
 ) -> list[Plan | InfeasibleError]:
@@ -76,6 +88,7 @@ def plan_many(
     Args:
         source: as in :func:`plan`; flattened once.
         budgets: device to budget, in bytes or words, one mapping for each plan.
+        checkpoint: as in :func:`plan`.
         config: as in :func:`plan`.
         settings: as in :func:`plan`, without ``max_memory``.
 
@@ -90,14 +103,14 @@ def plan_many(
     rows = list(budgets)
     if not rows:
         return []
-    request = _Request.of(source, config, {**settings, "max_memory": rows[0]})
+    request = _Request.of(source, config, {**settings, "max_memory": rows[0]}, checkpoint)
     return request.plan_many(rows)
 
 
 def resolve_settings(config: Any, settings: Mapping[str, Any], told: Any = None) -> Resolved[Settings]:
     """The settings of one request: what the model says of itself, ``config``, keywords."""
     stack: Stack[Settings] = Stack.of(Settings, config)
-    if hasattr(told, "to_dict") and hasattr(told, "model_type"):
+    if isinstance(told, str) or (hasattr(told, "to_dict") and hasattr(told, "model_type")):
         stack = stack.imported(import_config(told))
     return (stack.set(**settings) if settings else stack).resolve()
 
@@ -110,18 +123,19 @@ class _Request:
     recorded: Callable[
         [], Resolved[Settings]
     ]  # with facts about the model, which decide nothing and cost more to read
+    opened: Opened
     layout: Layout
     explicit_no_split: bool
     budgets: Mapping[DeviceKey, int]
-    source: Source
 
     @classmethod
-    def of(cls, source: Any, config: Any, settings: Mapping[str, Any]) -> _Request:
+    def of(cls, source: Any, config: Any, settings: Mapping[str, Any], checkpoint: Any = None) -> _Request:
         resolved = resolve_settings(config, settings)
-        told = getattr(source, "config", None)
+        opened = open_source(source, checkpoint)
+        told = opened.config
         recorded = cache(partial(resolve_settings, config, settings, told))
         said = resolved.config
-        tree = source if isinstance(source, ModuleTree) else ModuleTree.from_module(source)
+        tree = opened.tree
         classes = expand_classes(tree.columns, said.no_split_module_classes)
         own = not classes and tree.no_split_classes
         if own:
@@ -131,13 +145,17 @@ class _Request:
             )
         if not classes and not own:
             classes = Layout(tree).columns.repeated_classes()
-        layout = Layout(tree, no_split=classes, dtype=said.dtype, special_dtypes=dict(said.special_dtypes))
+        layout = Layout(
+            tree,
+            no_split=classes,
+            dtype=said.dtype,
+            special_dtypes=dict(said.special_dtypes),
+            sizes=opened.sizes(said.dtype, said.special_dtypes),
+        )
         require_names(layout, "special_dtypes", list(said.special_dtypes))
         require_names(layout, "no_split_modules", list(said.no_split_modules))
         require_names(layout, "keep_together", [name for group in said.keep_together for name in group])
-        return cls(
-            resolved, recorded, layout, bool(said.no_split_module_classes), said.max_memory, _source(layout)
-        )
+        return cls(resolved, recorded, opened, layout, bool(said.no_split_module_classes), said.max_memory)
 
     @property
     def settings(self) -> Settings:
@@ -154,13 +172,20 @@ class _Request:
         if not isinstance(self.settings.strategy, Auto) or self.settings.granularity == "module":
             return [_or_error(request) for request in requests]
         blocks = self._blocks()
-        searches = [request._search(blocks, request._rooms()) for request in requests]
-        results = blocks.columns.solve_many(
-            [search.row() for search in searches], list(searches[0].homes), searches[0].options()
-        )
+        rooms = [request._rooms() for request in requests]
+        homes = cache(partial(self._homes, blocks))  # by devices: rows may name different ones
+        searches = [self._search(blocks, each, homes(_devices(each))) for each in rooms]
+        groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        for number, search in enumerate(searches):
+            groups.setdefault(search.homes, []).append(number)
+        results: dict[int, Any] = {}
+        for same, numbers in groups.items():
+            budgets_rows = [searches[number].row() for number in numbers]
+            found = blocks.columns.solve_many(budgets_rows, list(same), searches[0].options())
+            results.update(zip(numbers, found, strict=True))
         return [
-            _read_or_error(request, search, result)
-            for request, search, result in zip(requests, searches, results, strict=True)
+            _read_or_error(request, search, results[number])
+            for number, (request, search) in enumerate(zip(requests, searches, strict=True))
         ]
 
     def _with_budgets(self, row: Mapping[Any, Any]) -> _Request:
@@ -174,19 +199,27 @@ class _Request:
     def _automatic(self, blocks: Blocks, rooms: tuple[Room, ...]) -> Plan:
         search = self._search(blocks, rooms)
         answer = search.solve()
-        if self.settings.granularity == "module" and not self.explicit_no_split and answer.displaced:
-            search = self._search(self._blocks(split=answer.displaced), rooms)
-            answer = search.solve()
+        if self.settings.granularity == "module" and not self.explicit_no_split:
+            displaced = answer.displaced()
+            if displaced:
+                search = self._search(self._blocks(split=displaced), rooms)
+                answer = search.solve()
         return self.answered(search, answer)
 
-    def _search(self, blocks: Blocks, rooms: tuple[Room, ...]) -> AutoSearch:
+    def _homes(self, blocks: Blocks, devices: tuple[DeviceKey, ...]) -> tuple[tuple[int, int], ...]:
+        said = self.settings
+        constraints = Constraints(pin=said.pin, forbid=said.forbid)
+        return tuple(allowed_homes(blocks, constraints, devices, said.mode))
+
+    def _search(
+        self, blocks: Blocks, rooms: tuple[Room, ...], homes: tuple[tuple[int, int], ...] | None = None
+    ) -> AutoSearch:
         said = self.settings
         assert isinstance(said.strategy, Auto)
-        constraints = Constraints(pin=said.pin, forbid=said.forbid)
         return AutoSearch(
             blocks=blocks,
             rooms=rooms,
-            homes=tuple(allowed_homes(blocks, constraints, [room.device for room in rooms], said.mode)),
+            homes=self._homes(blocks, _devices(rooms)) if homes is None else homes,
             fill=said.strategy.fill,
             search_steps=said.strategy.search_steps,
             mode=said.mode,
@@ -200,13 +233,13 @@ class _Request:
             for room, (used, reserved) in zip(search.rooms, answer.usage_bytes, strict=True)
         )
         return Plan(
-            source=replace(self.source, blocks=search.blocks.block_count),
             devices=devices,
             device_map=answer.device_map,
             execution_map=answer.execution_map,
             offloaded_bytes=_offloaded(devices),
             certificate=answer.certificate,
             account=Account(
+                source=partial(_source, search.blocks, self.opened),
                 reasons=answer.reasons,
                 shortfall=answer.shortfall,
                 settings=self.setting_values,
@@ -275,12 +308,8 @@ class _Request:
         ]
 
 
-def _own_classes(tree: ModuleTree) -> list[str]:
-    """What the model says of classes that must stay whole, as far as it has them; else the classes of what repeats."""
-    if tree.no_split_classes:
-        named = set(tree.no_split_classes)
-        return [name for name, line in tree.columns.class_bases() if not named.isdisjoint(line)]
-    return Layout(tree).columns.repeated_classes()
+def _devices(rooms: tuple[Room, ...]) -> tuple[DeviceKey, ...]:
+    return tuple(room.device for room in rooms)
 
 
 def _dotted(path: tuple[Any, ...]) -> str:
@@ -315,7 +344,6 @@ def _sequential_plan(request: _Request, rooms: tuple[Room, ...], outcome: Outcom
     offloaded = _offloaded(devices)
     total = sum(offloaded.values())
     return Plan(
-        source=replace(request.source, blocks=request._blocks().block_count),
         devices=devices,
         device_map=outcome.device_map(),
         execution_map={},
@@ -330,6 +358,7 @@ def _sequential_plan(request: _Request, rooms: tuple[Room, ...], outcome: Outcom
             stage="sequential",
         ),
         account=Account(
+            source=partial(_source, request._blocks(), request.opened),
             reasons=lambda: outcome.reasons,
             shortfall=None,
             settings=request.setting_values,
@@ -338,10 +367,14 @@ def _sequential_plan(request: _Request, rooms: tuple[Room, ...], outcome: Outcom
     )
 
 
-def _source(layout: Layout) -> Source:
-    total = layout.balance_facts().total_bytes
+def _source(blocks: Blocks, opened: Opened) -> Source:
+    columns = blocks.layout.columns
     return Source(
-        kind="module", fingerprint=layout.columns.fingerprint(), blocks=0, total_bytes=math.ceil(total)
+        kind=opened.kind,
+        fingerprint=columns.fingerprint(),
+        blocks=blocks.block_count,
+        total_bytes=-(-columns.total_bits // 8),
+        notes=opened.notes,
     )
 
 
@@ -361,12 +394,11 @@ def _device_plan(room: Room, used_bytes: int, reserved_bytes: int) -> DevicePlan
 
 def _offloaded(devices: Sequence[DevicePlan]) -> dict[str, int]:
     """Bytes by tier; where there is no accelerator, what lies on the cpu runs there."""
-    has_accelerator = any(
-        device.kind == "accelerator" and device.budget_bytes > device.headroom_bytes
-        for device in devices
-        if device.budget_bytes
-    )
-    on = {
-        kind: sum(device.used_bytes for device in devices if device.kind == kind) for kind in ("cpu", "disk")
-    }
+    on = {"cpu": 0, "disk": 0}
+    has_accelerator = False
+    for device in devices:
+        if device.kind in on:
+            on[device.kind] += device.used_bytes
+        elif device.budget_bytes and device.budget_bytes > device.headroom_bytes:
+            has_accelerator = True
     return {"cpu": on["cpu"] if has_accelerator else 0, "disk": on["disk"]}

@@ -20,7 +20,7 @@ from torch import nn
 
 import planner
 from planner import Plan
-from planner.check import check
+from planner.check import check, is_valid
 from planner.errors import InfeasibleError, InvalidConstraintError
 
 Device = int | str
@@ -372,7 +372,8 @@ def judge_validity(instance: Instance, model: nn.Module, plan: Plan) -> None:
     budgets = {device: max(0, size) for device, size in budgets.items()}
     assert set(budgets) == set(instance.budgets)
     assert set(plan.device_map.values()) <= set(budgets), "only what was named"
-    assert check(model, dict(plan.device_map), budgets) == ()
+    findings = check(model, dict(plan.device_map), budgets)
+    assert is_valid(findings), findings
     for device in plan.devices:
         parts = device.used_bytes + device.reserved_bytes + device.headroom_bytes
         assert parts <= device.budget_bytes or not device.used_bytes + device.reserved_bytes, device

@@ -58,7 +58,7 @@ def only(findings: tuple[Finding, ...]) -> Finding:
 
 
 def test_a_complete_map_within_its_budgets_has_no_findings() -> None:
-    assert check(model(), {"a": 0, "b": "cpu"}, {0: 128, "cpu": 120}) == ()
+    assert check(model(), {"a": 0, "b": "cpu"}, {0: 248, "cpu": 120}) == ()
     assert check(model(), {"": 0}, {0: 248}) == ()
     assert check(model(), {"a.l0.w": 0, "a.l1": 1, "a.scale": 0, "b": "disk"}) == ()
 
@@ -150,8 +150,29 @@ def test_a_lower_case_b_means_bits_as_in_accelerate() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "disk"])
 def test_cpu_and_disk_are_unlimited_unless_listed(device: str) -> None:
-    assert check(model(), {"": device}, {0: 1}) == ()
+    assert check(model(), {"": device}, {0: 248}) == ()
     assert only(check(model(), {"": device}, {device: 247})).needed_bytes == 248
+
+
+def test_an_offloaded_block_without_room_to_run_is_noted() -> None:
+    """b of 120 bytes runs on the card that holds a, or on another one, or on the cpu where there is no card."""
+    placed = {"a": 0, "b": "cpu"}
+    finding = only(check(model(), placed, {0: 247}))
+    assert (finding.rule, finding.name, finding.device) == ("nothing-to-execute-on", "b", 0)
+    assert (finding.needed_bytes, finding.available_bytes) == (120, 119)
+    assert finding.is_note and is_valid([finding])
+    assert check(model(), placed, {0: 248}) == ()
+    assert check(model(), placed, {0: 128, 1: 120}) == ()
+    assert only(check(model(), {"a": "cpu", "b": "disk"}, {0: 0, "cpu": 247})).available_bytes == 119
+    assert check(model(), {"a": "cpu", "b": "disk"}, {0: 0, "cpu": 248}) == ()
+
+
+def test_a_no_split_block_needs_room_as_a_whole_to_run() -> None:
+    root = nn.Module()
+    root.wide = nn.ModuleList([Leaf(60), Leaf(60)])
+    assert check(root, {"": "cpu"}, {0: 479}) == ()
+    finding = only(check(root, {"": "cpu"}, {0: 479}, no_split_module_classes={"ModuleList"}))
+    assert (finding.name, finding.needed_bytes) == ("wide", 480)
 
 
 def test_an_accelerator_that_has_no_budget_must_not_be_used() -> None:
@@ -463,14 +484,14 @@ def test_a_map_of_many_keys_is_judged_in_linear_time() -> None:
     assert time.perf_counter() - started < 20, "all pairs would take minutes"
 
 
-def test_the_judge_is_read_from_two_modules_of_ours_only() -> None:
+def test_the_judge_is_read_from_three_small_modules_of_ours_only() -> None:
     tree_of_code = ast.parse(Path(str(sys.modules["planner.check"].__file__)).read_text())
     imported = {node.module for node in ast.walk(tree_of_code) if isinstance(node, ast.ImportFrom)}
     plain = {
         alias.name for node in ast.walk(tree_of_code) if isinstance(node, ast.Import) for alias in node.names
     }
     ours = {name for name in imported | plain if name and name.startswith("planner")}
-    assert ours == {"planner.errors", "planner.units"}
+    assert ours == {"planner.errors", "planner.units", "planner.described"}
     assert "torch" not in imported | plain
 
 

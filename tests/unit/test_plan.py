@@ -17,8 +17,8 @@ from torch import nn
 
 import planner
 from planner import Plan
+from planner.difference import PlanDifference, UsageDifference
 from planner.errors import InvalidInputError
-from planner.plan import PlanDifference
 
 
 def leaf(size_bytes: int) -> nn.Module:
@@ -319,19 +319,77 @@ def test_a_plan_that_fits_has_no_shortfall() -> None:
     assert {reason.rule for reason in plan.reasons} == {"resident"}
 
 
+# ---- Many budgets
+
+
+def test_many_budgets_may_name_different_devices() -> None:
+    """A pin is a device, not its position among the devices of one row."""
+    rows = [{0: 60, 1: 60, 2: 60}, {1: 200, 2: 60}, {0: 60, 2: 200, "cpu": 100}, {2: 20}]
+    together = planner.plan_many(model(), rows, pin={"head": 2})
+    for row, found in zip(rows[:3], together, strict=False):
+        assert found == planner.plan(model(), max_memory=row, pin={"head": 2})
+        assert isinstance(found, Plan) and found.device_map["head"] == 2
+    assert isinstance(together[3], planner.InfeasibleError)
+
+
+# ---- Experts
+
+
+def mixture(*, is_fused: bool) -> nn.Module:
+    root = nn.Module()
+    root.layers = nn.ModuleList(nn.Module() for _ in range(2))
+    for layer in root.layers:
+        layer.router = leaf(10)
+        layer.experts = leaf(160) if is_fused else nn.ModuleList(leaf(40) for _ in range(4))
+    return root
+
+
+def test_experts_in_one_tensor_are_said_to_stay_together() -> None:
+    fused = planner.plan(mixture(is_fused=True), max_memory={0: 500}, granularity="expert")
+    told = [reason for reason in fused.reasons if reason.rule == "fused_experts"]
+    assert [reason.name for reason in told] == ["layers.0.experts", "layers.1.experts"]
+    assert "cannot be split by expert" in planner.explain(fused, "layers.1.experts")
+
+
+@pytest.mark.parametrize(("is_fused", "granularity"), [(False, "expert"), (True, "block")])
+def test_nothing_is_said_of_experts_that_are_apart_or_were_not_asked_for(
+    is_fused: bool, granularity: str
+) -> None:
+    plan = planner.plan(mixture(is_fused=is_fused), max_memory={0: 500}, granularity=granularity)
+    assert not any(reason.rule == "fused_experts" for reason in plan.reasons)
+
+
 # ---- Difference and words
 
 
 def test_a_plan_does_not_differ_from_itself() -> None:
-    assert fitting().diff(fitting()) == ()
+    found = fitting().diff(fitting())
+    assert not found
+    assert str(found) == "everything lies where it lay"
 
 
 def test_the_difference_names_both_devices_as_data_and_in_words() -> None:
     plan = fitting()
     moved = replace(plan, device_map={**plan.device_map, "embed": "cpu"})
-    assert plan.diff(moved) == (PlanDifference("embed", 0, "cpu"),)
+    assert plan.diff(moved).moved == (PlanDifference("embed", 0, "cpu"),)
     assert [str(found) for found in plan.diff(moved)] == ["embed: 0 → cpu"]
-    assert moved.diff(plan) == (PlanDifference("embed", "cpu", 0),)
+    assert moved.diff(plan).moved == (PlanDifference("embed", "cpu", 0),)
+
+
+def test_runs_of_names_that_move_alike_are_one_line() -> None:
+    one = planner.plan(model(), max_memory={0: 500})
+    two = planner.plan(model(), max_memory={0: 30, 1: 500}, strategy={"fill": "in_order"})
+    found = one.diff(two)
+    assert str(found).splitlines() == [
+        "layers.1 to head (4 names): 0 → 1",
+        "0: 120 B → 30 B used",
+        "1: 0 B → 90 B used",
+    ]
+    assert found.to_data()["usage"][0] == {"device": 0, "left_used_bytes": 120, "right_used_bytes": 30}
+
+
+def test_usage_that_prints_alike_is_told_in_bytes() -> None:
+    assert str(UsageDifference(0, 2**30, 2**30 + 1)) == f"0: {2**30} B → {2**30 + 1} B used"
 
 
 def test_the_difference_reads_maps_of_unlike_keys() -> None:

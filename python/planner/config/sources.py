@@ -25,7 +25,15 @@ from planner.config.layer import (
 )
 from planner.config.problem import Origin, Place, Problem, Rank
 
-__all__ = ["MAX_BYTES", "FilePath", "argument_layers", "environment_layers", "file_layer", "json_tree"]
+__all__ = [
+    "MAX_BYTES",
+    "FilePath",
+    "argument_layers",
+    "environment_layers",
+    "file_layer",
+    "json_tree",
+    "option_layer",
+]
 
 MAX_BYTES: Final = 2**20
 
@@ -103,23 +111,45 @@ def _text_node(text: str, origin: Origin) -> Node:
     return Node(origin, core_scalar(text) if text else text, text=text)
 
 
-def argument_layers(kind: Type, argv: Sequence[str]) -> Iterator[Layer]:
+def argument_layers(kind: Type, argv: Sequence[str], first: int = 1) -> Iterator[Layer]:
     """One layer for each option, so that ``explain`` shows every repetition.
 
     Args:
         argv: ``--set a.b=c``, ``--set a.b:={…}`` (replaces), ``--unset a.b``, ``--config FILE``, each also in the
             form ``--set=…``. Anything else is a problem of its layer.
+        first: the number of the first option.
     """
     words = iter(argv)
-    for number, word in enumerate(words, start=1):  # numbers the options, not their values
+    for number, word in enumerate(words, start=first):  # numbers the options, not their values
         option, equals, value = word.partition("=")
         if option in ("--set", "--unset", "--config") and not equals:
             value = next(words, "")
         if option == "--config":
             yield file_layer(value)
         else:
-            origin = Origin(Rank.USER, f"command line argument {number} `{option} {value}`"[:200])
+            origin = _option_origin(number, f"{option} {value}")
             yield layer_of(Place.ARGUMENTS, origin, partial(_argument, kind, option, value, origin))
+
+
+def option_layer(kind: Type, path: str, value: object, spelled: str, number: int) -> Layer:
+    """The layer of an option that has a setting of its own.
+
+    Args:
+        path: dotted, as after ``--set``.
+        value: text, or a list or mapping of texts.
+        spelled: the option as it was written.
+        number: its place among the options.
+    """
+    origin = _option_origin(number, spelled)
+    if isinstance(value, str):
+        node, problems = _text_node(value, origin), list[Problem]()
+    else:
+        node, problems = from_python(value, origin, text_keys=True)
+    return Layer(Rank.USER, Place.ARGUMENTS, along(split_path(kind, path)[0], node), tuple(problems))
+
+
+def _option_origin(number: int, spelled: str) -> Origin:
+    return Origin(Rank.USER, f"command line argument {number} `{spelled}`"[:200])
 
 
 def _argument(kind: Type, option: str, text: str, origin: Origin) -> tuple[Node, list[Problem]]:

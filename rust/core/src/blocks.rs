@@ -79,6 +79,16 @@ impl Blocks {
         self.unit_at[position as usize]
     }
 
+    /// Modules called `experts` that hold tensors themselves: all experts in one, which no granularity takes apart.
+    pub fn fused_experts(tree: &Tree) -> Vec<NodeId> {
+        let is_fused = |&row: &NodeId| {
+            tree.is_module(row)
+                && tree.local_name(row) == "experts"
+                && tree.children(row).any(|child| !tree.is_module(child))
+        };
+        (1..tree.len() as NodeId).filter(is_fused).collect()
+    }
+
     /// Units with a block inside a row, or the one that holds it.
     pub fn units_of(&self, tree: &Tree, row: NodeId) -> Vec<u32> {
         let from = self.starts.partition_point(|&(start, _)| start < row);

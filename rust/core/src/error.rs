@@ -13,6 +13,12 @@ pub enum Error {
         /// The largest number of nodes.
         limit: usize,
     },
+    /// Occurs when the name of a tensor in a file cannot be that of a tensor in a module.
+    #[error("'{name}' cannot be the name of a tensor in a module")]
+    ImpossibleName {
+        /// The name.
+        name: String,
+    },
     /// Occurs when sizes do not fit the 60 bits that bits are counted in.
     #[error("node {node} makes the model larger than {limit_bytes} bytes")]
     SizeOverflow {

@@ -23,6 +23,7 @@
 //! # Ok::<(), planner_core::Error>(())
 //! ```
 
+mod assemble;
 mod balance;
 mod bits;
 mod blocks;
@@ -33,18 +34,22 @@ mod frontier;
 mod layout;
 mod ledger;
 mod names;
+mod order;
 mod outcome;
+mod outline;
 mod problem;
 mod strategy;
 mod ties;
 mod tree;
 
+pub use assemble::{Named, assemble};
 pub use balance::BalanceFacts;
 pub use blocks::{BlockOptions, BlockUnit, Blocks, Granularity};
 pub use device_map::{KeyTrie, clean, clean_nodes, with_twins};
 pub use error::Error;
 pub use layout::{Cast, Dialect, Explicit, Layout, LayoutOptions, Tied};
 pub use outcome::{Outcome, Placement, Reason, Rule, Usage};
+pub use outline::{Form, FormId, Outline, Slot};
 pub use problem::{Device, DeviceKind, Reserve, SequentialOptions};
 pub use strategy::auto;
 pub use strategy::sequential::sequential;

@@ -99,6 +99,19 @@ impl Blocks {
         tree.resolve(&names).into_iter().map(units).collect()
     }
 
+    /// Names of the modules that hold all their experts in one tensor, with the unit of each.
+    fn fused_experts(&self, py: Python<'_>) -> Vec<(String, u32)> {
+        let tree = self.layout.tree();
+        py.detach(|| {
+            let rows = planner_core::Blocks::fused_experts(tree).into_iter();
+            rows.flat_map(|row| {
+                let units = self.inner.units_of(tree, row);
+                units.into_iter().map(move |unit| (tree.full_name(row), unit))
+            })
+            .collect()
+        })
+    }
+
     /// Plans. `homes` masks the devices of single units; `options` are (fill, search steps, mode, execute, staging blocks).
     fn solve(
         &self,

@@ -9,10 +9,22 @@ pub(crate) fn invalid_tree(py: Python<'_>, message: String, name: String) -> PyE
     build(py, message, name).unwrap_or_else(|error| error)
 }
 
+/// A `CheckpointError` about a file.
+pub(crate) fn checkpoint(py: Python<'_>, file: &str, reason: String) -> PyErr {
+    let message = format!("{file}: {reason}");
+    raise(py, "CheckpointError", message, &[("file", file), ("reason", &reason)]).unwrap_or_else(|error| error)
+}
+
 fn build(py: Python<'_>, message: String, name: String) -> PyResult<PyErr> {
+    raise(py, "InvalidTreeError", message, &[("name", &name)])
+}
+
+fn raise(py: Python<'_>, class: &str, message: String, said: &[(&str, &str)]) -> PyResult<PyErr> {
     let fields = PyDict::new(py);
-    fields.set_item("name", name)?;
-    let class = py.import("planner.errors")?.getattr("InvalidTreeError")?;
+    for (name, value) in said {
+        fields.set_item(name, value)?;
+    }
+    let class = py.import("planner.errors")?.getattr(class)?;
     Ok(PyErr::from_value(class.call((message,), Some(&fields))?))
 }
 

@@ -2,6 +2,7 @@
 
 mod auto;
 mod errors;
+mod headers;
 mod layout;
 mod outcome;
 mod tree;
@@ -12,6 +13,8 @@ mod walk;
 mod _core {
     #[pymodule_export]
     use crate::auto::{AutoFailure, AutoPlan, Blocks};
+    #[pymodule_export]
+    use crate::headers::{Headers, Index};
     #[pymodule_export]
     use crate::layout::Layout;
     #[pymodule_export]

@@ -1,6 +1,6 @@
 //! The flattened tree as a frozen Python object.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use planner_core::{KeyTrie, Kind, clean};
@@ -14,7 +14,28 @@ use crate::walk::{Guide, walk};
 pub(crate) struct Tree {
     pub(crate) inner: Arc<planner_core::Tree>,
     can_tie: bool,
-    classes: Vec<Py<PyType>>,
+    classes: Classes,
+}
+
+/// Classes of modules: as a live model has them, or by name with the names of their bases.
+enum Classes {
+    Live(Vec<Py<PyType>>),
+    Named(Vec<(String, Vec<String>)>),
+}
+
+impl Tree {
+    /// A tree that no live model was walked for; `bases` are names by class, as far as they are known.
+    pub(crate) fn known(inner: planner_core::Tree, mut bases: HashMap<String, Vec<String>>) -> Self {
+        let mut met = HashSet::new();
+        let names = (0..inner.len() as u32).filter_map(|node| inner.class_name(node)).filter(|name| met.insert(*name));
+        let mut line = |name: &str| {
+            let own = [name.to_string()].into_iter();
+            let above = bases.remove(name).unwrap_or_default();
+            own.chain(above).chain(["Module".to_string(), "object".to_string()]).collect()
+        };
+        let classes = names.map(|name| (name.to_string(), line(name))).collect();
+        Self { inner: inner.into(), can_tie: false, classes: Classes::Named(classes) }
+    }
 }
 
 #[pymethods]
@@ -28,7 +49,7 @@ impl Tree {
         describe_tensor: Bound<'py, PyAny>,
     ) -> PyResult<Self> {
         let (tree, can_tie, classes) = walk(model, Guide { plain_types, describe_dtype, describe_tensor })?;
-        Ok(Self { inner: tree.into(), can_tie, classes })
+        Ok(Self { inner: tree.into(), can_tie, classes: Classes::Live(classes) })
     }
 
     /// Whether any module's class has `_tie_weights`.
@@ -44,7 +65,10 @@ impl Tree {
             let names = class.mro().iter().map(|base| base.getattr("__name__")?.extract());
             Ok((class.name()?.extract()?, names.collect::<PyResult<_>>()?))
         };
-        self.classes.iter().map(bases).collect()
+        match &self.classes {
+            Classes::Live(classes) => classes.iter().map(bases).collect(),
+            Classes::Named(classes) => Ok(classes.clone()),
+        }
     }
 
     /// Which names are of rows.
@@ -78,6 +102,21 @@ impl Tree {
     /// Names of all rows but the root, in preorder.
     fn names(&self) -> Vec<String> {
         (1..self.inner.len() as u32).map(|node| self.inner.full_name(node)).collect()
+    }
+
+    /// (name, class) of every module but the root, in preorder.
+    fn module_classes(&self) -> Vec<(String, String)> {
+        let tree = &self.inner;
+        let pair = |node| Some((tree.full_name(node), tree.class_name(node)?.to_owned()));
+        (1..tree.len() as u32).filter_map(pair).collect()
+    }
+
+    /// Names of buffers that are not saved with the model.
+    fn unsaved(&self) -> Vec<String> {
+        let rows = 1..self.inner.len() as u32;
+        rows.filter(|&node| self.inner.kind(node) == Kind::ScratchBuffer)
+            .map(|node| self.inner.full_name(node))
+            .collect()
     }
 
     /// Which keys name nothing, and which tensors no key covers; a key covers itself and all inside.

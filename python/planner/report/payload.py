@@ -1,0 +1,79 @@
+"""The data of the HTML report: rows and reasons as JSON that can stand inside a page."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from planner.device_bar import device_classes
+from planner.explain import WORDS
+from planner.plan import Plan
+from planner.report.rows import PLACING, Rows
+
+__all__ = ["page_json", "payload"]
+
+_EXACT = 1 << 53  # up to here, JavaScript's numbers are exact integers
+_UNSAFE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
+
+
+def payload(plan: Plan, rows: Rows) -> dict[str, Any]:
+    """What the script of the report draws.
+
+    Args:
+        plan: gives devices and reasons.
+        rows: give the tree.
+
+    Returns:
+        Plain data. Columns have one item for each row: ``names`` are local, ``parents`` point up, ``homes`` and ``runs``
+        are devices by index, -1 for several and -2 for none. A reason is [rule, row, device, needed, available].
+        Numbers beyond 2^53 are strings, because a browser would round them.
+    """
+    index = {name: row for row, name in enumerate(rows.names)}
+    return {
+        "devices": [
+            {"id": str(device), "style": style}
+            for device, style in zip(rows.devices, device_classes(rows.devices), strict=True)
+        ],
+        "names": [
+            name[len(rows.names[above]) + 1 :] if above > 0 else name
+            for name, above in zip(rows.names, rows.parents, strict=True)
+        ],
+        "parents": rows.parents,
+        "bytes": [_exact(size) for size in rows.sizes_bytes],
+        "homes": rows.homes,
+        "runs": rows.runs,
+        "originals": [[row, first] for row, first in rows.originals.items()],
+        "reasons": [
+            [
+                reason.rule,
+                _row(index, reason.name),
+                str(reason.device),
+                _exact(reason.needed_bytes),
+                None if reason.available_bytes is None else _exact(reason.available_bytes),
+            ]
+            for reason in plan.reasons
+        ],
+        "words": dict(WORDS),
+        "placing": PLACING,
+    }
+
+
+def page_json(data: Any) -> str:
+    """JSON that can stand between script tags: plain ASCII without any character that HTML reads.
+
+    Example:
+        >>> page_json("</script>é")
+        '"\\\\u003c/script\\\\u003e\\\\u00e9"'
+    """
+    return json.dumps(data, ensure_ascii=True, separators=(",", ":")).translate(_UNSAFE)
+
+
+def _exact(size_bytes: int | float) -> int | float | str:
+    return size_bytes if abs(size_bytes) < _EXACT else str(size_bytes)
+
+
+def _row(index: dict[str, int], name: str) -> int:
+    """The row of a name, or the nearest around it."""
+    while name not in index:
+        name = name.rpartition(".")[0]
+    return index[name]

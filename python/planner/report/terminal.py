@@ -1,0 +1,106 @@
+"""A plan in a terminal: bars by device, the folded tree, and what should not be missed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from planner.explain import notices
+from planner.plan import Plan
+from planner.report.folding import Fold, fold_rows
+from planner.report.rows import SEVERAL, Rows, plan_rows, uncounted_notices
+from planner.report.terminal_bars import bars_table
+from planner.report.terminal_style import device_styles, visible
+from planner.tree import ModuleTree
+from planner.units import format_bytes
+
+__all__ = ["PlanView", "plan_view"]
+
+_MOST_LINES = 24  # below one line of the tree
+
+
+def plan_view(plan: Plan, tree: ModuleTree | None = None) -> PlanView:
+    """A picture of a plan for ``rich.print`` and ``Console.print``.
+
+    Args:
+        plan: the plan.
+        tree: the model it was made for; without it, the tree is that of the names in the plan.
+
+    Returns:
+        Something that rich can draw, at any width; nothing is told by colour alone, and it can be piped.
+
+    Raises:
+        PlanMismatchError: the tree is not the one that was planned. Fields: ``findings``.
+
+    Cost: O(modules + tensors).
+
+    Example:
+        >>> import torch
+        >>> from planner import plan
+        >>> from rich.console import Console
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(10, 10, bias=False) for _ in range(4)))
+        >>> view = plan_view(plan(model, max_memory={0: 1000, "cpu": 2000}))
+        >>> Console(width=60, color_system=None).print(view)  # doctest: +ELLIPSIS
+        4 blocks, 1.56 KiB
+        ...
+    """
+    rows = plan_rows(plan, tree)
+    return PlanView(plan=plan, rows=rows, fold=fold_rows(rows))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanView:
+    """A plan with its rows, folded; rich draws it."""
+
+    plan: Plan
+    rows: Rows
+    fold: Fold
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        source = self.plan.source
+        yield Text(f"{source.blocks} blocks, {format_bytes(source.total_bytes)}", style="bold")
+        yield Text()
+        yield bars_table(self.plan.devices, is_ascii=options.ascii_only, width=options.max_width)
+        yield Text()
+        tree = Tree(self._line(self.fold), guide_style="dim")
+        self._grow(tree, self.fold)
+        yield tree
+        said = [*uncounted_notices(self.rows), *notices(self.plan)]
+        if said:
+            yield Text()
+            yield _notices_grid(said)
+
+    def _grow(self, tree: Tree, fold: Fold) -> None:
+        shown = fold.inside if len(fold.inside) <= _MOST_LINES else fold.inside[: _MOST_LINES - 1]
+        for line in shown:
+            self._grow(tree.add(self._line(line)), line)
+        left = fold.inside[len(shown) :]
+        if left:
+            size = format_bytes(sum(line.size_bytes for line in left))
+            tree.add(Text(f"and {sum(line.count for line in left)} more, {size}", style="italic"))
+
+    def _line(self, fold: Fold) -> Text:
+        """Name, bytes, device: the device in words, its colour only repeats them."""
+        text = Text.assemble((visible(fold.label), "bold" if fold.inside else ""), "  ")
+        text.append(format_bytes(fold.size_bytes) if fold.size_bytes else "no bytes of its own", style="dim")
+        if fold.count > 1:
+            text.append(f"  {fold.count} ×", style="dim")
+        if fold.home != SEVERAL:
+            style = device_styles(self.rows.devices)[fold.home]
+            text.append("  → ", style="dim").append(str(self.rows.devices[fold.home]), style=style)
+            if fold.run not in (SEVERAL, fold.home):
+                text.append(f", runs on {self.rows.devices[fold.run]}")
+        return text
+
+
+def _notices_grid(said: Sequence[str]) -> Table:
+    """A list whose items keep clear of their mark when they wrap."""
+    grid = Table.grid(padding=(0, 1))
+    for notice in said:
+        grid.add_row(Text("!", style="bold yellow"), Text(visible(notice)))
+    return grid
