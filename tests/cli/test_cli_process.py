@@ -226,6 +226,7 @@ def test_a_shell_is_offered_commands_options_and_values() -> None:
         }
         return run(env=env).stdout.split()
 
+    assert "_planner_completion" in run(env={"_PLANNER_COMPLETE": "source_bash"}).stdout
     assert offered("planner pl") == ["plan"]
     assert offered("planner config ex") == ["explain"]
     assert "--budgets" in offered("planner plan --bu")
