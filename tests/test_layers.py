@@ -24,9 +24,12 @@ MAY_USE_TORCH = (
     "dtypes.py",
     "check.py",
     "compat/",
+    "dispatch/",
     "checkpoint/describe.py",
 )
 MAY_OPEN_CORE = ("planning.py", "layout.py", "tree.py", "blocks.py", "automatic.py", "checkpoint/files.py")
+# Tensor and module subclasses need torch when they are defined; nobody above loads these before they are wanted.
+LATE = ("dispatch/", "compat/dispatching.py", "compat/module_tensors.py")
 
 
 def place(source: Path) -> str:
@@ -107,7 +110,9 @@ def test_torch_is_loaded_inside_functions_of_few_modules(source: Path) -> None:
     for name, at_load in imports(source):
         if is_below(name, "torch"):
             assert place(source).startswith(MAY_USE_TORCH), f"{place(source)} imports {name}"
-            assert not at_load, f"{place(source)} imports {name} while it is loaded"
+            assert not at_load or place(source).startswith(LATE), (
+                f"{place(source)} imports {name} while it is loaded"
+            )
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=place)

@@ -106,7 +106,7 @@ class CheckpointError(PlannerError):
     reason: str
 
 
-class OffloadError(PlannerError):
+class OffloadError(PlannerError, RuntimeError):
     """An offloaded weight cannot be stored, read or fetched. Fields: ``name``."""
 
     name: str

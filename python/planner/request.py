@@ -31,7 +31,7 @@ __all__ = ["plan", "plan_many", "resolve_settings"]
 
 
 def plan(
-    source: nn.Module | ModuleTree | str | os.PathLike[str],
+    source: nn.Module | ModuleTree | Opened | str | os.PathLike[str],
     /,
     *,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -75,7 +75,7 @@ def plan(
 
 
 def plan_many(
-    source: nn.Module | ModuleTree | str | os.PathLike[str],
+    source: nn.Module | ModuleTree | Opened | str | os.PathLike[str],
     budgets: Iterable[Mapping[Any, Any]],
     /,
     *,

@@ -56,7 +56,7 @@ def open_source(source: Any, checkpoint: str | os.PathLike[str] | None = None) -
 
     Args:
         source: a live model, a flattened tree, or the path of a checkpoint: a folder, a safetensors file, an index or a
-            ``config.json``.
+            ``config.json``; or what was opened before, which is returned.
         checkpoint: for a live model, files whose tensors' sizes count instead of the model's own.
 
     Raises:
@@ -70,10 +70,10 @@ def open_source(source: Any, checkpoint: str | os.PathLike[str] | None = None) -
                 f"checkpoint={checkpoint!r} needs a live model; the source is a checkpoint itself"
             )
         return _from_files(find_files(source))
-    if isinstance(source, ModuleTree):
+    if isinstance(source, ModuleTree | Opened):
         if checkpoint is not None:
             raise InvalidInputError(f"checkpoint={checkpoint!r} needs a live model, not a flattened one")
-        return Opened(tree=source, kind="module")
+        return source if isinstance(source, Opened) else Opened(tree=source, kind="module")
     tree = ModuleTree.from_module(source)
     config = getattr(source, "config", None)
     if checkpoint is None:

@@ -1,4 +1,4 @@
-"""Models without memory: parameters land on the meta device as they are made."""
+"""Parameters that land on a device as they are made: on the meta device, where they take no memory, or on any other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["init_empty_weights"]
+__all__ = ["init_empty_weights", "init_on_device"]
 
 
 @contextmanager
@@ -28,30 +28,53 @@ def init_empty_weights(include_buffers: bool = False) -> Iterator[None]:
         >>> layer.weight.device.type
         'meta'
     """
+    with init_on_device("meta", include_buffers=include_buffers):
+        yield
+
+
+@contextmanager
+def init_on_device(device: Any, include_buffers: bool = False) -> Iterator[None]:
+    """While open, new modules put their parameters on a device.
+
+    Args:
+        device: where to.
+        include_buffers: buffers, too, and every tensor made on the way.
+
+    Guarantee: as :func:`init_empty_weights`.
+
+    Source: accelerate 1.15, big_modeling.py.
+
+    Example:
+        >>> import torch
+        >>> with init_on_device("cpu"):
+        ...     layer = torch.nn.Linear(2, 2)
+        >>> layer.weight.device.type
+        'cpu'
+    """
     import torch
 
-    meta = torch.device("meta")
+    target = torch.device(device)
     if include_buffers:
-        with meta:
+        with target:
             yield
         return
     register = torch.nn.Module.register_parameter
 
-    def register_empty(module: torch.nn.Module, name: str, param: Any) -> None:
+    def register_there(module: torch.nn.Module, name: str, param: Any) -> None:
         register(module, name, param)
-        # What is on meta already stays the same object, so that ties survive.
-        if param is not None and param.device != meta:
-            module._parameters[name] = _emptied(param, meta)
+        # What is there already stays the same object, so that ties survive.
+        if param is not None and param.device != target:
+            module._parameters[name] = _there(param, target)
 
-    torch.nn.Module.register_parameter = register_empty  # type: ignore[method-assign,assignment]
+    torch.nn.Module.register_parameter = register_there  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
         torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def _emptied(param: Any, meta: Any) -> Any:
-    """A parameter of the same class and attributes on the meta device."""
+def _there(param: Any, device: Any) -> Any:
+    """A parameter of the same class and attributes on a device."""
     import torch
 
     marks = dict(param.__dict__)
@@ -60,7 +83,7 @@ def _emptied(param: Any, meta: Any) -> Any:
     arguments = (
         {} if is_plain else {key: value for key, value in marks.items() if key != "_is_hf_initialized"}
     )
-    empty = type(param)(param.to(meta), **{**arguments, "requires_grad": param.requires_grad})
+    made = type(param)(param.to(device), **{**arguments, "requires_grad": param.requires_grad})
     for key in marks.keys() - arguments.keys():
-        setattr(empty, key, marks[key])
-    return empty
+        setattr(made, key, marks[key])
+    return made

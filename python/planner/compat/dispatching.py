@@ -1,0 +1,209 @@
+"""accelerate's functions that place a whole model, on our dispatch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from planner.compat.accelerate import check_device_map
+from planner.dispatch.attaching import add_hook_to_module
+from planner.dispatch.blocks import Home
+from planner.dispatch.dispatching import carry_out
+from planner.dispatch.engagement import Engagement
+from planner.dispatch.homes import Assignment
+from planner.dispatch.hooks import CpuOffload, UserCpuOffloadHook
+from planner.dispatch.offloaded import (
+    INDEX,
+    OffloadedWeightsLoader,
+    extract_submodules_state_dict,
+    offload_state_dict,
+)
+from planner.dispatch.slots import resolve_device
+from planner.errors import InvalidConstraintError, InvalidInputError
+
+__all__ = ["cpu_offload", "cpu_offload_with_hook", "disk_offload", "dispatch_model"]
+
+
+def dispatch_model(
+    model: nn.Module,
+    device_map: Mapping[str, Any],
+    main_device: int | str | torch.device | None = None,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+    offload_dir: str | os.PathLike[str] | None = None,
+    offload_index: Mapping[str, Any] | None = None,
+    offload_buffers: bool = False,
+    skip_keys: str | Iterable[str] | None = None,
+    preload_module_classes: Iterable[str] | None = None,
+    force_hooks: bool = False,
+) -> nn.Module:
+    """Puts a model where a device map says, and makes it run there.
+
+    Args:
+        model: the model; changed in place.
+        device_map: names to devices; "disk", too.
+        main_device: where what is on "cpu" or "disk" runs; by default the first accelerator of the map, without one the
+            CPU, where what is on "cpu" then simply stays.
+        state_dict: weights of the part that is on "cpu"; by default the model's own.
+        offload_dir: where the part on "disk" is, or is written to.
+        offload_index: rows that say in which files the part on "disk" is; by default those of ``offload_dir``.
+        offload_buffers: saved buffers are offloaded with the weights.
+        skip_keys: keyword arguments and keys that never cross.
+        preload_module_classes: classes whose instances are brought in whole.
+        force_hooks: borders, too, if there is one device.
+
+    Returns:
+        The model, with ``hf_device_map``.
+
+    Raises:
+        InvalidConstraintError: tensors without a device. Fields: ``names``.
+        InvalidInputError: a part on "disk" and neither folder nor index.
+        PlanMismatchError, OffloadError: as :func:`planner.dispatch`.
+
+    Guarantee: as :func:`planner.dispatch`.
+
+    Source: accelerate 1.15, big_modeling.py; differences are listed in docs/divergences.md.
+    """
+    _require_cover(model, device_map)
+    assignment = Assignment(device_map, main_device=main_device)
+    on_disk = [name for name, key in assignment.keys.items() if key == "disk"]
+    if on_disk and offload_dir is None and offload_index is None:
+        raise InvalidInputError(
+            "We need an `offload_dir` to dispatch this model according to this `device_map`, the following submodules need to "
+            f"be offloaded: {', '.join(on_disk)}."
+        )
+    if on_disk and offload_index is None:
+        assert offload_dir is not None
+        _write_once(offload_dir, extract_submodules_state_dict(model.state_dict(), on_disk))
+    weights = None
+    if state_dict is not None or on_disk:
+        folder = offload_dir if on_disk else None
+        weights = OffloadedWeightsLoader(state_dict, folder, offload_index if on_disk else {})
+    carry_out(
+        model,
+        Engagement(
+            assignment=assignment,
+            offload_buffers=offload_buffers,
+            skip_keys=frozenset([skip_keys] if isinstance(skip_keys, str) else skip_keys or ()),
+            weights=weights,
+            force_borders=force_hooks,
+            whole_classes=frozenset(preload_module_classes or ()),
+        ),
+    )
+    return model
+
+
+def _require_cover(model: nn.Module, device_map: Mapping[str, Any]) -> None:
+    exempt = set(getattr(model, "_no_placement_params", None) or ())
+    try:
+        check_device_map(model, device_map)
+    except InvalidConstraintError as error:
+        if not exempt.issuperset(error.names):
+            raise
+
+
+def _write_once(folder: str | os.PathLike[str], state_dict: Mapping[str, torch.Tensor]) -> None:
+    if not os.path.isfile(os.path.join(folder, INDEX)):
+        offload_state_dict(folder, state_dict)
+
+
+def cpu_offload(
+    model: nn.Module,
+    execution_device: int | str | torch.device | None = None,
+    offload_buffers: bool = False,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+    preload_module_classes: Iterable[str] | None = None,
+) -> nn.Module:
+    """Keeps all weights on the CPU; each module gets its own where it runs, and only then.
+
+    Args:
+        model: the model; changed in place.
+        execution_device: where it runs; by default where its first parameter is.
+        offload_buffers: saved buffers rest on the CPU, too.
+        state_dict: the weights; by default the model's own.
+        preload_module_classes: classes whose instances are brought in whole.
+
+    Returns:
+        The model.
+
+    Source: accelerate 1.15, big_modeling.py.
+    """
+    weights = None if state_dict is None else OffloadedWeightsLoader(state_dict)
+    rests_on = torch.device("cpu")
+    return _offload_all(model, rests_on, execution_device, offload_buffers, weights, preload_module_classes)
+
+
+def disk_offload(
+    model: nn.Module,
+    offload_dir: str | os.PathLike[str],
+    execution_device: int | str | torch.device | None = None,
+    offload_buffers: bool = False,
+    preload_module_classes: Iterable[str] | None = None,
+) -> nn.Module:
+    """Keeps all weights in a folder; each module gets its own where it runs, and only then.
+
+    Args:
+        model: the model; changed in place.
+        offload_dir: the folder; weights are written to it unless it has an index already.
+        execution_device: where it runs; by default where its first parameter is.
+        offload_buffers: saved buffers rest there, too.
+        preload_module_classes: classes whose instances are brought in whole.
+
+    Returns:
+        The model.
+
+    Source: accelerate 1.15, big_modeling.py.
+    """
+    _write_once(offload_dir, model.state_dict())
+    weights = OffloadedWeightsLoader(save_folder=offload_dir)
+    return _offload_all(model, None, execution_device, offload_buffers, weights, preload_module_classes)
+
+
+def _offload_all(
+    model: nn.Module,
+    rests_on: torch.device | None,
+    execution_device: Any,
+    offload_buffers: bool,
+    weights: OffloadedWeightsLoader | None,
+    preload_module_classes: Iterable[str] | None,
+) -> nn.Module:
+    if execution_device is None:
+        execution_device = next(iter(model.parameters())).device
+    device = resolve_device(execution_device)
+    assignment = Assignment({}, main_device="cpu" if device.type == "cpu" else device)
+    assignment.homes[""] = Home(rests_on, device, True)
+    carry_out(
+        model,
+        Engagement(
+            assignment=assignment,
+            offload_buffers=offload_buffers,
+            weights=weights,
+            whole_classes=frozenset(preload_module_classes or ()),
+        ),
+    )
+    return model
+
+
+def cpu_offload_with_hook(
+    model: nn.Module,
+    execution_device: int | str | torch.device | None = None,
+    prev_module_hook: UserCpuOffloadHook | None = None,
+) -> tuple[nn.Module, UserCpuOffloadHook]:
+    """Keeps a model on the CPU until it is called; then it stays where it runs until the hook's ``offload`` is called.
+
+    Args:
+        model: the model; changed in place.
+        execution_device: where it runs; by default the first accelerator, without one the CPU.
+        prev_module_hook: of the model that runs before; it is offloaded when this one is called.
+
+    Returns:
+        The model and its hook, with ``offload()`` and ``remove()``.
+
+    Source: accelerate 1.15, big_modeling.py.
+    """
+    hook = CpuOffload(execution_device, prev_module_hook)
+    add_hook_to_module(model, hook, append=True)
+    return model, UserCpuOffloadHook(model, hook)

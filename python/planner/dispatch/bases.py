@@ -1,0 +1,20 @@
+"""accelerate's hook classes where accelerate is installed, so that ``isinstance`` in other libraries knows ours."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+__all__ = ["hook_base"]
+
+logger = logging.getLogger(__name__)
+
+
+def hook_base(name: str) -> Any:
+    """accelerate's class of a name; ``object`` where accelerate is not installed. Nothing else of it is used."""
+    try:
+        from accelerate import hooks
+    except ImportError as error:
+        logger.debug("hooks stand alone, accelerate is not installed: %s", error)
+        return object
+    return getattr(hooks, name)

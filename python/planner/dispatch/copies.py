@@ -1,0 +1,68 @@
+"""Copies of tensors on other devices, of the same class and with the same marks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from planner.dispatch.guard import is_offloaded
+from planner.errors import OffloadError
+
+# Of stand-ins; they say nothing about a real tensor.
+_OWN_MARKS = {"offloaded_name", "fetch", "_is_param"}
+
+__all__ = ["copied", "like_parameter", "require_offloadable"]
+
+
+def copied(tensor: torch.Tensor, device: torch.device, *, non_blocking: bool = False) -> torch.Tensor:
+    """A tensor's values on a device: a new tensor, or the same storage where it lies there already.
+
+    Guarantee: a tensor with a version counter that any thread may use, also when made under ``torch.inference_mode``.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        return tensor.detach().to(device, non_blocking=non_blocking)
+
+
+def like_parameter(model: Any, data: torch.Tensor) -> Any:
+    """Data as a parameter of the class of another one, with its marks; data itself if the other is no parameter."""
+    if not isinstance(model, nn.Parameter):
+        return data
+    # Quantised parameters come back from `.to` as what they were.
+    if isinstance(data, nn.Parameter) and data.requires_grad == model.requires_grad:
+        return data
+    marks = {key: value for key, value in vars(model).items() if key not in _OWN_MARKS}
+    cls = type(model)
+    if cls is nn.Parameter or is_offloaded(model) or is_traceable_wrapper_subclass(data):
+        made = nn.Parameter(data, requires_grad=model.requires_grad)
+        arguments: dict[str, Any] = {}
+    else:
+        # Attributes of a subclass are its constructor's arguments, but for transformers' mark.
+        arguments = {key: value for key, value in marks.items() if key != "_is_hf_initialized"}
+        made = cls(data, requires_grad=model.requires_grad, **arguments)
+    for key in marks.keys() - arguments.keys():
+        setattr(made, key, marks[key])
+    return made
+
+
+def require_offloadable(tensor: torch.Tensor, name: str) -> None:
+    """Raises OffloadError for a tensor whose bytes do not lie in its own storage and that does not say where.
+
+    Raises:
+        OffloadError: a wrapper subclass without ``__tensor_flatten__``, or one that carries tensors as attributes.
+            Fields: ``name``.
+    """
+    cls = type(tensor)
+    if is_traceable_wrapper_subclass(tensor):
+        return
+    own_dispatch = cls.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+    carried = [key for key, value in vars(tensor).items() if isinstance(value, torch.Tensor)]
+    if own_dispatch or carried:
+        why = f"carries {', '.join(carried)}" if carried else "keeps its values elsewhere"
+        raise OffloadError(
+            f"cannot offload '{name}': its class {cls.__name__} {why} and has no __tensor_flatten__; "
+            "place it where it runs",
+            name=name,
+        )

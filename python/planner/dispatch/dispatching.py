@@ -1,0 +1,140 @@
+"""Carrying out a plan: tensors to where they lie, borders around what runs elsewhere; and undoing it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from planner.dispatch.journal import Journal
+from planner.errors import PlanMismatchError
+from planner.plan import Plan
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from planner.dispatch.engagement import Engagement
+
+__all__ = ["dispatch", "undispatch"]
+
+
+def dispatch(
+    model: nn.Module,
+    plan: Plan | Mapping[str, Any],
+    *,
+    execution_map: Mapping[str, Any] | None = None,
+    offload_buffers: bool = False,
+    skip_keys: str | Iterable[str] | None = None,
+    outside: Literal["raise", "fetch"] = "raise",
+) -> nn.Module:
+    """Puts a model where a plan says, and makes it run there.
+
+    Args:
+        model: a model with its weights in memory; changed in place. One that was dispatched before is dispatched anew.
+        plan: a plan, or a device map: names to devices.
+        execution_map: for a device map, where parts that rest on the CPU run; by default on the first accelerator of
+            the map. A plan has its own.
+        offload_buffers: saved buffers rest with the weights; otherwise they stay where their module runs.
+        skip_keys: keyword arguments and keys that never cross, beside the model's own ``_skip_keys_device_placement``.
+        outside: whoever reads an offloaded weight outside of its module's forward gets an error ("raise"), or the
+            values, copied where the module runs ("fetch").
+
+    Returns:
+        The model.
+
+    Raises:
+        PlanMismatchError: names or devices that do not fit, weights that are not in memory, other libraries' hooks, or
+            a disk. Fields: ``findings``.
+        OffloadError: a tensor that cannot rest elsewhere. Fields: ``name``.
+
+    Guarantee: everything is checked before anything is moved, and a failure half-way leaves the model as it was. The
+        outputs are those of the undispatched model. Between forwards no offloaded weight is on an accelerator. With one
+        device, nothing is attached to the model.
+
+    Cost: one copy of every tensor that moves; each border costs about a microsecond when nothing moves.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
+        >>> dispatch(model, {"": "cpu"}).hf_device_map
+        {'': 'cpu'}
+    """
+    from planner.dispatch.engagement import Engagement
+    from planner.dispatch.homes import Assignment, require_fit
+
+    assignment = (
+        Assignment.of_plan(plan) if isinstance(plan, Plan) else Assignment(plan, execution_map=execution_map)
+    )
+    require_fit(model, assignment)
+    on_disk = [name for name, key in assignment.keys.items() if key == "disk"]
+    if on_disk:
+        raise PlanMismatchError(
+            f"the plan puts {on_disk[0]!r} and {len(on_disk) - 1} more on disk; weights in memory are written there by "
+            "planner.dispatch_model(model, device_map, offload_dir=...)",
+            findings=tuple(on_disk),
+        )
+    engagement = Engagement(
+        assignment=assignment,
+        offload_buffers=offload_buffers,
+        skip_keys=frozenset([skip_keys] if isinstance(skip_keys, str) else skip_keys or ()),
+        outside=outside,
+    )
+    carry_out(model, engagement)
+    return model
+
+
+def carry_out(model: nn.Module, engagement: Engagement) -> None:
+    """Everything between a checked request and a running model.
+
+    Guarantee: when it raises, the model is as it was.
+    """
+    from planner.dispatch.engagement import engaged_models, prepare
+
+    prepared = prepare(model, engagement)
+    journal = Journal()
+    try:
+        for earlier in engaged_models(model):
+            earlier.withdraw(journal)
+        prepared.engage(journal)
+    except BaseException:
+        journal.roll_back()
+        raise
+
+
+def undispatch(model: nn.Module) -> nn.Module:
+    """Undoes :func:`dispatch`: every tensor back where it was before, no hook left.
+
+    Args:
+        model: a dispatched model, or one with dispatched models inside; changed in place.
+
+    Returns:
+        The model.
+
+    Raises:
+        PlanMismatchError: it is not dispatched. Fields: ``findings``.
+        OffloadError: it runs just now. Fields: ``name``.
+
+    Guarantee: when it raises, the model is as it was. What others have wrapped around the model's modules stays.
+
+    Example:
+        >>> import torch
+        >>> model = dispatch(torch.nn.Linear(2, 2), {"": "cpu"})
+        >>> hasattr(undispatch(model), "hf_device_map")
+        False
+    """
+    from planner.dispatch.engagement import engaged_models
+
+    engaged = engaged_models(model)
+    if not engaged:
+        raise PlanMismatchError(
+            f"this {type(model).__name__} is not dispatched, so there is nothing to undo; "
+            "for accelerate's own hooks call planner.remove_hook_from_submodules(model)",
+            findings=(),
+        )
+    journal = Journal()
+    try:
+        for dispatched in engaged:
+            dispatched.withdraw(journal, go_home=True)
+    except BaseException:
+        journal.roll_back()
+        raise
+    return model

@@ -1,0 +1,214 @@
+"""What stands in a module's place of ``forward``: objects that bring arguments and weights where the module runs.
+
+An object, not a closure: a deep copy leads to the copied module, and it can be pickled. It keeps no copy of the original
+method, but asks the module's class for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from planner.dispatch.borders import INERT, KINDS, find_device, moved
+from planner.dispatch.crossings import carry, carry_alone, one_forward
+
+if TYPE_CHECKING:
+    from planner.dispatch.hooks import AlignDevicesHook
+
+__all__ = ["Border", "Fetching", "Forward", "Hooked", "Root", "installed", "take_off"]
+
+
+class Forward:
+    """Base of what is installed as a module's ``forward``.
+
+    Args:
+        module: the module it is installed in.
+        hook: the hook that says where to.
+    """
+
+    __slots__ = ("__weakref__", "hook", "module", "previous")
+
+    def __init__(self, module: nn.Module, hook: Any) -> None:
+        self.module = module
+        self.hook = hook
+        # What somebody else had installed there, if anything.
+        self.previous: Any = module.__dict__.get("forward")
+
+    def install(self) -> None:
+        """Takes the place of the module's forward."""
+        self.module.__dict__["forward"] = self
+
+    def original(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module would have computed without us."""
+        if self.previous is not None:
+            return self.previous(*args, **kwargs)
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        if self.previous is not None:
+            previous: Callable[..., Any] = self.previous
+            return previous
+        own: Callable[..., Any] = type(self.module).forward.__get__(self.module)
+        return own
+
+    @property
+    def __name__(self) -> str:
+        return str(getattr(self.__wrapped__, "__name__", "forward"))
+
+    @property
+    def __self__(self) -> nn.Module:
+        return self.module
+
+    @property
+    def __func__(self) -> Callable[..., Any]:
+        return type(self.module).forward
+
+
+class Border(Forward):
+    """Moves arguments that lie elsewhere to the device of a module whose weights stay."""
+
+    __slots__ = ()
+
+    hook: AlignDevicesHook
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: C901 (one loop, because each call costs a tenth)
+        hook = self.hook
+        if hook.is_special:
+            return hook.around(self, args, kwargs)
+        # This runs for every block, so the common cases are spelled out: plain tensors, tuples of them, and what is inert.
+        index = hook.index
+        for value in args:
+            if (value.get_device() != index) if type(value) is Tensor else hook.is_elsewhere(value):
+                args = hook.bring(args)
+                break
+        for key, value in kwargs.items():
+            cls = type(value)
+            if cls is Tensor:
+                if value.get_device() == index:
+                    continue
+            elif cls is tuple:
+                for item in value:
+                    if (item.get_device() != index) if type(item) is Tensor else hook.is_elsewhere(item):
+                        break
+                else:
+                    continue
+            elif KINDS.get(cls) == INERT or not hook.is_elsewhere(value):
+                continue
+            if key not in hook.skip:
+                kwargs = hook.bring(kwargs)
+                break
+        if self.previous is not None:
+            return self.previous(*args, **kwargs)
+        module = self.module
+        return type(module).forward(module, *args, **kwargs)
+
+
+class Root(Border):
+    """The border around the whole model: what crosses inside crosses once."""
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.hook.around(self, args, kwargs)
+        with one_forward():
+            return self.hook.around(self, args, kwargs)
+
+
+class Fetching(Forward):
+    """Brings weights and arguments to a module whose weights rest elsewhere, and lets the weights go afterwards."""
+
+    __slots__ = ()
+
+    hook: AlignDevicesHook
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            # Weights change hands, which cannot be traced: one break in the graph, and the module runs as it is.
+            return _untraced()(self, args, kwargs)
+        return self.hook.around(self, args, kwargs)
+
+
+class Hooked(Forward):
+    """Calls any hook around the module, as accelerate does, and tells ours when the module raises."""
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module = self.module
+        hook: Any = module._hf_hook
+        args, kwargs = hook.pre_forward(module, *args, **kwargs)
+        try:
+            if hook.no_grad:
+                with torch.no_grad():
+                    output = self.original(*args, **kwargs)
+            else:
+                output = self.original(*args, **kwargs)
+        except BaseException:
+            cancel = getattr(hook, "cancel_forward", None)
+            if cancel is not None:
+                cancel(module)
+            raise
+        return hook.post_forward(module, output)
+
+
+def _run(forward: Fetching, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return forward.hook.around(forward, args, kwargs)
+
+
+def _untraced() -> Callable[..., Any]:
+    """Runs a forward outside of torch.compile. Made where it is used: making it loads the compiler, which takes seconds."""
+    disabled: Callable[..., Any] = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
+    return disabled
+
+
+def installed(module: nn.Module) -> Forward | None:
+    """What of ours is installed in a module, if anything, also below what others have installed over it."""
+    found = module.__dict__.get("forward")
+    if isinstance(found, Forward):
+        return found
+    below = module.__dict__.get("_old_forward")
+    return below if isinstance(below, Forward) else None
+
+
+def take_off(module: nn.Module, forward: Forward) -> None:
+    """Removes one of ours from a module and leaves what others have installed."""
+    for place in ("forward", "_old_forward"):
+        found = module.__dict__.get(place)
+        if found is forward:
+            _put_back(module, place, forward.previous)
+            return
+        while isinstance(found, Forward):
+            if found.previous is forward:
+                found.previous = forward.previous
+                return
+            found = found.previous
+
+
+def _put_back(module: nn.Module, place: str, previous: Any) -> None:
+    if previous is not None:
+        module.__dict__[place] = previous
+    elif place == "forward":
+        del module.__dict__["forward"]
+    else:
+        module.__dict__[place] = type(module).forward.__get__(module)
+
+
+def bring(value: Any, device: torch.device, skip: frozenset[str]) -> Any:
+    """Arguments on a device, sharing what has crossed before."""
+    return moved(value, device, skip, carry)
+
+
+def send_back(value: Any, device: torch.device, skip: frozenset[str]) -> Any:
+    """A result on a device."""
+    return moved(value, device, skip, carry_alone)
+
+
+def device_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device | None:
+    """The device of the first tensor among arguments."""
+    found = find_device(args)
+    return found if found is not None else find_device(kwargs)

@@ -1,0 +1,179 @@
+"""What lies in a slot while its weight is offloaded: shape and dtype, and an error for whoever reads values.
+
+A plain meta tensor is not enough: torch computes with a CPU tensor and a meta tensor without complaint, and gives
+whatever lies in uninitialised memory.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from planner.errors import OffloadError
+
+__all__ = ["OffloadedTensor", "is_offloaded", "placeholder"]
+
+aten = torch.ops.aten
+
+# Operators that look at shape and dtype only.
+_SHAPE_ONLY = {
+    aten.empty_like.default,
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.rand_like.default,
+    aten.randn_like.default,
+    aten.new_empty.default,
+    aten.new_empty_strided.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+}
+# `state_dict` and `.data` ask for these; where values may be fetched, they still wait until somebody wants them.
+_SAME_VALUES = {aten.detach.default, aten.alias.default}
+
+
+class OffloadedTensor(torch.Tensor):
+    """A tensor on the meta device that raises when its values are read, and so do its views.
+
+    Shape, strides, dtype, device, ``numel``, ``requires_grad`` and a place in ``state_dict`` are as usual. Calling the
+    class makes a plain parameter, because other libraries rebuild a parameter by calling its class.
+    """
+
+    offloaded_name: str
+    fetch: Callable[[], torch.Tensor] | None
+
+    # Dynamo follows subclasses that intercept functions; this one only intercepts operators, below autograd.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def __new__(cls, data: torch.Tensor, requires_grad: bool = True, **_: Any) -> Any:
+        return nn.Parameter(data, requires_grad=requires_grad)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return _on_operator(func, args, kwargs or {})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OffloadedTensor:
+        made = _bare(self, requires_grad=self.requires_grad)
+        memo[id(self)] = made
+        made.__dict__.update(copy.deepcopy(vars(self), memo))
+        return made
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # Marks lead back to the module that holds this, so they follow as state.
+        arguments = (tuple(self.shape), self.stride(), self.dtype, self.requires_grad)
+        return (_rebuild, arguments, vars(self))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"offloaded '{self.offloaded_name}' (shape={tuple(self.shape)}, dtype={self.dtype})"
+
+    def tolist(self) -> Any:
+        """Raises OffloadError."""
+        return _read(self, "tolist").tolist()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """Raises OffloadError."""
+        return _read(self, "numpy").numpy(force=force)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        # NumPy converts what it gets.
+        return _read(self, "__array__").numpy()
+
+
+def placeholder(
+    value: torch.Tensor, name: str, *, is_parameter: bool, requires_grad: bool = False
+) -> OffloadedTensor:
+    """A guarded stand-in for a tensor.
+
+    Args:
+        value: what it stands for; only shape, strides, dtype and marks are taken.
+        name: what errors call it.
+        is_parameter: whether ``isinstance(…, nn.Parameter)`` holds.
+        requires_grad: whether it is trainable.
+    """
+    made = _bare(value, requires_grad=requires_grad)
+    for key, mark in vars(value).items():
+        if not isinstance(mark, torch.Tensor):
+            setattr(made, key, mark)
+    made.offloaded_name = name
+    made.fetch = None
+    made._is_param = is_parameter
+    return made
+
+
+def is_offloaded(tensor: object) -> bool:
+    """Whether this is a stand-in."""
+    return isinstance(tensor, OffloadedTensor)
+
+
+def _bare(like: torch.Tensor, *, requires_grad: bool) -> OffloadedTensor:
+    meta = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta")
+    made: OffloadedTensor = torch.Tensor._make_subclass(OffloadedTensor, meta, requires_grad)
+    return made
+
+
+def _rebuild(
+    shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, requires_grad: bool
+) -> OffloadedTensor:
+    meta = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+    return _bare(meta, requires_grad=requires_grad)
+
+
+def _on_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    guards: list[OffloadedTensor] = []
+
+    def note(guard: OffloadedTensor) -> OffloadedTensor:
+        guards.append(guard)
+        return guard
+
+    tree_map_only(OffloadedTensor, note, (args, kwargs))
+    first = guards[0]
+    can_fetch = all(guard.fetch is not None for guard in guards)
+    if func in _SHAPE_ONLY or (func.is_view and (not can_fetch or func in _SAME_VALUES)):
+        bare_args, bare_kwargs = tree_map_only(OffloadedTensor, _plain_meta, (args, kwargs))
+        result = func(*bare_args, **bare_kwargs)
+        return tree_map_only(torch.Tensor, lambda made: _still_guarded(made, first), result)
+    if can_fetch and not func._schema.is_mutable:
+        real_args, real_kwargs = tree_map_only(
+            OffloadedTensor, lambda guard: _read(guard, str(func)), (args, kwargs)
+        )
+        return func(*real_args, **real_kwargs)
+    return refuse(first, str(func))
+
+
+def _plain_meta(guard: OffloadedTensor) -> torch.Tensor:
+    return torch.empty_strided(guard.shape, guard.stride(), dtype=guard.dtype, device="meta")
+
+
+def _still_guarded(made: torch.Tensor, base: OffloadedTensor) -> torch.Tensor:
+    if made.device.type != "meta":
+        return made
+    view = placeholder(made, base.offloaded_name, is_parameter=False)
+    view.fetch = base.fetch
+    return view
+
+
+def _read(guard: OffloadedTensor, what: str) -> torch.Tensor:
+    if guard.fetch is None:
+        refuse(guard, what)
+    return guard.fetch()
+
+
+def refuse(guard: OffloadedTensor, what: str) -> NoReturn:
+    """Raises OffloadError for an operation on a stand-in."""
+    raise OffloadError(
+        f"'{guard.offloaded_name}' is offloaded, and {what} reads its values outside the forward of its module; call the "
+        "module instead, wrap the code in planner.align_module_device(module), place the module where it runs, or "
+        "dispatch with outside='fetch'",
+        name=guard.offloaded_name,
+    )

@@ -1,0 +1,129 @@
+"""Reading a plan or a device map: where each name lies and where it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from planner.devices import DeviceKey, accelerator_count, canonical_device
+from planner.dispatch.blocks import Home
+from planner.dispatch.slots import resolve_device
+from planner.errors import PlanMismatchError
+from planner.plan import Plan
+from planner.tree import ModuleTree
+
+__all__ = ["Assignment", "require_fit"]
+
+_CPU = torch.device("cpu")
+
+
+class Assignment:
+    """A device map with everything resolved.
+
+    Args:
+        device_map: names to devices.
+        execution_map: names to devices, for what runs elsewhere than it lies; the nearest name counts.
+        main_device: where offloaded modules run that ``execution_map`` does not name; None is the first accelerator of
+            the map.
+
+    Raises:
+        InvalidDevicesError: something that is no device.
+        PlanMismatchError: a device that this machine does not have. Fields: ``findings``.
+    """
+
+    def __init__(
+        self,
+        device_map: Mapping[str, Any],
+        execution_map: Mapping[str, Any] | None = None,
+        main_device: Any = None,
+    ) -> None:
+        self.device_map = dict(device_map)
+        self.keys = {name: canonical_device(device) for name, device in device_map.items()}
+        running = {name: canonical_device(device) for name, device in (execution_map or {}).items()}
+        main_key = _main_key(self.keys) if main_device is None else canonical_device(main_device)
+        _require_present({*self.keys.values(), *running.values(), main_key})
+        devices = {
+            key: resolve_device(key) for key in {*self.keys.values(), *running.values(), main_key} - {"disk"}
+        }
+        self.main_device = devices[main_key]
+        # accelerate offloads to the CPU only where something faster computes.
+        runs_on_main = ("disk",) if main_key in ("cpu", "mps") else ("cpu", "disk")
+        self.homes: dict[str, Home] = {}
+        for name, key in self.keys.items():
+            run = _nearest(name, running)
+            if run is None:
+                run = main_key if key in runs_on_main else key
+            self.homes[name] = Home(devices.get(key), devices[run], key != run)
+
+    @classmethod
+    def of_plan(cls, plan: Plan) -> Assignment:
+        """What a plan says. What its execution map does not name runs where it lies, on disk: on the CPU."""
+        if plan.certificate.stage == "sequential":
+            # accelerate's strategies keep room on the main devices.
+            return cls(plan.device_map)
+        running: dict[str, DeviceKey] = {}
+        for name, key in plan.device_map.items():
+            said = _nearest(name, plan.execution_map)
+            running[name] = said if said is not None else ("cpu" if key == "disk" else key)
+        return cls(plan.device_map, running)
+
+    @property
+    def root_home(self) -> Home:
+        """For what no name covers."""
+        return Home(self.main_device, self.main_device, False)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether everything lies and runs on one device."""
+        homes = set(self.homes.values())
+        return len(homes) == 1 and not next(iter(homes)).is_offloaded
+
+
+def _main_key(keys: Mapping[str, DeviceKey]) -> DeviceKey:
+    numbers = sorted(key for key in keys.values() if isinstance(key, int))
+    return numbers[0] if numbers else "mps" if "mps" in keys.values() else "cpu"
+
+
+def _nearest(name: str, table: Mapping[str, DeviceKey]) -> DeviceKey | None:
+    """What a name or the nearest one around it maps to."""
+    while name not in table and name:
+        name = name.rpartition(".")[0]
+    return table.get(name)
+
+
+def _require_present(keys: set[DeviceKey]) -> None:
+    wanted = sorted(key for key in keys if isinstance(key, int))
+    if not wanted:
+        return
+    count = accelerator_count()
+    absent = [key for key in wanted if key >= count]
+    if absent:
+        raise PlanMismatchError(
+            f"the plan names accelerators {absent}; this machine has {count} (numbers below {count} would do)",
+            findings=tuple(absent),
+        )
+
+
+def require_fit(model: nn.Module, assignment: Assignment) -> None:
+    """Raises unless the keys of a device map name parts of the model and cover all its saved tensors.
+
+    Raises:
+        PlanMismatchError: names on either side without the other. Fields: ``findings``.
+        InvalidTreeError: a model that cannot be walked. Fields: ``name``.
+    """
+    unknown, uncovered = ModuleTree.from_module(model).uncovered(assignment.device_map, persistent_only=True)
+    if unknown or uncovered:
+        parts = [f"it names {_some(unknown)}, which the model does not have"] if unknown else []
+        parts += [f"no device for {_some(uncovered)}"] if uncovered else []
+        raise PlanMismatchError(
+            f"the device map does not fit this {type(model).__name__}: {'; '.join(parts)}; plan this very model",
+            findings=(*unknown, *uncovered),
+        )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:5]))
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

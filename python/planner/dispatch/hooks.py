@@ -1,0 +1,473 @@
+"""Hooks: what happens before and after a module's forward. accelerate's names, attributes and meaning."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from planner.dispatch.bases import hook_base
+from planner.dispatch.borders import is_elsewhere
+from planner.dispatch.forwards import Forward, bring, device_of, installed, send_back, take_off
+from planner.dispatch.placing import offload_tensors, place_tensors, restore_others
+from planner.dispatch.residency import Residency, TiedCopies
+from planner.dispatch.slots import resolve_device
+
+__all__ = [
+    "AlignDevicesHook",
+    "CpuOffload",
+    "LayerwiseCastingHook",
+    "ModelHook",
+    "SequentialHook",
+    "UserCpuOffloadHook",
+    "aligns",
+]
+
+if TYPE_CHECKING:
+
+    class _ModelBase: ...
+
+    class _SequentialBase: ...
+
+    class _AlignBase: ...
+
+    class _CpuBase: ...
+
+    class _UserBase: ...
+
+    class _CastingBase: ...
+
+else:
+    _ModelBase = hook_base("ModelHook")
+    _SequentialBase = hook_base("SequentialHook")
+    _AlignBase = hook_base("AlignDevicesHook")
+    _CpuBase = hook_base("CpuOffload")
+    _UserBase = hook_base("UserCpuOffloadHook")
+    _CastingBase = hook_base("LayerwiseCastingHook")
+
+
+class ModelHook(_ModelBase):
+    """Called around a module's forward; does nothing.
+
+    Source: accelerate 1.15, hooks.py.
+    """
+
+    no_grad: bool = False
+
+    def init_hook(self, module: nn.Module) -> nn.Module:
+        """Called when the hook is attached; gives the module."""
+        return module
+
+    def pre_forward(
+        self, module: nn.Module, *args: Any, **kwargs: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Called with the arguments; gives those the module shall get."""
+        return args, kwargs
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        """Called with the result; gives the one the caller shall get."""
+        return output
+
+    def cancel_forward(self, module: nn.Module) -> None:
+        """Called instead of :meth:`post_forward` when the module raised."""
+
+    def detach_hook(self, module: nn.Module) -> nn.Module:
+        """Called when the hook is taken off; gives the module."""
+        return module
+
+
+class SequentialHook(_SequentialBase, ModelHook):
+    """Several hooks, one after the other.
+
+    Source: accelerate 1.15, hooks.py.
+    """
+
+    def __init__(self, *hooks: Any) -> None:
+        self.hooks = hooks
+
+    def init_hook(self, module: nn.Module) -> nn.Module:
+        """Attaches all, in order."""
+        for hook in self.hooks:
+            module = hook.init_hook(module)
+        return module
+
+    def pre_forward(
+        self, module: nn.Module, *args: Any, **kwargs: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Calls all, in order."""
+        entered: list[Any] = []
+        try:
+            for hook in self.hooks:
+                args, kwargs = hook.pre_forward(module, *args, **kwargs)
+                entered.append(hook)
+        except BaseException:
+            _cancel(entered, module)
+            raise
+        return args, kwargs
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        """Calls all, in order."""
+        left = list(self.hooks)
+        try:
+            while left:
+                output = left[0].post_forward(module, output)
+                del left[0]
+        except BaseException:
+            _cancel(left[1:], module)
+            raise
+        return output
+
+    def cancel_forward(self, module: nn.Module) -> None:
+        """Cancels all, last first."""
+        _cancel(self.hooks, module)
+
+    def detach_hook(self, module: nn.Module) -> nn.Module:
+        """Takes all off, in order."""
+        for hook in self.hooks:
+            module = hook.detach_hook(module)
+        return module
+
+
+def _cancel(hooks: Iterable[Any], module: nn.Module) -> None:
+    for hook in reversed(list(hooks)):
+        cancel = getattr(hook, "cancel_forward", None)
+        if cancel is not None:
+            cancel(module)
+
+
+class AlignDevicesHook(_AlignBase, ModelHook):
+    """Brings a module's arguments, and its weights if they rest elsewhere, to the device where it runs.
+
+    Args:
+        execution_device: where the module runs; None moves nothing.
+        offload: the weights rest in ``weights_map`` between forwards.
+        io_same_device: the result goes to the device of the first tensor among the arguments.
+        weights_map: resting weights by name; by default copies on the CPU. May be exchanged at any time.
+        offload_buffers: saved buffers rest there, too.
+        place_submodules: act on all tensors inside, not only on the module's own.
+        skip_keys: keyword arguments, and keys of mappings among arguments and results, that stay where they are.
+        tied_params_map: by address, copies that modules with the same tensor share.
+
+    Source: accelerate 1.15, hooks.py.
+    """
+
+    def __init__(
+        self,
+        execution_device: int | str | torch.device | None = None,
+        offload: bool = False,
+        io_same_device: bool = False,
+        weights_map: Mapping[str, Any] | None = None,
+        offload_buffers: bool = False,
+        place_submodules: bool = False,
+        skip_keys: str | Iterable[str] | None = None,
+        tied_params_map: TiedCopies | None = None,
+    ) -> None:
+        self.device: torch.device | None = None
+        self.residencies: tuple[Residency, ...] = ()
+        # Of modules inside, which a block brings in with its own.
+        self.inner: tuple[Residency, ...] = ()
+        self.bound: nn.Module | None = None
+        self.module_name = ""
+        self.made_weights_map = False
+        self._weights_map: Mapping[str, Any] | None = None
+        self.input_device: torch.device | None = None
+        self._no_grad = False
+        self._io_same_device = io_same_device
+        self.execution_device = execution_device
+        self.offload = offload
+        self.weights_map = weights_map
+        self.offload_buffers = offload_buffers
+        self.place_submodules = place_submodules
+        self.skip_keys = skip_keys
+        self.original_devices: dict[str, torch.device] = {}
+        self.param_original_devices: dict[str, torch.device] = {}
+        self.buffer_original_devices: dict[str, torch.device] = {}
+        self.tied_params_names: set[str] = set()
+        self.tied_params_map = tied_params_map
+        self._calls = _Calls()
+
+    def __repr__(self) -> str:
+        return (
+            f"AlignDevicesHook(execution_device={self.execution_device}, offload={self.offload}, "
+            f"io_same_device={self.io_same_device}, offload_buffers={self.offload_buffers}, "
+            f"place_submodules={self.place_submodules}, skip_keys={self.skip_keys!r})"
+        )
+
+    @property
+    def execution_device(self) -> Any:
+        """Where the module runs, as it was said."""
+        return self._execution_device
+
+    @execution_device.setter
+    def execution_device(self, device: Any) -> None:
+        self._execution_device = device
+        self.device = None if device is None else resolve_device(device)
+        # As Tensor.get_device tells it, which costs half of what Tensor.device does.
+        self.index = -1 if self.device is None or self.device.index is None else self.device.index
+        self.is_special = self._io_same_device or self._no_grad or self.device is None
+
+    @property
+    def io_same_device(self) -> bool:
+        """Whether results go where the arguments came from."""
+        return self._io_same_device
+
+    @io_same_device.setter
+    def io_same_device(self, io_same_device: bool) -> None:
+        self._io_same_device = io_same_device
+        self.is_special = io_same_device or self.no_grad or self.device is None
+
+    @property
+    def no_grad(self) -> bool:
+        """Whether the module runs without a graph."""
+        return self._no_grad
+
+    @no_grad.setter
+    def no_grad(self, no_grad: bool) -> None:
+        self._no_grad = no_grad
+        self.is_special = self.io_same_device or no_grad or self.device is None
+
+    @property
+    def skip_keys(self) -> Any:
+        """What stays where it is, as it was said."""
+        return self._skip_keys
+
+    @skip_keys.setter
+    def skip_keys(self, keys: Any) -> None:
+        self._skip_keys = keys
+        self.skip = frozenset([keys] if isinstance(keys, str) else keys or ())
+
+    @property
+    def weights_map(self) -> Any:
+        """Where the weights rest, by name."""
+        return self._weights_map
+
+    @weights_map.setter
+    def weights_map(self, weights: Any) -> None:
+        self._weights_map = weights
+        for residency in self.residencies:
+            residency.source = weights
+
+    def init_hook(self, module: nn.Module) -> nn.Module:
+        """Moves the tensors where they shall run or rest."""
+        if self.offload:
+            offload_tensors(self, module)
+        elif self.device is not None:
+            place_tensors(self, module)
+        self.bound = module
+        return module
+
+    def is_elsewhere(self, value: Any) -> bool:
+        """Whether something in an argument does not lie where the module runs."""
+        return is_elsewhere(value, self.device, self.skip)
+
+    def bring(self, value: Any) -> Any:
+        """Arguments where the module runs."""
+        assert self.device is not None
+        return bring(value, self.device, self.skip)
+
+    def around(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A whole forward: fetch, bring, compute, let go."""
+        device = self.device
+        back = device_of(args, kwargs) if self.io_same_device else None
+        if device is not None:
+            args, kwargs = bring(args, device, self.skip), bring(kwargs, device, self.skip)
+        held = self._fetch() if self.residencies or self.inner else ()
+        try:
+            with torch.no_grad() if self.no_grad else nullcontext():
+                output = forward.original(*args, **kwargs)
+        finally:
+            for residency in held:
+                residency.release()
+        return output if back is None else send_back(output, back, self.skip)
+
+    def _fetch(self) -> tuple[Residency, ...]:
+        """Brings in what the module needs; all of it, or nothing."""
+        device = self.device or torch.device("cpu")
+        needed = self.residencies + self.inner
+        held = 0
+        try:
+            for residency in needed:
+                residency.acquire(device)
+                held += 1
+        except BaseException:
+            for residency in needed[:held]:
+                residency.release()
+            raise
+        return needed
+
+    def pre_forward(
+        self, module: nn.Module, *args: Any, **kwargs: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Brings weights and arguments; :meth:`post_forward` lets the weights go."""
+        if self.io_same_device:
+            self.input_device = device_of(args, kwargs)
+        held = self._fetch()
+        try:
+            if self.device is not None:
+                args = bring(args, self.device, self.skip)
+                kwargs = bring(kwargs, self.device, self.skip)
+        except BaseException:
+            for residency in held:
+                residency.release()
+            raise
+        self._calls.stack.append((self.input_device if self.io_same_device else None, held))
+        return args, kwargs
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        """Lets the weights go and sends the result back."""
+        back = self._leave()
+        return output if back is None else send_back(output, back, self.skip)
+
+    def cancel_forward(self, module: nn.Module) -> None:
+        """Lets the weights go."""
+        self._leave()
+
+    def _leave(self) -> torch.device | None:
+        if not self._calls.stack:
+            return None
+        back, held = self._calls.stack.pop()
+        for residency in held:
+            residency.release()
+        return back
+
+    def detach_hook(self, module: nn.Module) -> nn.Module:
+        """Brings offloaded weights back to where they came from, and takes off what dispatch installed."""
+        for residency in self.residencies:
+            for slot, tensor in residency.restore(self.original_devices):
+                slot.write(tensor)
+        if self.residencies and module is self.bound:
+            restore_others(module, self.original_devices, recurse=self.place_submodules)
+        for residency in self.residencies:
+            residency.close()
+        self.residencies, self.inner = (), ()
+        forward = installed(module)
+        while isinstance(forward, Forward):
+            below = forward.previous
+            if forward.hook is self:
+                take_off(module, forward)
+            forward = below
+        return module
+
+
+def aligns(hook: object) -> bool:
+    """Whether a hook aligns devices: ours or, where accelerate is installed, its own."""
+    return isinstance(hook, AlignDevicesHook) or (_AlignBase is not object and isinstance(hook, _AlignBase))
+
+
+class _Calls(threading.local):
+    """Forwards of this thread that have begun and not ended; another thread has its own, a copy none."""
+
+    def __init__(self) -> None:
+        self.stack: list[tuple[torch.device | None, tuple[Residency, ...]]] = []
+
+    def __reduce__(self) -> Any:
+        return (_Calls, ())
+
+
+class CpuOffload(_CpuBase, ModelHook):
+    """Keeps a model on the CPU until its forward is called; it stays where it ran until it is offloaded by hand.
+
+    Args:
+        execution_device: where it runs; by default the first accelerator, without one the CPU.
+        prev_module_hook: of the model that ran before; it is offloaded when this one is called.
+
+    Source: accelerate 1.15, hooks.py.
+    """
+
+    def __init__(
+        self,
+        execution_device: int | str | torch.device | None = None,
+        prev_module_hook: UserCpuOffloadHook | None = None,
+    ) -> None:
+        self.prev_module_hook = prev_module_hook
+        self.execution_device = execution_device if execution_device is not None else _default_device()
+
+    def init_hook(self, module: nn.Module) -> nn.Module:
+        """Moves the model to the CPU."""
+        return module.to("cpu")
+
+    def pre_forward(
+        self, module: nn.Module, *args: Any, **kwargs: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Offloads the previous model, and brings this one and the arguments where it runs."""
+        device = resolve_device(self.execution_device)
+        previous = self.prev_module_hook
+        if isinstance(previous, UserCpuOffloadHook) and _first_device(previous.model) != torch.device("cpu"):
+            previous.offload()
+        if _first_device(module) != device:
+            module.to(device)
+        return bring(args, device, frozenset()), bring(kwargs, device, frozenset())
+
+
+class UserCpuOffloadHook(_UserBase):
+    """A model with its :class:`CpuOffload` hook.
+
+    Source: accelerate 1.15, hooks.py.
+    """
+
+    def __init__(self, model: nn.Module, hook: Any) -> None:
+        self.model = model
+        self.hook = hook
+
+    def offload(self) -> None:
+        """Moves the model to the CPU."""
+        self.hook.init_hook(self.model)
+
+    def remove(self) -> None:
+        """Takes the hook off."""
+        from planner.dispatch.attaching import remove_hook_from_module
+
+        remove_hook_from_module(self.model)
+
+
+def _default_device() -> torch.device:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu") if accelerator is None else resolve_device(torch.device(accelerator.type, 0))
+
+
+def _first_device(model: nn.Module) -> torch.device | None:
+    first = next(model.parameters(), None)
+    return None if first is None else first.device
+
+
+class LayerwiseCastingHook(_CastingBase, ModelHook):
+    """Keeps a module's weights in one dtype and computes in another.
+
+    Args:
+        storage_dtype: between forwards.
+        compute_dtype: during a forward.
+        non_blocking: as in ``Tensor.to``.
+
+    Source: accelerate 1.15, hooks.py.
+    """
+
+    _is_stateful = False
+
+    def __init__(self, storage_dtype: torch.dtype, compute_dtype: torch.dtype, non_blocking: bool) -> None:
+        self.storage_dtype = storage_dtype
+        self.compute_dtype = compute_dtype
+        self.non_blocking = non_blocking
+
+    def init_hook(self, module: nn.Module) -> nn.Module:
+        """Casts for storage."""
+        return module.to(dtype=self.storage_dtype, non_blocking=self.non_blocking)
+
+    def pre_forward(
+        self, module: nn.Module, *args: Any, **kwargs: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Casts for computing."""
+        module.to(dtype=self.compute_dtype, non_blocking=self.non_blocking)
+        return args, kwargs
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        """Casts for storage."""
+        module.to(dtype=self.storage_dtype, non_blocking=self.non_blocking)
+        return output
+
+    def cancel_forward(self, module: nn.Module) -> None:
+        """Casts for storage."""
+        module.to(dtype=self.storage_dtype, non_blocking=self.non_blocking)

@@ -1,0 +1,40 @@
+"""Changes to dicts that can be taken back, all of them, in reverse order."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any
+
+__all__ = ["Journal"]
+
+_ABSENT = object()
+
+
+class Journal:
+    """Writes to modules' dicts and remembers what was there.
+
+    Guarantee: after :meth:`roll_back`, every dict holds the objects it held before.
+    """
+
+    def __init__(self) -> None:
+        self._before: list[tuple[MutableMapping[str, Any], str, Any]] = []
+
+    def set(self, table: MutableMapping[str, Any], key: str, value: Any) -> None:
+        """Sets a key."""
+        self._before.append((table, key, table.get(key, _ABSENT)))
+        table[key] = value
+
+    def remove(self, table: MutableMapping[str, Any], key: str) -> None:
+        """Removes a key, if it is there."""
+        if key in table:
+            self._before.append((table, key, table[key]))
+            del table[key]
+
+    def roll_back(self) -> None:
+        """Puts everything back."""
+        while self._before:
+            table, key, value = self._before.pop()
+            if value is not _ABSENT:
+                table[key] = value
+            else:
+                table.pop(key, None)

@@ -1,0 +1,131 @@
+"""Putting the tensors of a module where its hook says: on the device where they run, or where they rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from planner.dispatch.copies import copied, like_parameter, require_offloadable
+from planner.dispatch.guard import OffloadedTensor, is_offloaded, placeholder
+from planner.dispatch.residency import Residency
+from planner.dispatch.slots import Slot, modules_of, own_slots
+from planner.errors import InvalidInputError, OffloadError
+
+if TYPE_CHECKING:
+    from planner.dispatch.hooks import AlignDevicesHook
+
+__all__ = ["named_slots", "offload_tensors", "place_tensors", "placed", "restore_others"]
+
+
+def named_slots(module: nn.Module, *, recurse: bool) -> Iterator[tuple[str, Slot]]:
+    """Slots of a module by name, with those of all modules inside if asked."""
+    for prefix, inner in modules_of(module) if recurse else [("", module)]:
+        for slot in own_slots(inner):
+            yield (f"{prefix}.{slot.name}" if prefix else slot.name), slot
+
+
+def placed(tensor: Any, device: torch.device, name: str) -> Any:
+    """A tensor on a device: itself if it lies there, else one of the same class, with its gradient.
+
+    Raises:
+        InvalidInputError: it lies on the meta device, where there is nothing to move.
+    """
+    if tensor.device == device:
+        return tensor
+    if tensor.device.type == "meta" and device.type != "meta":
+        raise InvalidInputError(
+            f"{name} is on the meta device, we need a `value` to put in on {device}: load the weights first"
+        )
+    made = like_parameter(tensor, copied(tensor, device))
+    if tensor.is_leaf and tensor.grad is not None:
+        made.grad = copied(tensor.grad, device)
+    return made
+
+
+def place_tensors(hook: AlignDevicesHook, module: nn.Module) -> None:
+    """Moves a module's tensors to its device; those that others have moved there already are shared."""
+    device, tied = hook.device, hook.tied_params_map
+    assert device is not None
+    for name, slot in list(named_slots(module, recurse=hook.place_submodules)):
+        tensor = slot.read()
+        if is_offloaded(tensor):
+            continue
+        copies = None if tied is None or device.type == "meta" else tied.get(tensor.data_ptr())
+        if copies is not None and device in copies:
+            slot.write(copies[device])
+            continue
+        made = placed(tensor, device, name)
+        slot.write(made)
+        if copies is not None:
+            copies[device] = made
+
+
+def offload_tensors(hook: AlignDevicesHook, module: nn.Module) -> None:
+    """Puts stand-ins in place of a module's weights, and its other tensors on the device where it runs.
+
+    Raises:
+        OffloadError: a tensor that cannot rest elsewhere, or that ``weights_map`` does not have. Fields: ``name``.
+    """
+    slots = list(named_slots(module, recurse=hook.place_submodules))
+    resting = [(name, slot) for name, slot in slots if rests(slot, offload_buffers=hook.offload_buffers)]
+    hook.original_devices = {name: slot.read().device for name, slot in slots}
+    _rest(hook, module, resting)
+    by_module: dict[int, list[tuple[str, Slot]]] = {}
+    for name, slot in resting:
+        by_module.setdefault(id(slot.module), []).append((name, slot))
+    hook.residencies = tuple(_offloaded(hook, rows) for rows in by_module.values())
+    if hook.device is not None:
+        for name, slot in slots:
+            if not rests(slot, offload_buffers=hook.offload_buffers):
+                slot.write(placed(slot.read(), hook.device, name))
+
+
+def restore_others(module: nn.Module, devices: Mapping[str, torch.device], *, recurse: bool) -> None:
+    """Moves what an offloaded module keeps where it runs back to where it came from."""
+    for name, slot in list(named_slots(module, recurse=recurse)):
+        tensor, device = slot.read(), devices.get(name)
+        if device is not None and device.type != "meta" and tensor.device.type != "meta":
+            slot.write(placed(tensor, device, name))
+
+
+def rests(slot: Slot, *, offload_buffers: bool) -> bool:
+    """Whether a tensor of an offloaded module rests elsewhere: parameters do, saved buffers if asked."""
+    return not slot.is_buffer or (offload_buffers and slot.is_persistent)
+
+
+def _rest(hook: AlignDevicesHook, module: nn.Module, resting: list[tuple[str, Slot]]) -> None:
+    """Checks the weights' map, or makes it."""
+    is_moved_on = hook.bound is not None and hook.bound is not module
+    if hook.weights_map is None or (is_moved_on and hook.made_weights_map):
+        for name, slot in resting:
+            require_offloadable(slot.read(), f"{hook.module_name or type(module).__name__}.{name}")
+        cpu = torch.device("cpu")
+        hook.weights_map = {name: placed(slot.read(), cpu, name) for name, slot in resting}
+        hook.made_weights_map = True
+        return
+    for name, _ in resting:
+        if name not in hook.weights_map:
+            full = f"{hook.module_name}.{name}" if hook.module_name else name
+            raise OffloadError(f"'{full}' shall be offloaded, but weights_map does not have it", name=full)
+
+
+def _offloaded(hook: AlignDevicesHook, rows: list[tuple[str, Slot]]) -> Residency:
+    """Stand-ins for tensors of one module object."""
+    prefix = f"{hook.module_name}." if hook.module_name else ""
+    names = [prefix + name for name, _ in rows]
+    keys = [name for name, _ in rows]
+    slots = [slot for _, slot in rows]
+    residency = Residency(slots, keys, names, hook.weights_map, hook.tied_params_map)
+    residency.engage([_stand_in(slot.read(), name) for slot, name in zip(slots, names, strict=True)])
+    return residency
+
+
+def _stand_in(tensor: Any, name: str) -> OffloadedTensor:
+    if isinstance(tensor, OffloadedTensor):
+        return tensor
+    return placeholder(
+        tensor, name, is_parameter=isinstance(tensor, nn.Parameter), requires_grad=tensor.requires_grad
+    )

@@ -1,0 +1,82 @@
+"""Refusing ``.to``, ``.half``, ``.cuda`` and their kin on models whose weights are elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NoReturn
+
+from torch import nn
+
+from planner.dispatch.guard import is_offloaded
+from planner.dispatch.slots import modules_of, own_slots
+from planner.errors import OffloadError
+
+__all__ = ["Refusal", "Warned", "allow_moves"]
+
+logger = logging.getLogger(__name__)
+
+
+class Refusal:
+    """Stands in the place of a module's ``_apply``, through which all conversions of a module go.
+
+    Args:
+        module: the module; there is an offloaded weight inside, unless it was replaced meanwhile.
+    """
+
+    __slots__ = ("module",)
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, fn: Any, recurse: bool = True) -> nn.Module:
+        for name, module in modules_of(self.module) if recurse else [("", self.module)]:
+            for slot in own_slots(module):
+                if is_offloaded(slot.read()):
+                    self._refuse(f"{name}.{slot.name}" if name else slot.name)
+        applied: nn.Module = type(self.module)._apply(self.module, fn, recurse)  # type: ignore[no-untyped-call]
+        return applied
+
+    def _refuse(self, name: str) -> NoReturn:
+        raise OffloadError(
+            f"You can't move a model that has some modules offloaded: '{name}' of {type(self.module).__name__} rests "
+            "elsewhere, and converting or moving the model would miss it; call planner.undispatch(model) first",
+            name=name,
+        )
+
+
+class Warned:
+    """Stands in the place of a dispatched model's ``to`` or ``cuda``: moving it undoes the plan.
+
+    Args:
+        module: the model.
+        name: "to" or "cuda".
+    """
+
+    __slots__ = ("module", "name")
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.module = module
+        self.name = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.name != "to" or _names_device(args, kwargs):
+            logger.warning(
+                "You shouldn't move a model that is dispatched over several devices; call planner.undispatch(model) first."
+            )
+        return getattr(type(self.module), self.name)(self.module, *args, **kwargs)
+
+
+def _names_device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    import torch
+
+    return torch._C._nn._parse_to(*args, **kwargs)[0] is not None
+
+
+def allow_moves(module: nn.Module) -> None:
+    """Takes off what stands in the place of a module's own conversions."""
+    if isinstance(module.__dict__.get("_apply"), Refusal):
+        del module.__dict__["_apply"]
+    for name in ("to", "cuda", "xpu", "npu", "mlu", "sdaa", "musa"):
+        # accelerate's are functions; like its own remover, this one takes them off.
+        if name in module.__dict__:
+            del module.__dict__[name]

@@ -1,0 +1,82 @@
+"""Where a tensor hangs in a model: a module object and the name of one of its own tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["Slot", "modules_of", "own_slots", "resolve_device"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slot:
+    """One parameter or buffer of one module object.
+
+    The object, not a dotted path: whoever wraps the module later changes its path, not the slot.
+    """
+
+    module: nn.Module
+    name: str
+    is_buffer: bool = False
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """The module's own dict that holds the tensor."""
+        table: Any = self.module._buffers if self.is_buffer else self.module._parameters
+        tensors: dict[str, Any] = table
+        return tensors
+
+    def read(self) -> Any:
+        """What lies there now."""
+        return self.table[self.name]
+
+    def write(self, tensor: Any) -> None:
+        """Puts a tensor there, without the checks of ``Module.__setattr__``, which would unregister some."""
+        self.table[self.name] = tensor
+
+    @property
+    def is_persistent(self) -> bool:
+        """Whether the tensor is saved with the model."""
+        return not (self.is_buffer and self.name in self.module._non_persistent_buffers_set)
+
+
+def own_slots(module: nn.Module) -> Iterator[Slot]:
+    """Slots of a module's own tensors, parameters first; empty ones are left out."""
+    yield from (Slot(module, name) for name, value in module._parameters.items() if value is not None)
+    yield from (Slot(module, name, True) for name, value in module._buffers.items() if value is not None)
+
+
+def modules_of(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module object once with its first name, in preorder; any depth."""
+    seen: set[int] = set()
+    stack = [("", root)]
+    while stack:
+        name, module = stack.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield name, module
+        prefix = f"{name}." if name else ""
+        children = [(prefix + key, child) for key, child in module._modules.items() if child is not None]
+        stack.extend(reversed(children))
+
+
+def resolve_device(device: Any) -> torch.device:
+    """The device with its index, as tensors on it call it.
+
+    Args:
+        device: a number, a string or a ``torch.device``.
+
+    Example:
+        >>> resolve_device("cpu")
+        device(type='cpu')
+    """
+    resolved = torch.device(device)
+    if resolved.index is None and resolved.type not in ("cpu", "meta"):
+        # Only the back end knows which one "cuda" or "mps" is just now.
+        return torch.empty(0, device=resolved).device
+    return resolved
