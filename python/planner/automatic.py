@@ -88,8 +88,8 @@ class AutoSearch:
             raise self._infeasible(result)
         keys = [room.device for room in self.rooms]
         return AutoAnswer(
-            device_map={name: keys[device] for name, device in result.device_map()},
-            execution_map={name: keys[device] for name, device in result.execution_map()},
+            device_map=result.device_map(keys),
+            execution_map=result.execution_map(keys),
             usage_bytes=tuple((-(-used // 8), -(-reserved // 8)) for used, reserved in result.usage),
             certificate=_certificate(result),
             reasons=partial(self._reasons, result),

@@ -90,15 +90,14 @@ def expand_classes(layout_tree: _core.Tree, names: Iterable[str]) -> list[str]:
     Raises:
         InvalidConstraintError: the model has no such class. Fields: ``names``, ``suggestions``.
     """
-    wanted = dict.fromkeys(names)
+    wanted = list(dict.fromkeys(names))
     if not wanted:
         return []
-    bases = layout_tree.class_bases()
-    unknown = [name for name in wanted if not any(name in line for _, line in bases)]
+    derived, unknown = layout_tree.derived_classes(wanted)
     if unknown:
-        known = sorted({name for name, _ in bases})
+        known = sorted({name for name, _ in layout_tree.class_bases()})
         raise _unknown("no module of the model is of class", unknown, known)
-    return [name for name, line in bases if any(base in wanted for base in line)]
+    return derived
 
 
 def require_names(layout: Layout, what: str, names: Sequence[str]) -> None:

@@ -138,11 +138,8 @@ class _Request:
         tree = opened.tree
         classes = expand_classes(tree.columns, said.no_split_module_classes)
         own = not classes and tree.no_split_classes
-        if own:
-            present = {base for _, line in tree.columns.class_bases() for base in line}
-            classes = expand_classes(
-                tree.columns, [name for name in tree.no_split_classes if name in present]
-            )
+        if own:  # a model may name classes that it does not have
+            classes, _ = tree.columns.derived_classes(list(tree.no_split_classes))
         if not classes and not own:
             classes = Layout(tree).columns.repeated_classes()
         layout = Layout(

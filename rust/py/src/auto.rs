@@ -8,6 +8,7 @@ use planner_core::auto::{
 use planner_core::{BlockOptions, Granularity, Placement, clean_nodes, with_twins};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
 use crate::layout::Layout;
 
@@ -206,15 +207,16 @@ pub(crate) struct AutoPlan {
 
 #[pymethods]
 impl AutoPlan {
-    /// (name, device index): the fewest keys that cover every tensor, in execution order.
-    fn device_map(&self, py: Python<'_>) -> Vec<(String, u32)> {
-        py.detach(|| self.keys(|unit| Some(self.solution.home[unit])))
+    /// The fewest keys that cover every tensor, in execution order, with the devices of their indices.
+    fn device_map<'py>(&self, py: Python<'py>, devices: Vec<Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyDict>> {
+        named(py, py.detach(|| self.keys(|unit| Some(self.solution.home[unit]))), &devices)
     }
 
-    /// (name, device index) of what runs elsewhere than it lies.
-    fn execution_map(&self, py: Python<'_>) -> Vec<(String, u32)> {
+    /// The same of what runs elsewhere than it lies.
+    fn execution_map<'py>(&self, py: Python<'py>, devices: Vec<Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyDict>> {
         let (home, execution) = (&self.solution.home, &self.solution.execution);
-        py.detach(|| self.keys(|unit| (home[unit] != execution[unit]).then_some(execution[unit])))
+        let keys = py.detach(|| self.keys(|unit| (home[unit] != execution[unit]).then_some(execution[unit])));
+        named(py, keys, &devices)
     }
 
     /// Device index of each unit.
@@ -271,6 +273,20 @@ impl AutoPlan {
         entries.sort_unstable(); // Rows are in execution order.
         entries.into_iter().map(|(node, device)| (tree.full_name(node), device)).collect()
     }
+}
+
+fn named<'py>(
+    py: Python<'py>,
+    keys: Vec<(String, u32)>,
+    devices: &[Bound<'py, PyAny>],
+) -> PyResult<Bound<'py, PyDict>> {
+    let map = PyDict::new(py);
+    for (name, device) in keys {
+        let device =
+            devices.get(device as usize).ok_or_else(|| PyValueError::new_err("fewer devices than were planned for"))?;
+        map.set_item(name, device)?;
+    }
+    Ok(map)
 }
 
 /// Why there is no plan.

@@ -4,8 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use planner_core::{KeyTrie, Kind, clean};
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyTuple, PyType};
+use pyo3::types::{PyString, PyTuple, PyType};
 
 use crate::walk::{Guide, walk};
 
@@ -69,6 +70,47 @@ impl Tree {
             Classes::Live(classes) => classes.iter().map(bases).collect(),
             Classes::Named(classes) => Ok(classes.clone()),
         }
+    }
+
+    /// Names of the classes of modules that are, or derive from, one of the classes named; and names that nothing is or
+    /// derives from.
+    fn derived_classes(&self, py: Python<'_>, names: Vec<String>) -> PyResult<(Vec<String>, Vec<String>)> {
+        let mut is_met = vec![false; names.len()];
+        let mut meet = |base: &str| {
+            let mut is_named = false;
+            for (_, met) in names.iter().zip(&mut is_met).filter(|(name, _)| *name == base) {
+                (*met, is_named) = (true, true);
+            }
+            is_named
+        };
+        let mut derived = Vec::new();
+        match &self.classes {
+            Classes::Live(classes) => {
+                for class in classes {
+                    let class = class.bind(py);
+                    let mut is_derived = false;
+                    for base in class.mro().iter() {
+                        is_derived |= meet(&base.getattr(intern!(py, "__name__"))?.cast::<PyString>()?.to_cow()?);
+                    }
+                    if is_derived {
+                        derived.push(class.name()?.extract()?);
+                    }
+                }
+            }
+            Classes::Named(classes) => {
+                for (class, bases) in classes {
+                    let mut is_derived = false;
+                    for base in bases {
+                        is_derived |= meet(base);
+                    }
+                    if is_derived {
+                        derived.push(class.clone());
+                    }
+                }
+            }
+        }
+        let unknown = names.into_iter().zip(is_met).filter(|(_, met)| !met).map(|(name, _)| name).collect();
+        Ok((derived, unknown))
     }
 
     /// Which names are of rows.
