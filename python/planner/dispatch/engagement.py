@@ -22,6 +22,7 @@ from planner.dispatch.placing import placed, rests
 from planner.dispatch.refusal import Refusal, Warned
 from planner.dispatch.residency import Residency, TiedCopies
 from planner.dispatch.slots import Slot, modules_of
+from planner.dispatch.streams import Prefetcher
 from planner.errors import OffloadError, PlanMismatchError
 
 __all__ = ["Dispatched", "Engagement", "RestingWeights", "engaged_models", "prepare", "resting_value"]
@@ -50,6 +51,7 @@ class Engagement:
         weights: resting tensors by full name, where they come from elsewhere than the model.
         force_borders: borders, too, if there is one device.
         whole_classes: classes whose instances are brought in whole.
+        room_bytes: by device, what offloaded blocks may take there together; room for two lets one be copied ahead.
     """
 
     assignment: Assignment
@@ -59,6 +61,7 @@ class Engagement:
     weights: Mapping[str, Any] | None = None
     force_borders: bool = False
     whole_classes: frozenset[str] = frozenset()
+    room_bytes: Mapping[torch.device, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -316,6 +319,7 @@ class Prepared:
         if root_id not in self.hooks:
             self.hooks[root_id] = self._hook(self.engagement.assignment.main_device)
         self.hooks[root_id].io_same_device = True
+        self._prefetch(root_id)
         for _, module in modules_of(self.model):
             if id(module) in self.hooks:
                 self._install_forward(journal, record, module)
@@ -382,6 +386,19 @@ class Prepared:
                 found.fetch = partial(residency.fetch, at)
             self.stand_ins[id(value)] = found
         return found
+
+    def _prefetch(self, root_id: int) -> None:
+        """Blocks that run on accelerators with room for two are copied ahead."""
+        room = {
+            device: size for device, size in self.engagement.room_bytes.items() if Prefetcher.serves(device)
+        }
+        hooks = [self.hooks[id(block.module)] for block in self.layout.blocks if block.takes_whole]
+        fetching = [hook for hook in hooks if (hook.residencies or hook.inner) and hook.device in room]
+        if len(fetching) < 2:
+            return
+        prefetcher = Prefetcher(room)
+        for hook in (*fetching, self.hooks[root_id]):
+            hook.prefetcher = prefetcher
 
     def _hook_block(self, block: Block, own: Mapping[int, Any]) -> None:
         hook = self.hooks.get(id(block.module))

@@ -13,7 +13,7 @@ from torch import nn
 from planner.dispatch.bases import hook_base
 from planner.dispatch.borders import is_elsewhere
 from planner.dispatch.forwards import Forward, bring, device_of, installed, send_back, take_off
-from planner.dispatch.placing import offload_tensors, place_tensors, restore_others
+from planner.dispatch.placing import offload_tensors, place_tensors, require_values, restore_others
 from planner.dispatch.residency import Residency, TiedCopies
 from planner.dispatch.slots import resolve_device
 
@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from planner.dispatch.streams import Prefetcher
 
     class _ModelBase: ...
 
@@ -171,6 +172,9 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         # Of modules inside, which a block brings in with its own.
         self.inner: tuple[Residency, ...] = ()
         self.bound: nn.Module | None = None
+        # Which offloaded block runs after this one, as learnt; and who copies it ahead.
+        self.follower: AlignDevicesHook | None = None
+        self.prefetcher: Prefetcher | None = None
         self.module_name = ""
         self.made_weights_map = False
         self._weights_map: Mapping[str, Any] | None = None
@@ -275,14 +279,22 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         back = device_of(args, kwargs) if self.io_same_device else None
         if device is not None:
             args, kwargs = bring(args, device, self.skip), bring(kwargs, device, self.skip)
+        if self.inner:
+            require_values(forward.module)
         held = self._fetch() if self.residencies or self.inner else ()
         try:
+            if self.prefetcher is not None:
+                self.prefetcher.computing(self)
             with torch.no_grad() if self.no_grad else nullcontext():
                 output = forward.original(*args, **kwargs)
         finally:
             for residency in held:
                 residency.release()
         return output if back is None else send_back(output, back, self.skip)
+
+    def resting_bytes(self) -> int:
+        """Bytes that are brought in for a forward."""
+        return sum(residency.resting_bytes() for residency in (*self.residencies, *self.inner))
 
     def _fetch(self) -> tuple[Residency, ...]:
         """Brings in what the module needs; all of it, or nothing."""
