@@ -11,7 +11,7 @@ RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml $(wildcar
 LINTED := python tests benches examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check build format-check lint types rust-test python-test sweep bench wheel sdist fmt clean
+.PHONY: help demo test check build format-check lint types rust-test python-test sweep upstream bench wheel sdist fmt clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -63,6 +63,9 @@ python-test: build
 
 sweep: build ## the long differential sweeps over every model class
 	$(BIN)/python -m pytest -m sweep
+
+upstream: build ## accelerate's own tests with our functions in place of its own (downloads them once)
+	PYTHONPATH=tests $(BIN)/python -m upstream
 
 bench: build ## the benchmark table (about ten minutes)
 	$(BIN)/python benches/bench_plan.py

@@ -69,8 +69,8 @@ def names(kinds: tuple[str, ...] = tuple(KINDS)) -> list[str]:
     return sorted(name for name in found if hasattr(transformers, name))
 
 
-def build(name: str) -> Any:
-    """A model of this class on the meta device, tied. Raises whatever its class raises."""
+def build(name: str, *, tie: bool = True) -> Any:
+    """A model of this class on the meta device, tied unless not wanted. Raises whatever its class raises."""
     cls = getattr(transformers, name)
     errors = []
     for shrink in (True, False):
@@ -83,7 +83,8 @@ def build(name: str) -> Any:
         except Exception as error:
             errors.append(error)
             continue
-        model.tie_weights()
+        if tie:
+            model.tie_weights()
         return model
     raise errors[0]
 

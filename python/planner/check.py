@@ -16,6 +16,7 @@ from itertools import islice
 from numbers import Integral, Real
 from typing import Any, Final, Literal
 
+from planner.described import DescribedModule, DescribedTensor
 from planner.errors import InvalidDevicesError, InvalidInputError, InvalidTreeError
 from planner.units import format_bytes, parse_bytes
 
@@ -101,7 +102,8 @@ def check(
     """Everything that is wrong with a device map for a live model.
 
     Args:
-        model: an ``nn.Module``, on any device, the meta device included.
+        model: an ``nn.Module``, on any device, the meta device included; or names and bytes in words, as
+            :func:`planner.described.describe` makes them, whose sizes are then those that are planned.
         device_map: dotted name of a module, parameter or buffer → device; "" is the whole model. Devices are
             spelled 0, "0", "cuda:0" or ``torch.device("cuda:0")``, "cpu", "disk", "mps".
         max_memory: device → budget in bytes, or a size in words ("10GiB"). None: budgets are not judged. A listed
@@ -237,7 +239,7 @@ class _Walk:
                 continue
             self._enter(parent, part, module, path)
             here = len(self.modules)
-            self.modules.append(_Module(parent, part, here > 0 and type(module).__name__ in no_split))
+            self.modules.append(_Module(parent, part, here > 0 and _class_name(module) in no_split))
             self.parameters += self._tensors(here, module._parameters, key, device)
             self.buffers += self._tensors(here, module._buffers, key, device)
             stack.append((parent, part, module, None, None))
@@ -288,6 +290,10 @@ class _Walk:
         return ".".join(reversed(parts))
 
 
+def _class_name(module: Any) -> str:
+    return module.class_name if isinstance(module, DescribedModule) else type(module).__name__
+
+
 _NOWHERE: Final = _Key()  # below every key that matches
 
 
@@ -310,6 +316,8 @@ class _Sizes:
         self._special_bits = {name: _dtype_bits(special) for name, special in special_dtypes.items()}
 
     def planned_bytes(self, name: Callable[[], str], tensor: Any) -> int:
+        if isinstance(tensor, DescribedTensor):
+            return tensor.size_bytes
         bits = self._special_bits.get(name()) if self._special_bits else None
         if bits is None and not str(tensor.dtype).startswith(_NOT_CAST):
             bits = self._bits

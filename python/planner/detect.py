@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planner.devices import DeviceKey, accelerator_backend
+from planner.errors import InvalidDevicesError
 
 __all__ = ["Free", "free_devices", "free_disk", "free_host_memory"]
 
@@ -40,6 +41,9 @@ def free_devices(offload_folder: str | os.PathLike[str] | None = None) -> tuple[
     Guarantee: memory that an allocator has reserved but does not use counts as free; memory that accelerators share with the
         host is one pool, counted once.
 
+    Raises:
+        InvalidDevicesError: torch is not installed, and accelerators cannot be found without it. Fields: ``device``.
+
     Cost: importing torch, and one query for each device.
     """
     accelerators = list(_free_accelerators())
@@ -57,8 +61,14 @@ def free_devices(offload_folder: str | os.PathLike[str] | None = None) -> tuple[
 
 
 def _free_accelerators() -> Iterator[Free]:
-    import torch
-
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise InvalidDevicesError(
+            "accelerators are found by torch, which is not installed: name what may be used, as in "
+            "max_memory={0: '80GiB', 'cpu': '200GiB'} or -d 0=80GiB -d cpu=200GiB",
+            device=None,
+        ) from error
     if torch.backends.mps.is_available():
         host = free_host_memory()
         yield Free(

@@ -70,8 +70,10 @@ def canonical_device(key: object) -> DeviceKey:
 
 
 def _is_backend(name: str) -> bool:
-    import torch
-
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return False
     return bool(name == torch._C._get_privateuse1_backend_name())
 
 

@@ -10,13 +10,24 @@ from planner.errors import InvalidInputError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["describe_dtype", "formula_bits", "resolve_dtype", "stored_bits"]
+__all__ = ["describe_dtype", "element_bits", "formula_bits", "resolve_dtype", "stored_bits"]
 
 # accelerate.utils.CustomDtype, by value: what a quantised load will store.
 _CUSTOM_BITS = {"fp8": 8, "int4": 4, "int2": 2}
 # torch's quantised types whose storage packs several elements into the byte that `itemsize` says.
 _PACKED_BITS = {"torch.quint4x2": 4, "torch.quint2x4": 2}
 _INTEGRAL = ("torch.uint", "torch.int", "torch.bool")
+# Stored bits of torch's types by name, so that plans from files need no torch to count in one.
+_NAMED_BITS = {
+    **dict.fromkeys(("float64", "int64", "uint64", "complex64"), 64),
+    **dict.fromkeys(("float32", "int32", "uint32"), 32),
+    **dict.fromkeys(("float16", "bfloat16", "int16", "uint16"), 16),
+    **dict.fromkeys(("int8", "uint8", "bool", "float4_e2m1fn_x2"), 8),
+    **dict.fromkeys(
+        ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"), 8
+    ),
+    "complex128": 128,
+}
 _TRAILING_DIGITS = re.compile(r"[^\d](\d+)$")
 _FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
 
@@ -46,6 +57,24 @@ def stored_bits(dtype: Any) -> int:
     return _PACKED_BITS.get(str(dtype), int(dtype.itemsize) * 8) if custom is None else custom
 
 
+def element_bits(dtype: Any) -> tuple[int, int]:
+    """Formula bits and stored bits of an element type, by name or object; torch's well-known names need no torch.
+
+    Raises:
+        InvalidInputError: torch has no such dtype.
+
+    Example:
+        >>> element_bits("bfloat16"), element_bits("bool")
+        ((16, 16), (1, 8))
+    """
+    name = dtype.removeprefix("torch.") if type(dtype) is str else ""
+    if name in _NAMED_BITS:
+        stored = _NAMED_BITS[name]
+        return _formula_bits(name, stored), stored
+    resolved = resolve_dtype(dtype)
+    return formula_bits(resolved), stored_bits(resolved)
+
+
 def formula_bits(dtype: Any) -> int:
     """Bits per element that accelerate plans with.
 
@@ -55,13 +84,16 @@ def formula_bits(dtype: Any) -> int:
     custom = _custom_bits(dtype)
     if custom is not None:
         return custom
-    name = str(dtype)
-    if name == "torch.bool":
+    return _formula_bits(str(dtype).removeprefix("torch."), stored_bits(dtype))
+
+
+def _formula_bits(name: str, stored: int) -> int:
+    if name == "bool":
         return 1
-    if name.removeprefix("torch.") in _FLOAT8:
+    if name in _FLOAT8:
         return 8
     digits = _TRAILING_DIGITS.search(name)
-    return int(digits.group(1)) // 8 * 8 if digits else stored_bits(dtype)
+    return int(digits.group(1)) // 8 * 8 if digits else stored
 
 
 def describe_dtype(dtype: torch.dtype) -> tuple[int, int, bool]:

@@ -6,11 +6,20 @@ import difflib
 from collections.abc import Mapping
 
 from planner.devices import DeviceKey
-from planner.errors import InvalidConstraintError
+from planner.errors import InvalidConstraintError, InvalidInputError
 from planner.plan import Plan, Reason
 from planner.units import format_bytes
 
-__all__ = ["WORDS", "empty_devices_notice", "explain", "infeasible_message", "notices", "sentence"]
+__all__ = [
+    "WORDS",
+    "empty_devices_notice",
+    "explain",
+    "home_of",
+    "infeasible_message",
+    "notices",
+    "reasons_about",
+    "sentence",
+]
 
 # Templates of sentences by rule; fields are name, device, needed and available.
 WORDS: Mapping[str, str] = {
@@ -38,7 +47,14 @@ def sentence(reason: Reason) -> str:
     Example:
         >>> sentence(Reason(rule="fits", name="lm_head", device=0, needed_bytes=10, available_bytes=12))
         'Putting lm_head on 0: it needs 10 bytes, 12 are available.'
+
+    Raises:
+        InvalidInputError: no such rule.
     """
+    if reason.rule not in WORDS:
+        raise InvalidInputError(
+            f"no rule is called {reason.rule!r}; the plan is of another version of planner"
+        )
     available = "unlimited" if reason.available_bytes is None else str(reason.available_bytes)
     return WORDS[reason.rule].format(
         name=reason.name, device=reason.device, needed=reason.needed_bytes, available=available
@@ -77,15 +93,15 @@ def explain(plan: Plan, name: str) -> str:
         Everything would be on the accelerators with 600 bytes more on 0.
         To move it, write pin={'3': 0}.
     """
-    home = _lookup(plan.device_map, name)
+    home = home_of(plan.device_map, name)
     if home is None:
         nearest = difflib.get_close_matches(name, list(plan.device_map), n=3)
         raise InvalidConstraintError(
             f"the plan has no place for {name!r}", names=(name,), suggestions=tuple(nearest)
         )
-    own = [reason for reason in plan.reasons if _covers(reason.name, name) or _covers(name, reason.name)]
+    own = reasons_about(plan, name)
     block = next((reason.name for reason in own if _covers(reason.name, name)), name)
-    runs = _lookup(plan.execution_map, name)
+    runs = home_of(plan.execution_map, name)
     lines = [f"{name} lies on {home}{'' if runs is None else f' and runs on {runs}'}, as block {block!r}."]
     lines.extend(f"  {sentence(reason)}" for reason in own[:5])
     if len(own) > 5:
@@ -125,7 +141,7 @@ def notices(plan: Plan) -> tuple[str, ...]:
     if certificate.returns:
         times = "once" if certificate.returns == 1 else f"{certificate.returns} times"
         said.append(f"Execution comes back {times} to a device that it had left.")
-    return tuple(said)
+    return (*said, *plan.source.notes)
 
 
 def _offloaded_notices(plan: Plan) -> list[str]:
@@ -187,7 +203,20 @@ def _tried(plan: Plan) -> list[str]:
     return [_STAGES[each] for each in tried if each != "tie_position" or each == stage]
 
 
-def _lookup(device_map: Mapping[str, DeviceKey], name: str) -> DeviceKey | None:
+def reasons_about(plan: Plan, name: str) -> tuple[Reason, ...]:
+    """The decisions about a module, about what it lies in, and about what lies in it."""
+    return tuple(
+        reason for reason in plan.reasons if _covers(reason.name, name) or _covers(name, reason.name)
+    )
+
+
+def home_of(device_map: Mapping[str, DeviceKey], name: str) -> DeviceKey | None:
+    """The device of a name: of the nearest key above it, else of the first key inside it, else None.
+
+    Example:
+        >>> home_of({"layers.0": 0, "layers.1": "cpu"}, "layers.1.mlp")
+        'cpu'
+    """
     prefix = name
     while prefix and prefix not in device_map:
         prefix = prefix.rpartition(".")[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from planner import _core
-from planner.dtypes import formula_bits, resolve_dtype, stored_bits
+from planner.dtypes import element_bits
 from planner.tree import ModuleTree
 
 __all__ = ["BalanceFacts", "Dialect", "Layout", "bits_to_bytes"]
@@ -65,13 +65,13 @@ class Layout:
         uncounted: Iterable[str] = (),
         exempt: Iterable[str] = (),
     ) -> None:
-        special = {name: _element_bits(value) for name, value in (special_dtypes or {}).items()}
+        special = {name: element_bits(value) for name, value in (special_dtypes or {}).items()}
         self.tree = tree
         self.columns = _core.Layout(
             tree.columns,
             no_split=list(no_split),
             dialect=dialect,
-            cast=None if dtype is None else _element_bits(dtype),
+            cast=None if dtype is None else element_bits(dtype),
             special=[(name, formula, stored) for name, (formula, stored) in special.items()],
             sizes=list((sizes or {}).items()),
             tied=None if tied is None else [list(group) for group in tied],
@@ -108,11 +108,6 @@ class Layout:
             final_module_count=count,
             largest_direct_bytes=bits_to_bytes(direct),
         )
-
-
-def _element_bits(dtype: Any) -> tuple[int, int]:
-    resolved = resolve_dtype(dtype)
-    return formula_bits(resolved), stored_bits(resolved)
 
 
 def bits_to_bytes(bits: int) -> int | float:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from planner.devices import DeviceKey, canonical_device
 from planner.difference import PlanDiff, UsageDifference, moved_names
@@ -28,6 +28,8 @@ __all__ = [
 
 SCHEMA = "planner.plan"
 VERSION = 1
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,22 +343,50 @@ def _shortfall_data(shortfall: Shortfall) -> dict[str, Any]:
 def _parts(data: dict[str, Any]) -> dict[str, Any]:
     shortfall = data["shortfall"]
     if shortfall is not None:
-        more = {canonical_device(key): size for key, size in shortfall["more_bytes"].items()}
-        shortfall = Shortfall(name=shortfall["name"], more_bytes=more)
+        more = {canonical_device(key): _count(size) for key, size in shortfall["more_bytes"].items()}
+        shortfall = _exact(Shortfall, {**shortfall, "more_bytes": more})
     return {
-        "devices": tuple(DevicePlan(**{**row, "id": canonical_device(row["id"])}) for row in data["devices"]),
+        "devices": tuple(
+            _exact(DevicePlan, {**row, "id": canonical_device(row["id"])}) for row in data["devices"]
+        ),
         "device_map": _pairs(data["device_map"]),
         "execution_map": _pairs(data["execution_map"]),
         "offloaded_bytes": {tier: _count(data["offloaded_bytes"][tier]) for tier in ("cpu", "disk")},
-        "certificate": Certificate(**data["certificate"]),
+        "certificate": _exact(Certificate, data["certificate"]),
         "account": Account(
             source=_read_source(data["source"]),
-            reasons=tuple(Reason(**row) for row in data["reasons"]),
+            reasons=tuple(_exact(Reason, row) for row in data["reasons"]),
             shortfall=shortfall,
-            settings={path: Setting(**row) for path, row in data["settings"].items()},
-            provenance=dict(data.get("provenance", {})),
+            settings={path: _exact(Setting, row) for path, row in data["settings"].items()},
+            provenance={path: _text(origin) for path, origin in data.get("provenance", {}).items()},
         ),
     }
+
+
+# The declared types that JSON could get wrong; a bool is no number.
+_TYPES: Mapping[object, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "bool": (bool,),
+    "DeviceKey": (int, str),
+    "str | None": (str, type(None)),
+    "int | None": (int, type(None)),
+}
+
+
+def _exact(cls: type[T], row: Mapping[str, Any]) -> T:
+    """An instance with fields of exactly the types declared. Raises TypeError."""
+    for field in fields(cls):  # type: ignore[arg-type]
+        allowed = _TYPES.get(field.type)
+        if allowed and type(row[field.name]) not in allowed:
+            raise TypeError(f"{field.name} must be {field.type}, got {str(row[field.name])[:80]!r}")
+    return cls(**row)
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise TypeError(f"expected a text, got {str(value)[:80]!r}")
+    return value
 
 
 def _source_data(source: Source) -> dict[str, Any]:
@@ -371,7 +401,7 @@ def _read_source(row: dict[str, Any]) -> Source:
     notes = row.get("notes", [])
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         raise TypeError("notes must be a list of strings")
-    return Source(**{**row, "notes": tuple(notes)})
+    return _exact(Source, {**row, "notes": tuple(notes)})
 
 
 def _pairs(rows: Any) -> dict[str, DeviceKey]:

@@ -31,13 +31,19 @@ __all__ = ["plan", "plan_many", "resolve_settings"]
 
 
 def plan(
-    source: nn.Module | ModuleTree | str | os.PathLike[str], /, *, config: Any = None, **settings: Any
+    source: nn.Module | ModuleTree | Opened | str | os.PathLike[str],
+    /,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    config: Any = None,
+    **settings: Any,
 ) -> Plan:
     """Where a model goes: by default, as little offloaded as can be.
 
     Args:
         source: a live model, one that was flattened before, or the path of a checkpoint: a folder, a safetensors file, an
             index, or a ``config.json`` alone. Of files, nothing but headers is read.
+        checkpoint: for a live model, files whose tensors' sizes count instead of the model's own.
         config: a file, a mapping, a ``Stack`` or a ``Resolved`` that ``settings`` go on top of. Nothing else is read.
         settings: as in :class:`planner.config.settings.Settings`: ``max_memory``, ``strategy``, ``mode``, ``pin``, …
 
@@ -65,14 +71,15 @@ def plan(
         >>> dict(plan(model, max_memory={0: 800, 1: 800}).device_map)
         {'0': 0, '1': 0, '2': 1, '3': 1}
     """
-    return _Request.of(source, config, settings).plan()
+    return _Request.of(source, config, settings, checkpoint).plan()
 
 
 def plan_many(
-    source: nn.Module | ModuleTree | str | os.PathLike[str],
+    source: nn.Module | ModuleTree | Opened | str | os.PathLike[str],
     budgets: Iterable[Mapping[Any, Any]],
     /,
     *,
+    checkpoint: str | os.PathLike[str] | None = None,
     config: Any = None,
     **settings: Any,
 ) -> list[Plan | InfeasibleError]:
@@ -81,6 +88,7 @@ def plan_many(
     Args:
         source: as in :func:`plan`; flattened once.
         budgets: device to budget, in bytes or words, one mapping for each plan.
+        checkpoint: as in :func:`plan`.
         config: as in :func:`plan`.
         settings: as in :func:`plan`, without ``max_memory``.
 
@@ -95,7 +103,7 @@ def plan_many(
     rows = list(budgets)
     if not rows:
         return []
-    request = _Request.of(source, config, {**settings, "max_memory": rows[0]})
+    request = _Request.of(source, config, {**settings, "max_memory": rows[0]}, checkpoint)
     return request.plan_many(rows)
 
 
@@ -121,9 +129,9 @@ class _Request:
     budgets: Mapping[DeviceKey, int]
 
     @classmethod
-    def of(cls, source: Any, config: Any, settings: Mapping[str, Any]) -> _Request:
+    def of(cls, source: Any, config: Any, settings: Mapping[str, Any], checkpoint: Any = None) -> _Request:
         resolved = resolve_settings(config, settings)
-        opened = open_source(source)
+        opened = open_source(source, checkpoint)
         told = opened.config
         recorded = cache(partial(resolve_settings, config, settings, told))
         said = resolved.config
@@ -137,7 +145,13 @@ class _Request:
             )
         if not classes and not own:
             classes = Layout(tree).columns.repeated_classes()
-        layout = Layout(tree, no_split=classes, dtype=said.dtype, special_dtypes=dict(said.special_dtypes))
+        layout = Layout(
+            tree,
+            no_split=classes,
+            dtype=said.dtype,
+            special_dtypes=dict(said.special_dtypes),
+            sizes=opened.sizes(said.dtype, said.special_dtypes),
+        )
         require_names(layout, "special_dtypes", list(said.special_dtypes))
         require_names(layout, "no_split_modules", list(said.no_split_modules))
         require_names(layout, "keep_together", [name for group in said.keep_together for name in group])

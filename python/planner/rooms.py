@@ -13,6 +13,7 @@ from planner.errors import InvalidDevicesError
 __all__ = ["Room", "device_rooms"]
 
 _DETECTED_HEADROOM = "10%"
+_ALL = "all"
 _KIND_ORDER = {"accelerator": 0, "cpu": 1, "disk": 2}
 
 
@@ -54,8 +55,8 @@ def device_rooms(
 
     Args:
         max_memory: budgets in bytes; empty means detect.
-        headroom: bytes, or a share of the budget as in "10%", by device; a tenth of what was detected and nothing of what
-            was said where it has no word.
+        headroom: bytes, or a share of the budget as in "10%", by device; "all" stands for every device that has no word of
+            its own. Without either, a tenth of what was detected and nothing of what was said.
         offload_folder: its disk is detected, too.
 
     Raises:
@@ -70,8 +71,9 @@ def device_rooms(
             (free.device, free.free_bytes, f"detected: {free.origin}", free.pool)
             for free in free_devices(offload_folder)
         ]
-    kept = {canonical_device(key): room for key, room in (headroom or {}).items()}
-    default: int | str = 0 if max_memory else _DETECTED_HEADROOM
+    words = dict(headroom or {})
+    default = words.pop(_ALL, 0 if max_memory else _DETECTED_HEADROOM)
+    kept = {canonical_device(key): room for key, room in words.items()}
     known = {device for device, *_ in found}
     for device in kept:
         if device not in known:

@@ -41,16 +41,26 @@ class Accelerators:
         """The most that `used_bytes` has been since the last reset."""
         return torch.accelerator.max_memory_allocated(index)
 
+    def pinned_bytes(self) -> int:
+        """Bytes of living tensors in pinned memory."""
+        return int(self._extension.pinned_bytes())
+
     def traffic(self) -> Traffic:
         """Bytes copied since the last reset."""
         return Traffic(*self._extension.traffic_bytes())
 
+    def synchronize(self) -> None:
+        """The host waits for all work on both devices."""
+        for device in self.devices:
+            torch.accelerator.synchronize(device.index)
+
     def reset(self) -> None:
-        """Peaks start from what is in use, traffic from zero; limits and current device are as at the beginning."""
+        """Peaks start from what is in use, traffic from zero; limits, allocations left and current device are as at first."""
         for device in self.devices:
             torch.accelerator.reset_peak_memory_stats(device.index)
             torch.accelerator.reset_accumulated_memory_stats(device.index)
             self._extension.set_limit_bytes(device.index, -1)
+            self._extension.set_allocations_left(device.index, -1)
         self._extension.reset_traffic()
         self._extension.take_races()
         torch.accelerator.set_device_index(0)
@@ -65,6 +75,18 @@ class Accelerators:
             self._extension.set_limit_bytes(index, -1)
 
     @contextmanager
+    def out_of_memory_after(self, index: int, allocations: int) -> Iterator[None]:
+        """Within the block, a device serves so many more allocations, and then raises torch.OutOfMemoryError.
+
+        Whatever the sizes are, a loop over `allocations` meets every place where memory can run out.
+        """
+        self._extension.set_allocations_left(index, allocations)
+        try:
+            yield
+        finally:
+            self._extension.set_allocations_left(index, -1)
+
+    @contextmanager
     def watch_streams(self) -> Iterator[None]:
         """Within the block, work on streams must be ordered wherever it shares memory.
 
@@ -77,12 +99,12 @@ class Accelerators:
         Raises:
             OutOfOrderError: with everything that was not in order.
         """
+        self.synchronize()
         self._extension.take_races()
         self._extension.watch_streams(True)
         try:
             yield
-            for device in self.devices:
-                torch.accelerator.synchronize(device.index)
+            self.synchronize()
         finally:
             self._extension.watch_streams(False)
             races = self._extension.take_races()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import time
 import types
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +17,7 @@ from rig.build import load_extension
 __all__ = ["NAME", "register"]
 
 NAME = "virtual"
+AUTOGRAD_S = 0.1
 
 
 @cache
@@ -26,7 +31,18 @@ def register() -> types.ModuleType:
     torch._register_device_module(NAME, device_module(extension))
     extension.register_hooks()
     torch.utils.generate_methods_for_privateuse1_backend()
+    atexit.register(let_autograd_finish)
     return extension
+
+
+def let_autograd_finish() -> None:
+    """Gives the threads of `backward`, one for each device, time to let go of the last graph.
+
+    They need the interpreter for that, and torch aborts the process if it is already gone.
+    """
+    threads = (Path("/proc/self/task") / name / "comm" for name in os.listdir("/proc/self/task"))
+    if any(thread.read_text().startswith("pt_autograd") for thread in threads):
+        time.sleep(AUTOGRAD_S)
 
 
 def device_module(extension: Any) -> types.ModuleType:

@@ -22,7 +22,7 @@ __all__ = ["CompileError", "compiled", "load_extension", "missing"]
 
 NAME = "virtual_accelerators"
 SOURCES = Path(__file__).parent / "csrc"
-OLDEST_TORCH = (2, 9)  # the first with memory statistics and pinned memory for every back end
+OLDEST_TORCH = (2, 10)  # the oldest that the source text has been compiled for
 FLAGS = ("-std=c++20", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", f"-DTORCH_EXTENSION_NAME={NAME}")
 LIBRARIES = ("-ltorch", "-ltorch_cpu", "-lc10", "-ltorch_python")
 

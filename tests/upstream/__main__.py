@@ -109,7 +109,7 @@ def lost(theirs: dict[str, str], ours: dict[str, str]) -> list[str]:
 
 def report(regressions: list[tuple[str, str]], explained: str) -> int:
     """Prints what was lost; 1 if something of it is not named in the table of divergences."""
-    unexplained = [row for row in regressions if row[1].rpartition(".")[2] not in explained]
+    unexplained = [row for row in regressions if f"`{row[1].rpartition('.')[2]}`" not in explained]
     for place, name in regressions:
         mark = "unexplained" if (place, name) in unexplained else "explained"
         print(f"passes with theirs, not with ours ({place}, {mark}): {name}")

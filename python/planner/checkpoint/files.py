@@ -13,7 +13,10 @@ from planner import _core
 from planner.checkpoint.inside import resolve_inside
 from planner.checkpoint.reading import fault, read_json_object, read_regular, system_reason
 
-__all__ = ["CheckpointFiles", "find_files"]
+__all__ = ["CheckpointFiles", "Headers", "find_files"]
+
+Headers = _core.Headers
+"""What the headers of a checkpoint's files say, as columns."""
 
 _SINGLE = "model.safetensors"
 _CONFIG = "config.json"
@@ -43,9 +46,9 @@ class CheckpointFiles:
     config: Mapping[str, Any]
     config_path: str
 
-    def read_headers(self) -> _core.Headers:
+    def read_headers(self) -> Headers:
         """Names, types and sizes of all tensors. Raises CheckpointError."""
-        return _core.Headers.read(list(self.weights), list(self.weights), self.index)
+        return Headers.read(list(self.weights), list(self.weights), self.index)
 
 
 def find_files(source: str | os.PathLike[str]) -> CheckpointFiles:

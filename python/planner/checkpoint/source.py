@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from planner.checkpoint.files import CheckpointFiles, find_files
+from planner.checkpoint.architecture import Architecture
+from planner.checkpoint.describe import architecture_record, meta_model
+from planner.checkpoint.files import CheckpointFiles, Headers, find_files
+from planner.checkpoint.known import class_name, find_architecture, has_transformers
+from planner.checkpoint.names import LiveNames, live_names, names_as_stored
+from planner.checkpoint.reading import fault
+from planner.errors import InvalidInputError
+from planner.layout import Layout
 from planner.tree import ModuleTree
 
 __all__ = ["Opened", "open_source"]
+
+_MOST_SHOWN = 5
+_QUANTISED = ("quantization_config", "compression_config")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,43 +30,160 @@ class Opened:
     Args:
         tree: modules and tensors.
         kind: a live "module", the files of a "checkpoint", or a "config" alone.
-        config: what a ``config.json`` or a live model's configuration says.
+        config: the path of a ``config.json``, or a live model's configuration.
         notes: what a reader of the plan should know of its names and sizes.
+        stored: the tensors of the files, where they are not the tree itself.
     """
 
     tree: ModuleTree
     kind: Literal["module", "checkpoint", "config"]
     config: Any = None
     notes: tuple[str, ...] = ()
+    stored: ModuleTree | None = None
+
+    def sizes(self, dtype: Any, special_dtypes: Mapping[str, Any]) -> dict[str, int]:
+        """Bits of single tensors that the tree itself does not know: those that the files hold for a live model."""
+        if self.stored is None:
+            return {}
+        known = self.stored.uncovered((), persistent_only=True)[1]
+        special = {name: special_dtypes[name] for name in known if name in special_dtypes}
+        sizes = Layout(self.stored, dtype=dtype, special_dtypes=special).stored_sizes()
+        return {name: int(sizes[name] * 8) for name in known if name in sizes}
 
 
-def open_source(source: Any) -> Opened:
+def open_source(source: Any, checkpoint: str | os.PathLike[str] | None = None) -> Opened:
     """A tree of whatever can be planned.
 
     Args:
         source: a live model, a flattened tree, or the path of a checkpoint: a folder, a safetensors file, an index or a
-            ``config.json``.
+            ``config.json``; or what was opened before, which is returned.
+        checkpoint: for a live model, files whose tensors' sizes count instead of the model's own.
 
     Raises:
         CheckpointError: files that are missing, malformed or hostile. Fields: ``file``, ``reason``.
         InvalidTreeError: a model that cannot be planned.
+        InvalidInputError: a checkpoint beside something that is no live model.
     """
-    if isinstance(source, ModuleTree):
-        return Opened(tree=source, kind="module")
-    if not isinstance(source, str | os.PathLike):
-        return Opened(
-            tree=ModuleTree.from_module(source), kind="module", config=getattr(source, "config", None)
-        )
-    return _from_files(find_files(source))
+    if isinstance(source, str | os.PathLike):
+        if checkpoint is not None:
+            raise InvalidInputError(
+                f"checkpoint={checkpoint!r} needs a live model; the source is a checkpoint itself"
+            )
+        return _from_files(find_files(source))
+    if isinstance(source, ModuleTree | Opened):
+        if checkpoint is not None:
+            raise InvalidInputError(f"checkpoint={checkpoint!r} needs a live model, not a flattened one")
+        return source if isinstance(source, Opened) else Opened(tree=source, kind="module")
+    tree = ModuleTree.from_module(source)
+    config = getattr(source, "config", None)
+    if checkpoint is None:
+        return Opened(tree=tree, kind="module", config=config)
+    return _beside_files(source, tree, config, find_files(checkpoint))
 
 
 def _from_files(files: CheckpointFiles) -> Opened:
+    if not files.weights:
+        return _from_config(files)
     headers = files.read_headers()
-    general = headers.general_names()
-    live = []
-    for name in general:
-        parts = name.split("\0")
-        live.append(["".join(part if i == 0 else f"\0{i - 1}\0{part}" for i, part in enumerate(parts))])
-    columns, _ = headers.tree(live, [], {}, shown=files.name, by_name=False, tied=[], quantised=False)
-    told = files.config_path if files.config else None
-    return Opened(tree=ModuleTree(columns), kind="checkpoint", config=told)
+    known = find_architecture(files.config, files.config_path)
+    built = _build(files, headers, known.architecture)
+    return Opened(
+        tree=built.tree,
+        kind="checkpoint",
+        config=files.config_path if files.config else None,
+        notes=(*known.notes, *built.notes),
+    )
+
+
+def _from_config(files: CheckpointFiles) -> Opened:
+    """A model that has no files: sizes are those that its class makes of the configuration."""
+    name = class_name(files.config)
+    if name is None:
+        raise fault(files.config_path, "names no model: it has neither architectures nor a known model_type")
+    if not has_transformers():
+        raise fault(
+            files.config_path, f"has no weights beside it; sizes of {name} need transformers and torch"
+        )
+    try:
+        model = meta_model(name, files.config, files.config_path)
+    except ValueError as error:
+        raise fault(files.config_path, str(error)) from error
+    notes = (
+        ("sizes are those before quantization, which only a checkpoint's files tell",)
+        if _is_quantised(files.config)
+        else ()
+    )
+    return Opened(tree=ModuleTree.from_module(model), kind="config", config=files.config_path, notes=notes)
+
+
+def _beside_files(model: Any, tree: ModuleTree, config: Any, files: CheckpointFiles) -> Opened:
+    """A live model whose tensors are as large as files hold them."""
+    if not files.weights:
+        raise fault(files.name, "holds no safetensors files")
+    architecture = None
+    if hasattr(model, "base_model_prefix") and hasattr(model, "_keys_to_ignore_on_load_unexpected"):
+        architecture = Architecture.from_record(architecture_record(model))
+    built = _build(files, files.read_headers(), architecture)
+    stored = built.tree.uncovered((), persistent_only=True)[1]
+    missing = tree.uncovered(stored, persistent_only=True)[1]
+    own = tuple(f"{_shown(missing)} not in the files, counted as in the model" for _ in missing[:1])
+    return Opened(tree=tree, kind="module", config=config, notes=(*built.notes, *own), stored=built.tree)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Built:
+    tree: ModuleTree
+    notes: tuple[str, ...]
+
+
+def _build(files: CheckpointFiles, headers: Headers, known: Architecture | None) -> _Built:
+    names = names_as_stored(headers) if known is None else live_names(headers, known, files.config)
+    ties = [pair for rule in known.ties if rule.holds(files.config) for pair in rule.pairs] if known else []
+    columns, doubled = headers.tree(
+        names.targets,
+        list(known.forms) if known else [],
+        dict(known.bases) if known else {},
+        shown=files.name,
+        by_name=names.by_name,
+        dropped=set(names.dropped),
+        tied=ties,
+        quantised=_is_quantised(files.config),
+    )
+    tree = ModuleTree(columns, known.no_split if known else ())
+    notes = tuple(_notes(headers, names, known, doubled, columns.unsaved()))
+    return _Built(tree=tree, notes=notes)
+
+
+def _is_quantised(config: Mapping[str, Any]) -> bool:
+    inner = config.get("text_config")
+    said = (config, inner if isinstance(inner, dict) else {})
+    return any(isinstance(part.get(key), dict) for part in said for key in _QUANTISED)
+
+
+def _notes(
+    headers: Headers,
+    names: LiveNames,
+    known: Architecture | None,
+    doubled: Sequence[str],
+    unsaved: Sequence[str],
+) -> Iterator[str]:
+    foreign = headers.foreign()
+    if foreign:
+        yield f"{_shown(foreign)} in the files but not in the index; counted, because loaders load them"
+    if doubled:
+        yield f"{_shown(doubled)} in the files beside what the configuration ties it to; counted once"
+    if known is None:
+        return
+    described = f"{known.name} of transformers {known.version}"
+    if names.dropped:
+        yield f"{len(names.dropped)} tensors are of layers that {described} does not load; not counted"
+    if names.unknown:
+        yield f"{_shown(names.unknown)} not known of {described}; counted all the same"
+    if unsaved:
+        yield f"{_shown(unsaved)} of the model but in no file, being buffers that are not saved; counted as nothing"
+
+
+def _shown(names: Sequence[str]) -> str:
+    """Names as the beginning of a sentence, with its verb."""
+    more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
+    return f"{', '.join(names[:_MOST_SHOWN])}{more} {'is' if len(names) == 1 else 'are'}"

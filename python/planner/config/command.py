@@ -8,14 +8,14 @@ from dataclasses import replace
 from planner.config.compose import compose
 from planner.config.files import file_layer
 from planner.config.kinds import Type
-from planner.config.layer import UNSET, Layer, Node, SourceError, along, put
+from planner.config.layer import UNSET, Layer, Node, SourceError, along, from_python, put
 from planner.config.origin import Origin, Place, Rank
 from planner.config.paths import split_path, with_type
 from planner.config.problem import Problem
 from planner.config.scalars import core_scalar
 from planner.config.yaml_source import yaml_events
 
-__all__ = ["argument_layers", "environment_layers", "text_node"]
+__all__ = ["argument_layers", "environment_layers", "option_layer", "text_node"]
 
 
 def text_node(text: str, origin: Origin) -> Node:
@@ -30,23 +30,44 @@ def text_node(text: str, origin: Origin) -> Node:
     return Node(origin, core_scalar(text) if text else text, text=text)
 
 
-def argument_layers(kind: Type, argv: Sequence[str]) -> Iterator[Layer]:
+def argument_layers(kind: Type, argv: Sequence[str], first: int = 1) -> Iterator[Layer]:
     """One layer for each option, so that ``explain`` shows every repetition.
 
     Args:
         argv: ``--set a.b=c``, ``--set a.b:={…}`` (replaces), ``--unset a.b``, ``--config FILE``, each also in the
             form ``--set=…``. Anything else is a problem of its layer.
+        first: the number of the first option.
     """
     words = iter(argv)
-    for number, word in enumerate(words, start=1):  # numbers the options, not their values
+    for number, word in enumerate(words, start=first):  # numbers the options, not their values
         option, equals, value = word.partition("=")
         if option in ("--set", "--unset", "--config") and not equals:
             value = next(words, "")
         if option == "--config":
             yield file_layer(value)
         else:
-            origin = Origin(Rank.USER, f"command line argument {number} `{option} {value}`"[:200])
-            yield _argument(kind, option, value, origin)
+            yield _argument(kind, option, value, _origin(number, f"{option} {value}"))
+
+
+def option_layer(kind: Type, path: str, value: object, spelled: str, number: int) -> Layer:
+    """The layer of an option that has a setting of its own.
+
+    Args:
+        path: dotted, as after ``--set``.
+        value: text, or a list or mapping of texts.
+        spelled: the option as it was written.
+        number: its place among the options.
+    """
+    origin = _origin(number, spelled)
+    if isinstance(value, str):
+        node, problems = text_node(value, origin), list[Problem]()
+    else:
+        node, problems = from_python(value, origin, text_keys=True)
+    return Layer(Rank.USER, Place.ARGUMENTS, along(split_path(kind, path)[0], node), tuple(problems))
+
+
+def _origin(number: int, spelled: str) -> Origin:
+    return Origin(Rank.USER, f"command line argument {number} `{spelled}`"[:200])
 
 
 def _argument(kind: Type, option: str, text: str, origin: Origin) -> Layer:

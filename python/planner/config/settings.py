@@ -149,7 +149,7 @@ class Auto:
     """As little offloaded as can be, proven where the search ends."""
 
     fill: Literal["even", "fewest", "in_order"] = "even"
-    search_steps: int = 150_000
+    search_steps: int = 120_000
 
 
 Strategy = Auto | Sequential | Balanced | BalancedLow0
@@ -185,7 +185,8 @@ class Settings:
     Args:
         strategy: how devices are filled.
         max_memory: budget by device; empty for all that is detected, else only what is named.
-        headroom: what stays free of a budget, by device; None for a tenth of what was detected and nothing of what was said.
+        headroom: what stays free of a budget, by device, "all" for every device without a word of its own; None for a tenth
+            of what was detected and nothing of what was said.
         mode: whether something may lie on cpu and disk ("any"), not on disk ("no_disk"), or on accelerators only.
         dtype: what the weights will be loaded as; None for what they are.
         special_dtypes: element type by name of a tensor, against ``dtype``.

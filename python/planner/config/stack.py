@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from planner.config.command import argument_layers, environment_layers
+from planner.config.command import argument_layers, environment_layers, option_layer
 from planner.config.evaluate import Evaluation
 from planner.config.files import FilePath, file_layer
 from planner.config.kinds import Type, parse_type
@@ -68,9 +68,25 @@ class Stack(Generic[T]):
         """Variables with a prefix, ``__`` for nesting, in any case; ``{prefix}CONFIG`` names a file."""
         return self.push(*environment_layers(self.kind, environ, prefix))
 
-    def arguments(self, argv: Sequence[str]) -> Stack[T]:
-        """Command line options: ``--set a.b=c``, ``--set a.b:={…}``, ``--unset a.b``, ``--config FILE``."""
-        return self.push(*argument_layers(self.kind, argv))
+    def arguments(self, argv: Sequence[str], *, first: int = 1) -> Stack[T]:
+        """Command line options: ``--set a.b=c``, ``--set a.b:={…}``, ``--unset a.b``, ``--config FILE``.
+
+        Args:
+            argv: the options.
+            first: the number of the first one, where others stood before it.
+        """
+        return self.push(*argument_layers(self.kind, argv, first))
+
+    def option(self, path: str, value: object, spelled: str, *, number: int = 1) -> Stack[T]:
+        """One command line option of its own for a setting, as ``-d 0=80GiB`` is for ``max_memory``.
+
+        Args:
+            path: dotted, as after ``--set``.
+            value: text, read as after ``--set``; or a list or mapping of such texts.
+            spelled: the option as the user wrote it.
+            number: its place among the options.
+        """
+        return self.push(option_layer(self.kind, path, value, spelled, number))
 
     def set(self, words: Mapping[Any, object] | None = None, /, **keywords: object) -> Stack[T]:
         """Values from code: nested mappings, tuples as paths, keywords; ``UNSET`` deletes, ``Replace`` replaces."""

@@ -103,10 +103,10 @@ impl Headers {
     /// The tree of a model with these tensors, and names in the files that are tied to others there.
     ///
     /// `live` gives, for every general name (or every name, if `by_name`), the names of the tensors that it becomes: parts
-    /// between zero bytes are numbers, by their place in the general name. `tied` are pairs of names, of a tensor and of
+    /// between zero bytes are numbers, by their place in the general name. Rows that are `dropped` become nothing. `tied` are pairs of names, of a tensor and of
     /// the one that it is; `quantised` keeps modules that hold packed tensors from being cast.
     #[expect(clippy::too_many_arguments, reason = "keyword-only, one per thing that is known of the model")]
-    #[pyo3(signature = (live, forms, bases, *, shown, by_name, tied, quantised))]
+    #[pyo3(signature = (live, forms, bases, *, shown, by_name, dropped, tied, quantised))]
     fn tree(
         &self,
         py: Python<'_>,
@@ -115,12 +115,13 @@ impl Headers {
         bases: HashMap<String, Vec<String>>,
         shown: &str,
         by_name: bool,
+        dropped: HashSet<usize>,
         tied: Vec<(String, String)>,
         quantised: bool,
     ) -> PyResult<(Tree, Vec<String>)> {
         let built = py.detach(|| {
             let outline = Outline::new(forms.into_iter().map(form).collect());
-            let (mut names, mut tensors) = self.live_tensors(&live, by_name);
+            let (mut names, mut tensors) = self.live_tensors(&live, by_name, &dropped);
             if quantised {
                 keep_packed(&names, &mut tensors);
             }
@@ -139,13 +140,18 @@ impl Headers {
 impl Headers {
     /// Live names with their tensors. What several tensors become together is as large as all of them; what one becomes in
     /// several parts is divided evenly.
-    fn live_tensors(&self, live: &[Vec<String>], by_name: bool) -> (Vec<(String, TensorId)>, Vec<Tensor>) {
+    fn live_tensors(
+        &self,
+        live: &[Vec<String>],
+        by_name: bool,
+        dropped: &HashSet<usize>,
+    ) -> (Vec<(String, TensorId)>, Vec<Tensor>) {
         let mut names: Vec<(String, TensorId)> = Vec::with_capacity(self.inner.names.len());
         let mut tensors: Vec<Tensor> = Vec::with_capacity(self.inner.names.len());
         let mut by_live: HashMap<String, TensorId> = HashMap::with_capacity(self.inner.names.len());
         let patterns: Vec<Vec<Vec<&str>>> =
             live.iter().map(|targets| targets.iter().map(|target| target.split(GAP).collect()).collect()).collect();
-        for row in 0..self.inner.names.len() {
+        for row in (0..self.inner.names.len()).filter(|row| !dropped.contains(row)) {
             let general = if by_name { row } else { self.general_of[row] as usize };
             let Some(targets) = patterns.get(general) else { continue };
             let source = &self.inner.names[row];

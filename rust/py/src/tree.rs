@@ -104,6 +104,21 @@ impl Tree {
         (1..self.inner.len() as u32).map(|node| self.inner.full_name(node)).collect()
     }
 
+    /// (name, class) of every module but the root, in preorder.
+    fn module_classes(&self) -> Vec<(String, String)> {
+        let tree = &self.inner;
+        let pair = |node| Some((tree.full_name(node), tree.class_name(node)?.to_owned()));
+        (1..tree.len() as u32).filter_map(pair).collect()
+    }
+
+    /// Names of buffers that are not saved with the model.
+    fn unsaved(&self) -> Vec<String> {
+        let rows = 1..self.inner.len() as u32;
+        rows.filter(|&node| self.inner.kind(node) == Kind::ScratchBuffer)
+            .map(|node| self.inner.full_name(node))
+            .collect()
+    }
+
     /// Which keys name nothing, and which tensors no key covers; a key covers itself and all inside.
     fn uncovered(&self, py: Python<'_>, keys: Vec<String>, persistent_only: bool) -> (Vec<String>, Vec<String>) {
         py.detach(|| {

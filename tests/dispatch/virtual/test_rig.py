@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import copy
 import io
+import os
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from rig import Accelerators, CompileError, build
 
@@ -65,6 +71,17 @@ def test_a_limit_is_kept(virtual_accelerators: Accelerators) -> None:
         torch.empty(KIB, dtype=torch.uint8, device="virtual:1")
     del kept
     torch.empty(2 * KIB, dtype=torch.uint8, device="virtual:0")
+
+
+def test_memory_can_run_out_anywhere(virtual_accelerators: Accelerators) -> None:
+    model = nn.Linear(2, 2)
+    with (
+        virtual_accelerators.out_of_memory_after(1, 1),
+        pytest.raises(torch.OutOfMemoryError, match="of which 0 bytes are free"),
+    ):
+        model.to(1)
+    assert [parameter.device.type for parameter in model.parameters()] == ["virtual", "cpu"]
+    assert model.to(1).bias.device.index == 1
 
 
 def test_traffic_is_counted(virtual_accelerators: Accelerators) -> None:
@@ -135,11 +152,13 @@ def test_storages_can_be_emptied_and_grown(virtual_accelerators: Accelerators) -
     assert torch.arange(4.0, device="virtual:0").resize_(2, 2).cpu().equal(torch.arange(4.0).view(2, 2))
 
 
-def test_pinned_memory_is_known() -> None:
+def test_pinned_memory_is_known(virtual_accelerators: Accelerators) -> None:
+    before_bytes = virtual_accelerators.pinned_bytes()
     pinned = torch.arange(4.0).pin_memory()
     assert pinned.is_pinned() and pinned[2:].is_pinned() and torch.empty(3, pin_memory=True).is_pinned()
     assert not torch.ones(2).is_pinned()
     assert pinned.to(0, non_blocking=True).cpu().equal(torch.arange(4.0))
+    assert virtual_accelerators.pinned_bytes() == before_bytes + pinned.nbytes
 
 
 def test_complex_views() -> None:
@@ -147,6 +166,88 @@ def test_complex_views() -> None:
     turned = torch.view_as_complex(x.to(0)).conj()
     assert turned.cpu().equal(torch.view_as_complex(x).conj())
     assert torch.view_as_real(turned.resolve_conj()).device.index == 0
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_convolutions_have_gradients(has_bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(2, 3, 3, bias=has_bias)
+    twin = copy.deepcopy(layer).to(0)
+    x = torch.randn(1, 2, 5, 5)
+    layer(x).sum().backward()
+    twin(x.to(0)).sum().backward()
+    assert twin(x.to(0)).cpu().equal(layer(x))
+    for expected, found in zip(layer.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(found.grad.cpu(), expected.grad)
+
+
+def test_indices_may_be_on_the_host() -> None:
+    x = torch.arange(4.0).to(0)
+    assert x[torch.tensor([1, 2])].cpu().tolist() == [1, 2]
+    assert x[torch.tensor([1, 2]).to(0)].cpu().tolist() == [1, 2]
+    with pytest.raises(RuntimeError, match="indices should be either on cpu or on the same device"):
+        x[torch.tensor([1, 2]).to(1)]
+
+
+def test_histograms_of_integers() -> None:
+    """The host has them for floating point only; mixtures of experts count with them."""
+    x = torch.tensor([0, 1, 1, 3], dtype=torch.int32).to(0)
+    counts = torch.histc(x, bins=4, min=0, max=3)
+    assert (counts.dtype, counts.cpu().tolist()) == (torch.int32, [1, 2, 0, 1])
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_models_compile_across_devices(backend: str) -> None:
+    first, second = nn.Linear(3, 4).to(0), nn.Linear(4, 2).to(1)
+
+    def both(x: torch.Tensor) -> torch.Tensor:
+        return second(first(x).to(1)).to(0)
+
+    x = torch.ones(2, 3, device="virtual:0")
+    assert torch.compile(both, backend=backend, fullgraph=True)(x).equal(both(x))
+
+
+@pytest.mark.parametrize("is_reentrant", [True, False])
+def test_checkpointed_dropout_is_drawn_again(is_reentrant: bool) -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 2)).to(1)
+    x = torch.ones(2, 3, device="virtual:1", requires_grad=True)
+    torch.manual_seed(1)
+    (expected,) = torch.autograd.grad(model(x).sum(), x)
+    torch.manual_seed(1)
+    checkpoint(model, x, use_reentrant=is_reentrant).sum().backward()
+    assert x.grad is not None and x.grad.equal(expected)
+
+
+def test_models_pickle() -> None:
+    layer = nn.Linear(2, 2).to(1)
+    twin = pickle.loads(pickle.dumps(layer))
+    assert twin.weight.device == layer.weight.device and twin.weight.equal(layer.weight)
+
+
+def test_autocast_casts_matrix_products() -> None:
+    with torch.autocast("virtual", dtype=torch.bfloat16):
+        assert nn.Linear(2, 2).to(0)(torch.ones(1, 2, device="virtual:0")).dtype == torch.bfloat16
+
+
+def test_threads_do_not_disturb_each_other(virtual_accelerators: Accelerators) -> None:
+    layer = nn.Linear(8, 8).to(0)
+    x = torch.ones(2, 8, device="virtual:0")
+    expected = layer(x)
+    used_bytes = virtual_accelerators.used_bytes(0)
+    with ThreadPoolExecutor(8) as pool, virtual_accelerators.watch_streams():
+        found = list(pool.map(lambda _: layer(x).equal(expected), range(400)))
+    assert all(found)
+    assert virtual_accelerators.used_bytes(0) == used_bytes
+
+
+def test_a_process_that_ends_with_backward_ends_well() -> None:
+    program = (
+        "import torch; from rig import Accelerators; Accelerators(); "
+        "torch.nn.Linear(2, 2).to(0)(torch.ones(1, 2).to(0)).sum().backward()"
+    )
+    folder = str(Path(build.__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": folder})
+    assert done.returncode == 0
 
 
 def test_random_numbers_follow_the_seed() -> None:

@@ -97,6 +97,31 @@ def test_overwriting_what_is_still_in_use(virtual_accelerators: Accelerators, si
             slot.copy_(torch.ones(4).pin_memory(), non_blocking=True)
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_filling_new_memory_on_another_stream(
+    virtual_accelerators: Accelerators, side: torch.Stream, waits: bool
+) -> None:
+    """Work of its own stream may not be done with what was there before."""
+
+    def fill() -> None:
+        slot = torch.empty(4, device="virtual:0")
+        if waits:
+            side.wait_stream(main_stream())
+        with side:
+            slot.copy_(torch.ones(4).pin_memory(), non_blocking=True)
+        main_stream().wait_stream(side)
+
+    if waits:
+        with virtual_accelerators.watch_streams():
+            fill()
+    else:
+        with (
+            pytest.raises(RuntimeError, match="writes memory that stream 0 of virtual:0 allocated"),
+            virtual_accelerators.watch_streams(),
+        ):
+            fill()
+
+
 @pytest.mark.parametrize("remedy", ["nothing", "record_stream", "wait"])
 def test_freeing_what_another_stream_uses(
     virtual_accelerators: Accelerators, side: torch.Stream, remedy: str

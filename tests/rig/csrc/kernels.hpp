@@ -41,7 +41,7 @@ inline StreamKey stream_of(const at::Tensor& tensor) {
 // ---- uses of memory --------------------------------------------------------------------------------------------------
 
 // Reports uses of the same bytes that are not ordered, and remembers this one.
-inline void note_use(const at::Tensor& tensor, const Moment& moment, bool is_write, const std::string& what) {
+inline void note_use(const at::Tensor& tensor, const Moment& moment, Kind kind, const std::string& what) {
   if (!timeline().is_watching || tensor.numel() == 0 || !tensor.has_storage()) {
     return;
   }
@@ -55,21 +55,24 @@ inline void note_use(const at::Tensor& tensor, const Moment& moment, bool is_wri
   for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
     last += (tensor.size(dim) - 1) * tensor.stride(dim);
   }
-  const Use use{begin_bytes, begin_bytes + (last + 1) * item_bytes, moment, is_write};
+  const Use use{begin_bytes, begin_bytes + (last + 1) * item_bytes, moment, kind};
+  const bool is_write = kind != Kind::reads;
   std::vector<Use> kept;
   for (const auto& earlier : block->uses) {
+    if (timeline().is_over(earlier.moment)) {
+      continue;
+    }
     const bool overlaps = earlier.begin_bytes < use.end_bytes && use.begin_bytes < earlier.end_bytes;
     const bool is_ordered = timeline().is_ordered(earlier.moment, moment.stream);
-    if (overlaps && (earlier.is_write || is_write) && !is_ordered) {
-      const auto race = what + " on " + name_of(moment.stream) + (is_write ? " writes" : " reads") +
-          " memory that " + name_of(earlier.moment.stream) + (earlier.is_write ? " writes" : " reads") +
-          " without being ordered after it";
+    if (overlaps && (earlier.kind != Kind::reads || is_write) && !is_ordered) {
+      const auto race = what + " on " + name_of(moment.stream) + word_of(kind) + " memory that " +
+          name_of(earlier.moment.stream) + word_of(earlier.kind) + " without being ordered after it";
       timeline().report(race);
       TORCH_CHECK(false, "virtual: stream race: ", race);
     }
     // A later use by the same stream, or an ordered write, says all that an earlier use inside it could say.
     const bool is_inside = use.begin_bytes <= earlier.begin_bytes && earlier.end_bytes <= use.end_bytes;
-    const bool is_same_kind = earlier.moment.stream == moment.stream && (is_write || !earlier.is_write);
+    const bool is_same_kind = earlier.moment.stream == moment.stream && (is_write || earlier.kind == Kind::reads);
     if (!(is_inside && (is_same_kind || (is_write && is_ordered)))) {
       kept.push_back(earlier);
     }
@@ -100,7 +103,7 @@ inline size_t fingerprint(const at::Tensor& tensor) {
 
 inline void host_to_device(const at::Tensor& from, const at::Tensor& to, bool non_blocking) {
   const auto moment = timeline().issue(stream_of(to));
-  note_use(to, moment, true, "copy from the host");
+  note_use(to, moment, Kind::writes, "copy from the host");
   on_host(to).copy_(from);
   if (!non_blocking) {
     timeline().host_waits(timeline().now(moment.stream));
@@ -116,7 +119,7 @@ inline void host_to_device(const at::Tensor& from, const at::Tensor& to, bool no
 
 inline void device_to_host(const at::Tensor& from, const at::Tensor& to, bool non_blocking) {
   const auto moment = timeline().issue(stream_of(from));
-  note_use(from, moment, false, "copy to the host");
+  note_use(from, moment, Kind::reads, "copy to the host");
   const bool is_late = non_blocking && timeline().is_watching && to.has_storage() &&
       pinned_memory().contains(to.storage().data());
   if (is_late) {
@@ -135,8 +138,8 @@ inline void device_to_device(const at::Tensor& from, const at::Tensor& to) {
   const auto target = stream_of(to);
   timeline().stream_waits(source, timeline().now(target));
   const auto moment = timeline().issue(source);
-  note_use(from, moment, false, "copy");
-  note_use(to, moment, true, "copy");
+  note_use(from, moment, Kind::reads, "copy");
+  note_use(to, moment, Kind::writes, "copy");
   on_host(to).copy_(on_host(from));
   timeline().stream_waits(target, timeline().now(source));
 }
@@ -245,6 +248,12 @@ void each_tensor(const c10::IValue& value, Action action) {
     for (const at::Tensor& tensor : value.toTensorVector()) {
       action(tensor);
     }
+  } else if (value.isOptionalTensorList()) { // indices, which may be on the host as on CUDA
+    for (const std::optional<at::Tensor>& tensor : value.toOptionalTensorVector()) {
+      if (is_virtual(tensor.value_or(at::Tensor()))) {
+        action(*tensor);
+      }
+    }
   }
 }
 
@@ -273,10 +282,10 @@ inline void note_uses(const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> 
     bool are_results) {
   for (size_t place = 0; place < values.size(); ++place) {
     const auto* const alias = are_results ? nullptr : op.schema().arguments()[place].alias_info();
-    const bool is_write = are_results || (alias != nullptr && alias->isWrite());
+    const auto kind = are_results || (alias != nullptr && alias->isWrite()) ? Kind::writes : Kind::reads;
     each_tensor(values[place], [&](const at::Tensor& tensor) {
       if (is_virtual(tensor)) {
-        note_use(tensor, moment, is_write, op.schema().name());
+        note_use(tensor, moment, kind, op.schema().name());
       }
     });
   }
@@ -310,6 +319,31 @@ inline void run_on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack)
   }
   Locked locked(timeline().mutex);
   note_uses(op, torch::jit::last(*stack, op.schema().returns().size()), moment, true);
+}
+
+// ---- operators that the host has under another name, or for fewer types ----------------------------------------------
+
+inline at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+    c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, bool transposed,
+    c10::SymIntArrayRef output_padding, c10::SymInt groups) {
+  return at::convolution_symint(
+      input, weight, bias, stride, padding, dilation, transposed, output_padding, std::move(groups));
+}
+
+inline std::tuple<at::Tensor, at::Tensor, at::Tensor> convolution_backward(const at::Tensor& gradient,
+    const at::Tensor& input, const at::Tensor& weight, c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+    c10::SymIntArrayRef dilation, bool transposed, c10::SymIntArrayRef output_padding, c10::SymInt groups,
+    std::array<bool, 3> wanted) {
+  const std::vector<c10::SymInt> bias_size{gradient.sym_size(1)};
+  return at::convolution_backward_symint(gradient, input, weight, c10::SymIntArrayRef(bias_size), stride, padding,
+      dilation, transposed, output_padding, std::move(groups), wanted);
+}
+
+inline at::Tensor histogram(const at::Tensor& tensor, int64_t bins, const at::Scalar& least, const at::Scalar& most) {
+  if (at::isFloatingType(tensor.scalar_type())) {
+    return at::histc(tensor.cpu(), bins, least, most).to(tensor.device());
+  }
+  return at::histc(tensor.cpu().to(at::kDouble), bins, least, most).to(tensor.device(), tensor.scalar_type());
 }
 
 } // namespace rig

@@ -15,12 +15,19 @@
 
 namespace rig {
 
+// Allocating counts as a use: work of its stream on whatever was there before may not be over.
+enum class Kind { allocates, reads, writes };
+
+inline const char* word_of(Kind kind) {
+  return kind == Kind::allocates ? " allocated" : kind == Kind::reads ? " reads" : " writes";
+}
+
 // One use of a part of a block by work on a stream.
 struct Use {
   int64_t begin_bytes;
   int64_t end_bytes;
   Moment moment;
-  bool is_write;
+  Kind kind;
 };
 
 struct Block {
@@ -48,14 +55,20 @@ class DeviceMemory final : public c10::DeviceAllocator {
     auto& stats = stats_[index];
     const auto used_bytes = stats.allocated_bytes[kAll].current;
     const auto free_bytes = std::max<int64_t>(0, limits_bytes[index] - used_bytes);
-    if (static_cast<int64_t>(size_bytes) > free_bytes) {
+    const bool is_denied = allocations_left[index] == 0;
+    if (is_denied || static_cast<int64_t>(size_bytes) > free_bytes) {
       ++stats.num_ooms;
       TORCH_CHECK_WITH(OutOfMemoryError, false, "virtual out of memory. Tried to allocate ", size_bytes,
           " bytes. Device ", static_cast<int>(index), " has a total capacity of ", limits_bytes[index],
-          " bytes of which ", free_bytes, " bytes are free; ", used_bytes, " bytes are allocated.");
+          " bytes of which ", is_denied ? 0 : free_bytes, " bytes are free; ", used_bytes, " bytes are allocated.");
     }
+    allocations_left[index] -= allocations_left[index] > 0;
     void* const data = c10::alloc_cpu(size_bytes);
     auto* const block = new Block{data, size_bytes, key_of(current_stream(index)), {}, {}};
+    if (timeline().is_watching) {
+      const auto moment = timeline().issue(block->stream);
+      block->uses.push_back({0, static_cast<int64_t>(size_bytes), moment, Kind::allocates});
+    }
     count(index, [&](auto& sizes) { sizes.increase(size_bytes); }, [](auto& counts) { counts.increase(1); });
     ++stats.num_device_alloc;
     return {data, block, &free_block, device};
@@ -105,6 +118,7 @@ class DeviceMemory final : public c10::DeviceAllocator {
   }
 
   std::array<int64_t, kDevices> limits_bytes{kCapacityBytes, kCapacityBytes};
+  std::array<int64_t, kDevices> allocations_left{-1, -1}; // negative: as many as fit
 
  private:
   template <typename Sizes, typename Counts>

@@ -76,10 +76,14 @@ class Timeline {
     return {stream, clock.advance(stream)};
   }
 
+  // Whether the host has waited for `moment`, so that everything from now on comes after it.
+  bool is_over(const Moment& moment) const {
+    return host_.covers(moment.stream, moment.tick);
+  }
+
   // Whether what is issued on `stream` now comes after `moment`.
   bool is_ordered(const Moment& moment, const StreamKey& stream) {
-    return moment.stream == stream || streams_[stream].covers(moment.stream, moment.tick) ||
-        host_.covers(moment.stream, moment.tick);
+    return moment.stream == stream || is_over(moment) || streams_[stream].covers(moment.stream, moment.tick);
   }
 
   Clock now(const StreamKey& stream) {
@@ -95,7 +99,7 @@ class Timeline {
   void host_waits(const Clock& clock) {
     host_.merge(clock);
     for (auto arrival = arrivals_.begin(); arrival != arrivals_.end();) {
-      if (host_.covers(arrival->moment.stream, arrival->moment.tick)) {
+      if (is_over(arrival->moment)) {
         arrival->deliver();
         arrival = arrivals_.erase(arrival);
       } else {

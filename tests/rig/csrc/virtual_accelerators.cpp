@@ -32,6 +32,9 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("set_.source_Tensor", at::native::set_tensor_);
   library.impl("set_", set_nothing);
   library.impl("record_stream", record_stream);
+  library.impl("convolution_overrideable", torch::CppFunction::makeFromBoxedFunction<&run_on_host>());
+  library.impl("convolution_backward_overrideable", torch::CppFunction::makeFromBoxedFunction<&run_on_host>());
+  library.impl("histc", histogram);
   library.impl("_has_compatible_shallow_copy_type", has_compatible_shallow_copy_type);
 }
 
@@ -56,6 +59,8 @@ TORCH_LIBRARY_IMPL(aten, Negative, library) {
 }
 
 TORCH_LIBRARY_IMPL(aten, CPU, library) {
+  library.impl("convolution_overrideable", convolution);
+  library.impl("convolution_backward_overrideable", convolution_backward);
   library.impl("_has_compatible_shallow_copy_type", has_compatible_shallow_copy_type);
 }
 
@@ -75,6 +80,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("set_limit_bytes", [](int index, int64_t size_bytes) {
     device_memory().limits_bytes.at(index) = size_bytes < 0 ? kCapacityBytes : size_bytes;
   });
+  module.def("set_allocations_left", [](int index, int64_t count) {
+    device_memory().allocations_left.at(index) = count;
+  });
+  module.def("pinned_bytes", [] { return pinned_memory().get_stats().active_bytes.current; });
   module.def("traffic_bytes", [] {
     return std::make_tuple(
         traffic.to_device_bytes.load(), traffic.to_host_bytes.load(), traffic.between_devices_bytes.load());

@@ -95,7 +95,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             fill: Fill::Even,
-            search_steps: 150_000,
+            search_steps: 120_000,
             mode: Mode::Any,
             execute_offloaded: Execute::Accelerator,
             staging_blocks: 1,

@@ -1,0 +1,131 @@
+"""Names in files as the names that a live model has, for many names at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from planner.checkpoint.architecture import Architecture
+from planner.checkpoint.files import Headers
+from planner.checkpoint.transforms import Renaming
+
+__all__ = ["LiveNames", "live_names", "names_as_stored"]
+
+_GAP = "\0"
+_MOST_NUMBERS = 1000
+_NUMBER = re.compile(r"([0-9]+)")
+_LITERAL_NUMBER = re.compile(r"(?<!\\)[0-9]")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks?)\.([0-9]+)\.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveNames:
+    """What tensors in files become.
+
+    Args:
+        by_name: whether ``targets`` go by name, or by name without its numbers.
+        targets: live names of each; a number is written as its place between zero bytes.
+        dropped: rows of tensors that are not loaded.
+        unknown: live names that the architecture does not have, with ``*`` for numbers.
+    """
+
+    by_name: bool
+    targets: list[list[str]]
+    dropped: list[int]
+    unknown: tuple[str, ...]
+
+
+def names_as_stored(headers: Headers) -> LiveNames:
+    """Names as they are in the files."""
+    targets = []
+    for name in headers.general_names():
+        first, *rest = name.split(_GAP)
+        targets.append([first + "".join(f"\0{place}\0{text}" for place, text in enumerate(rest))])
+    return LiveNames(by_name=False, targets=targets, dropped=[], unknown=())
+
+
+def live_names(headers: Headers, architecture: Architecture, config: Mapping[str, Any]) -> LiveNames:
+    """Names as a live model has them.
+
+    Args:
+        headers: what the files hold.
+        architecture: whose names are meant.
+        config: content of ``config.json``; says how many layers there are.
+
+    Cost: names that differ in their numbers only are translated once, unless a step is about a certain number.
+    """
+    general = headers.general_names()
+    by_name = any(not step.is_plain or step.kind == "offset" for step in architecture.transforms)
+    by_name = by_name or any(name.count(_GAP) >= _MOST_NUMBERS for name in general)
+    marker = "" if by_name else _unused_number(general)
+    texts = headers.names() if by_name else [_marked(name, marker) for name in general]
+    renaming = Renaming(architecture.transforms, architecture.base_prefix, architecture.has_tensor)
+    found: dict[str, list[str]] = {}
+    for text in sorted(texts, key=_natural):
+        found[text] = renaming.live_names(text)
+    unknown = {name for names in found.values() for name in names if not architecture.has_tensor(name)}
+    unloaded = _not_loaded(unknown, architecture)
+    targets = [[name for name in found[text] if name not in unloaded] for text in texts]
+    return LiveNames(
+        by_name=by_name,
+        targets=targets if by_name else [[_gapped(name, marker) for name in names] for names in targets],
+        dropped=_layers_not_loaded(headers, architecture, config),
+        unknown=tuple(sorted({_NUMBER.sub("*", name) for name in unknown - unloaded})),
+    )
+
+
+def _not_loaded(unknown: set[str], architecture: Architecture) -> set[str]:
+    """Names that transformers expects in files and leaves there."""
+    patterns = [pattern for pattern in architecture.ignored if not _LITERAL_NUMBER.search(pattern)]
+    if not patterns:
+        return set()
+    expression = re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+    return {name for name in unknown if expression.search(name)}
+
+
+def _layers_not_loaded(headers: Headers, architecture: Architecture, config: Mapping[str, Any]) -> list[int]:
+    """Rows of layers behind the last one that the model has, as far as the architecture says that they may be there."""
+    patterns = [pattern for pattern in architecture.ignored if _LITERAL_NUMBER.search(pattern)]
+    count = _layer_count(config)
+    if not patterns or count is None:
+        return []
+    expression = re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+    rows = []
+    for row, name in enumerate(headers.names()):
+        layer = _LAYER.search(name) if expression.search(name) else None
+        if layer is not None and int(layer.group(1)) >= count:
+            rows.append(row)
+    return rows
+
+
+def _layer_count(config: Mapping[str, Any]) -> int | None:
+    inner = config.get("text_config")
+    for said in (config, inner if isinstance(inner, dict) else {}):
+        count = said.get("num_hidden_layers")
+        if type(count) is int:
+            return count
+    return None
+
+
+def _unused_number(names: Sequence[str]) -> str:
+    """A number that is in no name, as the beginning of the numbers that stand for places."""
+    number = 90817
+    while any(str(number) in name for name in names):
+        number += 1
+    return str(number)
+
+
+def _marked(name: str, marker: str) -> str:
+    first, *rest = name.split(_GAP)
+    return first + "".join(f"{marker}{place:03d}{text}" for place, text in enumerate(rest))
+
+
+def _gapped(name: str, marker: str) -> str:
+    return _GAP.join(re.split(f"{marker}([0-9]{{3}})", name))
+
+
+def _natural(name: str) -> list[Any]:
+    """Order in which transformers loads: numbers by value. A part is a number or a text, always in turn."""
+    return [int(part) if place % 2 else part for place, part in enumerate(_NUMBER.split(name))]

@@ -1,0 +1,29 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["Json", "PlanFile", "SourcePath"]
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for errors too.")]
+
+SourcePath = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A model's folder, a safetensors file or index, or a config.json.",
+        show_default=False,
+    ),
+]
+
+PlanFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="PLAN",
+        help="A plan, as `planner plan -o` writes it; - is standard input.",
+        show_default=False,
+    ),
+]

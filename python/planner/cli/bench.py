@@ -1,0 +1,98 @@
+"""`planner bench`: how long planning takes here, beside accelerate where it is installed."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Final
+
+import typer
+
+from planner.checkpoint.source import open_source
+from planner.cli.arguments import Json
+from planner.cli.beside import accelerate_plan
+from planner.cli.exits import OK
+from planner.cli.output import show_table, write, write_json
+from planner.cli.synthetic import write_synthetic
+from planner.devices import DeviceKey
+from planner.layout import Layout
+from planner.request import plan, plan_many
+from planner.tree import ModuleTree
+from planner.units import format_bytes
+
+__all__ = ["command"]
+
+_MANY: Final = 1000
+
+
+def command(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="As for `planner plan`; without it, the headers of a 70B Llama in 30 files, made for the purpose.",
+            show_default=False,
+        ),
+    ] = None,
+    repeat: Annotated[
+        int, typer.Option("--repeat", min=1, metavar="TIMES", help="Times that each is run.")
+    ] = 15,
+    as_json: Json = False,
+) -> int:
+    """Measure how long planning takes here.
+
+    Medians, after one run to warm up.
+    """
+    with _source(model) as path:
+        tree = open_source(path).tree
+        total_bytes = int(Layout(tree).stored_sizes()[""])
+        budgets = _budgets(total_bytes)
+        figures = dict(_figures(path, tree, budgets, repeat))
+    if as_json:
+        facts = {"modules": tree.module_count, "tensors": tree.tensor_count, "total_bytes": total_bytes}
+        write_json({**facts, "repeat": repeat, "median_seconds": figures})
+        return OK
+    rows = [(what, "not installed" if s is None else f"{s * 1e3:.2f} ms") for what, s in figures.items()]
+    write(f"{tree.module_count} modules, {tree.tensor_count} tensors, {format_bytes(total_bytes)}")
+    show_table(("median", "time"), rows, right=("time",))
+    return OK
+
+
+@contextmanager
+def _source(model: str | None) -> Iterator[str]:
+    if model is not None:
+        yield model
+        return
+    with tempfile.TemporaryDirectory(prefix="planner-bench-") as folder:
+        write_synthetic(folder)
+        yield folder
+
+
+def _budgets(total_bytes: int) -> dict[DeviceKey, int]:
+    """Two unlike cards that hold nine tenths of the model together, and a host that holds all of it."""
+    return {0: total_bytes * 6 // 10, 1: total_bytes * 3 // 10, "cpu": total_bytes}
+
+
+def _figures(
+    path: str, tree: ModuleTree, budgets: dict[DeviceKey, int], repeat: int
+) -> Iterator[tuple[str, float | None]]:
+    rows = [{**budgets, 0: budgets[0] + row} for row in range(_MANY)]
+    yield "read the headers", _median_s(lambda: open_source(path), repeat)
+    yield "read and plan", _median_s(lambda: plan(open_source(path), max_memory=budgets), repeat)
+    yield "plan again", _median_s(lambda: plan(tree, max_memory=budgets), repeat)
+    yield f"plan for {_MANY} budgets", _median_s(lambda: plan_many(tree, rows), 1)
+    theirs = accelerate_plan(tree, budgets)
+    yield "accelerate, from the live model", None if theirs is None else _median_s(theirs, repeat)
+
+
+def _median_s(call: Callable[[], object], repeat: int) -> float:
+    call()
+    times = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)

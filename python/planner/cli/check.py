@@ -1,0 +1,71 @@
+"""`planner check`: whether a device map is right for a model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from planner.check import check, is_valid
+from planner.checkpoint.source import open_source
+from planner.cli.arguments import Json, SourcePath
+from planner.cli.exits import NEGATIVE, OK
+from planner.cli.files import read_device_map
+from planner.cli.output import write, write_json
+from planner.cli.settings import settings_of, takes_settings
+from planner.config.settings import Settings
+from planner.described import DescribedModule, describe
+from planner.layout import Layout
+from planner.tree import ModuleTree
+
+__all__ = ["command"]
+
+
+@takes_settings
+def command(
+    context: typer.Context,
+    model: SourcePath,
+    device_map: Annotated[
+        str,
+        typer.Argument(
+            metavar="MAP",
+            help="A plan, or a JSON object from names to devices; - is standard input.",
+            show_default=False,
+        ),
+    ],
+    as_json: Json = False,
+) -> int:
+    """List what is wrong with a device map.
+
+    Exit code 1 if anything is. Every tensor must be covered, names of one tensor must share a device, classes named with --no-split must not be
+    split. Budgets are judged where -d names them.
+    """
+    said = settings_of(context).resolve().config
+    judged = read_device_map(device_map)
+    findings = check(
+        _described(open_source(model).tree, said),
+        judged,
+        dict(said.max_memory) or None,
+        no_split_module_classes=said.no_split_module_classes,
+    )
+    valid = is_valid(findings)
+    if as_json:
+        write_json({"valid": valid, "findings": findings})
+    else:
+        for finding in findings:
+            write(f"note: {finding}" if finding.is_note else str(finding))
+        budgets = "" if said.max_memory else "; budgets were not judged, as -d named none"
+        write(f"{'valid' if valid else 'not valid'}{budgets}")
+    return OK if valid else NEGATIVE
+
+
+def _described(tree: ModuleTree, said: Settings) -> DescribedModule:
+    """The model in plain words, since the checker shares nothing with the planner."""
+    layout = Layout(tree, dtype=said.dtype, special_dtypes=dict(said.special_dtypes))
+    sizes = layout.stored_sizes()
+    _, tensors = tree.uncovered([])
+    return describe(
+        {name: int(sizes.get(name, 0)) for name in tensors},
+        tied=layout.tied_groups(),
+        classes=dict(tree.columns.module_classes()),
+    )

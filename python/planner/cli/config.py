@@ -1,0 +1,123 @@
+"""`planner config`: which settings count, where each was said, and where they are looked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from planner.cli.arguments import Json
+from planner.cli.exits import OK
+from planner.cli.ordered import OrderedCommand, spoken_options
+from planner.cli.output import write, write_json
+from planner.cli.settings import settings_of, takes_settings
+from planner.config import Resolved
+from planner.config.settings import Settings
+from planner.errors import InvalidInputError
+
+__all__ = ["app"]
+
+_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*|[0-9]+")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Show settings, and where each was said.",
+)
+
+
+@app.command("show", cls=OrderedCommand)
+@takes_settings
+def _show(
+    context: typer.Context,
+    everything: Annotated[bool, typer.Option("--all", help="Defaults, too.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Print the settings that files, environment and options say, as a YAML file that says the same."""
+    resolved = settings_of(context).resolve()
+    said = resolved.dump(level="all" if everything else "said")
+    if as_json:
+        origins = {".".join(map(str, path)): str(resolved.origin(path)) for path, _ in _leaves(said)}
+        write_json({"settings": said, "origins": origins})
+    else:
+        write("\n".join(_yaml(resolved, said)) or "# nothing is said: all settings have their defaults")
+    return OK
+
+
+@app.command("explain", cls=OrderedCommand)
+@takes_settings
+def _explain(
+    context: typer.Context,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A setting, such as max_memory.0.")],
+    as_json: Json = False,
+) -> int:
+    """Say where a setting comes from, and what it shadowed."""
+    resolved = settings_of(context).resolve()
+    try:
+        text = resolved.explain(path)
+    except KeyError as error:
+        raise InvalidInputError(str(error.args[0]), path=path) from error
+    if as_json:
+        write_json({"path": path, "text": text})
+    else:
+        write(text)
+    return OK
+
+
+@app.command("path", cls=OrderedCommand)
+@takes_settings
+def _path(context: typer.Context, as_json: Json = False) -> int:
+    """List where settings are looked for, the lowest first."""
+    files = [
+        {"file": file, "said_by": said_by, "exists": os.path.exists(file)}
+        for file, said_by in _files(context)
+    ]
+    variables = sorted(
+        name
+        for name in os.environ
+        if name.upper().startswith("PLANNER_") and name.upper() != "PLANNER_CONFIG"
+    )
+    if as_json:
+        write_json({"files": files, "variables": variables})
+        return OK
+    for row in files:
+        absent = "" if row["exists"] else ", not there"
+        write(f"{row['file']}  ({row['said_by']}{absent})")
+    for name in variables:
+        write(f"{name}  (environment)")
+    return OK
+
+
+def _files(context: typer.Context) -> Iterator[tuple[str, str]]:
+    yield "planner.yaml", "looked for in this folder"
+    for name, file in os.environ.items():
+        if name.upper() == "PLANNER_CONFIG":
+            yield file, f"environment {name}"
+    for option in spoken_options(context):
+        if option.name == "config":
+            yield option.text, "option --config"
+
+
+def _leaves(said: Mapping[Any, Any], path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    for key, value in said.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def _yaml(resolved: Resolved[Settings], said: Mapping[Any, Any], path: tuple[Any, ...] = ()) -> Iterator[str]:
+    """Lines of YAML, each value with its origin as a comment."""
+    for key, value in said.items():
+        here, indent = (*path, key), "  " * len(path)
+        text = str(key) if _PLAIN_KEY.fullmatch(str(key)) else json.dumps(key)
+        if isinstance(value, Mapping) and value:
+            yield f"{indent}{text}:"
+            yield from _yaml(resolved, value, here)
+        else:
+            word = json.dumps(value, ensure_ascii=False)
+            yield f"{indent}{text}: {word}  # {resolved.origin(here)}"

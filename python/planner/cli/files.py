@@ -1,0 +1,128 @@
+"""Files that commands read and write: plans, device maps, rows of budgets; all bounded, all with clear errors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+from planner.config.settings import read_bytes, read_device
+from planner.devices import DeviceKey, canonical_device
+from planner.errors import InvalidInputError
+from planner.plan import Plan
+
+__all__ = ["read_budget_rows", "read_device_map", "read_plan", "write_file"]
+
+_MOST_CHARACTERS: Final = 1 << 26  # far beyond the plan of a hundred thousand modules
+
+
+def read_plan(path: str) -> Plan:
+    """The plan in a file, or on standard input for "-".
+
+    Raises:
+        InvalidInputError: unreadable, larger than 64 Mi characters, or not a plan. Fields: ``file``.
+    """
+    try:
+        return Plan.from_json(_read_text(path))
+    except InvalidInputError as error:
+        raise _about(path, error) from error
+
+
+def read_device_map(path: str) -> Mapping[str, Any]:
+    """A device map: that of a plan, or an object of names and devices.
+
+    Raises:
+        InvalidInputError: unreadable, or neither. Fields: ``file``.
+    """
+    text = _read_text(path)
+    data = _read_json(path, text)
+    if isinstance(data, dict) and "schema" in data:
+        try:
+            return Plan.from_json(text).device_map
+        except InvalidInputError as error:
+            raise _about(path, error) from error
+    is_map = isinstance(data, dict) and all(isinstance(device, int | str) for device in data.values())
+    if not is_map:
+        raise InvalidInputError(
+            f'{path}: expected a plan, or an object from names to devices such as {{"lm_head": 0}}',
+            file=path,
+        )
+    return dict(data)
+
+
+def read_budget_rows(path: str) -> list[dict[DeviceKey, int]]:
+    """Budgets, one JSON object in each line; empty lines are skipped.
+
+    Raises:
+        InvalidInputError: a line that holds no budgets. Fields: ``file``, ``line``.
+    """
+    rows = []
+    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+        if line.strip():
+            rows.append(_budget_row(path, number, line))
+    return rows
+
+
+def _budget_row(path: str, number: int, line: str) -> dict[DeviceKey, int]:
+    where = f"{path}, line {number}"
+    data = _read_json(where, line)
+    if not isinstance(data, dict) or not data:
+        raise InvalidInputError(
+            f'{where}: expected budgets such as {{"0": "80GiB", "cpu": "200GiB"}}', file=path, line=number
+        )
+    try:
+        row = {canonical_device(read_device(key)): read_bytes(size) for key, size in data.items()}
+    except ValueError as error:
+        raise InvalidInputError(f"{where}: {error}", file=path, line=number) from error
+    if len(row) < len(data):
+        raise InvalidInputError(f"{where}: one device is named twice", file=path, line=number)
+    return row
+
+
+def _read_json(where: str, text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_without_repetition)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{where}: not JSON: {error}", file=where) from error
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
+
+
+def _about(path: str, error: InvalidInputError) -> InvalidInputError:
+    return InvalidInputError(f"{path}: {error.message}", file=path)
+
+
+def _read_text(path: str) -> str:
+    try:
+        if path == "-":
+            text = sys.stdin.read(_MOST_CHARACTERS + 1)
+        else:
+            with open(path, encoding="utf-8") as stream:
+                text = stream.read(_MOST_CHARACTERS + 1)
+    except OSError as error:
+        raise InvalidInputError(f"{path}: cannot be read: {error.strerror}", file=path) from error
+    except ValueError as error:  # no UTF-8, or a path with a zero byte
+        raise InvalidInputError(f"{path}: cannot be read: {error}", file=path) from error
+    if len(text) > _MOST_CHARACTERS:
+        raise InvalidInputError(f"{path}: larger than {_MOST_CHARACTERS} characters", file=path)
+    return text
+
+
+def write_file(path: str, text: str) -> None:
+    """Writes a whole file.
+
+    Raises:
+        InvalidInputError: the place cannot be written. Fields: ``file``.
+    """
+    try:
+        with open(path, "w", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.write(text)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInputError(f"{path}: cannot be written: {reason}", file=path) from error

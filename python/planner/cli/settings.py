@@ -1,0 +1,244 @@
+"""Options that say settings, as words at the command line's level of the configuration, in the order in which they came."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial, wraps
+from typing import Annotated, Any, Final
+
+import typer
+
+from planner.cli.ordered import Spoken, spoken_options
+from planner.config import Stack
+from planner.config.settings import Settings
+from planner.errors import InvalidInputError
+
+__all__ = ["SETTING_OPTIONS", "SettingOption", "settings_of", "stack_of", "takes_settings"]
+
+SettingsStack = Stack[Settings]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One option, with what the same option said before."""
+
+    texts: tuple[str, ...]  # of this option, this one last
+    flag: str
+    number: int  # among all options that say settings
+
+    @property
+    def text(self) -> str:
+        return self.texts[-1]
+
+    @property
+    def spelled(self) -> str:
+        return f"{self.flag} {self.text}"
+
+    def pair(self, form: str) -> tuple[str, str]:
+        """What stands before and after the last equals sign."""
+        name, equals, value = self.text.rpartition("=")
+        if not equals:
+            raise InvalidInputError(f"{self.spelled}: expected {form}", option=self.flag, text=self.text)
+        return name, value
+
+
+@dataclass(frozen=True, slots=True)
+class SettingOption:
+    """One option, and how it becomes words."""
+
+    name: str
+    flags: tuple[str, ...]
+    form: str
+    help: str
+    add: Callable[[SettingsStack, Said], SettingsStack]
+
+
+def _plain(path: str, stack: SettingsStack, said: Said) -> SettingsStack:
+    return stack.option(path, said.text, said.spelled, number=said.number)
+
+
+def _device(stack: SettingsStack, said: Said) -> SettingsStack:
+    device, size = said.pair("DEVICE=SIZE, as in -d 0=80GiB")
+    if len(said.texts) == 1:  # the first one says which devices there are, so it replaces what files name
+        return stack.option("max_memory", {device: size}, said.spelled, number=said.number)
+    return stack.option(f"max_memory.{device}", size, said.spelled, number=said.number)
+
+
+def _headroom(stack: SettingsStack, said: Said) -> SettingsStack:
+    device, equals, room = said.text.rpartition("=")
+    path = f"headroom.{device if equals else 'all'}"
+    return stack.option(path, room, said.spelled, number=said.number)
+
+
+def _pin(stack: SettingsStack, said: Said) -> SettingsStack:
+    name, device = said.pair("MODULE=DEVICE, as in --pin lm_head=0")
+    return stack.option(f"pin.{name}", device, said.spelled, number=said.number)
+
+
+def _forbid(stack: SettingsStack, said: Said) -> SettingsStack:
+    name, _ = said.pair("MODULE=DEVICE, as in --forbid model.visual=1")
+    pairs = [text.rpartition("=") for text in said.texts]
+    devices = [device for known, _, text in pairs if known == name for device in text.split(",")]
+    return stack.option(f"forbid.{name}", devices, said.spelled, number=said.number)
+
+
+def _together(stack: SettingsStack, said: Said) -> SettingsStack:
+    groups = [text.split(",") for text in said.texts]
+    return stack.option("keep_together", groups, said.spelled, number=said.number)
+
+
+def _no_split(stack: SettingsStack, said: Said) -> SettingsStack:
+    classes = [name for text in said.texts for name in text.split(",")]
+    return stack.option("no_split_module_classes", classes, said.spelled, number=said.number)
+
+
+def _as_written(stack: SettingsStack, said: Said) -> SettingsStack:
+    return stack.arguments([said.flag, said.text], first=said.number)
+
+
+SETTING_OPTIONS: Final = (
+    SettingOption(
+        "device",
+        ("-d", "--device"),
+        "DEVICE=SIZE",
+        "Budget of a device: 0=80GiB, cpu=200GiB, disk=1TB. Only devices that are named are used; "
+        "without any, all that this machine has free.",
+        _device,
+    ),
+    SettingOption(
+        "headroom",
+        ("--headroom",),
+        "[DEVICE=]SIZE",
+        "What stays free, of one device or of all: 5%, 1=2GiB.",
+        _headroom,
+    ),
+    SettingOption(
+        "mode", ("--mode",), "MODE", "Where weights may lie: any, no_disk, gpu_only.", partial(_plain, "mode")
+    ),
+    SettingOption(
+        "fill",
+        ("--fill",),
+        "FILL",
+        "How room that is left over is spread: even, fewest, in_order.",
+        partial(_plain, "strategy.fill"),
+    ),
+    SettingOption(
+        "dtype",
+        ("--dtype",),
+        "DTYPE",
+        "What the weights will be loaded as, such as bf16.",
+        partial(_plain, "dtype"),
+    ),
+    SettingOption("pin", ("--pin",), "MODULE=DEVICE", "Put a module on a device.", _pin),
+    SettingOption(
+        "forbid",
+        ("--forbid",),
+        "MODULE=DEVICE",
+        "Keep a module off a device, or off several: x=0,1.",
+        _forbid,
+    ),
+    SettingOption("together", ("--together",), "A,B", "Keep modules on one device.", _together),
+    SettingOption(
+        "no_split",
+        ("--no-split",),
+        "CLASS",
+        "Modules of this class stay whole; without it, what the model's type says.",
+        _no_split,
+    ),
+    SettingOption(
+        "granularity",
+        ("--granularity",),
+        "SIZE",
+        "What is placed as a whole: block, module, expert.",
+        partial(_plain, "granularity"),
+    ),
+    SettingOption(
+        "assign", ("--set",), "PATH=VALUE", "Any setting by its path; := replaces a mapping.", _as_written
+    ),
+    SettingOption("unset", ("--unset",), "PATH", "Forget what was said before of a setting.", _as_written),
+    SettingOption(
+        "config",
+        ("--config",),
+        "FILE",
+        "A YAML, TOML or JSON file of settings, below the other options.",
+        _as_written,
+    ),
+)
+"""All of them; every command that plans or shows settings takes all."""
+
+_BY_NAME: Final = {option.name: option for option in SETTING_OPTIONS}
+
+
+def takes_settings(function: Callable[..., int]) -> Callable[..., int]:
+    """Gives a command the options of :data:`SETTING_OPTIONS`; :func:`settings_of` reads them from its context."""
+
+    @wraps(function)
+    def command(**given: Any) -> int:
+        return function(**{name: value for name, value in given.items() if name not in _BY_NAME})
+
+    own = inspect.signature(function, eval_str=True).parameters.values()
+    parameters = [*own, *map(_parameter, SETTING_OPTIONS)]
+    described: Any = command
+    described.__signature__ = inspect.Signature(parameters)
+    described.__annotations__ = {each.name: each.annotation for each in parameters}
+    return command
+
+
+def _parameter(option: SettingOption) -> inspect.Parameter:
+    declared = typer.Option(
+        *option.flags,
+        metavar=option.form,
+        help=option.help,
+        show_default=False,
+        autocompletion=_completion(option.name),
+    )
+    return inspect.Parameter(
+        option.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=[],
+        annotation=Annotated[list[str], declared],
+    )
+
+
+def _completion(name: str) -> Callable[[], list[str]] | None:
+    if name not in ("mode", "fill", "granularity", "dtype"):
+        return None
+
+    def complete() -> list[str]:
+        return _choices(name)
+
+    return complete
+
+
+def _choices(name: str) -> list[str]:
+    from typing import get_args, get_type_hints
+
+    from planner.config.settings import DTYPES, Auto
+
+    if name == "dtype":
+        return list(DTYPES)
+    return list(get_args(get_type_hints(Auto if name == "fill" else Settings)[name]))
+
+
+def settings_of(context: typer.Context) -> SettingsStack:
+    """What a command was told: ``./planner.yaml``, the environment, its options."""
+    return stack_of(spoken_options(context), os.environ)
+
+
+def stack_of(options: Iterable[Spoken], environ: Mapping[str, str]) -> SettingsStack:
+    """``./planner.yaml`` if there is one, the environment, and options in the order given.
+
+    Raises:
+        InvalidInputError: an option without its equals sign. Fields: ``option``, ``text``.
+    """
+    stack = Stack.from_command(Settings, [], environ)
+    before: dict[str, tuple[str, ...]] = {}
+    words = [each for each in options if each.name in _BY_NAME]
+    for number, each in enumerate(words, start=1):
+        before[each.name] = (*before.get(each.name, ()), each.text)
+        option = _BY_NAME[each.name]
+        stack = option.add(stack, Said(before[each.name], option.flags[0], number))
+    return stack

@@ -1,0 +1,59 @@
+"""`planner sizes`: how many bytes each part of a model has."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from planner.checkpoint.source import open_source
+from planner.cli.arguments import Json, SourcePath
+from planner.cli.exits import OK
+from planner.cli.output import show_table, write_json
+from planner.config.settings import read_dtype
+from planner.errors import InvalidInputError
+from planner.layout import Layout
+from planner.tree import ModuleTree
+from planner.units import format_bytes
+
+__all__ = ["command"]
+
+
+def command(
+    model: SourcePath,
+    depth: Annotated[
+        int, typer.Option("--depth", min=0, metavar="LEVELS", help="Levels of names that are listed.")
+    ] = 2,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", metavar="DTYPE", help="What the weights will be loaded as.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """List bytes by module.
+
+    As they are stored; a shared tensor counts where it is met first.
+    """
+    tree = open_source(model).tree
+    sizes = Layout(tree, dtype=None if dtype is None else _dtype(dtype)).stored_sizes()
+    shown = {name: sizes[name] for name in _names(tree) if name.count(".") < depth}
+    if as_json:
+        write_json({"total_bytes": sizes[""], "sizes": shown})
+        return OK
+    total = sizes[""] or 1
+    rows = [(name, format_bytes(size), f"{100 * size / total:.1f} %") for name, size in shown.items()]
+    rows.append(("the model", format_bytes(sizes[""]), "100.0 %"))
+    show_table(("module", "bytes", "share"), rows, right=("bytes", "share"))
+    return OK
+
+
+def _names(tree: ModuleTree) -> list[str]:
+    """Modules in execution order, and tensors that lie in none."""
+    loose = [name for name in tree.uncovered([])[1] if "." not in name]
+    return [*loose, *(name for name, _ in tree.columns.module_classes())]
+
+
+def _dtype(text: str) -> str:
+    try:
+        return read_dtype(text)
+    except ValueError as error:
+        raise InvalidInputError(f"--dtype {text}: {error}", option="--dtype", text=text) from error

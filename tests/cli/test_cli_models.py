@@ -1,0 +1,184 @@
+"""`planner plan`, `check` and `sizes`: what they say of a model on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import planner
+from command_line import Command, answer, llama_bytes, tensor_shapes, write_llama
+from planner.explain import home_of
+from planner.units import format_bytes
+
+ROOM = ("-d", "0=4KiB", "-d", "cpu=1MiB")
+
+
+def test_the_plan_is_the_one_that_the_library_makes(command: Command, llama: str) -> None:
+    done = command("plan", llama, *ROOM, "--json")
+    assert done.exit_code == 0
+    made = planner.plan(llama, max_memory={0: "4KiB", "cpu": "1MiB"})
+    printed = planner.Plan.from_json(done.stdout)
+    assert printed.device_map == made.device_map
+    assert printed.devices == made.devices
+    assert printed.provenance["max_memory.0"] == "user · command line argument 1 `-d 0=4KiB`"
+    assert printed.source.kind == "checkpoint"
+
+
+def test_the_picture_names_devices_and_bytes(command: Command, llama: str) -> None:
+    done = command("plan", llama, *ROOM)
+    made = planner.plan(llama, max_memory={0: "4KiB", "cpu": "1MiB"})
+    assert done.exit_code == 0
+    assert format_bytes(llama_bytes()) in done.stdout
+    for device in made.devices:
+        assert format_bytes(device.used_bytes) in done.stdout
+    assert "\x1b" not in done.output
+
+
+def test_files_are_written_where_they_are_asked_for(command: Command, llama: str) -> None:
+    done = command("plan", llama, *ROOM, "--json", "-o", "plan.json", "--html", "report.html")
+    assert Path("plan.json").read_text() == done.stdout
+    page = Path("report.html").read_text()
+    assert page.lower().startswith("<!doctype html>")
+    assert '"lm_head"' in page
+
+
+@pytest.mark.parametrize("option", ["-o", "--html"])
+def test_a_file_that_cannot_be_written_is_bad_input(command: Command, llama: str, option: str) -> None:
+    done = command("plan", llama, *ROOM, option, "absent/plan.json")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("planner: absent/plan.json: cannot be written")
+
+
+def test_what_does_not_fit_is_a_negative_answer(command: Command, llama: str) -> None:
+    done = command("plan", llama, "-d", "0=4KiB")
+    assert (done.exit_code, done.stdout) == (1, "")
+    missing = llama_bytes() - (4 << 10)
+    assert f"({missing} bytes) more on 0 would be enough" in done.stderr
+    error = answer(command("plan", llama, "-d", "0=4KiB", "--json"))["error"]
+    assert (error["type"], error["exit_code"]) == ("InfeasibleError", 1)
+    assert error["fields"]["more_bytes"] == {"0": missing}
+
+
+def test_settings_reach_the_plan(command: Command, llama: str) -> None:
+    options = ["-d", "0=1MiB", "-d", "1=1MiB", "--pin", "lm_head=1", "--fill", "fewest"]
+    made = planner.Plan.from_json(command("plan", llama, *options, "--json").stdout)
+    assert home_of(made.device_map, "lm_head") == 1
+    doubled = planner.Plan.from_json(command("plan", llama, *options, "--dtype", "fp32", "--json").stdout)
+    assert [device.used_bytes for device in doubled.devices] == [0, 2 * llama_bytes()]
+
+
+def test_headroom_of_all_and_of_one(command: Command, llama: str) -> None:
+    options = ["-d", "0=10000", "-d", "1=20000", "--headroom", "5%", "--headroom", "1=7"]
+    made = planner.Plan.from_json(command("plan", llama, *options, "--json").stdout)
+    assert [device.headroom_bytes for device in made.devices] == [500, 7]
+
+
+def test_headroom_without_a_device_needs_no_named_budget() -> None:
+    made = planner.plan(write_llama("detected"), headroom={"all": "50%"})
+    assert all(device.headroom_bytes == device.budget_bytes // 2 for device in made.devices)
+
+
+def test_names_that_are_not_there_are_bad_input(command: Command, llama: str) -> None:
+    done = command("plan", llama, *ROOM, "--pin", "lm_haed=0")
+    assert done.exit_code == 2
+    assert "did you mean 'lm_head'?" in done.stderr
+
+
+@pytest.mark.parametrize("model", ["absent", "empty", "/dev/null", ""])
+def test_what_is_no_model_is_bad_input(command: Command, model: str) -> None:
+    Path("empty").mkdir()
+    for asked in (("plan", model, *ROOM), ("sizes", model), ("bench", model)):
+        assert command(*asked).exit_code == 2
+
+
+# ---- check
+
+
+def test_a_plan_of_the_model_is_valid(command: Command, llama: str) -> None:
+    command("plan", llama, *ROOM, "-o", "plan.json")
+    done = command("check", llama, "plan.json", *ROOM)
+    assert (done.exit_code, done.stdout) == (0, "valid\n")
+    assert answer(command("check", llama, "plan.json", "--json")) == {"valid": True, "findings": []}
+
+
+def test_without_budgets_none_are_judged_and_it_says_so(command: Command, llama: str) -> None:
+    Path("map.json").write_text('{"": "cuda:0"}')
+    done = command("check", llama, "map.json")
+    assert (done.exit_code, done.stdout) == (0, "valid; budgets were not judged, as -d named none\n")
+
+
+def test_every_fault_of_a_map_is_listed(command: Command, llama: str) -> None:
+    Path("map.json").write_text(json.dumps({"model": 0, "lm_haed": 1}))
+    done = command("check", llama, "map.json", "-d", "0=1000")
+    used = llama_bytes() - 32 * 8 * 2
+    assert done.exit_code == 1
+    assert "lm_head.weight is on no device" in done.stdout
+    assert f"device 0 would hold {format_bytes(used)} of 1000 B" in done.stdout
+    assert "key 'lm_haed' matches nothing in the model; the nearest name is 'lm_head'" in done.stdout
+    assert done.stdout.splitlines()[-1] == "not valid"
+    found = answer(command("check", llama, "map.json", "-d", "0=1000", "--json"))
+    assert found["valid"] is False
+    assert {finding["rule"] for finding in found["findings"]} == {"uncovered", "over-budget", "unknown-key"}
+
+
+def test_bytes_are_judged_in_the_dtype_that_is_asked_for(command: Command, llama: str) -> None:
+    Path("map.json").write_text('{"": 0}')
+    budget = ("-d", f"0={llama_bytes()}")
+    assert command("check", llama, "map.json", *budget).exit_code == 0
+    assert command("check", llama, "map.json", *budget, "--dtype", "fp32").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", '{"a": [0]}', '{"a": null}', '{"a": 0, "a": 1}', "{", '{"schema": 1}']
+)
+def test_what_is_no_map_is_bad_input(command: Command, llama: str, text: str) -> None:
+    Path("map.json").write_text(text)
+    assert command("check", llama, "map.json").exit_code == 2
+
+
+# ---- sizes
+
+
+def test_sizes_add_up(command: Command, llama: str) -> None:
+    sizes = answer(command("sizes", llama, "--json", "--depth", "3"))
+    assert sizes["total_bytes"] == llama_bytes()
+    assert sizes["sizes"]["model"] + sizes["sizes"]["lm_head"] == llama_bytes()
+    layers = [sizes["sizes"][f"model.layers.{layer}"] for layer in range(4)]
+    assert sum(layers) == sizes["sizes"]["model.layers"]
+    assert "model.layers.0.mlp" not in sizes["sizes"]
+    assert len(tensor_shapes()) > len(sizes["sizes"])
+
+
+def test_sizes_are_printed_in_columns(command: Command, llama: str) -> None:
+    lines = command("sizes", llama, "--depth", "1").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["module", "model", "lm_head", "the"]
+    assert lines[1].split()[1:3] == format_bytes(llama_bytes() - 512).split()
+    total = answer(command("sizes", llama, "--json", "--dtype", "fp32"))["total_bytes"]
+    assert total == 2 * llama_bytes()
+
+
+@pytest.mark.parametrize("options", [("--depth", "-1"), ("--depth", "x"), ("--dtype", "fp7")])
+def test_bad_options_of_sizes_are_bad_input(command: Command, llama: str, options: tuple[str, str]) -> None:
+    assert command("sizes", llama, *options).exit_code == 2
+
+
+# ---- bench
+
+
+def test_bench_times_what_it_is_given(command: Command, llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.cli.beside.find_spec", lambda name: None)
+    data = answer(command("bench", llama, "--repeat", "1", "--json"))
+    assert data["total_bytes"] == llama_bytes()
+    *ours, theirs = data["median_seconds"].values()
+    assert theirs is None
+    assert all(seconds > 0 for seconds in ours)
+
+
+def test_bench_makes_a_model_when_none_is_named_and_runs_beside_accelerate(command: Command) -> None:
+    done = command("bench", "--repeat", "1")
+    assert done.exit_code == 0
+    assert done.stdout.splitlines()[0].endswith("131 GiB")
+    assert "accelerate, from the live model" in done.stdout
+    assert "not installed" not in done.stdout

@@ -1,0 +1,49 @@
+"""Every example runs, with a model that it makes itself, and prints what it is there to show."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+# What each prints that nothing but a working example could.
+SHOWN = {
+    "plan_a_folder": ["model.layers.7.mlp lies on 1, as block 'model.layers.7'.", "(proven least)"],
+    "unlike_cards": ["1 → 0", "60.0 KiB headroom", "the model does not fit on the accelerators"],
+    "one_card_and_cpu": ["lm_head runs on 0", "bytes more on 0, nothing would be offloaded"],
+    "experts_to_cpu": [
+        "{'model.layers.3.self_attn': 0, 'model.layers.3.mlp.gate': 0, 'model.layers.3.mlp.experts': 'cpu'}"
+    ],
+    "from_pretrained": ["cpu: detected: ", "7 tokens"],
+    "fleet_in_ci": [
+        "two large cards: fits, 0 bytes offloaded",
+        "one small card: the model does not fit",
+        "one small card with host memory: fits",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_an_example_runs(
+    name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    try:
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    assert code == (1 if name == "fleet_in_ci" else 0)  # one machine of that fleet is too small
+    out = capfd.readouterr().out
+    assert [words for words in SHOWN[name] if words not in out] == []
+
+
+def test_every_example_is_run() -> None:
+    written = {path.stem for path in EXAMPLES.glob("*.py")} - {"demo", "tiny_models"}
+    assert written == set(SHOWN)

@@ -1,0 +1,21 @@
+"""Element types by name count the same without torch as with it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from planner.config.settings import DTYPES
+from planner.dtypes import element_bits, formula_bits, stored_bits
+from planner.errors import InvalidInputError
+
+
+@pytest.mark.parametrize("name", [name for name in DTYPES if hasattr(torch, name)])
+def test_a_name_counts_as_its_type(name: str) -> None:
+    dtype = getattr(torch, name)
+    assert element_bits(name) == element_bits(f"torch.{name}") == (formula_bits(dtype), stored_bits(dtype))
+
+
+def test_what_torch_does_not_have_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="float17"):
+        element_bits("float17")
