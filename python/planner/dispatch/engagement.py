@@ -71,13 +71,13 @@ class Dispatched:
     Args:
         model: the model.
         forwards: what stands in the modules' places of ``forward``.
-        homes: slots and the devices they lay on before the first dispatch.
+        homes: slots, the devices they lay on before the first dispatch, and a number that tied ones share.
         extras: modules and names of other attributes that are installed in them.
     """
 
     model: nn.Module
     forwards: list[Forward] = field(default_factory=list)
-    homes: list[tuple[Slot, torch.device]] = field(default_factory=list)
+    homes: list[tuple[Slot, torch.device, int]] = field(default_factory=list)
     extras: list[tuple[nn.Module, str]] = field(default_factory=list)
 
     def residencies(self) -> Iterator[Residency]:
@@ -111,14 +111,24 @@ class Dispatched:
 
     def _send_home(self, journal: Journal) -> None:
         made: dict[tuple[int, torch.device], Any] = {}
-        for slot, device in self.homes:
+        first: dict[int, Any] = {}
+        for slot, device, group in self.homes:
             tensor = slot.table.get(slot.name)
             if tensor is None or device.type == "meta" or tensor.device.type == "meta":
                 continue
+            tensor = joined(tensor, first.setdefault(group, tensor))
             key = (id(tensor), device)
             if key not in made:
                 made[key] = placed(tensor, device, slot.name)
             journal.set(slot.table, slot.name, made[key])
+
+
+def joined(tensor: Any, first: Any) -> Any:
+    """The first of tied tensors that were apart on several devices, unless somebody has changed one of them."""
+    if tensor is first or tensor.shape != first.shape or tensor.dtype != first.dtype:
+        return tensor
+    with torch.no_grad():
+        return first if torch.equal(tensor.cpu(), first.cpu()) else tensor
 
 
 def _resting_devices(residency: Residency) -> dict[str, torch.device]:
@@ -228,6 +238,21 @@ class _Values:
         ]
         self.after: list[Any] = []
 
+    def _recall(self, engaged: list[Dispatched]) -> None:
+        """What an earlier dispatch knows: where tensors came from, and which were tied before they were apart."""
+        known = {
+            (id(slot.table), slot.name): (device, group)
+            for dispatched in engaged
+            for slot, device, group in dispatched.homes
+        }
+        first: dict[int, Any] = {}
+        for index, place in enumerate(self.places):
+            row = known.get((id(place.slot.table), place.slot.name))
+            if row is not None:
+                self.home_devices[index] = row[0]
+                value = self.before[index]
+                self.before[index] = joined(value, first.setdefault(row[1], value))
+
     def _wants_rest(self, place: Place) -> bool:
         return place.home.is_offloaded and rests(place.slot, offload_buffers=self.engagement.offload_buffers)
 
@@ -291,10 +316,11 @@ class Prepared:
         """Installs everything."""
         record = Dispatched(self.model)
         self.skip_keys = self.engagement.skip_keys | _declared_skips(self.model)
-        rows = zip(self.layout.places, self.values.home_devices, self.values.after, strict=True)
-        for place, home, value in rows:
-            record.homes.append((place.slot, home))
-            journal.set(place.slot.table, place.slot.name, value)
+        groups: dict[int, int] = {}
+        for index, place in enumerate(self.layout.places):
+            group = groups.setdefault(id(self.values.before[index]), index)
+            record.homes.append((place.slot, self.values.home_devices[index], group))
+            journal.set(place.slot.table, place.slot.name, self.values.after[index])
         has_resting = any(self.values.is_resting)
         if has_resting or self.engagement.force_borders or not self.engagement.assignment.is_single:
             self._install(journal, record)
