@@ -219,13 +219,8 @@ class _Values:
         self.places = layout.places
         self.engagement = engagement
         self.before = [resting_value(place.slot, engaged) for place in self.places]
-        homes = {
-            (id(slot.table), slot.name): device for dispatched in engaged for slot, device in dispatched.homes
-        }
-        self.home_devices = [
-            homes.get((id(place.slot.table), place.slot.name), value.device)
-            for place, value in zip(self.places, self.before, strict=True)
-        ]
+        self.home_devices = [value.device for value in self.before]
+        self._recall(engaged)
         resident = {
             (id(value), self._resident_device(place))
             for place, value in zip(self.places, self.before, strict=True)

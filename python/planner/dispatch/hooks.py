@@ -367,7 +367,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
 
 def aligns(hook: object) -> bool:
     """Whether a hook aligns devices: ours or, where accelerate is installed, its own."""
-    return isinstance(hook, AlignDevicesHook) or (_AlignBase is not object and isinstance(hook, _AlignBase))
+    return isinstance(hook, _AlignBase)
 
 
 class _Calls(threading.local):
