@@ -25,7 +25,7 @@ from planner.dispatch.slots import Slot, modules_of
 from planner.dispatch.streams import Prefetcher
 from planner.errors import OffloadError, PlanMismatchError
 
-__all__ = ["Dispatched", "Engagement", "RestingWeights", "engaged_models", "prepare", "resting_value"]
+__all__ = ["Dispatched", "Engagement", "Resting", "RestingWeights", "engaged_models", "prepare"]
 
 RECORD = "_planner_dispatch"
 
@@ -154,25 +154,38 @@ def engaged_models(model: nn.Module) -> list[Dispatched]:
     return [module.__dict__[RECORD] for _, module in modules_of(model) if RECORD in module.__dict__]
 
 
-def resting_value(slot: Slot, engaged: Iterable[Dispatched]) -> Any:
-    """The tensor that belongs in a slot: what lies there, or what its stand-in stands for.
+class Resting:
+    """Which tensor belongs in a slot, whether it lies there or a stand-in does.
 
-    Raises:
-        OffloadError: a stand-in that nobody knows. Fields: ``name``.
+    Args:
+        engaged: what is installed in the model.
     """
-    found = slot.read()
-    if not isinstance(found, OffloadedTensor):
-        return found
-    for dispatched in engaged:
-        for residency in dispatched.residencies():
-            for index, other in enumerate(residency.slots):
-                if other.table is slot.table and other.name == slot.name:
-                    return residency.value(index)
-    raise OffloadError(
-        f"'{found.offloaded_name}' is offloaded by a hook that was attached by hand; take it off with "
-        "planner.remove_hook_from_submodules(model) first",
-        name=found.offloaded_name,
-    )
+
+    def __init__(self, engaged: Iterable[Dispatched]) -> None:
+        self._rows: dict[tuple[int, str], tuple[Residency, int]] = {
+            (id(slot.table), slot.name): (residency, index)
+            for dispatched in engaged
+            for residency in dispatched.residencies()
+            for index, slot in enumerate(residency.slots)
+        }
+
+    def value(self, slot: Slot) -> Any:
+        """The tensor.
+
+        Raises:
+            OffloadError: a stand-in that nobody knows. Fields: ``name``.
+        """
+        found = slot.read()
+        if not isinstance(found, OffloadedTensor):
+            return found
+        row = self._rows.get((id(slot.table), slot.name))
+        if row is None:
+            raise OffloadError(
+                f"'{found.offloaded_name}' is offloaded by a hook that was attached by hand; take it off with "
+                "planner.remove_hook_from_submodules(model) first",
+                name=found.offloaded_name,
+            )
+        return row[0].value(row[1])
 
 
 def prepare(model: nn.Module, engagement: Engagement) -> Prepared:
@@ -218,7 +231,8 @@ class _Values:
     def __init__(self, layout: Layout, engaged: list[Dispatched], engagement: Engagement) -> None:
         self.places = layout.places
         self.engagement = engagement
-        self.before = [resting_value(place.slot, engaged) for place in self.places]
+        resting = Resting(engaged)
+        self.before = [resting.value(place.slot) for place in self.places]
         self.home_devices = [value.device for value in self.before]
         self._recall(engaged)
         resident = {
