@@ -1,5 +1,7 @@
 """How long it takes to make a configuration: two YAML files, a config.json, variables, arguments, then resolve.
 
+Beside it, what the settings of one call of `plan()` cost.
+
 Run: python benches/bench_config.py
 Asks for a median of less than 5 ms over 100 runs, with the files read again each time and yaml already imported.
 """
@@ -17,6 +19,7 @@ import yaml
 from planner.config import Resolved, Stack
 from planner.config.hf import import_config
 from planner.config.settings import Settings
+from planner.request import resolve_settings
 
 RUNS = 100
 LIMIT_MS = 5.0
@@ -76,8 +79,20 @@ def median_ms(runs: int = RUNS) -> float:
     return statistics.median(times) * 1000
 
 
+def call_ms(runs: int = RUNS) -> float:
+    """Median time of what each `plan()` does with its settings: a few keywords, no files; in milliseconds."""
+    budgets = {0: "10GiB", 1: "10GiB", "cpu": "30GiB"}
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        resolve_settings(None, {"max_memory": budgets, "no_split_module_classes": ["LlamaDecoderLayer"]})
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1000
+
+
 if __name__ == "__main__":
     found = median_ms()
+    print(f"settings of one call of plan(): {call_ms():.3f} ms, median of {RUNS}")
     parser = "libyaml" if yaml.__with_libyaml__ else "pure Python"
     print(f"configuration: {found:.2f} ms, median of {RUNS}, limit {LIMIT_MS} ms (yaml parser: {parser})")
     raise SystemExit(found >= LIMIT_MS)

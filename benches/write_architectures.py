@@ -53,7 +53,15 @@ def tie_rules(name: str, model: Any) -> list[dict[str, Any]]:
     fresh = model_zoo.build(name, tie=False)
     shared = architecture_record(fresh)["ties"][0]["pairs"]
     always = [pair for pair in shared if pair[0] not in named]
+    pairs = [*always, *(pair for rule in rules for pair in rule["pairs"])]
+    if any(_general(target) == _general(source) for target, source in pairs):
+        # How many layers share a module is for the configuration to say, which a line of the table cannot read.
+        raise ValueError("modules are shared between layers; left to transformers")
     return rules + ([{"when": "1" * 9, "pairs": always}] if always else [])
+
+
+def _general(name: str) -> str:
+    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
 
 
 def config_path(root: Any, config: Any) -> str | None:
@@ -102,6 +110,7 @@ def main(names: list[str]) -> None:
         lines.pop("", None)
     started = time.perf_counter()
     for name in names or model_zoo.names():
+        lines.pop(name, None)
         try:
             lines[name] = json.dumps(record(name), separators=(",", ":"))
         except Exception as error:

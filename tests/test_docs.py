@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import os
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import planner
+from planner.cli.synthetic import write_synthetic
 
 ROOT = Path(__file__).parent.parent
 MARKDOWN = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benches").glob("*.md")])
@@ -49,6 +53,36 @@ def test_interactive_blocks_print_what_they_say(path: Path) -> None:
     runner = doctest.DocTestRunner(optionflags=OPTIONS)
     runner.run(parsed)
     assert runner.summarize(verbose=False).failed == 0
+
+
+def commands(path: Path) -> list[tuple[str, str]]:
+    """Commands of the console blocks of one file, each with the output that it promises."""
+    text = "\n".join(text for _, text in blocks(path, "console"))
+    pieces = re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]
+    return [(line, output) for line, _, output in (piece.partition("\n") for piece in pieces)]
+
+
+@pytest.mark.parametrize("path", [path for path in MARKDOWN if blocks(path, "console")], ids=name)
+def test_commands_print_what_they_say(path: Path, tmp_path: Path) -> None:
+    """The commands of one file, in one folder that holds a `llama`, with standard output and error together."""
+    write_synthetic(tmp_path / "llama")
+    scripts = str(Path(sys.executable).parent)
+    environment = {key: value for key, value in os.environ.items() if not key.upper().startswith("PLANNER_")}
+    environment["PATH"] = os.pathsep.join([scripts, environment.get("PATH", "")])
+    wrong = []
+    for command, output in commands(path):
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+        )
+        if not doctest.OutputChecker().check_output(output, done.stdout, OPTIONS):
+            wrong.append(f"$ {command}\n{done.stdout}")
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("module", MODULES)

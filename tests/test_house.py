@@ -18,7 +18,7 @@ import planner
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CARGO = tomllib.loads((ROOT / "Cargo.toml").read_text())
-TEXT = (".md", ".py", ".pyi", ".rs", ".toml", ".yaml", ".yml")
+TEXT = (".md", ".py", ".pyi", ".rs", ".toml", ".yaml", ".yml", ".js", ".css", ".html")
 SKIPPED = {".git", ".venv", "target", "dist", "__pycache__", "results"}
 PACKAGES = {"yaml": "PyYAML"}  # import name -> distribution name, where they differ
 

@@ -481,12 +481,12 @@ def _nothing_to_execute_on(
     tops = _top_blocks(walk)
     for group in walk.by_identity():
         size = sizes.planned_bytes(partial(walk.name, group[0]), group[0].tensor)
-        for device in {named.device for named in group if named.device is not None}:
-            if device in rooms:
-                rooms[device] -= size
-            elif device in _UNLIMITED_UNLESS_LISTED:
-                block = tops[group[0].module]
-                streamed[block] = streamed.get(block, 0) + size
+        homes = {named.device for named in group if named.device is not None}
+        for device in homes & rooms.keys():
+            rooms[device] -= size
+        if homes and homes <= _UNLIMITED_UNLESS_LISTED - rooms.keys():
+            block = tops[group[0].module]
+            streamed[block] = streamed.get(block, 0) + size
     largest = max(streamed, key=lambda block: streamed[block], default=None)
     if largest is None or streamed[largest] <= max(rooms.values()):
         return

@@ -49,16 +49,16 @@ def describe(
     Example:
         >>> from planner.check import check
         >>> model = describe({"embed.weight": 20, "head.weight": 20}, tied=[["embed.weight", "head.weight"]])
-        >>> for finding in check(model, {"embed": 0, "head": "cpu"}, {0: 10}):
+        >>> for finding in check(model, {"embed": 0, "head": 1}, {0: 10, 1: 20}):
         ...     print(finding)
-        one tensor is on several devices: embed.weight on 0, head.weight on cpu
+        one tensor is on several devices: embed.weight on 0, head.weight on 1
         device 0 would hold 20 B of 10 B: 10 B too much
     """
     root = DescribedModule()
     for name, tensor in _tensors(sizes_bytes, tied).items():
-        path, _, local = name.rpartition(".")
+        path, dot, local = name.rpartition(".")
         owner = _module(root, path)
-        if not local or local in owner._modules:
+        if not local or (dot and not path) or local in owner._modules:
             raise InvalidTreeError(f"{name!r} is no name of a tensor: it is empty or a module's", name=name)
         owner._parameters[local] = tensor
     for name, class_name in (classes or {}).items():

@@ -11,6 +11,7 @@ from planner.plan import Plan, Reason
 from planner.units import format_bytes
 
 __all__ = [
+    "UNDECIDED",
     "WORDS",
     "empty_devices_notice",
     "explain",
@@ -39,6 +40,9 @@ WORDS: Mapping[str, str] = {
     "no_room": "{name} does not fit on {device}: it needs {needed} bytes, {available} are left.",
     "next_device": "Leaving {device}: {name} cannot be split and needs {needed} bytes, {available} are available.",
 }
+
+# Of a module that no decision names.
+UNDECIDED = "No decision of its own: it goes with what it shares tensors or is kept together with."
 
 
 def sentence(reason: Reason) -> str:

@@ -13,7 +13,7 @@ from planner.balanced import balanced_budgets
 from planner.blocks import Blocks, Constraints, allowed_homes, expand_classes, require_names
 from planner.checkpoint.source import Opened, open_source
 from planner.config import Resolved, Stack
-from planner.config.evaluate import Answer
+from planner.config.answer import Answer
 from planner.config.hf import import_config
 from planner.config.settings import Auto, Balanced, BalancedLow0, Settings, read_bytes, read_device
 from planner.devices import Budgets, DeviceKey

@@ -123,6 +123,7 @@ def test_a_file_that_cannot_be_read_is_bad_input(command: Command, name: str) ->
     done = command("diff", name, name)
     assert done.exit_code == 2
     assert done.stderr.startswith(f"planner: {name}: ")
+    assert done.stderr.count(f"{name}: ") == 1
 
 
 def test_a_plan_that_is_not_utf8_is_bad_input(command: Command) -> None:

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from planner.config.compose import MAX_NODES
-from planner.config.files import MAX_BYTES
+from planner.config.document import MAX_NODES
 from planner.config.layer import MAX_DEPTH
+from planner.config.sources import MAX_BYTES
 
 # What is measured excludes starting Python and importing the parsers, and includes reading, composing and resolving.
 CHILD = """

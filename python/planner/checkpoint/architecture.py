@@ -99,21 +99,30 @@ class Architecture:
         *modules, last = name.split(".")
         forms = {0} if self.forms else set()
         for part in modules:
-            forms = {child for form in forms for child in self._children[form].get(part, ())} or {
-                child for form in forms for child in self._children[form].get("*", ()) if part.isdecimal()
-            }
+            part = "*" if part.isdecimal() else part
+            forms = {child for form in forms for child in self._children[form].get(part, ())}
+        last = "*" if last.isdecimal() else last
         return any(last in self._saved[form] for form in forms)
 
     @cached_property
     def _children(self) -> list[dict[str, list[int]]]:
-        return [dict(children) for _, _, children, _ in self.forms]
+        """Forms of children by name, with one name for all numbers."""
+        tables: list[dict[str, list[int]]] = []
+        for _, _, children, _ in self.forms:
+            table: dict[str, list[int]] = {}
+            for name, forms in children:
+                table.setdefault("*" if name.isdecimal() else name, []).extend(forms)
+            tables.append(table)
+        return tables
 
     @cached_property
     def _saved(self) -> list[set[str]]:
-        return [
-            {*parameters, *(name for name, is_saved in buffers if is_saved)}
+        """Names of saved tensors by form, with one name for all numbers."""
+        rows = [
+            (*parameters, *(name for name, is_saved in buffers if is_saved))
             for _, parameters, _, buffers in self.forms
         ]
+        return [{"*" if name.isdecimal() else name for name in names} for names in rows]
 
 
 def _form(row: Any) -> Form:

@@ -162,10 +162,14 @@ def _form(module: Any) -> dict[str, Any]:
     scratch = module._non_persistent_buffers_set
     children: dict[str, list[dict[str, Any]]] = {}
     named = {name: child for name, child in module._modules.items() if child is not None}
-    is_list = type(module).__name__ != "Sequential" or len(named) > _MOST_NAMED_NUMBERS
-    for name, child in named.items():
+    forms = {name: _form(child) for name, child in named.items()}
+    # What stands in a list for several things, each of its own kind, is no repetition.
+    has_kinds = 1 < len(forms) == len({_members(form) for form in forms.values()})
+    is_fixed = type(module).__name__ == "Sequential" or has_kinds
+    is_list = not is_fixed or len(named) > _MOST_NAMED_NUMBERS
+    for name, form in forms.items():
         key = "*" if is_list and name.isdecimal() else name
-        children[key] = _merged([*children.get(key, []), _form(child)])
+        children[key] = _merged([*children.get(key, []), form])
     return {
         "class": type(module).__name__,
         "parameters": [name for name, tensor in module._parameters.items() if tensor is not None],
@@ -176,12 +180,16 @@ def _form(module: Any) -> dict[str, Any]:
     }
 
 
+def _members(form: dict[str, Any]) -> str:
+    """What tells one form from another, apart from what its children hold."""
+    return repr((form["class"], form["parameters"], list(form["children"]), form["buffers"]))
+
+
 def _merged(forms: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Forms with the same members made one, their children's forms beside each other."""
     kept: dict[str, dict[str, Any]] = {}
     for form in forms:
-        key = repr((form["class"], form["parameters"], list(form["children"]), form["buffers"]))
-        other = kept.setdefault(key, form)
+        other = kept.setdefault(_members(form), form)
         if other is not form:
             for name, children in form["children"].items():
                 other["children"][name] = _merged([*other["children"][name], *children])

@@ -11,7 +11,7 @@ from typing import Any
 
 from planner import _core
 from planner.checkpoint.inside import resolve_inside
-from planner.checkpoint.reading import fault, read_json_object, read_regular, system_reason
+from planner.checkpoint.reading import fault, printable, read_json_object, read_regular, system_reason
 
 __all__ = ["CheckpointFiles", "Headers", "find_files"]
 
@@ -48,7 +48,7 @@ class CheckpointFiles:
 
     def read_headers(self) -> Headers:
         """Names, types and sizes of all tensors. Raises CheckpointError."""
-        return Headers.read(list(self.weights), list(self.weights), self.index)
+        return Headers.read(list(self.weights), [printable(path) for path in self.weights], self.index)
 
 
 def find_files(source: str | os.PathLike[str]) -> CheckpointFiles:
@@ -113,7 +113,7 @@ def _from_folder(folder: str) -> CheckpointFiles:
 
 
 def _from_index(path: str, folder: str, name: str) -> CheckpointFiles:
-    index = _core.Index.read(path, path)
+    index = _core.Index.read(path, printable(path))
     return _found(name, folder, _resolved(folder, index.files(), path), index)
 
 

@@ -9,14 +9,20 @@ from typing import Any
 
 from planner.errors import CheckpointError
 
-__all__ = ["fault", "read_json_object", "read_regular", "system_reason"]
+__all__ = ["fault", "printable", "read_json_object", "read_regular", "system_reason"]
 
 MOST_CONFIG_BYTES = 4 * 2**20
 
 
 def fault(file: str, reason: str) -> CheckpointError:
     """The error about a file."""
+    file, reason = printable(file), printable(reason)
     return CheckpointError(f"{file}: {reason}", file=file, reason=reason)
+
+
+def printable(path: str) -> str:
+    """A path as text that can be printed, whatever bytes its name is made of."""
+    return path.encode(errors="backslashreplace").decode()
 
 
 def system_reason(error: OSError | ValueError) -> str:

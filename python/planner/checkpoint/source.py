@@ -12,7 +12,7 @@ from planner.checkpoint.describe import architecture_record, meta_model
 from planner.checkpoint.files import CheckpointFiles, Headers, find_files
 from planner.checkpoint.known import class_name, find_architecture, has_transformers
 from planner.checkpoint.names import LiveNames, live_names, names_as_stored
-from planner.checkpoint.reading import fault
+from planner.checkpoint.reading import fault, printable
 from planner.errors import InvalidInputError
 from planner.layout import Layout
 from planner.tree import ModuleTree
@@ -143,7 +143,7 @@ def _build(files: CheckpointFiles, headers: Headers, known: Architecture | None)
         names.targets,
         list(known.forms) if known else [],
         dict(known.bases) if known else {},
-        shown=files.name,
+        shown=printable(files.name),
         by_name=names.by_name,
         dropped=set(names.dropped),
         tied=ties,

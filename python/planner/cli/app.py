@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Final, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 from planner.cli import bench, check, config, devices, diff, explain, plan, sizes
 from planner.cli.exits import run
 from planner.cli.ordered import OrderedCommand
 from planner.cli.output import write
+from planner.cli.verbatim import VerbatimGroup
 
 __all__ = ["app", "main"]
 
@@ -21,7 +21,7 @@ _DISTRIBUTION: Final = "device-map-planner"
 _COMPLETION: Final = "_PLANNER_COMPLETE"  # typer sets it while a shell asks for completions
 
 
-class CommandLine(TyperGroup):
+class CommandLine(VerbatimGroup):
     """The group of all commands; whatever happens inside becomes a message and an exit code."""
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]

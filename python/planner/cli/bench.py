@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from planner.cli.exits import OK
 from planner.cli.output import show_table, write, write_json
 from planner.cli.synthetic import write_synthetic
 from planner.devices import DeviceKey
+from planner.errors import InvalidInputError
 from planner.layout import Layout
 from planner.request import plan, plan_many
 from planner.tree import ModuleTree
@@ -48,14 +48,19 @@ def command(
     """
     with _source(model) as path:
         tree = open_source(path).tree
-        total_bytes = int(Layout(tree).stored_sizes()[""])
+        total_bytes = int(Layout(tree).stored_sizes().get("", 0))
+        if not total_bytes:
+            raise InvalidInputError(f"{path}: holds no tensor, so there is nothing to plan", file=path)
         budgets = _budgets(total_bytes)
         figures = dict(_figures(path, tree, budgets, repeat))
     if as_json:
         facts = {"modules": tree.module_count, "tensors": tree.tensor_count, "total_bytes": total_bytes}
         write_json({**facts, "repeat": repeat, "median_seconds": figures})
         return OK
-    rows = [(what, "not installed" if s is None else f"{s * 1e3:.2f} ms") for what, s in figures.items()]
+    rows = [
+        (what, found if isinstance(found, str) else f"{found * 1e3:.2f} ms")
+        for what, found in figures.items()
+    ]
     write(f"{tree.module_count} modules, {tree.tensor_count} tensors, {format_bytes(total_bytes)}")
     show_table(("median", "time"), rows, right=("time",))
     return OK
@@ -78,21 +83,24 @@ def _budgets(total_bytes: int) -> dict[DeviceKey, int]:
 
 def _figures(
     path: str, tree: ModuleTree, budgets: dict[DeviceKey, int], repeat: int
-) -> Iterator[tuple[str, float | None]]:
+) -> Iterator[tuple[str, float | str]]:
+    """By what was done, seconds, or why there are none."""
     rows = [{**budgets, 0: budgets[0] + row} for row in range(_MANY)]
     yield "read the headers", _median_s(lambda: open_source(path), repeat)
     yield "read and plan", _median_s(lambda: plan(open_source(path), max_memory=budgets), repeat)
     yield "plan again", _median_s(lambda: plan(tree, max_memory=budgets), repeat)
     yield f"plan for {_MANY} budgets", _median_s(lambda: plan_many(tree, rows), 1)
     theirs = accelerate_plan(tree, budgets)
-    yield "accelerate, from the live model", None if theirs is None else _median_s(theirs, repeat)
+    yield "accelerate, from the live model", theirs if isinstance(theirs, str) else _median_s(theirs, repeat)
 
 
 def _median_s(call: Callable[[], object], repeat: int) -> float:
+    from statistics import median  # it loads fractions and decimals, which no other command needs
+
     call()
     times = []
     for _ in range(repeat):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return median(times)

@@ -15,20 +15,28 @@ from planner.tree import ModuleTree
 __all__ = ["accelerate_plan"]
 
 
-def accelerate_plan(tree: ModuleTree, budgets: Mapping[DeviceKey, int]) -> Callable[[], object] | None:
-    """accelerate's planning of a model with the same names and bytes, ready to be timed; None where it is not installed.
+def accelerate_plan(tree: ModuleTree, budgets: Mapping[DeviceKey, int]) -> Callable[[], object] | str:
+    """accelerate's planning of a model with the same names and bytes, ready to be timed; in words where it cannot be.
 
     Args:
         tree: the model; a live one of plain modules on the meta device is made of it.
         budgets: as for our own plan.
     """
     if find_spec("accelerate") is None or find_spec("torch") is None:
-        return None
+        return "not installed"
     infer = import_module("accelerate").infer_auto_device_map
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # it notes each device that this machine lacks
     model = _live(tree)
     classes = Layout(tree).columns.repeated_classes()
-    return lambda: infer(model, dict(budgets), no_split_module_classes=classes)
+
+    def run() -> object:
+        return infer(model, dict(budgets), no_split_module_classes=classes)
+
+    try:
+        run()
+    except Exception as error:  # noqa: BLE001 - others' code: that it fails is an answer here
+        return f"fails: {type(error).__name__}: {error}"
+    return run
 
 
 def _live(tree: ModuleTree) -> Any:

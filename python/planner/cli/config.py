@@ -15,6 +15,7 @@ from planner.cli.exits import OK
 from planner.cli.ordered import OrderedCommand, spoken_options
 from planner.cli.output import write, write_json
 from planner.cli.settings import settings_of, takes_settings
+from planner.cli.verbatim import VerbatimGroup
 from planner.config import Resolved
 from planner.config.settings import Settings
 from planner.errors import InvalidInputError
@@ -24,6 +25,7 @@ __all__ = ["app"]
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*|[0-9]+")
 
 app = typer.Typer(
+    cls=VerbatimGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Show settings, and where each was said.",

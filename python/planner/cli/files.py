@@ -23,10 +23,7 @@ def read_plan(path: str) -> Plan:
     Raises:
         InvalidInputError: unreadable, larger than 64 Mi characters, or not a plan. Fields: ``file``.
     """
-    try:
-        return Plan.from_json(_read_text(path))
-    except InvalidInputError as error:
-        raise _about(path, error) from error
+    return _plan(path, _read_text(path))
 
 
 def read_device_map(path: str) -> Mapping[str, Any]:
@@ -38,10 +35,7 @@ def read_device_map(path: str) -> Mapping[str, Any]:
     text = _read_text(path)
     data = _read_json(path, text)
     if isinstance(data, dict) and "schema" in data:
-        try:
-            return Plan.from_json(text).device_map
-        except InvalidInputError as error:
-            raise _about(path, error) from error
+        return _plan(path, text).device_map
     is_map = isinstance(data, dict) and all(isinstance(device, int | str) for device in data.values())
     if not is_map:
         raise InvalidInputError(
@@ -94,8 +88,11 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _about(path: str, error: InvalidInputError) -> InvalidInputError:
-    return InvalidInputError(f"{path}: {error.message}", file=path)
+def _plan(path: str, text: str) -> Plan:
+    try:
+        return Plan.from_json(text)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{path}: {error.message}", file=path) from error
 
 
 def _read_text(path: str) -> str:

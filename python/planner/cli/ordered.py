@@ -10,6 +10,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from planner.cli.verbatim import keep_as_written
+
 __all__ = ["OrderedCommand", "Spoken", "spoken_options"]
 
 _KEY = "planner.spoken"
@@ -27,6 +29,7 @@ class OrderedCommand(TyperCommand):
     """A command whose repeated options can be read in the order in which they came, across options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        keep_as_written(self.get_params(ctx))
         # The parser itself says what it took for an option and what for a value, so nothing can be read differently here.
         values, _, order = self.make_parser(ctx).parse_args(args=list(args))
         ctx.meta[_KEY] = tuple(_in_order(values, order))

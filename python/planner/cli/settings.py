@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from typing import Annotated, Any, Final
 
 import typer
@@ -180,11 +180,16 @@ def takes_settings(function: Callable[..., int]) -> Callable[..., int]:
         return function(**{name: value for name, value in given.items() if name not in _BY_NAME})
 
     own = inspect.signature(function, eval_str=True).parameters.values()
-    parameters = [*own, *map(_parameter, SETTING_OPTIONS)]
+    parameters = [*own, *_parameters()]
     described: Any = command
     described.__signature__ = inspect.Signature(parameters)
     described.__annotations__ = {each.name: each.annotation for each in parameters}
     return command
+
+
+@cache
+def _parameters() -> tuple[inspect.Parameter, ...]:
+    return tuple(map(_parameter, SETTING_OPTIONS))
 
 
 def _parameter(option: SettingOption) -> inspect.Parameter:

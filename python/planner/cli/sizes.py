@@ -35,13 +35,15 @@ def command(
     """
     tree = open_source(model).tree
     sizes = Layout(tree, dtype=None if dtype is None else _dtype(dtype)).stored_sizes()
-    shown = {name: sizes[name] for name in _names(tree) if name.count(".") < depth}
+    total_bytes = sizes.get("", 0)  # a model without a tensor has no sizes at all
+    shown = {name: sizes.get(name, 0) for name in _names(tree) if name.count(".") < depth}
     if as_json:
-        write_json({"total_bytes": sizes[""], "sizes": shown})
+        write_json({"total_bytes": total_bytes, "sizes": shown})
         return OK
-    total = sizes[""] or 1
-    rows = [(name, format_bytes(size), f"{100 * size / total:.1f} %") for name, size in shown.items()]
-    rows.append(("the model", format_bytes(sizes[""]), "100.0 %"))
+    rows = [
+        (name, format_bytes(size), f"{100 * size / (total_bytes or 1):.1f} %") for name, size in shown.items()
+    ]
+    rows.append(("the model", format_bytes(total_bytes), "100.0 %"))
     show_table(("module", "bytes", "share"), rows, right=("bytes", "share"))
     return OK
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -16,24 +17,28 @@ _HIDDEN: Final = 8192
 _INTERMEDIATE: Final = 28672
 _VOCABULARY: Final = 128256
 _KEY_VALUE: Final = 1024
-_FILES: Final = 30
 _BYTES_PER_ELEMENT: Final = 2  # BF16
 
 Shape = tuple[int, ...]
 
 
-def write_synthetic(folder: str | os.PathLike[str]) -> None:
+def write_synthetic(folder: str | os.PathLike[str], files: int = 30) -> None:
     """Writes a folder that looks like Llama-70B: a config, an index, and files whose data is a hole.
+
+    Args:
+        folder: where; it is made if it is not there.
+        files: in how many safetensors files, as even as can be.
 
     Cost: some hundred kilobytes of disk, where the file system knows holes.
     """
     place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
     tensors = list(_tensors())
-    per_file = -(-len(tensors) // _FILES)
+    edges = [len(tensors) * number // files for number in range(files + 1)]
     index: dict[str, str] = {}
-    for number, start in enumerate(range(0, len(tensors), per_file), start=1):
-        name = f"model-{number:05}-of-{_FILES:05}.safetensors"
-        part = dict(tensors[start : start + per_file])
+    for number, (start, end) in enumerate(pairwise(edges), start=1):
+        name = f"model-{number:05}-of-{files:05}.safetensors"
+        part = dict(tensors[start:end])
         _write_file(place / name, part)
         index.update(dict.fromkeys(part, name))
     total_bytes = sum(_bytes(shape) for _, shape in tensors)

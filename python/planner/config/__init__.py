@@ -2,8 +2,7 @@
 
 from planner.config.kinds import Leaf
 from planner.config.layer import UNSET, Layer, Replace
-from planner.config.origin import Origin, Place, Rank
-from planner.config.problem import Problem
+from planner.config.problem import Origin, Place, Problem, Rank
 from planner.config.resolved import Difference, Resolved, diff
 from planner.config.schema import config, rule, setting
 from planner.config.stack import Stack

@@ -1,305 +1,200 @@
-"""From traces to values: reads the words that count, fills in defaults, computes on demand and records each read."""
+"""From answers to values: reads the words that count, fills in defaults, computes on demand and records each read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any
 
+from planner.config.answer import Answer
 from planner.config.frozen import FrozenMap
-from planner.config.kinds import Blocks, Keyed, Type
+from planner.config.kinds import Blocks, Type
 from planner.config.layer import UNSET, Node, SourceError, from_python
-from planner.config.origin import Origin, Rank
-from planner.config.problem import CODE_ERRORS, Path, Problem, Spoken, path_text
-from planner.config.replay import Replay, Trace
-from planner.config.schema import MISSING, Field, Schema, schema_of
-from planner.config.view import UnresolvedError, View
+from planner.config.problem import CODE_ERRORS, Origin, Path, Problem, Rank, Spoken, path_text
+from planner.config.replay import Replay
+from planner.config.schema import NOTHING, Check, Compute, Field, is_constant, schema_of
 
-__all__ = ["Answer", "Evaluation"]
+__all__ = ["Evaluation"]
 
 _FAILED = object()
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What is known about one path of a resolved configuration.
-
-    Args:
-        written: the value as plain data, as ``dump`` writes it; empty for a block or mapping that is on.
-        origin: who said it and where; for a block or mapping, who switched it on.
-        said: the word before it was read, where it differs from the value.
-        reads: what it was computed from.
-        field: its declaration, except for a key of a mapping and for ``type``.
-        shape: ``leaf``, or ``block`` or ``map`` for one that is on.
-        cls: for a block, the class; ``tag`` is what picks it.
-        opened: whether somebody said that it is there, so that it counts even if empty.
-        whole: whether a mapping means something only as a whole.
-        stray: whether the default comes from an enclosing block, so that the block alone would not have it.
-    """
-
-    written: object
-    origin: Origin
-    said: object = None
-    reads: tuple[Path, ...] = ()
-    field: Field | None = None
-    shape: Literal["leaf", "block", "map"] = "leaf"
-    cls: type | None = None
-    tag: str | None = None
-    opened: bool = False
-    whole: bool = False
-    stray: bool = False
+class _UnresolvedError(Exception):
+    """A computation read something that has no value; the reason is already among the problems."""
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """One place that needs a value: its type, what was said, and the default that an enclosing block gives."""
+class View:
+    """What a computing function sees of a block that does not exist yet: its fields and methods, read only."""
 
-    path: Path
-    type: Type
-    trace: Trace
-    default: object
-    where: str
-    field: Field | None = None
-    stray: bool = False
+    __slots__ = ("_seen",)
 
+    def __init__(self, evaluation: Evaluation, block: Answer, reads: dict[Path, Answer]) -> None:
+        object.__setattr__(self, "_seen", (evaluation, block, block.cls, reads))
 
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """One block that is on: its class, and the instance that its fields' defaults come from, if any."""
+    def __getattr__(self, name: str) -> Any:
+        evaluation, block, cls, reads = self._seen
+        field = schema_of(cls).fields.get(name)
+        if field is not None:
+            return evaluation.read(block, block.field_answer(cls, field), reads)
+        attribute = getattr(cls, name)
+        return attribute.__get__(self) if hasattr(attribute, "__get__") else attribute
 
-    path: Path
-    schema: Schema
-    trace: Trace
-    example: object
-    where: str
-
-    def slot(self, field: Field) -> Slot:
-        """The place of one field."""
-        default, where = field.default, ""
-        if type(self.example) is self.schema.cls:
-            default = getattr(self.example, field.name)
-            where = self.where if default != field.default else ""
-        trace = self.trace.kids.get(field.name) or Trace()
-        where = where or self.schema.place(field.name)
-        return Slot(
-            (*self.path, field.name), field.type, trace, default, where, field, default != field.default
-        )
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name!r} cannot be set here: computing and checking change nothing")
 
 
 class Evaluation:
-    """Values by path, each worked out once. Collects what is wrong in ``problems``."""
+    """Works out each value once. What is wrong is added to ``replay.problems``.
 
-    def __init__(self, kind: Type, trace: Trace, where: str) -> None:
-        self.problems: list[Problem] = []
-        self.answers: dict[Path, Answer] = {}
-        self.scopes: dict[Path, Scope] = {}
+    Args:
+        root: the answers, with all words said.
+        replay: says computed values.
+    """
+
+    def __init__(self, root: Answer, replay: Replay) -> None:
         self.rule_reads: dict[str, tuple[Path, ...]] = {}
-        self._values: dict[Path, object] = {}
+        self._root = root
+        self._replay = replay
+        self._blocks: list[tuple[Answer, type]] = []
         self._busy: list[Path] = []
-        self._readers: list[list[Path]] = []
-        self._root = Slot((), kind, trace, MISSING, where)
 
-    def run(self) -> object:
+    def run(self) -> Any:
         """The whole configuration; meaningless as soon as there are problems."""
         config = self._value(self._root)
-        for scope in list(self.scopes.values()):
-            for name, check in scope.schema.rules.items():
-                self._check(scope, name, check)
+        for block, cls in self._blocks:
+            for name, check in schema_of(cls).rules.items():
+                self._check(block, name, check)
         return config
 
-    def read(self, scope: Scope, name: str) -> object:
-        """What a view of the block sees in one field: a view of a nested block, or a value. Raises UnresolvedError."""
-        slot = scope.slot(scope.schema.fields[name])
-        tree = slot.type.tree
-        if slot.type.members or not isinstance(tree, Blocks) or len(tree.members) > 1:
-            self._readers[-1].append(
-                slot.path
-            )  # what can be off, or of another class, is read by being looked at
-        if isinstance(tree, Blocks) and self._is_on(slot, tree):
-            return View(self, self._scope(slot, tree))
-        value = self._value(slot)
+    def read(self, block: Answer, answer: Answer, reads: dict[Path, Answer]) -> object:
+        """What a view sees in a field: a view of a block that is on, or a value. Raises _UnresolvedError."""
+        block.kids[answer.path[-1]] = answer
+        tree = answer.kind.tree
+        if answer.kind.members or not isinstance(tree, Blocks) or len(tree.members) > 1:
+            reads[answer.path] = answer  # what can be off, or of another class, is read by being looked at
+        if answer.shape == "block":
+            return View(self, answer, reads)
+        value = self._value(answer, block)
         if value is _FAILED:
-            raise UnresolvedError(slot.path)
+            raise _UnresolvedError
         return value
 
-    def _value(self, slot: Slot) -> object:
-        if slot.path in self._busy:
-            ring = [*self._busy[self._busy.index(slot.path) :], slot.path]
-            self._problem(slot, f"computed from itself: {' -> '.join(map(path_text, ring))}")
-            return _FAILED
-        if slot.path not in self._values:
-            self._busy.append(slot.path)
-            self._values[slot.path] = self._work_out(slot)
+    def _value(self, answer: Answer, block: Answer | None = None) -> object:
+        """The value of a path, worked out once; ``block`` is what it is a field of."""
+        if answer.path in self._busy:
+            ring = [*self._busy[self._busy.index(answer.path) :], answer.path]
+            return self._fail(answer.path, f"computed from itself: {' -> '.join(map(path_text, ring))}")
+        if not answer.counts:
+            self._busy.append(answer.path)
+            field = answer.field
+            if block and field and field.compute and (answer.word is None or field.derived):
+                answer.value = self._computed(answer, block, field, field.compute)
+            else:
+                answer.value = self._plain(answer)
             self._busy.pop()
-        return self._values[slot.path]
+        return answer.value
 
-    def _work_out(self, slot: Slot) -> object:
-        word = slot.trace.word
-        if slot.field and slot.field.compute and (word is None or slot.field.derived):
-            return self._computed(slot, slot.field)
-        tree = slot.type.tree
-        if tree is not None and self._is_on(slot, tree):
-            return self._block(slot, tree) if isinstance(tree, Blocks) else self._keyed(slot, tree)
+    def _plain(self, answer: Answer) -> object:
+        """The value by what was said or by default."""
+        word, cls = answer.word, answer.cls
+        if cls is not None:
+            return self._block(answer, cls)
+        if answer.shape == "map":
+            values = {key: self._value(kid) for key, kid in answer.kids.items() if kid.word is not None}
+            return _FAILED if _FAILED in values.values() else FrozenMap(values)
         if word is not None:
-            return self._said(slot, word)
-        if slot.default is MISSING:
-            self._problem(slot, f"required, but nobody said it; expected {slot.type}")
-            return _FAILED
-        return self._answer(slot, slot.default, Origin(Rank.DEFAULT, slot.where))
+            return self._said(answer, word)
+        if answer.default is NOTHING:
+            return self._fail(answer.path, f"required, but nobody said it; expected {answer.kind}")
+        return answer.default
 
-    def _is_on(self, slot: Slot, tree: Blocks | Keyed) -> bool:
-        """Whether a block or mapping is there, by a word or, if nothing is said, by default."""
-        if slot.trace.word is not None:
-            return isinstance(slot.trace.word.content, dict)
-        if isinstance(tree, Keyed):
-            return isinstance(slot.default, Mapping)
-        return slot.default is MISSING or type(slot.default) in tree.members.values()
+    def _block(self, block: Answer, cls: type) -> object:
+        schema, is_example = schema_of(cls), type(block.default) is cls
+        self._blocks.append((block, cls))
+        if schema.tag is not None:
+            block.kids["type"] = block.tag_answer(schema.tag)
+        values = {}
+        for name, field in schema.fields.items():
+            default = getattr(block.default, name) if is_example else field.default
+            if field.compute or name in block.kids or not is_constant(default):
+                kid = block.kids[name] = block.field_answer(cls, field)
+                values[name] = self._value(kid, block)
+            else:
+                values[name] = default  # the quick way: its answer is made when somebody asks for it
+        self._foreign(block, cls)
+        return cls(**values)
 
-    def _said(self, slot: Slot, word: Node) -> object:
+    def _foreign(self, block: Answer, cls: type) -> None:
+        """Keys that were said before anybody chose a class, and that the class does not have after all."""
+        for key, kid in block.kids.items():
+            if kid.word is not None and key != "type" and key not in schema_of(cls).fields:
+                what = f"unknown key in {cls.__name__}; another type has it"
+                self._fail(kid.path, what, [kid.word.spoken(kid.path)])
+
+    def _said(self, answer: Answer, word: Node) -> object:
         try:
-            value = slot.type.read(word)
+            value = answer.kind.read(word)
         except ValueError as error:
-            self._problem(slot, str(error), [word.spoken(slot.path)])
-            return _FAILED
-        self._agreed(slot, word, value)
-        said = word.plain() if word.plain() != slot.type.write(value) else None
-        return self._answer(slot, value, word.origin, said=said)
-
-    def _agreed(self, slot: Slot, word: Node, value: object) -> None:
-        """Two imports that contradict each other are an error unless the user decides: neither knows better."""
-        rivals = [node for node, past in slot.trace.past if past.fate == "shadowed"]
-        others = [node for node in rivals if node.origin.rank is word.origin.rank is Rank.IMPORTED]
-        if any(_reads_otherwise(slot.type, node, value) for node in others):
-            words = [node.spoken(slot.path) for node in (word, *others)]
-            self._problem(slot, "imports disagree; say which one is right", words)
-
-    def _computed(self, slot: Slot, field: Field) -> object:
-        rank = Rank.DERIVED if field.derived else Rank.COMPUTED
-        reads: list[Path] = []
-        self._readers.append(reads)
-        try:
-            value = self._call(slot, field)
-        except UnresolvedError:
-            return _FAILED
-        finally:
-            self._readers.pop()
-        sources = ", ".join(map(path_text, dict.fromkeys(reads)))
-        origin = Origin(rank, slot.where, f"from {sources}" if sources else "")
-        if field.derived and (slot.trace.word or slot.trace.past):
-            words = [
-                node.spoken(slot.path)
-                for node in (slot.trace.word, *(node for node, _ in slot.trace.past))
-                if node
-            ]
-            self._problem(slot, f"derived from {sources or 'nothing else'}; it cannot be set", words)
-        return self._from_code(slot, value, origin, tuple(dict.fromkeys(reads)))
-
-    def _call(self, slot: Slot, field: Field) -> object:
-        assert field.compute is not None
-        scope = self.scopes[slot.path[:-1]]
-        try:
-            return field.compute(View(self, scope), View(self, self.scopes[()]))
-        except CODE_ERRORS as error:
-            self._problem(
-                slot, f"cannot be computed: {type(error).__name__}: {error}", self._spoken(self._readers[-1])
-            )
-            raise UnresolvedError(slot.path) from error
-
-    def _from_code(self, slot: Slot, value: object, origin: Origin, reads: tuple[Path, ...]) -> object:
-        """A computed value passes through the same exact reading as a word."""
-        trace, replay = Trace(), Replay()
-        try:
-            node, problems = from_python(value, origin)
-        except SourceError as error:
-            node, problems = Node(origin, UNSET), [Problem(slot.path, str(error))]
-        replay.say(slot.path, slot.type, node, trace)
-        self.problems += [*problems, *replay.problems]
-        read = self._work_out(replace(slot, trace=trace, field=None))
-        if slot.path in self.answers:
-            self.answers[slot.path] = replace(self.answers[slot.path], reads=reads, field=slot.field)
-        return read
-
-    def _keyed(self, slot: Slot, tree: Keyed) -> object:
-        word = slot.trace.word
-        origin = word.origin if word else Origin(Rank.DEFAULT, slot.where)
-        opened = word is not None and (not word.partial or bool(slot.type.members))
-        self.answers[slot.path] = Answer(
-            {}, origin, field=slot.field, shape="map", opened=opened, whole=tree.whole, stray=slot.stray
-        )
-        kids = {key: kid for key, kid in slot.trace.kids.items() if kid.word is not None}
-        values = {
-            key: self._value(Slot((*slot.path, key), tree.value, kid, MISSING, ""))
-            for key, kid in kids.items()
-        }
-        return _FAILED if _FAILED in values.values() else FrozenMap(values)
-
-    def _scope(self, slot: Slot, tree: Blocks) -> Scope:
-        if slot.path not in self.scopes:
-            schema = schema_of(slot.trace.chosen or tree.first)
-            self.scopes[slot.path] = Scope(slot.path, schema, slot.trace, slot.default, slot.where)
-        return self.scopes[slot.path]
-
-    def _block(self, slot: Slot, tree: Blocks) -> object:
-        scope = self._scope(slot, tree)
-        word, cls, tag = slot.trace.word, scope.schema.cls, scope.schema.tag
-        origin = word.origin if word else Origin(Rank.DEFAULT, slot.where)
-        opened = word is not None and (slot.field is None or bool(slot.type.members))
-        self.answers[slot.path] = Answer(
-            {}, origin, field=slot.field, shape="block", cls=cls, tag=tag, opened=opened, stray=slot.stray
-        )
-        if tag is not None:
-            self._tag(slot, tag)
-        values: dict[str, object] = {}
-        for name, field in scope.schema.fields.items():
-            values[name], path = self._value(scope.slot(field)), (*slot.path, name)
-            if path in self.answers and self.answers[path].shape == "leaf":
-                self.answers[path] = self.answers.pop(path)  # in the order of the class, not of the computing
-        self._foreign(scope)
-        return _FAILED if _FAILED in values.values() else cls(**values)
-
-    def _tag(self, slot: Slot, tag: str) -> None:
-        kid = slot.trace.kids.get("type")
-        origin = kid.word.origin if kid and kid.word else Origin(Rank.DEFAULT, slot.where)
-        self.answers[(*slot.path, "type")] = Answer(tag, origin, stray=slot.stray)
-
-    def _foreign(self, scope: Scope) -> None:
-        """Keys that were said before anybody chose a class and that the class does not have after all."""
-        for name, kid in scope.trace.kids.items():
-            if kid.word is not None and name != "type" and name not in scope.schema.fields:
-                path, what = (
-                    (*scope.path, name),
-                    f"unknown key in {scope.schema.cls.__name__}; another type has it",
-                )
-                self.problems.append(Problem(path, what, (kid.word.spoken(path),)))
-
-    def _answer(self, slot: Slot, value: object, origin: Origin, said: object = None) -> object:
-        written = slot.type.write(value)
-        self.answers[slot.path] = Answer(written, origin, said, field=slot.field, stray=slot.stray)
+            return self._fail(answer.path, str(error), [word.spoken(answer.path)])
+        if word.origin.rank is Rank.IMPORTED:
+            self._agree(answer, word, value)
         return value
 
-    def _check(self, scope: Scope, name: str, check: object) -> None:
-        assert callable(check)
-        reads: list[Path] = []
-        self._readers.append(reads)
+    def _agree(self, answer: Answer, word: Node, value: object) -> None:
+        """Two imports that contradict each other are an error unless the user decides: neither knows better."""
+        others = [past.node for past in answer.past if past.fate == "shadowed"]
+        if any(_reads_otherwise(answer.kind, other, value) for other in others):
+            words = [node.spoken(answer.path) for node in (word, *others)]
+            self._fail(answer.path, "imports disagree; say which one is right", words)
+
+    def _computed(self, answer: Answer, block: Answer, field: Field, compute: Compute) -> object:
+        """A computed value passes through the same exact reading as a word."""
+        reads: dict[Path, Answer] = {}
         try:
-            found = check(View(self, scope), View(self, self.scopes[()]))
+            found = compute(View(self, block, reads), View(self, self._root, reads))
+        except _UnresolvedError:
+            return _FAILED
+        except CODE_ERRORS as error:
+            what = f"cannot be computed: {type(error).__name__}: {error}"
+            return self._fail(answer.path, what, _spoken(reads))
+        sources = ", ".join(map(path_text, reads))
+        rank = Rank.DERIVED if field.derived else Rank.COMPUTED
+        if field.derived and (answer.word or answer.past):
+            what = f"derived from {sources or 'nothing else'}; it cannot be set"
+            self._fail(answer.path, what, answer.spoken())
+        origin = Origin(rank, field.place, f"from {sources}" if sources else "")
+        answer.reads = tuple(reads)
+        return self._as_word(answer, found, origin)
+
+    def _as_word(self, answer: Answer, found: object, origin: Origin) -> object:
+        try:
+            node, problems = from_python(found, origin)
+        except SourceError as error:
+            node, problems = Node(origin, UNSET), [Problem(answer.path, str(error))]
+        self._replay.problems += problems
+        self._replay.say(answer, node)
+        return self._plain(answer)
+
+    def _check(self, block: Answer, name: str, check: Check) -> None:
+        reads: dict[Path, Answer] = {}
+        try:
+            found = check(View(self, block, reads), View(self, self._root, reads))
             texts = [found] if isinstance(found, str) else list(found or ())
-        except UnresolvedError:
+        except _UnresolvedError:
             texts = []  # what it reads is already reported
         except CODE_ERRORS as error:
             texts = [f"rule {name} failed: {type(error).__name__}: {error}"]
-        finally:
-            self._readers.pop()
-        self.rule_reads[path_text((*scope.path, f"{name}()"))] = tuple(dict.fromkeys(reads))
-        self.problems += [Problem(scope.path, str(text), tuple(self._spoken(reads))) for text in texts]
+        self.rule_reads[path_text((*block.path, f"{name}()"))] = tuple(reads)
+        for text in texts:
+            self._fail(block.path, str(text), _spoken(reads))
 
-    def _spoken(self, reads: list[Path]) -> Iterator[Spoken]:
-        for path in dict.fromkeys(reads):
-            if path in self.answers:
-                yield Spoken(path, self.answers[path].written, self.answers[path].origin)
+    def _fail(self, path: Path, what: str, words: Iterable[Spoken] = ()) -> object:
+        self._replay.problems.append(Problem(path, what, tuple(words)))
+        return _FAILED
 
-    def _problem(self, slot: Slot, what: str, words: Iterable[Spoken] = ()) -> None:
-        self.problems.append(Problem(slot.path, what, tuple(words)))
+
+def _spoken(reads: dict[Path, Answer]) -> list[Spoken]:
+    read = [answer for answer in reads.values() if answer.counts and answer.value is not _FAILED]
+    return [Spoken(answer.path, answer.written, answer.origin) for answer in read]
 
 
 def _reads_otherwise(kind: Type, node: Node, value: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 __all__ = ["FrozenMap"]
@@ -11,6 +12,7 @@ K = TypeVar("K")
 V_co = TypeVar("V_co", covariant=True)
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class FrozenMap(Mapping[K, V_co]):
     """An immutable mapping, sorted by key (numbers before words), so that the order of layers never shows.
 
@@ -19,11 +21,10 @@ class FrozenMap(Mapping[K, V_co]):
         FrozenMap({0: 1, 1: 2, 'cpu': 3})
     """
 
-    __slots__ = ("_items",)
-    _items: dict[K, V_co]
+    _items: Mapping[K, V_co] = field(default_factory=dict)
 
-    def __init__(self, items: Mapping[K, V_co] | None = None) -> None:
-        pairs = sorted((items or {}).items(), key=lambda pair: (isinstance(pair[0], str), pair[0]))
+    def __post_init__(self) -> None:
+        pairs = sorted(self._items.items(), key=lambda pair: (isinstance(pair[0], str), pair[0]))
         object.__setattr__(self, "_items", dict(pairs))
 
     def __getitem__(self, key: K) -> V_co:
@@ -37,12 +38,6 @@ class FrozenMap(Mapping[K, V_co]):
 
     def __hash__(self) -> int:
         return hash(frozenset(self._items.items()))
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError("a FrozenMap cannot change")
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (FrozenMap, (dict(self._items),))
 
     def __repr__(self) -> str:
         return f"FrozenMap({self._items!r})"

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from planner.config.files import FilePath, json_tree
 from planner.config.layer import Layer, Node, SourceError, from_python
-from planner.config.origin import Origin, Place, Rank
-from planner.config.problem import Problem
+from planner.config.problem import Origin, Place, Problem, Rank
+from planner.config.sources import FilePath, json_tree
 
 __all__ = ["FAMILIES", "Family", "HasToDict", "import_config", "unlisted_keys"]
 

@@ -1,4 +1,4 @@
-"""What a field may hold, and the exact reading of a word as such a thing."""
+"""What a field may hold: the exact reading of a word as one value, and the trees that have paths below."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import enum
 import pathlib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from planner.config.document import core_scalar
 from planner.config.layer import Node
-from planner.config.problem import short
-from planner.config.scalars import core_scalar
+from planner.config.problem import Path, short, suggestion
 
-__all__ = ["Blocks", "Items", "Keyed", "Leaf", "Type", "is_block", "parse_type"]
+if typing.TYPE_CHECKING:
+    from planner.config.schema import Field
 
-
-def _same(value: typing.Any) -> object:
-    return value
+__all__ = ["Blocks", "Keyed", "Leaf", "Type", "is_block", "parse_type", "split_path"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,51 +27,23 @@ class Leaf:
     Args:
         name: for messages: ``expected {name}``.
         read: from what was said to the value; raises ValueError or TypeError with a reason.
-        write: from the value to plain data that ``read`` takes back.
+        write: from the value to plain data that ``read`` takes back; None for the value itself.
+        is_list: whether it reads a tuple of words instead of a scalar.
     """
 
     name: str
     read: Callable[[typing.Any], object]
-    write: Callable[[typing.Any], object] = _same
+    write: Callable[[typing.Any], object] | None = None
+    is_list: bool = False
 
     def take(self, content: object) -> object:
         """The value meant by the content of a node. Raises ValueError."""
-        if isinstance(content, (dict, tuple)):
+        if isinstance(content, dict) or isinstance(content, tuple) != self.is_list:
             raise ValueError(f"expected {self.name}, got {_got(content)}")
         try:
             return self.read(content)
         except (TypeError, ArithmeticError) as error:
             raise ValueError(str(error)) from error
-
-
-@dataclass(frozen=True, slots=True)
-class Items:
-    """A tuple: replaced whole, each item read exactly. ``fixed`` says that the length is part of the type."""
-
-    items: tuple[Type, ...]
-    fixed: bool
-
-    @property
-    def name(self) -> str:
-        return f"a list of {', '.join(map(str, self.items))}"
-
-    def take(self, content: object) -> object:
-        """The value meant by the content of a node. Raises ValueError."""
-        if not isinstance(content, tuple):
-            raise ValueError(f"expected {self.name}, got {_got(content)}")
-        if self.fixed and len(content) != len(self.items):
-            raise ValueError(f"expected {len(self.items)} items, got {len(content)}")
-        return tuple(self._item(index, node) for index, node in enumerate(content))
-
-    def _item(self, index: int, node: Node) -> object:
-        try:
-            return self.items[index if self.fixed else 0].read(node)
-        except ValueError as error:
-            raise ValueError(f"item {index}: {error}") from error
-
-    def write(self, value: tuple[object, ...]) -> object:
-        """Plain data that ``take`` understands once it is a node again."""
-        return [self.items[index if self.fixed else 0].write(item) for index, item in enumerate(value)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +54,15 @@ class Keyed:
     value: Type
     whole: bool = False
 
-    def read_key(self, key: object, *, is_text: bool) -> object:
-        """The canonical spelling of a key. Raises ValueError."""
+    def child(self, key: object, *, is_text: bool, chosen: type | None) -> tuple[object, Type, None]:
+        """The canonical spelling of a key, and what stands there. Raises ValueError."""
         if is_text and isinstance(key, str):
             with contextlib.suppress(ValueError):  # then it is a word, or fails as one below
-                return self.key.take(core_scalar(key))
-        return self.key.take(key)
+                return self.key.take(core_scalar(key)), self.value, None
+        try:
+            return self.key.take(key), self.value, None
+        except ValueError as error:
+            raise ValueError(f"the key does not fit: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +78,36 @@ class Blocks:
     first: type
 
     @property
+    def classes(self) -> Collection[type]:
+        return self.members.values()
+
+    @property
     def tags(self) -> tuple[str, ...]:
         """The values that ``type`` may have; empty if the class is always the same."""
         return tuple(tag for tag in self.members if tag is not None)
+
+    def child(self, key: object, *, is_text: bool, chosen: type | None) -> tuple[object, Type, Field | None]:
+        """The present name of a field, and its declaration. Raises ValueError.
+
+        Args:
+            chosen: the class; before anybody chose one, a key of any of the classes will do.
+        """
+        if self.tags and key == "type":
+            return key, TAG, None
+        current = chosen or self.first
+        for cls in [chosen] if chosen else [current, *self.classes]:
+            field = vars(cls)["__config__"].names.get(key)
+            if field is not None:
+                return field.name, field.type, field
+        known = [*vars(current)["__config__"].fields, *(["type"] if self.tags else [])]
+        raise ValueError(f"unknown key in {current.__name__}{suggestion(key, known)}")
 
 
 @dataclass(frozen=True, slots=True)
 class Type:
     """A field's type: what it may be as one value, and the one tree (block or mapping) it may be."""
 
-    members: tuple[Leaf | Items, ...]
+    members: tuple[Leaf, ...]
     tree: Blocks | Keyed | None = None
 
     def __str__(self) -> str:
@@ -142,18 +136,54 @@ class Type:
         raise ValueError("; ".join(reasons))
 
     def write(self, value: object) -> object:
-        """Plain data (None, bool, int, float, str, list) that reads back as the value."""
+        """Plain data (None, bool, int, float, str, list) that reads back as the value; empty for a tree."""
+        if self.tree is not None and (isinstance(value, Mapping) or is_block(type(value))):
+            return {}
         for member in self.members:
-            if isinstance(member, Items) == isinstance(value, tuple) and _takes(member, value):
-                return member.write(value)  # type: ignore[arg-type]
+            if member.is_list == isinstance(value, tuple) and (member.is_list or _takes(member, value)):
+                return member.write(value) if member.write else value
         raise TypeError(f"{short(value)} is not {self}")
 
+    def with_type(self, node: Node) -> Node:
+        """``{type: word}`` for a plain word where a tag picks the class, unless a member takes such a word."""
+        if not (isinstance(node.content, str) and isinstance(self.tree, Blocks) and self.tree.tags):
+            return node
+        if any(_takes(member, node.content) for member in self.members):
+            return node
+        return Node(node.origin, {"type": node}, partial=True)
 
-def _takes(member: Leaf | Items, value: object) -> bool:
-    if isinstance(member, Items):
-        return True
+
+def split_path(kind: Type, text: str) -> tuple[Path, Type | None]:
+    """The keys of a dotted path, and the type found there; under a mapping of leaves all that is left is one key.
+
+    Example:
+        >>> from planner.config.settings import SETTINGS
+        >>> split_path(SETTINGS, "special_dtypes.model.layers.0.weight")[0]
+        ('special_dtypes', 'model.layers.0.weight')
+    """
+    path: list[object] = []
+    found, dot = typing.cast("Type | None", kind), "."
+    while dot:
+        tree = found.tree if found else None
+        is_last = tree is None or (isinstance(tree, Keyed) and tree.value.tree is None)
+        word, dot, text = (text, "", "") if is_last else text.partition(".")
+        key: object = word
+        found = None
+        if tree is not None:
+            with contextlib.suppress(ValueError):  # resolve reports it, with its origin
+                key, found, _ = tree.child(word, is_text=True, chosen=None)
+        path.append(key)
+    return tuple(path), found
+
+
+def is_block(cls: type) -> bool:
+    """Whether ``@config`` was applied to this very class (not only to a parent)."""
+    return "__config__" in vars(cls)
+
+
+def _takes(leaf: Leaf, value: object) -> bool:
     try:
-        return member.take(value) == value or value != value
+        return leaf.take(value) == value or value != value
     except ValueError:
         return False
 
@@ -168,40 +198,38 @@ def _got(content: object) -> str:
     return "null" if content is None else f"{type(content).__name__} {short(content)}"
 
 
-def _exact(kind: type, name: str) -> Leaf:
+def _exact(name: str, *kinds: type, make: Callable[[typing.Any], object] | None = None) -> Leaf:
+    """Reads values of exactly these types, and makes something of them."""
+
     def read(value: object) -> object:
-        if type(value) is not kind:
+        if type(value) not in kinds:
             raise ValueError(f"expected {name}, got {_got(value)}")
-        return value
+        return make(value) if make else value
 
-    return Leaf(name, read)
-
-
-def _read_float(value: object) -> float:
-    if type(value) is not float and type(value) is not int:
-        raise ValueError(f"expected a float, got {_got(value)}")
-    return float(value)
+    return Leaf(name, read, str if make is pathlib.Path else None)
 
 
-def _read_path(value: object) -> pathlib.Path:
-    if type(value) is not str and not isinstance(value, pathlib.Path):
-        raise ValueError(f"expected a path, got {_got(value)}")
-    return pathlib.Path(value)
-
+TAG = Type((_exact("a type", str),))
+"""What ``type`` holds; which tags there are is checked where it is said."""
 
 _PLAIN: Mapping[object, Leaf] = {
-    bool: _exact(bool, "a bool"),
-    int: _exact(int, "an int"),
-    str: _exact(str, "a str"),
-    type(None): _exact(type(None), "null"),
-    float: Leaf("a float", _read_float),
-    pathlib.Path: Leaf("a path", _read_path, str),
+    bool: _exact("a bool", bool),
+    int: _exact("an int", int),
+    str: _exact("a str", str),
+    type(None): _exact("null", type(None)),
+    float: _exact("a float", float, int, make=float),
+    pathlib.Path: _exact("a path", str, type(pathlib.Path()), make=pathlib.Path),
 }
 
 
-def _one_of(names: Mapping[str, object], name: str) -> Leaf:
+def _choice(choices: Mapping[typing.Any, object]) -> Leaf:
+    """Reads one of several words, by spelling."""
+    if not all(type(spelling) is str for spelling in choices):
+        raise TypeError(f"{list(choices)}: only choices spelled as strings can be said in every source")
+    name = f"one of {', '.join(map(repr, choices))}"
+
     def read(value: object) -> object:
-        for spelling, choice in names.items():
+        for spelling, choice in choices.items():
             # A member is taken by identity, its spelling only as a true str: no str subclass, no int for a bool.
             if value is choice or (type(value) is str and value == spelling):
                 return choice
@@ -210,56 +238,56 @@ def _one_of(names: Mapping[str, object], name: str) -> Leaf:
     return Leaf(name, read, lambda value: value.value if isinstance(value, enum.Enum) else value)
 
 
-def _choice(hint: object) -> Leaf:
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        choices = {member.value: member for member in hint}
-    else:
-        choices = {value: value for value in typing.get_args(hint)}
-    if not all(type(spelling) is str for spelling in choices):
-        raise TypeError(f"{hint}: only choices spelled as strings can be said in every source")
-    return _one_of(choices, f"one of {', '.join(map(repr, choices))}")
-
-
-def _items(hint: object) -> Items:
+def _list_of(hint: object) -> Leaf:
+    """A tuple, replaced whole, each item read exactly; without an ellipsis its length is part of the type."""
     arguments = typing.get_args(hint)
-    fixed = not (len(arguments) == 2 and arguments[1] is ...)
-    items = tuple(parse_type(argument) for argument in (arguments if fixed else arguments[:1]))
-    if any(item.tree for item in items) or not arguments:
+    is_open = arguments[1:] == (...,)
+    items = [parse_type(argument) for argument in arguments if argument is not ...]
+    if not items or any(item.tree for item in items):
         raise TypeError(f"{hint}: a list is replaced whole; use a Mapping for blocks that can be updated")
-    return Items(items, fixed)
+
+    def paired(values: tuple[typing.Any, ...]) -> Iterable[tuple[int, Type, typing.Any]]:
+        return ((index, items[0 if is_open else index], value) for index, value in enumerate(values))
+
+    def read(nodes: tuple[Node, ...]) -> object:
+        if not is_open and len(nodes) != len(items):
+            raise ValueError(f"expected {len(items)} items, got {len(nodes)}")
+        values = []
+        for index, item, node in paired(nodes):
+            try:
+                values.append(item.read(node))
+            except ValueError as error:
+                raise ValueError(f"item {index}: {error}") from error
+        return tuple(values)
+
+    name = f"a list of {', '.join(map(str, items))}"
+    return Leaf(name, read, lambda values: [item.write(value) for _, item, value in paired(values)], True)
 
 
-def is_block(cls: type) -> bool:
-    """Whether ``@config`` was applied to this very class (not only to a parent)."""
-    return "__config__" in vars(cls)
+_GENERIC: Mapping[object, Callable[[typing.Any], Leaf | Keyed]] = {
+    tuple: _list_of,
+    Mapping: lambda hint: Keyed(*map(parse_type, typing.get_args(hint))),  # type: ignore[arg-type]
+    typing.Literal: lambda hint: _choice({value: value for value in typing.get_args(hint)}),
+}
 
 
-def _union(hint: object) -> list[object]:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return [part for argument in typing.get_args(hint) for part in _union(argument)]
-    return [hint]
-
-
-def _member(hint: object) -> Leaf | Items | Keyed | type:
-    origin = typing.get_origin(hint)
-    leaf = next((note for note in getattr(hint, "__metadata__", ()) if isinstance(note, Leaf)), None)
-    leaf = leaf or _PLAIN.get(hint)
-    if leaf is not None:
-        return leaf
-    if origin is typing.Literal or (isinstance(hint, type) and issubclass(hint, enum.Enum)):
-        return _choice(hint)
-    if origin is tuple:
-        return _items(hint)
-    if origin is Mapping:
-        key, value = (parse_type(argument) for argument in typing.get_args(hint))
-        return Keyed(key, value)
-    if isinstance(hint, type) and hasattr(hint, "__config__"):
-        if not is_block(hint):
-            raise TypeError(f"{hint.__name__}: decorate it with @config, like its parent")
-        return hint
-    raise TypeError(
-        f"{hint}: not a field type; use exact scalars, tuple, Mapping, Literal, Enum or a @config class"
-    )
+def _member(hint: typing.Any) -> Leaf | Keyed | type:
+    """What one part of a union means."""
+    for note in getattr(hint, "__metadata__", ()):
+        if isinstance(note, Leaf):
+            return note
+    if hint in _PLAIN:
+        return _PLAIN[hint]
+    if typing.get_origin(hint) in _GENERIC:
+        return _GENERIC[typing.get_origin(hint)](hint)
+    if isinstance(hint, enum.EnumMeta):
+        return _choice({choice.value: choice for choice in typing.cast(type[enum.Enum], hint)})
+    if not hasattr(hint, "__config__"):
+        known = "exact scalars, tuple, Mapping, Literal, Enum or a @config class"
+        raise TypeError(f"{hint}: not a field type; use {known}")
+    if not is_block(hint):
+        raise TypeError(f"{hint.__name__}: decorate it with @config, like its parent")
+    return typing.cast(type, hint)
 
 
 def parse_type(hint: object) -> Type:
@@ -268,14 +296,17 @@ def parse_type(hint: object) -> Type:
     Raises:
         TypeError: it cannot be immutable or cannot be told apart: list, dict, set, two mappings, one tag twice.
     """
-    members = [_member(part) for part in _union(hint)]
-    classes = [member for member in members if isinstance(member, type)]
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    members = [_member(part) for part in (typing.get_args(hint) if is_union else [hint])]
     trees: list[Blocks | Keyed] = [member for member in members if isinstance(member, Keyed)]
-    if classes:
-        tags = {vars(cls)["__config__"].tag: cls for cls in classes}
-        if len(tags) < len(classes):
-            raise TypeError(f"{hint}: two classes have the same tag")
-        trees.append(Blocks(tags, classes[0]))
+    trees += _blocks(hint, [member for member in members if isinstance(member, type)])
     if len(trees) > 1:
         raise TypeError(f"{hint}: a mapping could mean more than one of these")
-    return Type(tuple(member for member in members if isinstance(member, (Leaf, Items))), *trees)
+    return Type(tuple(member for member in members if isinstance(member, Leaf)), *trees)
+
+
+def _blocks(hint: object, classes: list[type]) -> list[Blocks]:
+    tags = {vars(cls)["__config__"].tag: cls for cls in classes}
+    if len(tags) < len(classes):
+        raise TypeError(f"{hint}: two classes have the same tag")
+    return [Blocks(tags, classes[0])] if classes else []

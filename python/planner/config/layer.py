@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from planner.config.origin import Origin, Place, Rank
-from planner.config.problem import Path, Problem, Spoken
+from planner.config.problem import Origin, Path, Place, Problem, Rank, Spoken
 
 __all__ = [
     "MAX_DEPTH",
@@ -19,6 +18,7 @@ __all__ = [
     "Unset",
     "along",
     "from_python",
+    "layer_of",
     "put",
 ]
 
@@ -99,6 +99,17 @@ class Layer:
     problems: tuple[Problem, ...] = ()
 
 
+def layer_of(
+    place: Place, origin: Origin, read: Callable[[], tuple[Node | None, Iterable[Problem]]]
+) -> Layer:
+    """What a source says; if it cannot be understood at all, that is a problem of its layer."""
+    try:
+        root, problems = read()
+    except SourceError as error:
+        root, problems = None, [Problem((), f"{origin.where}: {error}")]
+    return Layer(origin.rank, place, root or Node(origin, {}), tuple(problems))
+
+
 def along(path: Path, node: Node) -> Node:
     """The node, wrapped in the partial mappings that its path leads through."""
     for key in reversed(path):
@@ -106,54 +117,47 @@ def along(path: Path, node: Node) -> Node:
     return node
 
 
-def put(into: Node, new: Node, path: Path = ()) -> Iterator[Problem]:
-    """Adds what one source says to a tree of the same source that is still being made.
+def put(into: Node, key: object, new: Node, above: Path = ()) -> Iterator[Problem]:
+    """Adds what one source says at a key to a tree of the same source that is still being made.
 
     Returns:
         The paths said twice, as problems: order within a source never decides.
     """
-    assert isinstance(into.content, dict) and isinstance(new.content, dict)
-    for key, child in new.content.items():
-        old, here = into.content.get(key), (*path, key)
-        if old is None:
-            into.content[key] = child
-        elif isinstance(old.content, dict) and isinstance(child.content, dict):
-            yield from put(old, child, here)
-            flags = {"partial": old.partial and child.partial, "replace": old.replace or child.replace}
-            into.content[key] = replace(old, **flags)
-        else:
-            yield Problem(here, "said twice in one source", (old.spoken(here), child.spoken(here)))
+    assert isinstance(into.content, dict)
+    old, here = into.content.get(key), (*above, key)
+    if old is None:
+        into.content[key] = new
+    elif isinstance(old.content, dict) and isinstance(new.content, dict):
+        for each, child in new.content.items():
+            yield from put(old, each, child, here)
+        flags = {"partial": old.partial and new.partial, "replace": old.replace or new.replace}
+        into.content[key] = replace(old, **flags)
+    else:
+        yield Problem(here, "said twice in one source", (old.spoken(here), new.spoken(here)))
 
 
-def from_python(
-    value: object, origin: Origin, *, text_keys: bool = False, depth: int = 0
-) -> tuple[Node, list[Problem]]:
-    """A tree from nested Python values; tuples as keys are paths, strings are never split.
+def from_python(value: object, origin: Origin, *, text_keys: bool = False) -> tuple[Node, list[Problem]]:
+    """A tree from nested Python values, and what was said twice; tuples as keys are paths, strings are never split.
 
     Raises:
         SourceError: nested more than 64 deep, which includes a mapping that holds itself.
     """
-    if depth > MAX_DEPTH:
-        raise SourceError(f"nested more than {MAX_DEPTH} deep")
-    if isinstance(value, Replace):
-        node, problems = from_python(value.content, origin, text_keys=text_keys, depth=depth)
-        return replace(node, replace=True), problems
-    if isinstance(value, (list, tuple)):
-        items = [from_python(item, origin, text_keys=text_keys, depth=depth + 1) for item in value]
-        return Node(origin, tuple(node for node, _ in items)), [found for _, each in items for found in each]
-    if isinstance(value, Mapping):
-        return _mapping(value, origin, text_keys, depth)
-    return Node(origin, value), []
+    problems: list[Problem] = []
 
-
-def _mapping(
-    value: Mapping[Hashable, object], origin: Origin, text_keys: bool, depth: int
-) -> tuple[Node, list[Problem]]:
-    node, problems = Node(origin, {}, text_keys=text_keys), []
-    for key, said in value.items():
-        path = key if isinstance(key, tuple) else (key,)
-        if len(path) > MAX_DEPTH:
+    def node(value: object, depth: int) -> Node:
+        if depth > MAX_DEPTH:
             raise SourceError(f"nested more than {MAX_DEPTH} deep")
-        child, found = from_python(said, origin, text_keys=text_keys, depth=depth + len(path))
-        problems += [*found, *put(node, along(path, child))]
-    return node, problems
+        if isinstance(value, Replace):
+            return replace(node(value.content, depth), replace=True)
+        if isinstance(value, (list, tuple)):
+            return Node(origin, tuple(node(item, depth + 1) for item in value))
+        if not isinstance(value, Mapping):
+            return Node(origin, value)
+        made = Node(origin, {}, text_keys=text_keys)
+        for key, said in value.items():
+            path = key if isinstance(key, tuple) and key else (key,)
+            child = node(said, depth + len(path))
+            problems.extend(put(made, path[0], along(path[1:], child)))
+        return made
+
+    return node(value, 0), problems

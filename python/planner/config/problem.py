@@ -1,16 +1,28 @@
-"""What is wrong with a configuration, in words that name the place."""
+"""Where a value was said, with which authority, and what is wrong with it, in words that name the place."""
 
 from __future__ import annotations
 
 import difflib
+import enum
 import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from planner.config.origin import Origin
 from planner.errors import InvalidConfigError
 
-__all__ = ["CODE_ERRORS", "Path", "Problem", "Spoken", "invalid", "path_text", "short", "suggestion"]
+__all__ = [
+    "CODE_ERRORS",
+    "Origin",
+    "Path",
+    "Place",
+    "Problem",
+    "Rank",
+    "Spoken",
+    "invalid",
+    "path_text",
+    "short",
+    "suggestion",
+]
 
 Path = tuple[object, ...]
 
@@ -47,6 +59,48 @@ def suggestion(name: object, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+class Rank(enum.IntEnum):
+    """Who said a value. A higher rank wins; a derived value has no rival, since nobody else may say it."""
+
+    DEFAULT = 0
+    COMPUTED = 1
+    IMPORTED = 2
+    USER = 3
+    DERIVED = 4
+
+
+class Place(enum.IntEnum):
+    """In which way the user said it. Within the rank ``USER`` a higher place wins."""
+
+    FILE = 0
+    ENVIRONMENT = 1
+    ARGUMENTS = 2
+    KEYWORDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """One place where a value was said.
+
+    Args:
+        rank: who said it.
+        where: the place in words: ``plan.yaml:3:12``, ``environment PLANNER_DTYPE``, ``settings.py:40``.
+        note: what it was translated or computed from, if it was.
+
+    Example:
+        >>> str(Origin(Rank.IMPORTED, "config.json:4", "from n_layer = 12"))
+        'imported · config.json:4 (from n_layer = 12)'
+    """
+
+    rank: Rank
+    where: str
+    note: str = ""
+
+    def __str__(self) -> str:
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.rank.name.lower()} · {self.where}{note}"
+
+
 @dataclass(frozen=True, slots=True)
 class Spoken:
     """One value as it was said, shown below a problem."""
@@ -69,7 +123,6 @@ class Problem:
         words: the values involved, each with its origin.
 
     Example:
-        >>> from planner.config.origin import Rank
         >>> print(Problem(("dtpe",), "unknown key", (Spoken(("dtpe",), "int8", Origin(Rank.USER, "a.yaml:1:7")),)))
         dtpe: unknown key
             dtpe = 'int8' · user · a.yaml:1:7

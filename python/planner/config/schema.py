@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Mapping
 from planner.config.frozen import FrozenMap
 from planner.config.kinds import Blocks, Keyed, Type, is_block, parse_type
 from planner.config.layer import from_python
-from planner.config.origin import Origin, Rank
+from planner.config.problem import Origin, Rank
 
-__all__ = ["Field", "Schema", "config", "rule", "schema_of", "setting"]
+__all__ = ["NOTHING", "Field", "Schema", "config", "is_constant", "place_of", "rule", "schema_of", "setting"]
 
 T = typing.TypeVar("T")
 Compute = Callable[[typing.Any, typing.Any], object]
@@ -25,19 +25,24 @@ Transform = Callable[[typing.Any], object]
 
 MISSING = dataclasses.MISSING
 
+NOTHING = object()
+"""What stands for a default or a value that is not there."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Field:
     """One field of a configuration class, as its declaration says.
 
     Args:
+        declared_in: the class whose body declares it.
         owner: the class that declared it first; two variants share a field if they inherit it from one owner.
-        default: the plain default, or ``dataclasses.MISSING``.
+        default: the plain default, or ``NOTHING``.
         compute: gives the value if nobody says one (or always, if ``derived``), from the block and the root.
         renamed: old names, each with a function that translates an old value, or None.
     """
 
     name: str
+    declared_in: type
     owner: type
     type: Type
     default: object
@@ -45,23 +50,31 @@ class Field:
     derived: bool
     renamed: Mapping[str, Transform | None]
 
+    @property
+    def place(self) -> str:
+        """``file.py:line`` of the declaration."""
+        return place_of(self.declared_in, self.name)
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Schema:
     """What ``@config`` knows of one class."""
 
-    cls: type
     tag: str | None
     fields: Mapping[str, Field]
     rules: Mapping[str, Check]
 
-    def place(self, name: str | None = None) -> str:
-        """``file.py:line`` of a field, or of the class itself."""
-        owner = self.fields[name].owner if name else self.cls
-        file, lines = _source_lines(self.cls)
-        if name and name not in lines:
-            return schema_of(owner).place(name) if owner is not self.cls else file
-        return f"{file}:{lines[name or '']}" if lines else file
+    @functools.cached_property
+    def names(self) -> Mapping[str, Field]:
+        """The fields by present and former names."""
+        former = {old: field for field in self.fields.values() for old in field.renamed}
+        return {**former, **self.fields}
+
+    @functools.cached_property
+    def is_constant(self) -> bool:
+        """Whether an instance stays as it is if nobody says anything: nothing is computed or checked."""
+        fields = self.fields.values()
+        return not self.rules and all(not field.compute and is_constant(field.default) for field in fields)
 
 
 def setting(
@@ -146,70 +159,81 @@ def _declare(cls: type, *, tag: str | None) -> type:
     made: typing.Any = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
     marked = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
     rules = {name: value for name, value in marked.items() if getattr(value, "__rule__", False)}
-    made.__config__ = Schema(cls=made, tag=tag, fields=fields, rules=rules)
+    made.__config__ = Schema(tag=tag, fields=fields, rules=rules)
     return typing.cast(type, made)
 
 
 def _field(cls: type, name: str, hint: object) -> Field:
-    inherited = next(
-        (vars(base)["__config__"].fields.get(name) for base in cls.__mro__[1:] if is_block(base)), None
-    )
+    inherited = next((schema_of(base).fields.get(name) for base in cls.__mro__[1:] if is_block(base)), None)
     if inherited is not None and name not in vars(cls).get("__annotations__", {}):
-        return typing.cast(Field, inherited)
+        return inherited
     declared = vars(cls).get(name, MISSING)
-    notes: Mapping[str, typing.Any] = {}
-    if isinstance(declared, dataclasses.Field):
-        notes, declared = declared.metadata, declared.default
-    kind = _with_notes(parse_type(hint), declared, bool(notes.get("whole")))
-    if notes.get("compute") and isinstance(kind.tree, Blocks):
-        raise TypeError(f"{cls.__name__}.{name}: a block cannot be computed; compute its fields")
-    default = MISSING if declared is MISSING else _checked(f"{cls.__name__}.{name}", kind, declared)
-    _set_default(cls, name, default)
+    if not isinstance(declared, dataclasses.Field):
+        declared = setting(default=declared)
+    notes, place = declared.metadata, f"{cls.__name__}.{name}"
+    kind = _with_notes(place, parse_type(hint), notes, type(declared.default))
+    if declared.default is not MISSING:
+        declared.default = _checked(place, kind, declared.default)
+    setattr(cls, name, declared)
     return Field(
         name=name,
+        declared_in=cls,
         owner=inherited.owner if inherited else cls,
         type=kind,
-        default=default,
-        compute=notes.get("compute"),
-        derived=bool(notes.get("derived")),
-        renamed=notes.get("renamed", {}),
+        default=NOTHING if declared.default is MISSING else declared.default,
+        compute=notes["compute"],
+        derived=notes["derived"],
+        renamed=notes["renamed"],
     )
 
 
-def _with_notes(kind: Type, default: object, whole: bool) -> Type:
-    """The type, knowing which class the default has and whether the mapping is one whole."""
-    if isinstance(kind.tree, Keyed):
-        return dataclasses.replace(kind, tree=dataclasses.replace(kind.tree, whole=whole))
-    if isinstance(kind.tree, Blocks) and type(default) in kind.tree.members.values():
-        return dataclasses.replace(kind, tree=dataclasses.replace(kind.tree, first=type(default)))
-    return kind
+def _with_notes(place: str, kind: Type, notes: Mapping[str, typing.Any], given: type) -> Type:
+    """The type, knowing whether a mapping is one whole, and which class the default has."""
+    tree = kind.tree
+    if isinstance(tree, Keyed):
+        tree = dataclasses.replace(tree, whole=notes["whole"])
+    elif isinstance(tree, Blocks) and notes["compute"]:
+        raise TypeError(f"{place}: a block cannot be computed; compute its fields")
+    elif isinstance(tree, Blocks) and given in tree.classes:
+        tree = dataclasses.replace(tree, first=given)
+    return dataclasses.replace(kind, tree=tree)
 
 
 def _checked(name: str, kind: Type, default: object) -> object:
-    if isinstance(kind.tree, Blocks) and type(default) in kind.tree.members.values():
-        return default
+    """The default as a word for it would be read. Raises TypeError if it does not fit."""
+    if isinstance(kind.tree, Blocks) and type(default) in kind.tree.classes:
+        fields = schema_of(type(default)).fields
+        return dataclasses.replace(
+            default,  # type: ignore[type-var]
+            **{
+                key: _checked(f"{name}.{key}", each.type, getattr(default, key))
+                for key, each in fields.items()
+            },
+        )
     if isinstance(kind.tree, Keyed) and isinstance(default, Mapping):
         if default:
             raise TypeError(f"{name}: a mapping starts empty, or its default keys could not be deleted")
         return FrozenMap()
-    node, _ = from_python(default, Origin(Rank.DEFAULT, name))
     try:
-        return kind.read(node)
+        return kind.read(from_python(default, Origin(Rank.DEFAULT, name))[0])
     except ValueError as error:
         raise TypeError(f"{name}: the default does not fit: {error}") from error
-
-
-def _set_default(cls: type, name: str, default: object) -> None:
-    declared = vars(cls).get(name, MISSING)
-    if isinstance(declared, dataclasses.Field):
-        declared.default = default
-    elif default is not MISSING:
-        setattr(cls, name, default)
 
 
 def schema_of(cls: type) -> Schema:
     """What ``@config`` knows of a class."""
     return typing.cast(Schema, vars(cls)["__config__"])
+
+
+def is_constant(default: object) -> bool:
+    """Whether a default is the value if nobody says anything, without looking further."""
+    return schema_of(type(default)).is_constant if is_block(type(default)) else default is not NOTHING
+
+
+def place_of(cls: type, name: str = "") -> str:
+    """``file.py:line`` of a field in the body of a class, or of the class itself; its module if it has no source."""
+    file, lines = _source_lines(cls)
+    return f"{file}:{lines[name]}" if name in lines else file
 
 
 @functools.cache
@@ -221,13 +245,6 @@ def _source_lines(cls: type) -> tuple[str, Mapping[str, int]]:
     except (OSError, TypeError, SyntaxError):  # typed in at a prompt, or without its source
         return cls.__module__, {}
     assert isinstance(tree, ast.ClassDef)
-    file = os.path.basename(inspect.getsourcefile(cls) or cls.__module__)
-    named = {
-        item.target.id: item
-        for item in tree.body
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
-    }
-    return file, {
-        "": start + tree.lineno - 1,
-        **{name: start + item.lineno - 1 for name, item in named.items()},
-    }
+    fields = {ast.unparse(item.target): item for item in tree.body if isinstance(item, ast.AnnAssign)}
+    lines = {name: start + item.lineno - 1 for name, item in {"": tree, **fields}.items()}
+    return os.path.basename(inspect.getsourcefile(cls) or cls.__module__), lines

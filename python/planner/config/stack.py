@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import warnings
@@ -9,15 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from planner.config.command import argument_layers, environment_layers, option_layer
+from planner.config.answer import Answer
 from planner.config.evaluate import Evaluation
-from planner.config.files import FilePath, file_layer
 from planner.config.kinds import Type, parse_type
-from planner.config.layer import UNSET, Layer, Node, SourceError, from_python
-from planner.config.origin import Origin, Place, Rank
-from planner.config.problem import Path, Problem, invalid, path_text
-from planner.config.replay import Replay, Trace
+from planner.config.layer import UNSET, Layer, from_python, layer_of
+from planner.config.problem import Origin, Path, Place, Rank, invalid
+from planner.config.replay import Replay
 from planner.config.resolved import Resolved
+from planner.config.sources import FilePath, argument_layers, environment_layers, file_layer, option_layer
 
 __all__ = ["Stack"]
 
@@ -49,7 +49,9 @@ class Stack(Generic[T]):
     def __init__(self, schema: type[T] | Any, layers: tuple[Layer, ...] = ()) -> None:
         ordered = sorted(layers, key=lambda layer: (layer.rank, layer.place))
         object.__setattr__(self, "schema", schema)
-        object.__setattr__(self, "kind", parse_type(schema))
+        object.__setattr__(
+            self, "kind", _class_type(schema) if isinstance(schema, type) else parse_type(schema)
+        )
         object.__setattr__(self, "layers", tuple(ordered))
 
     def push(self, *layers: Layer) -> Stack[T]:
@@ -119,27 +121,19 @@ class Stack(Generic[T]):
             reported as a DeprecationWarning.
 
         Cost:
-            O(words + fields); about a millisecond for a few dozen of each.
+            O(words + fields), where a field that nobody said costs next to nothing; see ``benches/bench_config.py``.
         """
-        replay, trace = Replay(), Trace()
+        replay, root = Replay(), Answer((), self.kind, place=_where())
         for layer in self.layers:
-            replay.layer(self.kind, layer, trace)
-        evaluation = Evaluation(self.kind, trace, _where())
-        config: Any = evaluation.run()
-        problems = [*replay.problems, *evaluation.problems]
-        if problems:
-            raise invalid(problems)
+            replay.problems += layer.problems
+            replay.say(root, layer.root)
+        evaluation = Evaluation(root, replay)
+        config = evaluation.run()
+        if replay.problems:
+            raise invalid(replay.problems)
         for renamed in replay.renamed:
             warnings.warn(str(renamed), DeprecationWarning, stacklevel=2)
-        past = {path: tuple(each for _, each in found.past) for path, found in trace.walk() if found.past}
-        return Resolved(
-            config=config,
-            kind=self.kind,
-            layers=self.layers,
-            answers=evaluation.answers,
-            past=past,
-            readers=_readers(evaluation),
-        )
+        return Resolved(config=config, layers=self.layers, root=root, rule_reads=evaluation.rule_reads)
 
     @classmethod
     def of(
@@ -159,28 +153,20 @@ class Stack(Generic[T]):
         return Stack(schema).push(*here).environment(environ).arguments(argv)
 
 
+@functools.cache  # not for unions: two with another order are equal, but the first class is the default
+def _class_type(schema: type) -> Type:
+    return parse_type(schema)
+
+
 def _python_layer(words: Mapping[Any, object], rank: Rank) -> Layer:
     kind = "keyword arguments" if rank is Rank.USER else "import"
     origin = Origin(rank, f"{kind} at {_where()}")
-    try:
-        root, problems = from_python(words, origin)
-    except SourceError as error:
-        root, problems = Node(origin, {}), [Problem((), f"{origin}: {error}")]
-    return Layer(rank, Place.KEYWORDS, root, tuple(problems))
+    return layer_of(Place.KEYWORDS, origin, lambda: from_python(words, origin))
 
 
 def _where() -> str:
     """``file.py:line`` of the nearest caller outside planner."""
     frame = sys._getframe(1)
-    while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] == "planner":
+    while frame.f_back and f"{frame.f_globals.get('__name__')}.".startswith("planner."):
         frame = frame.f_back
     return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
-
-
-def _readers(evaluation: Evaluation) -> dict[Path, tuple[str, ...]]:
-    computed = [(path_text(path), answer.reads) for path, answer in evaluation.answers.items()]
-    found: dict[Path, tuple[str, ...]] = {}
-    for reader, reads in [*computed, *evaluation.rule_reads.items()]:
-        for path in reads:
-            found[path] = (*found.get(path, ()), reader)
-    return found

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from planner.device_bar import device_classes
-from planner.explain import WORDS
+from planner.explain import UNDECIDED, WORDS
 from planner.plan import Plan
 from planner.report.rows import PLACING, Rows
 
@@ -55,6 +55,7 @@ def payload(plan: Plan, rows: Rows) -> dict[str, Any]:
         ],
         "words": dict(WORDS),
         "placing": PLACING,
+        "undecided": UNDECIDED,
     }
 
 

@@ -19,6 +19,8 @@ SEVERAL = -1  # not all of it lies on one device
 NOTHING = -2  # it holds no tensor
 # Rules whose device is where the module lies; the others tell what was tried.
 PLACING = ("resident", "offloaded", "oversized", "fits", "tied", "bound", "fallback")
+# Of these, bytes are those of the module they go with, which has a decision of its own.
+_GOING_ALONG = ("tied", "bound")
 _MOST_NAMED = 5  # names that an error lists
 
 
@@ -116,7 +118,8 @@ def _told_by_plan(plan: Plan) -> tuple[list[str], dict[str, int | float]]:
     named.update(dict.fromkeys(plan.execution_map))
     named.update(dict.fromkeys(reason.name for reason in plan.reasons))
     names = preorder(named)
-    own = {reason.name: reason.needed_bytes for reason in plan.reasons if reason.rule in PLACING}
+    counted = set(PLACING) - set(_GOING_ALONG)
+    own = {reason.name: reason.needed_bytes for reason in plan.reasons if reason.rule in counted}
     sizes: dict[str, int | float] = dict.fromkeys(names, 0)
     for name in reversed(names):
         sizes[name] += own.get(name, 0)

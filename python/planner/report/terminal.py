@@ -13,7 +13,7 @@ from rich.tree import Tree
 from planner.explain import notices
 from planner.plan import Plan
 from planner.report.folding import Fold, fold_rows
-from planner.report.rows import SEVERAL, Rows, plan_rows, uncounted_notices
+from planner.report.rows import Rows, plan_rows, uncounted_notices
 from planner.report.terminal_bars import bars_table
 from planner.report.terminal_style import device_styles, visible
 from planner.tree import ModuleTree
@@ -62,45 +62,47 @@ class PlanView:
     fold: Fold
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        source = self.plan.source
+        source, is_ascii = self.plan.source, options.ascii_only
         yield Text(f"{source.blocks} blocks, {format_bytes(source.total_bytes)}", style="bold")
         yield Text()
-        yield bars_table(self.plan.devices, is_ascii=options.ascii_only, width=options.max_width)
+        yield bars_table(self.plan.devices, is_ascii=is_ascii, width=options.max_width)
         yield Text()
-        tree = Tree(self._line(self.fold), guide_style="dim")
-        self._grow(tree, self.fold)
+        tree = Tree(self._line(self.fold, is_ascii), guide_style="dim")
+        self._grow(tree, self.fold, is_ascii)
         yield tree
         said = [*uncounted_notices(self.rows), *notices(self.plan)]
         if said:
             yield Text()
-            yield _notices_grid(said)
+            yield _notices_grid(said, is_ascii)
 
-    def _grow(self, tree: Tree, fold: Fold) -> None:
+    def _grow(self, tree: Tree, fold: Fold, is_ascii: bool) -> None:
         shown = fold.inside if len(fold.inside) <= _MOST_LINES else fold.inside[: _MOST_LINES - 1]
         for line in shown:
-            self._grow(tree.add(self._line(line)), line)
+            self._grow(tree.add(self._line(line, is_ascii)), line, is_ascii)
         left = fold.inside[len(shown) :]
         if left:
             size = format_bytes(sum(line.size_bytes for line in left))
             tree.add(Text(f"and {sum(line.count for line in left)} more, {size}", style="italic"))
 
-    def _line(self, fold: Fold) -> Text:
+    def _line(self, fold: Fold, is_ascii: bool) -> Text:
         """Name, bytes, device: the device in words, its colour only repeats them."""
-        text = Text.assemble((visible(fold.label), "bold" if fold.inside else ""), "  ")
-        text.append(format_bytes(fold.size_bytes) if fold.size_bytes else "no bytes of its own", style="dim")
+        devices = self.rows.devices
+        parts = [
+            (fold.label, "bold" if fold.inside else ""),
+            (f"  {format_bytes(fold.size_bytes) if fold.size_bytes else 'no bytes of its own'}", "dim"),
+        ]
         if fold.count > 1:
-            text.append(f"  {fold.count} ×", style="dim")
-        if fold.home != SEVERAL:
-            style = device_styles(self.rows.devices)[fold.home]
-            text.append("  → ", style="dim").append(str(self.rows.devices[fold.home]), style=style)
-            if fold.run not in (SEVERAL, fold.home):
-                text.append(f", runs on {self.rows.devices[fold.run]}")
-        return text
+            parts.append((f"  {fold.count} ×", "dim"))
+        if fold.home >= 0:
+            parts += [("  → ", "dim"), (str(devices[fold.home]), device_styles(devices)[fold.home])]
+        if fold.home >= 0 and fold.run >= 0 and fold.run != fold.home:
+            parts.append((f", runs on {devices[fold.run]}", ""))
+        return Text.assemble(*((visible(words, is_ascii=is_ascii), style) for words, style in parts))
 
 
-def _notices_grid(said: Sequence[str]) -> Table:
+def _notices_grid(said: Sequence[str], is_ascii: bool) -> Table:
     """A list whose items keep clear of their mark when they wrap."""
     grid = Table.grid(padding=(0, 1))
     for notice in said:
-        grid.add_row(Text("!", style="bold yellow"), Text(visible(notice)))
+        grid.add_row(Text("!", style="bold yellow"), Text(visible(notice, is_ascii=is_ascii)))
     return grid

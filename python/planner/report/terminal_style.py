@@ -13,6 +13,8 @@ __all__ = ["PART_CHARACTERS", "device_styles", "visible"]
 _STYLES = {"cpu": "yellow", "disk": "red"}
 _ACCELERATOR_STYLES = ("cyan", "magenta", "green", "blue")
 
+_ASCII = str.maketrans({"→": "->", "×": "x"})
+
 # By part: the character in a terminal that can draw, and in one that cannot.
 PART_CHARACTERS: dict[Part, tuple[str, str]] = {
     "used": ("█", "#"),
@@ -35,11 +37,20 @@ def device_styles(ids: Sequence[DeviceKey]) -> tuple[str, ...]:
     )
 
 
-def visible(text: str) -> str:
+def visible(text: str, *, is_ascii: bool = False) -> str:
     """Text with what a terminal would obey, or could not show, spelled out.
+
+    Args:
+        text: a name, or a line of ours.
+        is_ascii: the terminal knows nothing but ASCII.
 
     Example:
         >>> visible("a\\x1b[31m\\u202eb"), visible("größe")
         ('a\\\\x1b[31m\\\\u202eb', 'größe')
+        >>> visible("größe → 0", is_ascii=True)
+        'gr\\\\xf6\\\\xdfe -> 0'
     """
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    plain = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    if not is_ascii:
+        return plain
+    return plain.translate(_ASCII).encode("ascii", "backslashreplace").decode("ascii")

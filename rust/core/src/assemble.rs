@@ -10,13 +10,22 @@ use crate::tree::{DType, Kind, Tensor, TensorId, Tree, TreeBuilder};
 /// Element type of tensors that files do not hold.
 const NOTHING: DType = DType { formula_bits: 8, stored_bits: 8, castable: false };
 
+/// Most parts of a name, and most parts of all names that differ; bound what hostile names take.
+const PARTS: usize = 256;
+const ALL_PARTS: usize = 3 << 20;
+/// Parts of a path that make a class; more would let long paths take memory that grows with their square.
+const CLASS_PARTS: usize = 4;
+
+/// Name of the first module of a list.
+const FIRST: &str = "0";
+
 /// A name and the tensor that it stands for; names with the same tensor are tied.
 pub type Named = (String, TensorId);
 
 /// Builds the tree that a live model with these tensors would have.
 ///
 /// Where the outline knows a module, its class, the order of its members and its members without saved tensors are the
-/// outline's; what it does not know is ordered by name, and its class is its path with numbers as `*`. Buffers that are not
+/// outline's; what it does not know is ordered by name, and its class is the end of its path with numbers as `*`. Buffers that are not
 /// saved have no size here.
 ///
 /// # Errors
@@ -60,9 +69,12 @@ impl Default for Places<'_> {
 
 impl<'a> Places<'a> {
     fn add(&mut self, name: &'a str, tensor: TensorId) -> Result<(), Error> {
+        if self.places.len() > ALL_PARTS {
+            return Err(Error::TreeTooLarge { limit: ALL_PARTS });
+        }
         let mut place = 0;
-        for part in name.split('.') {
-            if part.is_empty() || self.places[place as usize].tensor.is_some() {
+        for (depth, part) in name.split('.').enumerate() {
+            if part.is_empty() || depth == PARTS || self.places[place as usize].tensor.is_some() {
                 return Err(Error::ImpossibleName { name: name.to_string() });
             }
             let next = self.places.len() as u32;
@@ -190,8 +202,14 @@ impl<'a> Assembly<'a> {
     fn add_unsaved(&self, id: FormId, known: &[&str], members: &mut Vec<Member<'a>>) {
         let form = self.outline.form(id);
         let empty = |ids: &[FormId]| ids.iter().copied().find(|_| !ids.iter().any(|&id| self.outline.holds_saved(id)));
-        for (name, ids) in form.children.iter().filter(|(name, _)| name != "*" && !known.contains(&name.as_str())) {
+        for (name, ids) in form.children.iter().filter(|(name, _)| !known.contains(&name.as_str())) {
             let position = form.position(name).unwrap_or(usize::MAX);
+            // How many there are in a list that no file shows is not known; one stands for all.
+            let name = match name.as_str() {
+                "*" if known.is_empty() => FIRST,
+                "*" => continue,
+                name => name,
+            };
             if let Some(child) = empty(ids) {
                 members.push(Member { position: (1, position), step: Step::EnterEmpty { name, form: child } });
             }
@@ -221,9 +239,13 @@ impl<'a> Step<'a> {
     }
 }
 
-/// A path in which every number is `*`: what repeated modules have in common.
+/// The end of a path in which every number is `*`: what repeated modules have in common.
 fn general_path(path: &str, name: &str) -> String {
     let is_number = name.bytes().all(|byte| byte.is_ascii_digit());
     let last = if is_number { "*" } else { name };
-    if path.is_empty() { last.to_string() } else { format!("{path}.{last}") }
+    if path.is_empty() {
+        return last.to_string();
+    }
+    let start = path.rmatch_indices('.').nth(CLASS_PARTS - 2).map_or(0, |(dot, _)| dot + 1);
+    format!("{}.{last}", &path[start..])
 }

@@ -14,7 +14,7 @@ pub enum Error {
         limit: usize,
     },
     /// Occurs when the name of a tensor in a file cannot be that of a tensor in a module.
-    #[error("'{name}' cannot be the name of a tensor in a module")]
+    #[error("'{}' cannot be the name of a tensor in a module", name.chars().take(80).collect::<String>())]
     ImpossibleName {
         /// The name.
         name: String,

@@ -33,13 +33,17 @@ pub struct Outline {
 }
 
 impl Outline {
-    /// An outline; ids that name no form are left out.
+    /// An outline; ids that name no form, or that would put a form inside itself, are left out.
     pub fn new(mut forms: Vec<Form>) -> Self {
         let count = forms.len() as FormId;
         for form in &mut forms {
             for (_, ids) in &mut form.children {
                 ids.retain(|&id| id < count);
             }
+        }
+        let has_end = without_circles(&forms);
+        for (form, _) in forms.iter_mut().zip(&has_end).filter(|&(_, &has_end)| !has_end) {
+            form.children.clear();
         }
         let mut holds_saved: Vec<bool> = forms.iter().map(Form::saves).collect();
         // What a child holds, its parent holds; as many rounds as forms are deep.
@@ -91,6 +95,19 @@ impl Outline {
             .filter(|(name, ids)| name != "*" && ids.iter().any(|&id| self.holds_saved(id)))
             .map(|(name, _)| name.as_str());
         unknown + slots.chain(saved).chain(below).filter(|name| is_absent(name)).count()
+    }
+}
+
+/// Which forms lead to an end, whichever of their children one follows.
+fn without_circles(forms: &[Form]) -> Vec<bool> {
+    let mut has_end = vec![false; forms.len()];
+    loop {
+        let leads = |form: &Form| form.children.iter().flat_map(|(_, ids)| ids).all(|&id| has_end[id as usize]);
+        let next: Vec<bool> = forms.iter().map(leads).collect();
+        if next == has_end {
+            return has_end;
+        }
+        has_end = next;
     }
 }
 

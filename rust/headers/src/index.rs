@@ -38,7 +38,8 @@ pub fn read_index(path: &Path) -> Result<Index, HeaderError> {
 ///
 /// Anything but JSON with an object of strings as `weight_map`.
 pub fn parse_index(content: &[u8]) -> Result<Index, HeaderError> {
-    let parsed: Root = serde_json::from_slice(content).map_err(|error| HeaderError::BadIndex(error.to_string()))?;
+    let text = str::from_utf8(content).map_err(|error| HeaderError::BadIndex(format!("not UTF-8: {error}")))?;
+    let parsed: Root = serde_json::from_str(text).map_err(|error| HeaderError::BadIndex(error.to_string()))?;
     match parsed.0 {
         Some(index) if !index.files.is_empty() => Ok(index),
         Some(_) => Err(HeaderError::BadIndex("weight_map is empty".to_string())),

@@ -15,12 +15,14 @@ mod file;
 mod index;
 mod join;
 mod parse;
+mod replay;
 
 pub use error::HeaderError;
 pub use file::{read_file, read_files};
 pub use index::{Index, parse_index, read_index};
 pub use join::{JoinError, Joined, join};
 pub use parse::{Entry, parse};
+pub use replay::{replay_header, replay_index};
 pub use safetensors::Dtype;
 
 /// Most bytes of one header; the format's own limit.
@@ -32,6 +34,6 @@ pub const ALL_HEADERS_BYTES: u64 = 400_000_000;
 /// Most tensors of one file.
 pub const FILE_TENSORS: usize = 1 << 18;
 /// Most tensors of one checkpoint.
-pub const ALL_TENSORS: usize = 1 << 21;
+pub const ALL_TENSORS: usize = 1 << 20;
 /// Most dimensions of a tensor.
 pub const DIMENSIONS: usize = 64;

@@ -34,7 +34,9 @@ pub struct Entry {
 ///
 /// O(n log n) in the header's bytes, and about as much memory as the header takes, whatever it says.
 pub fn parse(header: &[u8], data_bytes: u64) -> Result<Vec<Entry>, HeaderError> {
-    let raw: RawHeader = serde_json::from_slice(header).map_err(|error| HeaderError::Malformed(error.to_string()))?;
+    // All of it, before anything is read: values that are skipped would not be looked at.
+    let text = str::from_utf8(header).map_err(|error| HeaderError::Malformed(format!("not UTF-8: {error}")))?;
+    let raw: RawHeader = serde_json::from_str(text).map_err(|error| HeaderError::Malformed(error.to_string()))?;
     let mut tensors = raw.0;
     tensors.sort_unstable_by(|left, right| left.0.cmp(&right.0));
     if let Some(pair) = tensors.windows(2).find(|pair| pair[0].0 == pair[1].0) {

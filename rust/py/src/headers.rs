@@ -130,7 +130,7 @@ impl Headers {
             assemble(&outline, &dtypes, &tensors, &names).map(|tree| (tree, doubled))
         });
         let (tree, doubled) = built.map_err(|error| match error {
-            Error::ImpossibleName { .. } => checkpoint(py, shown, error.to_string()),
+            Error::ImpossibleName { .. } | Error::TreeTooLarge { .. } => checkpoint(py, shown, error.to_string()),
             other => from_core(py, other, |_| String::new()),
         })?;
         Ok((Tree::known(tree, bases), doubled))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 
 import pytest
 
@@ -61,6 +62,43 @@ def test_methods_and_properties_work_in_computations():
     assert "derived: it cannot be set" in text
     assert "read by double" in text
     assert "read by ink, not_too_large()" in resolved.explain("size.width")
+
+
+def test_a_block_that_was_only_read_is_known_like_any_other():
+    resolved = Stack(Page).resolve()
+    everything = {"size": {"width": 2, "height": 3}, "other": None, "ink": 18, "double": 36}
+    assert resolved.dump(level="all") == everything
+    assert [path for path in resolved.answers if len(path) == 1] == [(name,) for name in everything]
+    assert resolved.origin("size").where.startswith("test_asking.py:")
+    assert "read by ink, not_too_large()" in resolved.explain("size.height")
+
+
+def test_a_default_that_an_enclosing_block_gives_is_what_explain_shows():
+    @config
+    class Book:
+        page: Size = Size(width=7)
+
+    assert Stack(Book).resolve().config.page.width == 7
+    text = Stack(Book).set(page={"width": 9}).resolve().explain("page.width")
+    assert "7  <- default · test_asking.py:" in text
+    assert Stack(Book).set(page={"height": 1}).resolve().config.page == Size(width=7, height=1)
+
+
+def test_a_block_as_default_is_checked_and_frozen_where_it_is_declared():
+    @config
+    class Shelf:
+        names: Mapping[str, int] = setting(default={})
+        rows: tuple[int, ...] = ()
+
+    def declare(default):
+        return config(type("Made", (), {"__annotations__": {"shelf": Shelf}, "shelf": default}))
+
+    frozen = Stack(declare(Shelf(names={}, rows=[1, 2]))).resolve().config.shelf
+    assert (type(frozen.names), frozen.rows) == (FrozenMap, (1, 2))
+    with pytest.raises(TypeError, match=r"Made\.shelf\.rows: the default does not fit: expected a list"):
+        declare(Shelf(rows=3))
+    with pytest.raises(TypeError, match=r"Made\.shelf\.names: a mapping starts empty"):
+        declare(Shelf(names={"a": 1}))
 
 
 def test_setting_a_derived_field_says_what_it_is_derived_from():

@@ -701,7 +701,7 @@ def test_58_fixed_order_and_pure_resolve(tmp_path):
         int_field=5, str_field="argument", bool_field=False, float_field=1.0, implicit="imported"
     )
     assert first.config == second.config == expected
-    assert first == second
+    assert (first, first.answers, first.past) == (second, second.answers, second.past)
     assert words == {"int_field": 5}
 
 

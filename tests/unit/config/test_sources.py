@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import pytest
 
 from planner.config import Place, Replace, Stack, config, setting
-from planner.config.scalars import core_scalar
+from planner.config.document import core_scalar
 from planner.config.settings import Settings
 from planner.errors import InvalidConfigError
 

@@ -18,7 +18,7 @@ class Details {
       ["size", `${formatBytes(size)} (${exactBytes(size)})`],
       ["share", `${percent(node.size, rows.sizes[0])} of the model`],
     ];
-    if (node.run !== node.home && node.home !== -2) facts.splice(1, 0, ["runs on", rows.place(node.run), rows.style(node.run)]);
+    if (node.run !== node.home && node.home !== NOWHERE) facts.splice(1, 0, ["runs on", rows.place(node.run), rows.style(node.run)]);
     if (node.home === SEVERAL && !node.isRun) facts.push(...this.#parts(node.row));
     if (!node.isRun) facts.push(...this.#relations(node.row));
     this.facts.replaceChildren(...facts.flatMap(([term, words, style]) => this.#fact(term, words, style)));
@@ -50,7 +50,7 @@ class Details {
     const all = node.isRun ? found.filter((reason) => node.row <= reason.row) : found;
     const sentences = all.slice(0, MOST_REASONS).map((reason) => [this.reasons.sentence(reason), " ", span("aside", comparison(reason))]);
     if (all.length > MOST_REASONS) sentences.push([`and ${counted(all.length - MOST_REASONS, "more reason")}.`]);
-    if (!all.length) sentences.push([NO_DECISION]);
+    if (!all.length && node.home !== NOWHERE) sentences.push([this.reasons.undecided]);
     return sentences;
   }
 

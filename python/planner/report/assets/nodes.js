@@ -1,6 +1,6 @@
 // What the treemap shows: a row, or a run of neighbours where a module has more children than anybody could tell apart.
 
-const MOST_CHILDREN = 240;
+const MOST_CHILDREN = 120;
 
 class Node {
   constructor(rows, members, parent) {

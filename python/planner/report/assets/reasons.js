@@ -1,12 +1,12 @@
 // Decisions of a plan, by row.
 
 const MOST_REASONS = 5;
-const NO_DECISION = "No decision of its own: it goes with what it shares tensors or is kept together with.";
 
 class Reasons {
   constructor(rows, data) {
     this.rows = rows;
     this.words = data.words;
+    this.undecided = data.undecided;
     this.placing = new Set(data.placing); // rules that say where a module lies; others say what was tried
     this.all = data.reasons.map(([rule, row, device, needed, available], index) =>
       ({ rule, row, device, needed, available, index }));

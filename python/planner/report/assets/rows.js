@@ -1,6 +1,8 @@
 // Modules and tensors in preorder: what is inside a row are the rows up to its end.
 
+// Places that are no device.
 const SEVERAL = -1;
+const NOWHERE = -2;
 
 class Rows {
   constructor(data) {
@@ -89,6 +91,6 @@ class Rows {
 
   // Where it runs, if that is not where it lies.
   runsElsewhere(row) {
-    return this.runs[row] !== this.homes[row] && this.homes[row] !== -2;
+    return this.runs[row] !== this.homes[row] && this.homes[row] !== NOWHERE;
   }
 }

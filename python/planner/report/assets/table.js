@@ -57,9 +57,11 @@ class Table {
     const size = document.createElement("data");
     size.value = rows.exact[row];
     size.textContent = formatBytes(rows.exact[row]);
+    const runs = cell("runs on", rows.runsElsewhere(row) ? rows.place(rows.runs[row]) : "the same");
+    runs.classList.toggle("same", !rows.runsElsewhere(row)); // left out where there is little room
     line.append(name,
       cell("lies on", span(`swatch ${rows.style(rows.homes[row])}`, ""), rows.place(rows.homes[row])),
-      cell("runs on", rows.runsElsewhere(row) ? rows.place(rows.runs[row]) : "the same"),
+      runs,
       cell("size", size),
       cell("why", this.#why(row)));
     return line;
@@ -73,7 +75,8 @@ class Table {
     const own = found.filter((reason) => reason.row === row);
     if (own.length) return own.map((reason) => reasons.sentence(reason)).join(" ");
     if (rows.originals.has(row)) return `the same tensor as ${rows.title(rows.originals.get(row))}`;
-    return found.length ? `${counted(found.length, "decision")} on what is inside` : NO_DECISION;
+    if (rows.homes[row] === NOWHERE) return "";
+    return found.length ? `${counted(found.length, "decision")} on what is inside` : reasons.undecided;
   }
 }
 

@@ -12,7 +12,8 @@ class Treemap {
     this.element = element;
     this.cells = [];
     this.handlers = { onShow, onOpen, onBack };
-    element.addEventListener("pointerover", (event) => this.#show(event));
+    // Not pointerover, which also comes when the picture changes under a pointer that rests.
+    element.addEventListener("pointermove", (event) => this.#show(event));
     element.addEventListener("focusin", (event) => this.#show(event));
     element.addEventListener("click", (event) => this.#open(event));
     element.addEventListener("keydown", (event) => this.#key(event));
@@ -25,13 +26,14 @@ class Treemap {
     this.element.replaceChildren(...this.cells.map((cell, index) => this.#button(cell, index)));
   }
 
-  // Marks the cells that hold any of the rows, which are sorted; null marks nothing.
+  // Marks the innermost cells that hold any of the rows, which are sorted; null marks nothing.
   mark(found) {
-    this.cells.forEach((cell, index) => {
-      const button = this.element.children[index];
-      const isHit = found !== null && holdsAny(found, cell.node);
-      button.classList.toggle("hit", isHit);
-      button.classList.toggle("miss", found !== null && !isHit);
+    this.cells.forEach(({ node, isOpen }, index) => {
+      const { classList } = this.element.children[index];
+      const isHolding = found !== null && holdsAny(found, node.row, node.end);
+      const isHit = isHolding && (!isOpen || holdsAny(found, node.row, node.row + 1));
+      classList.toggle("hit", isHit);
+      classList.toggle("miss", found !== null && !isHolding);
     });
   }
 
@@ -74,6 +76,8 @@ class Treemap {
     const cell = this.#cellOf(event);
     if (!cell) return;
     if (event.type === "focusin") this.#rove(Number(event.target.dataset.index));
+    else if (cell === this.pointed) return;
+    this.pointed = cell;
     this.handlers.onShow(cell.node);
   }
 
@@ -162,14 +166,15 @@ function inOrder(top) {
   return ordered;
 }
 
-function holdsAny(sorted, node) {
+// Whether any of the sorted rows is from the first row on and before the end.
+function holdsAny(sorted, first, end) {
   let low = 0, high = sorted.length;
   while (low < high) {
     const middle = (low + high) >> 1;
-    if (sorted[middle] < node.row) low = middle + 1;
+    if (sorted[middle] < first) low = middle + 1;
     else high = middle;
   }
-  return low < sorted.length && sorted[low] < node.end;
+  return low < sorted.length && sorted[low] < end;
 }
 
 function span(className, text) {

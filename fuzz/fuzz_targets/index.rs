@@ -1,0 +1,7 @@
+//! An index file.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|content: &[u8]| {
+    planner_headers::replay_index(content);
+});

@@ -1,0 +1,44 @@
+//! What must hold for any bytes: the fuzz targets and the test that replays their corpus check the same.
+
+use crate::parse::{Entry, parse};
+use crate::{FILE_TENSORS, parse_index};
+
+/// Reads bytes as a header, the last two as the length of the data behind it; asserts what callers rely on.
+///
+/// # Panics
+///
+/// If the reader accepts a header that breaks its promises.
+pub fn replay_header(content: &[u8]) {
+    let Some((header, length)) = content.split_last_chunk::<2>() else { return };
+    let data_bytes = u64::from(u16::from_le_bytes(*length));
+    let Ok(entries) = parse(header, data_bytes) else { return };
+    assert!(entries.len() <= FILE_TENSORS);
+    assert_eq!(entries.iter().map(|entry| entry.bytes).sum::<u64>(), data_bytes);
+    assert!(entries.iter().all(has_bytes_of_its_shape));
+    let mut names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
+    names.sort_unstable();
+    assert!(names.windows(2).all(|pair| pair[0] != pair[1]));
+    assert!(names.iter().all(|name| !name.contains('\0')));
+    // Whatever is accepted here, the format's own reader accepts.
+    assert!(safetensors::SafeTensors::read_metadata(&as_file(header, data_bytes)).is_ok());
+}
+
+/// Reads bytes as an index; asserts that every tensor has a file.
+///
+/// # Panics
+///
+/// If the reader accepts an index that breaks its promises.
+pub fn replay_index(content: &[u8]) {
+    let Ok(index) = parse_index(content) else { return };
+    assert!(!index.files.is_empty());
+    assert!(index.homes.values().all(|&file| (file as usize) < index.files.len()));
+}
+
+fn has_bytes_of_its_shape(entry: &Entry) -> bool {
+    let elements = entry.shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size));
+    elements.is_some_and(|count| (count * entry.dtype.bitsize()) as u64 == entry.bytes * 8)
+}
+
+fn as_file(header: &[u8], data_bytes: u64) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes(), header, &vec![0; data_bytes as usize]].concat()
+}

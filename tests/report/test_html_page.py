@@ -1,0 +1,255 @@
+"""The HTML report as a text: self-contained, closed by its policy, and names stay data."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from dataclasses import replace
+from importlib.resources import files
+from typing import Any
+
+import pytest
+from drawn_models import offloaded, renamed, resident, sequential, with_device_map
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pages import Page, read_page
+
+from planner import Plan
+from planner.explain import WORDS, notices
+from planner.plan_html import snippet
+from planner.report.html import html_report
+from planner.report.rows import plan_rows
+
+PLANS = pytest.mark.parametrize("made", [offloaded, resident, sequential])
+STYLE = files("planner.report").joinpath("assets", "report.css").read_text(encoding="utf-8")
+
+
+def digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def full_names(data: dict[str, Any]) -> list[str]:
+    """As the script puts them together."""
+    full: list[str] = []
+    for name, above in zip(data["names"], data["parents"], strict=True):
+        full.append(f"{full[above]}.{name}" if above > 0 else name)
+    return full
+
+
+@PLANS
+def test_the_page_needs_nothing_but_itself(made: Any) -> None:
+    """No address anywhere but one that holds no data; one script, one style, both as the policy says."""
+    text = html_report(*made())
+    page = read_page(text)
+    links = [
+        value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")
+    ]
+    assert links == ["data:,"]
+    assert not re.search(r"https?:|@import|url\((?!#)", text)
+    _, script = page.raw["script"]
+    (style,) = page.raw["style"]
+    (policy,) = [each["content"] for each in page.attributes("meta") if "http-equiv" in each]
+    assert policy is not None
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["script-src"] == digest(script)
+    assert rules["style-src"] == digest(style)
+    assert rules["require-trusted-types-for"] == "'script'"
+
+
+@PLANS
+def test_nothing_in_the_markup_asks_for_a_weaker_policy(made: Any) -> None:
+    """No style attribute and no handler: the policy forbids both."""
+    page = read_page(html_report(*made()))
+    names = {name for _, attributes in page.tags for name in attributes}
+    assert not {name for name in names if name == "style" or name.startswith("on")}
+
+
+@PLANS
+@pytest.mark.parametrize("has_tree", [True, False])
+def test_the_data_are_the_plan_s(made: Any, has_tree: bool) -> None:
+    plan, tree = made()
+    data = read_page(html_report(plan, tree if has_tree else None)).data
+    rows = plan_rows(plan, tree if has_tree else None)
+    names = full_names(data)
+    assert names == list(rows.names)
+    assert data["bytes"] == list(rows.sizes_bytes)
+    assert [device["id"] for device in data["devices"]] == [str(device.id) for device in plan.devices]
+    shown = [
+        (rule, names[row], device, needed, available)
+        for rule, row, device, needed, available in data["reasons"]
+    ]
+    said = [
+        (each.rule, each.name, str(each.device), each.needed_bytes, each.available_bytes)
+        for each in plan.reasons
+    ]
+    assert shown == said
+    assert data["words"] == dict(WORDS)
+
+
+@PLANS
+def test_the_devices_are_there_without_any_script(made: Any) -> None:
+    """Numbers and bars of each device, and what should not be missed, in the markup itself."""
+    plan, tree = made()
+    page = read_page(html_report(plan, tree))
+    values = [int(each["value"] or "") for each in page.attributes("data")]
+    expected = [
+        size
+        for device in plan.devices
+        for size in (
+            device.used_bytes,
+            device.reserved_bytes,
+            device.headroom_bytes,
+            device.free_bytes,
+            device.budget_bytes,
+        )
+        if size is not None
+    ]
+    assert values == expected
+    text = "".join(page.text)
+    assert all(notice in text for notice in notices(plan))
+
+
+def test_bars_are_as_long_as_their_parts() -> None:
+    plan, tree = offloaded()
+    page = read_page(html_report(plan, tree))
+    widths = [
+        float((each["width"] or "").rstrip("%"))
+        for each in page.attributes("rect")
+        if each.get("class") in ("used", "reserved", "headroom", "free")
+    ]
+    expected = [
+        100 * size / device.budget_bytes
+        for device in plan.devices
+        for size in (device.used_bytes, device.reserved_bytes, device.headroom_bytes, device.free_bytes or 0)
+        if size and device.budget_bytes
+    ]
+    assert widths == pytest.approx(expected, abs=0.001)
+
+
+HOSTILE = st.text(alphabet=st.one_of(st.characters(), st.sampled_from("<>\"'&/{}\\\u2028\u202e")), min_size=1)
+
+
+def skeleton(page: Page) -> list[str]:
+    return [tag for tag, _ in page.tags]
+
+
+@given(HOSTILE)
+@example("</script><script>alert(1)</script>")
+@example("<!--<script>")
+@example("{{data}}")
+@example("\x00\ud800")
+@example('" onmouseover="alert(1)')
+def test_a_name_is_never_markup(name: str) -> None:
+    """Wherever a plan can carry one, it comes back from the data as it was, and adds no tag."""
+    plan, _ = renamed(["a", "b", "c"])
+    plain = with_device_map(plan, {"a": 0, "b": "cpu", "c": 0, "d": 0})
+    hostile = with_device_map(plan, {"a": 0, "b": "cpu", "c": 0, name: 0})
+    before, text = read_page(html_report(plain)), html_report(hostile)
+    text.encode("utf-8")
+    page = read_page(text)
+    assert name in full_names(page.data)
+    assert skeleton(page) == skeleton(before)
+
+
+@given(HOSTILE)
+@example("</td><img src=x onerror=alert(1)>")
+def test_a_setting_or_a_notice_is_never_markup(word: str) -> None:
+    """What somebody said, and names in sentences."""
+    plan, _ = renamed(["a", "b", "c"])
+    pages = []
+    for value in ("plain", word):
+        data = json.loads(plan.to_json())
+        data["settings"]["no_split_modules"] = {"value": [value], "rank": "user"}
+        data["provenance"]["no_split_modules"] = value
+        data["source"]["notes"] = [value]
+        data["source"]["fingerprint"] = value
+        text = html_report(Plan.from_json(json.dumps(data)))
+        text.encode("utf-8")
+        pages.append(read_page(text))
+    assert skeleton(pages[0]) == skeleton(pages[1])
+
+
+def test_numbers_that_a_browser_would_round_are_text() -> None:
+    plan, _ = renamed(["a", "b", "c"])
+    data = json.loads(plan.to_json())
+    for reason in data["reasons"]:
+        reason["available_bytes"] = 2**60 + 1
+    shown = read_page(html_report(Plan.from_json(json.dumps(data)))).data
+    assert {available for *_, available in shown["reasons"]} == {str(2**60 + 1)}
+
+
+# ---- colours
+
+
+def colours(text: str) -> dict[str, tuple[float, ...]]:
+    found = re.findall(r"--([a-z0-9-]+): #([0-9a-f]{6});", text)
+    return {name: tuple(int(code[each : each + 2], 16) / 255 for each in (0, 2, 4)) for name, code in found}
+
+
+def schemes() -> dict[str, dict[str, tuple[float, ...]]]:
+    light, dark = STYLE.split("@media (prefers-color-scheme: dark)")
+    return {"light": colours(light), "dark": colours(light) | colours(dark.split("* { box-sizing")[0])}
+
+
+def luminance(colour: tuple[float, ...]) -> float:
+    """Source: WCAG 2.2, relative luminance."""
+    linear = [each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in colour]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_on_every_device_and_its_pattern(scheme: str) -> None:
+    """At least 4.5 to 1, also where a line of the pattern runs under the letters."""
+    known = schemes()[scheme]
+    fills = {name.removesuffix("-edge") for name in known if name.endswith("-edge")}
+    assert len(fills) == 11
+    for name in fills:
+        fill, ink = known[name], known["ink"]
+        grained = tuple(0.11 * over + 0.89 * under for over, under in zip(ink, fill, strict=True))
+        assert contrast(ink, fill) >= 4.5, name
+        assert contrast(ink, grained) >= 4.5, name
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_bars_and_edges_stand_out(scheme: str) -> None:
+    """At least 3 to 1 against what they lie on, and text of second rank 4.5 to 1."""
+    known = schemes()[scheme]
+    for name, colour in known.items():
+        if name.endswith("-edge"):
+            assert contrast(colour, known["surface"]) >= 3, name
+    for ground in ("surface", "page"):
+        assert contrast(known["muted"], known[ground]) >= 4.5
+        assert contrast(known["focus"], known[ground]) >= 4.5
+
+
+# ---- notebooks
+
+
+@PLANS
+def test_a_notebook_shows_the_numbers(made: Any) -> None:
+    plan, _ = made()
+    page = read_page(plan._repr_html_())
+    assert not {"script", "style", "link", "img"} & {tag for tag, _ in page.tags}
+    assert len(page.attributes("svg")) == len(plan.devices)
+    used = page.attributes("data")[0]["value"]
+    assert used == str(plan.devices[0].used_bytes)
+    assert "nothing is offloaded" in "".join(page.text) or sum(plan.offloaded_bytes.values())
+
+
+def test_a_notebook_is_not_commanded_either() -> None:
+    """Whatever stands where numbers and keys are expected."""
+    (device, *_) = resident()[0].devices
+    odd = replace(device, id="<script>", budget_bytes="<img src=x>")
+    with pytest.raises(TypeError):
+        snippet([odd], blocks=1, total_bytes=1, offloaded_bytes={}, is_proven=True)
+    odd = replace(device, id='"><script>')
+    shown = snippet([odd], blocks="<script>", total_bytes=1, offloaded_bytes={}, is_proven=True)
+    assert "<script>" not in shown
