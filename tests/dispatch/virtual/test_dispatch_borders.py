@@ -353,14 +353,12 @@ def test_blocks_whose_forward_is_never_called(devices: tuple[Any, ...]) -> None:
     assert model(x).equal(want)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
 @torch.no_grad()
 def test_everything_through_accelerates_signature(name: str) -> None:
     """`cpu_offload` and `dispatch_model`, also with classes to preload and hooks by force."""
     plain = built(name).to(0)
-    want = plain(**TINY[name].inputs(0)).logits if name != "llava" else None
-    if want is None:
-        pytest.skip("the rig has no convolution")
+    want = plain(**TINY[name].inputs(0)).logits
     for model in (
         planner.cpu_offload(built(name), 0),
         planner.cpu_offload(built(name), 0, offload_buffers=True),
