@@ -315,9 +315,14 @@ def _version(tensor: torch.Tensor) -> int | None:
 
 def refuse_capture(device: torch.device, name: str) -> None:
     """Raises OffloadError while a CUDA graph is captured: a replay would run on memory that was given back."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if is_capturing(device):
         raise OffloadError(
             f"a CUDA graph cannot be captured over '{name}', which is offloaded: a replay would read memory that was given "
             "back; place the module on the accelerator",
             name=name,
         )
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether work for a device is recorded into a CUDA graph just now."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from planner.dispatch.copies import copied
-from planner.dispatch.residency import Residency
+from planner.dispatch.residency import Residency, is_capturing
 
 if TYPE_CHECKING:
     from planner.dispatch.hooks import AlignDevicesHook
@@ -95,6 +95,8 @@ class Prefetcher:
         following = hook.follower
         if following is None or following.device is None or following is hook:
             return
+        if is_capturing(following.device):
+            return  # the block itself will say that this cannot be
         if hook.resting_bytes() + following.resting_bytes() <= self.room_bytes.get(following.device, 0):
             self._stage(following, following.device, lane)
 

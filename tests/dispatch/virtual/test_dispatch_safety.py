@@ -338,6 +338,36 @@ def test_a_dispatched_model_can_be_pickled(route: str) -> None:
     assert answer(model).equal(want)
 
 
+def test_a_state_dict_without_values_is_not_saved() -> None:
+    """accelerate's would be a file of meta tensors."""
+    model = dispatched()
+    with pytest.raises(OffloadError, match=r"planner\.state_dict\(model\)"):
+        torch.save(model.state_dict(), io.BytesIO())
+    file = io.BytesIO()
+    torch.save(dict(planner.state_dict(model)), file)
+    file.seek(0)
+    want = built("llama").state_dict()
+    assert all(tensor.equal(want[name]) for name, tensor in torch.load(file).items())
+
+
+def test_an_optimizer_over_all_parameters_leaves_offloaded_ones_alone() -> None:
+    model = dispatched().requires_grad_(False)
+    model.lm_head.weight.requires_grad_(True)
+    before = model.lm_head.weight.detach().clone()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(IDS).logits.square().mean().backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    assert not model.lm_head.weight.equal(before) and not materialised(model)
+
+
+def test_loading_a_state_dict_into_offloaded_weights_is_an_error() -> None:
+    model = dispatched()
+    with pytest.raises(RuntimeError, match=r"layers\.1\.self_attn\.q_proj\.weight.*is offloaded"):
+        model.load_state_dict(built("llama").state_dict())
+
+
 def test_forward_keeps_its_signature() -> None:
     model, plain = dispatched(), built("llama")
     assert inspect.signature(model.forward) == inspect.signature(plain.forward)
