@@ -107,7 +107,8 @@ def carry_out(model: nn.Module, engagement: Engagement) -> None:
 
     Guarantee: when it raises, the model is as it was.
     """
-    from planner.dispatch.engagement import engaged_models, prepare
+    from planner.dispatch.engagement import engaged_models
+    from planner.dispatch.preparing import prepare
 
     prepared = prepare(model, engagement)
     journal = Journal()
