@@ -96,13 +96,20 @@ class Architecture:
 
     def has_tensor(self, name: str) -> bool:
         """Whether some model of this architecture saves a tensor of this name; any number stands for any other."""
-        *modules, last = name.split(".")
+        module, _, last = name.rpartition(".")
+        last = "*" if last.isdecimal() else last
+        return any(last in self._saved[form] for form in self._forms_of(module))
+
+    def has_module(self, name: str) -> bool:
+        """Whether some model of this architecture has a module of this name."""
+        return bool(self._forms_of(name))
+
+    def _forms_of(self, module: str) -> set[int]:
         forms = {0} if self.forms else set()
-        for part in modules:
+        for part in module.split(".") if module else ():
             part = "*" if part.isdecimal() else part
             forms = {child for form in forms for child in self._children[form].get(part, ())}
-        last = "*" if last.isdecimal() else last
-        return any(last in self._saved[form] for form in forms)
+        return forms
 
     @cached_property
     def _children(self) -> list[dict[str, list[int]]]:

@@ -16,6 +16,7 @@ __all__ = ["LiveNames", "live_names", "names_as_stored"]
 _GAP = "\0"
 _MOST_NUMBERS = 1000
 _NUMBER = re.compile(r"([0-9]+)")
+_PART_NUMBER = re.compile(r"(?<![^.])[0-9]+(?![^.])")
 _LITERAL_NUMBER = re.compile(r"(?<!\\)[0-9]")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks?)\.([0-9]+)\.")
 
@@ -28,7 +29,8 @@ class LiveNames:
         by_name: whether ``targets`` go by name, or by name without its numbers.
         targets: live names of each; a number is written as its place between zero bytes.
         dropped: rows of tensors that are not loaded.
-        unknown: live names that the architecture does not have, with ``*`` for numbers.
+        unknown: live names that the architecture does not have, with ``*`` for numbers; of quantised ones, only those in
+            modules that it does not have.
     """
 
     by_name: bool
@@ -46,13 +48,16 @@ def names_as_stored(headers: Headers) -> LiveNames:
     return LiveNames(by_name=False, targets=targets, dropped=[], unknown=())
 
 
-def live_names(headers: Headers, architecture: Architecture, config: Mapping[str, Any]) -> LiveNames:
+def live_names(
+    headers: Headers, architecture: Architecture, config: Mapping[str, Any], *, quantised: bool
+) -> LiveNames:
     """Names as a live model has them.
 
     Args:
         headers: what the files hold.
         architecture: whose names are meant.
         config: content of ``config.json``; says how many layers there are.
+        quantised: whether modules may hold scales and the like beside what the architecture knows.
 
     Cost: names that differ in their numbers only are translated once, unless a step is about a certain number.
     """
@@ -67,12 +72,13 @@ def live_names(headers: Headers, architecture: Architecture, config: Mapping[str
         found[text] = renaming.live_names(text)
     unknown = {name for names in found.values() for name in names if not architecture.has_tensor(name)}
     unloaded = _not_loaded(unknown, architecture)
+    beside = {name for name in unknown if quantised and architecture.has_module(name.rpartition(".")[0])}
     targets = [[name for name in found[text] if name not in unloaded] for text in texts]
     return LiveNames(
         by_name=by_name,
         targets=targets if by_name else [[_gapped(name, marker) for name in names] for names in targets],
         dropped=_layers_not_loaded(headers, architecture, config),
-        unknown=tuple(sorted({_NUMBER.sub("*", name) for name in unknown - unloaded})),
+        unknown=tuple(sorted({_PART_NUMBER.sub("*", name) for name in unknown - unloaded - beside})),
     )
 
 

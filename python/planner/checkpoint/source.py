@@ -137,7 +137,12 @@ class _Built:
 
 
 def _build(files: CheckpointFiles, headers: Headers, known: Architecture | None) -> _Built:
-    names = names_as_stored(headers) if known is None else live_names(headers, known, files.config)
+    quantised = _is_quantised(files.config)
+    names = (
+        names_as_stored(headers)
+        if known is None
+        else live_names(headers, known, files.config, quantised=quantised)
+    )
     ties = [pair for rule in known.ties if rule.holds(files.config) for pair in rule.pairs] if known else []
     columns, doubled = headers.tree(
         names.targets,
@@ -147,7 +152,7 @@ def _build(files: CheckpointFiles, headers: Headers, known: Architecture | None)
         by_name=names.by_name,
         dropped=set(names.dropped),
         tied=ties,
-        quantised=_is_quantised(files.config),
+        quantised=quantised,
     )
     tree = ModuleTree(columns, known.no_split if known else ())
     notes = tuple(_notes(headers, names, known, doubled, columns.unsaved()))
