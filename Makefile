@@ -16,8 +16,9 @@ LINTED := python tests benches examples
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-demo: build ## plan a 70B Llama over unlike budgets, beside accelerate
+demo: build ## plan a 70B Llama beside accelerate; run a small one over two virtual accelerators and the CPU
 	$(BIN)/python examples/demo.py
+	$(BIN)/python examples/demo_dispatch.py
 
 test: rust-test python-test ## Rust and Python tests, without the long sweeps
 
@@ -71,6 +72,7 @@ bench: build ## the benchmark table (about ten minutes)
 	$(BIN)/python benches/bench_plan.py
 	$(BIN)/python benches/bench_auto.py
 	$(BIN)/python benches/bench_config.py
+	$(BIN)/python benches/bench_dispatch.py
 	$(BIN)/python benches/bench_cli.py
 
 wheel: .venv/.dependencies ## an abi3 wheel in dist/

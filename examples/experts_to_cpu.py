@@ -11,10 +11,9 @@ stay whole instead, and each experts module is pinned. On the command line:
 
 from __future__ import annotations
 
-from tiny_models import mixtral_folder
-
 import planner
 from planner.explain import home_of
+from tiny_models import mixtral_folder
 
 LAYERS = 4
 

@@ -8,10 +8,10 @@ The plan is for what this machine has free now, less a tenth; a checkpoint's nam
 from __future__ import annotations
 
 import torch
-from tiny_models import llama_folder
 from transformers import AutoModelForCausalLM
 
 import planner
+from tiny_models import llama_folder
 
 
 def main() -> None:

@@ -10,9 +10,8 @@ The same on the command line:
 
 from __future__ import annotations
 
-from tiny_models import llama_folder
-
 import planner
+from tiny_models import llama_folder
 
 ROOM = {0: "100KiB", "cpu": "1MiB"}
 

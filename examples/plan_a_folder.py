@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tiny_models import llama_folder
-
 import planner
+from tiny_models import llama_folder
 
 
 def main() -> None:

@@ -73,10 +73,12 @@ if TYPE_CHECKING:
     )
     from planner.dispatch.hooks import (
         AlignDevicesHook,
-        CpuOffload,
-        LayerwiseCastingHook,
         ModelHook,
         SequentialHook,
+    )
+    from planner.dispatch.moving_hooks import (
+        CpuOffload,
+        LayerwiseCastingHook,
         UserCpuOffloadHook,
     )
     from planner.dispatch.offloaded import (
@@ -126,10 +128,12 @@ _LATE = {
     ),
     "planner.dispatch.hooks": (
         "AlignDevicesHook",
-        "CpuOffload",
-        "LayerwiseCastingHook",
         "ModelHook",
         "SequentialHook",
+    ),
+    "planner.dispatch.moving_hooks": (
+        "CpuOffload",
+        "LayerwiseCastingHook",
         "UserCpuOffloadHook",
     ),
     "planner.dispatch.offloaded": (

@@ -15,7 +15,7 @@ from planner.dispatch.blocks import Home
 from planner.dispatch.dispatching import carry_out
 from planner.dispatch.engagement import Engagement
 from planner.dispatch.homes import Assignment
-from planner.dispatch.hooks import CpuOffload, UserCpuOffloadHook
+from planner.dispatch.moving_hooks import CpuOffload, UserCpuOffloadHook
 from planner.dispatch.offloaded import (
     INDEX,
     OffloadedWeightsLoader,

@@ -11,10 +11,10 @@ logger = logging.getLogger(__name__)
 
 
 def hook_base(name: str) -> Any:
-    """accelerate's class of a name; ``object`` where accelerate is not installed. Nothing else of it is used."""
+    """accelerate's class of a name; an empty one where accelerate is not installed. Nothing else of it is used."""
     try:
         from accelerate import hooks
     except ImportError as error:
         logger.debug("hooks stand alone, accelerate is not installed: %s", error)
-        return object
+        return type(name, (), {})
     return getattr(hooks, name)

@@ -8,11 +8,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from planner.dispatch.guard import is_offloaded
 from planner.errors import OffloadError
 
 # Of stand-ins; they say nothing about a real tensor.
-_OWN_MARKS = {"offloaded_name", "fetch", "_is_param"}
+_OWN_MARKS = {"offloaded_name", "fetch", "is_derived", "_is_param"}
 
 __all__ = ["copied", "like_parameter", "require_offloadable"]
 
@@ -35,14 +34,15 @@ def like_parameter(model: Any, data: torch.Tensor) -> Any:
         return data
     marks = {key: value for key, value in vars(model).items() if key not in _OWN_MARKS}
     cls = type(model)
-    if cls is nn.Parameter or is_offloaded(model) or is_traceable_wrapper_subclass(data):
+    arguments: dict[str, Any] = {}
+    if cls is nn.Parameter or not issubclass(cls, nn.Parameter):
+        # A tensor subclass keeps its class inside a plain parameter.
         made = nn.Parameter(data, requires_grad=model.requires_grad)
-        arguments: dict[str, Any] = {}
     else:
         # Attributes of a subclass are its constructor's arguments, but for transformers' mark.
         arguments = {key: value for key, value in marks.items() if key != "_is_hf_initialized"}
         made = cls(data, requires_grad=model.requires_grad, **arguments)
-    for key in marks.keys() - arguments.keys():
+    for key in marks.keys() - arguments.keys() - vars(made).keys():
         setattr(made, key, marks[key])
     return made
 

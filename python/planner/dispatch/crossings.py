@@ -38,11 +38,14 @@ def one_forward() -> Iterator[None]:
     if _forwards.crossings is not None:
         yield
         return
-    _forwards.crossings = {}
+    crossings: dict[int, _Crossing] = {}
+    _forwards.crossings = crossings
     try:
         yield
     finally:
         _forwards.crossings = None
+        # The tensors' own references lead back here, and copies shall not wait for the garbage collector.
+        crossings.clear()
 
 
 def carry_alone(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from planner.devices import canonical_device
 from planner.dispatch.journal import Journal
 from planner.errors import PlanMismatchError
 from planner.plan import Plan
@@ -25,6 +26,7 @@ def dispatch(
     offload_buffers: bool = False,
     skip_keys: str | Iterable[str] | None = None,
     outside: Literal["raise", "fetch"] = "raise",
+    staging_bytes: Mapping[Any, int] | None = None,
 ) -> nn.Module:
     """Puts a model where a plan says, and makes it run there.
 
@@ -37,6 +39,10 @@ def dispatch(
         skip_keys: keyword arguments and keys that never cross, beside the model's own ``_skip_keys_device_placement``.
         outside: whoever reads an offloaded weight outside of its module's forward gets an error ("raise"), or the
             values, copied where the module runs ("fetch").
+
+        staging_bytes: by accelerator, what offloaded blocks may take there while they run. Where two fit, the next one is
+            copied from pinned memory while one computes. By default what the plan reserved or left free there; nothing
+            for a device map.
 
     Returns:
         The model.
@@ -77,9 +83,23 @@ def dispatch(
         offload_buffers=offload_buffers,
         skip_keys=frozenset([skip_keys] if isinstance(skip_keys, str) else skip_keys or ()),
         outside=outside,
+        room_bytes=_staging_room(plan, staging_bytes),
     )
     carry_out(model, engagement)
     return model
+
+
+def _staging_room(plan: Any, staging_bytes: Mapping[Any, int] | None) -> dict[Any, int]:
+    from planner.dispatch.slots import resolve_device
+
+    if staging_bytes is None:
+        devices = plan.devices if isinstance(plan, Plan) else ()
+        staging_bytes = {
+            row.id: row.reserved_bytes + (row.free_bytes or 0) for row in devices if row.kind == "accelerator"
+        }
+        present = set(plan.device_map.values()) | set(plan.execution_map.values()) if staging_bytes else set()
+        staging_bytes = {device: size for device, size in staging_bytes.items() if device in present}
+    return {resolve_device(canonical_device(device)): size for device, size in staging_bytes.items()}
 
 
 def carry_out(model: nn.Module, engagement: Engagement) -> None:
@@ -87,7 +107,8 @@ def carry_out(model: nn.Module, engagement: Engagement) -> None:
 
     Guarantee: when it raises, the model is as it was.
     """
-    from planner.dispatch.engagement import engaged_models, prepare
+    from planner.dispatch.engagement import engaged_models
+    from planner.dispatch.preparing import prepare
 
     prepared = prepare(model, engagement)
     journal = Journal()

@@ -116,7 +116,11 @@ class Root(Border):
         if torch.compiler.is_compiling():
             return self.hook.around(self, args, kwargs)
         with one_forward():
-            return self.hook.around(self, args, kwargs)
+            try:
+                return self.hook.around(self, args, kwargs)
+            finally:
+                if self.hook.prefetcher is not None:
+                    self.hook.prefetcher.finish()
 
 
 class Fetching(Forward):

@@ -47,6 +47,7 @@ class OffloadedTensor(torch.Tensor):
 
     offloaded_name: str
     fetch: Callable[[], torch.Tensor] | None
+    is_derived: bool = False
 
     # Dynamo follows subclasses that intercept functions; this one only intercepts operators, below autograd.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -67,6 +68,13 @@ class OffloadedTensor(torch.Tensor):
         return made
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        if self.is_derived:
+            # Of a model, the stand-ins themselves are pickled, beside the weights. This one is alone, in a state dict.
+            raise OffloadError(
+                f"'{self.offloaded_name}' is offloaded, so model.state_dict() has no values for it; save "
+                "dict(planner.state_dict(model)) instead",
+                name=self.offloaded_name,
+            )
         # Marks lead back to the module that holds this, so they follow as state.
         arguments = (tuple(self.shape), self.stride(), self.dtype, self.requires_grad)
         return (_rebuild, arguments, vars(self))
@@ -160,6 +168,7 @@ def _still_guarded(made: torch.Tensor, base: OffloadedTensor) -> torch.Tensor:
         return made
     view = placeholder(made, base.offloaded_name, is_parameter=False)
     view.fetch = base.fetch
+    view.is_derived = True
     return view
 
 

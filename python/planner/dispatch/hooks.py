@@ -13,21 +13,19 @@ from torch import nn
 from planner.dispatch.bases import hook_base
 from planner.dispatch.borders import is_elsewhere
 from planner.dispatch.forwards import Forward, bring, device_of, installed, send_back, take_off
-from planner.dispatch.placing import offload_tensors, place_tensors, restore_others
+from planner.dispatch.placing import offload_tensors, place_tensors, require_values, restore_others
 from planner.dispatch.residency import Residency, TiedCopies
 from planner.dispatch.slots import resolve_device
 
 __all__ = [
     "AlignDevicesHook",
-    "CpuOffload",
-    "LayerwiseCastingHook",
     "ModelHook",
     "SequentialHook",
-    "UserCpuOffloadHook",
     "aligns",
 ]
 
 if TYPE_CHECKING:
+    from planner.dispatch.streams import Prefetcher
 
     class _ModelBase: ...
 
@@ -35,19 +33,10 @@ if TYPE_CHECKING:
 
     class _AlignBase: ...
 
-    class _CpuBase: ...
-
-    class _UserBase: ...
-
-    class _CastingBase: ...
-
 else:
     _ModelBase = hook_base("ModelHook")
     _SequentialBase = hook_base("SequentialHook")
     _AlignBase = hook_base("AlignDevicesHook")
-    _CpuBase = hook_base("CpuOffload")
-    _UserBase = hook_base("UserCpuOffloadHook")
-    _CastingBase = hook_base("LayerwiseCastingHook")
 
 
 class ModelHook(_ModelBase):
@@ -171,6 +160,9 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         # Of modules inside, which a block brings in with its own.
         self.inner: tuple[Residency, ...] = ()
         self.bound: nn.Module | None = None
+        # Which offloaded block runs after this one, as learnt; and who copies it ahead.
+        self.follower: AlignDevicesHook | None = None
+        self.prefetcher: Prefetcher | None = None
         self.module_name = ""
         self.made_weights_map = False
         self._weights_map: Mapping[str, Any] | None = None
@@ -275,14 +267,22 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         back = device_of(args, kwargs) if self.io_same_device else None
         if device is not None:
             args, kwargs = bring(args, device, self.skip), bring(kwargs, device, self.skip)
+        if self.inner:
+            require_values(forward.module)
         held = self._fetch() if self.residencies or self.inner else ()
         try:
+            if self.prefetcher is not None:
+                self.prefetcher.computing(self)
             with torch.no_grad() if self.no_grad else nullcontext():
                 output = forward.original(*args, **kwargs)
         finally:
             for residency in held:
                 residency.release()
         return output if back is None else send_back(output, back, self.skip)
+
+    def resting_bytes(self) -> int:
+        """Bytes that are brought in for a forward."""
+        return sum(residency.resting_bytes() for residency in (*self.residencies, *self.inner))
 
     def _fetch(self) -> tuple[Residency, ...]:
         """Brings in what the module needs; all of it, or nothing."""
@@ -355,7 +355,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
 
 def aligns(hook: object) -> bool:
     """Whether a hook aligns devices: ours or, where accelerate is installed, its own."""
-    return isinstance(hook, AlignDevicesHook) or (_AlignBase is not object and isinstance(hook, _AlignBase))
+    return isinstance(hook, _AlignBase)
 
 
 class _Calls(threading.local):
@@ -366,108 +366,3 @@ class _Calls(threading.local):
 
     def __reduce__(self) -> Any:
         return (_Calls, ())
-
-
-class CpuOffload(_CpuBase, ModelHook):
-    """Keeps a model on the CPU until its forward is called; it stays where it ran until it is offloaded by hand.
-
-    Args:
-        execution_device: where it runs; by default the first accelerator, without one the CPU.
-        prev_module_hook: of the model that ran before; it is offloaded when this one is called.
-
-    Source: accelerate 1.15, hooks.py.
-    """
-
-    def __init__(
-        self,
-        execution_device: int | str | torch.device | None = None,
-        prev_module_hook: UserCpuOffloadHook | None = None,
-    ) -> None:
-        self.prev_module_hook = prev_module_hook
-        self.execution_device = execution_device if execution_device is not None else _default_device()
-
-    def init_hook(self, module: nn.Module) -> nn.Module:
-        """Moves the model to the CPU."""
-        return module.to("cpu")
-
-    def pre_forward(
-        self, module: nn.Module, *args: Any, **kwargs: Any
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Offloads the previous model, and brings this one and the arguments where it runs."""
-        device = resolve_device(self.execution_device)
-        previous = self.prev_module_hook
-        if isinstance(previous, UserCpuOffloadHook) and _first_device(previous.model) != torch.device("cpu"):
-            previous.offload()
-        if _first_device(module) != device:
-            module.to(device)
-        return bring(args, device, frozenset()), bring(kwargs, device, frozenset())
-
-
-class UserCpuOffloadHook(_UserBase):
-    """A model with its :class:`CpuOffload` hook.
-
-    Source: accelerate 1.15, hooks.py.
-    """
-
-    def __init__(self, model: nn.Module, hook: Any) -> None:
-        self.model = model
-        self.hook = hook
-
-    def offload(self) -> None:
-        """Moves the model to the CPU."""
-        self.hook.init_hook(self.model)
-
-    def remove(self) -> None:
-        """Takes the hook off."""
-        from planner.dispatch.attaching import remove_hook_from_module
-
-        remove_hook_from_module(self.model)
-
-
-def _default_device() -> torch.device:
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return torch.device("cpu") if accelerator is None else resolve_device(torch.device(accelerator.type, 0))
-
-
-def _first_device(model: nn.Module) -> torch.device | None:
-    first = next(model.parameters(), None)
-    return None if first is None else first.device
-
-
-class LayerwiseCastingHook(_CastingBase, ModelHook):
-    """Keeps a module's weights in one dtype and computes in another.
-
-    Args:
-        storage_dtype: between forwards.
-        compute_dtype: during a forward.
-        non_blocking: as in ``Tensor.to``.
-
-    Source: accelerate 1.15, hooks.py.
-    """
-
-    _is_stateful = False
-
-    def __init__(self, storage_dtype: torch.dtype, compute_dtype: torch.dtype, non_blocking: bool) -> None:
-        self.storage_dtype = storage_dtype
-        self.compute_dtype = compute_dtype
-        self.non_blocking = non_blocking
-
-    def init_hook(self, module: nn.Module) -> nn.Module:
-        """Casts for storage."""
-        return module.to(dtype=self.storage_dtype, non_blocking=self.non_blocking)
-
-    def pre_forward(
-        self, module: nn.Module, *args: Any, **kwargs: Any
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Casts for computing."""
-        module.to(dtype=self.compute_dtype, non_blocking=self.non_blocking)
-        return args, kwargs
-
-    def post_forward(self, module: nn.Module, output: Any) -> Any:
-        """Casts for storage."""
-        module.to(dtype=self.storage_dtype, non_blocking=self.non_blocking)
-        return output
-
-    def cancel_forward(self, module: nn.Module) -> None:
-        """Casts for storage."""
-        module.to(dtype=self.storage_dtype, non_blocking=self.non_blocking)

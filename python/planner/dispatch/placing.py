@@ -17,7 +17,7 @@ from planner.errors import InvalidInputError, OffloadError
 if TYPE_CHECKING:
     from planner.dispatch.hooks import AlignDevicesHook
 
-__all__ = ["named_slots", "offload_tensors", "place_tensors", "placed", "restore_others"]
+__all__ = ["named_slots", "offload_tensors", "place_tensors", "placed", "require_values", "restore_others"]
 
 
 def named_slots(module: nn.Module, *, recurse: bool) -> Iterator[tuple[str, Slot]]:
@@ -43,6 +43,23 @@ def placed(tensor: Any, device: torch.device, name: str) -> Any:
     if tensor.is_leaf and tensor.grad is not None:
         made.grad = copied(tensor.grad, device)
     return made
+
+
+def require_values(module: nn.Module) -> None:
+    """Raises OffloadError if a parameter inside a module has no values and is not one of ours that has them elsewhere.
+
+    Libraries make new parameters beside a weight on the weight's device. Beside an offloaded one, that is the meta device,
+    and torch computes garbage with them.
+    """
+    for name, inner in modules_of(module):
+        for key, tensor in inner._parameters.items():
+            if tensor is not None and tensor.is_meta and not is_offloaded(tensor):
+                full = f"{name}.{key}" if name else key
+                raise OffloadError(
+                    f"'{full}' of an offloaded {type(module).__name__} has no values: it was made on the meta device, beside a "
+                    "weight that is offloaded; add adapters before dispatching, or after planner.undispatch(model)",
+                    name=full,
+                )
 
 
 def place_tensors(hook: AlignDevicesHook, module: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -50,7 +50,7 @@ class Residency:
         ``acquire`` raises, everything is as before.
     """
 
-    __slots__ = ("_lock", "_users", "device", "keys", "live", "names", "placeholders", "published", "slots", "source", "staged", "tied", "versions")  # fmt: skip
+    __slots__ = ("_lock", "_users", "device", "is_pinned", "keys", "live", "names", "placeholders", "published", "slots", "source", "staged", "tied", "versions")  # fmt: skip
 
     def __init__(
         self,
@@ -76,6 +76,7 @@ class Residency:
         self.versions: list[int | None] = []
         self.published: list[int] = []
         self.staged: Any = None
+        self.is_pinned = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -131,6 +132,10 @@ class Residency:
             if self._users == 0:
                 self._take_out()
 
+    def resting_bytes(self) -> int:
+        """Bytes that the tensors take where they run."""
+        return sum(guard.numel() * guard.element_size() for guard in self.placeholders)
+
     def value(self, index: int) -> Any:
         """The resting tensor of a slot.
 
@@ -146,6 +151,47 @@ class Residency:
     def fetch(self, index: int) -> torch.Tensor:
         """A copy of one resting tensor where its module runs; for reading outside of a forward."""
         return copied(self.value(index), self.device or torch.device("cpu"))
+
+    def stage(self, send: Callable[[Sequence[torch.Tensor]], Any]) -> bool:
+        """Copies the resting tensors ahead of their use; not if they are in use, or on their way already.
+
+        Args:
+            send: starts the copies of tensors in pinned memory.
+        """
+        with self._lock:
+            if self._users or self.staged is not None or not self.slots or self.tied_addresses():
+                return False
+            self.pin()
+            self.staged = send([self.value(index) for index in range(len(self.slots))])
+            return True
+
+    def unstage(self) -> None:
+        """Forgets copies that were made ahead, if nobody has used them."""
+        with self._lock:
+            self.staged = None
+
+    def tied_addresses(self) -> list[int]:
+        """Addresses of resting tensors that other modules share."""
+        if not self.tied:
+            return []
+        return [
+            address
+            for address in (self.value(index).data_ptr() for index in range(len(self.slots)))
+            if address in self.tied
+        ]
+
+    def pin(self) -> None:
+        """Lets pinned memory take the place of the resting tensors, one after the other, where that can be."""
+        if self.is_pinned:
+            return
+        self.is_pinned = True
+        if not isinstance(self.source, MutableMapping):
+            return
+        for index, key in enumerate(self.keys):
+            resting = self.value(index)
+            if resting.device.type == "cpu" and type(resting) in (torch.Tensor, nn.Parameter):
+                with torch.no_grad():
+                    self.source[key] = like_parameter(resting, resting.detach().pin_memory())
 
     def close(self) -> None:
         """Lets go of the slots for good, leaving what lies in them."""
@@ -269,9 +315,14 @@ def _version(tensor: torch.Tensor) -> int | None:
 
 def refuse_capture(device: torch.device, name: str) -> None:
     """Raises OffloadError while a CUDA graph is captured: a replay would run on memory that was given back."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if is_capturing(device):
         raise OffloadError(
             f"a CUDA graph cannot be captured over '{name}', which is offloaded: a replay would read memory that was given "
             "back; place the module on the accelerator",
             name=name,
         )
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether work for a device is recorded into a CUDA graph just now."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from planner.dispatch.engagement import engaged_models, resting_value
+from planner.dispatch.engagement import Resting, engaged_models
 from planner.dispatch.slots import Slot
 
 __all__ = ["StateDict", "state_dict"]
@@ -24,7 +24,7 @@ class StateDict(Mapping[str, torch.Tensor]):
 
     def __init__(self, model: nn.Module) -> None:
         self._slots: dict[str, Slot] = {}
-        self._engaged = engaged_models(model)
+        self._resting = Resting(engaged_models(model))
         for prefix, module in model.named_modules(remove_duplicate=False):
             for table, is_buffer in ((module._parameters, False), (module._buffers, True)):
                 for name, value in table.items():
@@ -33,7 +33,7 @@ class StateDict(Mapping[str, torch.Tensor]):
                         self._slots[f"{prefix}.{name}" if prefix else name] = slot
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        value: torch.Tensor = resting_value(self._slots[name], self._engaged)
+        value: torch.Tensor = self._resting.value(self._slots[name])
         return value.detach().to("cpu")
 
     def __iter__(self) -> Iterator[str]:

@@ -1,0 +1,331 @@
+"""Checks and copies before a dispatch, and everything that is then installed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from planner.dispatch.blocks import Block, Layout, Place, lay_out
+from planner.dispatch.copies import require_offloadable
+from planner.dispatch.engagement import (
+    RECORD,
+    Dispatched,
+    Engagement,
+    Resting,
+    RestingWeights,
+    engaged_models,
+    joined,
+)
+from planner.dispatch.forwards import Border, Fetching, Forward, Root
+from planner.dispatch.guard import OffloadedTensor, placeholder
+from planner.dispatch.hooks import AlignDevicesHook
+from planner.dispatch.journal import Journal
+from planner.dispatch.offloaded import PrefixedDataset
+from planner.dispatch.placing import placed, rests
+from planner.dispatch.refusal import Refusal, Warned
+from planner.dispatch.residency import Residency, TiedCopies
+from planner.dispatch.slots import modules_of
+from planner.dispatch.streams import Prefetcher
+from planner.errors import OffloadError, PlanMismatchError
+
+__all__ = ["Prepared", "prepare"]
+
+
+def prepare(model: nn.Module, engagement: Engagement) -> Prepared:
+    """Checks what has to be seen in the model itself, and makes all copies; the model stays as it is.
+
+    Raises:
+        PlanMismatchError, OffloadError: see :func:`planner.dispatch.dispatching.dispatch`.
+    """
+    no_split = frozenset(_declared_classes(model)) | engagement.whole_classes
+    assignment = engagement.assignment
+    layout = lay_out(model, assignment.homes, assignment.root_home, no_split)
+    engaged = engaged_models(model)
+    _refuse_other_hooks(model, engaged)
+    values = _Values(layout, engaged, engagement)
+    values.check()
+    values.move()
+    return Prepared(model, engagement, layout, values, no_split)
+
+
+def _declared_classes(model: nn.Module) -> set[str]:
+    """What models themselves, also those inside, say must not be split."""
+    found: set[str] = set()
+    for _, module in modules_of(model):
+        found.update(getattr(type(module), "_no_split_modules", None) or ())
+    return found
+
+
+def _refuse_other_hooks(model: nn.Module, engaged: list[Dispatched]) -> None:
+    ours = {id(forward.hook) for dispatched in engaged for forward in dispatched.forwards}
+    for name, module in modules_of(model):
+        hook = module.__dict__.get("_hf_hook")
+        if hook is not None and id(hook) not in ours:
+            raise PlanMismatchError(
+                f"'{name}' has a hook already ({type(hook).__name__}); take it off with "
+                "planner.remove_hook_from_submodules(model) first",
+                findings=(name,),
+            )
+
+
+class _Values:
+    """The tensors of a model: where each comes from, and the copies that the plan asks for."""
+
+    def __init__(self, layout: Layout, engaged: list[Dispatched], engagement: Engagement) -> None:
+        self.places = layout.places
+        self.engagement = engagement
+        resting = Resting(engaged)
+        self.before = [resting.value(place.slot) for place in self.places]
+        self.home_devices = [value.device for value in self.before]
+        self._recall(engaged)
+        resident = {
+            (id(value), self._resident_device(place))
+            for place, value in zip(self.places, self.before, strict=True)
+            if not self._wants_rest(place)
+        }
+        # A tied tensor that lies where the other one runs is simply there.
+        self.is_resting = [
+            self._wants_rest(place) and (id(value), place.home.runs_on) not in resident
+            for place, value in zip(self.places, self.before, strict=True)
+        ]
+        self.after: list[Any] = []
+
+    def _recall(self, engaged: list[Dispatched]) -> None:
+        """What an earlier dispatch knows: where tensors came from, and which were tied before they were apart."""
+        known = {
+            (id(slot.table), slot.name): (device, group)
+            for dispatched in engaged
+            for slot, device, group in dispatched.homes
+        }
+        first: dict[int, Any] = {}
+        for index, place in enumerate(self.places):
+            row = known.get((id(place.slot.table), place.slot.name))
+            if row is not None:
+                self.home_devices[index] = row[0]
+                value = self.before[index]
+                self.before[index] = joined(value, first.setdefault(row[1], value))
+
+    def _wants_rest(self, place: Place) -> bool:
+        return place.home.is_offloaded and rests(place.slot, offload_buffers=self.engagement.offload_buffers)
+
+    def _resident_device(self, place: Place) -> torch.device:
+        return place.home.runs_on
+
+    def check(self) -> None:
+        """Raises before anything is copied."""
+        absent = [
+            place.name
+            for place, value in zip(self.places, self.before, strict=True)
+            if value.device.type == "meta" and not self._has_weight(place)
+        ]
+        if absent:
+            raise PlanMismatchError(
+                f"{len(absent)} tensors are on the meta device, where there is nothing to place, the first is '{absent[0]}'; "
+                "load the weights before dispatching",
+                findings=tuple(absent),
+            )
+        for place, value, is_resting in zip(self.places, self.before, self.is_resting, strict=True):
+            if not is_resting or self._has_weight(place):
+                continue
+            if place.home.rests_on is None:
+                raise OffloadError(f"'{place.name}' shall lie on disk, but no file has it", name=place.name)
+            require_offloadable(value, place.name)
+
+    def _has_weight(self, place: Place) -> bool:
+        weights = self.engagement.weights
+        return weights is not None and self._wants_rest(place) and place.name in weights
+
+    def move(self) -> None:
+        """Makes the copies. Tied tensors become one copy for each device."""
+        made: dict[tuple[int, torch.device], Any] = {}
+        for place, value, is_resting in zip(self.places, self.before, self.is_resting, strict=True):
+            device = place.home.rests_on if is_resting else place.home.runs_on
+            if is_resting and self._has_weight(place):
+                self.after.append(value)
+                continue
+            assert device is not None
+            key = (id(value), device)
+            if key not in made:
+                made[key] = placed(value, device, place.name)
+            self.after.append(made[key])
+
+
+@dataclass(slots=True, eq=False)
+class Prepared:
+    """Copies and hooks, ready to be installed."""
+
+    model: nn.Module
+    engagement: Engagement
+    layout: Layout
+    values: _Values
+    no_split: frozenset[str]
+    stand_ins: dict[int, OffloadedTensor] = field(default_factory=dict)
+    tied: TiedCopies = field(default_factory=dict)
+    hooks: dict[int, AlignDevicesHook] = field(default_factory=dict)
+    skip_keys: frozenset[str] = frozenset()
+
+    def engage(self, journal: Journal) -> None:
+        """Installs everything."""
+        record = Dispatched(self.model)
+        self.skip_keys = self.engagement.skip_keys | _declared_skips(self.model)
+        groups: dict[int, int] = {}
+        for index, place in enumerate(self.layout.places):
+            group = groups.setdefault(id(self.values.before[index]), index)
+            record.homes.append((place.slot, self.values.home_devices[index], group))
+            journal.set(place.slot.table, place.slot.name, self.values.after[index])
+        has_resting = any(self.values.is_resting)
+        if has_resting or self.engagement.force_borders or not self.engagement.assignment.is_single:
+            self._install(journal, record)
+        if self.engagement.assignment.device_map:
+            journal.set(self.model.__dict__, "hf_device_map", dict(self.engagement.assignment.device_map))
+            record.extras.append((self.model, "hf_device_map"))
+        journal.set(self.model.__dict__, RECORD, record)
+
+    def _install(self, journal: Journal, record: Dispatched) -> None:
+        own = self._rest(journal)
+        for module_id, (module, name, residency, weights, devices) in own.items():
+            hook = self._hook(residency.device)
+            hook.offload, hook.offload_buffers = True, self.engagement.offload_buffers
+            hook.module_name, hook.bound = name, module
+            hook.original_devices = devices
+            hook.weights_map = weights
+            hook.residencies = (residency,)
+            self.hooks[module_id] = hook
+        for block in self.layout.blocks:
+            self._hook_block(block, own)
+        root_id = id(self.model)
+        if root_id not in self.hooks:
+            self.hooks[root_id] = self._hook(self.engagement.assignment.main_device)
+        self.hooks[root_id].io_same_device = True
+        self._prefetch(root_id)
+        for _, module in modules_of(self.model):
+            if id(module) in self.hooks:
+                self._install_forward(journal, record, module)
+        self._refuse_moves(journal, record, {id(place.slot.module) for place in self._resting_places()})
+
+    def _hook(self, device: torch.device | None) -> AlignDevicesHook:
+        return AlignDevicesHook(
+            execution_device=device, skip_keys=sorted(self.skip_keys) or None, tied_params_map=self.tied
+        )
+
+    def _resting_places(self) -> list[Place]:
+        pairs = zip(self.layout.places, self.values.is_resting, strict=True)
+        return [place for place, is_resting in pairs if is_resting]
+
+    def _rest(
+        self, journal: Journal
+    ) -> dict[int, tuple[nn.Module, str, Residency, Any, dict[str, torch.device]]]:
+        """Stand-ins for what rests, and a residency for each module that holds some."""
+        counts: dict[int, int] = {}
+        groups: dict[int, list[int]] = {}
+        for index, place in enumerate(self.layout.places):
+            if self.values.is_resting[index]:
+                groups.setdefault(id(place.slot.module), []).append(index)
+                counts[id(self.values.after[index])] = counts.get(id(self.values.after[index]), 0) + 1
+        for index in (index for group in groups.values() for index in group):
+            value = self.values.after[index]
+            if counts[id(value)] > 1 and value.device.type != "meta":
+                self.tied[value.data_ptr()] = {}
+        return {module_id: self._rest_module(journal, rows) for module_id, rows in groups.items()}
+
+    def _rest_module(
+        self, journal: Journal, rows: list[int]
+    ) -> tuple[nn.Module, str, Residency, Any, dict[str, torch.device]]:
+        places = [self.layout.places[index] for index in rows]
+        module, name = places[0].slot.module, places[0].name.rpartition(".")[0]
+        keys = [place.slot.name for place in places]
+        weights: Any = RestingWeights(
+            (key, self.values.after[index]) for key, index in zip(keys, rows, strict=True)
+        )
+        if self.engagement.weights is not None and all(
+            place.name in self.engagement.weights for place in places
+        ):
+            weights = PrefixedDataset(self.engagement.weights, f"{name}." if name else "")
+        slots, names = [place.slot for place in places], [place.name for place in places]
+        residency = Residency(slots, keys, names, weights, self.tied)
+        residency.device = places[0].home.runs_on
+        residency.placeholders = [self._stand_in(index, residency, at) for at, index in enumerate(rows)]
+        for slot, guard in zip(slots, residency.placeholders, strict=True):
+            journal.set(slot.table, slot.name, guard)
+        devices = {key: self.values.home_devices[index] for key, index in zip(keys, rows, strict=True)}
+        return module, name, residency, weights, devices
+
+    def _stand_in(self, index: int, residency: Residency, at: int) -> OffloadedTensor:
+        value, place = self.values.before[index], self.layout.places[index]
+        found = self.stand_ins.get(id(value))
+        if found is None:
+            found = placeholder(
+                value,
+                place.name,
+                is_parameter=isinstance(value, nn.Parameter),
+                requires_grad=value.requires_grad,
+            )
+            if self.engagement.outside == "fetch":
+                found.fetch = partial(residency.fetch, at)
+            self.stand_ins[id(value)] = found
+        return found
+
+    def _prefetch(self, root_id: int) -> None:
+        """Blocks that run on accelerators with room for two are copied ahead."""
+        room = {
+            device: size for device, size in self.engagement.room_bytes.items() if Prefetcher.serves(device)
+        }
+        hooks = [self.hooks[id(block.module)] for block in self.layout.blocks if block.takes_whole]
+        fetching = [hook for hook in hooks if (hook.residencies or hook.inner) and hook.device in room]
+        if len(fetching) < 2:
+            return
+        prefetcher = Prefetcher(room)
+        for hook in (*fetching, self.hooks[root_id]):
+            hook.prefetcher = prefetcher
+
+    def _hook_block(self, block: Block, own: Mapping[int, Any]) -> None:
+        hook = self.hooks.get(id(block.module))
+        if hook is None:
+            hook = self.hooks[id(block.module)] = self._hook(block.home.runs_on)
+            hook.module_name = block.name
+        if not block.takes_whole:
+            return
+        members = [member for member in block.members if member is not block.module]
+        hook.inner = tuple(own[id(member)][2] for member in members if id(member) in own)
+        if type(block.module).__name__ not in self.no_split:
+            # Nobody said that it is called as a whole, so what is inside gets borders, too.
+            for member in members:
+                self.hooks.setdefault(id(member), self._hook(block.home.runs_on))
+
+    def _install_forward(self, journal: Journal, record: Dispatched, module: nn.Module) -> None:
+        hook = self.hooks[id(module)]
+        kind: type[Forward] = Fetching if hook.residencies or hook.inner else Border
+        if module is self.model and kind is Border:
+            kind = Root
+        forward = kind(module, hook)
+        journal.set(module.__dict__, "forward", forward)
+        journal.set(module.__dict__, "_hf_hook", hook)
+        record.forwards.append(forward)
+
+    def _refuse_moves(self, journal: Journal, record: Dispatched, resting: set[int]) -> None:
+        holders = set(resting)
+        listed = list(modules_of(self.model))
+        for _, module in reversed(listed):
+            if any(id(child) in holders for child in module._modules.values() if child is not None):
+                holders.add(id(module))
+        for _, module in listed:
+            if id(module) in holders:
+                journal.set(module.__dict__, "_apply", Refusal(module))
+                record.extras.append((module, "_apply"))
+        for name in ("to", "cuda"):
+            journal.set(self.model.__dict__, name, Warned(self.model, name))
+            record.extras.append((self.model, name))
+
+
+def _declared_skips(model: nn.Module) -> frozenset[str]:
+    """What models themselves, also those inside, say must not cross."""
+    found: set[str] = set()
+    for _, module in modules_of(model):
+        keys = getattr(module, "_skip_keys_device_placement", None) or ()
+        found.update([keys] if isinstance(keys, str) else keys)
+    return frozenset(found)

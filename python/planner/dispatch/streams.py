@@ -1,0 +1,128 @@
+"""Copying the next offloaded block to its accelerator while this one computes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from planner.dispatch.copies import copied
+from planner.dispatch.residency import Residency, is_capturing
+
+if TYPE_CHECKING:
+    from planner.dispatch.hooks import AlignDevicesHook
+
+__all__ = ["Prefetcher", "Staged"]
+
+logger = logging.getLogger(__name__)
+
+
+class Staged:
+    """Tensors of one residency on their way to a device.
+
+    Args:
+        tensors: the copies, in the order of the slots.
+        device: where they go.
+        event: when they have arrived.
+    """
+
+    __slots__ = ("device", "event", "tensors")
+
+    def __init__(self, tensors: Sequence[torch.Tensor], device: torch.device, event: Any) -> None:
+        self.tensors = tensors
+        self.device = device
+        self.event = event
+
+    def take(self, device: torch.device) -> Sequence[torch.Tensor] | None:
+        """The copies, once this thread's stream may use them; None if they went elsewhere."""
+        if device != self.device:
+            return None
+        stream = torch.get_device_module(device).current_stream(device)
+        stream.wait_event(self.event)
+        for tensor in self.tensors:
+            # Freed memory goes back to the stream that it was taken from; it must not be handed out before we are done.
+            tensor.record_stream(stream)
+        return self.tensors
+
+
+class _Lane(threading.local):
+    """What this thread did last in the forward that it is in."""
+
+    def __init__(self) -> None:
+        self.last: AlignDevicesHook | None = None
+        self.staged: list[Residency] = []
+
+    def __reduce__(self) -> Any:
+        return (_Lane, ())
+
+
+class Prefetcher:
+    """Learns in the first forward which block follows which, and from then on copies one block ahead.
+
+    Args:
+        room_bytes: by device, what blocks may take there together: that in use and the next one.
+
+    Guarantee: outputs are the same. A block that does not fit into the room is not copied ahead; what was copied ahead
+        and not used is gone after the forward. Copies start from pinned memory, which takes the place of the resting
+        tensors.
+    """
+
+    def __init__(self, room_bytes: Mapping[torch.device, int]) -> None:
+        self.room_bytes = dict(room_bytes)
+        self._streams: dict[torch.device, Any] = {}
+        self._lane = _Lane()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"room_bytes": self.room_bytes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["room_bytes"])  # type: ignore[misc]
+
+    @staticmethod
+    def serves(device: torch.device) -> bool:
+        """Whether a device has streams."""
+        return device.type not in ("cpu", "meta") and hasattr(torch.get_device_module(device), "Stream")
+
+    def computing(self, hook: AlignDevicesHook) -> None:
+        """To be called when a block has its weights and is about to compute: sends for the next one."""
+        lane = self._lane
+        if lane.last is not None:
+            lane.last.follower = hook
+        lane.last = hook
+        following = hook.follower
+        if following is None or following.device is None or following is hook:
+            return
+        if is_capturing(following.device):
+            return  # the block itself will say that this cannot be
+        if hook.resting_bytes() + following.resting_bytes() <= self.room_bytes.get(following.device, 0):
+            self._stage(following, following.device, lane)
+
+    def finish(self) -> None:
+        """To be called after a forward: nothing that was copied ahead stays."""
+        lane = self._lane
+        lane.last = None
+        while lane.staged:
+            lane.staged.pop().unstage()
+
+    def _stage(self, hook: AlignDevicesHook, device: torch.device, lane: _Lane) -> None:
+        module = torch.get_device_module(device)
+        stream = self._streams.get(device)
+        if stream is None:
+            stream = self._streams[device] = module.Stream(device=device)
+        try:
+            for residency in (*hook.residencies, *hook.inner):
+                if residency.stage(lambda found: _on_stream(found, device, module, stream)):
+                    lane.staged.append(residency)
+        except torch.OutOfMemoryError as error:
+            logger.info("no room to copy '%s' ahead: %s", hook.module_name, error)
+            self.room_bytes[device] = 0
+            self.finish()
+
+
+def _on_stream(tensors: Sequence[torch.Tensor], device: torch.device, module: Any, stream: Any) -> Staged:
+    with module.stream(stream):
+        copies = [copied(tensor, device, non_blocking=True) for tensor in tensors]
+    return Staged(copies, device, stream.record_event())

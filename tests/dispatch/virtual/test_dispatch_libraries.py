@@ -1,0 +1,275 @@
+"""What transformers, PEFT and accelerate do with a dispatched model: they find what they look for, and nothing breaks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import accelerate.hooks
+import peft
+import pytest
+import torch
+from torch import nn
+from transformers import DynamicCache, LlamaForCausalLM, QuantizedCache, StaticCache
+
+import planner
+from planner.dispatch.guard import is_offloaded
+from tiny_models import TINY, built, mapped
+
+MIXED = mapped("llama", (0, "cpu", 1, "cpu"))
+IDS = torch.arange(3, 13)[None]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def dispatched() -> Any:
+    return planner.dispatch(built("llama"), MIXED)
+
+
+@torch.no_grad()
+def answer(model: nn.Module) -> torch.Tensor:
+    logits: torch.Tensor = model(IDS.to(0)).logits.cpu()
+    return logits
+
+
+@pytest.fixture(scope="module")
+def expected() -> torch.Tensor:
+    return answer(built("llama").to(0))
+
+
+GENERATION: dict[str, dict[str, Any]] = {
+    "dynamic": {},
+    "static": {"cache_implementation": "static"},
+    "offloaded_static": {"cache_implementation": "offloaded_static"},
+    "offloaded": {"cache_implementation": "offloaded"},
+    "none": {"use_cache": False},
+    "beams": {"num_beams": 3},
+    "sampled": {"do_sample": True, "top_k": 5},
+    "batch": {"num_return_sequences": 2, "do_sample": True},
+    "assisted": {"prompt_lookup_num_tokens": 2},
+    "scores": {"return_dict_in_generate": True, "output_scores": True, "output_hidden_states": True},
+}
+
+
+@pytest.mark.parametrize("kind", GENERATION)
+@torch.no_grad()
+def test_generate_with_every_kind_of_cache(kind: str) -> None:
+    results = []
+    for model in (built("llama").to(0), dispatched()):
+        torch.manual_seed(0)
+        options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, **GENERATION[kind]}
+        try:
+            made = model.generate(IDS.to(0), **options)
+        except Exception as error:
+            made = f"{type(error).__name__}: {error}"
+        results.append(made if isinstance(made, torch.Tensor | str) else made.sequences)
+    plain, spread = results
+    if isinstance(plain, str):
+        pytest.skip(f"the undispatched model cannot do it on this device either: {plain[:200]}")
+    assert isinstance(spread, torch.Tensor), spread
+    assert spread.equal(plain)
+
+
+@torch.no_grad()
+def test_a_cache_that_is_handed_in_is_filled_and_stays_the_callers() -> None:
+    plain, spread = built("llama").to(0), dispatched()
+    for cache in (DynamicCache(), StaticCache(spread.config, max_cache_len=16)):
+        theirs = copy.deepcopy(cache)
+        want, found = plain(IDS.to(0), past_key_values=theirs), spread(IDS.to(0), past_key_values=cache)
+        assert found.past_key_values is cache
+        assert found.logits.equal(want.logits)
+        assert cache.get_seq_length() == theirs.get_seq_length() == 10
+        assert [layer.keys.device.index for layer in cache.layers] == [0, 0, 1, 0]
+        step = torch.tensor([[5]], device=0)
+        assert spread(step, past_key_values=cache).logits.equal(plain(step, past_key_values=theirs).logits)
+    assert QuantizedCache.__name__.endswith("Cache")  # how a border knows caches of any library
+
+
+@pytest.mark.parametrize("max_shard_size", ["5GB", "20KB"])
+def test_save_pretrained_writes_offloaded_weights(max_shard_size: str, tmp_path: Path) -> None:
+    model, plain = dispatched(), built("llama")
+    model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    again = LlamaForCausalLM.from_pretrained(tmp_path)
+    before, after = plain.state_dict(), again.state_dict()
+    assert before.keys() == after.keys()
+    assert all(before[name].equal(after[name]) for name in before)
+    assert is_offloaded(model.model.layers[1].mlp.up_proj.weight)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_state_dict_has_all_values(name: str) -> None:
+    plain = built(name)
+    model = planner.dispatch(built(name), mapped(name, (0, "cpu", 1, "cpu"), outer="cpu"))
+    found, want = planner.state_dict(model), plain.state_dict()
+    assert list(found) == list(want)
+    assert all(found[key].equal(want[key]) for key in want)
+    theirs = planner.get_state_dict_offloaded_model(model)
+    assert theirs.keys() == want.keys() and all(theirs[key].equal(want[key]) for key in want)
+    twin = built(name).requires_grad_(False)
+    for parameter in twin.parameters():
+        parameter.zero_()
+    twin.load_state_dict(dict(found))
+    assert all(twin.state_dict()[key].equal(want[key]) for key in want)
+
+
+def adapted(model: nn.Module) -> Any:
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    return peft.get_peft_model(model, config)
+
+
+def dispatched_with_adapters() -> Any:
+    model = adapted(built("llama"))
+    base = {f"base_model.model.{key}": device for key, device in MIXED.items()}
+    return planner.dispatch(model, {**base, **adapter_keys(model)})
+
+
+def adapter_keys(model: nn.Module) -> dict[str, int]:
+    """Adapters of offloaded layers run, and are trained, where their layer runs."""
+    return {
+        name: 0
+        for name, p in model.named_parameters()
+        if "lora_" in name and (".layers.1." in name or ".layers.3." in name)
+    }
+
+
+def test_adapters_on_an_offloaded_frozen_base_train_as_undispatched() -> None:
+    """Three steps of SGD: adapters, and their gradients, equal bit for bit."""
+    plain, spread = adapted(built("llama")).to(0), dispatched_with_adapters()
+    for model in (plain, spread):
+        model.train()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(IDS.to(0)).logits.square().mean().backward()
+            optimizer.step()
+    want = {name: p for name, p in plain.named_parameters() if "lora_" in name}
+    found = {name: p for name, p in spread.named_parameters() if "lora_" in name}
+    assert want.keys() == found.keys() and len(want) == 16
+    for name, parameter in want.items():
+        assert found[name].cpu().equal(parameter.cpu()), name
+        assert found[name].grad.cpu().equal(parameter.grad.cpu()), name
+
+
+def test_adapters_that_peft_makes_on_the_meta_device_are_an_error() -> None:
+    """PEFT makes an adapter on its layer's device, which is meta for an offloaded one: its values are lost."""
+    model = adapted(dispatched())
+    with pytest.raises(planner.OffloadError, match=r"lora_A.*before dispatching"):
+        model(IDS)
+
+
+@torch.no_grad()
+def test_adapters_can_be_merged_into_offloaded_weights() -> None:
+    """PEFT calls the hooks by hand, and writes a new weights_map."""
+    plain, spread = adapted(built("llama")).to(0), dispatched_with_adapters()
+    assert answer(spread).equal(answer(plain))
+    for model in (plain, spread):
+        model.merge_adapter()
+    assert answer(spread).equal(answer(plain))
+    assert is_offloaded(spread.base_model.model.model.layers[1].mlp.down_proj.base_layer.weight)
+    for model in (plain, spread):
+        model.unmerge_adapter()
+    assert answer(spread).equal(answer(plain))
+
+
+def test_our_hooks_are_accelerates(expected: torch.Tensor) -> None:
+    model = dispatched()
+    for name, module in model.named_modules():
+        hook = getattr(module, "_hf_hook", None)
+        if hook is not None:
+            assert isinstance(hook, accelerate.hooks.AlignDevicesHook), name
+    leaf = model.model.layers[1].mlp.up_proj
+    assert accelerate.utils.has_offloaded_params(leaf) and planner.has_offloaded_params(leaf)
+    assert leaf._hf_hook.original_devices == {"weight": torch.device("cpu")}
+    assert leaf._hf_hook.weights_map["weight"].equal(built("llama").model.layers[1].mlp.up_proj.weight)
+    assert not leaf._hf_hook.weights_map.dataset.index
+    assert model.hf_device_map == MIXED and model._hf_hook.io_same_device
+    with accelerate.utils.align_module_device(leaf, "cpu"):
+        assert leaf.weight.device == torch.device("cpu")
+    assert is_offloaded(leaf.weight) and answer(model).equal(expected)
+
+
+def test_accelerate_removes_our_hooks(expected: torch.Tensor) -> None:
+    model, plain = dispatched(), built("llama")
+    accelerate.hooks.remove_hook_from_submodules(model)
+    assert not any(hasattr(module, "_hf_hook") for module in model.modules())
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert not any(is_offloaded(p) for p in model.parameters())
+    offloaded = model.model.layers[1].mlp.up_proj.weight
+    assert offloaded.device == torch.device("cpu")
+    assert offloaded.equal(plain.model.layers[1].mlp.up_proj.weight)
+    assert answer(model.to(0)).equal(expected)
+    planner.dispatch(model, MIXED)
+    assert answer(model).equal(expected)
+
+
+class Doubling(accelerate.hooks.ModelHook):
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        return output * 2
+
+
+@pytest.mark.parametrize("append", [False, True])
+@pytest.mark.parametrize("path", ["model.layers.1.mlp.up_proj", "model.layers.1.mlp", "lm_head"])
+def test_accelerate_adds_hooks_to_our_modules(path: str, append: bool) -> None:
+    plain, model = built("llama").to(0), dispatched()
+    before = answer(plain)
+    for each in (plain, model):
+        accelerate.hooks.add_hook_to_module(each.get_submodule(path), Doubling(), append=append)
+    assert answer(model).equal(answer(plain)) and not answer(plain).equal(before)
+    for each in (plain, model):
+        accelerate.hooks.remove_hook_from_module(each.get_submodule(path))
+    planner.undispatch(model)
+    assert not any(
+        "forward" in vars(m) and type(m.forward).__module__.startswith("planner") for m in model.modules()
+    )
+    assert not any(is_offloaded(p) for p in model.parameters())
+    assert answer(model.to(0)).equal(before)
+
+
+def test_hooks_fire_by_hand(expected: torch.Tensor) -> None:
+    """transformers' force_accelerate_hooks and PEFT call them so."""
+    model = dispatched()
+    leaf = model.model.layers[1].mlp.up_proj
+    leaf._hf_hook.pre_forward(leaf)
+    assert not is_offloaded(leaf.weight)
+    leaf._hf_hook.post_forward(leaf, ())
+    assert is_offloaded(leaf.weight) and answer(model).equal(expected)
+
+
+@torch.no_grad()
+def test_a_leaf_of_an_offloaded_block_can_be_called_alone() -> None:
+    model, x = dispatched(), torch.ones(1, 32)
+    want = built("llama").to(0).model.layers[1].mlp.up_proj(x.to(0))
+    assert model.model.layers[1].mlp.up_proj(x).equal(want)
+    assert is_offloaded(model.model.layers[1].mlp.up_proj.weight)
+
+
+def test_resized_embeddings_of_a_dispatched_model() -> None:
+    """transformers hands the old embedding's hook to the new one."""
+    plain, model = built("llama").to(0), dispatched()
+    for each in (plain, model):
+        torch.manual_seed(0)
+        each.resize_token_embeddings(70, mean_resizing=False)
+    with torch.no_grad():
+        assert model(IDS).logits.shape == plain(IDS.to(0)).logits.shape == (1, 10, 70)
+        assert model(IDS).logits[..., :64].equal(plain(IDS.to(0)).logits[..., :64].cpu())
+
+
+@torch.no_grad()
+def test_from_pretrained_models_dispatched_by_accelerate_can_be_taken_over(expected: torch.Tensor) -> None:
+    model = accelerate.dispatch_model(built("llama"), dict(MIXED), skip_keys="past_key_values")
+    with pytest.raises(planner.PlanMismatchError, match="remove_hook_from_submodules"):
+        planner.dispatch(model, MIXED)
+    planner.remove_hook_from_submodules(model)
+    planner.dispatch(model, MIXED)
+    assert answer(model).equal(expected)
