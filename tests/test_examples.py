@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import runpy
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+
+from rig import missing
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # What each prints that nothing but a working example could.
@@ -44,6 +47,18 @@ def test_an_example_runs(
     assert [words for words in SHOWN[name] if words not in out] == []
 
 
+def test_the_demo_of_dispatch_writes_the_words_of_the_undispatched_model() -> None:
+    """In a process of its own, because a virtual accelerator stays registered."""
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "demo_dispatch.py")], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the same as the undispatched model's" in done.stdout
+
+
 def test_every_example_is_run() -> None:
-    written = {path.stem for path in EXAMPLES.glob("*.py")} - {"demo", "tiny_models"}
+    written = {path.stem for path in EXAMPLES.glob("*.py")} - {"demo", "demo_dispatch", "tiny_models"}
     assert written == set(SHOWN)
