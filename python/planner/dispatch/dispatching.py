@@ -112,13 +112,16 @@ def carry_out(model: nn.Module, engagement: Engagement) -> None:
 
     prepared = prepare(model, engagement)
     journal = Journal()
+    engaged = engaged_models(model)
     try:
-        for earlier in engaged_models(model):
+        for earlier in engaged:
             earlier.withdraw(journal)
         prepared.engage(journal)
     except BaseException:
         journal.roll_back()
         raise
+    for earlier in engaged:
+        earlier.close()
 
 
 def undispatch(model: nn.Module) -> nn.Module:
@@ -158,4 +161,6 @@ def undispatch(model: nn.Module) -> nn.Module:
     except BaseException:
         journal.roll_back()
         raise
+    for dispatched in engaged:
+        dispatched.close()
     return model

@@ -14,7 +14,7 @@ from planner.dispatch.guard import OffloadedTensor
 from planner.dispatch.homes import Assignment
 from planner.dispatch.journal import Journal
 from planner.dispatch.offloaded import OffloadedWeightsLoader
-from planner.dispatch.placing import placed
+from planner.dispatch.placing import moves_in_place, placed
 from planner.dispatch.residency import Residency
 from planner.dispatch.slots import Slot, modules_of
 from planner.errors import OffloadError
@@ -103,6 +103,15 @@ class Dispatched:
             journal.remove(module.__dict__, name)
         journal.remove(self.model.__dict__, RECORD)
 
+    def close(self) -> None:
+        """After a withdrawal: whoever still calls an old forward gets the module as it is now."""
+        for forward in self.forwards:
+            hook = forward.hook
+            for residency in hook.residencies:
+                residency.close()
+            hook.residencies, hook.inner = (), ()
+            hook.execution_device, hook.io_same_device, hook.prefetcher = None, False, None
+
     def _send_home(self, journal: Journal) -> None:
         made: dict[tuple[int, torch.device], Any] = {}
         first: dict[int, Any] = {}
@@ -114,6 +123,9 @@ class Dispatched:
             key = (id(tensor), device)
             if key not in made:
                 made[key] = placed(tensor, device, slot.name)
+                if moves_in_place(tensor, made[key]):
+                    journal.move(tensor, made[key])
+                    made[key] = tensor
             journal.set(slot.table, slot.name, made[key])
 
 

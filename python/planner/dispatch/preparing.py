@@ -26,7 +26,7 @@ from planner.dispatch.guard import OffloadedTensor, placeholder
 from planner.dispatch.hooks import AlignDevicesHook
 from planner.dispatch.journal import Journal
 from planner.dispatch.offloaded import PrefixedDataset
-from planner.dispatch.placing import placed, rests
+from planner.dispatch.placing import moves_in_place, placed, rests
 from planner.dispatch.refusal import Refusal, Warned
 from planner.dispatch.residency import Residency, TiedCopies
 from planner.dispatch.slots import modules_of
@@ -174,6 +174,7 @@ class Prepared:
         record = Dispatched(self.model)
         self.skip_keys = self.engagement.skip_keys | _declared_skips(self.model)
         groups: dict[int, int] = {}
+        self._keep_objects(journal)
         for index, place in enumerate(self.layout.places):
             group = groups.setdefault(id(self.values.before[index]), index)
             record.homes.append((place.slot, self.values.home_devices[index], group))
@@ -185,6 +186,19 @@ class Prepared:
             journal.set(self.model.__dict__, "hf_device_map", dict(self.engagement.assignment.device_map))
             record.extras.append((self.model, "hf_device_map"))
         journal.set(self.model.__dict__, RECORD, record)
+
+    def _keep_objects(self, journal: Journal) -> None:
+        """The first copy of each parameter becomes the parameter itself: optimizers and callers hold that one."""
+        kept: dict[int, Any] = {}
+        taken: set[int] = set()
+        for before, after in zip(self.values.before, self.values.after, strict=True):
+            if id(before) in taken:
+                continue
+            taken.add(id(before))
+            if moves_in_place(before, after):
+                journal.move(before, after)
+                kept[id(after)] = before
+        self.values.after = [kept.get(id(after), after) for after in self.values.after]
 
     def _install(self, journal: Journal, record: Dispatched) -> None:
         own = self._rest(journal)
