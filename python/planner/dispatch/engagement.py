@@ -16,10 +16,19 @@ from planner.dispatch.journal import Journal
 from planner.dispatch.offloaded import OffloadedWeightsLoader
 from planner.dispatch.placing import moves_in_place, placed
 from planner.dispatch.residency import Residency
-from planner.dispatch.slots import Slot, modules_of
+from planner.dispatch.slots import Slot, flat_weights, modules_of
 from planner.errors import OffloadError
 
-__all__ = ["RECORD", "Dispatched", "Engagement", "Resting", "RestingWeights", "engaged_models", "joined"]
+__all__ = [
+    "RECORD",
+    "Dispatched",
+    "Engagement",
+    "Resting",
+    "RestingWeights",
+    "engaged_models",
+    "joined",
+    "refresh_flat_weights",
+]
 
 RECORD = "_planner_dispatch"
 
@@ -101,6 +110,7 @@ class Dispatched:
             _uninstall(journal, forward)
         for module, name in self.extras:
             journal.remove(module.__dict__, name)
+        refresh_flat_weights(self.model, journal)
         journal.remove(self.model.__dict__, RECORD)
 
     def close(self) -> None:
@@ -127,6 +137,13 @@ class Dispatched:
                     journal.move(tensor, made[key])
                     made[key] = tensor
             journal.set(slot.table, slot.name, made[key])
+
+
+def refresh_flat_weights(model: nn.Module, journal: Journal) -> None:
+    """Recurrent modules read their weights from a list of their own."""
+    for _, module in modules_of(model):
+        if "_flat_weights" in module.__dict__:
+            journal.set(module.__dict__, "_flat_weights", flat_weights(module))
 
 
 def joined(tensor: Any, first: Any) -> Any:

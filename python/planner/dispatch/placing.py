@@ -17,7 +17,15 @@ from planner.errors import InvalidInputError, OffloadError
 if TYPE_CHECKING:
     from planner.dispatch.hooks import AlignDevicesHook
 
-__all__ = ["named_slots", "offload_tensors", "place_tensors", "moves_in_place", "placed", "require_values", "restore_others"]
+__all__ = [
+    "moves_in_place",
+    "named_slots",
+    "offload_tensors",
+    "place_tensors",
+    "placed",
+    "require_values",
+    "restore_others",
+]
 
 
 def named_slots(module: nn.Module, *, recurse: bool) -> Iterator[tuple[str, Slot]]:

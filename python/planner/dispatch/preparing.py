@@ -20,8 +20,9 @@ from planner.dispatch.engagement import (
     RestingWeights,
     engaged_models,
     joined,
+    refresh_flat_weights,
 )
-from planner.dispatch.forwards import Border, Fetching, Forward, Root
+from planner.dispatch.forwards import Border, Fetching, FetchingRoot, Forward, Root
 from planner.dispatch.guard import OffloadedTensor, placeholder
 from planner.dispatch.hooks import AlignDevicesHook
 from planner.dispatch.journal import Journal
@@ -182,6 +183,7 @@ class Prepared:
         has_resting = any(self.values.is_resting)
         if has_resting or self.engagement.force_borders or not self.engagement.assignment.is_single:
             self._install(journal, record)
+        refresh_flat_weights(self.model, journal)
         if self.engagement.assignment.device_map:
             journal.set(self.model.__dict__, "hf_device_map", dict(self.engagement.assignment.device_map))
             record.extras.append((self.model, "hf_device_map"))
@@ -314,8 +316,8 @@ class Prepared:
     def _install_forward(self, journal: Journal, record: Dispatched, module: nn.Module) -> None:
         hook = self.hooks[id(module)]
         kind: type[Forward] = Fetching if hook.residencies or hook.inner else Border
-        if module is self.model and kind is Border:
-            kind = Root
+        if module is self.model:
+            kind = Root if kind is Border else FetchingRoot
         forward = kind(module, hook)
         journal.set(module.__dict__, "forward", forward)
         journal.set(module.__dict__, "_hf_hook", hook)
