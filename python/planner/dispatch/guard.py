@@ -86,6 +86,26 @@ class OffloadedTensor(torch.Tensor):
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"offloaded '{self.offloaded_name}' (shape={tuple(self.shape)}, dtype={self.dtype})"
 
+    @property
+    def data(self) -> torch.Tensor:
+        """A stand-in for the same values; assigning raises OffloadError."""
+        found: torch.Tensor = torch.Tensor.data.__get__(self)  # type: ignore[attr-defined]
+        return found
+
+    @data.setter
+    def data(self, values: torch.Tensor) -> None:
+        refuse(self, "assigning .data")
+
+    def share_memory_(self) -> NoReturn:
+        """Raises OffloadError."""
+        refuse(self, "share_memory_")
+
+    def __dlpack__(self, **_: Any) -> NoReturn:
+        refuse(self, "DLPack")
+
+    def __dlpack_device__(self) -> NoReturn:
+        refuse(self, "DLPack")
+
     def tolist(self) -> Any:
         """Raises OffloadError."""
         return _read(self, "tolist").tolist()

@@ -24,7 +24,7 @@ from planner.dispatch.engagement import (
 )
 from planner.dispatch.forwards import Border, Fetching, FetchingRoot, Forward, Root
 from planner.dispatch.guard import OffloadedTensor, placeholder
-from planner.dispatch.hooks import AlignDevicesHook
+from planner.dispatch.hooks import AlignDevicesHook, aligns
 from planner.dispatch.journal import Journal
 from planner.dispatch.offloaded import PrefixedDataset
 from planner.dispatch.placing import moves_in_place, placed, rests
@@ -34,7 +34,7 @@ from planner.dispatch.slots import modules_of
 from planner.dispatch.streams import Prefetcher
 from planner.errors import OffloadError, PlanMismatchError
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "is_later_hook", "prepare"]
 
 
 def prepare(model: nn.Module, engagement: Engagement) -> Prepared:
@@ -66,12 +66,17 @@ def _refuse_other_hooks(model: nn.Module, engaged: list[Dispatched]) -> None:
     ours = {id(forward.hook) for dispatched in engaged for forward in dispatched.forwards}
     for name, module in modules_of(model):
         hook = module.__dict__.get("_hf_hook")
-        if hook is not None and id(hook) not in ours:
+        if hook is not None and id(hook) not in ours and not (engaged and is_later_hook(hook)):
             raise PlanMismatchError(
                 f"'{name}' has a hook already ({type(hook).__name__}); take it off with "
                 "planner.remove_hook_from_submodules(model) first",
                 findings=(name,),
             )
+
+
+def is_later_hook(hook: Any) -> bool:
+    """Whether a hook that is not ours goes with the dispatch: it moves arguments and holds no weights."""
+    return aligns(hook) and not hook.offload
 
 
 class _Values:

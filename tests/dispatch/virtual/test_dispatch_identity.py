@@ -195,3 +195,37 @@ def test_writing_through_a_view_of_a_fetched_weight_is_an_error(write: Any) -> N
     assert (weight[0] + 0).cpu().equal(want[0])
     assert (weight.T @ torch.eye(3).to("virtual:0")).cpu().equal(want.T)
     assert [part.sum().item() for part in weight.split(1)] == [row.sum().item() for row in want]
+
+
+def assign_data(w: Any) -> None:
+    w.data = torch.ones(3, 3)
+
+
+@pytest.mark.parametrize(
+    "use", [assign_data, torch.from_dlpack, lambda w: w.__dlpack__(), lambda w: w.share_memory_()]
+)
+def test_other_ways_to_the_values_are_refused_by_name(use: Any) -> None:
+    model = planner.dispatch(pair().requires_grad_(False), MIXED)
+    with pytest.raises(planner.OffloadError, match=r"1\.weight"):
+        use(model[1].weight)
+
+
+def test_one_module_on_two_accelerators_is_refused() -> None:
+    with pytest.raises(planner.PlanMismatchError, match="splits one Linear") as caught:
+        planner.dispatch(pair(), {"0.weight": 0, "0.bias": 1, "1": 0})
+    assert caught.value.findings == ("0.weight", "0.bias")
+
+
+def test_hooks_that_others_put_on_later_go_with_the_dispatch() -> None:
+    model = pair().requires_grad_(False)
+    x = torch.ones(2, 3)
+    want = model(x)
+    planner.dispatch(model, MIXED)
+    model.add_module("2", nn.Identity())
+    for module in (model[1], model[2]):
+        planner.add_hook_to_module(module, planner.AlignDevicesHook(0, io_same_device=True))
+    planner.dispatch(model, {"0": 0, "1": 1, "2": 0})
+    assert model(x).equal(want)
+    planner.undispatch(model)
+    assert not any("_hf_hook" in vars(m) or "forward" in vars(m) for m in model.modules())
+    assert model(x).equal(want)
