@@ -13,7 +13,7 @@ from planner.plan import Plan
 if TYPE_CHECKING:
     from torch import nn
 
-    from planner.dispatch.engagement import Engagement
+    from planner.dispatch.engagement import Dispatched, Engagement
 
 __all__ = ["dispatch", "undispatch"]
 
@@ -65,12 +65,13 @@ def dispatch(
         {'': 'cpu'}
     """
     from planner.dispatch.engagement import Engagement
-    from planner.dispatch.homes import Assignment, require_fit
+    from planner.dispatch.homes import Assignment, require_fit, require_whole
 
     assignment = (
         Assignment.of_plan(plan) if isinstance(plan, Plan) else Assignment(plan, execution_map=execution_map)
     )
     require_fit(model, assignment)
+    require_whole(model, assignment)
     on_disk = [name for name, key in assignment.keys.items() if key == "disk"]
     if on_disk:
         raise PlanMismatchError(
@@ -112,13 +113,37 @@ def carry_out(model: nn.Module, engagement: Engagement) -> None:
 
     prepared = prepare(model, engagement)
     journal = Journal()
+    engaged = engaged_models(model)
     try:
-        for earlier in engaged_models(model):
+        _take_off_later_hooks(model, engaged, journal)
+        for earlier in engaged:
             earlier.withdraw(journal)
         prepared.engage(journal)
     except BaseException:
         journal.roll_back()
         raise
+    for earlier in engaged:
+        earlier.close()
+
+
+def _take_off_later_hooks(model: nn.Module, engaged: list[Dispatched], journal: Journal) -> None:
+    """Hooks that only move arguments, put on a dispatched model by others: generate() of encoder-decoder models does."""
+    from planner.dispatch.preparing import is_later_hook
+    from planner.dispatch.slots import modules_of
+
+    ours = {id(forward.hook) for dispatched in engaged for forward in dispatched.forwards}
+    for _, module in modules_of(model) if engaged else ():
+        table = module.__dict__
+        hook = table.get("_hf_hook")
+        if hook is None or id(hook) in ours or not is_later_hook(hook):
+            continue
+        before = table.get("_old_forward")
+        journal.remove(table, "_hf_hook")
+        journal.remove(table, "_old_forward")
+        if before is None or before == type(module).forward.__get__(module):
+            journal.remove(table, "forward")
+        else:
+            journal.set(table, "forward", before)
 
 
 def undispatch(model: nn.Module) -> nn.Module:
@@ -153,9 +178,12 @@ def undispatch(model: nn.Module) -> nn.Module:
         )
     journal = Journal()
     try:
+        _take_off_later_hooks(model, engaged, journal)
         for dispatched in engaged:
             dispatched.withdraw(journal, go_home=True)
     except BaseException:
         journal.roll_back()
         raise
+    for dispatched in engaged:
+        dispatched.close()
     return model

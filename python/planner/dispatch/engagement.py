@@ -14,12 +14,21 @@ from planner.dispatch.guard import OffloadedTensor
 from planner.dispatch.homes import Assignment
 from planner.dispatch.journal import Journal
 from planner.dispatch.offloaded import OffloadedWeightsLoader
-from planner.dispatch.placing import placed
+from planner.dispatch.placing import moves_in_place, placed
 from planner.dispatch.residency import Residency
-from planner.dispatch.slots import Slot, modules_of
+from planner.dispatch.slots import Slot, flat_weights, modules_of
 from planner.errors import OffloadError
 
-__all__ = ["RECORD", "Dispatched", "Engagement", "Resting", "RestingWeights", "engaged_models", "joined"]
+__all__ = [
+    "RECORD",
+    "Dispatched",
+    "Engagement",
+    "Resting",
+    "RestingWeights",
+    "engaged_models",
+    "joined",
+    "refresh_flat_weights",
+]
 
 RECORD = "_planner_dispatch"
 
@@ -101,7 +110,17 @@ class Dispatched:
             _uninstall(journal, forward)
         for module, name in self.extras:
             journal.remove(module.__dict__, name)
+        refresh_flat_weights(self.model, journal)
         journal.remove(self.model.__dict__, RECORD)
+
+    def close(self) -> None:
+        """After a withdrawal: whoever still calls an old forward gets the module as it is now."""
+        for forward in self.forwards:
+            hook = forward.hook
+            for residency in hook.residencies:
+                residency.close()
+            hook.residencies, hook.inner = (), ()
+            hook.execution_device, hook.io_same_device, hook.prefetcher = None, False, None
 
     def _send_home(self, journal: Journal) -> None:
         made: dict[tuple[int, torch.device], Any] = {}
@@ -114,7 +133,17 @@ class Dispatched:
             key = (id(tensor), device)
             if key not in made:
                 made[key] = placed(tensor, device, slot.name)
+                if moves_in_place(tensor, made[key]):
+                    journal.move(tensor, made[key])
+                    made[key] = tensor
             journal.set(slot.table, slot.name, made[key])
+
+
+def refresh_flat_weights(model: nn.Module, journal: Journal) -> None:
+    """Recurrent modules read their weights from a list of their own."""
+    for _, module in modules_of(model):
+        if "_flat_weights" in module.__dict__:
+            journal.set(module.__dict__, "_flat_weights", flat_weights(module))
 
 
 def joined(tensor: Any, first: Any) -> Any:

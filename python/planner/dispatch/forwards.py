@@ -18,7 +18,7 @@ from planner.dispatch.crossings import carry, carry_alone, one_forward
 if TYPE_CHECKING:
     from planner.dispatch.hooks import AlignDevicesHook
 
-__all__ = ["Border", "Fetching", "Forward", "Hooked", "Root", "installed", "take_off"]
+__all__ = ["Border", "Fetching", "FetchingRoot", "Forward", "Hooked", "Root", "installed", "take_off"]
 
 
 class Forward:
@@ -115,12 +115,7 @@ class Root(Border):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return self.hook.around(self, args, kwargs)
-        with one_forward():
-            try:
-                return self.hook.around(self, args, kwargs)
-            finally:
-                if self.hook.prefetcher is not None:
-                    self.hook.prefetcher.finish()
+        return _whole(self, args, kwargs)
 
 
 class Fetching(Forward):
@@ -135,6 +130,30 @@ class Fetching(Forward):
             # Weights change hands, which cannot be traced: one break in the graph, and the module runs as it is.
             return _untraced()(self, args, kwargs)
         return self.hook.around(self, args, kwargs)
+
+
+class FetchingRoot(Fetching):
+    """The same around the whole model, where that has an offloaded weight of its own."""
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return _untraced()(self, args, kwargs)
+        return _whole(self, args, kwargs)
+
+
+def _whole(forward: Root | FetchingRoot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A forward of the whole model: tensors cross once, and nothing that was copied ahead stays."""
+    prefetcher = forward.hook.prefetcher
+    with one_forward():
+        if prefetcher is None:
+            return forward.hook.around(forward, args, kwargs)
+        prefetcher.begin()
+        try:
+            return forward.hook.around(forward, args, kwargs)
+        finally:
+            prefetcher.finish()
 
 
 class Hooked(Forward):

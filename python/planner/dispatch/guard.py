@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -85,6 +86,26 @@ class OffloadedTensor(torch.Tensor):
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"offloaded '{self.offloaded_name}' (shape={tuple(self.shape)}, dtype={self.dtype})"
 
+    @property
+    def data(self) -> torch.Tensor:
+        """A stand-in for the same values; assigning raises OffloadError."""
+        found: torch.Tensor = torch.Tensor.data.__get__(self)  # type: ignore[attr-defined]
+        return found
+
+    @data.setter
+    def data(self, values: torch.Tensor) -> None:
+        refuse(self, "assigning .data")
+
+    def share_memory_(self) -> NoReturn:
+        """Raises OffloadError."""
+        refuse(self, "share_memory_")
+
+    def __dlpack__(self, **_: Any) -> NoReturn:
+        refuse(self, "DLPack")
+
+    def __dlpack_device__(self) -> NoReturn:
+        refuse(self, "DLPack")
+
     def tolist(self) -> Any:
         """Raises OffloadError."""
         return _read(self, "tolist").tolist()
@@ -147,16 +168,35 @@ def _on_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     tree_map_only(OffloadedTensor, note, (args, kwargs))
     first = guards[0]
     can_fetch = all(guard.fetch is not None for guard in guards)
-    if func in _SHAPE_ONLY or (func.is_view and (not can_fetch or func in _SAME_VALUES)):
+    if func in _SHAPE_ONLY or func.is_view:
         bare_args, bare_kwargs = tree_map_only(OffloadedTensor, _plain_meta, (args, kwargs))
         result = func(*bare_args, **bare_kwargs)
+        if can_fetch and func.is_view and func not in _SAME_VALUES:
+            # A view of a copy would swallow what is written to it; this one fetches when it is read.
+            return _views(result, partial(_fetched, func, args, kwargs), first)
         return tree_map_only(torch.Tensor, lambda made: _still_guarded(made, first), result)
     if can_fetch and not func._schema.is_mutable:
-        real_args, real_kwargs = tree_map_only(
-            OffloadedTensor, lambda guard: _read(guard, str(func)), (args, kwargs)
-        )
-        return func(*real_args, **real_kwargs)
+        return _fetched(func, args, kwargs)
     return refuse(first, str(func))
+
+
+def _fetched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    real_args, real_kwargs = tree_map_only(
+        OffloadedTensor, lambda guard: _read(guard, str(func)), (args, kwargs)
+    )
+    return func(*real_args, **real_kwargs)
+
+
+def _views(result: Any, fetch: Callable[[], Any], base: OffloadedTensor) -> Any:
+    """Stand-ins for one view, or for a list of them."""
+    if isinstance(result, torch.Tensor):
+        made = _still_guarded(result, base)
+        made.fetch = fetch  # type: ignore[attr-defined]
+        return made
+    return [
+        _views(part, lambda at=index: fetch()[at], base)  # type: ignore[misc]
+        for index, part in enumerate(result)
+    ]
 
 
 def _plain_meta(guard: OffloadedTensor) -> torch.Tensor:

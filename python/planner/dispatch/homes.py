@@ -10,12 +10,12 @@ from torch import nn
 
 from planner.devices import DeviceKey, accelerator_count, canonical_device
 from planner.dispatch.blocks import Home
-from planner.dispatch.slots import resolve_device
+from planner.dispatch.slots import modules_of, own_slots, resolve_device
 from planner.errors import PlanMismatchError
 from planner.plan import Plan
 from planner.tree import ModuleTree
 
-__all__ = ["Assignment", "require_fit"]
+__all__ = ["Assignment", "require_fit", "require_whole"]
 
 _CPU = torch.device("cpu")
 
@@ -122,6 +122,32 @@ def require_fit(model: nn.Module, assignment: Assignment) -> None:
             f"the device map does not fit this {type(model).__name__}: {'; '.join(parts)}; plan this very model",
             findings=(*unknown, *uncovered),
         )
+
+
+def require_whole(model: nn.Module, assignment: Assignment) -> None:
+    """Raises if a module without modules inside would run on several devices at once.
+
+    Raises:
+        PlanMismatchError: keys of single tensors that split such a module. Fields: ``findings``.
+    """
+    for name, module in modules_of(model):
+        if module._modules or _covered(name, assignment.homes):
+            continue
+        names = [f"{name}.{slot.name}" if name else slot.name for slot in own_slots(module)]
+        runs = {key: assignment.homes[key].runs_on for key in names if key in assignment.homes}
+        if len(set(runs.values())) > 1:
+            where = ", ".join(f"{key!r} on {device}" for key, device in runs.items())
+            raise PlanMismatchError(
+                f"the device map splits one {type(module).__name__}: {where}; it can run on one device only, so give it "
+                f"one with the key {name!r}",
+                findings=tuple(runs),
+            )
+
+
+def _covered(name: str, homes: Mapping[str, Home]) -> bool:
+    while name not in homes and name:
+        name = name.rpartition(".")[0]
+    return name in homes
 
 
 def _some(names: list[str]) -> str:

@@ -18,6 +18,7 @@ class Journal:
 
     def __init__(self) -> None:
         self._before: list[tuple[MutableMapping[str, Any], str, Any]] = []
+        self._moved: list[tuple[Any, Any, Any]] = []
 
     def set(self, table: MutableMapping[str, Any], key: str, value: Any) -> None:
         """Sets a key."""
@@ -30,6 +31,11 @@ class Journal:
             self._before.append((table, key, table[key]))
             del table[key]
 
+    def move(self, parameter: Any, made: Any) -> None:
+        """Gives a parameter the values and the gradient of another one, so that who holds it, holds these."""
+        self._moved.append((parameter, parameter.data, parameter.grad))
+        _give(parameter, made.data, made.grad)
+
     def roll_back(self) -> None:
         """Puts everything back."""
         while self._before:
@@ -38,3 +44,12 @@ class Journal:
                 table[key] = value
             else:
                 table.pop(key, None)
+        while self._moved:
+            _give(*self._moved.pop())
+
+
+def _give(parameter: Any, data: Any, gradient: Any) -> None:
+    # A gradient must lie where its parameter does, so it goes first and comes last.
+    parameter.grad = None
+    parameter.data = data
+    parameter.grad = gradient

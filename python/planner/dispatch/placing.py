@@ -17,7 +17,15 @@ from planner.errors import InvalidInputError, OffloadError
 if TYPE_CHECKING:
     from planner.dispatch.hooks import AlignDevicesHook
 
-__all__ = ["named_slots", "offload_tensors", "place_tensors", "placed", "require_values", "restore_others"]
+__all__ = [
+    "moves_in_place",
+    "named_slots",
+    "offload_tensors",
+    "place_tensors",
+    "placed",
+    "require_values",
+    "restore_others",
+]
 
 
 def named_slots(module: nn.Module, *, recurse: bool) -> Iterator[tuple[str, Slot]]:
@@ -43,6 +51,21 @@ def placed(tensor: Any, device: torch.device, name: str) -> Any:
     if tensor.is_leaf and tensor.grad is not None:
         made.grad = copied(tensor.grad, device)
     return made
+
+
+def moves_in_place(tensor: Any, made: Any) -> bool:
+    """Whether a parameter can take over the values of its copy, and so stay the object that optimizers know.
+
+    Parameters of other classes keep values beside their data, which would stay behind.
+    """
+    return (
+        type(tensor) is nn.Parameter
+        and type(made) is nn.Parameter
+        and tensor is not made
+        and not tensor.is_inference()
+        and not made.is_inference()
+        and bool(torch._has_compatible_shallow_copy_type(tensor, made))
+    )
 
 
 def require_values(module: nn.Module) -> None:

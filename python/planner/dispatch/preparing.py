@@ -20,20 +20,21 @@ from planner.dispatch.engagement import (
     RestingWeights,
     engaged_models,
     joined,
+    refresh_flat_weights,
 )
-from planner.dispatch.forwards import Border, Fetching, Forward, Root
+from planner.dispatch.forwards import Border, Fetching, FetchingRoot, Forward, Root
 from planner.dispatch.guard import OffloadedTensor, placeholder
-from planner.dispatch.hooks import AlignDevicesHook
+from planner.dispatch.hooks import AlignDevicesHook, aligns
 from planner.dispatch.journal import Journal
 from planner.dispatch.offloaded import PrefixedDataset
-from planner.dispatch.placing import placed, rests
+from planner.dispatch.placing import moves_in_place, placed, rests
 from planner.dispatch.refusal import Refusal, Warned
 from planner.dispatch.residency import Residency, TiedCopies
 from planner.dispatch.slots import modules_of
 from planner.dispatch.streams import Prefetcher
 from planner.errors import OffloadError, PlanMismatchError
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "is_later_hook", "prepare"]
 
 
 def prepare(model: nn.Module, engagement: Engagement) -> Prepared:
@@ -65,12 +66,17 @@ def _refuse_other_hooks(model: nn.Module, engaged: list[Dispatched]) -> None:
     ours = {id(forward.hook) for dispatched in engaged for forward in dispatched.forwards}
     for name, module in modules_of(model):
         hook = module.__dict__.get("_hf_hook")
-        if hook is not None and id(hook) not in ours:
+        if hook is not None and id(hook) not in ours and not (engaged and is_later_hook(hook)):
             raise PlanMismatchError(
                 f"'{name}' has a hook already ({type(hook).__name__}); take it off with "
                 "planner.remove_hook_from_submodules(model) first",
                 findings=(name,),
             )
+
+
+def is_later_hook(hook: Any) -> bool:
+    """Whether a hook that is not ours goes with the dispatch: it moves arguments and holds no weights."""
+    return aligns(hook) and not hook.offload
 
 
 class _Values:
@@ -174,6 +180,7 @@ class Prepared:
         record = Dispatched(self.model)
         self.skip_keys = self.engagement.skip_keys | _declared_skips(self.model)
         groups: dict[int, int] = {}
+        self._keep_objects(journal)
         for index, place in enumerate(self.layout.places):
             group = groups.setdefault(id(self.values.before[index]), index)
             record.homes.append((place.slot, self.values.home_devices[index], group))
@@ -181,10 +188,24 @@ class Prepared:
         has_resting = any(self.values.is_resting)
         if has_resting or self.engagement.force_borders or not self.engagement.assignment.is_single:
             self._install(journal, record)
+        refresh_flat_weights(self.model, journal)
         if self.engagement.assignment.device_map:
             journal.set(self.model.__dict__, "hf_device_map", dict(self.engagement.assignment.device_map))
             record.extras.append((self.model, "hf_device_map"))
         journal.set(self.model.__dict__, RECORD, record)
+
+    def _keep_objects(self, journal: Journal) -> None:
+        """The first copy of each parameter becomes the parameter itself: optimizers and callers hold that one."""
+        kept: dict[int, Any] = {}
+        taken: set[int] = set()
+        for before, after in zip(self.values.before, self.values.after, strict=True):
+            if id(before) in taken:
+                continue
+            taken.add(id(before))
+            if moves_in_place(before, after):
+                journal.move(before, after)
+                kept[id(after)] = before
+        self.values.after = [kept.get(id(after), after) for after in self.values.after]
 
     def _install(self, journal: Journal, record: Dispatched) -> None:
         own = self._rest(journal)
@@ -300,8 +321,8 @@ class Prepared:
     def _install_forward(self, journal: Journal, record: Dispatched, module: nn.Module) -> None:
         hook = self.hooks[id(module)]
         kind: type[Forward] = Fetching if hook.residencies or hook.inner else Border
-        if module is self.model and kind is Border:
-            kind = Root
+        if module is self.model:
+            kind = Root if kind is Border else FetchingRoot
         forward = kind(module, hook)
         journal.set(module.__dict__, "forward", forward)
         journal.set(module.__dict__, "_hf_hook", hook)

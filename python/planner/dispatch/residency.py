@@ -191,7 +191,12 @@ class Residency:
             resting = self.value(index)
             if resting.device.type == "cpu" and type(resting) in (torch.Tensor, nn.Parameter):
                 with torch.no_grad():
-                    self.source[key] = like_parameter(resting, resting.detach().pin_memory())
+                    pinned = resting.detach().pin_memory()
+                    if isinstance(resting, nn.Parameter):
+                        # The object stays: optimizers know it, and it comes back when dispatching is undone.
+                        resting.data = pinned
+                    else:
+                        self.source[key] = pinned
 
     def close(self) -> None:
         """Lets go of the slots for good, leaving what lies in them."""

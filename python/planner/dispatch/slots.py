@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Slot", "modules_of", "own_slots", "resolve_device"]
+__all__ = ["Slot", "flat_weights", "modules_of", "own_slots", "resolve_device"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,6 +37,8 @@ class Slot:
     def write(self, tensor: Any) -> None:
         """Puts a tensor there, without the checks of ``Module.__setattr__``, which would unregister some."""
         self.table[self.name] = tensor
+        if "_flat_weights" in self.module.__dict__:
+            self.module.__dict__["_flat_weights"] = flat_weights(self.module)
 
     @property
     def is_persistent(self) -> bool:
@@ -48,6 +50,12 @@ def own_slots(module: nn.Module) -> Iterator[Slot]:
     """Slots of a module's own tensors, parameters first; empty ones are left out."""
     yield from (Slot(module, name) for name, value in module._parameters.items() if value is not None)
     yield from (Slot(module, name, True) for name, value in module._buffers.items() if value is not None)
+
+
+def flat_weights(module: nn.Module) -> list[Any]:
+    """The weights of a recurrent module in the order of the list that its forward reads instead of the slots."""
+    names: Any = module._flat_weights_names
+    return [module._parameters.get(name) for name in names]
 
 
 def modules_of(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:

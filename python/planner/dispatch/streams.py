@@ -54,6 +54,7 @@ class _Lane(threading.local):
     def __init__(self) -> None:
         self.last: AlignDevicesHook | None = None
         self.staged: list[Residency] = []
+        self.depth = 0
 
     def __reduce__(self) -> Any:
         return (_Lane, ())
@@ -89,10 +90,13 @@ class Prefetcher:
     def computing(self, hook: AlignDevicesHook) -> None:
         """To be called when a block has its weights and is about to compute: sends for the next one."""
         lane = self._lane
+        if lane.depth == 0:
+            return  # one layer called alone: nobody would clean up after the next one
         if lane.last is not None:
             lane.last.follower = hook
         lane.last = hook
         following = hook.follower
+        self._drop_unused(lane, following)
         if following is None or following.device is None or following is hook:
             return
         if is_capturing(following.device):
@@ -100,12 +104,28 @@ class Prefetcher:
         if hook.resting_bytes() + following.resting_bytes() <= self.room_bytes.get(following.device, 0):
             self._stage(following, following.device, lane)
 
+    def begin(self) -> None:
+        """To be called before a forward of the whole model; :meth:`finish` ends it."""
+        self._lane.depth += 1
+
     def finish(self) -> None:
         """To be called after a forward: nothing that was copied ahead stays."""
         lane = self._lane
+        lane.depth -= 1
+        if lane.depth > 0:
+            return
         lane.last = None
-        while lane.staged:
-            lane.staged.pop().unstage()
+        self._drop_unused(lane, None)
+
+    @staticmethod
+    def _drop_unused(lane: _Lane, following: AlignDevicesHook | None) -> None:
+        """Another order than the learnt one: what was copied ahead and is not next gives back its room."""
+        kept = () if following is None else (*following.residencies, *following.inner)
+        wanted = {id(residency) for residency in kept}
+        for residency in lane.staged:
+            if id(residency) not in wanted:
+                residency.unstage()
+        lane.staged = [residency for residency in lane.staged if id(residency) in wanted]
 
     def _stage(self, hook: AlignDevicesHook, device: torch.device, lane: _Lane) -> None:
         module = torch.get_device_module(device)
@@ -119,7 +139,7 @@ class Prefetcher:
         except torch.OutOfMemoryError as error:
             logger.info("no room to copy '%s' ahead: %s", hook.module_name, error)
             self.room_bytes[device] = 0
-            self.finish()
+            self._drop_unused(lane, None)
 
 
 def _on_stream(tensors: Sequence[torch.Tensor], device: torch.device, module: Any, stream: Any) -> Staged:
