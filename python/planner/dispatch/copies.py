@@ -13,7 +13,16 @@ from planner.errors import OffloadError
 # Of stand-ins; they say nothing about a real tensor.
 _OWN_MARKS = {"offloaded_name", "fetch", "is_derived", "_is_param"}
 
-__all__ = ["copied", "like_parameter", "require_offloadable"]
+__all__ = [
+    "SharedCopies",
+    "copied",
+    "copy_marks",
+    "fits",
+    "is_same_tensor",
+    "like_parameter",
+    "require_offloadable",
+    "visitor",
+]
 
 
 def copied(tensor: torch.Tensor, device: torch.device, *, non_blocking: bool = False) -> torch.Tensor:
@@ -45,6 +54,66 @@ def like_parameter(model: Any, data: torch.Tensor) -> Any:
     for key in marks.keys() - arguments.keys() - vars(made).keys():
         setattr(made, key, marks[key])
     return made
+
+
+class SharedCopies(dict[Any, Any]):
+    """Copies of one tied tensor by device, while somebody uses them.
+
+    Guarantee: a deep copy or a pickle of several owners leaves theirs shared, too, and empty.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # What each copy was made from: a source may have been exchanged for one of the owners.
+        self.origins: dict[Any, Any] = {}
+
+    def __reduce__(self) -> Any:
+        return (SharedCopies, ())
+
+
+def is_same_tensor(one: Any, other: Any) -> bool:
+    """Whether two tensors are one, or two plain ones over the same bytes; an address alone does not say so.
+
+    Wrapper subclasses all have address 0, and a view may begin where its base does.
+    """
+    if one is other:
+        return True
+    return (
+        _place_of(one) == _place_of(other) and one.data_ptr() != 0 and type(one).__torch_dispatch__ is _PLAIN
+    )
+
+
+_PLAIN = torch.Tensor.__torch_dispatch__
+
+
+def _place_of(tensor: Any) -> tuple[Any, ...]:
+    return (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
+
+
+def fits(copy: Any, tensor: Any) -> bool:
+    """Whether a copy that was found by a tensor's address can be that tensor's: a view may begin there, too."""
+    return bool(
+        tensor.data_ptr() != 0
+        and copy.shape == tensor.shape
+        and copy.stride() == tensor.stride()
+        and copy.dtype == tensor.dtype
+    )
+
+
+def copy_marks(model: Any, tensor: Any) -> None:
+    """Sets marks of another tensor that this one does not have."""
+    for key, value in vars(model).items():
+        if key not in _OWN_MARKS and key not in vars(tensor):
+            setattr(tensor, key, value)
+
+
+def visitor(found: Any, device: torch.device) -> Any:
+    """A tensor that somebody put in place of a stand-in, on a device: gradients flow back to it."""
+    if found.device == device:
+        return found
+    if isinstance(found, nn.Parameter) and not (found.requires_grad and torch.is_grad_enabled()):
+        return like_parameter(found, copied(found, device))
+    return found.to(device)
 
 
 def require_offloadable(tensor: torch.Tensor, name: str) -> None:

@@ -269,35 +269,27 @@ class AlignDevicesHook(_AlignBase, ModelHook):
             args, kwargs = bring(args, device, self.skip), bring(kwargs, device, self.skip)
         if self.inner:
             require_values(forward.module)
-        held = self._fetch() if self.residencies or self.inner else ()
+        held: list[Residency] = []
         try:
+            if self.residencies or self.inner:
+                self._fetch(held)
             if self.prefetcher is not None:
                 self.prefetcher.computing(self)
             with torch.no_grad() if self.no_grad else nullcontext():
                 output = forward.original(*args, **kwargs)
         finally:
-            for residency in held:
-                residency.release()
+            _let_go(held)
         return output if back is None else send_back(output, back, self.skip)
 
     def resting_bytes(self) -> int:
         """Bytes that are brought in for a forward."""
         return sum(residency.resting_bytes() for residency in (*self.residencies, *self.inner))
 
-    def _fetch(self) -> tuple[Residency, ...]:
-        """Brings in what the module needs; all of it, or nothing."""
+    def _fetch(self, held: list[Residency]) -> None:
+        """Brings in what the module needs; ``held`` says what has to be let go, also after an error."""
         device = self.device or torch.device("cpu")
-        needed = self.residencies + self.inner
-        held = 0
-        try:
-            for residency in needed:
-                residency.acquire(device)
-                held += 1
-        except BaseException:
-            for residency in needed[:held]:
-                residency.release()
-            raise
-        return needed
+        for residency in self.residencies + self.inner:
+            residency.acquire(device, held)
 
     def pre_forward(
         self, module: nn.Module, *args: Any, **kwargs: Any
@@ -305,16 +297,16 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         """Brings weights and arguments; :meth:`post_forward` lets the weights go."""
         if self.io_same_device:
             self.input_device = device_of(args, kwargs)
-        held = self._fetch()
+        held: list[Residency] = []
         try:
+            self._fetch(held)
             if self.device is not None:
                 args = bring(args, self.device, self.skip)
                 kwargs = bring(kwargs, self.device, self.skip)
+            self._calls.stack.append((self.input_device if self.io_same_device else None, held))
         except BaseException:
-            for residency in held:
-                residency.release()
+            _let_go(held)
             raise
-        self._calls.stack.append((self.input_device if self.io_same_device else None, held))
         return args, kwargs
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
@@ -330,8 +322,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         if not self._calls.stack:
             return None
         back, held = self._calls.stack.pop()
-        for residency in held:
-            residency.release()
+        _let_go(held)
         return back
 
     def detach_hook(self, module: nn.Module) -> nn.Module:
@@ -353,6 +344,16 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         return module
 
 
+def _let_go(held: list[Residency]) -> None:
+    """Ends the use of all, also when one of them raises."""
+    try:
+        while held:
+            held.pop().release()
+    finally:
+        while held:
+            held.pop().release()
+
+
 def aligns(hook: object) -> bool:
     """Whether a hook aligns devices: ours or, where accelerate is installed, its own."""
     return isinstance(hook, _AlignBase)
@@ -362,7 +363,7 @@ class _Calls(threading.local):
     """Forwards of this thread that have begun and not ended; another thread has its own, a copy none."""
 
     def __init__(self) -> None:
-        self.stack: list[tuple[torch.device | None, tuple[Residency, ...]]] = []
+        self.stack: list[tuple[torch.device | None, list[Residency]]] = []
 
     def __reduce__(self) -> Any:
         return (_Calls, ())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from planner.dispatch.copies import copied, like_parameter, require_offloadable
+from planner.dispatch.copies import copied, fits, like_parameter, require_offloadable
 from planner.dispatch.guard import OffloadedTensor, is_offloaded, placeholder
 from planner.dispatch.residency import Residency
 from planner.dispatch.slots import Slot, modules_of, own_slots
@@ -93,14 +93,15 @@ def place_tensors(hook: AlignDevicesHook, module: nn.Module) -> None:
         tensor = slot.read()
         if is_offloaded(tensor):
             continue
-        copies = None if tied is None or device.type == "meta" else tied.get(tensor.data_ptr())
-        if copies is not None and device in copies:
+        has_address = tied is not None and device.type != "meta" and tensor.data_ptr() != 0
+        copies = tied.get(tensor.data_ptr()) if tied is not None and has_address else None
+        if copies is not None and device in copies and fits(copies[device], tensor):
             slot.write(copies[device])
             continue
         made = placed(tensor, device, name)
         slot.write(made)
         if copies is not None:
-            copies[device] = made
+            copies.setdefault(device, made)
 
 
 def offload_tensors(hook: AlignDevicesHook, module: nn.Module) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from planner.dispatch.blocks import Block, Layout, Place, lay_out
-from planner.dispatch.copies import require_offloadable
+from planner.dispatch.copies import SharedCopies, require_offloadable
 from planner.dispatch.engagement import (
     RECORD,
     Dispatched,
@@ -172,6 +172,7 @@ class Prepared:
     no_split: frozenset[str]
     stand_ins: dict[int, OffloadedTensor] = field(default_factory=dict)
     tied: TiedCopies = field(default_factory=dict)
+    shares: dict[int, SharedCopies] = field(default_factory=dict)
     hooks: dict[int, AlignDevicesHook] = field(default_factory=dict)
     skip_keys: frozenset[str] = frozenset()
 
@@ -251,7 +252,9 @@ class Prepared:
         for index in (index for group in groups.values() for index in group):
             value = self.values.after[index]
             if counts[id(value)] > 1 and value.device.type != "meta":
-                self.tied[value.data_ptr()] = {}
+                # Others look by address, we by the tensor itself: wrapper subclasses have none, and views their base's.
+                self.shares[id(value)] = SharedCopies()
+                self.tied[value.data_ptr()] = self.shares[id(value)]
         return {module_id: self._rest_module(journal, rows) for module_id, rows in groups.items()}
 
     def _rest_module(
@@ -268,7 +271,8 @@ class Prepared:
         ):
             weights = PrefixedDataset(self.engagement.weights, f"{name}." if name else "")
         slots, names = [place.slot for place in places], [place.name for place in places]
-        residency = Residency(slots, keys, names, weights, self.tied)
+        shares = [self.shares.get(id(self.values.after[index])) for index in rows]
+        residency = Residency(slots, keys, names, weights, shares=shares)
         residency.device = places[0].home.runs_on
         residency.placeholders = [self._stand_in(index, residency, at) for at, index in enumerate(rows)]
         for slot, guard in zip(slots, residency.placeholders, strict=True):

@@ -9,7 +9,15 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from planner.dispatch.copies import copied, like_parameter
+from planner.dispatch.copies import (
+    SharedCopies,
+    copied,
+    copy_marks,
+    fits,
+    is_same_tensor,
+    like_parameter,
+    visitor,
+)
 from planner.dispatch.guard import OffloadedTensor, is_offloaded, placeholder
 from planner.dispatch.slots import Slot
 from planner.errors import OffloadError
@@ -44,13 +52,19 @@ class Residency:
         keys: their keys in ``source``, in the same order.
         names: what errors call them.
         source: where they rest. May be exchanged at any time; the next use reads the new one.
-        tied: copies shared with other modules.
+        tied: by address, copies shared with other modules.
+        shares: instead, for each slot what it shares with other owners of its tensor, if anything.
+
+    A real tensor that somebody puts in place of a stand-in is computed with where it was found; ``source`` stays as it is.
+    What a forward writes into a tensor in place, or a buffer that it replaces, is kept: in ``source``, or in the slot where
+    the source makes a new tensor each time, like files. Writes that torch does not count (through ``.data``) are kept for
+    buffers only.
 
     Guarantee: used by several threads, or again from inside, tensors are brought in once and go with the last user. When
         ``acquire`` raises, everything is as before.
     """
 
-    __slots__ = ("_lock", "_users", "device", "is_pinned", "keys", "live", "names", "placeholders", "published", "slots", "source", "staged", "tied", "versions")  # fmt: skip
+    __slots__ = ("_lock", "_users", "device", "is_pinned", "keys", "live", "names", "origins", "placeholders", "published", "shares", "slots", "source", "staged", "tied", "versions")  # fmt: skip
 
     def __init__(
         self,
@@ -59,12 +73,14 @@ class Residency:
         names: Sequence[str],
         source: Mapping[str, Any],
         tied: TiedCopies | None = None,
+        shares: Sequence[SharedCopies | None] = (),
     ) -> None:
         self.slots = tuple(slots)
         self.keys = tuple(keys)
         self.names = tuple(names)
         self.source = source
         self.tied = tied
+        self.shares = tuple(shares)
         self.placeholders: list[OffloadedTensor] = []
         self._forget()
 
@@ -74,13 +90,16 @@ class Residency:
         self.device: torch.device | None = None
         self.live: list[Any] = []
         self.versions: list[int | None] = []
-        self.published: list[int] = []
+        # By slot: what lay there, and the tensor that the live one was made from.
+        self.origins: list[tuple[Any, Any]] = []
+        self.published: list[tuple[dict[Any, Any], torch.device]] = []
         self.staged: Any = None
         self.is_pinned = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {
-            key: getattr(self, key) for key in ("slots", "keys", "names", "source", "tied", "placeholders")
+            key: getattr(self, key)
+            for key in ("slots", "keys", "names", "source", "tied", "shares", "placeholders")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -103,8 +122,12 @@ class Residency:
         for slot, guard in zip(self.slots, self.placeholders, strict=True):
             slot.write(guard)
 
-    def acquire(self, device: torch.device) -> None:
+    def acquire(self, device: torch.device, held: list[Residency] | None = None) -> None:
         """Brings the tensors to a device, or joins those who have.
+
+        Args:
+            device: where to.
+            held: gets this residency once it is counted, without a moment in between for an interrupt.
 
         Raises:
             OffloadError: they are in use on another device, or a tensor cannot be had. Fields: ``name``.
@@ -112,14 +135,26 @@ class Residency:
         if not self.slots:
             return
         with self._lock:
-            if self._users == 0:
-                self._bring_in(device)
-            elif device != self.device:
+            if self._users and device != self.device:
                 raise OffloadError(
                     f"'{self.names[0]}' is in use on {self.device} and cannot be brought to {device} at the same time",
                     name=self.names[0],
                 )
-            self._users += 1
+            users, length = self._users, len(held or ())
+            try:
+                # Counted first, so that an interrupt at any point finds here what has to be undone.
+                self._users = users + 1
+                if users == 0:
+                    self._bring_in(device)
+                if held is not None:
+                    held.append(self)
+            except BaseException:
+                self._users = users
+                if users == 0:
+                    self._put_back()
+                if held is not None:
+                    del held[length:]
+                raise
 
     def release(self) -> None:
         """Ends one use; the last one puts the stand-ins back."""
@@ -159,7 +194,7 @@ class Residency:
             send: starts the copies of tensors in pinned memory.
         """
         with self._lock:
-            if self._users or self.staged is not None or not self.slots or self.tied_addresses():
+            if self._users or self.staged is not None or not self.slots or self._is_shared():
                 return False
             self.pin()
             self.staged = send([self.value(index) for index in range(len(self.slots))])
@@ -170,15 +205,16 @@ class Residency:
         with self._lock:
             self.staged = None
 
-    def tied_addresses(self) -> list[int]:
-        """Addresses of resting tensors that other modules share."""
-        if not self.tied:
-            return []
-        return [
-            address
-            for address in (self.value(index).data_ptr() for index in range(len(self.slots)))
-            if address in self.tied
-        ]
+    def _is_shared(self) -> bool:
+        """Whether other modules share a resting tensor."""
+        if not self.tied and not any(share is not None for share in self.shares):
+            return False
+        return any(self._share(index, self.value(index)) is not None for index in range(len(self.slots)))
+
+    def _share(self, index: int, resting: Any) -> dict[Any, Any] | None:
+        if self.shares:
+            return self.shares[index]
+        return self.tied.get(resting.data_ptr()) if self.tied and resting.data_ptr() else None
 
     def pin(self) -> None:
         """Lets pinned memory take the place of the resting tensors, one after the other, where that can be."""
@@ -203,86 +239,127 @@ class Residency:
         with self._lock:
             self.slots, self.keys, self.names = (), (), ()
             self.placeholders, self.live, self.versions = [], [], []
+            self.origins, self.shares = [], ()
             self.staged = None
             self._users = 0
 
     def _bring_in(self, device: torch.device) -> None:
         refuse_capture(device, self.names[0])
-        for index in range(len(self.slots)):
-            self._adopt(index)
         staged, self.staged = self.staged, None
-        arrived: list[Any] = []
-        published: list[int] = []
-        try:
-            ready = staged.take(device) if staged is not None else None
-            for index in range(len(self.slots)):
-                arrived.append(self._arrive(index, device, ready, published))
-        except BaseException:
-            self._withdraw(published, device)
-            raise
-        self.live, self.device, self.published = arrived, device, published
-        self.versions = [_version(tensor) for tensor in arrived]
-        for slot, tensor in zip(self.slots, arrived, strict=True):
+        self.device = device
+        ready = staged.take(device) if staged is not None else None
+        for index, slot in enumerate(self.slots):
+            found = slot.read()
+            if self._is_foreign(index, found):
+                origin, tensor = found, visitor(found, device)
+            else:
+                found, origin = self.placeholders[index], self.value(index)
+                tensor = self._arrive(index, origin, device, ready)
+            self.live.append(tensor)
+            self.origins.append((found, origin))
+            self.versions.append(_version(tensor))
+        for slot, tensor in zip(self.slots, self.live, strict=True):
             slot.write(tensor)
 
-    def _arrive(
-        self, index: int, device: torch.device, ready: Sequence[Any] | None, published: list[int]
-    ) -> Any:
+    def _is_foreign(self, index: int, found: Any) -> bool:
+        """Whether somebody put a real tensor in place of the stand-in: for one call, or for good."""
+        if found is self.placeholders[index] or found is None or is_offloaded(found):
+            return False
+        return bool(found.device.type != "meta")
+
+    def _arrive(self, index: int, resting: Any, device: torch.device, ready: Sequence[Any] | None) -> Any:
         """One tensor on its device, made or shared."""
-        guard, resting = self.placeholders[index], self.value(index)
-        shared = None if self.tied is None else self.tied.get(resting.data_ptr())
+        shared = self._share(index, resting)
         if shared is not None and device in shared:
-            return shared[device]
-        data = ready[index] if ready is not None else copied(resting, device)
-        tensor = data
+            if _is_copy_of(shared, device, resting):
+                return shared[device]
+            shared = None
+        tensor = ready[index] if ready is not None else copied(resting, device)
         if not self.slots[index].is_buffer:
-            with torch.inference_mode(False):
-                tensor = nn.Parameter(data, requires_grad=guard.requires_grad)
-            if guard.requires_grad and torch.is_grad_enabled():
-                tensor.register_hook(_RefuseGradient(self.names[index]))  # type: ignore[no-untyped-call]
+            tensor = self._as_live(index, resting, tensor)
         if shared is not None:
+            self.published.append((shared, device))
+            if isinstance(shared, SharedCopies):
+                shared.origins[device] = resting
             shared[device] = tensor
-            published.append(resting.data_ptr())
         return tensor
 
-    def _take_out(self) -> None:
-        for slot, guard, tensor in zip(self.slots, self.placeholders, self.live, strict=True):
-            # Whatever else somebody put there meanwhile stays, and is adopted by the next use.
+    def _as_live(self, index: int, resting: Any, data: Any) -> Any:
+        """Data as the parameter that the module had: its class, its marks, trainable as its stand-in is now."""
+        guard = self.placeholders[index]
+        with torch.inference_mode(False):
+            if isinstance(resting, nn.Parameter):
+                tensor = like_parameter(resting, data)
+                if tensor.requires_grad != guard.requires_grad:
+                    tensor.requires_grad_(guard.requires_grad)
+            else:
+                tensor = nn.Parameter(data, requires_grad=guard.requires_grad)
+            copy_marks(guard, tensor)
+            if guard.requires_grad:
+                # Also without gradients: another thread, or a part of the forward, may turn them on.
+                tensor.register_hook(_RefuseGradient(self.names[index]))
+        return tensor
+
+    def _put_back(self) -> None:
+        """Everything as before the first use; also in the middle of it."""
+        self._withdraw()
+        for slot, tensor, (found, _) in zip(self.slots, self.live, self.origins, strict=False):
+            # Whatever else somebody put there meanwhile stays.
             if slot.read() is tensor:
-                slot.write(guard)
-        live, versions = self.live, self.versions
-        self._withdraw(self.published, self.device)
-        self.live, self.versions, self.published = [], [], []
-        for index, (tensor, version) in enumerate(zip(live, versions, strict=True)):
-            resting = self.value(index) if _version(tensor) != version else None
-            if resting is not None and resting.data_ptr() != tensor.data_ptr():
-                with torch.no_grad():
-                    resting.copy_(tensor)
+                slot.write(found)
+        self.live, self.versions, self.origins = [], [], []
 
-    def _withdraw(self, addresses: Sequence[int], device: torch.device | None) -> None:
-        """Takes back copies that were offered to modules with the same tensor."""
-        for address in addresses:
-            if self.tied is not None:
-                self.tied.get(address, {}).pop(device, None)
+    def _take_out(self) -> None:
+        left = [slot.read() for slot in self.slots]
+        live, versions, origins = self.live, self.versions, self.origins
+        self._put_back()
+        for index, (tensor, version, (found, origin)) in enumerate(zip(live, versions, origins, strict=True)):
+            slot = self.slots[index]
+            if left[index] is tensor:
+                self._keep_changes(index, tensor, version, found, origin)
+            elif slot.is_buffer and isinstance(left[index], torch.Tensor) and not is_offloaded(left[index]):
+                self._keep_buffer(index, left[index], found, origin)
 
-    def _adopt(self, index: int) -> None:
-        """Takes over a real tensor that somebody put in place of the stand-in."""
-        found, guard = self.slots[index].read(), self.placeholders[index]
-        if found is guard or is_offloaded(found) or found is None or found.device.type == "meta":
+    def _keep_changes(self, index: int, tensor: Any, version: int | None, found: Any, origin: Any) -> None:
+        """What the forward has written into a tensor."""
+        is_counted = _version(tensor) != version
+        if tensor is origin or not (is_counted or self.slots[index].is_buffer):
             return
-        if not isinstance(self.source, MutableMapping):
-            raise OffloadError(
-                f"'{self.names[index]}' was replaced while it was offloaded, and what is offloaded cannot be changed there; "
-                "call planner.undispatch(model) first",
-                name=self.names[index],
-            )
-        self.source[self.keys[index]] = found
-        self.placeholders[index] = placeholder(
-            found,
-            self.names[index],
-            is_parameter=isinstance(found, nn.Parameter),
-            requires_grad=found.requires_grad,
-        )
+        if is_same_tensor(tensor, origin):
+            return
+        back = copied(tensor, origin.device)
+        # Some back ends count no writes into running statistics.
+        if not is_counted and torch.equal(back, origin):
+            return
+        if found is origin or self.value(index) is origin:
+            with torch.no_grad():
+                origin.copy_(back)
+            return
+        guard = self.placeholders[index]
+        kept = back if self.slots[index].is_buffer else nn.Parameter(back, requires_grad=guard.requires_grad)
+        self.slots[index].write(kept)
+
+    def _keep_buffer(self, index: int, left: Any, found: Any, origin: Any) -> None:
+        """A buffer that the forward has replaced."""
+        back, key = copied(left, origin.device), self.keys[index]
+        if found is not self.placeholders[index] or not isinstance(self.source, MutableMapping):
+            self.slots[index].write(back)
+            return
+        self.source[key] = back
+        if back.shape != origin.shape or back.dtype != origin.dtype:
+            guard = placeholder(back, self.names[index], is_parameter=False)
+            guard.fetch = self.placeholders[index].fetch
+            self.placeholders[index] = guard
+        self.slots[index].write(self.placeholders[index])
+
+    def _withdraw(self) -> None:
+        """Takes back copies that were offered to modules with the same tensor."""
+        while self.published:
+            shared, device = self.published[-1]
+            shared.pop(device, None)
+            if isinstance(shared, SharedCopies):
+                shared.origins.pop(device, None)
+            self.published.pop()
 
     def restore(self, devices: Mapping[str, torch.device]) -> list[tuple[Slot, Any]]:
         """What would have to be written to leave every tensor in its module.
@@ -292,13 +369,16 @@ class Residency:
         """
         writes: list[tuple[Slot, Any]] = []
         for index, slot in enumerate(self.slots):
-            self._adopt(index)
             device = devices.get(self.keys[index], torch.device("cpu"))
             if device.type == "meta":
                 continue
-            resting, guard = self.value(index), self.placeholders[index]
+            found, guard = slot.read(), self.placeholders[index]
+            is_foreign = self._is_foreign(index, found)
+            resting = found if is_foreign else self.value(index)
             tensor = resting if resting.device == device else copied(resting, device)
-            if not slot.is_buffer and not (
+            if is_foreign:
+                tensor = visitor(found, device)
+            elif not slot.is_buffer and not (
                 isinstance(tensor, nn.Parameter) and tensor.requires_grad == guard.requires_grad
             ):
                 tensor = _as_parameter(tensor, guard)
@@ -312,6 +392,13 @@ def _as_parameter(tensor: Any, guard: OffloadedTensor) -> Any:
         return tensor.requires_grad_(guard.requires_grad)
     made = nn.Parameter(tensor, requires_grad=guard.requires_grad)
     return like_parameter(made, made)
+
+
+def _is_copy_of(shared: dict[Any, Any], device: torch.device, resting: Any) -> bool:
+    """Whether the shared copy on a device was made from this tensor."""
+    if isinstance(shared, SharedCopies):
+        return device in shared.origins and is_same_tensor(shared.origins[device], resting)
+    return fits(shared[device], resting)
 
 
 def _version(tensor: torch.Tensor) -> int | None:
