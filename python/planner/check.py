@@ -142,14 +142,16 @@ def check(
     keys = _Keys(device_map)
     walk = _Walk(model, keys, _as_set(no_split_module_classes))
     exempt = _as_set(exempt)
+    sized = _sized(walk, _Sizes(dtype, special_dtypes or {}))
+    budgets = None if max_memory is None else _budgets(max_memory)
     return (
         *_uncovered(walk, keys, exempt),
         *_tied_apart(walk),
         *_split_blocks(walk, exempt),
-        *_over_budget(walk, _Sizes(dtype, special_dtypes or {}), max_memory),
+        *_over_budget(sized, budgets),
         *_unknown_devices(keys),
         *_unknown_keys(keys, model),
-        *_nothing_to_execute_on(walk, _Sizes(dtype, special_dtypes or {}), max_memory),
+        *_nothing_to_execute_on(walk, sized, budgets),
         *_shared_storage(walk),
     )
 
@@ -420,14 +422,28 @@ def _two(some: set[Device] | None, more: set[Device]) -> set[Device]:
     return set(more) if some is None else some if len(some) > 1 else set(islice(some | more, 2))
 
 
-def _over_budget(walk: _Walk, sizes: _Sizes, max_memory: Mapping[Any, Any] | None) -> Iterator[Finding]:
+def _sized(walk: _Walk, sizes: _Sizes) -> list[tuple[_Named, set[Device], int]]:
+    """Of each tensor its first name, the devices that hold it, and its bytes."""
+    return [
+        (
+            group[0],
+            {named.device for named in group if named.device is not None},
+            sizes.planned_bytes(partial(walk.name, group[0]), group[0].tensor),
+        )
+        for group in walk.by_identity()
+    ]
+
+
+def _over_budget(
+    sized: list[tuple[_Named, set[Device], int]], budgets: Mapping[Device, float] | None
+) -> Iterator[Finding]:
+    if budgets is None:
+        return
     used: dict[Device, int] = {}
-    for group in walk.by_identity():
-        size = sizes.planned_bytes(partial(walk.name, group[0]), group[0].tensor)
-        for device in {named.device for named in group if named.device is not None}:
+    for _, homes, size in sized:
+        for device in homes:
             used[device] = used.get(device, 0) + size
-    budgets = {} if max_memory is None else _budgets(max_memory)
-    for device, needed in used.items() if max_memory is not None else ():
+    for device, needed in used.items():
         if device in budgets and needed > budgets[device]:
             budget = budgets[device]
             excess = format_bytes(math.ceil(needed - budget))
@@ -469,23 +485,20 @@ def _unknown_keys(keys: _Keys, model: Any) -> Iterator[Finding]:
 
 
 def _nothing_to_execute_on(
-    walk: _Walk, sizes: _Sizes, max_memory: Mapping[Any, Any] | None
+    walk: _Walk, sized: list[tuple[_Named, set[Device], int]], budgets: Mapping[Device, float] | None
 ) -> Iterator[Finding]:
     """The largest offloaded block, if no device that runs what is offloaded has room for it beside what lies there."""
-    if max_memory is None:
+    if budgets is None:
         return
-    budgets = _budgets(max_memory)
     fast = {device: size for device, size in budgets.items() if device not in ("cpu", "disk") and size > 0}
     rooms = fast or {"cpu": budgets.get("cpu", math.inf)}
     streamed: dict[int, int] = {}  # bytes by block
     tops = _top_blocks(walk)
-    for group in walk.by_identity():
-        size = sizes.planned_bytes(partial(walk.name, group[0]), group[0].tensor)
-        homes = {named.device for named in group if named.device is not None}
+    for first, homes, size in sized:
         for device in homes & rooms.keys():
             rooms[device] -= size
         if homes and homes <= _UNLIMITED_UNLESS_LISTED - rooms.keys():
-            block = tops[group[0].module]
+            block = tops[first.module]
             streamed[block] = streamed.get(block, 0) + size
     largest = max(streamed, key=lambda block: streamed[block], default=None)
     if largest is None or streamed[largest] <= max(rooms.values()):

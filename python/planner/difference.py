@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from planner.devices import DeviceKey
+from planner.dotted import nearest_key
 from planner.units import format_bytes
 
 __all__ = ["PlanDiff", "PlanDifference", "UsageDifference", "device_of", "moved_names"]
@@ -116,7 +117,5 @@ def _parents(device_map: Mapping[str, DeviceKey]) -> set[str]:
 
 def device_of(name: str, device_map: Mapping[str, DeviceKey]) -> DeviceKey | None:
     """Where a device map puts a name: by its longest prefix; None where it says nothing of it as a whole."""
-    prefix = name
-    while prefix not in device_map and prefix:
-        prefix = prefix.rpartition(".")[0]
-    return device_map.get(prefix)
+    key = nearest_key(name, device_map)
+    return None if key is None else device_map[key]

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 
 from planner.devices import DeviceKey
+from planner.dotted import nearest_key
 from planner.errors import InvalidConstraintError, InvalidInputError
 from planner.plan import Plan, Reason
 from planner.units import format_bytes
@@ -221,11 +222,9 @@ def home_of(device_map: Mapping[str, DeviceKey], name: str) -> DeviceKey | None:
         >>> home_of({"layers.0": 0, "layers.1": "cpu"}, "layers.1.mlp")
         'cpu'
     """
-    prefix = name
-    while prefix and prefix not in device_map:
-        prefix = prefix.rpartition(".")[0]
-    if prefix in device_map:
-        return device_map[prefix]
+    around = nearest_key(name, device_map)
+    if around is not None:
+        return device_map[around]
     return next((device for key, device in device_map.items() if _covers(name, key)), None)
 
 

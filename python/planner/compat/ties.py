@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from planner.dotted import nearest_key
 from planner.errors import InvalidConstraintError
 from planner.layout import Layout
 from planner.tree import ModuleTree
@@ -97,11 +98,9 @@ def check_tied_parameters_on_same_device(
 
 
 def _device_of(name: str, device_map: Mapping[str, Any]) -> Any:
-    prefix = name
-    while prefix not in device_map:
-        if not prefix:
-            raise InvalidConstraintError(
-                f"The `device_map` does not contain the module {name}.", names=(name,), suggestions=()
-            )
-        prefix = prefix.rpartition(".")[0]
-    return device_map[prefix]
+    key = nearest_key(name, device_map)
+    if key is None:
+        raise InvalidConstraintError(
+            f"The `device_map` does not contain the module {name}.", names=(name,), suggestions=()
+        )
+    return device_map[key]

@@ -11,6 +11,7 @@ from torch import nn
 from planner.devices import DeviceKey, accelerator_count, canonical_device
 from planner.dispatch.blocks import Home
 from planner.dispatch.slots import modules_of, own_slots, resolve_device
+from planner.dotted import nearest_key
 from planner.errors import PlanMismatchError
 from planner.plan import Plan
 from planner.tree import ModuleTree
@@ -89,9 +90,8 @@ def _main_key(keys: Mapping[str, DeviceKey]) -> DeviceKey:
 
 def _nearest(name: str, table: Mapping[str, DeviceKey]) -> DeviceKey | None:
     """What a name or the nearest one around it maps to."""
-    while name not in table and name:
-        name = name.rpartition(".")[0]
-    return table.get(name)
+    key = nearest_key(name, table)
+    return None if key is None else table[key]
 
 
 def _require_present(keys: set[DeviceKey]) -> None:
@@ -131,7 +131,7 @@ def require_whole(model: nn.Module, assignment: Assignment) -> None:
         PlanMismatchError: keys of single tensors that split such a module. Fields: ``findings``.
     """
     for name, module in modules_of(model):
-        if module._modules or _covered(name, assignment.homes):
+        if module._modules or nearest_key(name, assignment.homes) is not None:
             continue
         names = [f"{name}.{slot.name}" if name else slot.name for slot in own_slots(module)]
         runs = {key: assignment.homes[key].runs_on for key in names if key in assignment.homes}
@@ -142,12 +142,6 @@ def require_whole(model: nn.Module, assignment: Assignment) -> None:
                 f"one with the key {name!r}",
                 findings=tuple(runs),
             )
-
-
-def _covered(name: str, homes: Mapping[str, Home]) -> bool:
-    while name not in homes and name:
-        name = name.rpartition(".")[0]
-    return name in homes
 
 
 def _some(names: list[str]) -> str:

@@ -390,8 +390,7 @@ def _as_parameter(tensor: Any, guard: OffloadedTensor) -> Any:
     if isinstance(tensor, nn.Parameter):
         # The caller's own parameter: the stand-in was frozen or thawed meanwhile.
         return tensor.requires_grad_(guard.requires_grad)
-    made = nn.Parameter(tensor, requires_grad=guard.requires_grad)
-    return like_parameter(made, made)
+    return nn.Parameter(tensor, requires_grad=guard.requires_grad)
 
 
 def _is_copy_of(shared: dict[Any, Any], device: torch.device, resting: Any) -> bool:

@@ -30,30 +30,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def convolution() -> Iterator[None]:
-    """The rig has no convolution; the CPU's serves, for pictures."""
-
-    def convolve(image: torch.Tensor, weight: torch.Tensor, bias: Any, *options: Any) -> torch.Tensor:
-        bias = None if bias is None else bias.cpu()
-        return torch.ops.aten.convolution(image.cpu(), weight.cpu(), bias, *options).to(image.device)
-
-    def backward(
-        gradient: torch.Tensor, image: torch.Tensor, weight: torch.Tensor, *rest: Any
-    ) -> tuple[Any, ...]:
-        *options, mask = rest
-        results = torch.ops.aten.convolution_backward(
-            gradient.cpu(), image.cpu(), weight.cpu(), [weight.shape[0]], *options, mask
-        )
-        return tuple(None if result is None else result.to(image.device) for result in results)
-
-    library = torch.library.Library("aten", "IMPL")
-    library.impl("convolution_overrideable", convolve, "PrivateUse1")
-    library.impl("convolution_backward_overrideable", backward, "PrivateUse1")
-    yield
-    library._destroy()
-
-
 def word_embeddings(model: nn.Module) -> list[nn.Module]:
     return [module for name, module in model.named_modules() if name.endswith(("embed_tokens", "wte"))]
 
