@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import time
 import types
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,9 +42,15 @@ def let_autograd_finish() -> None:
 
     They need the interpreter for that, and torch aborts the process if it is already gone.
     """
-    threads = (Path("/proc/self/task") / name / "comm" for name in os.listdir("/proc/self/task"))
-    if any(thread.read_text().startswith("pt_autograd") for thread in threads):
+    if any(name.startswith("pt_autograd") for name in thread_names()):
         time.sleep(AUTOGRAD_S)
+
+
+def thread_names() -> Iterator[str]:
+    """Of the threads of this process."""
+    for number in os.listdir("/proc/self/task"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            yield (Path("/proc/self/task") / number / "comm").read_text()
 
 
 def device_module(extension: Any) -> types.ModuleType:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from planner.dispatch.at_rest import TiedCopies
 from planner.dispatch.borders import find_device as _find_device
 from planner.dispatch.borders import moved
 from planner.dispatch.copies import copied, like_parameter
@@ -17,7 +18,6 @@ from planner.dispatch.engagement import Resting, engaged_models
 from planner.dispatch.guard import is_offloaded
 from planner.dispatch.hooks import AlignDevicesHook, aligns
 from planner.dispatch.offloaded import load_offloaded_weight
-from planner.dispatch.residency import TiedCopies
 from planner.dispatch.slots import Slot, resolve_device
 from planner.errors import InvalidInputError
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from planner.errors import OffloadError
 
 # Of stand-ins; they say nothing about a real tensor.
-_OWN_MARKS = {"offloaded_name", "fetch", "is_derived", "_is_param"}
+_OWN_MARKS = {"offloaded_name", "fetch", "_in_model", "_is_param"}
 
 __all__ = [
     "SharedCopies",
@@ -19,6 +19,7 @@ __all__ = [
     "copy_marks",
     "fits",
     "is_same_tensor",
+    "is_transformed",
     "like_parameter",
     "require_offloadable",
     "visitor",
@@ -78,9 +79,16 @@ def is_same_tensor(one: Any, other: Any) -> bool:
     """
     if one is other:
         return True
+    if is_transformed(one) or is_transformed(other):
+        return False
     return (
         _place_of(one) == _place_of(other) and one.data_ptr() != 0 and type(one).__torch_dispatch__ is _PLAIN
     )
+
+
+def is_transformed(tensor: torch.Tensor) -> bool:
+    """Whether this is what ``vmap`` or ``grad`` of torch.func hand a function: it has no address, nor values to compare."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 
 
 _PLAIN = torch.Tensor.__torch_dispatch__

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from planner.dispatch.at_rest import AtRest
 from planner.dispatch.forwards import Forward
 from planner.dispatch.guard import OffloadedTensor
 from planner.dispatch.homes import Assignment
@@ -21,6 +22,7 @@ from planner.errors import OffloadError
 
 __all__ = [
     "RECORD",
+    "CameFrom",
     "Dispatched",
     "Engagement",
     "Resting",
@@ -67,6 +69,27 @@ class Engagement:
     room_bytes: Mapping[torch.device, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class CameFrom:
+    """Where a tensor lay before the first dispatch.
+
+    Args:
+        slot: its slot.
+        device: where it lay.
+        group: a number that tied tensors share.
+        installed: of tied tensors that are apart now, what was put into the slot.
+    """
+
+    slot: Slot
+    device: torch.device
+    group: int
+    installed: Any
+
+    def is_apart(self) -> bool:
+        """Whether the slot still holds a copy of a tensor that was one before; what others put there is theirs."""
+        return self.installed is not None and self.slot.read() is self.installed
+
+
 @dataclass(slots=True, eq=False)
 class Dispatched:
     """What is installed in a model; hangs in the model itself, so that a copy of the model has its own.
@@ -74,13 +97,13 @@ class Dispatched:
     Args:
         model: the model.
         forwards: what stands in the modules' places of ``forward``.
-        homes: slots, the devices they lay on before the first dispatch, and a number that tied ones share.
+        homes: where every tensor lay before the first dispatch.
         extras: modules and names of other attributes that are installed in them.
     """
 
     model: nn.Module
     forwards: list[Forward] = field(default_factory=list)
-    homes: list[tuple[Slot, torch.device, int]] = field(default_factory=list)
+    homes: list[CameFrom] = field(default_factory=list)
     extras: list[tuple[nn.Module, str]] = field(default_factory=list)
 
     def residencies(self) -> Iterator[Residency]:
@@ -97,15 +120,18 @@ class Dispatched:
         """
         for residency in self.residencies():
             if residency.is_live:
+                name = residency.at_rest.names[0]
                 raise OffloadError(
-                    f"'{residency.names[0]}' is in use: the model runs just now; wait until its forward has ended",
-                    name=residency.names[0],
+                    f"'{name}' is in use: the model runs just now; wait until its forward has ended",
+                    name=name,
                 )
+        apart = [row.is_apart() for row in self.homes]
+        made: dict[int, Any] = {}
         for residency in self.residencies():
-            for slot, tensor in residency.restore(_resting_devices(residency)):
+            for slot, tensor in residency.at_rest.restored(_resting_devices(residency.at_rest), made):
                 journal.set(slot.table, slot.name, tensor)
         if go_home:
-            self._send_home(journal)
+            self._send_home(journal, apart)
         for forward in reversed(self.forwards):
             _uninstall(journal, forward)
         for module, name in self.extras:
@@ -122,14 +148,15 @@ class Dispatched:
             hook.residencies, hook.inner = (), ()
             hook.execution_device, hook.io_same_device, hook.prefetcher = None, False, None
 
-    def _send_home(self, journal: Journal) -> None:
+    def _send_home(self, journal: Journal, apart: list[bool]) -> None:
         made: dict[tuple[int, torch.device], Any] = {}
         first: dict[int, Any] = {}
-        for slot, device, group in self.homes:
-            tensor = slot.table.get(slot.name)
+        for row, is_apart in zip(self.homes, apart, strict=True):
+            slot, device, tensor = row.slot, row.device, row.slot.read()
             if tensor is None or device.type == "meta" or tensor.device.type == "meta":
                 continue
-            tensor = joined(tensor, first.setdefault(group, tensor))
+            if is_apart:
+                tensor = joined(tensor, first.setdefault(row.group, tensor))
             key = (id(tensor), device)
             if key not in made:
                 made[key] = placed(tensor, device, slot.name)
@@ -154,8 +181,8 @@ def joined(tensor: Any, first: Any) -> Any:
         return first if torch.equal(tensor.cpu(), first.cpu()) else tensor
 
 
-def _resting_devices(residency: Residency) -> dict[str, torch.device]:
-    return {key: residency.value(index).device for index, key in enumerate(residency.keys)}
+def _resting_devices(at_rest: AtRest) -> dict[str, torch.device]:
+    return {key: at_rest.value(index).device for index, key in enumerate(at_rest.keys)}
 
 
 def _uninstall(journal: Journal, forward: Forward) -> None:
@@ -185,11 +212,11 @@ class Resting:
     """
 
     def __init__(self, engaged: Iterable[Dispatched]) -> None:
-        self._rows: dict[tuple[int, str], tuple[Residency, int]] = {
-            (id(slot.table), slot.name): (residency, index)
+        self._rows: dict[tuple[int, str], tuple[AtRest, int]] = {
+            (id(slot.table), slot.name): (residency.at_rest, index)
             for dispatched in engaged
             for residency in dispatched.residencies()
-            for index, slot in enumerate(residency.slots)
+            for index, slot in enumerate(residency.at_rest.slots)
         }
 
     def value(self, slot: Slot) -> Any:

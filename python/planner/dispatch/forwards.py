@@ -149,11 +149,16 @@ def _whole(forward: Root | FetchingRoot, args: tuple[Any, ...], kwargs: dict[str
     with one_forward():
         if prefetcher is None:
             return forward.hook.around(forward, args, kwargs)
-        prefetcher.begin()
+        this = object()
         try:
-            return forward.hook.around(forward, args, kwargs)
-        finally:
-            prefetcher.finish()
+            try:
+                prefetcher.begin(this)
+                return forward.hook.around(forward, args, kwargs)
+            finally:
+                prefetcher.finish(this)
+        except BaseException:
+            prefetcher.finish(this)  # again, in case that an interrupt came just before it
+            raise
 
 
 class Hooked(Forward):

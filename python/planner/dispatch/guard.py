@@ -48,7 +48,7 @@ class OffloadedTensor(torch.Tensor):
 
     offloaded_name: str
     fetch: Callable[[], torch.Tensor] | None
-    is_derived: bool = False
+    _in_model: _InModel
 
     # Dynamo follows subclasses that intercept functions; this one only intercepts operators, below autograd.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -65,20 +65,24 @@ class OffloadedTensor(torch.Tensor):
     def __deepcopy__(self, memo: dict[int, Any]) -> OffloadedTensor:
         made = _bare(self, requires_grad=self.requires_grad)
         memo[id(self)] = made
-        made.__dict__.update(copy.deepcopy(vars(self), memo))
+        marks = {key: mark for key, mark in vars(self).items() if key != "_in_model"}
+        made.__dict__.update(copy.deepcopy(marks, memo))
         return made
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        if self.is_derived:
-            # Of a model, the stand-ins themselves are pickled, beside the weights. This one is alone, in a state dict.
-            raise OffloadError(
-                f"'{self.offloaded_name}' is offloaded, so model.state_dict() has no values for it; save "
-                "dict(planner.state_dict(model)) instead",
-                name=self.offloaded_name,
-            )
-        # Marks lead back to the module that holds this, so they follow as state.
-        arguments = (tuple(self.shape), self.stride(), self.dtype, self.requires_grad)
-        return (_rebuild, arguments, vars(self))
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise OffloadError(
+            f"'{self.offloaded_name}' is offloaded, so it has no values to save, nor has model.state_dict(); save "
+            "dict(planner.state_dict(model)), or the whole model",
+            name=self.offloaded_name,
+        )
+
+    def in_model(self) -> _InModel:
+        """What is pickled in place of this together with its module, which knows where the values are."""
+        found: _InModel | None = vars(self).get("_in_model")
+        if found is None:
+            # One for one: what was one stand-in is one again.
+            found = self._in_model = _InModel(self)
+        return found
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -119,6 +123,24 @@ class OffloadedTensor(torch.Tensor):
         return _read(self, "__array__").numpy()
 
 
+class _InModel:
+    """A stand-in on its way into a pickle."""
+
+    __slots__ = ("guard",)
+
+    def __init__(self, guard: OffloadedTensor) -> None:
+        self.guard = guard
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        guard = self.guard
+        marks = {key: mark for key, mark in vars(guard).items() if key != "_in_model"}
+        # Marks lead back to the module that holds the stand-in, so they follow as state.
+        return (_rebuild, (tuple(guard.shape), guard.stride(), guard.dtype, guard.requires_grad), marks)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OffloadedTensor:
+        return copy.deepcopy(self.guard, memo)
+
+
 def placeholder(
     value: torch.Tensor, name: str, *, is_parameter: bool, requires_grad: bool = False
 ) -> OffloadedTensor:
@@ -132,7 +154,7 @@ def placeholder(
     """
     made = _bare(value, requires_grad=requires_grad)
     for key, mark in vars(value).items():
-        if not isinstance(mark, torch.Tensor):
+        if not isinstance(mark, torch.Tensor | _InModel):
             setattr(made, key, mark)
     made.offloaded_name = name
     made.fetch = None
@@ -208,7 +230,6 @@ def _still_guarded(made: torch.Tensor, base: OffloadedTensor) -> torch.Tensor:
         return made
     view = placeholder(made, base.offloaded_name, is_parameter=False)
     view.fetch = base.fetch
-    view.is_derived = True
     return view
 
 

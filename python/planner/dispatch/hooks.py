@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from planner.dispatch.at_rest import TiedCopies
 from planner.dispatch.bases import hook_base
 from planner.dispatch.borders import is_elsewhere
 from planner.dispatch.forwards import Forward, bring, device_of, installed, send_back, take_off
+from planner.dispatch.pickling import end_pickling
 from planner.dispatch.placing import offload_tensors, place_tensors, require_values, restore_others
-from planner.dispatch.residency import Residency, TiedCopies
+from planner.dispatch.residency import Residency, Use
 from planner.dispatch.slots import resolve_device
 
 __all__ = [
@@ -23,6 +25,8 @@ __all__ = [
     "SequentialHook",
     "aligns",
 ]
+
+_CPU = torch.device("cpu")
 
 if TYPE_CHECKING:
     from planner.dispatch.streams import Prefetcher
@@ -241,7 +245,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
     def weights_map(self, weights: Any) -> None:
         self._weights_map = weights
         for residency in self.residencies:
-            residency.source = weights
+            residency.at_rest.source = weights
 
     def init_hook(self, module: nn.Module) -> nn.Module:
         """Moves the tensors where they shall run or rest."""
@@ -269,27 +273,24 @@ class AlignDevicesHook(_AlignBase, ModelHook):
             args, kwargs = bring(args, device, self.skip), bring(kwargs, device, self.skip)
         if self.inner:
             require_values(forward.module)
-        held: list[Residency] = []
+        use = Use(self.residencies + self.inner)
         try:
-            if self.residencies or self.inner:
-                self._fetch(held)
-            if self.prefetcher is not None:
-                self.prefetcher.computing(self)
-            with torch.no_grad() if self.no_grad else nullcontext():
-                output = forward.original(*args, **kwargs)
-        finally:
-            _let_go(held)
+            try:
+                use.begin(device or _CPU)
+                if self.prefetcher is not None:
+                    self.prefetcher.computing(self)
+                with torch.no_grad() if self.no_grad else nullcontext(), _casting_anew(use):
+                    output = forward.original(*args, **kwargs)
+            finally:
+                use.end()
+        except BaseException:
+            use.end()  # again, in case that an interrupt came just before it
+            raise
         return output if back is None else send_back(output, back, self.skip)
 
     def resting_bytes(self) -> int:
         """Bytes that are brought in for a forward."""
-        return sum(residency.resting_bytes() for residency in (*self.residencies, *self.inner))
-
-    def _fetch(self, held: list[Residency]) -> None:
-        """Brings in what the module needs; ``held`` says what has to be let go, also after an error."""
-        device = self.device or torch.device("cpu")
-        for residency in self.residencies + self.inner:
-            residency.acquire(device, held)
+        return sum(residency.at_rest.size_bytes() for residency in (*self.residencies, *self.inner))
 
     def pre_forward(
         self, module: nn.Module, *args: Any, **kwargs: Any
@@ -297,15 +298,16 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         """Brings weights and arguments; :meth:`post_forward` lets the weights go."""
         if self.io_same_device:
             self.input_device = device_of(args, kwargs)
-        held: list[Residency] = []
+        use = Use(self.residencies + self.inner)
         try:
-            self._fetch(held)
+            use.begin(self.device or _CPU)
             if self.device is not None:
                 args = bring(args, self.device, self.skip)
                 kwargs = bring(kwargs, self.device, self.skip)
-            self._calls.stack.append((self.input_device if self.io_same_device else None, held))
+            self._calls.stack.append((self.input_device if self.io_same_device else None, use))
         except BaseException:
-            _let_go(held)
+            use.end()
+            self._calls.forget(use)
             raise
         return args, kwargs
 
@@ -321,18 +323,27 @@ class AlignDevicesHook(_AlignBase, ModelHook):
     def _leave(self) -> torch.device | None:
         if not self._calls.stack:
             return None
-        back, held = self._calls.stack.pop()
-        _let_go(held)
+        back, use = self._calls.stack[-1]
+        try:
+            use.end()
+        except BaseException:
+            use.end()  # again, in case that an interrupt came just before it
+            raise
+        finally:
+            self._calls.forget(use)
         return back
 
     def detach_hook(self, module: nn.Module) -> nn.Module:
         """Brings offloaded weights back to where they came from, and takes off what dispatch installed."""
+        made: dict[int, Any] = {}
         for residency in self.residencies:
-            for slot, tensor in residency.restore(self.original_devices):
+            for slot, tensor in residency.at_rest.restored(self.original_devices, made):
                 slot.write(tensor)
         if self.residencies and module is self.bound:
             restore_others(module, self.original_devices, recurse=self.place_submodules)
         for residency in self.residencies:
+            for slot in residency.at_rest.slots:
+                end_pickling(slot.module)
             residency.close()
         self.residencies, self.inner = (), ()
         forward = installed(module)
@@ -344,14 +355,21 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         return module
 
 
-def _let_go(held: list[Residency]) -> None:
-    """Ends the use of all, also when one of them raises."""
+@contextmanager
+def _casting_once() -> Iterator[None]:
+    was_cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
     try:
-        while held:
-            held.pop().release()
+        yield
     finally:
-        while held:
-            held.pop().release()
+        torch.set_autocast_cache_enabled(was_cached)
+
+
+def _casting_anew(use: Use) -> AbstractContextManager[None]:
+    """Autocast keeps casts of trainable weights until its context ends; those of weights that go must go, too."""
+    if use.residencies and torch.is_autocast_cache_enabled() and torch._C._is_any_autocast_enabled():
+        return _casting_once()
+    return nullcontext()
 
 
 def aligns(hook: object) -> bool:
@@ -363,7 +381,12 @@ class _Calls(threading.local):
     """Forwards of this thread that have begun and not ended; another thread has its own, a copy none."""
 
     def __init__(self) -> None:
-        self.stack: list[tuple[torch.device | None, list[Residency]]] = []
+        self.stack: list[tuple[torch.device | None, Use]] = []
+
+    def forget(self, use: Use) -> None:
+        """Takes the last call off, if it is this one's."""
+        if self.stack and self.stack[-1][1] is use:
+            del self.stack[-1]
 
     def __reduce__(self) -> Any:
         return (_Calls, ())

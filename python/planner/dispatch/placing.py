@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from planner.dispatch.at_rest import AtRest
 from planner.dispatch.copies import copied, fits, like_parameter, require_offloadable
 from planner.dispatch.guard import OffloadedTensor, is_offloaded, placeholder
+from planner.dispatch.pickling import let_pickle
 from planner.dispatch.residency import Residency
 from planner.dispatch.slots import Slot, modules_of, own_slots
 from planner.errors import InvalidInputError, OffloadError
@@ -118,6 +120,8 @@ def offload_tensors(hook: AlignDevicesHook, module: nn.Module) -> None:
     for name, slot in resting:
         by_module.setdefault(id(slot.module), []).append((name, slot))
     hook.residencies = tuple(_offloaded(hook, rows) for rows in by_module.values())
+    for rows in by_module.values():
+        let_pickle(rows[0][1].module)
     if hook.device is not None:
         for name, slot in slots:
             if not rests(slot, offload_buffers=hook.offload_buffers):
@@ -159,9 +163,9 @@ def _offloaded(hook: AlignDevicesHook, rows: list[tuple[str, Slot]]) -> Residenc
     names = [prefix + name for name, _ in rows]
     keys = [name for name, _ in rows]
     slots = [slot for _, slot in rows]
-    residency = Residency(slots, keys, names, hook.weights_map, hook.tied_params_map)
-    residency.engage([_stand_in(slot.read(), name) for slot, name in zip(slots, names, strict=True)])
-    return residency
+    at_rest = AtRest(slots, keys, names, hook.weights_map, hook.device, tied=hook.tied_params_map)
+    at_rest.engage([_stand_in(slot.read(), name) for slot, name in zip(slots, names, strict=True)])
+    return Residency(at_rest)
 
 
 def _stand_in(tensor: Any, name: str) -> OffloadedTensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from planner.dispatch.at_rest import AtRest, TiedCopies
 from planner.dispatch.blocks import Block, Layout, Place, lay_out
 from planner.dispatch.copies import SharedCopies, require_offloadable
 from planner.dispatch.engagement import (
     RECORD,
+    CameFrom,
     Dispatched,
     Engagement,
     Resting,
@@ -27,10 +29,11 @@ from planner.dispatch.guard import OffloadedTensor, placeholder
 from planner.dispatch.hooks import AlignDevicesHook, aligns
 from planner.dispatch.journal import Journal
 from planner.dispatch.offloaded import PrefixedDataset
+from planner.dispatch.pickling import Pickling
 from planner.dispatch.placing import moves_in_place, placed, rests
 from planner.dispatch.refusal import Refusal, Warned
-from planner.dispatch.residency import Residency, TiedCopies
-from planner.dispatch.slots import modules_of
+from planner.dispatch.residency import Residency
+from planner.dispatch.slots import Slot, modules_of
 from planner.dispatch.streams import Prefetcher
 from planner.errors import OffloadError, PlanMismatchError
 
@@ -79,6 +82,15 @@ def is_later_hook(hook: Any) -> bool:
     return aligns(hook) and not hook.offload
 
 
+def _value(resting: Resting, slot: Slot, known: dict[int, Any]) -> Any:
+    found = slot.read()
+    if not isinstance(found, OffloadedTensor):
+        return found
+    if id(found) not in known:
+        known[id(found)] = resting.value(slot)
+    return known[id(found)]
+
+
 class _Values:
     """The tensors of a model: where each comes from, and the copies that the plan asks for."""
 
@@ -86,7 +98,9 @@ class _Values:
         self.places = layout.places
         self.engagement = engagement
         resting = Resting(engaged)
-        self.before = [resting.value(place.slot) for place in self.places]
+        # By stand-in, because files give a new tensor each time, and tied ones are one.
+        known: dict[int, Any] = {}
+        self.before = [_value(resting, place.slot, known) for place in self.places]
         self.home_devices = [value.device for value in self.before]
         self._recall(engaged)
         resident = {
@@ -104,17 +118,17 @@ class _Values:
     def _recall(self, engaged: list[Dispatched]) -> None:
         """What an earlier dispatch knows: where tensors came from, and which were tied before they were apart."""
         known = {
-            (id(slot.table), slot.name): (device, group)
-            for dispatched in engaged
-            for slot, device, group in dispatched.homes
+            (id(row.slot.table), row.slot.name): row for dispatched in engaged for row in dispatched.homes
         }
         first: dict[int, Any] = {}
         for index, place in enumerate(self.places):
             row = known.get((id(place.slot.table), place.slot.name))
-            if row is not None:
-                self.home_devices[index] = row[0]
+            if row is None:
+                continue
+            self.home_devices[index] = row.device
+            if row.is_apart():
                 value = self.before[index]
-                self.before[index] = joined(value, first.setdefault(row[1], value))
+                self.before[index] = joined(value, first.setdefault(row.group, value))
 
     def _wants_rest(self, place: Place) -> bool:
         return place.home.is_offloaded and rests(place.slot, offload_buffers=self.engagement.offload_buffers)
@@ -180,20 +194,30 @@ class Prepared:
         """Installs everything."""
         record = Dispatched(self.model)
         self.skip_keys = self.engagement.skip_keys | _declared_skips(self.model)
-        groups: dict[int, int] = {}
         self._keep_objects(journal)
-        for index, place in enumerate(self.layout.places):
-            group = groups.setdefault(id(self.values.before[index]), index)
-            record.homes.append((place.slot, self.values.home_devices[index], group))
-            journal.set(place.slot.table, place.slot.name, self.values.after[index])
+        for place, value in zip(self.layout.places, self.values.after, strict=True):
+            journal.set(place.slot.table, place.slot.name, value)
         has_resting = any(self.values.is_resting)
         if has_resting or self.engagement.force_borders or not self.engagement.assignment.is_single:
             self._install(journal, record)
         refresh_flat_weights(self.model, journal)
+        record.homes.extend(self._homes())
         if self.engagement.assignment.device_map:
             journal.set(self.model.__dict__, "hf_device_map", dict(self.engagement.assignment.device_map))
             record.extras.append((self.model, "hf_device_map"))
         journal.set(self.model.__dict__, RECORD, record)
+
+    def _homes(self) -> Iterator[CameFrom]:
+        """Where everything came from; of tied tensors that are apart now, also what lies there instead."""
+        groups: dict[int, int] = {}
+        copies: dict[int, set[int]] = {}
+        for before, after in zip(self.values.before, self.values.after, strict=True):
+            copies.setdefault(id(before), set()).add(id(after))
+        rows = zip(self.layout.places, self.values.before, self.values.home_devices, strict=True)
+        for index, (place, before, device) in enumerate(rows):
+            group = groups.setdefault(id(before), index)
+            is_apart = len(copies[id(before)]) > 1
+            yield CameFrom(place.slot, device, group, place.slot.read() if is_apart else None)
 
     def _keep_objects(self, journal: Journal) -> None:
         """The first copy of each parameter becomes the parameter itself: optimizers and callers hold that one."""
@@ -211,7 +235,7 @@ class Prepared:
     def _install(self, journal: Journal, record: Dispatched) -> None:
         own = self._rest(journal)
         for module_id, (module, name, residency, weights, devices) in own.items():
-            hook = self._hook(residency.device)
+            hook = self._hook(residency.at_rest.runs_on)
             hook.offload, hook.offload_buffers = True, self.engagement.offload_buffers
             hook.module_name, hook.bound = name, module
             hook.original_devices = devices
@@ -228,7 +252,11 @@ class Prepared:
         for _, module in modules_of(self.model):
             if id(module) in self.hooks:
                 self._install_forward(journal, record, module)
-        self._refuse_moves(journal, record, {id(place.slot.module) for place in self._resting_places()})
+        holders = {id(place.slot.module): place.slot.module for place in self._resting_places()}
+        for module in holders.values():
+            journal.set(module.__dict__, "__reduce_ex__", Pickling(module))
+            record.extras.append((module, "__reduce_ex__"))
+        self._refuse_moves(journal, record, set(holders))
 
     def _hook(self, device: torch.device | None) -> AlignDevicesHook:
         return AlignDevicesHook(
@@ -272,15 +300,14 @@ class Prepared:
             weights = PrefixedDataset(self.engagement.weights, f"{name}." if name else "")
         slots, names = [place.slot for place in places], [place.name for place in places]
         shares = [self.shares.get(id(self.values.after[index])) for index in rows]
-        residency = Residency(slots, keys, names, weights, shares=shares)
-        residency.device = places[0].home.runs_on
-        residency.placeholders = [self._stand_in(index, residency, at) for at, index in enumerate(rows)]
-        for slot, guard in zip(slots, residency.placeholders, strict=True):
+        at_rest = AtRest(slots, keys, names, weights, places[0].home.runs_on, shares=shares)
+        at_rest.placeholders = [self._stand_in(index, at_rest, at) for at, index in enumerate(rows)]
+        for slot, guard in zip(slots, at_rest.placeholders, strict=True):
             journal.set(slot.table, slot.name, guard)
         devices = {key: self.values.home_devices[index] for key, index in zip(keys, rows, strict=True)}
-        return module, name, residency, weights, devices
+        return module, name, Residency(at_rest), weights, devices
 
-    def _stand_in(self, index: int, residency: Residency, at: int) -> OffloadedTensor:
+    def _stand_in(self, index: int, at_rest: AtRest, at: int) -> OffloadedTensor:
         value, place = self.values.before[index], self.layout.places[index]
         found = self.stand_ins.get(id(value))
         if found is None:
@@ -291,7 +318,7 @@ class Prepared:
                 requires_grad=value.requires_grad,
             )
             if self.engagement.outside == "fetch":
-                found.fetch = partial(residency.fetch, at)
+                found.fetch = partial(at_rest.fetch, at)
             self.stand_ins[id(value)] = found
         return found
 

@@ -31,8 +31,8 @@ class Slot:
         return tensors
 
     def read(self) -> Any:
-        """What lies there now."""
-        return self.table[self.name]
+        """What lies there now; None if the slot is empty or gone."""
+        return self.table.get(self.name)
 
     def write(self, tensor: Any) -> None:
         """Puts a tensor there, without the checks of ``Module.__setattr__``, which would unregister some."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from planner.dispatch.at_rest import AtRest
 from planner.dispatch.copies import copied
 from planner.dispatch.residency import Residency, is_capturing
+from planner.dispatch.visit import version_of
 
 if TYPE_CHECKING:
     from planner.dispatch.hooks import AlignDevicesHook
@@ -24,21 +26,30 @@ class Staged:
     """Tensors of one residency on their way to a device.
 
     Args:
-        tensors: the copies, in the order of the slots.
+        origins: the resting tensors.
+        tensors: their copies.
         device: where they go.
         event: when they have arrived.
     """
 
-    __slots__ = ("device", "event", "tensors")
+    __slots__ = ("device", "event", "origins", "tensors", "versions")
 
-    def __init__(self, tensors: Sequence[torch.Tensor], device: torch.device, event: Any) -> None:
+    def __init__(
+        self,
+        origins: Sequence[torch.Tensor],
+        tensors: Sequence[torch.Tensor],
+        device: torch.device,
+        event: Any,
+    ) -> None:
+        self.origins = origins
+        self.versions = [version_of(tensor) for tensor in origins]
         self.tensors = tensors
         self.device = device
         self.event = event
 
-    def take(self, device: torch.device) -> Sequence[torch.Tensor] | None:
-        """The copies, once this thread's stream may use them; None if they went elsewhere."""
-        if device != self.device:
+    def take(self, device: torch.device, at_rest: AtRest) -> Sequence[torch.Tensor] | None:
+        """The copies, once this thread's stream may use them; None if they are not what is wanted now."""
+        if device != self.device or not self._is_current(at_rest):
             return None
         stream = torch.get_device_module(device).current_stream(device)
         stream.wait_event(self.event)
@@ -47,6 +58,15 @@ class Staged:
             tensor.record_stream(stream)
         return self.tensors
 
+    def _is_current(self, at_rest: AtRest) -> bool:
+        """Whether the resting tensors are those that were copied, and as they were then."""
+        if [version_of(tensor) for tensor in self.origins] != self.versions:
+            return False
+        # Files make a new tensor each time, and reading them again is what copying ahead saves.
+        return not isinstance(at_rest.source, MutableMapping) or all(
+            at_rest.value(index) is origin for index, origin in enumerate(self.origins)
+        )
+
 
 class _Lane(threading.local):
     """What this thread did last in the forward that it is in."""
@@ -54,7 +74,8 @@ class _Lane(threading.local):
     def __init__(self) -> None:
         self.last: AlignDevicesHook | None = None
         self.staged: list[Residency] = []
-        self.depth = 0
+        # Forwards of the whole model that have begun and not ended.
+        self.forwards: set[object] = set()
 
     def __reduce__(self) -> Any:
         return (_Lane, ())
@@ -90,7 +111,7 @@ class Prefetcher:
     def computing(self, hook: AlignDevicesHook) -> None:
         """To be called when a block has its weights and is about to compute: sends for the next one."""
         lane = self._lane
-        if lane.depth == 0:
+        if not lane.forwards:
             return  # one layer called alone: nobody would clean up after the next one
         if lane.last is not None:
             lane.last.follower = hook
@@ -104,18 +125,17 @@ class Prefetcher:
         if hook.resting_bytes() + following.resting_bytes() <= self.room_bytes.get(following.device, 0):
             self._stage(following, following.device, lane)
 
-    def begin(self) -> None:
+    def begin(self, forward: object) -> None:
         """To be called before a forward of the whole model; :meth:`finish` ends it."""
-        self._lane.depth += 1
+        self._lane.forwards.add(forward)
 
-    def finish(self) -> None:
-        """To be called after a forward: nothing that was copied ahead stays."""
+    def finish(self, forward: object) -> None:
+        """To be called after a forward, once or more: nothing that was copied ahead stays."""
         lane = self._lane
-        lane.depth -= 1
-        if lane.depth > 0:
-            return
-        lane.last = None
-        self._drop_unused(lane, None)
+        lane.forwards.discard(forward)
+        if not lane.forwards:
+            lane.last = None
+            self._drop_unused(lane, None)
 
     @staticmethod
     def _drop_unused(lane: _Lane, following: AlignDevicesHook | None) -> None:
@@ -134,8 +154,9 @@ class Prefetcher:
             stream = self._streams[device] = module.Stream(device=device)
         try:
             for residency in (*hook.residencies, *hook.inner):
-                if residency.stage(lambda found: _on_stream(found, device, module, stream)):
-                    lane.staged.append(residency)
+                # Written down first, so that an interrupt leaves nothing behind.
+                lane.staged.append(residency)
+                residency.stage(lambda found: _on_stream(found, device, module, stream))
         except torch.OutOfMemoryError as error:
             logger.info("no room to copy '%s' ahead: %s", hook.module_name, error)
             self.room_bytes[device] = 0
@@ -145,4 +166,4 @@ class Prefetcher:
 def _on_stream(tensors: Sequence[torch.Tensor], device: torch.device, module: Any, stream: Any) -> Staged:
     with module.stream(stream):
         copies = [copied(tensor, device, non_blocking=True) for tensor in tensors]
-    return Staged(copies, device, stream.record_event())
+    return Staged(tensors, copies, device, stream.record_event())

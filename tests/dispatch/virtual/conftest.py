@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from rig.build import missing
 
@@ -80,6 +81,12 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     if is_alone(parent.config) or not module_path.name.startswith("test_"):
         return None
     return ChildModule.from_parent(parent, path=module_path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Small models are faster so, and nothing changes the order of sums between one answer and the next."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,15 +18,6 @@ LAYOUTS: dict[str, tuple[int | str, ...]] = {
     "mixed": (0, "cpu", 1, "cpu"),
     "all_layers_offloaded": ("cpu", "cpu", "cpu", "cpu"),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small models are faster so, and a busy machine cannot change the order of sums."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def word_embeddings(model: nn.Module) -> list[nn.Module]:

@@ -7,7 +7,7 @@ import inspect
 import io
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,14 +23,6 @@ from tiny_models import built, mapped
 
 MIXED = mapped("llama", (0, "cpu", 1, "cpu"))
 IDS = torch.arange(3, 13)[None]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def dispatched(device_map: dict[str, Any] | None = None, **options: Any) -> nn.Module:

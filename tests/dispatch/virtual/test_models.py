@@ -5,7 +5,6 @@ This is what the rig must be good for; our own dispatch is held to the same in t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,15 +17,6 @@ from rig.models import SMALL_MODELS, Device
 
 OVER_DEVICES = (0, 1, 1, 0)
 OFFLOADED = (0, "cpu", 1, "cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small models are faster so, and a busy machine cannot change the order of sums."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def spread(name: str, layers: tuple[Device, ...]) -> nn.Module:

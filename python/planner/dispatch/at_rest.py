@@ -1,0 +1,164 @@
+"""Tensors of one module that rest elsewhere: their slots, what stands in for them, and where their values are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from planner.dispatch.copies import SharedCopies, copied
+from planner.dispatch.guard import OffloadedTensor, is_offloaded
+from planner.dispatch.slots import Slot
+from planner.errors import OffloadError
+
+__all__ = ["AtRest", "TiedCopies"]
+
+# By address of a resting tensor: its copies by device. accelerate's type, so that its readers find what they expect.
+TiedCopies = dict[int, dict[Any, Any]]
+
+
+class AtRest:
+    """Tensors of one module that rest elsewhere.
+
+    Args:
+        slots: where the tensors belong.
+        keys: their keys in ``source``, in the same order.
+        names: what errors call them.
+        source: where they rest. May be exchanged at any time; the next use reads the new one.
+        runs_on: where their module runs, as far as that is known.
+        tied: by address, copies shared with other modules.
+        shares: instead, for each slot what it shares with other owners of its tensor, if anything.
+    """
+
+    __slots__ = ("is_pinned", "keys", "names", "placeholders", "runs_on", "shares", "slots", "source", "tied")
+
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        keys: Sequence[str],
+        names: Sequence[str],
+        source: Mapping[str, Any],
+        runs_on: torch.device | None = None,
+        tied: TiedCopies | None = None,
+        shares: Sequence[SharedCopies | None] = (),
+    ) -> None:
+        self.slots = tuple(slots)
+        self.keys = tuple(keys)
+        self.names = tuple(names)
+        self.source = source
+        self.runs_on = runs_on
+        self.tied = tied
+        self.shares = tuple(shares)
+        self.placeholders: list[OffloadedTensor] = []
+        self.is_pinned = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: getattr(self, name) for name in self.__slots__}
+        # A copy's memory is not pinned.
+        return {
+            **state,
+            "placeholders": [guard.in_model() for guard in self.placeholders],
+            "is_pinned": False,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def engage(self, placeholders: Sequence[OffloadedTensor]) -> None:
+        """Puts stand-ins into the slots."""
+        self.placeholders = list(placeholders)
+        self.stand_in()
+
+    def stand_in(self) -> None:
+        """Puts the stand-ins into the slots again."""
+        for slot, guard in zip(self.slots, self.placeholders, strict=True):
+            slot.write(guard)
+
+    def value(self, index: int) -> Any:
+        """The resting tensor of a slot.
+
+        Raises:
+            OffloadError: its source does not have it. Fields: ``name``.
+        """
+        try:
+            return self.source[self.keys[index]]
+        except (KeyError, OSError) as error:
+            name = self.names[index]
+            raise OffloadError(f"offloaded weight '{name}' cannot be read: {error!r}", name=name) from error
+
+    def fetch(self, index: int) -> torch.Tensor:
+        """A copy of one resting tensor where its module runs; for reading outside of a forward."""
+        return copied(self.value(index), self.runs_on or torch.device("cpu"))
+
+    def size_bytes(self) -> int:
+        """Bytes that the tensors take where they run."""
+        return sum(guard.numel() * guard.element_size() for guard in self.placeholders)
+
+    def share(self, index: int, resting: Any) -> dict[Any, Any] | None:
+        """What the owners of one tensor share, by device; None if it has one owner."""
+        if self.shares:
+            return self.shares[index]
+        return self.tied.get(resting.data_ptr()) if self.tied and resting.data_ptr() else None
+
+    def is_shared(self) -> bool:
+        """Whether other modules share a resting tensor."""
+        if not self.tied and not any(share is not None for share in self.shares):
+            return False
+        return any(self.share(index, self.value(index)) is not None for index in range(len(self.slots)))
+
+    def is_foreign(self, index: int, found: Any) -> bool:
+        """Whether somebody put a real tensor in place of the stand-in: for one call, or for good."""
+        if found is self.placeholders[index] or found is None or is_offloaded(found):
+            return False
+        return bool(found.device.type != "meta")
+
+    def pin(self) -> None:
+        """Lets pinned memory take the place of the resting tensors, one after the other, where that can be."""
+        if self.is_pinned:
+            return
+        self.is_pinned = True
+        if not isinstance(self.source, MutableMapping):
+            return
+        for index, key in enumerate(self.keys):
+            resting = self.value(index)
+            if resting.device.type == "cpu" and type(resting) in (torch.Tensor, nn.Parameter):
+                with torch.no_grad():
+                    pinned = resting.detach().pin_memory()
+                    if isinstance(resting, nn.Parameter):
+                        # The object stays: optimizers know it, and it comes back when dispatching is undone.
+                        resting.data = pinned
+                    else:
+                        self.source[key] = pinned
+
+    def restored(self, devices: Mapping[str, torch.device], made: dict[int, Any]) -> list[tuple[Slot, Any]]:
+        """What would have to be written to leave every tensor in its module.
+
+        Args:
+            devices: by key, where each shall lie; "meta" leaves the stand-in.
+            made: by stand-in, what was made for another module that shares it; added to.
+        """
+        writes: list[tuple[Slot, Any]] = []
+        for index, slot in enumerate(self.slots):
+            device = devices.get(self.keys[index], torch.device("cpu"))
+            found, guard = slot.read(), self.placeholders[index]
+            # What somebody else put there, or took away, is theirs.
+            if device.type == "meta" or found is None or self.is_foreign(index, found):
+                continue
+            if id(guard) not in made:
+                resting = self.value(index)
+                tensor = resting if resting.device == device else copied(resting, device)
+                made[id(guard)] = tensor if slot.is_buffer else _as_parameter(tensor, guard)
+            writes.append((slot, made[id(guard)]))
+        return writes
+
+
+def _as_parameter(tensor: Any, guard: OffloadedTensor) -> Any:
+    if not isinstance(tensor, nn.Parameter):
+        return nn.Parameter(tensor, requires_grad=guard.requires_grad)
+    if tensor.requires_grad != guard.requires_grad:
+        # The caller's own parameter: the stand-in was frozen or thawed meanwhile.
+        tensor.requires_grad_(guard.requires_grad)
+    return tensor

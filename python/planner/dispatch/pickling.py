@@ -1,0 +1,54 @@
+"""Pickling modules with stand-ins in them: alone, a stand-in refuses to be pickled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from planner.dispatch.guard import OffloadedTensor
+
+__all__ = ["Pickling", "end_pickling", "let_pickle"]
+
+_PLACE = "__reduce_ex__"
+
+
+class Pickling:
+    """Stands in the place of a module's ``__reduce_ex__``.
+
+    Args:
+        module: the module.
+    """
+
+    __slots__ = ("module",)
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, protocol: Any) -> Any:
+        reduced: Any = type(self.module).__reduce_ex__(self.module, protocol)
+        if not isinstance(reduced, tuple) or len(reduced) < 3 or not isinstance(reduced[2], dict):
+            return reduced
+        state = {
+            key: _in_model(value) if key in ("_parameters", "_buffers") else value
+            for key, value in reduced[2].items()
+        }
+        return (*reduced[:2], state, *reduced[3:])
+
+
+def let_pickle(module: nn.Module) -> None:
+    """Lets a module be pickled and copied with its stand-ins."""
+    module.__dict__[_PLACE] = Pickling(module)
+
+
+def end_pickling(module: nn.Module) -> None:
+    """Undoes :func:`let_pickle`."""
+    if isinstance(module.__dict__.get(_PLACE), Pickling):
+        del module.__dict__[_PLACE]
+
+
+def _in_model(table: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: tensor.in_model() if isinstance(tensor, OffloadedTensor) else tensor
+        for name, tensor in table.items()
+    }

@@ -1,0 +1,218 @@
+"""Offloaded tensors in their module for a while: brought in, put back, and what was written into them kept."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from planner.dispatch.at_rest import AtRest
+from planner.dispatch.copies import (
+    SharedCopies,
+    copied,
+    copy_marks,
+    fits,
+    is_same_tensor,
+    is_transformed,
+    like_parameter,
+    visitor,
+)
+from planner.dispatch.guard import is_offloaded, placeholder
+from planner.errors import OffloadError
+
+__all__ = ["Visit", "version_of"]
+
+_UNSEEN = object()
+
+
+class _RefuseGradient:
+    """Raises when a gradient arrives at a copy that is about to be thrown away."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, gradient: torch.Tensor) -> NoReturn:
+        raise OffloadError(
+            f"'{self.name}' is offloaded and trainable: its gradient would be lost with its copy; freeze it with "
+            "requires_grad_(False), or give it a device of its own in the device map",
+            name=self.name,
+        )
+
+
+class _Guest:
+    """One tensor that was brought in.
+
+    Args:
+        index: of its slot.
+        found: what lay in the slot.
+        origin: what the tensor was made from.
+        tensor: what lies there meanwhile.
+    """
+
+    __slots__ = ("found", "index", "left", "origin", "tensor", "version")
+
+    def __init__(self, index: int, found: Any, origin: Any, tensor: Any) -> None:
+        self.index = index
+        self.found = found
+        self.origin = origin
+        self.tensor = tensor
+        self.version = version_of(tensor)
+        # What the forward has left in the slot.
+        self.left: Any = _UNSEEN
+
+
+class Visit:
+    """The tensors of one module on a device, from the first use to the last.
+
+    Args:
+        at_rest: whose.
+        device: where to.
+
+    A real tensor that somebody put in place of a stand-in is computed with where it was found; ``source`` stays as it is. A
+    slot that somebody emptied stays empty. What a forward writes into a tensor in place, or a buffer that it replaces, is
+    kept: in ``source``, or in the slot where the source makes a new tensor each time, like files. Writes that torch does
+    not count (through ``.data``) are kept for buffers only.
+
+    Guarantee: :meth:`put_back` and :meth:`keep_changes` can be called again where they were interrupted.
+    """
+
+    __slots__ = ("at_rest", "device", "guests", "is_complete", "published")
+
+    def __init__(self, at_rest: AtRest, device: torch.device) -> None:
+        self.at_rest = at_rest
+        self.device = device
+        self.guests: list[_Guest] = []
+        self.published: list[tuple[dict[Any, Any], Any]] = []
+        self.is_complete = False
+
+    def bring_in(self, origins: Sequence[Any] | None = None, ready: Sequence[Any] | None = None) -> None:
+        """Makes the tensors, then puts them into their slots.
+
+        Args:
+            origins: the resting tensors, where they have been read already.
+            ready: copies of them, made ahead.
+        """
+        rest = self.at_rest
+        for index, slot in enumerate(rest.slots):
+            found = slot.read()
+            if found is None:
+                continue
+            if rest.is_foreign(index, found):
+                origin, tensor = found, visitor(found, self.device)
+            else:
+                found = rest.placeholders[index]
+                origin = rest.value(index) if origins is None else origins[index]
+                tensor = self._arrive(index, origin, None if ready is None else ready[index])
+            self.guests.append(_Guest(index, found, origin, tensor))
+        for guest in self.guests:
+            rest.slots[guest.index].write(guest.tensor)
+        self.is_complete = True
+
+    def _arrive(self, index: int, resting: Any, ready: Any) -> Any:
+        """One tensor on the device, made or shared."""
+        shared = self.at_rest.share(index, resting)
+        if shared is not None and self.device in shared:
+            if _is_copy_of(shared, self.device, resting):
+                return shared[self.device]
+            shared = None
+        tensor = copied(resting, self.device) if ready is None else ready
+        if not self.at_rest.slots[index].is_buffer:
+            tensor = self._as_live(index, resting, tensor)
+        if shared is not None:
+            self.published.append((shared, tensor))
+            if isinstance(shared, SharedCopies):
+                shared.origins[self.device] = resting
+            shared[self.device] = tensor
+        return tensor
+
+    def _as_live(self, index: int, resting: Any, data: Any) -> Any:
+        """Data as the parameter that the module had: its class, its marks, trainable as its stand-in is now."""
+        guard = self.at_rest.placeholders[index]
+        with torch.inference_mode(False):
+            if isinstance(resting, nn.Parameter):
+                tensor = like_parameter(resting, data)
+                if tensor.requires_grad != guard.requires_grad:
+                    tensor.requires_grad_(guard.requires_grad)
+            else:
+                tensor = nn.Parameter(data, requires_grad=guard.requires_grad)
+            copy_marks(guard, tensor)
+            if guard.requires_grad:
+                # Also without gradients: another thread, or a part of the forward, may turn them on.
+                tensor.register_hook(_RefuseGradient(self.at_rest.names[index]))
+        return tensor
+
+    def put_back(self) -> None:
+        """The slots as they were; whatever else somebody put there meanwhile stays."""
+        for shared, tensor in self.published:
+            # Once withdrawn, another module may have offered its own.
+            if shared.get(self.device) is tensor:
+                shared.pop(self.device)
+                if isinstance(shared, SharedCopies):
+                    shared.origins.pop(self.device, None)
+        for guest in self.guests:
+            slot = self.at_rest.slots[guest.index]
+            if guest.left is _UNSEEN:
+                guest.left = slot.read()
+            if guest.left is guest.tensor:
+                slot.write(guest.found)
+
+    def keep_changes(self) -> None:
+        """What the forward has written, or put in place of a buffer; after :meth:`put_back`."""
+        if not self.is_complete:
+            return
+        for guest in self.guests:
+            slot, left = self.at_rest.slots[guest.index], guest.left
+            if left is guest.tensor:
+                self._keep_written(guest)
+            elif slot.is_buffer and isinstance(left, torch.Tensor) and not is_offloaded(left):
+                self._keep_replaced(guest)
+
+    def _keep_written(self, guest: _Guest) -> None:
+        """What the forward has written into a tensor."""
+        rest, index, tensor, origin = self.at_rest, guest.index, guest.tensor, guest.origin
+        slot, is_own = rest.slots[index], guest.found is origin
+        is_counted = version_of(tensor) != guest.version
+        if tensor is origin or not (is_counted or (slot.is_buffer and not is_transformed(tensor))):
+            return
+        if is_same_tensor(tensor, origin):
+            return
+        back = copied(tensor, origin.device)
+        # Some back ends count no writes into running statistics.
+        if not is_counted and torch.equal(back, origin):
+            return
+        if is_own or rest.value(index) is origin:
+            with torch.no_grad():
+                origin.copy_(back)
+            return
+        guard = rest.placeholders[index]
+        slot.write(back if slot.is_buffer else nn.Parameter(back, requires_grad=guard.requires_grad))
+
+    def _keep_replaced(self, guest: _Guest) -> None:
+        """A buffer that the forward has replaced."""
+        rest, index = self.at_rest, guest.index
+        slot, back = rest.slots[index], copied(guest.left, guest.origin.device)
+        if guest.found is not rest.placeholders[index] or not isinstance(rest.source, MutableMapping):
+            slot.write(back)
+            return
+        rest.source[rest.keys[index]] = back
+        if back.shape != guest.origin.shape or back.dtype != guest.origin.dtype:
+            guard = placeholder(back, rest.names[index], is_parameter=False)
+            guard.fetch = rest.placeholders[index].fetch
+            rest.placeholders[index] = guest.found = guard
+        slot.write(rest.placeholders[index])
+
+
+def _is_copy_of(shared: dict[Any, Any], device: torch.device, resting: Any) -> bool:
+    """Whether the shared copy on a device was made from this tensor."""
+    if isinstance(shared, SharedCopies):
+        return device in shared.origins and is_same_tensor(shared.origins[device], resting)
+    return fits(shared[device], resting)
+
+
+def version_of(tensor: torch.Tensor) -> int | None:
+    """How often torch has counted a write; None for tensors made under ``inference_mode``, where it does not count."""
+    return None if tensor.is_inference() else tensor._version
