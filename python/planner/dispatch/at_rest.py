@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from planner.dispatch.copies import SharedCopies, copied
+from planner.dispatch.copies import SharedCopies, copied, has_storage_alone
 from planner.dispatch.guard import OffloadedTensor, is_offloaded
 from planner.dispatch.slots import Slot
 from planner.errors import OffloadError
@@ -32,7 +32,7 @@ class AtRest:
         shares: instead, for each slot what it shares with other owners of its tensor, if anything.
     """
 
-    __slots__ = ("is_pinned", "keys", "names", "placeholders", "runs_on", "shares", "slots", "source", "tied")
+    __slots__ = ("keys", "names", "pinned", "placeholders", "runs_on", "shares", "slots", "source", "tied")
 
     def __init__(
         self,
@@ -52,7 +52,8 @@ class AtRest:
         self.tied = tied
         self.shares = tuple(shares)
         self.placeholders: list[OffloadedTensor] = []
-        self.is_pinned = False
+        # Keys of what lies in pinned memory by our doing; None before anybody asked for that.
+        self.pinned: list[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: getattr(self, name) for name in self.__slots__}
@@ -60,7 +61,7 @@ class AtRest:
         return {
             **state,
             "placeholders": [guard.in_model() for guard in self.placeholders],
-            "is_pinned": False,
+            "pinned": None,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -111,27 +112,40 @@ class AtRest:
 
     def is_foreign(self, index: int, found: Any) -> bool:
         """Whether somebody put a real tensor in place of the stand-in: for one call, or for good."""
-        if found is self.placeholders[index] or found is None or is_offloaded(found):
-            return False
-        return bool(found.device.type != "meta")
+        # By class: torch can swap what two tensors are and leave the objects in place.
+        return found is not None and not is_offloaded(found) and found.device.type != "meta"
 
     def pin(self) -> None:
-        """Lets pinned memory take the place of the resting tensors, one after the other, where that can be."""
-        if self.is_pinned:
+        """Lets pinned memory take the place of the resting tensors, one after the other, where that can be.
+
+        Raises:
+            RuntimeError: there is no pinned memory to be had. Not a second time.
+        """
+        if self.pinned is not None:
             return
-        self.is_pinned = True
-        if not isinstance(self.source, MutableMapping):
-            return
-        for index, key in enumerate(self.keys):
-            resting = self.value(index)
-            if resting.device.type == "cpu" and type(resting) in (torch.Tensor, nn.Parameter):
-                with torch.no_grad():
-                    pinned = resting.detach().pin_memory()
-                    if isinstance(resting, nn.Parameter):
-                        # The object stays: optimizers know it, and it comes back when dispatching is undone.
-                        resting.data = pinned
-                    else:
-                        self.source[key] = pinned
+        self.pinned = []
+        for key in self.keys if isinstance(self.source, MutableMapping) else ():
+            resting = self.source[key]
+            if resting.device.type == "cpu" and not resting.is_pinned() and has_storage_alone(resting):
+                self._put(key, torch.Tensor.pin_memory)
+                self.pinned.append(key)
+
+    def unpin(self) -> None:
+        """Ordinary memory again."""
+        while self.pinned:
+            self._put(self.pinned[-1], torch.Tensor.clone)
+            self.pinned.pop()
+
+    def _put(self, key: str, move: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Gives a resting tensor other memory."""
+        resting = self.source[key]
+        with torch.inference_mode(False), torch.no_grad():
+            made = move(resting.detach())
+        if isinstance(resting, nn.Parameter):
+            # The object stays: optimizers know it, and it comes back when dispatching is undone.
+            resting.data = made
+        else:
+            cast(MutableMapping[str, Any], self.source)[key] = made
 
     def restored(self, devices: Mapping[str, torch.device], made: dict[int, Any]) -> list[tuple[Slot, Any]]:
         """What would have to be written to leave every tensor in its module.

@@ -56,11 +56,21 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Lodger:
+    """A module that is never called, like a list of parameters, and the nearest one around it that is."""
+
+    module: nn.Module
+    owner: nn.Module
+    home: Home
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """A device map applied to a model, nothing done yet."""
 
     places: tuple[Place, ...]
     blocks: tuple[Block, ...]
+    lodgers: tuple[Lodger, ...]
 
 
 def lay_out(model: nn.Module, homes: Mapping[str, Home], root_home: Home, no_split: frozenset[str]) -> Layout:
@@ -85,6 +95,8 @@ class _Entry:
     local: str
     home: Home | None
     block: Block | None
+    # The nearest module around it that is called.
+    owner: nn.Module
 
 
 class _Walk:
@@ -97,11 +109,12 @@ class _Walk:
         self.no_split = no_split
         self.places: list[Place] = []
         self.blocks: list[Block] = []
+        self.lodgers: list[Lodger] = []
         self.seen: dict[int, tuple[str, Home | None]] = {}
         self.holds_blocks = _holders(model, no_split)
 
     def layout(self) -> Layout:
-        stack = [_Entry(self.model, "", "", None, None)]
+        stack = [_Entry(self.model, "", "", None, None, self.model)]
         while stack:
             entry = stack.pop()
             home = self.homes.get(entry.name, entry.home)
@@ -112,20 +125,24 @@ class _Walk:
                 block = self._begin(entry, home)
             self._place(entry, home, block)
             prefix = f"{entry.name}." if entry.name else ""
+            owner = entry.module if _has_forward(entry.module) else entry.owner
             children = [
-                _Entry(child, prefix + key, key, home, block)
+                _Entry(child, prefix + key, key, home, block, owner)
                 for key, child in entry.module._modules.items()
                 if child is not None
             ]
             stack.extend(reversed(children))
-        return Layout(tuple(self.places), tuple(self.blocks))
+        return Layout(tuple(self.places), tuple(self.blocks), tuple(self.lodgers))
 
     def _is_known(self, entry: _Entry, home: Home | None) -> bool:
         """Whether the module was met under another name; then both must say the same."""
         before = self.seen.setdefault(id(entry.module), (entry.name, home))
         if before[0] == entry.name:
             return False
-        if before[1] != home:
+        if before[1] != home and not _holds_tensors(entry.module):
+            # An activation that layers share runs where it is called.
+            self.blocks = [block for block in self.blocks if block.module is not entry.module]
+        elif before[1] != home:
             raise PlanMismatchError(
                 f"'{before[0]}' and '{entry.name}' are one module, but the device map gives {_words(before[1])} and {_words(home)}",
                 findings=(before[0], entry.name),
@@ -164,6 +181,8 @@ class _Walk:
             found = True
         if found and block is not None:
             block.members.append(entry.module)
+        elif found and home is not None and not _has_forward(entry.module):
+            self.lodgers.append(Lodger(entry.module, entry.owner, home))
 
 
 def _holders(model: nn.Module, no_split: frozenset[str]) -> set[int]:
@@ -182,8 +201,16 @@ def _has_forward(module: nn.Module) -> bool:
     return "forward" in module.__dict__ or type(module).forward is not nn.Module.forward
 
 
+def _holds_tensors(module: nn.Module) -> bool:
+    return any(next(own_slots(inner), None) is not None for _, inner in modules_of(module))
+
+
 def _owns_tensors(module: nn.Module) -> bool:
-    return next(own_slots(module), None) is not None
+    """Whether a module uses tensors of its own: in its slots, or in a list of parameters."""
+    return next(own_slots(module), None) is not None or any(
+        child is not None and not _has_forward(child) and _owns_tensors(child)
+        for child in module._modules.values()
+    )
 
 
 def _words(home: Home | None) -> Any:

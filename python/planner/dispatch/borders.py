@@ -107,8 +107,10 @@ def moved(value: Any, device: torch.device, skip: Container[str], carry: Carry) 
             if is_elsewhere(item, device, skip):
                 object.__setattr__(twin, field.name, moved(item, device, skip, carry))
         return twin
-    # Some `to` methods change their object and return it.
-    return copy.copy(value).to(device)
+    twin = _twin(value)
+    made = twin.to(device)
+    # Some `to` methods change their object and return nothing.
+    return twin if made is None else made
 
 
 def _moved_mapping(value: Any, device: torch.device, skip: Container[str], carry: Carry) -> Any:
@@ -125,9 +127,18 @@ def _moved_mapping(value: Any, device: torch.device, skip: Container[str], carry
         return cls(**{**value, **changed})
     if not hasattr(value, "__setitem__"):
         return cls({**value, **changed})
-    twin = copy.copy(value)
+    twin = _twin(value)
     for key, item in changed.items():
         twin[key] = item
+    return twin
+
+
+def _twin(value: Any) -> Any:
+    """A copy whose attributes can be replaced, and whose own lists and dicts can be written to."""
+    twin = copy.copy(value)
+    for name, held in list(vars(twin).items()) if hasattr(twin, "__dict__") else ():
+        if isinstance(held, dict | list):
+            object.__setattr__(twin, name, copy.copy(held))
     return twin
 
 

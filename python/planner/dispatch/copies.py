@@ -18,6 +18,7 @@ __all__ = [
     "copied",
     "copy_marks",
     "fits",
+    "has_storage_alone",
     "is_same_tensor",
     "is_transformed",
     "like_parameter",
@@ -86,6 +87,15 @@ def is_same_tensor(one: Any, other: Any) -> bool:
     )
 
 
+def has_storage_alone(tensor: torch.Tensor) -> bool:
+    """Whether a plain tensor is the only one on its storage: given other memory, it is missed by no view of it."""
+    if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.is_inference():
+        return False
+    storage = tensor.untyped_storage()
+    # Two: the tensor and the name above.
+    return storage.nbytes() == tensor.nbytes and torch._C._storage_Use_Count(storage._cdata) <= 2
+
+
 def is_transformed(tensor: torch.Tensor) -> bool:
     """Whether this is what ``vmap`` or ``grad`` of torch.func hand a function: it has no address, nor values to compare."""
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
@@ -119,9 +129,11 @@ def visitor(found: Any, device: torch.device) -> Any:
     """A tensor that somebody put in place of a stand-in, on a device: gradients flow back to it."""
     if found.device == device:
         return found
-    if isinstance(found, nn.Parameter) and not (found.requires_grad and torch.is_grad_enabled()):
+    if isinstance(found, nn.Parameter) and not found.requires_grad:
         return like_parameter(found, copied(found, device))
-    return found.to(device)
+    # Also without gradients: another thread, or a part of the forward, may turn them on.
+    with torch.inference_mode(False), torch.enable_grad():
+        return found.to(device)
 
 
 def require_offloadable(tensor: torch.Tensor, name: str) -> None:

@@ -9,17 +9,24 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["carry", "carry_alone", "one_forward"]
+from planner.dispatch.borders import Carry
+from planner.dispatch.guard import is_offloaded
+from planner.errors import OffloadError
+
+__all__ = ["Loan", "carry_alone", "give_back", "lend", "one_forward"]
+
+# A tensor, its copy on another device, and how often that had been written to when it was made.
+Loan = tuple[torch.Tensor, torch.Tensor, int]
 
 
 class _Crossing:
     """Copies of one tensor, valid while neither it nor they have been written to."""
 
-    __slots__ = ("copies", "ref", "version")
+    __slots__ = ("copies", "ref", "state")
 
-    def __init__(self, ref: weakref.ref[torch.Tensor], version: int) -> None:
+    def __init__(self, ref: weakref.ref[torch.Tensor], state: tuple[int, int, torch.Size]) -> None:
         self.ref = ref
-        self.version = version
+        self.state = state
         self.copies: dict[torch.device, tuple[torch.Tensor, int]] = {}
 
 
@@ -50,25 +57,54 @@ def one_forward() -> Iterator[None]:
 
 def carry_alone(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor on a device, whoever else may want it there."""
+    if tensor.is_meta and device.type != "meta" and not is_offloaded(tensor):
+        raise OffloadError(
+            f"a tensor of shape {tuple(tensor.shape)} shall go to {device}, but it is on the meta device and has no values; "
+            "if it was moved to the device of a weight, that weight is offloaded: move it to an input's device instead",
+            name="",
+        )
     return tensor.to(device)
 
 
-def carry(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def lend(loans: list[Loan]) -> Carry:
+    """Carries tensors and writes down what was lent; :func:`give_back` ends that."""
+
+    def lent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        made = _carry(tensor, device)
+        # What was made under inference_mode does not tell whether it has been written to.
+        if not made.is_inference():
+            loans.append((tensor, made, made._version))
+        return made
+
+    # Versions cannot be traced, so compiled code only carries.
+    return _carry if torch.compiler.is_compiling() else lent
+
+
+def give_back(loans: list[Loan]) -> None:
+    """What a module has written into copies of its arguments, it has written into the arguments."""
+    for tensor, made, version in loans:
+        if made._version != version:
+            tensor.copy_(made)
+
+
+def _carry(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor on a device: the copy made before in this forward, if there is one."""
     crossings = _forwards.crossings
     # What was made under inference_mode does not tell whether it has been written to.
     if crossings is None or tensor.is_inference():
-        return tensor.to(device)
+        return carry_alone(tensor, device)
     key = id(tensor)
     crossing = crossings.get(key)
-    if crossing is None or crossing.ref() is not tensor or crossing.version != tensor._version:
+    # The address and the shape, because `.data = …` counts no write.
+    state = (tensor._version, tensor.data_ptr(), tensor.shape)
+    if crossing is None or crossing.ref() is not tensor or crossing.state != state:
         # The copies go with the tensor: a hidden state is not kept until the end of the forward.
         ref = weakref.ref(tensor, lambda _: crossings.pop(key, None))
-        crossing = crossings[key] = _Crossing(ref, tensor._version)
+        crossing = crossings[key] = _Crossing(ref, state)
     found = crossing.copies.get(device)
     if found is not None and found[0]._version == found[1] and found[0].requires_grad == _needs_graph(tensor):
         return found[0]
-    made = tensor.to(device)
+    made = carry_alone(tensor, device)
     if made.is_inference():
         return made
     crossing.copies[device] = (made, made._version)

@@ -185,5 +185,5 @@ def undispatch(model: nn.Module) -> nn.Module:
         journal.roll_back()
         raise
     for dispatched in engaged:
-        dispatched.close()
+        dispatched.close(go_home=True)
     return model

@@ -25,6 +25,7 @@ __all__ = [
     "CameFrom",
     "Dispatched",
     "Engagement",
+    "Extra",
     "Resting",
     "RestingWeights",
     "engaged_models",
@@ -90,6 +91,35 @@ class CameFrom:
         return self.installed is not None and self.slot.read() is self.installed
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Extra:
+    """An attribute that was installed in a module.
+
+    Args:
+        module: the module.
+        name: the attribute's name.
+        value: what was installed.
+        had: whether there was one before.
+        before: what that was.
+    """
+
+    module: nn.Module
+    name: str
+    value: Any
+    had: bool
+    before: Any
+
+    def take_off(self, journal: Journal) -> None:
+        """What was there before; what others have put there since stays."""
+        table = self.module.__dict__
+        if table.get(self.name) is not self.value:
+            return
+        if self.had:
+            journal.set(table, self.name, self.before)
+        else:
+            journal.remove(table, self.name)
+
+
 @dataclass(slots=True, eq=False)
 class Dispatched:
     """What is installed in a model; hangs in the model itself, so that a copy of the model has its own.
@@ -98,13 +128,19 @@ class Dispatched:
         model: the model.
         forwards: what stands in the modules' places of ``forward``.
         homes: where every tensor lay before the first dispatch.
-        extras: modules and names of other attributes that are installed in them.
+        extras: other attributes that are installed in modules.
     """
 
     model: nn.Module
     forwards: list[Forward] = field(default_factory=list)
     homes: list[CameFrom] = field(default_factory=list)
-    extras: list[tuple[nn.Module, str]] = field(default_factory=list)
+    extras: list[Extra] = field(default_factory=list)
+
+    def install(self, journal: Journal, module: nn.Module, name: str, value: Any) -> None:
+        """Sets an attribute of a module that goes with the dispatch."""
+        table = module.__dict__
+        self.extras.append(Extra(module, name, value, name in table, table.get(name)))
+        journal.set(table, name, value)
 
     def residencies(self) -> Iterator[Residency]:
         """Those of all modules, each once."""
@@ -134,16 +170,22 @@ class Dispatched:
             self._send_home(journal, apart)
         for forward in reversed(self.forwards):
             _uninstall(journal, forward)
-        for module, name in self.extras:
-            journal.remove(module.__dict__, name)
+        for extra in reversed(self.extras):
+            extra.take_off(journal)
         refresh_flat_weights(self.model, journal)
         journal.remove(self.model.__dict__, RECORD)
 
-    def close(self) -> None:
-        """After a withdrawal: whoever still calls an old forward gets the module as it is now."""
+    def close(self, *, go_home: bool = False) -> None:
+        """After a withdrawal: whoever still calls an old forward gets the module as it is now.
+
+        Args:
+            go_home: what lies in pinned memory returns to ordinary memory.
+        """
         for forward in self.forwards:
             hook = forward.hook
             for residency in hook.residencies:
+                if go_home:
+                    residency.at_rest.unpin()
                 residency.close()
             hook.residencies, hook.inner = (), ()
             hook.execution_device, hook.io_same_device, hook.prefetcher = None, False, None

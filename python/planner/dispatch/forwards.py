@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from planner.dispatch.borders import INERT, KINDS, find_device, moved
-from planner.dispatch.crossings import carry, carry_alone, one_forward
+from planner.dispatch.crossings import Loan, carry_alone, give_back, lend, one_forward
 
 if TYPE_CHECKING:
     from planner.dispatch.hooks import AlignDevicesHook
@@ -81,26 +81,41 @@ class Border(Forward):
             return hook.around(self, args, kwargs)
         # This runs for every block, so the common cases are spelled out: plain tensors, tuples of them, and what is inert.
         index = hook.index
+        loans: list[Loan] | None = None
         for value in args:
-            if (value.get_device() != index) if type(value) is Tensor else hook.is_elsewhere(value):
-                args = hook.bring(args)
+            if (
+                (value.get_device() != index or (index < 0 and value.is_meta))
+                if type(value) is Tensor
+                else hook.is_elsewhere(value)
+            ):
+                loans = []
+                args = hook.bring(args, loans)
                 break
         for key, value in kwargs.items():
             cls = type(value)
             if cls is Tensor:
-                if value.get_device() == index:
+                if value.get_device() == index and (index >= 0 or not value.is_meta):
                     continue
             elif cls is tuple:
                 for item in value:
-                    if (item.get_device() != index) if type(item) is Tensor else hook.is_elsewhere(item):
+                    if (
+                        (item.get_device() != index or (index < 0 and item.is_meta))
+                        if type(item) is Tensor
+                        else hook.is_elsewhere(item)
+                    ):
                         break
                 else:
                     continue
             elif KINDS.get(cls) == INERT or not hook.is_elsewhere(value):
                 continue
             if key not in hook.skip:
-                kwargs = hook.bring(kwargs)
+                loans = loans or []
+                kwargs = hook.bring(kwargs, loans)
                 break
+        if loans is not None:
+            output = self.original(*args, **kwargs)
+            give_back(loans)
+            return output
         if self.previous is not None:
             return self.previous(*args, **kwargs)
         module = self.module
@@ -226,13 +241,17 @@ def _put_back(module: nn.Module, place: str, previous: Any) -> None:
         module.__dict__[place] = type(module).forward.__get__(module)
 
 
-def bring(value: Any, device: torch.device, skip: frozenset[str]) -> Any:
-    """Arguments on a device, sharing what has crossed before."""
-    return moved(value, device, skip, carry)
+def bring(value: Any, device: torch.device, skip: frozenset[str], loans: list[Loan]) -> Any:
+    """Arguments on a device, sharing what has crossed before.
+
+    Args:
+        loans: gets what has to be given back after the call, with :func:`give_back`.
+    """
+    return moved(value, device, skip, lend(loans))
 
 
-def send_back(value: Any, device: torch.device, skip: frozenset[str]) -> Any:
-    """A result on a device."""
+def sent(value: Any, device: torch.device, skip: frozenset[str]) -> Any:
+    """A value on a device, in a copy of its own where something moves."""
     return moved(value, device, skip, carry_alone)
 
 

@@ -168,8 +168,9 @@ def is_offloaded(tensor: object) -> bool:
 
 
 def _bare(like: torch.Tensor, *, requires_grad: bool) -> OffloadedTensor:
-    meta = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta")
-    made: OffloadedTensor = torch.Tensor._make_subclass(OffloadedTensor, meta, requires_grad)
+    with torch.inference_mode(False):
+        meta = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta")
+        made: OffloadedTensor = torch.Tensor._make_subclass(OffloadedTensor, meta, requires_grad)
     return made
 
 

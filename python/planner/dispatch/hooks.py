@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,9 @@ from torch import nn
 from planner.dispatch.at_rest import TiedCopies
 from planner.dispatch.bases import hook_base
 from planner.dispatch.borders import is_elsewhere
-from planner.dispatch.forwards import Forward, bring, device_of, installed, send_back, take_off
+from planner.dispatch.crossings import Loan, give_back
+from planner.dispatch.forwards import Forward, bring, device_of, installed, sent, take_off
+from planner.dispatch.open_calls import OpenCall, end_since, last_of, mark
 from planner.dispatch.pickling import end_pickling
 from planner.dispatch.placing import offload_tensors, place_tensors, require_values, restore_others
 from planner.dispatch.residency import Residency, Use
@@ -184,7 +185,6 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         self.buffer_original_devices: dict[str, torch.device] = {}
         self.tied_params_names: set[str] = set()
         self.tied_params_map = tied_params_map
-        self._calls = _Calls()
 
     def __repr__(self) -> str:
         return (
@@ -202,7 +202,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
     def execution_device(self, device: Any) -> None:
         self._execution_device = device
         self.device = None if device is None else resolve_device(device)
-        # As Tensor.get_device tells it, which costs half of what Tensor.device does.
+        # As Tensor.get_device tells it, which costs half of what Tensor.device does; the CPU and the meta device are -1.
         self.index = -1 if self.device is None or self.device.index is None else self.device.index
         self.is_special = self._io_same_device or self._no_grad or self.device is None
 
@@ -260,20 +260,19 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         """Whether something in an argument does not lie where the module runs."""
         return is_elsewhere(value, self.device, self.skip)
 
-    def bring(self, value: Any) -> Any:
-        """Arguments where the module runs."""
-        assert self.device is not None
-        return bring(value, self.device, self.skip)
+    def bring(self, value: Any, loans: list[Loan]) -> Any:
+        """Arguments where the module runs; ``loans`` gets what has to be given back."""
+        return value if self.device is None else bring(value, self.device, self.skip, loans)
 
     def around(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A whole forward: fetch, bring, compute, let go."""
         device = self.device
         back = device_of(args, kwargs) if self.io_same_device else None
-        if device is not None:
-            args, kwargs = bring(args, device, self.skip), bring(kwargs, device, self.skip)
+        loans: list[Loan] = []
+        args, kwargs = self.bring(args, loans), self.bring(kwargs, loans)
         if self.inner:
             require_values(forward.module)
-        use = Use(self.residencies + self.inner)
+        use, opened = Use(self.residencies + self.inner), mark()
         try:
             try:
                 use.begin(device or _CPU)
@@ -281,12 +280,14 @@ class AlignDevicesHook(_AlignBase, ModelHook):
                     self.prefetcher.computing(self)
                 with torch.no_grad() if self.no_grad else nullcontext(), _casting_anew(use):
                     output = forward.original(*args, **kwargs)
+                give_back(loans)
             finally:
                 use.end()
         except BaseException:
             use.end()  # again, in case that an interrupt came just before it
+            end_since(opened)
             raise
-        return output if back is None else send_back(output, back, self.skip)
+        return output if back is None else sent(output, back, self.skip)
 
     def resting_bytes(self) -> int:
         """Bytes that are brought in for a forward."""
@@ -298,40 +299,33 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         """Brings weights and arguments; :meth:`post_forward` lets the weights go."""
         if self.io_same_device:
             self.input_device = device_of(args, kwargs)
-        use = Use(self.residencies + self.inner)
+        use, loans = Use(self.residencies + self.inner), list[Loan]()
+        call = OpenCall(self, self.input_device if self.io_same_device else None, use, loans)
         try:
+            call.open()
             use.begin(self.device or _CPU)
-            if self.device is not None:
-                args = bring(args, self.device, self.skip)
-                kwargs = bring(kwargs, self.device, self.skip)
-            self._calls.stack.append((self.input_device if self.io_same_device else None, use))
+            args, kwargs = self.bring(args, loans), self.bring(kwargs, loans)
         except BaseException:
-            use.end()
-            self._calls.forget(use)
+            call.end()
             raise
         return args, kwargs
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         """Lets the weights go and sends the result back."""
-        back = self._leave()
-        return output if back is None else send_back(output, back, self.skip)
+        call = last_of(self)
+        if call is None:
+            return output
+        try:
+            give_back(call.loans)
+        finally:
+            call.end()
+        return output if call.back is None else sent(output, call.back, self.skip)
 
     def cancel_forward(self, module: nn.Module) -> None:
         """Lets the weights go."""
-        self._leave()
-
-    def _leave(self) -> torch.device | None:
-        if not self._calls.stack:
-            return None
-        back, use = self._calls.stack[-1]
-        try:
-            use.end()
-        except BaseException:
-            use.end()  # again, in case that an interrupt came just before it
-            raise
-        finally:
-            self._calls.forget(use)
-        return back
+        call = last_of(self)
+        if call is not None:
+            call.end()
 
     def detach_hook(self, module: nn.Module) -> nn.Module:
         """Brings offloaded weights back to where they came from, and takes off what dispatch installed."""
@@ -375,18 +369,3 @@ def _casting_anew(use: Use) -> AbstractContextManager[None]:
 def aligns(hook: object) -> bool:
     """Whether a hook aligns devices: ours or, where accelerate is installed, its own."""
     return isinstance(hook, _AlignBase)
-
-
-class _Calls(threading.local):
-    """Forwards of this thread that have begun and not ended; another thread has its own, a copy none."""
-
-    def __init__(self) -> None:
-        self.stack: list[tuple[torch.device | None, Use]] = []
-
-    def forget(self, use: Use) -> None:
-        """Takes the last call off, if it is this one's."""
-        if self.stack and self.stack[-1][1] is use:
-            del self.stack[-1]
-
-    def __reduce__(self) -> Any:
-        return (_Calls, ())

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from planner.dispatch.bases import hook_base
-from planner.dispatch.forwards import bring
+from planner.dispatch.forwards import sent
 from planner.dispatch.hooks import ModelHook
 from planner.dispatch.slots import resolve_device
 
@@ -60,7 +60,7 @@ class CpuOffload(_CpuBase, ModelHook):
             previous.offload()
         if _first_device(module) != device:
             module.to(device)
-        return bring(args, device, frozenset()), bring(kwargs, device, frozenset())
+        return sent(args, device, frozenset()), sent(kwargs, device, frozenset())
 
 
 class UserCpuOffloadHook(_UserBase):

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from planner.dispatch.at_rest import AtRest, TiedCopies
-from planner.dispatch.blocks import Block, Layout, Place, lay_out
-from planner.dispatch.copies import SharedCopies, require_offloadable
+from planner.dispatch.blocks import Block, Layout, Lodger, Place, lay_out
+from planner.dispatch.copies import SharedCopies, like_parameter, require_offloadable
 from planner.dispatch.engagement import (
     RECORD,
     CameFrom,
@@ -163,6 +163,7 @@ class _Values:
     def move(self) -> None:
         """Makes the copies. Tied tensors become one copy for each device."""
         made: dict[tuple[int, torch.device], Any] = {}
+        first: dict[int, Any] = {}
         for place, value, is_resting in zip(self.places, self.before, self.is_resting, strict=True):
             device = place.home.rests_on if is_resting else place.home.runs_on
             if is_resting and self._has_weight(place):
@@ -171,7 +172,12 @@ class _Values:
             assert device is not None
             key = (id(value), device)
             if key not in made:
-                made[key] = placed(value, device, place.name)
+                tensor = placed(value, device, place.name)
+                if tensor is value and moves_in_place(value, first.get(id(value), value)):
+                    # The tensor itself goes with the first of its places.
+                    tensor = like_parameter(value, value.detach().clone())
+                made[key] = tensor
+                first.setdefault(id(value), tensor)
             self.after.append(made[key])
 
 
@@ -203,8 +209,8 @@ class Prepared:
         refresh_flat_weights(self.model, journal)
         record.homes.extend(self._homes())
         if self.engagement.assignment.device_map:
-            journal.set(self.model.__dict__, "hf_device_map", dict(self.engagement.assignment.device_map))
-            record.extras.append((self.model, "hf_device_map"))
+            device_map = dict(self.engagement.assignment.device_map)
+            record.install(journal, self.model, "hf_device_map", device_map)
         journal.set(self.model.__dict__, RECORD, record)
 
     def _homes(self) -> Iterator[CameFrom]:
@@ -244,6 +250,8 @@ class Prepared:
             self.hooks[module_id] = hook
         for block in self.layout.blocks:
             self._hook_block(block, own)
+        for lodger in self.layout.lodgers:
+            self._hook_lodger(lodger, own)
         root_id = id(self.model)
         if root_id not in self.hooks:
             self.hooks[root_id] = self._hook(self.engagement.assignment.main_device)
@@ -254,8 +262,7 @@ class Prepared:
                 self._install_forward(journal, record, module)
         holders = {id(place.slot.module): place.slot.module for place in self._resting_places()}
         for module in holders.values():
-            journal.set(module.__dict__, "__reduce_ex__", Pickling(module))
-            record.extras.append((module, "__reduce_ex__"))
+            record.install(journal, module, "__reduce_ex__", Pickling(module))
         self._refuse_moves(journal, record, set(holders))
 
     def _hook(self, device: torch.device | None) -> AlignDevicesHook:
@@ -349,6 +356,15 @@ class Prepared:
             for member in members:
                 self.hooks.setdefault(id(member), self._hook(block.home.runs_on))
 
+    def _hook_lodger(self, lodger: Lodger, own: Mapping[int, Any]) -> None:
+        """Whoever uses what is in a list of parameters brings it in."""
+        if id(lodger.module) not in own:
+            return
+        hook = self.hooks.get(id(lodger.owner))
+        if hook is None:
+            hook = self.hooks[id(lodger.owner)] = self._hook(lodger.home.runs_on)
+        hook.inner += (own[id(lodger.module)][2],)
+
     def _install_forward(self, journal: Journal, record: Dispatched, module: nn.Module) -> None:
         hook = self.hooks[id(module)]
         kind: type[Forward] = Fetching if hook.residencies or hook.inner else Border
@@ -367,11 +383,9 @@ class Prepared:
                 holders.add(id(module))
         for _, module in listed:
             if id(module) in holders:
-                journal.set(module.__dict__, "_apply", Refusal(module))
-                record.extras.append((module, "_apply"))
+                record.install(journal, module, "_apply", Refusal(module))
         for name in ("to", "cuda"):
-            journal.set(self.model.__dict__, name, Warned(self.model, name))
-            record.extras.append((self.model, name))
+            record.install(journal, self.model, name, Warned(self.model, name))
 
 
 def _declared_skips(model: nn.Module) -> frozenset[str]:

@@ -23,17 +23,20 @@ class Refusal:
         module: the module; there is an offloaded weight inside, unless it was replaced meanwhile.
     """
 
-    __slots__ = ("module",)
+    __slots__ = ("module", "previous")
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        # What somebody else had installed there, if anything.
+        self.previous: Any = module.__dict__.get("_apply")
 
     def __call__(self, fn: Any, recurse: bool = True) -> nn.Module:
         for name, module in modules_of(self.module) if recurse else [("", self.module)]:
             for slot in own_slots(module):
                 if is_offloaded(slot.read()):
                     self._refuse(f"{name}.{slot.name}" if name else slot.name)
-        applied: nn.Module = type(self.module)._apply(self.module, fn, recurse)  # type: ignore[no-untyped-call]
+        apply = self.previous or type(self.module)._apply.__get__(self.module)
+        applied: nn.Module = apply(fn, recurse)
         return applied
 
     def _refuse(self, name: str) -> NoReturn:
@@ -52,18 +55,20 @@ class Warned:
         name: "to" or "cuda".
     """
 
-    __slots__ = ("module", "name")
+    __slots__ = ("module", "name", "previous")
 
     def __init__(self, module: nn.Module, name: str) -> None:
         self.module = module
         self.name = name
+        self.previous: Any = module.__dict__.get(name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.name != "to" or _names_device(args, kwargs):
             logger.warning(
                 "You shouldn't move a model that is dispatched over several devices; call planner.undispatch(model) first."
             )
-        return getattr(type(self.module), self.name)(self.module, *args, **kwargs)
+        convert = self.previous or getattr(type(self.module), self.name).__get__(self.module)
+        return convert(*args, **kwargs)
 
 
 def _names_device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

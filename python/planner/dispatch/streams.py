@@ -157,8 +157,9 @@ class Prefetcher:
                 # Written down first, so that an interrupt leaves nothing behind.
                 lane.staged.append(residency)
                 residency.stage(lambda found: _on_stream(found, device, module, stream))
-        except torch.OutOfMemoryError as error:
-            logger.info("no room to copy '%s' ahead: %s", hook.module_name, error)
+        except RuntimeError as error:
+            # No room on the accelerator, or no pinned memory. What else there may be, the block itself will say.
+            logger.info("'%s' cannot be copied ahead: %s", hook.module_name, error)
             self.room_bytes[device] = 0
             self._drop_unused(lane, None)
 

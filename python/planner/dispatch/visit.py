@@ -164,27 +164,33 @@ class Visit:
         """What the forward has written, or put in place of a buffer; after :meth:`put_back`."""
         if not self.is_complete:
             return
+        # First all, then the first write: a buffer may be a view of another one.
+        written = [(guest, self._written(guest)) for guest in self.guests if guest.left is guest.tensor]
+        for guest, back in written:
+            if back is not None:
+                self._keep_written(guest, back)
         for guest in self.guests:
             slot, left = self.at_rest.slots[guest.index], guest.left
-            if left is guest.tensor:
-                self._keep_written(guest)
-            elif slot.is_buffer and isinstance(left, torch.Tensor) and not is_offloaded(left):
+            is_new = left is not guest.tensor and isinstance(left, torch.Tensor) and not is_offloaded(left)
+            if slot.is_buffer and is_new:
                 self._keep_replaced(guest)
 
-    def _keep_written(self, guest: _Guest) -> None:
-        """What the forward has written into a tensor."""
-        rest, index, tensor, origin = self.at_rest, guest.index, guest.tensor, guest.origin
-        slot, is_own = rest.slots[index], guest.found is origin
+    def _written(self, guest: _Guest) -> Any:
+        """What the forward has written into a tensor, where it came from; None if nothing."""
+        tensor, origin, slot = guest.tensor, guest.origin, self.at_rest.slots[guest.index]
         is_counted = version_of(tensor) != guest.version
         if tensor is origin or not (is_counted or (slot.is_buffer and not is_transformed(tensor))):
-            return
+            return None
         if is_same_tensor(tensor, origin):
-            return
+            return None
         back = copied(tensor, origin.device)
         # Some back ends count no writes into running statistics.
-        if not is_counted and torch.equal(back, origin):
-            return
-        if is_own or rest.value(index) is origin:
+        return None if not is_counted and torch.equal(back, origin) else back
+
+    def _keep_written(self, guest: _Guest, back: Any) -> None:
+        rest, index, origin = self.at_rest, guest.index, guest.origin
+        slot = rest.slots[index]
+        if guest.found is origin or rest.value(index) is origin:
             with torch.no_grad():
                 origin.copy_(back)
             return
