@@ -198,13 +198,15 @@ def align_module_device(
         yield
     else:
         before = dict(module._parameters)
+        moved: dict[str, Any] = {}
         try:
             for name, parameter in before.items():
                 if parameter is not None:
                     set_module_tensor_to_device(module, name, execution_device)
+                    moved[name] = module._parameters[name]
             yield
         finally:
-            _return(module, before)
+            _return(module, before, moved)
 
 
 @contextmanager
@@ -215,6 +217,8 @@ def _fetched(module: nn.Module, device: Any) -> Iterator[None]:
         if device is not None:
             hook.execution_device = device
         hook.pre_forward(module)
+        for residency in getattr(hook, "residencies", ()):
+            residency.compare_all()
         try:
             yield
         finally:
@@ -223,13 +227,18 @@ def _fetched(module: nn.Module, device: Any) -> Iterator[None]:
         hook.execution_device = usual
 
 
-def _return(module: nn.Module, before: Mapping[str, Any]) -> None:
-    for name, parameter in before.items():
-        now = module._parameters[name]
-        if now is parameter or parameter is None or now is None:
+def _return(module: nn.Module, before: Mapping[str, Any], moved: Mapping[str, Any]) -> None:
+    """Puts back what was moved and is still there, with what was written to it; what else somebody did stays."""
+    for name, now in moved.items():
+        parameter: Any = before[name]
+        is_there: bool = module._parameters.get(name) is now
+        if now is parameter or not is_there:
             continue
-        with torch.no_grad():
-            if now.device.type != "meta" and parameter.device.type != "meta":
+        has_values = now.device.type != "meta" and parameter.device.type != "meta"
+        if has_values and now.shape != parameter.shape:
+            parameter.data = now.detach().to(parameter.device)
+        elif has_values and not now.detach().to(parameter.device).equal(parameter.detach()):
+            with torch.no_grad():
                 parameter.copy_(now)
         module._parameters[name] = parameter
 

@@ -78,12 +78,28 @@ class AtRest:
         for slot, guard in zip(self.slots, self.placeholders, strict=True):
             slot.write(guard)
 
+    def exchange(self, source: Mapping[str, Any]) -> None:
+        """Other resting tensors."""
+        self.source = source
+        for guard in self.placeholders:
+            guard.kept = None
+
+    def keep(self, index: int, tensor: torch.Tensor) -> None:
+        """Another resting tensor of a slot: for all owners, where the source makes a new tensor each time."""
+        if isinstance(self.source, MutableMapping):
+            self.source[self.keys[index]] = tensor
+        else:
+            self.placeholders[index].kept = tensor
+
     def value(self, index: int) -> Any:
         """The resting tensor of a slot.
 
         Raises:
             OffloadError: its source does not have it. Fields: ``name``.
         """
+        kept = self.placeholders[index].kept if self.placeholders else None
+        if kept is not None:
+            return kept
         try:
             return self.source[self.keys[index]]
         except (KeyError, OSError) as error:

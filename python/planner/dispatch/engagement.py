@@ -10,14 +10,17 @@ import torch
 from torch import nn
 
 from planner.dispatch.at_rest import AtRest
-from planner.dispatch.forwards import Forward
+from planner.dispatch.forwards import Forward, Hooked, installed
 from planner.dispatch.guard import OffloadedTensor
 from planner.dispatch.homes import Assignment
 from planner.dispatch.journal import Journal
 from planner.dispatch.offloaded import OffloadedWeightsLoader
+from planner.dispatch.pickling import Pickling
 from planner.dispatch.placing import moves_in_place, placed
+from planner.dispatch.recomputing import end_bringing_in_again
+from planner.dispatch.refusal import Refusal
 from planner.dispatch.residency import Residency
-from planner.dispatch.slots import Slot, flat_weights, modules_of
+from planner.dispatch.slots import Slot, flat_weights, modules_of, own_slots
 from planner.errors import OffloadError
 
 __all__ = [
@@ -206,6 +209,25 @@ class Dispatched:
                     journal.move(tensor, made[key])
                     made[key] = tensor
             journal.set(slot.table, slot.name, made[key])
+        self._send_new_home(journal)
+
+    def _send_new_home(self, journal: Journal) -> None:
+        """What the model has made or got while it was dispatched goes where its neighbours go."""
+        homes = {(id(row.slot.table), row.slot.name): row.device for row in self.homes}
+        usual = next(iter(homes.values()), None)
+        for _, module in modules_of(self.model):
+            slots = list(own_slots(module))
+            known = [homes.get((id(slot.table), slot.name)) for slot in slots]
+            home = next((device for device in known if device is not None), usual)
+            for slot, device in zip(slots, known, strict=True):
+                tensor = slot.read()
+                if device is not None or home is None or "meta" in (home.type, tensor.device.type):
+                    continue
+                made = placed(tensor, home, slot.name)
+                if moves_in_place(tensor, made):
+                    journal.move(tensor, made)
+                else:
+                    journal.set(slot.table, slot.name, made)
 
 
 def refresh_flat_weights(model: nn.Module, journal: Journal) -> None:
@@ -239,11 +261,26 @@ def _uninstall(journal: Journal, forward: Forward) -> None:
                 journal.set(table, place, type(forward.module).forward.__get__(forward.module))
     if table.get("_hf_hook") is forward.hook:
         journal.remove(table, "_hf_hook")
+    end_bringing_in_again(journal, forward.module)
 
 
 def engaged_models(model: nn.Module) -> list[Dispatched]:
-    """What is installed in a model and in models inside it."""
-    return [module.__dict__[RECORD] for _, module in modules_of(model) if RECORD in module.__dict__]
+    """What is installed in a model and in models inside it, and in modules that were copied from such into it."""
+    modules = [module for _, module in modules_of(model)]
+    found: list[Dispatched] = [module.__dict__[RECORD] for module in modules if RECORD in module.__dict__]
+    known = {id(forward) for dispatched in found for forward in dispatched.forwards}
+    strays = Dispatched(model)
+    for module in modules:
+        forward = installed(module)
+        if forward is None or type(forward) is Hooked or id(forward) in known:
+            continue
+        strays.forwards.append(forward)
+        for name, kind in (("_apply", Refusal), ("__reduce_ex__", Pickling)):
+            value = module.__dict__.get(name)
+            if isinstance(value, kind):
+                before = getattr(value, "previous", None)
+                strays.extras.append(Extra(module, name, value, before is not None, before))
+    return [*found, strays] if strays.forwards else found
 
 
 class Resting:

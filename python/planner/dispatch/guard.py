@@ -49,6 +49,8 @@ class OffloadedTensor(torch.Tensor):
     offloaded_name: str
     fetch: Callable[[], torch.Tensor] | None
     _in_model: _InModel
+    # Values that took the place of those in a file.
+    kept: torch.Tensor | None = None
 
     # Dynamo follows subclasses that intercept functions; this one only intercepts operators, below autograd.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -199,6 +201,8 @@ def _on_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
             return _views(result, partial(_fetched, func, args, kwargs), first)
         return tree_map_only(torch.Tensor, lambda made: _still_guarded(made, first), result)
     if can_fetch and not func._schema.is_mutable:
+        if torch.is_grad_enabled() and any(guard.requires_grad for guard in guards):
+            return _refuse_graph(first)
         return _fetched(func, args, kwargs)
     return refuse(first, str(func))
 
@@ -238,6 +242,14 @@ def _read(guard: OffloadedTensor, what: str) -> torch.Tensor:
     if guard.fetch is None:
         refuse(guard, what)
     return guard.fetch()
+
+
+def _refuse_graph(guard: OffloadedTensor) -> NoReturn:
+    raise OffloadError(
+        f"'{guard.offloaded_name}' is offloaded and trainable: a gradient that comes from reading it would be lost; read it "
+        "under torch.no_grad(), or freeze it with requires_grad_(False)",
+        name=guard.offloaded_name,
+    )
 
 
 def refuse(guard: OffloadedTensor, what: str) -> NoReturn:

@@ -17,6 +17,7 @@ from planner.dispatch.forwards import Forward, bring, device_of, installed, sent
 from planner.dispatch.open_calls import OpenCall, end_since, last_of, mark
 from planner.dispatch.pickling import end_pickling
 from planner.dispatch.placing import offload_tensors, place_tensors, require_values, restore_others
+from planner.dispatch.recomputing import bring_in_again
 from planner.dispatch.residency import Residency, Use
 from planner.dispatch.slots import resolve_device
 
@@ -170,10 +171,9 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         self.prefetcher: Prefetcher | None = None
         self.module_name = ""
         self.made_weights_map = False
-        self._weights_map: Mapping[str, Any] | None = None
         self.input_device: torch.device | None = None
         self._no_grad = False
-        self._io_same_device = io_same_device
+        self.__dict__["io_same_device"] = io_same_device
         self.execution_device = execution_device
         self.offload = offload
         self.weights_map = weights_map
@@ -196,24 +196,26 @@ class AlignDevicesHook(_AlignBase, ModelHook):
     @property
     def execution_device(self) -> Any:
         """Where the module runs, as it was said."""
-        return self._execution_device
+        return self.__dict__["execution_device"]
 
     @execution_device.setter
     def execution_device(self, device: Any) -> None:
-        self._execution_device = device
+        # Under the public name, because PEFT makes hooks from `vars` of others.
+        self.__dict__["execution_device"] = device
         self.device = None if device is None else resolve_device(device)
         # As Tensor.get_device tells it, which costs half of what Tensor.device does; the CPU and the meta device are -1.
         self.index = -1 if self.device is None or self.device.index is None else self.device.index
-        self.is_special = self._io_same_device or self._no_grad or self.device is None
+        self.is_special = self.io_same_device or self.no_grad or self.device is None
 
     @property
     def io_same_device(self) -> bool:
         """Whether results go where the arguments came from."""
-        return self._io_same_device
+        same: bool = self.__dict__["io_same_device"]
+        return same
 
     @io_same_device.setter
     def io_same_device(self, io_same_device: bool) -> None:
-        self._io_same_device = io_same_device
+        self.__dict__["io_same_device"] = io_same_device
         self.is_special = io_same_device or self.no_grad or self.device is None
 
     @property
@@ -229,23 +231,23 @@ class AlignDevicesHook(_AlignBase, ModelHook):
     @property
     def skip_keys(self) -> Any:
         """What stays where it is, as it was said."""
-        return self._skip_keys
+        return self.__dict__["skip_keys"]
 
     @skip_keys.setter
     def skip_keys(self, keys: Any) -> None:
-        self._skip_keys = keys
+        self.__dict__["skip_keys"] = keys
         self.skip = frozenset([keys] if isinstance(keys, str) else keys or ())
 
     @property
     def weights_map(self) -> Any:
         """Where the weights rest, by name."""
-        return self._weights_map
+        return self.__dict__["weights_map"]
 
     @weights_map.setter
     def weights_map(self, weights: Any) -> None:
-        self._weights_map = weights
+        self.__dict__["weights_map"] = weights
         for residency in self.residencies:
-            residency.at_rest.source = weights
+            residency.at_rest.exchange(weights)
 
     def init_hook(self, module: nn.Module) -> nn.Module:
         """Moves the tensors where they shall run or rest."""
@@ -272,6 +274,8 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         args, kwargs = self.bring(args, loans), self.bring(kwargs, loans)
         if self.inner:
             require_values(forward.module)
+        if forward.module.training and (self.residencies or self.inner):
+            bring_in_again(forward.module, self.residencies + self.inner, device or _CPU)
         use, opened = Use(self.residencies + self.inner), mark()
         try:
             try:

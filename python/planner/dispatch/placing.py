@@ -120,8 +120,8 @@ def offload_tensors(hook: AlignDevicesHook, module: nn.Module) -> None:
     for name, slot in resting:
         by_module.setdefault(id(slot.module), []).append((name, slot))
     hook.residencies = tuple(_offloaded(hook, rows) for rows in by_module.values())
-    for rows in by_module.values():
-        let_pickle(rows[0][1].module)
+    for residency in hook.residencies:
+        let_pickle(residency)
     if hook.device is not None:
         for name, slot in slots:
             if not rests(slot, offload_buffers=hook.offload_buffers):

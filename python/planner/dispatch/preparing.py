@@ -260,19 +260,14 @@ class Prepared:
         for _, module in modules_of(self.model):
             if id(module) in self.hooks:
                 self._install_forward(journal, record, module)
-        holders = {id(place.slot.module): place.slot.module for place in self._resting_places()}
-        for module in holders.values():
-            record.install(journal, module, "__reduce_ex__", Pickling(module))
-        self._refuse_moves(journal, record, set(holders))
+        for module, _, residency, _, _ in own.values():
+            record.install(journal, module, "__reduce_ex__", Pickling(module, residency))
+        self._refuse_moves(journal, record, set(own))
 
     def _hook(self, device: torch.device | None) -> AlignDevicesHook:
         return AlignDevicesHook(
             execution_device=device, skip_keys=sorted(self.skip_keys) or None, tied_params_map=self.tied
         )
-
-    def _resting_places(self) -> list[Place]:
-        pairs = zip(self.layout.places, self.values.is_resting, strict=True)
-        return [place for place, is_resting in pairs if is_resting]
 
     def _rest(
         self, journal: Journal

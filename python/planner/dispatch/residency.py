@@ -56,9 +56,9 @@ class Residency:
         Raises:
             OffloadError: they are in use on another device, or a tensor cannot be had. Fields: ``name``.
         """
-        if not self.at_rest.slots:
-            return
         with self._lock:
+            if not self.at_rest.slots:
+                return
             visit = self._visit
             if self._users and visit is not None and visit.device != device:
                 name = self.at_rest.names[0]
@@ -77,12 +77,22 @@ class Residency:
                 self._leave(use)
                 raise
 
+    def compare_all(self) -> None:
+        """Lets the end of this visit find every write, also those that torch does not count."""
+        with self._lock:
+            if self._visit is not None:
+                self._visit.is_thorough = True
+
     def release(self, use: Use) -> None:
         """Ends one use, if it has not ended; the last one puts the stand-ins back."""
-        if not self.at_rest.slots:
-            return
         with self._lock:
             self._leave(use)
+
+    def outside(self, tensor: Any) -> Any:
+        """What lies in a slot outside of forwards, where this tensor lies now."""
+        visit = self._visit
+        guests = [] if visit is None else visit.guests
+        return next((guest.found for guest in guests if guest.tensor is tensor), tensor)
 
     def stage(self, send: Callable[[Sequence[torch.Tensor]], Any]) -> None:
         """Copies the resting tensors ahead of their use; not if they are in use, or on their way already.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -75,12 +75,12 @@ class Visit:
     A real tensor that somebody put in place of a stand-in is computed with where it was found; ``source`` stays as it is. A
     slot that somebody emptied stays empty. What a forward writes into a tensor in place, or a buffer that it replaces, is
     kept: in ``source``, or in the slot where the source makes a new tensor each time, like files. Writes that torch does
-    not count (through ``.data``) are kept for buffers only.
+    not count (through ``.data``) are found for buffers, and where it ``is_thorough`` for all.
 
     Guarantee: :meth:`put_back` and :meth:`keep_changes` can be called again where they were interrupted.
     """
 
-    __slots__ = ("at_rest", "device", "guests", "is_complete", "published")
+    __slots__ = ("at_rest", "device", "guests", "is_complete", "is_thorough", "published")
 
     def __init__(self, at_rest: AtRest, device: torch.device) -> None:
         self.at_rest = at_rest
@@ -88,6 +88,8 @@ class Visit:
         self.guests: list[_Guest] = []
         self.published: list[tuple[dict[Any, Any], Any]] = []
         self.is_complete = False
+        # Whether all tensors are compared in the end, which finds writes that torch does not count.
+        self.is_thorough = False
 
     def bring_in(self, origins: Sequence[Any] | None = None, ready: Sequence[Any] | None = None) -> None:
         """Makes the tensors, then puts them into their slots.
@@ -179,7 +181,8 @@ class Visit:
         """What the forward has written into a tensor, where it came from; None if nothing."""
         tensor, origin, slot = guest.tensor, guest.origin, self.at_rest.slots[guest.index]
         is_counted = version_of(tensor) != guest.version
-        if tensor is origin or not (is_counted or (slot.is_buffer and not is_transformed(tensor))):
+        is_compared = (slot.is_buffer or self.is_thorough) and not is_transformed(tensor)
+        if tensor is origin or not (is_counted or is_compared):
             return None
         if is_same_tensor(tensor, origin):
             return None
@@ -189,27 +192,39 @@ class Visit:
 
     def _keep_written(self, guest: _Guest, back: Any) -> None:
         rest, index, origin = self.at_rest, guest.index, guest.origin
-        slot = rest.slots[index]
-        if guest.found is origin or rest.value(index) is origin:
+        if origin.shape == back.shape and (guest.found is origin or rest.value(index) is origin):
             with torch.no_grad():
                 origin.copy_(back)
-            return
-        guard = rest.placeholders[index]
-        slot.write(back if slot.is_buffer else nn.Parameter(back, requires_grad=guard.requires_grad))
+        elif guest.found is origin:
+            origin.data = back
+        else:
+            rest.keep(index, back)
+            self._stand_for(guest, back)
 
     def _keep_replaced(self, guest: _Guest) -> None:
         """A buffer that the forward has replaced."""
         rest, index = self.at_rest, guest.index
-        slot, back = rest.slots[index], copied(guest.left, guest.origin.device)
-        if guest.found is not rest.placeholders[index] or not isinstance(rest.source, MutableMapping):
-            slot.write(back)
+        back = copied(guest.left, guest.origin.device)
+        if guest.found is guest.origin:
+            rest.slots[index].write(back)
             return
-        rest.source[rest.keys[index]] = back
-        if back.shape != guest.origin.shape or back.dtype != guest.origin.dtype:
-            guard = placeholder(back, rest.names[index], is_parameter=False)
-            guard.fetch = rest.placeholders[index].fetch
-            rest.placeholders[index] = guest.found = guard
-        slot.write(rest.placeholders[index])
+        rest.keep(index, back)
+        self._stand_for(guest, back)
+
+    def _stand_for(self, guest: _Guest, tensor: Any) -> None:
+        """A stand-in for what rests there now."""
+        rest, index = self.at_rest, guest.index
+        guard = rest.placeholders[index]
+        if tensor.shape != guard.shape or tensor.dtype != guard.dtype:
+            made = placeholder(
+                tensor,
+                rest.names[index],
+                is_parameter=not rest.slots[index].is_buffer,
+                requires_grad=guard.requires_grad,
+            )
+            made.fetch, made.kept = guard.fetch, guard.kept
+            rest.placeholders[index] = guest.found = made
+        rest.slots[index].write(rest.placeholders[index])
 
 
 def _is_copy_of(shared: dict[Any, Any], device: torch.device, resting: Any) -> bool:

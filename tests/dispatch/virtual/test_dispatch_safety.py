@@ -258,6 +258,7 @@ def test_what_an_offloaded_weight_tells() -> None:
 
 
 @pytest.mark.parametrize("reader", sorted(READERS.keys() - {"write", "copy", "conv1d"}))
+@torch.no_grad()
 def test_reading_fetches_where_the_setting_says_so(reader: str) -> None:
     model, plain = dispatched(outside="fetch"), built("llama").to(0)
     guard, weight = (m.model.layers[1].mlp.gate_proj.weight for m in (model, plain))
