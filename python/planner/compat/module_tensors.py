@@ -14,9 +14,8 @@ from planner.dispatch.at_rest import TiedCopies
 from planner.dispatch.borders import find_device as _find_device
 from planner.dispatch.borders import moved
 from planner.dispatch.copies import copied, like_parameter
-from planner.dispatch.engagement import Resting, engaged_models
-from planner.dispatch.guard import is_offloaded
-from planner.dispatch.hooks import AlignDevicesHook, aligns
+from planner.dispatch.engagement import Resting
+from planner.dispatch.hooks import aligns
 from planner.dispatch.offloaded import load_offloaded_weight
 from planner.dispatch.slots import Slot, resolve_device
 from planner.errors import InvalidInputError
@@ -253,7 +252,7 @@ def get_state_dict_offloaded_model(model: nn.Module) -> dict[str, torch.Tensor]:
     """
     state: dict[str, torch.Tensor] = {}
     missing: list[str] = []
-    resting = Resting(engaged_models(model))
+    resting = Resting(model)
     for prefix, module in model.named_modules(remove_duplicate=False):
         for name in [*module._parameters, *module._buffers]:
             is_buffer = name in module._buffers
@@ -261,7 +260,7 @@ def get_state_dict_offloaded_model(model: nn.Module) -> dict[str, torch.Tensor]:
             if slot.read() is None or not slot.is_persistent:
                 continue
             full = f"{prefix}.{name}" if prefix else name
-            value = _resting(slot, resting)
+            value = resting.value(slot)
             if value is None or value.device.type == "meta":
                 missing.append(full)
             else:
@@ -271,14 +270,6 @@ def get_state_dict_offloaded_model(model: nn.Module) -> dict[str, torch.Tensor]:
             "The following tensors were not saved because they were still on meta device: %s", missing
         )
     return state
-
-
-def _resting(slot: Slot, resting: Resting) -> Any:
-    """What belongs in a slot, also where a hook was attached by hand."""
-    hook = getattr(slot.module, "_hf_hook", None)
-    if is_offloaded(slot.read()) and isinstance(hook, AlignDevicesHook) and hook.weights_map is not None:
-        return hook.weights_map[slot.name]
-    return resting.value(slot)
 
 
 def get_state_dict_from_offload(

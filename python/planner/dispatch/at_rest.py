@@ -10,6 +10,7 @@ from torch import nn
 
 from planner.dispatch.copies import SharedCopies, copied, has_storage_alone
 from planner.dispatch.guard import OffloadedTensor, is_offloaded
+from planner.dispatch.journal import Journal
 from planner.dispatch.slots import Slot
 from planner.errors import OffloadError
 
@@ -163,12 +164,15 @@ class AtRest:
         else:
             cast(MutableMapping[str, Any], self.source)[key] = made
 
-    def restored(self, devices: Mapping[str, torch.device], made: dict[int, Any]) -> list[tuple[Slot, Any]]:
+    def restored(
+        self, devices: Mapping[str, torch.device], made: dict[int, Any], journal: Journal
+    ) -> list[tuple[Slot, Any]]:
         """What would have to be written to leave every tensor in its module.
 
         Args:
             devices: by key, where each shall lie; "meta" leaves the stand-in.
             made: by stand-in, what was made for another module that shares it; added to.
+            journal: where it is written down that a parameter is frozen or thawed.
         """
         writes: list[tuple[Slot, Any]] = []
         for index, slot in enumerate(self.slots):
@@ -180,15 +184,14 @@ class AtRest:
             if id(guard) not in made:
                 resting = self.value(index)
                 tensor = resting if resting.device == device else copied(resting, device)
-                made[id(guard)] = tensor if slot.is_buffer else _as_parameter(tensor, guard)
+                made[id(guard)] = tensor if slot.is_buffer else _as_parameter(tensor, guard, journal)
             writes.append((slot, made[id(guard)]))
         return writes
 
 
-def _as_parameter(tensor: Any, guard: OffloadedTensor) -> Any:
+def _as_parameter(tensor: Any, guard: OffloadedTensor, journal: Journal) -> Any:
     if not isinstance(tensor, nn.Parameter):
         return nn.Parameter(tensor, requires_grad=guard.requires_grad)
-    if tensor.requires_grad != guard.requires_grad:
-        # The caller's own parameter: the stand-in was frozen or thawed meanwhile.
-        tensor.requires_grad_(guard.requires_grad)
+    # The caller's own parameter: the stand-in may have been frozen or thawed meanwhile.
+    journal.require_gradient(tensor, guard.requires_grad)
     return tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -73,7 +73,7 @@ def is_elsewhere(value: Any, device: torch.device | None, skip: Container[str] =
     if kind == MAPPING:
         return any(key not in skip and is_elsewhere(item, device, skip) for key, item in value.items())
     if kind == RECORD:
-        return any(is_elsewhere(getattr(value, field.name), device, skip) for field in fields(value))
+        return any(is_elsewhere(getattr(value, field.name, None), device, skip) for field in fields(value))
     return bool(getattr(value, "device", None) != device)
 
 
@@ -94,16 +94,13 @@ def moved(value: Any, device: torch.device, skip: Container[str], carry: Carry) 
     if kind == TENSOR:
         return carry(value, device)
     if kind == SEQUENCE:
-        items = [moved(item, device, skip, carry) for item in value]
-        if hasattr(value, "_fields"):
-            return type(value)(*items)
-        return items if type(value) is list else type(value)(items)
+        return _moved_sequence(value, [moved(item, device, skip, carry) for item in value])
     if kind == MAPPING:
         return _moved_mapping(value, device, skip, carry)
     if kind == RECORD:
         twin = copy.copy(value)
         for field in fields(value):
-            item = getattr(value, field.name)
+            item = getattr(value, field.name, None)
             if is_elsewhere(item, device, skip):
                 object.__setattr__(twin, field.name, moved(item, device, skip, carry))
         return twin
@@ -111,6 +108,23 @@ def moved(value: Any, device: torch.device, skip: Container[str], carry: Carry) 
     made = twin.to(device)
     # Some `to` methods change their object and return nothing.
     return twin if made is None else made
+
+
+def _moved_sequence(value: Any, items: list[Any]) -> Any:
+    cls = type(value)
+    if cls is list:
+        return items
+    if cls is tuple:
+        return tuple(items)
+    if isinstance(value, list):
+        twin = copy.copy(value)
+        twin[:] = items
+        return twin
+    # Named ones, and subclasses with a constructor of their own.
+    made = tuple.__new__(cls, items)
+    if hasattr(value, "__dict__"):
+        made.__dict__.update(vars(value))
+    return made
 
 
 def _moved_mapping(value: Any, device: torch.device, skip: Container[str], carry: Carry) -> Any:
@@ -148,9 +162,12 @@ def find_device(value: Any) -> torch.device | None:
     if kind == TENSOR:
         device: torch.device = value.device
         return device
+    items: Iterable[Any] = ()
     if kind in (SEQUENCE, MAPPING):
-        for item in value.values() if kind == MAPPING else value:
-            found = find_device(item)
-            if found is not None:
-                return found
-    return None
+        items = value.values() if kind == MAPPING else value
+    elif kind == RECORD:
+        items = (getattr(value, field.name, None) for field in fields(value))
+    elif kind == MOVER and isinstance(getattr(value, "device", None), torch.device):
+        moves_on: torch.device = value.device
+        return moves_on
+    return next((found for item in items if (found := find_device(item)) is not None), None)

@@ -11,12 +11,15 @@ import torch
 
 from planner.dispatch.borders import Carry
 from planner.dispatch.guard import is_offloaded
-from planner.errors import OffloadError
 
-__all__ = ["Loan", "carry_alone", "give_back", "lend", "one_forward"]
+__all__ = ["Loan", "NoValuesError", "carry_alone", "give_back", "lend", "one_forward"]
 
 # A tensor, its copy on another device, and how often that had been written to when it was made.
 Loan = tuple[torch.Tensor, torch.Tensor, int]
+
+
+class NoValuesError(Exception):
+    """A tensor on the meta device was to go where it would need values."""
 
 
 class _Crossing:
@@ -58,10 +61,10 @@ def one_forward() -> Iterator[None]:
 def carry_alone(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor on a device, whoever else may want it there."""
     if tensor.is_meta and device.type != "meta" and not is_offloaded(tensor):
-        raise OffloadError(
-            f"a tensor of shape {tuple(tensor.shape)} shall go to {device}, but it is on the meta device and has no values; "
-            "if it was moved to the device of a weight, that weight is offloaded: move it to an input's device instead",
-            name="",
+        raise NoValuesError(
+            f"a tensor of shape {tuple(tensor.shape)}, shall go to {device}, but it is on the meta device and has no values; if "
+            "it was made on the device of a weight, that weight is offloaded: place that on an accelerator, or make the "
+            "tensor on an input's device"
         )
     return tensor.to(device)
 
@@ -71,6 +74,9 @@ def lend(loans: list[Loan]) -> Carry:
 
     def lent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         made = _carry(tensor, device)
+        if made is not tensor and tensor.__dict__:
+            # Marks that a module may look for.
+            made.__dict__.update(tensor.__dict__)
         # What was made under inference_mode does not tell whether it has been written to.
         if not made.is_inference():
             loans.append((tensor, made, made._version))

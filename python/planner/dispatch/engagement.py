@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,10 +14,11 @@ from planner.dispatch.at_rest import AtRest
 from planner.dispatch.forwards import Forward, Hooked, installed
 from planner.dispatch.guard import OffloadedTensor
 from planner.dispatch.homes import Assignment
+from planner.dispatch.hooks import aligns
 from planner.dispatch.journal import Journal
 from planner.dispatch.offloaded import OffloadedWeightsLoader
 from planner.dispatch.pickling import Pickling
-from planner.dispatch.placing import moves_in_place, placed
+from planner.dispatch.placing import moves_in_place, named_slots, placed
 from planner.dispatch.recomputing import end_bringing_in_again
 from planner.dispatch.refusal import Refusal
 from planner.dispatch.residency import Residency
@@ -167,7 +169,9 @@ class Dispatched:
         apart = [row.is_apart() for row in self.homes]
         made: dict[int, Any] = {}
         for residency in self.residencies():
-            for slot, tensor in residency.at_rest.restored(_resting_devices(residency.at_rest), made):
+            for slot, tensor in residency.at_rest.restored(
+                _resting_devices(residency.at_rest), made, journal
+            ):
                 journal.set(slot.table, slot.name, tensor)
         if go_home:
             self._send_home(journal, apart)
@@ -284,19 +288,24 @@ def engaged_models(model: nn.Module) -> list[Dispatched]:
 
 
 class Resting:
-    """Which tensor belongs in a slot, whether it lies there or a stand-in does.
+    """Which tensor belongs in a slot, whether it lies there or elsewhere.
 
     Args:
-        engaged: what is installed in the model.
+        model: a model, dispatched or with hooks that were attached by hand or by accelerate.
     """
 
-    def __init__(self, engaged: Iterable[Dispatched]) -> None:
-        self._rows: dict[tuple[int, str], tuple[AtRest, int]] = {
-            (id(slot.table), slot.name): (residency.at_rest, index)
-            for dispatched in engaged
-            for residency in dispatched.residencies()
-            for index, slot in enumerate(residency.at_rest.slots)
-        }
+    def __init__(self, model: nn.Module) -> None:
+        self._rows: dict[tuple[int, str], Callable[[], Any]] = {}
+        for _, module in modules_of(model):
+            for hook in _hooks_of(module):
+                if aligns(hook) and hook.offload and hook.weights_map is not None:
+                    for name, slot in named_slots(module, recurse=hook.place_submodules):
+                        row = (id(slot.table), slot.name)
+                        self._rows.setdefault(row, partial(hook.weights_map.__getitem__, name))
+        for dispatched in engaged_models(model):
+            for at_rest in (residency.at_rest for residency in dispatched.residencies()):
+                for index, slot in enumerate(at_rest.slots):
+                    self._rows[id(slot.table), slot.name] = partial(at_rest.value, index)
 
     def value(self, slot: Slot) -> Any:
         """The tensor.
@@ -305,13 +314,19 @@ class Resting:
             OffloadError: a stand-in that nobody knows. Fields: ``name``.
         """
         found = slot.read()
-        if not isinstance(found, OffloadedTensor):
+        if not found.is_meta:
             return found
         row = self._rows.get((id(slot.table), slot.name))
-        if row is None:
+        if row is not None:
+            return row()
+        if isinstance(found, OffloadedTensor):
             raise OffloadError(
-                f"'{found.offloaded_name}' is offloaded by a hook that was attached by hand; take it off with "
-                "planner.remove_hook_from_submodules(model) first",
+                f"'{found.offloaded_name}' is a stand-in of a dispatch that this model is not part of",
                 name=found.offloaded_name,
             )
-        return row[0].value(row[1])
+        return found
+
+
+def _hooks_of(module: nn.Module) -> tuple[Any, ...]:
+    hook = module.__dict__.get("_hf_hook")
+    return getattr(hook, "hooks", None) or (hook,)

@@ -64,6 +64,11 @@ class Forward:
         return self.module
 
     @property
+    def __code__(self) -> Any:
+        """torch.export reads the names of arguments there."""
+        return type(self.module).forward.__code__
+
+    @property
     def __func__(self) -> Callable[..., Any]:
         return type(self.module).forward
 

@@ -12,14 +12,16 @@ from torch import nn
 from planner.dispatch.at_rest import TiedCopies
 from planner.dispatch.bases import hook_base
 from planner.dispatch.borders import is_elsewhere
-from planner.dispatch.crossings import Loan, give_back
+from planner.dispatch.crossings import Loan, NoValuesError, give_back
 from planner.dispatch.forwards import Forward, bring, device_of, installed, sent, take_off
+from planner.dispatch.journal import Journal
 from planner.dispatch.open_calls import OpenCall, end_since, last_of, mark
 from planner.dispatch.pickling import end_pickling
 from planner.dispatch.placing import offload_tensors, place_tensors, require_values, restore_others
 from planner.dispatch.recomputing import bring_in_again
 from planner.dispatch.residency import Residency, Use
 from planner.dispatch.slots import resolve_device
+from planner.errors import OffloadError
 
 __all__ = [
     "AlignDevicesHook",
@@ -264,7 +266,13 @@ class AlignDevicesHook(_AlignBase, ModelHook):
 
     def bring(self, value: Any, loans: list[Loan]) -> Any:
         """Arguments where the module runs; ``loans`` gets what has to be given back."""
-        return value if self.device is None else bring(value, self.device, self.skip, loans)
+        if self.device is None:
+            return value
+        try:
+            return bring(value, self.device, self.skip, loans)
+        except NoValuesError as error:
+            where = f"an argument of '{self.module_name}'" if self.module_name else "an argument"
+            raise OffloadError(f"{where}, {error}", name=self.module_name) from error
 
     def around(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A whole forward: fetch, bring, compute, let go."""
@@ -335,7 +343,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         """Brings offloaded weights back to where they came from, and takes off what dispatch installed."""
         made: dict[int, Any] = {}
         for residency in self.residencies:
-            for slot, tensor in residency.at_rest.restored(self.original_devices, made):
+            for slot, tensor in residency.at_rest.restored(self.original_devices, made, Journal()):
                 slot.write(tensor)
         if self.residencies and module is self.bound:
             restore_others(module, self.original_devices, recurse=self.place_submodules)

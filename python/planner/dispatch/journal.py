@@ -19,6 +19,7 @@ class Journal:
     def __init__(self) -> None:
         self._before: list[tuple[MutableMapping[str, Any], str, Any]] = []
         self._moved: list[tuple[Any, Any, Any]] = []
+        self._marked: list[tuple[Any, bool]] = []
 
     def set(self, table: MutableMapping[str, Any], key: str, value: Any) -> None:
         """Sets a key."""
@@ -36,6 +37,12 @@ class Journal:
         self._moved.append((parameter, parameter.data, parameter.grad))
         _give(parameter, made.data, made.grad)
 
+    def require_gradient(self, parameter: Any, requires_grad: bool) -> None:
+        """Freezes or thaws a parameter."""
+        if parameter.requires_grad != requires_grad:
+            self._marked.append((parameter, parameter.requires_grad))
+            parameter.requires_grad_(requires_grad)
+
     def roll_back(self) -> None:
         """Puts everything back."""
         while self._before:
@@ -46,6 +53,9 @@ class Journal:
                 table.pop(key, None)
         while self._moved:
             _give(*self._moved.pop())
+        while self._marked:
+            parameter, requires_grad = self._marked.pop()
+            parameter.requires_grad_(requires_grad)
 
 
 def _give(parameter: Any, data: Any, gradient: Any) -> None:

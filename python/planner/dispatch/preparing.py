@@ -24,7 +24,7 @@ from planner.dispatch.engagement import (
     joined,
     refresh_flat_weights,
 )
-from planner.dispatch.forwards import Border, Fetching, FetchingRoot, Forward, Root
+from planner.dispatch.forwards import Border, Fetching, FetchingRoot, Forward, Root, installed
 from planner.dispatch.guard import OffloadedTensor, placeholder
 from planner.dispatch.hooks import AlignDevicesHook, aligns
 from planner.dispatch.journal import Journal
@@ -51,7 +51,7 @@ def prepare(model: nn.Module, engagement: Engagement) -> Prepared:
     layout = lay_out(model, assignment.homes, assignment.root_home, no_split)
     engaged = engaged_models(model)
     _refuse_other_hooks(model, engaged)
-    values = _Values(layout, engaged, engagement)
+    values = _Values(model, layout, engaged, engagement)
     values.check()
     values.move()
     return Prepared(model, engagement, layout, values, no_split)
@@ -69,7 +69,14 @@ def _refuse_other_hooks(model: nn.Module, engaged: list[Dispatched]) -> None:
     ours = {id(forward.hook) for dispatched in engaged for forward in dispatched.forwards}
     for name, module in modules_of(model):
         hook = module.__dict__.get("_hf_hook")
-        if hook is not None and id(hook) not in ours and not (engaged and is_later_hook(hook)):
+        if hook is None or id(hook) in ours:
+            continue
+        if isinstance(installed(module), Border | Fetching):
+            raise PlanMismatchError(
+                f"'{name}' is part of a larger model that is dispatched; dispatch or undispatch that one",
+                findings=(name,),
+            )
+        if not (engaged and is_later_hook(hook)):
             raise PlanMismatchError(
                 f"'{name}' has a hook already ({type(hook).__name__}); take it off with "
                 "planner.remove_hook_from_submodules(model) first",
@@ -94,10 +101,12 @@ def _value(resting: Resting, slot: Slot, known: dict[int, Any]) -> Any:
 class _Values:
     """The tensors of a model: where each comes from, and the copies that the plan asks for."""
 
-    def __init__(self, layout: Layout, engaged: list[Dispatched], engagement: Engagement) -> None:
+    def __init__(
+        self, model: nn.Module, layout: Layout, engaged: list[Dispatched], engagement: Engagement
+    ) -> None:
         self.places = layout.places
         self.engagement = engagement
-        resting = Resting(engaged)
+        resting = Resting(model)
         # By stand-in, because files give a new tensor each time, and tied ones are one.
         known: dict[int, Any] = {}
         self.before = [_value(resting, place.slot, known) for place in self.places]

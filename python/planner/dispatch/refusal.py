@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, NoReturn
 
+import torch
 from torch import nn
 
 from planner.dispatch.guard import is_offloaded
@@ -31,10 +32,16 @@ class Refusal:
         self.previous: Any = module.__dict__.get("_apply")
 
     def __call__(self, fn: Any, recurse: bool = True) -> nn.Module:
-        for name, module in modules_of(self.module) if recurse else [("", self.module)]:
-            for slot in own_slots(module):
-                if is_offloaded(slot.read()):
-                    self._refuse(f"{name}.{slot.name}" if name else slot.name)
+        found = [
+            (f"{name}.{slot.name}" if name else slot.name, slot.read())
+            for name, module in (modules_of(self.module) if recurse else [("", self.module)])
+            for slot in own_slots(module)
+        ]
+        offloaded = [name for name, tensor in found if is_offloaded(tensor)]
+        if offloaded and all(_is_kept(fn, tensor) for _, tensor in found):
+            return self.module  # some models cast a part of them in every forward
+        if offloaded:
+            self._refuse(offloaded[0])
         apply = self.previous or type(self.module)._apply.__get__(self.module)
         applied: nn.Module = apply(fn, recurse)
         return applied
@@ -45,6 +52,18 @@ class Refusal:
             "elsewhere, and converting or moving the model would miss it; call planner.undispatch(model) first",
             name=name,
         )
+
+
+def _is_kept(fn: Any, tensor: Any) -> bool:
+    """Whether a conversion changes nothing about a tensor; for a stand-in, tried with an ordinary meta tensor."""
+    twin = tensor
+    if is_offloaded(tensor):
+        twin = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    try:
+        with torch.no_grad():
+            return fn(twin) is twin
+    except NotImplementedError:
+        return False  # values of the meta device cannot be had
 
 
 class Warned:
@@ -72,8 +91,6 @@ class Warned:
 
 
 def _names_device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    import torch
-
     return torch._C._nn._parse_to(*args, **kwargs)[0] is not None
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from planner.dispatch.engagement import Resting, engaged_models
+from planner.dispatch.engagement import Resting
 from planner.dispatch.slots import Slot
+from planner.errors import OffloadError
 
 __all__ = ["StateDict", "state_dict"]
 
@@ -24,7 +25,7 @@ class StateDict(Mapping[str, torch.Tensor]):
 
     def __init__(self, model: nn.Module) -> None:
         self._slots: dict[str, Slot] = {}
-        self._resting = Resting(engaged_models(model))
+        self._resting = Resting(model)
         for prefix, module in model.named_modules(remove_duplicate=False):
             for table, is_buffer in ((module._parameters, False), (module._buffers, True)):
                 for name, value in table.items():
@@ -34,6 +35,10 @@ class StateDict(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         value: torch.Tensor = self._resting.value(self._slots[name])
+        if value.is_meta:
+            raise OffloadError(
+                f"'{name}' has no values: it is on the meta device, and no hook knows them", name=name
+            )
         return value.detach().to("cpu")
 
     def __iter__(self) -> Iterator[str]:
