@@ -58,6 +58,13 @@ class Assignment:
             if run is None:
                 run = main_key if key in runs_on_main else key
             self.homes[name] = Home(devices.get(key), devices[run], key != run)
+        self.running = tuple(running)
+        for name, run in running.items():
+            # Parts of what a key of the device map names.
+            around = nearest_key(name, self.keys)
+            if around is not None and name not in self.keys:
+                key = self.keys[around]
+                self.homes[name] = Home(devices.get(key), devices[run], key != run)
 
     @classmethod
     def of_plan(cls, plan: Plan) -> Assignment:
@@ -65,11 +72,12 @@ class Assignment:
         if plan.certificate.stage == "sequential":
             # accelerate's strategies keep room on the main devices.
             return cls(plan.device_map)
-        running: dict[str, DeviceKey] = {}
-        for name, key in plan.device_map.items():
-            said = _nearest(name, plan.execution_map)
-            running[name] = said if said is not None else ("cpu" if key == "disk" else key)
-        return cls(plan.device_map, running)
+        lying: dict[str, DeviceKey] = {
+            name: "cpu" if key == "disk" else key
+            for name, key in plan.device_map.items()
+            if nearest_key(name, plan.execution_map) is None
+        }
+        return cls(plan.device_map, {**lying, **plan.execution_map})
 
     @property
     def root_home(self) -> Home:
@@ -108,13 +116,20 @@ def _require_present(keys: set[DeviceKey]) -> None:
 
 
 def require_fit(model: nn.Module, assignment: Assignment) -> None:
-    """Raises unless the keys of a device map name parts of the model and cover all its saved tensors.
+    """Raises unless the keys of both maps name parts of the model, and the device map covers all its saved tensors.
 
     Raises:
         PlanMismatchError: names on either side without the other. Fields: ``findings``.
         InvalidTreeError: a model that cannot be walked. Fields: ``name``.
     """
-    unknown, uncovered = ModuleTree.from_module(model).uncovered(assignment.device_map, persistent_only=True)
+    tree = ModuleTree.from_module(model)
+    unknown, uncovered = tree.uncovered(assignment.device_map, persistent_only=True)
+    strange, _ = tree.uncovered(assignment.running)
+    if strange:
+        raise PlanMismatchError(
+            f"the execution map names {_some(strange)}, which this {type(model).__name__} does not have",
+            findings=tuple(strange),
+        )
     if unknown or uncovered:
         parts = [f"it names {_some(unknown)}, which the model does not have"] if unknown else []
         parts += [f"no device for {_some(uncovered)}"] if uncovered else []

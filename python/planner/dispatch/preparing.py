@@ -355,9 +355,11 @@ class Prepared:
             return
         members = [member for member in block.members if member is not block.module]
         hook.inner = tuple(own[id(member)][2] for member in members if id(member) in own)
-        if type(block.module).__name__ not in self.no_split:
-            # Nobody said that it is called as a whole, so what is inside gets borders, too.
-            for member in members:
+        is_whole = type(block.module).__name__ in self.no_split
+        for member in members:
+            # Where nobody said that it is called as a whole, what is inside gets borders, too. Embeddings always do: models
+            # call those by themselves.
+            if not is_whole or isinstance(member, nn.Embedding):
                 self.hooks.setdefault(id(member), self._hook(block.home.runs_on))
 
     def _hook_lodger(self, lodger: Lodger, own: Mapping[int, Any]) -> None:
