@@ -64,8 +64,12 @@ def llama() -> nn.Module:
 
 
 def mixtral() -> nn.Module:
-    model = MixtralForCausalLM(MixtralConfig(**SIZES, **SPECIAL, num_local_experts=4))
-    model.set_experts_implementation("eager")  # the default needs an operator of real accelerators
+    return MixtralForCausalLM(MixtralConfig(**SIZES, **SPECIAL, num_local_experts=4))
+
+
+def mixtral_eager() -> nn.Module:
+    model: Any = mixtral()
+    model.set_experts_implementation("eager")
     return model
 
 
@@ -111,6 +115,7 @@ DECODER = ("model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head")
 TINY: dict[str, Tiny] = {
     "llama": Tiny(llama, DECODER, ("model.layers",)),
     "mixtral": Tiny(mixtral, DECODER, ("model.layers",)),
+    "mixtral_eager": Tiny(mixtral_eager, DECODER, ("model.layers",)),
     "gemma": Tiny(gemma, DECODER, ("model.layers",)),
     "gpt2": Tiny(
         gpt2, ("transformer.wte", "transformer.wpe", "transformer.ln_f", "lm_head"), ("transformer.h",)
