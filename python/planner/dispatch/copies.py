@@ -11,13 +11,14 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from planner.errors import OffloadError
 
 # Of stand-ins; they say nothing about a real tensor.
-_OWN_MARKS = {"offloaded_name", "fetch", "kept", "_in_model", "_is_param"}
+_OWN_MARKS = {"offloaded_name", "fetch", "kept", "twin", "stands_for", "_is_param"}
 
 __all__ = [
     "SharedCopies",
     "copied",
     "copy_marks",
     "fits",
+    "has_marks",
     "has_storage_alone",
     "is_same_tensor",
     "is_transformed",
@@ -123,6 +124,11 @@ def copy_marks(model: Any, tensor: Any) -> None:
     for key, value in vars(model).items():
         if key not in _OWN_MARKS and key not in vars(tensor):
             setattr(tensor, key, value)
+
+
+def has_marks(model: Any, tensor: Any) -> bool:
+    """Whether a tensor has all marks of another one."""
+    return all(key in _OWN_MARKS or key in vars(tensor) for key in vars(model))
 
 
 def visitor(found: Any, device: torch.device) -> Any:

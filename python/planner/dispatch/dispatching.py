@@ -167,9 +167,14 @@ def undispatch(model: nn.Module) -> nn.Module:
         >>> hasattr(undispatch(model), "hf_device_map")
         False
     """
-    from planner.dispatch.engagement import engaged_models
+    from planner.dispatch.engagement import engaged_models, is_part
 
     engaged = engaged_models(model)
+    if not engaged and is_part(model):
+        raise PlanMismatchError(
+            f"this {type(model).__name__} is part of a larger model that is dispatched; undispatch that one",
+            findings=(),
+        )
     if not engaged:
         raise PlanMismatchError(
             f"this {type(model).__name__} is not dispatched, so there is nothing to undo; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from planner.dispatch.at_rest import AtRest
-from planner.dispatch.forwards import Forward, Hooked, installed
+from planner.dispatch.forwards import Forward, Hooked, Membership, installed
 from planner.dispatch.guard import OffloadedTensor
 from planner.dispatch.homes import Assignment
 from planner.dispatch.hooks import aligns
@@ -34,6 +35,7 @@ __all__ = [
     "Resting",
     "RestingWeights",
     "engaged_models",
+    "is_part",
     "joined",
     "refresh_flat_weights",
 ]
@@ -125,7 +127,7 @@ class Extra:
             journal.remove(table, self.name)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Dispatched:
     """What is installed in a model; hangs in the model itself, so that a copy of the model has its own.
 
@@ -140,6 +142,19 @@ class Dispatched:
     forwards: list[Forward] = field(default_factory=list)
     homes: list[CameFrom] = field(default_factory=list)
     extras: list[Extra] = field(default_factory=list)
+    membership: Membership = field(default_factory=Membership)
+
+    def __post_init__(self) -> None:
+        self.membership.record = weakref.ref(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("model", "forwards", "homes", "extras", "membership")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+        self.__post_init__()
 
     def install(self, journal: Journal, module: nn.Module, name: str, value: Any) -> None:
         """Sets an attribute of a module that goes with the dispatch."""
@@ -268,6 +283,16 @@ def _uninstall(journal: Journal, forward: Forward) -> None:
     end_bringing_in_again(journal, forward.module)
 
 
+def is_part(model: nn.Module) -> bool:
+    """Whether a model is a part of a larger one that is dispatched."""
+    forward = installed(model)
+    return RECORD not in model.__dict__ and forward is not None and _belongs(forward)
+
+
+def _belongs(forward: Forward) -> bool:
+    return forward.membership is not None and forward.membership.is_alive()
+
+
 def engaged_models(model: nn.Module) -> list[Dispatched]:
     """What is installed in a model and in models inside it, and in modules that were copied from such into it."""
     modules = [module for _, module in modules_of(model)]
@@ -276,7 +301,7 @@ def engaged_models(model: nn.Module) -> list[Dispatched]:
     strays = Dispatched(model)
     for module in modules:
         forward = installed(module)
-        if forward is None or type(forward) is Hooked or id(forward) in known:
+        if forward is None or type(forward) is Hooked or id(forward) in known or _belongs(forward):
             continue
         strays.forwards.append(forward)
         for name, kind in (("_apply", Refusal), ("__reduce_ex__", Pickling)):

@@ -6,6 +6,7 @@ method, but asks the module's class for it.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,36 @@ from planner.dispatch.crossings import Loan, carry_alone, give_back, lend, one_f
 if TYPE_CHECKING:
     from planner.dispatch.hooks import AlignDevicesHook
 
-__all__ = ["Border", "Fetching", "FetchingRoot", "Forward", "Hooked", "Root", "installed", "take_off"]
+__all__ = [
+    "Border",
+    "Fetching",
+    "FetchingRoot",
+    "Forward",
+    "Hooked",
+    "Membership",
+    "Root",
+    "installed",
+    "take_off",
+]
+
+
+class Membership:
+    """Which dispatch a forward belongs to: the same object for all of one.
+
+    Guarantee: where a layer is copied without its model, the copy belongs to none.
+    """
+
+    __slots__ = ("record",)
+
+    def __init__(self) -> None:
+        self.record: weakref.ref[Any] | None = None
+
+    def __reduce__(self) -> Any:
+        return (Membership, ())
+
+    def is_alive(self) -> bool:
+        """Whether the dispatch is there."""
+        return self.record is not None and self.record() is not None
 
 
 class Forward:
@@ -27,13 +57,15 @@ class Forward:
     Args:
         module: the module it is installed in.
         hook: the hook that says where to.
+        membership: the dispatch that it belongs to; None for a hook that was attached alone.
     """
 
-    __slots__ = ("__weakref__", "hook", "module", "previous")
+    __slots__ = ("__weakref__", "hook", "membership", "module", "previous")
 
-    def __init__(self, module: nn.Module, hook: Any) -> None:
+    def __init__(self, module: nn.Module, hook: Any, membership: Membership | None = None) -> None:
         self.module = module
         self.hook = hook
+        self.membership = membership
         # What somebody else had installed there, if anything.
         self.previous: Any = module.__dict__.get("forward")
 
@@ -138,17 +170,18 @@ class Root(Border):
         return _whole(self, args, kwargs)
 
 
-class Fetching(Forward):
+class Fetching(Border):
     """Brings weights and arguments to a module whose weights rest elsewhere, and lets the weights go afterwards."""
 
     __slots__ = ()
-
-    hook: AlignDevicesHook
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             # Weights change hands, which cannot be traced: one break in the graph, and the module runs as it is.
             return _untraced()(self, args, kwargs)
+        if self.hook.is_held():
+            # The block around has brought them in.
+            return Border.__call__(self, *args, **kwargs)
         return self.hook.around(self, args, kwargs)
 
 

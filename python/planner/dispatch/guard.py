@@ -48,7 +48,9 @@ class OffloadedTensor(torch.Tensor):
 
     offloaded_name: str
     fetch: Callable[[], torch.Tensor] | None
-    _in_model: _InModel
+    # In a pickle, and in a shallow copy of a module: of which stand-in this is the twin. Otherwise: its own twin.
+    stands_for: OffloadedTensor | None = None
+    twin: OffloadedTensor | None = None
     # Values that took the place of those in a file.
     kept: torch.Tensor | None = None
 
@@ -65,26 +67,35 @@ class OffloadedTensor(torch.Tensor):
         return _on_operator(func, args, kwargs or {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OffloadedTensor:
+        if self.stands_for is not None:
+            return copy.deepcopy(self.stands_for, memo)
         made = _bare(self, requires_grad=self.requires_grad)
         memo[id(self)] = made
-        marks = {key: mark for key, mark in vars(self).items() if key != "_in_model"}
-        made.__dict__.update(copy.deepcopy(marks, memo))
+        made.__dict__.update(copy.deepcopy(self.marks(), memo))
         return made
 
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise OffloadError(
-            f"'{self.offloaded_name}' is offloaded, so it has no values to save, nor has model.state_dict(); save "
-            "dict(planner.state_dict(model)), or the whole model",
-            name=self.offloaded_name,
-        )
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        if self.stands_for is None:
+            raise OffloadError(
+                f"'{self.offloaded_name}' is offloaded, so it has no values to save, nor has model.state_dict(); save "
+                "dict(planner.state_dict(model)), or the whole model",
+                name=self.offloaded_name,
+            )
+        arguments = (tuple(self.shape), self.stride(), self.dtype, self.requires_grad)
+        # Marks lead back to the module that holds the stand-in, so they follow as state.
+        return (_rebuild, arguments, self.stands_for.marks())
 
-    def in_model(self) -> _InModel:
+    def in_model(self) -> OffloadedTensor:
         """What is pickled in place of this together with its module, which knows where the values are."""
-        found: _InModel | None = vars(self).get("_in_model")
-        if found is None:
+        if self.twin is None:
             # One for one: what was one stand-in is one again.
-            found = self._in_model = _InModel(self)
-        return found
+            self.twin = _bare(self, requires_grad=self.requires_grad)
+            self.twin.__dict__.update(self.marks(), stands_for=self)
+        return self.twin
+
+    def marks(self) -> dict[str, Any]:
+        """Attributes that a copy has as well."""
+        return {key: mark for key, mark in vars(self).items() if key not in ("twin", "stands_for")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -125,24 +136,6 @@ class OffloadedTensor(torch.Tensor):
         return _read(self, "__array__").numpy()
 
 
-class _InModel:
-    """A stand-in on its way into a pickle."""
-
-    __slots__ = ("guard",)
-
-    def __init__(self, guard: OffloadedTensor) -> None:
-        self.guard = guard
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        guard = self.guard
-        marks = {key: mark for key, mark in vars(guard).items() if key != "_in_model"}
-        # Marks lead back to the module that holds the stand-in, so they follow as state.
-        return (_rebuild, (tuple(guard.shape), guard.stride(), guard.dtype, guard.requires_grad), marks)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> OffloadedTensor:
-        return copy.deepcopy(self.guard, memo)
-
-
 def placeholder(
     value: torch.Tensor, name: str, *, is_parameter: bool, requires_grad: bool = False
 ) -> OffloadedTensor:
@@ -156,7 +149,7 @@ def placeholder(
     """
     made = _bare(value, requires_grad=requires_grad)
     for key, mark in vars(value).items():
-        if not isinstance(mark, torch.Tensor | _InModel):
+        if not isinstance(mark, torch.Tensor):
             setattr(made, key, mark)
     made.offloaded_name = name
     made.fetch = None

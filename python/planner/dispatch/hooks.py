@@ -17,7 +17,13 @@ from planner.dispatch.forwards import Forward, bring, device_of, installed, sent
 from planner.dispatch.journal import Journal
 from planner.dispatch.open_calls import OpenCall, end_since, last_of, mark
 from planner.dispatch.pickling import end_pickling
-from planner.dispatch.placing import offload_tensors, place_tensors, require_values, restore_others
+from planner.dispatch.placing import (
+    KnownModules,
+    offload_tensors,
+    place_tensors,
+    require_values,
+    restore_others,
+)
 from planner.dispatch.recomputing import bring_in_again
 from planner.dispatch.residency import Residency, Use
 from planner.dispatch.slots import resolve_device
@@ -171,6 +177,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         # Which offloaded block runs after this one, as learnt; and who copies it ahead.
         self.follower: AlignDevicesHook | None = None
         self.prefetcher: Prefetcher | None = None
+        self.known: KnownModules = []
         self.module_name = ""
         self.made_weights_map = False
         self.input_device: torch.device | None = None
@@ -274,6 +281,12 @@ class AlignDevicesHook(_AlignBase, ModelHook):
             where = f"an argument of '{self.module_name}'" if self.module_name else "an argument"
             raise OffloadError(f"{where}, {error}", name=self.module_name) from error
 
+    def is_held(self) -> bool:
+        """Whether all that the module needs is there already, by this thread's doing."""
+        if self.is_special or self.inner or self.prefetcher is not None:
+            return False
+        return all(residency.is_held(self.device) for residency in self.residencies)
+
     def around(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A whole forward: fetch, bring, compute, let go."""
         device = self.device
@@ -281,7 +294,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         loans: list[Loan] = []
         args, kwargs = self.bring(args, loans), self.bring(kwargs, loans)
         if self.inner:
-            require_values(forward.module)
+            require_values(forward.module, self.known)
         if forward.module.training and (self.residencies or self.inner):
             bring_in_again(forward.module, self.residencies + self.inner, device or _CPU)
         use, opened = Use(self.residencies + self.inner), mark()

@@ -30,6 +30,10 @@ __all__ = [
 ]
 
 
+# Tables of modules inside, and what was in them.
+KnownModules = list[tuple[dict[str, Any], list[Any]]]
+
+
 def named_slots(module: nn.Module, *, recurse: bool) -> Iterator[tuple[str, Slot]]:
     """Slots of a module by name, with those of all modules inside if asked."""
     for prefix, inner in modules_of(module) if recurse else [("", module)]:
@@ -70,13 +74,20 @@ def moves_in_place(tensor: Any, made: Any) -> bool:
     )
 
 
-def require_values(module: nn.Module) -> None:
+def require_values(module: nn.Module, known: KnownModules) -> None:
     """Raises OffloadError if a parameter inside a module has no values and is not one of ours that has them elsewhere.
 
     Libraries make new parameters beside a weight on the weight's device. Beside an offloaded one, that is the meta device,
     and torch computes garbage with them.
+
+    Args:
+        known: what was looked through before; looked through again where something was added or taken away.
     """
+    if known and all(list(table.values()) == held for table, held in known):
+        return
+    known.clear()
     for name, inner in modules_of(module):
+        known.append((inner._modules, list(inner._modules.values())))
         for key, tensor in inner._parameters.items():
             if tensor is not None and tensor.is_meta and not is_offloaded(tensor):
                 full = f"{name}.{key}" if name else key

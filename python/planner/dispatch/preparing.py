@@ -73,7 +73,7 @@ def _refuse_other_hooks(model: nn.Module, engaged: list[Dispatched]) -> None:
             continue
         if isinstance(installed(module), Border | Fetching):
             raise PlanMismatchError(
-                f"'{name}' is part of a larger model that is dispatched; dispatch or undispatch that one",
+                f"{name or 'this model'!r} is part of a larger model that is dispatched; dispatch or undispatch that one",
                 findings=(name,),
             )
         if not (engaged and is_later_hook(hook)):
@@ -376,7 +376,7 @@ class Prepared:
         kind: type[Forward] = Fetching if hook.residencies or hook.inner else Border
         if module is self.model:
             kind = Root if kind is Border else FetchingRoot
-        forward = kind(module, hook)
+        forward = kind(module, hook, record.membership)
         journal.set(module.__dict__, "forward", forward)
         journal.set(module.__dict__, "_hf_hook", hook)
         record.forwards.append(forward)

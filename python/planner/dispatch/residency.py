@@ -50,6 +50,11 @@ class Residency:
         """Whether somebody uses the tensors now."""
         return bool(self._users)
 
+    def is_held(self, device: torch.device | None) -> bool:
+        """Whether this thread uses the tensors on a device already, and so will find them until it has ended that use."""
+        use, visit = _held.uses.get(self), self._visit
+        return use is not None and visit is not None and use in self._users and visit.device == device
+
     def acquire(self, device: torch.device, use: Use) -> None:
         """Brings the tensors to a device, or joins those who have.
 
@@ -165,17 +170,33 @@ class Use:
 
     def begin(self, device: torch.device) -> None:
         """Brings all to a device; whoever calls this calls :meth:`end`, also when it raises."""
-        for residency in self.residencies:
-            residency.acquire(device, self)
+        if not self.residencies:
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            for residency in self.residencies:
+                residency.acquire(device, self)
+                _held.uses.setdefault(residency, self)
 
     def end(self) -> None:
         """Ends the use of all, also when one of them raises."""
         try:
             for residency in self.residencies:
+                if _held.uses.get(residency) is self:
+                    del _held.uses[residency]
                 residency.release(self)
         except BaseException:
             self.end()
             raise
+
+
+class _Held(threading.local):
+    """The outermost use of each residency by this thread."""
+
+    def __init__(self) -> None:
+        self.uses: dict[Residency, Use] = {}
+
+
+_held = _Held()
 
 
 def refuse_capture(device: torch.device, name: str) -> None:

@@ -14,6 +14,7 @@ from planner.dispatch.copies import (
     copied,
     copy_marks,
     fits,
+    has_marks,
     is_same_tensor,
     is_transformed,
     like_parameter,
@@ -92,7 +93,7 @@ class Visit:
         self.is_thorough = False
 
     def bring_in(self, origins: Sequence[Any] | None = None, ready: Sequence[Any] | None = None) -> None:
-        """Makes the tensors, then puts them into their slots.
+        """Makes the tensors, then puts them into their slots; to be called without gradients and inference mode.
 
         Args:
             origins: the resting tensors, where they have been read already.
@@ -121,7 +122,7 @@ class Visit:
             if _is_copy_of(shared, self.device, resting):
                 return shared[self.device]
             shared = None
-        tensor = copied(resting, self.device) if ready is None else ready
+        tensor = resting.detach().to(self.device) if ready is None else ready
         if not self.at_rest.slots[index].is_buffer:
             tensor = self._as_live(index, resting, tensor)
         if shared is not None:
@@ -134,17 +135,26 @@ class Visit:
     def _as_live(self, index: int, resting: Any, data: Any) -> Any:
         """Data as the parameter that the module had: its class, its marks, trainable as its stand-in is now."""
         guard = self.at_rest.placeholders[index]
-        with torch.inference_mode(False):
-            if isinstance(resting, nn.Parameter):
-                tensor = like_parameter(resting, data)
-                if tensor.requires_grad != guard.requires_grad:
-                    tensor.requires_grad_(guard.requires_grad)
-            else:
-                tensor = nn.Parameter(data, requires_grad=guard.requires_grad)
-            copy_marks(guard, tensor)
-            if guard.requires_grad:
-                # Also without gradients: another thread, or a part of the forward, may turn them on.
-                tensor.register_hook(_RefuseGradient(self.at_rest.names[index]))
+        is_trainable = guard.requires_grad
+        if type(resting) is nn.Parameter and not is_trainable:
+            if (
+                data.data_ptr() == resting.data_ptr()
+                and not resting.requires_grad
+                and has_marks(guard, resting)
+            ):
+                return resting  # it rests where it runs
+            tensor = nn.Parameter(data, requires_grad=False)
+            copy_marks(resting, tensor)
+        elif isinstance(resting, nn.Parameter):
+            tensor = like_parameter(resting, data)
+            if tensor.requires_grad != is_trainable:
+                tensor.requires_grad_(is_trainable)
+        else:
+            tensor = nn.Parameter(data, requires_grad=is_trainable)
+        copy_marks(guard, tensor)
+        if is_trainable:
+            # Also without gradients: another thread, or a part of the forward, may turn them on.
+            tensor.register_hook(_RefuseGradient(self.at_rest.names[index]))  # type: ignore[no-untyped-call]
         return tensor
 
     def put_back(self) -> None:
