@@ -23,8 +23,8 @@ from torch import nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import planner
+from planner.dispatch.aligning import AlignDevicesHook
 from planner.dispatch.forwards import Border
-from planner.dispatch.hooks import AlignDevicesHook
 from timing import no_collector, table
 
 CALLS = 1_000

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         send_to_device,
         set_module_tensor_to_device,
     )
+    from planner.dispatch.aligning import AlignDevicesHook
     from planner.dispatch.attaching import (
         add_hook_to_module,
         attach_align_device_hook,
@@ -71,17 +72,17 @@ if TYPE_CHECKING:
         remove_hook_from_module,
         remove_hook_from_submodules,
     )
-    from planner.dispatch.hooks import (
-        AlignDevicesHook,
-        ModelHook,
-        SequentialHook,
-    )
+    from planner.dispatch.hooks import ModelHook, SequentialHook
     from planner.dispatch.moving_hooks import (
         CpuOffload,
         LayerwiseCastingHook,
         UserCpuOffloadHook,
     )
-    from planner.dispatch.offloaded import (
+    from planner.dispatch.state import (
+        StateDict,
+        state_dict,
+    )
+    from planner.dispatch.weight_files import (
         OffloadedWeightsLoader,
         PrefixedDataset,
         extract_submodules_state_dict,
@@ -89,10 +90,6 @@ if TYPE_CHECKING:
         offload_state_dict,
         offload_weight,
         save_offload_index,
-    )
-    from planner.dispatch.state import (
-        StateDict,
-        state_dict,
     )
 
 __version__ = "0.1.0"
@@ -126,8 +123,8 @@ _LATE = {
         "remove_hook_from_module",
         "remove_hook_from_submodules",
     ),
+    "planner.dispatch.aligning": ("AlignDevicesHook",),
     "planner.dispatch.hooks": (
-        "AlignDevicesHook",
         "ModelHook",
         "SequentialHook",
     ),
@@ -136,7 +133,7 @@ _LATE = {
         "LayerwiseCastingHook",
         "UserCpuOffloadHook",
     ),
-    "planner.dispatch.offloaded": (
+    "planner.dispatch.weight_files": (
         "OffloadedWeightsLoader",
         "PrefixedDataset",
         "extract_submodules_state_dict",

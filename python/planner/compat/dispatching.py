@@ -16,13 +16,13 @@ from planner.dispatch.dispatching import carry_out
 from planner.dispatch.engagement import Engagement
 from planner.dispatch.homes import Assignment
 from planner.dispatch.moving_hooks import CpuOffload, UserCpuOffloadHook
-from planner.dispatch.offloaded import (
+from planner.dispatch.slots import resolve_device
+from planner.dispatch.weight_files import (
     INDEX,
     OffloadedWeightsLoader,
     extract_submodules_state_dict,
     offload_state_dict,
 )
-from planner.dispatch.slots import resolve_device
 from planner.errors import InvalidConstraintError, InvalidInputError
 
 __all__ = ["cpu_offload", "cpu_offload_with_hook", "disk_offload", "dispatch_model"]

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from planner.dispatch.aligning import aligns
 from planner.dispatch.at_rest import TiedCopies
 from planner.dispatch.borders import find_device as _find_device
 from planner.dispatch.borders import moved
 from planner.dispatch.copies import copied, like_parameter
-from planner.dispatch.engagement import Resting
-from planner.dispatch.hooks import aligns
-from planner.dispatch.offloaded import load_offloaded_weight
+from planner.dispatch.resting import Resting
 from planner.dispatch.slots import Slot, resolve_device
+from planner.dispatch.weight_files import load_offloaded_weight
 from planner.errors import InvalidInputError
 
 __all__ = [

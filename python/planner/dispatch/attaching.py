@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from planner.dispatch.aligning import AlignDevicesHook
 from planner.dispatch.at_rest import TiedCopies
 from planner.dispatch.forwards import Forward, Hooked, installed, take_off
-from planner.dispatch.hooks import AlignDevicesHook, SequentialHook
+from planner.dispatch.hooks import SequentialHook
 from planner.dispatch.moving_hooks import LayerwiseCastingHook
-from planner.dispatch.offloaded import PrefixedDataset
 from planner.dispatch.refusal import allow_moves
+from planner.dispatch.weight_files import PrefixedDataset
 
 __all__ = [
     "add_hook_to_module",

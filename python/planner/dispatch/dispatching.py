@@ -13,7 +13,8 @@ from planner.plan import Plan
 if TYPE_CHECKING:
     from torch import nn
 
-    from planner.dispatch.engagement import Dispatched, Engagement
+    from planner.dispatch.dispatched import Dispatched
+    from planner.dispatch.engagement import Engagement
 
 __all__ = ["dispatch", "undispatch"]
 
@@ -108,7 +109,7 @@ def carry_out(model: nn.Module, engagement: Engagement) -> None:
 
     Guarantee: when it raises, the model is as it was.
     """
-    from planner.dispatch.engagement import engaged_models
+    from planner.dispatch.dispatched import engaged_models
     from planner.dispatch.preparing import prepare
 
     prepared = prepare(model, engagement)
@@ -167,7 +168,7 @@ def undispatch(model: nn.Module) -> nn.Module:
         >>> hasattr(undispatch(model), "hf_device_map")
         False
     """
-    from planner.dispatch.engagement import engaged_models, is_part
+    from planner.dispatch.dispatched import engaged_models, is_part
 
     engaged = engaged_models(model)
     if not engaged and is_part(model):

@@ -17,7 +17,7 @@ from planner.dispatch.borders import INERT, KINDS, find_device, moved
 from planner.dispatch.crossings import Loan, carry_alone, give_back, lend, one_forward
 
 if TYPE_CHECKING:
-    from planner.dispatch.hooks import AlignDevicesHook
+    from planner.dispatch.aligning import AlignDevicesHook
 
 __all__ = [
     "Border",

@@ -17,7 +17,7 @@ from planner.dispatch.slots import Slot, modules_of, own_slots
 from planner.errors import InvalidInputError, OffloadError
 
 if TYPE_CHECKING:
-    from planner.dispatch.hooks import AlignDevicesHook
+    from planner.dispatch.aligning import AlignDevicesHook
 
 __all__ = [
     "moves_in_place",

@@ -10,32 +10,31 @@ from typing import Any
 import torch
 from torch import nn
 
+from planner.dispatch.aligning import AlignDevicesHook, aligns
 from planner.dispatch.at_rest import AtRest, TiedCopies
-from planner.dispatch.blocks import Block, Layout, Lodger, Place, lay_out
-from planner.dispatch.copies import SharedCopies, like_parameter, require_offloadable
-from planner.dispatch.engagement import (
+from planner.dispatch.blocks import Block, Layout, Lodger, lay_out
+from planner.dispatch.copies import SharedCopies
+from planner.dispatch.dispatched import (
     RECORD,
     CameFrom,
     Dispatched,
-    Engagement,
-    Resting,
-    RestingWeights,
     engaged_models,
-    joined,
     refresh_flat_weights,
 )
+from planner.dispatch.engagement import Engagement
 from planner.dispatch.forwards import Border, Fetching, FetchingRoot, Forward, Root, installed
 from planner.dispatch.guard import OffloadedTensor, placeholder
-from planner.dispatch.hooks import AlignDevicesHook, aligns
 from planner.dispatch.journal import Journal
-from planner.dispatch.offloaded import PrefixedDataset
 from planner.dispatch.pickling import Pickling
-from planner.dispatch.placing import moves_in_place, placed, rests
+from planner.dispatch.placing import moves_in_place
 from planner.dispatch.refusal import Refusal, Warned
 from planner.dispatch.residency import Residency
-from planner.dispatch.slots import Slot, modules_of
+from planner.dispatch.resting import RestingWeights
+from planner.dispatch.slots import modules_of
 from planner.dispatch.streams import Prefetcher
-from planner.errors import OffloadError, PlanMismatchError
+from planner.dispatch.values import Values
+from planner.dispatch.weight_files import PrefixedDataset
+from planner.errors import PlanMismatchError
 
 __all__ = ["Prepared", "is_later_hook", "prepare"]
 
@@ -51,7 +50,7 @@ def prepare(model: nn.Module, engagement: Engagement) -> Prepared:
     layout = lay_out(model, assignment.homes, assignment.root_home, no_split)
     engaged = engaged_models(model)
     _refuse_other_hooks(model, engaged)
-    values = _Values(model, layout, engaged, engagement)
+    values = Values(model, layout, engaged, engagement)
     values.check()
     values.move()
     return Prepared(model, engagement, layout, values, no_split)
@@ -89,107 +88,6 @@ def is_later_hook(hook: Any) -> bool:
     return aligns(hook) and not hook.offload
 
 
-def _value(resting: Resting, slot: Slot, known: dict[int, Any]) -> Any:
-    found = slot.read()
-    if not isinstance(found, OffloadedTensor):
-        return found
-    if id(found) not in known:
-        known[id(found)] = resting.value(slot)
-    return known[id(found)]
-
-
-class _Values:
-    """The tensors of a model: where each comes from, and the copies that the plan asks for."""
-
-    def __init__(
-        self, model: nn.Module, layout: Layout, engaged: list[Dispatched], engagement: Engagement
-    ) -> None:
-        self.places = layout.places
-        self.engagement = engagement
-        resting = Resting(model)
-        # By stand-in, because files give a new tensor each time, and tied ones are one.
-        known: dict[int, Any] = {}
-        self.before = [_value(resting, place.slot, known) for place in self.places]
-        self.home_devices = [value.device for value in self.before]
-        self._recall(engaged)
-        resident = {
-            (id(value), self._resident_device(place))
-            for place, value in zip(self.places, self.before, strict=True)
-            if not self._wants_rest(place)
-        }
-        # A tied tensor that lies where the other one runs is simply there.
-        self.is_resting = [
-            self._wants_rest(place) and (id(value), place.home.runs_on) not in resident
-            for place, value in zip(self.places, self.before, strict=True)
-        ]
-        self.after: list[Any] = []
-
-    def _recall(self, engaged: list[Dispatched]) -> None:
-        """What an earlier dispatch knows: where tensors came from, and which were tied before they were apart."""
-        known = {
-            (id(row.slot.table), row.slot.name): row for dispatched in engaged for row in dispatched.homes
-        }
-        first: dict[int, Any] = {}
-        for index, place in enumerate(self.places):
-            row = known.get((id(place.slot.table), place.slot.name))
-            if row is None:
-                continue
-            self.home_devices[index] = row.device
-            if row.is_apart():
-                value = self.before[index]
-                self.before[index] = joined(value, first.setdefault(row.group, value))
-
-    def _wants_rest(self, place: Place) -> bool:
-        return place.home.is_offloaded and rests(place.slot, offload_buffers=self.engagement.offload_buffers)
-
-    def _resident_device(self, place: Place) -> torch.device:
-        return place.home.runs_on
-
-    def check(self) -> None:
-        """Raises before anything is copied."""
-        absent = [
-            place.name
-            for place, value in zip(self.places, self.before, strict=True)
-            if value.device.type == "meta" and not self._has_weight(place)
-        ]
-        if absent:
-            raise PlanMismatchError(
-                f"{len(absent)} tensors are on the meta device, where there is nothing to place, the first is '{absent[0]}'; "
-                "load the weights before dispatching",
-                findings=tuple(absent),
-            )
-        for place, value, is_resting in zip(self.places, self.before, self.is_resting, strict=True):
-            if not is_resting or self._has_weight(place):
-                continue
-            if place.home.rests_on is None:
-                raise OffloadError(f"'{place.name}' shall lie on disk, but no file has it", name=place.name)
-            require_offloadable(value, place.name)
-
-    def _has_weight(self, place: Place) -> bool:
-        weights = self.engagement.weights
-        return weights is not None and self._wants_rest(place) and place.name in weights
-
-    def move(self) -> None:
-        """Makes the copies. Tied tensors become one copy for each device."""
-        made: dict[tuple[int, torch.device], Any] = {}
-        first: dict[int, Any] = {}
-        for place, value, is_resting in zip(self.places, self.before, self.is_resting, strict=True):
-            device = place.home.rests_on if is_resting else place.home.runs_on
-            if is_resting and self._has_weight(place):
-                self.after.append(value)
-                continue
-            assert device is not None
-            key = (id(value), device)
-            if key not in made:
-                tensor = placed(value, device, place.name)
-                if tensor is value and moves_in_place(value, first.get(id(value), value)):
-                    # The tensor itself goes with the first of its places.
-                    tensor = like_parameter(value, value.detach().clone())
-                made[key] = tensor
-                first.setdefault(id(value), tensor)
-            self.after.append(made[key])
-
-
 @dataclass(slots=True, eq=False)
 class Prepared:
     """Copies and hooks, ready to be installed."""
@@ -197,7 +95,7 @@ class Prepared:
     model: nn.Module
     engagement: Engagement
     layout: Layout
-    values: _Values
+    values: Values
     no_split: frozenset[str]
     stand_ins: dict[int, OffloadedTensor] = field(default_factory=dict)
     tied: TiedCopies = field(default_factory=dict)

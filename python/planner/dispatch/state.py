@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from planner.dispatch.engagement import Resting
+from planner.dispatch.resting import Resting
 from planner.dispatch.slots import Slot
 from planner.errors import OffloadError
 

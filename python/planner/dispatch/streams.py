@@ -15,7 +15,7 @@ from planner.dispatch.residency import Residency, is_capturing
 from planner.dispatch.visit import version_of
 
 if TYPE_CHECKING:
-    from planner.dispatch.hooks import AlignDevicesHook
+    from planner.dispatch.aligning import AlignDevicesHook
 
 __all__ = ["Prefetcher", "Staged"]
 

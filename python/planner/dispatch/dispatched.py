@@ -1,0 +1,269 @@
+"""What a dispatch has installed in a model, and how that is taken off."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from planner.dispatch.at_rest import AtRest
+from planner.dispatch.forwards import Forward, Hooked, Membership, installed
+from planner.dispatch.journal import Journal
+from planner.dispatch.pickling import Pickling
+from planner.dispatch.placing import moves_in_place, placed
+from planner.dispatch.recomputing import end_bringing_in_again
+from planner.dispatch.refusal import Refusal
+from planner.dispatch.residency import Residency
+from planner.dispatch.slots import Slot, flat_weights, modules_of, own_slots
+from planner.errors import OffloadError
+
+__all__ = [
+    "RECORD",
+    "CameFrom",
+    "Dispatched",
+    "engaged_models",
+    "is_part",
+    "joined",
+    "refresh_flat_weights",
+]
+
+RECORD = "_planner_dispatch"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CameFrom:
+    """Where a tensor lay before the first dispatch.
+
+    Args:
+        slot: its slot.
+        device: where it lay.
+        group: a number that tied tensors share.
+        installed: of tied tensors that are apart now, what was put into the slot.
+    """
+
+    slot: Slot
+    device: torch.device
+    group: int
+    installed: Any
+
+    def is_apart(self) -> bool:
+        """Whether the slot still holds a copy of a tensor that was one before; what others put there is theirs."""
+        return self.installed is not None and self.slot.read() is self.installed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Extra:
+    """An attribute that was installed in a module.
+
+    Args:
+        module: the module.
+        name: the attribute's name.
+        value: what was installed.
+        had: whether there was one before.
+        before: what that was.
+    """
+
+    module: nn.Module
+    name: str
+    value: Any
+    had: bool
+    before: Any
+
+    def take_off(self, journal: Journal) -> None:
+        """What was there before; what others have put there since stays."""
+        table = self.module.__dict__
+        if table.get(self.name) is not self.value:
+            return
+        if self.had:
+            journal.set(table, self.name, self.before)
+        else:
+            journal.remove(table, self.name)
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Dispatched:
+    """What is installed in a model; hangs in the model itself, so that a copy of the model has its own.
+
+    Args:
+        model: the model.
+        forwards: what stands in the modules' places of ``forward``.
+        homes: where every tensor lay before the first dispatch.
+        extras: other attributes that are installed in modules.
+    """
+
+    model: nn.Module
+    forwards: list[Forward] = field(default_factory=list)
+    homes: list[CameFrom] = field(default_factory=list)
+    extras: list[Extra] = field(default_factory=list)
+    membership: Membership = field(default_factory=Membership)
+
+    def __post_init__(self) -> None:
+        self.membership.record = weakref.ref(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("model", "forwards", "homes", "extras", "membership")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+        self.__post_init__()
+
+    def install(self, journal: Journal, module: nn.Module, name: str, value: Any) -> None:
+        """Sets an attribute of a module that goes with the dispatch."""
+        table = module.__dict__
+        self.extras.append(Extra(module, name, value, name in table, table.get(name)))
+        journal.set(table, name, value)
+
+    def residencies(self) -> Iterator[Residency]:
+        """Those of all modules, each once."""
+        for forward in self.forwards:
+            yield from forward.hook.residencies
+
+    def withdraw(self, journal: Journal, *, go_home: bool = False) -> None:
+        """Takes everything off; resting tensors return to their slots.
+
+        Args:
+            journal: where changes are written down.
+            go_home: move all tensors to where they lay before the first dispatch; otherwise they stay.
+        """
+        for residency in self.residencies():
+            if residency.is_live:
+                name = residency.at_rest.names[0]
+                raise OffloadError(
+                    f"'{name}' is in use: the model runs just now; wait until its forward has ended",
+                    name=name,
+                )
+        apart = [row.is_apart() for row in self.homes]
+        made: dict[int, Any] = {}
+        for residency in self.residencies():
+            for slot, tensor in residency.at_rest.restored(
+                _resting_devices(residency.at_rest), made, journal
+            ):
+                journal.set(slot.table, slot.name, tensor)
+        if go_home:
+            self._send_home(journal, apart)
+        for forward in reversed(self.forwards):
+            _uninstall(journal, forward)
+        for extra in reversed(self.extras):
+            extra.take_off(journal)
+        refresh_flat_weights(self.model, journal)
+        journal.remove(self.model.__dict__, RECORD)
+
+    def close(self, *, go_home: bool = False) -> None:
+        """After a withdrawal: whoever still calls an old forward gets the module as it is now.
+
+        Args:
+            go_home: what lies in pinned memory returns to ordinary memory.
+        """
+        for forward in self.forwards:
+            hook = forward.hook
+            for residency in hook.residencies:
+                if go_home:
+                    residency.at_rest.unpin()
+                residency.close()
+            hook.residencies, hook.inner = (), ()
+            hook.execution_device, hook.io_same_device, hook.prefetcher = None, False, None
+
+    def _send_home(self, journal: Journal, apart: list[bool]) -> None:
+        made: dict[tuple[int, torch.device], Any] = {}
+        first: dict[int, Any] = {}
+        for row, is_apart in zip(self.homes, apart, strict=True):
+            slot, device, tensor = row.slot, row.device, row.slot.read()
+            if tensor is None or device.type == "meta" or tensor.device.type == "meta":
+                continue
+            if is_apart:
+                tensor = joined(tensor, first.setdefault(row.group, tensor))
+            key = (id(tensor), device)
+            if key not in made:
+                made[key] = placed(tensor, device, slot.name)
+                if moves_in_place(tensor, made[key]):
+                    journal.move(tensor, made[key])
+                    made[key] = tensor
+            journal.set(slot.table, slot.name, made[key])
+        self._send_new_home(journal)
+
+    def _send_new_home(self, journal: Journal) -> None:
+        """What the model has made or got while it was dispatched goes where its neighbours go."""
+        homes = {(id(row.slot.table), row.slot.name): row.device for row in self.homes}
+        usual = next(iter(homes.values()), None)
+        for _, module in modules_of(self.model):
+            slots = list(own_slots(module))
+            known = [homes.get((id(slot.table), slot.name)) for slot in slots]
+            home = next((device for device in known if device is not None), usual)
+            for slot, device in zip(slots, known, strict=True):
+                tensor = slot.read()
+                if device is not None or home is None or "meta" in (home.type, tensor.device.type):
+                    continue
+                made = placed(tensor, home, slot.name)
+                if moves_in_place(tensor, made):
+                    journal.move(tensor, made)
+                else:
+                    journal.set(slot.table, slot.name, made)
+
+
+def refresh_flat_weights(model: nn.Module, journal: Journal) -> None:
+    """Recurrent modules read their weights from a list of their own."""
+    for _, module in modules_of(model):
+        if "_flat_weights" in module.__dict__:
+            journal.set(module.__dict__, "_flat_weights", flat_weights(module))
+
+
+def joined(tensor: Any, first: Any) -> Any:
+    """The first of tied tensors that were apart on several devices, unless somebody has changed one of them."""
+    if tensor is first or tensor.shape != first.shape or tensor.dtype != first.dtype:
+        return tensor
+    with torch.no_grad():
+        return first if torch.equal(tensor.cpu(), first.cpu()) else tensor
+
+
+def _resting_devices(at_rest: AtRest) -> dict[str, torch.device]:
+    return {key: at_rest.value(index).device for index, key in enumerate(at_rest.keys)}
+
+
+def _uninstall(journal: Journal, forward: Forward) -> None:
+    table = forward.module.__dict__
+    for place in ("forward", "_old_forward"):
+        if table.get(place) is forward:
+            if forward.previous is not None:
+                journal.set(table, place, forward.previous)
+            elif place == "forward":
+                journal.remove(table, place)
+            else:
+                journal.set(table, place, type(forward.module).forward.__get__(forward.module))
+    if table.get("_hf_hook") is forward.hook:
+        journal.remove(table, "_hf_hook")
+    end_bringing_in_again(journal, forward.module)
+
+
+def is_part(model: nn.Module) -> bool:
+    """Whether a model is a part of a larger one that is dispatched."""
+    forward = installed(model)
+    return RECORD not in model.__dict__ and forward is not None and _belongs(forward)
+
+
+def _belongs(forward: Forward) -> bool:
+    return forward.membership is not None and forward.membership.is_alive()
+
+
+def engaged_models(model: nn.Module) -> list[Dispatched]:
+    """What is installed in a model and in models inside it, and in modules that were copied from such into it."""
+    modules = [module for _, module in modules_of(model)]
+    found: list[Dispatched] = [module.__dict__[RECORD] for module in modules if RECORD in module.__dict__]
+    known = {id(forward) for dispatched in found for forward in dispatched.forwards}
+    strays = Dispatched(model)
+    for module in modules:
+        forward = installed(module)
+        if forward is None or type(forward) is Hooked or id(forward) in known or _belongs(forward):
+            continue
+        strays.forwards.append(forward)
+        for name, kind in (("_apply", Refusal), ("__reduce_ex__", Pickling)):
+            value = module.__dict__.get(name)
+            if isinstance(value, kind):
+                before = getattr(value, "previous", None)
+                strays.extras.append(Extra(module, name, value, before is not None, before))
+    return [*found, strays] if strays.forwards else found
