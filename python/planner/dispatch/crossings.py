@@ -73,11 +73,15 @@ def lend(loans: list[Loan]) -> Carry:
     """Carries tensors and writes down what was lent; :func:`give_back` ends that."""
 
     def lent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-        made = _carry(tensor, device)
+        if torch.is_inference_mode_enabled():
+            # A copy that counts what is written to it, also inside of the mode.
+            with torch.inference_mode(False), torch.no_grad():
+                made = _carry(tensor, device)
+        else:
+            made = _carry(tensor, device)
         if made is not tensor and tensor.__dict__:
             # Marks that a module may look for.
             made.__dict__.update(tensor.__dict__)
-        # What was made under inference_mode does not tell whether it has been written to.
         if not made.is_inference():
             loans.append((tensor, made, made._version))
         return made
