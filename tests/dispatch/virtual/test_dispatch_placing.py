@@ -217,6 +217,39 @@ def test_parameters_in_lists_are_brought_in_with_their_owner(device_map: dict[st
     assert copy.deepcopy(model).to(0)(X.to(0)).cpu().equal(want)
 
 
+class Casting(nn.Module):
+    """Casts its own part in every forward, as routers of mixtures of experts do."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.classifier = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.classifier = self.classifier.to(self.dtype)
+        return self.classifier(x)
+
+
+@pytest.mark.parametrize("key", ["1", "1.classifier"])
+def test_casts_in_a_forward_that_change_nothing_are_let_through(key: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 4), Casting(torch.float32)), torch.ones(1, 4, device=0)
+    want = copy.deepcopy(model).to(0)(x)
+    planner.dispatch(model, {"0": 0, key: "cpu"})
+    assert all(model(x).equal(want) for _ in range(2))
+    assert is_offloaded(model[1].classifier.weight)
+    for convert in (nn.Module.half, lambda m: m.to(0), lambda m: m.to(torch.float16), nn.Module.cpu):
+        with pytest.raises(planner.OffloadError, match="You can't move"):
+            convert(model[1].classifier)
+
+
+def test_what_generate_makes_beside_an_offloaded_embedding_is_named() -> None:
+    """It asks the embedding for its device."""
+    model = planner.dispatch(built("llama"), {**mapped("llama", (0, 1, 1, 0)), "model.embed_tokens": "cpu"})
+    with pytest.raises(planner.OffloadError, match=r"meta device.*on an accelerator"):
+        model.generate(IDS.to(0), prompt_lookup_num_tokens=2, max_new_tokens=4, do_sample=False)
+
+
 @torch.no_grad()
 def test_an_encoder_decoder_after_generating_is_dispatched_as_before() -> None:
     """generate() puts a hook of accelerate on the encoder."""
