@@ -12,10 +12,20 @@ import peft
 import pytest
 import torch
 from torch import nn
-from transformers import DynamicCache, LlamaForCausalLM, QuantizedCache, StaticCache
+from transformers import (
+    DynamicCache,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+    QuantizedCache,
+    StaticCache,
+)
 
 import planner
 from planner.dispatch.guard import is_offloaded
+from rig import Accelerators
 from tiny_models import TINY, built, mapped
 
 MIXED = mapped("llama", (0, "cpu", 1, "cpu"))
@@ -264,3 +274,89 @@ def test_from_pretrained_models_dispatched_by_accelerate_can_be_taken_over(expec
     planner.remove_hook_from_submodules(model)
     planner.dispatch(model, MIXED)
     assert answer(model).equal(expected)
+
+
+def weights_of(model: nn.Module) -> list[dict[str, torch.Tensor]]:
+    return [dict(planner.state_dict(model)), planner.get_state_dict_offloaded_model(model)]
+
+
+def test_models_dispatched_by_accelerate_tell_their_weights(tmp_path: Path) -> None:
+    """Their hooks know where offloaded weights are: on the CPU, in files, or below a hook for many modules."""
+    want = built("llama").state_dict()
+    on_disk = mapped("llama", (0, "disk", 1, "cpu"))
+    for model in (
+        accelerate.dispatch_model(built("llama"), dict(MIXED), main_device=0),
+        accelerate.dispatch_model(built("llama"), on_disk, main_device=0, offload_dir=tmp_path),
+        accelerate.cpu_offload(built("llama"), 0),
+        accelerate.cpu_offload(built("llama"), 0, preload_module_classes=["LlamaDecoderLayer"]),
+    ):
+        for found in weights_of(model):
+            assert found.keys() == want.keys()
+            assert all(found[name].equal(want[name]) for name in want)
+    with planner.init_empty_weights():
+        empty = nn.Linear(2, 2)
+    with pytest.raises(planner.OffloadError, match=r"'weight' has no values"):
+        dict(planner.state_dict(empty))
+
+
+def mamba() -> Any:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "state_size": 4, "num_hidden_layers": 3}
+    return MambaForCausalLM(MambaConfig(**sizes, time_step_rank=4, pad_token_id=0)).eval()
+
+
+def test_an_error_in_a_layer_whose_hooks_are_called_by_hand(virtual_accelerators: Accelerators) -> None:
+    """transformers calls them without `finally`; nobody else would let those weights go."""
+    model, want = mamba(), answer(mamba().to(0))
+    parts = {f"backbone.layers.{number}": device for number, device in enumerate((0, "cpu", 0))}
+    around: dict[str, Any] = dict.fromkeys(("backbone.embeddings", "backbone.norm_f", "lm_head"), 0)
+    planner.dispatch(model, {**around, **parts})
+    assert answer(model).equal(want)
+    mixer, used_bytes = model.backbone.layers[1].mixer, virtual_accelerators.used_bytes(0)
+
+    def fail(*_: Any) -> None:
+        assert not is_offloaded(mixer.conv1d.weight)
+        raise torch.OutOfMemoryError
+
+    handle = mixer.out_proj.register_forward_pre_hook(fail)
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            answer(model)
+    handle.remove()
+    assert all(is_offloaded(parameter) for parameter in mixer.parameters())
+    assert virtual_accelerators.used_bytes(0) == used_bytes
+    assert answer(model).equal(want)
+    planner.dispatch(model, {**around, **parts, "backbone.layers.2": 1})
+    assert answer(model).equal(want)
+    assert answer(planner.undispatch(model).to(0)).equal(want)
+
+
+@pytest.mark.parametrize("devices", [(0, 1), (0, "cpu"), ("cpu", 1)])
+def test_layers_that_share_an_activation_can_be_apart(devices: tuple[Any, ...]) -> None:
+    torch.manual_seed(0)
+    config = OpenAIGPTConfig(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=16)
+    model = OpenAIGPTLMHeadModel(config).eval()
+    want = answer(copy.deepcopy(model).to(0))
+    names = ("transformer.tokens_embed", "transformer.positions_embed", "lm_head")
+    assert model.transformer.h[0].mlp.act is model.transformer.h[1].mlp.act
+    parts = {f"transformer.h.{number}": device for number, device in enumerate(devices)}
+    planner.dispatch(model, {**dict.fromkeys(names, 0), **parts})
+    assert answer(model).equal(want)
+
+
+@pytest.mark.parametrize("head", [0, 1, "cpu"])
+def test_modules_that_peft_trains_whole(head: Any) -> None:
+    """PEFT copies the module, with a hook that it makes from the attributes of ours; both are used."""
+
+    def saving(base: nn.Module) -> Any:
+        torch.manual_seed(1)
+        options: dict[str, Any] = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+        return peft.get_peft_model(base, peft.LoraConfig(init_lora_weights=False, **options)).eval()
+
+    plain = saving(built("llama").to(0))
+    model = saving(planner.dispatch(built("llama"), {**mapped("llama", (0, 1, 1, 0)), "lm_head": head}))
+    assert answer(model).equal(answer(plain))
+    with torch.no_grad(), model.disable_adapter(), plain.disable_adapter():
+        assert answer(model).equal(answer(plain))
+    saved = model.base_model.model.lm_head.modules_to_save["default"]
+    assert saved._hf_hook.execution_device == torch.device(0 if head == "cpu" else head)
