@@ -137,11 +137,8 @@ class Visit:
         guard = self.at_rest.placeholders[index]
         is_trainable = guard.requires_grad
         if type(resting) is nn.Parameter and not is_trainable:
-            if (
-                data.data_ptr() == resting.data_ptr()
-                and not resting.requires_grad
-                and has_marks(guard, resting)
-            ):
+            is_here = data.device == resting.device and is_same_tensor(data, resting)
+            if is_here and not resting.requires_grad and has_marks(guard, resting):
                 return resting  # it rests where it runs
             tensor = nn.Parameter(data, requires_grad=False)
             copy_marks(resting, tensor)

@@ -143,6 +143,25 @@ def test_changed_buffers_are_kept(
     assert planner.state_dict(model)["b.n"].tolist() == [3.0, 3.0, 3.0]
 
 
+class Empty(nn.Module):
+    """Some models may have no tokens of a kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.none = nn.Parameter(torch.ones(1, 3)), nn.Parameter(torch.ones(0, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.w, self.none, x])
+
+
+def test_an_empty_weight_comes_along() -> None:
+    model = halves(Empty())
+    plain = copy.deepcopy(model)
+    planner.dispatch(model, {"a": 0, "b": "cpu"})
+    for _ in range(2):
+        assert model(X).equal(plain(X))
+
+
 class Marked(nn.Parameter):
     """A parameter whose class and mark the forward looks at."""
 
