@@ -277,7 +277,7 @@ def judge_forward(at: Subject, case: Case, accelerators: Accelerators, **options
         what = compared(at, case, accelerators)
     except planner.OffloadError as error:
         if options or "outside the forward" not in str(error):
-            return "raised", text_of(error)
+            return verdict_on(error, at, case)
         word, text = judge_forward(at, case, accelerators, outside="fetch")
         return (
             ("refused, equal with fetch", str(error)[:200]) if word == "equal" else (word, f"fetch: {text}")
@@ -289,7 +289,7 @@ def judge_forward(at: Subject, case: Case, accelerators: Accelerators, **options
     return ("wrong", what) if what else ("equal", "")
 
 
-def verdict_on(error: RuntimeError, at: Subject, case: Case) -> tuple[str, str]:
+def verdict_on(error: Exception, at: Subject, case: Case) -> tuple[str, str]:
     """Whether the model's own code is at fault, which others' dispatch must then show, too."""
     if any(word in str(error) for word in MIXED) and mixes_devices(at, case):
         return "devices mixed by the model", reason(error)
@@ -408,7 +408,7 @@ def judge_gradients(at: Subject, case: Case) -> tuple[str, str]:
     try:
         found = gradients(at.model, at.given)
     except planner.OffloadError as error:
-        return "not tried" if "outside the forward" in str(error) else "raised", text_of(error)
+        return ("not tried", "") if "outside the forward" in str(error) else verdict_on(error, at, case)
     except RuntimeError as error:
         return verdict_on(error, at, case)
     finally:
