@@ -217,6 +217,17 @@ def test_parameters_in_lists_are_brought_in_with_their_owner(device_map: dict[st
     assert copy.deepcopy(model).to(0)(X.to(0)).cpu().equal(want)
 
 
+@pytest.mark.parametrize("parts", [1, "cpu"])
+@torch.no_grad()
+def test_owners_of_lists_have_borders(parts: Any) -> None:
+    """Nobody calls the dict that holds them."""
+    model = nn.Module()
+    model.parts, model.head = nn.ModuleDict({"a": Mixing()}), nn.Linear(4, 4)
+    want = Mixing().to(0)(X.to(0)).cpu()
+    planner.dispatch(model, {"parts": parts, "head": 0})
+    assert model.parts["a"](X).cpu().equal(want)
+
+
 class Casting(nn.Module):
     """Casts its own part in every forward, as routers of mixtures of experts do."""
 

@@ -198,39 +198,44 @@ class Telling(torch.Tensor):
 
 
 class Twice(nn.Module):
-    """Two tied layers in one block, and one layer that only has a weight of the same shape."""
+    """Two pairs of tied layers in one block, all of one shape."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.one, self.other, self.third = (nn.Linear(4, 4, bias=False) for _ in range(3))
-        self.one.weight = self.other.weight = wrapped(self.one.weight)
-        self.third.weight = wrapped(self.third.weight)
+        self.layers = nn.ModuleDict({name: nn.Linear(4, 4, bias=False) for name in "abcd"})
+        for one, other in ("ab", "cd"):
+            weight = nn.Parameter(Telling(self.layers[one].weight.detach()), requires_grad=False)
+            self.layers[one].weight = self.layers[other].weight = weight
         self.seen: list[Any] = []
 
+    def weights(self) -> list[Any]:
+        return [layer.weight for layer in self.layers.values()]
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.third(self.other(self.one(x)))
-        self.seen = [layer.weight for layer in (self.one, self.other, self.third)]
+        for layer in self.layers.values():
+            x = layer(x)
+        self.seen = self.weights()
         return x
 
 
-def wrapped(weight: torch.Tensor) -> nn.Parameter:
-    return nn.Parameter(Telling(weight.detach()), requires_grad=False)
+def is_tied_in_pairs(a: Any, b: Any, c: Any, d: Any) -> bool:
+    return a is b and c is d and a is not c
 
 
 def test_tied_wrapper_tensors_that_are_offloaded_stay_one() -> None:
     """They all have the address 0."""
-    model, want = nn.ModuleList([Twice(), nn.Linear(4, 4)]), Twice()(X)
+    model, want = nn.ModuleList([Twice(), nn.Linear(4, 4)]), Twice().to(0)(X.to(0)).cpu()
+    part, own = model[0], model[0].weights()
     planner.dispatch(model, {"0": "cpu", "1": 0})
-    part = model[0]
-    assert part.one.weight is part.other.weight and is_offloaded(part.one.weight)
+    assert is_tied_in_pairs(*part.weights()) and all(map(is_offloaded, part.weights()))
     for _ in range(2):
-        torch.testing.assert_close(part(X).cpu(), want)
-        assert part.seen[0] is part.seen[1] is not part.seen[2]
-        assert type(part.seen[0].data) is Telling and part.seen[0].device == torch.device(0)
+        assert part(X).cpu().equal(want)
+        assert is_tied_in_pairs(*part.seen)
+        assert all(type(weight.data) is Telling and weight.device == torch.device(0) for weight in part.seen)
     planner.undispatch(model)
-    assert part.one.weight is part.other.weight is not part.third.weight
-    assert part(X).equal(want)
+    assert all(now is first for now, first in zip(part.weights(), own, strict=True))
+    assert part.to(0)(X.to(0)).cpu().equal(want)
 
 
 class Shifted(nn.Module):
