@@ -241,9 +241,9 @@ def _uninstall(journal: Journal, forward: Forward) -> None:
 
 
 def is_part(model: nn.Module) -> bool:
-    """Whether a model is a part of a larger one that is dispatched."""
-    forward = installed(model)
-    return RECORD not in model.__dict__ and forward is not None and _belongs(forward)
+    """Whether a model that is not dispatched itself is a part of a larger one that is."""
+    forwards = [installed(module) for _, module in modules_of(model)]
+    return any(forward is not None and _belongs(forward) for forward in forwards)
 
 
 def _belongs(forward: Forward) -> bool:

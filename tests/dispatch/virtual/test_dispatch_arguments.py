@@ -227,13 +227,16 @@ class Adding(nn.Module):
 
 @pytest.mark.parametrize("layers", [(0, 1, 1, 0), ("cpu", 0, "cpu", 1)])
 @pytest.mark.parametrize("how", ["in place", "item", "view"])
-@torch.no_grad()
-def test_what_a_block_writes_into_an_argument_reaches_everybody(how: str, layers: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_what_a_block_writes_into_an_argument_reaches_everybody(
+    mode: Any, how: str, layers: tuple[Any, ...]
+) -> None:
     plain, model = Adding(lambda: Writing(how)).to(0), Adding(lambda: Writing(how))
     device_map = {f"layers.{number}": device for number, device in enumerate(layers)}
     planner.dispatch(model, device_map, execution_map={"layers.0": 1, "layers.2": 1})
-    assert model(X).equal(plain(X.to(0)).cpu())
-    assert model.total.cpu().equal(plain.total.cpu())
+    with mode():
+        assert model(X).equal(plain(X.to(0)).cpu())
+        assert model.total.cpu().equal(plain.total.cpu())
 
 
 def test_a_write_under_hooks_that_are_called_by_hand_reaches_the_caller() -> None:

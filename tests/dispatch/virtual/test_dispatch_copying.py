@@ -234,3 +234,11 @@ def test_export_over_two_devices(strict: bool) -> None:
     assert program.module()(x, scale=scale).equal(want)
     assert model(x, scale=scale).equal(want)
     torch._dynamo.reset()
+
+
+def test_a_shallow_copy_has_stand_ins() -> None:
+    model = planner.dispatch(nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), MIXED)
+    twin = copy.copy(model[1])
+    assert all(is_offloaded(p) for p in (twin.weight, twin.bias))
+    assert twin.weight.shape == (4, 4)
+    assert twin(X).equal(model[1](X))

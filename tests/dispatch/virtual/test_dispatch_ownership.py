@@ -286,3 +286,29 @@ def test_a_stand_in_that_somebody_has_kept_raises_by_name(end: str) -> None:
     ENDS[end](model)
     with pytest.raises(OffloadError, match=r"'1\.weight'"):
         kept.sum()
+
+
+def taken_apart(outer: nn.Module, how: str) -> None:
+    if how == "undispatch":
+        planner.undispatch(outer[0])
+    else:
+        planner.dispatch(outer[0], {"": "cpu"})
+
+
+@pytest.mark.parametrize("how", ["undispatch", "dispatch"])
+@pytest.mark.parametrize("make", [lambda model: model, copy.deepcopy], ids=["itself", "copied"])
+@pytest.mark.parametrize(
+    "outer_map", [{"0": 0, "1": 1}, {"0": "cpu", "1": 1}, {"0.0": 0, "0.1": "cpu", "1": 1}]
+)
+def test_a_part_of_a_dispatched_model_is_not_taken_apart(outer_map: Any, make: Any, how: str) -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(pair(), nn.Linear(4, 4)).requires_grad_(False)
+    x = torch.ones(2, 4)
+    want = copy.deepcopy(plain).to(0)(x.to(0)).cpu()
+    outer = make(planner.dispatch(plain, outer_map))
+    with pytest.raises(planner.PlanMismatchError, match="part of a larger model"):
+        taken_apart(outer, how)
+    assert outer(x).cpu().equal(want)
+    planner.undispatch(outer)
+    assert {p.device.type for p in outer.parameters()} == {"cpu"}
+    assert not any("forward" in vars(m) or "_apply" in vars(m) for m in outer.modules())
