@@ -20,6 +20,7 @@ from planner import OffloadError, PlanMismatchError
 from planner.dispatch.guard import is_offloaded
 from rig import Accelerators
 from tiny_models import built, mapped
+from wrapper_tensors import Flat, Telling
 
 MIXED = mapped("llama", (0, "cpu", 1, "cpu"))
 IDS = torch.arange(3, 13)[None]
@@ -480,40 +481,6 @@ def test_undispatching_what_runs_or_what_is_not_dispatched() -> None:
     planner.undispatch(model)
     with pytest.raises(PlanMismatchError, match="not dispatched"):
         planner.undispatch(model)
-
-
-class Flat(torch.Tensor):
-    """A wrapper around another tensor, as quantised weights are."""
-
-    inner: torch.Tensor
-
-    @staticmethod
-    def __new__(cls, inner: torch.Tensor) -> Any:
-        made = torch.Tensor._make_wrapper_subclass(
-            cls, inner.shape, strides=inner.stride(), dtype=inner.dtype, device=inner.device
-        )
-        made.inner = inner
-        return made
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        from torch.utils._pytree import tree_map_only
-
-        unwrapped = tree_map_only(Flat, lambda tensor: tensor.inner, (args, kwargs or {}))
-        result = func(*unwrapped[0], **unwrapped[1])
-        is_copy = func in (torch.ops.aten._to_copy.default, torch.ops.aten.detach.default)
-        return cls(result) if is_copy else result
-
-
-class Telling(Flat):
-    """One that says what it wraps."""
-
-    def __tensor_flatten__(self) -> Any:
-        return ["inner"], None
-
-    @staticmethod
-    def __tensor_unflatten__(inner: Any, context: Any, size: Any, stride: Any) -> Any:
-        return Telling(inner["inner"])
 
 
 @pytest.mark.parametrize("cls", [Flat, Telling])

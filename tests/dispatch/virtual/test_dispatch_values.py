@@ -15,6 +15,7 @@ from torch import nn
 import planner
 from planner.dispatch.guard import is_offloaded
 from rig import Accelerators
+from wrapper_tensors import Telling
 
 X = torch.linspace(-1, 1, 8).reshape(2, 4)
 MIXED: dict[str, Any] = {"0": 0, "1": "cpu"}
@@ -165,36 +166,6 @@ def test_the_storage_of_an_offloaded_weight_has_no_values(read: Callable[[Any], 
     weight = planner.dispatch(pair(), MIXED, outside=outside)[1].weight
     with pytest.raises(NotImplementedError, match="meta"):
         read(weight.untyped_storage())
-
-
-class Telling(torch.Tensor):
-    """A wrapper around another tensor that says what it wraps, as quantised weights are."""
-
-    inner: torch.Tensor
-
-    @staticmethod
-    def __new__(cls, inner: torch.Tensor) -> Any:
-        made = torch.Tensor._make_wrapper_subclass(
-            cls, inner.shape, strides=inner.stride(), dtype=inner.dtype, device=inner.device
-        )
-        made.inner = inner
-        return made
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        from torch.utils._pytree import tree_map_only
-
-        unwrapped = tree_map_only(Telling, lambda tensor: tensor.inner, (args, kwargs or {}))
-        result = func(*unwrapped[0], **unwrapped[1])
-        is_copy = func in (torch.ops.aten._to_copy.default, torch.ops.aten.detach.default)
-        return cls(result) if is_copy else result
-
-    def __tensor_flatten__(self) -> Any:
-        return ["inner"], None
-
-    @staticmethod
-    def __tensor_unflatten__(inner: Any, context: Any, size: Any, stride: Any) -> Any:
-        return Telling(inner["inner"])
 
 
 class Twice(nn.Module):
