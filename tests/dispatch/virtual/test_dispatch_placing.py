@@ -284,3 +284,14 @@ def test_an_encoder_decoder_after_generating_is_dispatched_as_before() -> None:
     assert not any(is_offloaded(parameter) for parameter in model.parameters())
     assert all(now is first for now, first in zip(model.parameters(), own, strict=True))
     assert model.to(0)(**given).logits.equal(want)
+
+
+@torch.no_grad()
+def test_a_key_is_a_name_and_not_the_beginning_of_one() -> None:
+    """transformers' disk offload takes "1" for "10" and "11", too."""
+    plain = nn.Sequential(*(nn.Linear(4, 4) for _ in range(12)))
+    x = torch.ones(2, 4)
+    want = copy.deepcopy(plain).to(0)(x.to(0)).cpu()
+    model = planner.dispatch(plain, {"": 0, "1": "cpu"})
+    assert [number for number, layer in enumerate(model) if is_offloaded(layer.weight)] == [1]
+    assert model(x).equal(want)
