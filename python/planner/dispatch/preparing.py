@@ -70,9 +70,10 @@ def _refuse_other_hooks(model: nn.Module, engaged: list[Dispatched]) -> None:
         hook = module.__dict__.get("_hf_hook")
         if hook is None or id(hook) in ours:
             continue
-        if isinstance(installed(module), Border | Fetching):
+        if isinstance(installed(module), Border):
+            what = f"'{name}'" if name else f"this {type(module).__name__}"
             raise PlanMismatchError(
-                f"{name or 'this model'!r} is part of a larger model that is dispatched; dispatch or undispatch that one",
+                f"{what} is part of a larger model that is dispatched; dispatch or undispatch that one",
                 findings=(name,),
             )
         if not (engaged and is_later_hook(hook)):

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import copy
-import dis
-import itertools
 import pickle
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import CodeType, FrameType
 from typing import Any
 
 import pytest
@@ -18,7 +13,6 @@ from torch import nn
 
 import planner
 from planner import OffloadError
-from planner.dispatch import hooks as hooks_module
 from planner.dispatch.guard import is_offloaded
 from rig import Accelerators
 
@@ -207,72 +201,3 @@ def test_a_gradient_is_refused_when_it_is_turned_on_inside() -> None:
         result = model(X.to("virtual:0"))
     with pytest.raises(OffloadError, match="gradient would be lost"):
         result.sum().backward()
-
-
-DISPATCH = str(Path(hooks_module.__file__).parent)
-# After these, and nowhere else, CPython lets a signal's handler run (3.11, ceval.c: CHECK_EVAL_BREAKER).
-TAKES_SIGNALS = {"RESUME", "CALL", "CALL_FUNCTION_EX", "JUMP_BACKWARD"}
-
-
-def signal_points(code: CodeType, found: dict[CodeType, set[int]]) -> set[int]:
-    """Offsets of the instructions before which an interrupt can arrive."""
-    if code not in found:
-        rows = list(dis.get_instructions(code))
-        found[code] = {
-            after.offset for row, after in itertools.pairwise(rows) if row.opname in TAKES_SIGNALS
-        } | {int(row.argval) for row in rows if row.opname == "JUMP_BACKWARD"}
-    return found[code]
-
-
-def interrupted(run: Callable[[], Any], stop_at: int) -> bool:
-    """Runs with a KeyboardInterrupt at the n-th point inside of planner.dispatch; False if there are fewer."""
-    steps, points = 0, {}  # type: ignore[var-annotated]
-
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal steps
-        if not frame.f_code.co_filename.startswith(DISPATCH):
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        if event == "opcode" and frame.f_lasti in signal_points(frame.f_code, points):
-            steps += 1
-            if steps == stop_at:
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        run()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
-
-
-@pytest.mark.skipif(
-    sys.version_info[:2] != (3, 11), reason="where signals are taken is known for CPython 3.11"
-)
-@pytest.mark.parametrize("blocks", [1, 2.5])
-@torch.no_grad()
-def test_an_interrupt_anywhere_in_a_forward_leaves_nothing(
-    blocks: float, virtual_accelerators: Accelerators
-) -> None:
-    """Also between begin and end of fetching and letting go; a counter in a buffer counts what has run."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), Counting("in place"), nn.Linear(3, 3))
-    device_map = {"0": 0, "1": "cpu", "2": "cpu", "3": "cpu"}
-    plain = copy.deepcopy(model)
-    planner.dispatch(model, device_map, offload_buffers=True, staging_bytes={0: int(blocks * 48)})
-    model(X), plain(X)
-    used_bytes = virtual_accelerators.used_bytes(0)
-    stops = 1
-    while interrupted(lambda: model(X), stops):
-        resting = [r for layer in model[1:] for r in layer._hf_hook.residencies]
-        assert not any(r.is_live or r.staged is not None or r._lock.locked() for r in resting), stops
-        assert all(is_offloaded(t) for layer in model[1:] for t in (*layer.parameters(), *layer.buffers()))
-        assert virtual_accelerators.used_bytes(0) == used_bytes, stops
-        stops += 1
-    assert stops > 100
-    plain[2].n.copy_(planner.state_dict(model)["2.n"])
-    assert model(X).equal(plain(X))
