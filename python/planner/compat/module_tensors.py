@@ -15,6 +15,7 @@ from planner.dispatch.at_rest import TiedCopies
 from planner.dispatch.borders import find_device as _find_device
 from planner.dispatch.borders import moved
 from planner.dispatch.copies import copied, like_parameter
+from planner.dispatch.dispatched import engaged_models
 from planner.dispatch.resting import Resting
 from planner.dispatch.slots import Slot, resolve_device
 from planner.dispatch.weight_files import load_offloaded_weight
@@ -252,7 +253,7 @@ def get_state_dict_offloaded_model(model: nn.Module) -> dict[str, torch.Tensor]:
     """
     state: dict[str, torch.Tensor] = {}
     missing: list[str] = []
-    resting = Resting(model)
+    resting = Resting(model, engaged_models(model))
     for prefix, module in model.named_modules(remove_duplicate=False):
         for name in [*module._parameters, *module._buffers]:
             is_buffer = name in module._buffers

@@ -83,7 +83,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         self.made_weights_map = False
         self.input_device: torch.device | None = None
         self._no_grad = False
-        self.__dict__["io_same_device"] = io_same_device
+        self.io_same_device = io_same_device
         self.execution_device = execution_device
         self.offload = offload
         self.weights_map = weights_map
@@ -115,7 +115,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         self.device = None if device is None else resolve_device(device)
         # As Tensor.get_device tells it, which costs half of what Tensor.device does; the CPU and the meta device are -1.
         self.index = -1 if self.device is None or self.device.index is None else self.device.index
-        self.is_special = self.io_same_device or self.no_grad or self.device is None
+        self._refresh()
 
     @property
     def io_same_device(self) -> bool:
@@ -126,7 +126,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
     @io_same_device.setter
     def io_same_device(self, io_same_device: bool) -> None:
         self.__dict__["io_same_device"] = io_same_device
-        self.is_special = io_same_device or self.no_grad or self.device is None
+        self._refresh()
 
     @property
     def no_grad(self) -> bool:
@@ -136,7 +136,10 @@ class AlignDevicesHook(_AlignBase, ModelHook):
     @no_grad.setter
     def no_grad(self, no_grad: bool) -> None:
         self._no_grad = no_grad
-        self.is_special = self.io_same_device or no_grad or self.device is None
+        self._refresh()
+
+    def _refresh(self) -> None:
+        self.is_special = self.io_same_device or self.no_grad or self.device is None
 
     @property
     def skip_keys(self) -> Any:
@@ -158,6 +161,11 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         self.__dict__["weights_map"] = weights
         for residency in self.residencies:
             residency.at_rest.exchange(weights)
+
+    @property
+    def needed(self) -> tuple[Residency, ...]:
+        """All that has to be there during a forward."""
+        return self.residencies + self.inner
 
     def init_hook(self, module: nn.Module) -> nn.Module:
         """Moves the tensors where they shall run or rest."""
@@ -196,9 +204,10 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         args, kwargs = self.bring(args, loans), self.bring(kwargs, loans)
         if self.inner:
             require_values(forward.module, self.known)
-        if forward.module.training and (self.residencies or self.inner):
-            bring_in_again(forward.module, self.residencies + self.inner, device or _CPU)
-        use, opened = Use(self.residencies + self.inner), mark()
+        needed = self.needed
+        if forward.module.training and needed:
+            bring_in_again(forward.module, needed, device or _CPU)
+        use, opened = Use(needed), mark()
         try:
             try:
                 use.begin(device or _CPU)
@@ -217,7 +226,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
 
     def resting_bytes(self) -> int:
         """Bytes that are brought in for a forward."""
-        return sum(residency.at_rest.size_bytes() for residency in (*self.residencies, *self.inner))
+        return sum(residency.at_rest.size_bytes() for residency in self.needed)
 
     def pre_forward(
         self, module: nn.Module, *args: Any, **kwargs: Any
@@ -225,7 +234,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         """Brings weights and arguments; :meth:`post_forward` lets the weights go."""
         if self.io_same_device:
             self.input_device = device_of(args, kwargs)
-        use, loans = Use(self.residencies + self.inner), list[Loan]()
+        use, loans = Use(self.needed), list[Loan]()
         call = OpenCall(self, self.input_device if self.io_same_device else None, use, loans)
         try:
             call.open()
@@ -276,7 +285,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
 
 
 @contextmanager
-def _casting_once() -> Iterator[None]:
+def _without_cast_cache() -> Iterator[None]:
     was_cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
@@ -288,7 +297,7 @@ def _casting_once() -> Iterator[None]:
 def _casting_anew(use: Use) -> AbstractContextManager[None]:
     """Autocast keeps casts of trainable weights until its context ends; those of weights that go must go, too."""
     if use.residencies and torch.is_autocast_cache_enabled() and torch._C._is_any_autocast_enabled():
-        return _casting_once()
+        return _without_cast_cache()
     return nullcontext()
 
 

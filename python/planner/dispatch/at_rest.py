@@ -14,7 +14,7 @@ from planner.dispatch.journal import Journal
 from planner.dispatch.slots import Slot
 from planner.errors import OffloadError
 
-__all__ = ["AtRest", "TiedCopies"]
+__all__ = ["AtRest", "TiedCopies", "is_foreign"]
 
 # By address of a resting tensor: its copies by device. accelerate's type, so that its readers find what they expect.
 TiedCopies = dict[int, dict[Any, Any]]
@@ -72,10 +72,6 @@ class AtRest:
     def engage(self, placeholders: Sequence[OffloadedTensor]) -> None:
         """Puts stand-ins into the slots."""
         self.placeholders = list(placeholders)
-        self.stand_in()
-
-    def stand_in(self) -> None:
-        """Puts the stand-ins into the slots again."""
         for slot, guard in zip(self.slots, self.placeholders, strict=True):
             slot.write(guard)
 
@@ -127,11 +123,6 @@ class AtRest:
             return False
         return any(self.share(index, self.value(index)) is not None for index in range(len(self.slots)))
 
-    def is_foreign(self, index: int, found: Any) -> bool:
-        """Whether somebody put a real tensor in place of the stand-in: for one call, or for good."""
-        # By class: torch can swap what two tensors are and leave the objects in place.
-        return found is not None and not is_offloaded(found) and found.device.type != "meta"
-
     def pin(self) -> None:
         """Lets pinned memory take the place of the resting tensors, one after the other, where that can be.
 
@@ -179,7 +170,7 @@ class AtRest:
             device = devices.get(self.keys[index], torch.device("cpu"))
             found, guard = slot.read(), self.placeholders[index]
             # What somebody else put there, or took away, is theirs.
-            if device.type == "meta" or found is None or self.is_foreign(index, found):
+            if device.type == "meta" or found is None or is_foreign(found):
                 continue
             if id(guard) not in made:
                 resting = self.value(index)
@@ -187,6 +178,12 @@ class AtRest:
                 made[id(guard)] = tensor if slot.is_buffer else _as_parameter(tensor, guard, journal)
             writes.append((slot, made[id(guard)]))
         return writes
+
+
+def is_foreign(found: Any) -> bool:
+    """Whether somebody put a real tensor in place of a stand-in: for one call, or for good."""
+    # By class: torch can swap what two tensors are and leave the objects in place.
+    return found is not None and not is_offloaded(found) and found.device.type != "meta"
 
 
 def _as_parameter(tensor: Any, guard: OffloadedTensor, journal: Journal) -> Any:

@@ -33,6 +33,9 @@ __all__ = [
 
 RECORD = "_planner_dispatch"
 
+# Tensors on devices, by what they were made from.
+_Made = dict[tuple[int, torch.device], Any]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CameFrom:
@@ -170,7 +173,7 @@ class Dispatched:
             hook.execution_device, hook.io_same_device, hook.prefetcher = None, False, None
 
     def _send_home(self, journal: Journal, apart: list[bool]) -> None:
-        made: dict[tuple[int, torch.device], Any] = {}
+        made: _Made = {}
         first: dict[int, Any] = {}
         for row, is_apart in zip(self.homes, apart, strict=True):
             slot, device, tensor = row.slot, row.device, row.slot.read()
@@ -178,16 +181,10 @@ class Dispatched:
                 continue
             if is_apart:
                 tensor = joined(tensor, first.setdefault(row.group, tensor))
-            key = (id(tensor), device)
-            if key not in made:
-                made[key] = placed(tensor, device, slot.name)
-                if moves_in_place(tensor, made[key]):
-                    journal.move(tensor, made[key])
-                    made[key] = tensor
-            journal.set(slot.table, slot.name, made[key])
-        self._send_new_home(journal)
+            _send(journal, slot, tensor, device, made)
+        self._send_new_home(journal, made)
 
-    def _send_new_home(self, journal: Journal) -> None:
+    def _send_new_home(self, journal: Journal, made: _Made) -> None:
         """What the model has made or got while it was dispatched goes where its neighbours go."""
         homes = {(id(row.slot.table), row.slot.name): row.device for row in self.homes}
         usual = next(iter(homes.values()), None)
@@ -199,11 +196,18 @@ class Dispatched:
                 tensor = slot.read()
                 if device is not None or home is None or "meta" in (home.type, tensor.device.type):
                     continue
-                made = placed(tensor, home, slot.name)
-                if moves_in_place(tensor, made):
-                    journal.move(tensor, made)
-                else:
-                    journal.set(slot.table, slot.name, made)
+                _send(journal, slot, tensor, home, made)
+
+
+def _send(journal: Journal, slot: Slot, tensor: Any, device: torch.device, made: _Made) -> None:
+    """Moves what lies in a slot to a device; plain parameters stay the objects they are, and tied tensors tied."""
+    key = (id(tensor), device)
+    if key not in made:
+        made[key] = placed(tensor, device, slot.name)
+        if moves_in_place(tensor, made[key]):
+            journal.move(tensor, made[key])
+            made[key] = tensor
+    journal.set(slot.table, slot.name, made[key])
 
 
 def refresh_flat_weights(model: nn.Module, journal: Journal) -> None:

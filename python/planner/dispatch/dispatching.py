@@ -112,9 +112,9 @@ def carry_out(model: nn.Module, engagement: Engagement) -> None:
     from planner.dispatch.dispatched import engaged_models
     from planner.dispatch.preparing import prepare
 
-    prepared = prepare(model, engagement)
-    journal = Journal()
     engaged = engaged_models(model)
+    prepared = prepare(model, engagement, engaged)
+    journal = Journal()
     try:
         _take_off_later_hooks(model, engaged, journal)
         for earlier in engaged:

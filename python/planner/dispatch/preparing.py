@@ -18,7 +18,6 @@ from planner.dispatch.dispatched import (
     RECORD,
     CameFrom,
     Dispatched,
-    engaged_models,
     refresh_flat_weights,
 )
 from planner.dispatch.engagement import Engagement
@@ -39,8 +38,11 @@ from planner.errors import PlanMismatchError
 __all__ = ["Prepared", "is_later_hook", "prepare"]
 
 
-def prepare(model: nn.Module, engagement: Engagement) -> Prepared:
+def prepare(model: nn.Module, engagement: Engagement, engaged: list[Dispatched]) -> Prepared:
     """Checks what has to be seen in the model itself, and makes all copies; the model stays as it is.
+
+    Args:
+        engaged: what is installed in it.
 
     Raises:
         PlanMismatchError, OffloadError: see :func:`planner.dispatch.dispatching.dispatch`.
@@ -48,7 +50,6 @@ def prepare(model: nn.Module, engagement: Engagement) -> Prepared:
     no_split = frozenset(_declared_classes(model)) | engagement.whole_classes
     assignment = engagement.assignment
     layout = lay_out(model, assignment.homes, assignment.root_home, no_split)
-    engaged = engaged_models(model)
     _refuse_other_hooks(model, engaged)
     values = Values(model, layout, engaged, engagement)
     values.check()
@@ -238,7 +239,7 @@ class Prepared:
             device: size for device, size in self.engagement.room_bytes.items() if Prefetcher.serves(device)
         }
         hooks = [self.hooks[id(block.module)] for block in self.layout.blocks if block.takes_whole]
-        fetching = [hook for hook in hooks if (hook.residencies or hook.inner) and hook.device in room]
+        fetching = [hook for hook in hooks if hook.needed and hook.device in room]
         if len(fetching) < 2:
             return
         prefetcher = Prefetcher(room)
@@ -272,7 +273,7 @@ class Prepared:
 
     def _install_forward(self, journal: Journal, record: Dispatched, module: nn.Module) -> None:
         hook = self.hooks[id(module)]
-        kind: type[Forward] = Fetching if hook.residencies or hook.inner else Border
+        kind: type[Forward] = Fetching if hook.needed else Border
         if module is self.model:
             kind = Root if kind is Border else FetchingRoot
         forward = kind(module, hook, record.membership)

@@ -138,7 +138,7 @@ class Residency:
 
     def _leave(self, use: Use) -> None:
         self._users.discard(use)
-        if not self._users and self._visit is not None:
+        if not self._users:
             self._end_visit()
 
     def _end_visit(self) -> None:

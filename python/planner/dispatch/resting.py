@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 from torch import nn
 
 from planner.dispatch.aligning import aligns
-from planner.dispatch.dispatched import engaged_models
+from planner.dispatch.dispatched import Dispatched
 from planner.dispatch.guard import OffloadedTensor
 from planner.dispatch.placing import named_slots
 from planner.dispatch.slots import Slot, modules_of
@@ -33,9 +33,10 @@ class Resting:
 
     Args:
         model: a model, dispatched or with hooks that were attached by hand or by accelerate.
+        engaged: what is installed in it.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, engaged: Iterable[Dispatched]) -> None:
         self._rows: dict[tuple[int, str], Callable[[], Any]] = {}
         for _, module in modules_of(model):
             for hook in _hooks_of(module):
@@ -43,7 +44,7 @@ class Resting:
                     for name, slot in named_slots(module, recurse=hook.place_submodules):
                         row = (id(slot.table), slot.name)
                         self._rows.setdefault(row, partial(hook.weights_map.__getitem__, name))
-        for dispatched in engaged_models(model):
+        for dispatched in engaged:
             for at_rest in (residency.at_rest for residency in dispatched.residencies()):
                 for index, slot in enumerate(at_rest.slots):
                     self._rows[id(slot.table), slot.name] = partial(at_rest.value, index)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
+from planner.dispatch.dispatched import engaged_models
 from planner.dispatch.resting import Resting
 from planner.dispatch.slots import Slot
 from planner.errors import OffloadError
@@ -25,7 +26,7 @@ class StateDict(Mapping[str, torch.Tensor]):
 
     def __init__(self, model: nn.Module) -> None:
         self._slots: dict[str, Slot] = {}
-        self._resting = Resting(model)
+        self._resting = Resting(model, engaged_models(model))
         for prefix, module in model.named_modules(remove_duplicate=False):
             for table, is_buffer in ((module._parameters, False), (module._buffers, True)):
                 for name, value in table.items():

@@ -140,7 +140,7 @@ class Prefetcher:
     @staticmethod
     def _drop_unused(lane: _Lane, following: AlignDevicesHook | None) -> None:
         """Another order than the learnt one: what was copied ahead and is not next gives back its room."""
-        kept = () if following is None else (*following.residencies, *following.inner)
+        kept = () if following is None else following.needed
         wanted = {id(residency) for residency in kept}
         for residency in lane.staged:
             if id(residency) not in wanted:
@@ -153,7 +153,7 @@ class Prefetcher:
         if stream is None:
             stream = self._streams[device] = module.Stream(device=device)
         try:
-            for residency in (*hook.residencies, *hook.inner):
+            for residency in hook.needed:
                 # Written down first, so that an interrupt leaves nothing behind.
                 lane.staged.append(residency)
                 residency.stage(lambda found: _on_stream(found, device, module, stream))

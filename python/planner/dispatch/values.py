@@ -9,10 +9,7 @@ from torch import nn
 
 from planner.dispatch.blocks import Layout, Place
 from planner.dispatch.copies import like_parameter, require_offloadable
-from planner.dispatch.dispatched import (
-    Dispatched,
-    joined,
-)
+from planner.dispatch.dispatched import Dispatched, joined
 from planner.dispatch.engagement import Engagement
 from planner.dispatch.guard import OffloadedTensor
 from planner.dispatch.placing import moves_in_place, placed, rests
@@ -40,14 +37,14 @@ class Values:
     ) -> None:
         self.places = layout.places
         self.engagement = engagement
-        resting = Resting(model)
+        resting = Resting(model, engaged)
         # By stand-in, because files give a new tensor each time, and tied ones are one.
         known: dict[int, Any] = {}
         self.before = [_value(resting, place.slot, known) for place in self.places]
         self.home_devices = [value.device for value in self.before]
         self._recall(engaged)
         resident = {
-            (id(value), self._resident_device(place))
+            (id(value), place.home.runs_on)
             for place, value in zip(self.places, self.before, strict=True)
             if not self._wants_rest(place)
         }
@@ -75,9 +72,6 @@ class Values:
 
     def _wants_rest(self, place: Place) -> bool:
         return place.home.is_offloaded and rests(place.slot, offload_buffers=self.engagement.offload_buffers)
-
-    def _resident_device(self, place: Place) -> torch.device:
-        return place.home.runs_on
 
     def check(self) -> None:
         """Raises before anything is copied."""

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from planner.dispatch.at_rest import AtRest
+from planner.dispatch.at_rest import AtRest, is_foreign
 from planner.dispatch.copies import (
     SharedCopies,
     copied,
@@ -75,8 +75,8 @@ class Visit:
 
     A real tensor that somebody put in place of a stand-in is computed with where it was found; ``source`` stays as it is. A
     slot that somebody emptied stays empty. What a forward writes into a tensor in place, or a buffer that it replaces, is
-    kept: in ``source``, or in the slot where the source makes a new tensor each time, like files. Writes that torch does
-    not count (through ``.data``) are found for buffers, and where it ``is_thorough`` for all.
+    kept: in ``source``, or with the stand-in where the source makes a new tensor each time, like files. Writes that torch
+    does not count (through ``.data``) are found for buffers, and where it ``is_thorough`` for all.
 
     Guarantee: :meth:`put_back` and :meth:`keep_changes` can be called again where they were interrupted.
     """
@@ -104,7 +104,7 @@ class Visit:
             found = slot.read()
             if found is None:
                 continue
-            if rest.is_foreign(index, found):
+            if is_foreign(found):
                 origin, tensor = found, visitor(found, self.device)
             else:
                 found = rest.placeholders[index]
@@ -205,22 +205,20 @@ class Visit:
         elif guest.found is origin:
             origin.data = back
         else:
-            rest.keep(index, back)
-            self._stand_for(guest, back)
+            self._exchange(guest, back)
 
     def _keep_replaced(self, guest: _Guest) -> None:
         """A buffer that the forward has replaced."""
-        rest, index = self.at_rest, guest.index
         back = copied(guest.left, guest.origin.device)
         if guest.found is guest.origin:
-            rest.slots[index].write(back)
-            return
-        rest.keep(index, back)
-        self._stand_for(guest, back)
+            self.at_rest.slots[guest.index].write(back)
+        else:
+            self._exchange(guest, back)
 
-    def _stand_for(self, guest: _Guest, tensor: Any) -> None:
-        """A stand-in for what rests there now."""
+    def _exchange(self, guest: _Guest, tensor: Any) -> None:
+        """Another resting tensor, and a stand-in for it."""
         rest, index = self.at_rest, guest.index
+        rest.keep(index, tensor)
         guard = rest.placeholders[index]
         if tensor.shape != guard.shape or tensor.dtype != guard.dtype:
             made = placeholder(
