@@ -24,7 +24,8 @@ pub enum Granularity {
 pub struct BlockOptions {
     /// Modules that stay whole, whatever their class.
     pub no_split_rows: Vec<NodeId>,
-    /// Modules that are taken apart though their class says otherwise; their children become blocks.
+    /// Modules that are taken apart though their class says otherwise; their children become blocks. A module without
+    /// modules inside stays whole: its tensors meet in its own forward.
     pub split_rows: Vec<NodeId>,
     /// How fine.
     pub granularity: Granularity,
@@ -39,8 +40,8 @@ pub struct BlockUnit {
     pub positions: Vec<u32>,
     /// Its tensors as stored, each once.
     pub bits: u64,
-    /// Its largest member: what is on an accelerator at once while it is streamed.
-    pub streamed_bits: u64,
+    /// Each member: what is on an accelerator at once while it is streamed.
+    pub block_bits: Vec<u64>,
     /// Whether it holds buffers only.
     pub is_silent: bool,
 }
@@ -52,6 +53,9 @@ pub struct Blocks {
     pub blocks: Vec<Vec<NodeId>>,
     /// Units in the order of their first positions.
     pub units: Vec<BlockUnit>,
+    /// Groups of units that are neighbours in execution order and siblings beside modules that must not be split:
+    /// embeddings that their parent adds up, for one.
+    pub siblings: Vec<Vec<u32>>,
     unit_at: Vec<u32>,          // by position
     starts: Vec<(NodeId, u32)>, // (row, position), by row
 }
@@ -63,14 +67,16 @@ impl Blocks {
     ///
     /// O(rows), plus the members of units.
     pub fn new(layout: &Layout, options: &BlockOptions) -> Self {
-        let blocks = Cutter::new(layout, options).cut();
+        let cutter = Cutter::new(layout, options);
+        let blocks = cutter.cut();
         let mut starts: Vec<(NodeId, u32)> = Vec::new();
         for (position, rows) in blocks.iter().enumerate() {
             starts.extend(rows.iter().map(|&row| (row, position as u32)));
         }
         starts.sort_unstable();
-        let mut this = Self { blocks, units: Vec::new(), unit_at: Vec::new(), starts };
+        let mut this = Self { blocks, units: Vec::new(), siblings: Vec::new(), unit_at: Vec::new(), starts };
         this.join(layout, &options.together);
+        this.siblings = this.siblings(&cutter);
         this
     }
 
@@ -128,19 +134,42 @@ impl Blocks {
         }
         self.unit_at = vec![0; self.blocks.len()];
         for (index, positions) in members.into_values().enumerate() {
-            let mut unit = BlockUnit { positions, bits: 0, streamed_bits: 0, is_silent: true };
+            let mut unit = BlockUnit { positions, bits: 0, block_bits: Vec::new(), is_silent: true };
             let mut union: HashSet<u32> = HashSet::new();
             for &position in &unit.positions {
                 self.unit_at[position as usize] = index as u32;
                 let held = &held[position as usize];
                 unit.bits += held.own_bits;
-                unit.streamed_bits = unit.streamed_bits.max(held.own_bits + total_bits(layout, held.shared.iter()));
+                unit.block_bits.push(held.own_bits + total_bits(layout, held.shared.iter()));
                 unit.is_silent &= held.is_silent;
                 union.extend(&held.shared);
             }
             unit.bits += total_bits(layout, union.iter());
             self.units.push(unit);
         }
+    }
+
+    /// Units of each run of neighbours that have one parent and stand beside what must not be split.
+    fn siblings(&self, cutter: &Cutter) -> Vec<Vec<u32>> {
+        let tree = cutter.layout.tree();
+        let parent = |rows: &Vec<NodeId>| match rows[..] {
+            [row] if cutter.is_beside(row) => Some(tree.parent(row)),
+            _ => None,
+        };
+        let mut groups: Vec<Vec<u32>> = Vec::new();
+        let mut last = None;
+        for (rows, &unit) in self.blocks.iter().zip(&self.unit_at) {
+            let parent = parent(rows);
+            match groups.last_mut().filter(|_| parent.is_some() && parent == last) {
+                Some(group) if group.contains(&unit) => {}
+                Some(group) => group.push(unit),
+                None if parent.is_some() => groups.push(vec![unit]),
+                None => {}
+            }
+            last = parent;
+        }
+        groups.retain(|group| group.len() > 1);
+        groups
     }
 
     /// What each block holds.
@@ -189,8 +218,8 @@ fn total_bits<'a>(layout: &Layout, ids: impl Iterator<Item = &'a u32>) -> u64 {
 struct Cutter<'a> {
     layout: &'a Layout,
     whole: BitSet,
-    holds_whole: BitSet, // some module inside must stay whole
     split: BitSet,
+    is_open: BitSet, // it is taken apart, or some module inside must stay whole or is taken apart
     granularity: Granularity,
 }
 
@@ -198,18 +227,22 @@ impl<'a> Cutter<'a> {
     fn new(layout: &'a Layout, options: &BlockOptions) -> Self {
         let tree = layout.tree();
         let len = tree.len();
-        let (mut whole, mut holds_whole, mut split) = (BitSet::new(len), BitSet::new(len), BitSet::new(len));
-        options.split_rows.iter().for_each(|&row| split.insert(row));
+        let (mut whole, mut is_open, mut split) = (BitSet::new(len), BitSet::new(len), BitSet::new(len));
+        let has_parts = |row: NodeId| tree.children(row).any(|child| tree.is_module(child));
+        options.split_rows.iter().filter(|&&row| has_parts(row)).for_each(|&row| split.insert(row));
         options.no_split_rows.iter().for_each(|&row| whole.insert(row));
         for row in (1..len as NodeId).rev() {
             if layout.is_no_split(row) && !split.contains(row) {
                 whole.insert(row);
             }
-            if whole.contains(row) || holds_whole.contains(row) {
-                holds_whole.insert(tree.parent(row));
+            if split.contains(row) {
+                is_open.insert(row);
+            }
+            if whole.contains(row) || is_open.contains(row) {
+                is_open.insert(tree.parent(row));
             }
         }
-        Self { layout, whole, holds_whole, split, granularity: options.granularity }
+        Self { layout, whole, split, is_open, granularity: options.granularity }
     }
 
     fn cut(&self) -> Vec<Vec<NodeId>> {
@@ -217,8 +250,7 @@ impl<'a> Cutter<'a> {
         let mut blocks = Vec::new();
         let mut open = vec![0];
         while let Some(row) = open.pop() {
-            let is_open = row == 0 || self.split.contains(row) || self.holds_whole.contains(row);
-            if is_open && !(self.whole.contains(row) && row != 0) {
+            if row == 0 || (self.is_open.contains(row) && !self.whole.contains(row)) {
                 let children: Vec<NodeId> = tree.children(row).filter(|&child| !self.layout.is_twin(child)).collect();
                 open.extend(children.into_iter().rev());
             } else if (row..tree.end(row)).any(|inner| !tree.is_module(inner)) {
@@ -226,6 +258,16 @@ impl<'a> Cutter<'a> {
             }
         }
         blocks
+    }
+
+    /// No part of a module that must not be split, and no such module itself.
+    fn is_beside(&self, row: NodeId) -> bool {
+        let tree = self.layout.tree();
+        let mut around = row;
+        while around != 0 && !self.whole.contains(around) && !self.split.contains(around) {
+            around = tree.parent(around);
+        }
+        around == 0
     }
 
     /// A block, or what is left of it and its experts.

@@ -13,7 +13,7 @@ const NORM: u64 = 8_192 * 16;
 fn units(sizes: &[u64]) -> Vec<Unit> {
     let unit = |(position, &bits): (u32, &u64)| Unit {
         bits,
-        streamed_bits: bits,
+        block_bits: vec![bits],
         positions: vec![position],
         is_silent: false,
         homes: u64::MAX,
@@ -85,7 +85,7 @@ fn what_is_pinned_elsewhere_leaves_the_rest_in_even_runs() {
     units[82].homes = 1 << 4;
     let solution = solve(&units, &with_cpu(accelerators(&[80, 80, 80, 80]), 200), &Options::default()).unwrap();
     assert_eq!((solution.certificate.returns, solution.certificate.stage), (0, Stage::InOrder));
-    assert_eq!(solution.execution[82], 3);
+    assert_eq!(solution.execution[82], [3]);
     assert!(solution.used_bits[..4].iter().all(|&bits| bits < 34 * GIB && bits > 31 * GIB), "{:?}", solution.used_bits);
 }
 
@@ -110,10 +110,12 @@ fn stages_are_tried_in_turn() {
     assert_eq!(stage(&[3, 2, 1], &[4, 2]), Stage::Scattered);
     let mut tied = units(&[3, 2, 1]);
     tied[0].positions = vec![0, 5];
+    tied[0].block_bits = vec![tied[0].bits; 2];
     let solution = solve(&tied, &[device(3), device(3)], &Options::default()).unwrap();
     assert_eq!((solution.certificate.stage, solution.certificate.returns), (Stage::InOrder, 0));
     let mut tied = units(&[2, 2, 1, 1]);
     tied[0].positions = vec![0, 5];
+    tied[0].block_bits = vec![tied[0].bits; 2];
     let solution = solve(&tied, &[device(3), device(3)], &Options::default()).unwrap();
     assert_eq!((solution.certificate.stage, solution.certificate.returns), (Stage::TiePosition, 1));
 }
@@ -123,7 +125,7 @@ fn what_is_above_every_card_runs_on_the_cpu() {
     let devices = with_cpu(accelerators(&[4, 4]), 64);
     let solution = solve(&units(&[GIB, 9 * GIB, GIB]), &devices, &Options::default()).unwrap();
     assert_eq!(solution.oversized, [false, true, false]);
-    assert_eq!((solution.home[1], solution.execution[1], solution.reserved_bits[0]), (2, 2, 0));
+    assert_eq!((solution.home[1], solution.execution[1][0], solution.reserved_bits[0]), (2, 2, 0));
     assert_eq!(solution.offloaded_bits, 9 * GIB);
 }
 

@@ -59,7 +59,7 @@ impl Blocks {
         });
         let unit = |unit: &planner_core::BlockUnit| auto::Unit {
             bits: unit.bits,
-            streamed_bits: unit.streamed_bits,
+            block_bits: unit.block_bits.clone(),
             positions: unit.positions.clone(),
             is_silent: unit.is_silent,
             homes: u64::MAX,
@@ -122,7 +122,7 @@ impl Blocks {
         options: (String, u64, String, String, u32),
     ) -> PyResult<Py<PyAny>> {
         let units = self.masked(homes);
-        let (devices, options) = read(row, &options)?;
+        let (devices, options) = read(row, &options, &self.inner.siblings)?;
         let result = py.detach(|| auto::solve(&units, &devices, &options));
         self.wrap(py, result)
     }
@@ -136,7 +136,8 @@ impl Blocks {
         options: (String, u64, String, String, u32),
     ) -> PyResult<Vec<Py<PyAny>>> {
         let units = self.masked(homes);
-        let rows = rows.into_iter().map(|row| read(row, &options)).collect::<PyResult<Vec<_>>>()?;
+        let rows =
+            rows.into_iter().map(|row| read(row, &options, &self.inner.siblings)).collect::<PyResult<Vec<_>>>()?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let share = rows.len().div_ceil(cores).max(1);
         let results = py.detach(|| {
@@ -161,7 +162,7 @@ impl Blocks {
         options: (String, u64, String, String, u32),
     ) -> PyResult<Vec<Option<u64>>> {
         let units = self.masked(homes);
-        let (devices, options) = read(row, &options)?;
+        let (devices, options) = read(row, &options, &self.inner.siblings)?;
         Ok(py.detach(|| auto::shortfall(&units, &devices, &options)))
     }
 }
@@ -209,13 +210,14 @@ pub(crate) struct AutoPlan {
 impl AutoPlan {
     /// The fewest keys that cover every tensor, in execution order, with the devices of their indices.
     fn device_map<'py>(&self, py: Python<'py>, devices: Vec<Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyDict>> {
-        named(py, py.detach(|| self.keys(|unit| Some(self.solution.home[unit]))), &devices)
+        named(py, py.detach(|| self.keys(|unit, _| Some(self.solution.home[unit]))), &devices)
     }
 
     /// The same of what runs elsewhere than it lies.
     fn execution_map<'py>(&self, py: Python<'py>, devices: Vec<Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyDict>> {
         let (home, execution) = (&self.solution.home, &self.solution.execution);
-        let keys = py.detach(|| self.keys(|unit| (home[unit] != execution[unit]).then_some(execution[unit])));
+        let elsewhere = |unit: usize, block: usize| execution[unit].get(block).copied().filter(|&at| at != home[unit]);
+        let keys = py.detach(|| self.keys(elsewhere));
         named(py, keys, &devices)
     }
 
@@ -225,13 +227,13 @@ impl AutoPlan {
         self.solution.home.clone()
     }
 
-    /// Device index where each unit runs.
+    /// Device indices where the blocks of each unit run.
     #[getter]
-    fn execution(&self) -> Vec<u32> {
+    fn execution(&self) -> Vec<Vec<u32>> {
         self.solution.execution.clone()
     }
 
-    /// Whether each unit is too large for every accelerator.
+    /// Whether each unit has a block that is larger than every accelerator.
     #[getter]
     fn oversized(&self) -> Vec<bool> {
         self.solution.oversized.clone()
@@ -258,11 +260,16 @@ impl AutoPlan {
 }
 
 impl AutoPlan {
-    fn keys(&self, device_of: impl Fn(usize) -> Option<u32>) -> Vec<(String, u32)> {
+    /// Keys of all blocks, by unit and number within it, that have a device.
+    fn keys(&self, device_of: impl Fn(usize, usize) -> Option<u32>) -> Vec<(String, u32)> {
         let tree = self.layout.tree();
         let mut placements = Vec::new();
+        let mut seen = vec![0; self.units.len()];
         for (position, rows) in self.blocks.blocks.iter().enumerate() {
-            let Some(device) = device_of(self.blocks.unit_at(position as u32) as usize) else { continue };
+            let unit = self.blocks.unit_at(position as u32) as usize;
+            let number = seen[unit];
+            seen[unit] += 1; // positions of a unit ascend
+            let Some(device) = device_of(unit, number) else { continue };
             placements.extend(rows.iter().map(|&node| Placement { node, device, is_lead: true }));
         }
         let is_partial = placements.len() < self.blocks.blocks.iter().map(Vec::len).sum();
@@ -299,7 +306,11 @@ pub(crate) struct AutoFailure {
     tried: Vec<AttemptRow>,
 }
 
-fn read((devices, pools): Row, options: &(String, u64, String, String, u32)) -> PyResult<(Vec<auto::Device>, Options)> {
+fn read(
+    (devices, pools): Row,
+    options: &(String, u64, String, String, u32),
+    siblings: &[Vec<u32>],
+) -> PyResult<(Vec<auto::Device>, Options)> {
     let read_device = |(kind, capacity_bits, pool): DeviceRow| {
         let kind = match kind.as_str() {
             "accelerator" => Kind::Accelerator,
@@ -331,6 +342,7 @@ fn read((devices, pools): Row, options: &(String, u64, String, String, u32)) -> 
         },
         staging_blocks: *staging_blocks,
         pools,
+        siblings: siblings.to_vec(),
     };
     Ok((devices.into_iter().map(read_device).collect::<PyResult<_>>()?, options))
 }

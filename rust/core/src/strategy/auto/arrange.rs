@@ -44,7 +44,7 @@ fn shares_of(scene: &Scene, packing: &Packing, streamer: Option<usize>) -> Share
     let mut shares = packing.counts.clone();
     shares.push(vec![0; scene.classes.len()]);
     for (index, (class, &off)) in scene.classes.iter().zip(&packing.off).enumerate() {
-        let executor = if class.by_cpu { scene.bins.len() } else { streamer.unwrap_or(scene.bins.len()) };
+        let executor = if class.leads_by_cpu { scene.bins.len() } else { streamer.unwrap_or(scene.bins.len()) };
         shares[executor][index] += off;
     }
     shares
@@ -113,7 +113,7 @@ fn settle(scene: &Scene, packing: &Packing, streamer: Option<usize>, executors: 
         let mut take = |unit: usize| {
             let class = scene.class_of[unit] as usize;
             let executor =
-                if scene.classes[class].by_cpu { scene.bins.len() } else { streamer.unwrap_or(scene.bins.len()) };
+                if scene.classes[class].leads_by_cpu { scene.bins.len() } else { streamer.unwrap_or(scene.bins.len()) };
             if executors[unit] == executor && left[class] > 0 {
                 left[class] -= 1;
                 off[unit] = true;

@@ -56,13 +56,10 @@ impl Split {
         for unit in (0..self.off.len()).filter(|&unit| self.off[unit]) {
             counts[scene.class_of[unit] as usize] += 1;
         }
-        let largest = |by_cpu: bool| {
-            let classes = scene.classes.iter().zip(counts.iter().zip(&on_cpu));
-            let streamed = classes
-                .filter(|(class, (count, held))| **count > 0 && class.by_cpu == by_cpu && (!by_cpu || *count > *held));
-            scene.room(streamed.map(|(class, _)| class.streamed).max().unwrap_or(0))
-        };
-        (largest(false), largest(true))
+        let classes = || scene.classes.iter().zip(counts.iter().zip(&on_cpu));
+        let streamed = classes().filter(|(_, (count, _))| **count > 0).filter_map(|(class, _)| class.streamed);
+        let hosted = classes().filter(|(_, (count, held))| count > held).filter_map(|(class, _)| class.hosted);
+        (scene.room(streamed.max().unwrap_or(0)), scene.room(hosted.max().unwrap_or(0)))
     }
 }
 
@@ -116,7 +113,7 @@ impl<'a> Track<'a> {
         let off = |unit: u32| split.off[unit as usize];
         let has_cpu_room = is_strict
             && (0..scene.units.len() as u32)
-                .any(|unit| off(unit) && scene.class(unit).by_cpu && !scene.units[unit as usize].is_silent);
+                .any(|unit| off(unit) && scene.class(unit).leads_by_cpu && !scene.units[unit as usize].is_silent);
         let cpu_bit = 1u128 << rooms.len();
         if has_cpu_room {
             rooms.push(Room { limit: 0, scale: 0, pool: None });
@@ -124,7 +121,7 @@ impl<'a> Track<'a> {
         let line = Line::new(scene, sequence, rooms.len(), |unit| match (off(unit), split.streamer) {
             (false, _) => (scene.units[unit as usize].bits, u128::from(scene.class(unit).bins)),
             (true, _) if !is_strict || scene.units[unit as usize].is_silent => (0, u128::MAX),
-            (true, _) if scene.class(unit).by_cpu => (0, cpu_bit),
+            (true, _) if scene.class(unit).leads_by_cpu => (0, cpu_bit),
             (true, Some(bin)) => (0, 1 << bin),
             (true, None) => (0, 0),
         });

@@ -3,6 +3,7 @@
 use super::model::{Device, Mode, Options, Unit};
 use super::scene::{Scene, UNLIMITED};
 use super::solve::Search;
+use super::steps::Steps;
 
 /// Parts of the step limit that one question may take.
 const PARTS: u64 = 16;
@@ -29,13 +30,13 @@ fn least(units: &[Unit], devices: &[Device], options: &Options, device: usize, l
         let pool = devices[device].pool.and_then(|pool| options.pools.get_mut(pool as usize));
         pool.into_iter().for_each(|pool| *pool = pool.saturating_add(more));
         let Ok(scene) = Scene::new(units, &devices, &options) else { return false };
-        let mut search = Search::new(&scene, options.search_steps.min(*left));
+        let mut search = Search::new(&scene, Steps::new(options.search_steps.min(*left)));
         let found = search.run().is_some();
         *left -= search.steps.taken().min(*left);
         found
     };
     let total = units.iter().fold(0u64, |sum, unit| sum.saturating_add(unit.bits));
-    let staged = units.iter().map(|unit| unit.streamed_bits).max().unwrap_or(0);
+    let staged = units.iter().flat_map(|unit| &unit.block_bits).max().copied().unwrap_or(0);
     let most = total.saturating_add(staged.saturating_mul(u64::from(options.staging_blocks))).min(UNLIMITED);
     if !works(most) {
         return None;

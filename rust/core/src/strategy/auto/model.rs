@@ -8,9 +8,9 @@ pub const UNPLACED: u32 = u32::MAX;
 pub struct Unit {
     /// Union of its storages.
     pub bits: u64,
-    /// Largest piece streamed at once when it is offloaded; at most `bits`.
-    pub streamed_bits: u64,
-    /// Execution positions of its members, ascending; each position is used once over all units.
+    /// Each of its blocks: what is on a device at once while the block is streamed; at most `bits`.
+    pub block_bits: Vec<u64>,
+    /// Execution positions of its blocks, ascending; each position is used once over all units.
     pub positions: Vec<u32>,
     /// Holds buffers only; ignored in counting returns.
     pub is_silent: bool,
@@ -89,6 +89,8 @@ pub struct Options {
     pub staging_blocks: u32,
     /// Joint capacity of each pool.
     pub pools: Vec<u64>,
+    /// Groups of units that one device should run, where that costs nothing: siblings whose results their parent mixes.
+    pub siblings: Vec<Vec<u32>>,
 }
 
 impl Default for Options {
@@ -100,6 +102,7 @@ impl Default for Options {
             execute_offloaded: Execute::Accelerator,
             staging_blocks: 1,
             pools: Vec::new(),
+            siblings: Vec::new(),
         }
     }
 }
@@ -146,7 +149,9 @@ pub struct Attempt {
 /// How good the plan is known to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Certificate {
-    /// No plan offloads less.
+    /// No plan offloads less. A plan gives every unit one home that it may have, and every offloaded block a device that
+    /// executes it and keeps room for it: any accelerator, or the cpu where the block is larger than every accelerator or
+    /// offloaded blocks are to run there.
     pub proven: bool,
     /// No plan offloads less than this.
     pub lower_bound_bits: u64,
@@ -154,7 +159,7 @@ pub struct Certificate {
     pub gap_bits: u64,
     /// Changes of the executing device, less those that its number of devices needs.
     pub returns: u32,
-    /// No plan with as much offloaded and as much on disk returns less often.
+    /// No plan with as much offloaded, as much on disk, and as much of what is preferred to fewer returns, returns less often.
     pub returns_lower_bound: u32,
     /// Steps taken.
     pub steps: u64,
@@ -167,9 +172,9 @@ pub struct Certificate {
 pub struct Solution {
     /// Device that holds each unit.
     pub home: Vec<u32>,
-    /// Device that executes each unit.
-    pub execution: Vec<u32>,
-    /// Units too large for any accelerator, which the cpu executes.
+    /// Device that executes each block of each unit.
+    pub execution: Vec<Vec<u32>>,
+    /// Units with a block that is larger than every accelerator, which the cpu executes.
     pub oversized: Vec<bool>,
     /// Room each device keeps for streaming.
     pub reserved_bits: Vec<u64>,

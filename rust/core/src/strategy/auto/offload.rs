@@ -4,7 +4,9 @@
 //! One executing device is enough: moving all streaming to the device that streams the largest unit does not grow the room
 //! kept there and frees that of the others. So going through devices and sizes is exact.
 
-use super::packing::{Packing, Task, best_fit, joint_room, pack, weigh};
+use std::cmp::Reverse;
+
+use super::packing::{Packing, Task, best_fit, best_fit_of, joint_room, pack, weigh};
 use super::scene::{Class, Scene};
 use super::steps::Steps;
 
@@ -13,6 +15,18 @@ const MOST_CHOICES: usize = 6;
 
 /// Candidates whose first answer is looked at before any is searched.
 const MOST_GLANCES: usize = 64;
+
+/// Steps for the homes of a plan that costs none of the search's.
+const MOST_FREE_STEPS: u64 = 256;
+
+/// What is known before a search, and what of it is of use.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Goal {
+    /// No plan offloads less.
+    pub(crate) floor: u64,
+    /// Plans of a higher cost are of no use.
+    pub(crate) most: Option<(u64, u64)>,
+}
 
 /// A device to which offloaded units are streamed with the largest size, or neither; and what it offloads at least.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,17 +80,21 @@ impl Choice {
 }
 
 /// Goes through the candidates, those that could offload least first.
-pub(crate) fn search(scene: &Scene, steps: &mut Steps) -> Offloading {
-    let candidates = candidates(scene);
+pub(crate) fn search(scene: &Scene, goal: Goal, steps: &mut Steps) -> Offloading {
+    let candidates = Candidates::new(scene, goal.floor);
     let mut found = Offloading { choices: Vec::new(), lower_bound: u64::MAX, is_proven: false };
-    glance(scene, &candidates, &mut found, steps);
+    if goal.most.is_none() {
+        rest_all(scene, &candidates, &mut found);
+        narrow(scene, &candidates, &mut found, steps);
+        glance(scene, &candidates, &mut found, steps);
+    }
     let mut open = u64::MAX;
-    for candidate in &candidates {
-        let cost = found.cost();
+    for candidate in candidates.in_order() {
+        let cost = found.cost().into_iter().chain(goal.most).min();
         if cost.is_some_and(|(off_bits, _)| candidate.floor > off_bits) {
             break;
         }
-        if cost == Some((candidate.floor, 0)) && found.choices.len() >= MOST_CHOICES {
+        if found.cost() == Some((candidate.floor, 0)) && found.choices.len() >= MOST_CHOICES {
             break;
         }
         let Some(mut part) = begin(scene, steps) else {
@@ -87,6 +105,7 @@ pub(crate) fn search(scene: &Scene, steps: &mut Steps) -> Offloading {
             steps.join(part);
             continue;
         };
+        let task = Task { floor: task.floor.max(goal.floor), ..task };
         let packed = pack(&task, cost.map(|(off_bits, disk_bits)| (off_bits, disk_bits + 1)), &mut part);
         steps.join(part);
         if !packed.is_complete {
@@ -96,15 +115,52 @@ pub(crate) fn search(scene: &Scene, steps: &mut Steps) -> Offloading {
             found.offer(packing, candidate.streaming.map(|(bin, _)| bin));
         }
     }
+    if found.cost() > goal.most.or(found.cost()) {
+        found.choices.clear();
+    }
     let best = found.cost().map_or(u64::MAX, |(off_bits, _)| off_bits);
     found.lower_bound = open.min(best);
     found.is_proven = open >= best;
     found
 }
 
+/// Everything that may rest elsewhere does, streamed to the widest bin that leaves a plan. It comes before any search and
+/// takes no steps of it, so there is a plan wherever this one is valid.
+fn rest_all(scene: &Scene, candidates: &Candidates, found: &mut Offloading) {
+    for streaming in candidates.widest() {
+        let Some(task) = Task::new(scene, streaming) else { continue };
+        for counts in [best_fit(&task), best_fit_of(&task, &[true])] {
+            if let (Some(packing), _) = task.close(counts, &mut Steps::new(MOST_FREE_STEPS)) {
+                found.offer(packing, streaming.map(|(bin, _)| bin));
+                return;
+            }
+        }
+    }
+}
+
+/// Narrows the largest size that is streamed to the widest bin: less room is kept for smaller ones, until what is larger
+/// finds no place.
+fn narrow(scene: &Scene, candidates: &Candidates, found: &mut Offloading, steps: &mut Steps) {
+    let Some(Some((bin, widest))) = candidates.widest().next() else { return };
+    let sizes: Vec<u64> = candidates.descending.iter().copied().filter(|&size| size < widest).collect();
+    let (mut from, mut to) = (0, sizes.len());
+    while from < to && steps.take(work(scene)) {
+        let middle = from + (to - from) / 2;
+        let streaming = Some((bin, sizes[middle]));
+        let close = |task: Task| task.close(best_fit(&task), steps).0;
+        match Task::new(scene, streaming).and_then(close) {
+            Some(packing) => {
+                found.offer(packing, Some(bin));
+                from = middle + 1;
+            }
+            None => to = middle,
+        }
+    }
+}
+
 /// First answers, so that bounds cut from the start.
-fn glance(scene: &Scene, candidates: &[Candidate], found: &mut Offloading, steps: &mut Steps) {
-    for (index, candidate) in candidates.iter().take(MOST_GLANCES).enumerate() {
+fn glance(scene: &Scene, candidates: &Candidates, found: &mut Offloading, steps: &mut Steps) {
+    for (index, candidate) in candidates.in_order().take(MOST_GLANCES).enumerate() {
         if found.cost().is_some_and(|(off_bits, _)| candidate.floor >= off_bits) {
             return;
         }
@@ -131,33 +187,72 @@ fn begin(scene: &Scene, steps: &mut Steps) -> Option<Steps> {
     Some(steps.share(steps.left().div_ceil(2)))
 }
 
-fn candidates(scene: &Scene) -> Vec<Candidate> {
-    let forced = weigh(scene, &scene.forced_counts());
-    let capacities: Vec<u64> = scene.bins.iter().map(|bin| bin.capacity).collect();
-    let whole = joint_room(scene, &capacities, &scene.pools);
-    let mut all = vec![Candidate { floor: forced.max(scene.total.saturating_sub(whole)), streaming: None }];
-    let kinds = kinds_of_bins(scene);
-    for (size, must) in sizes(scene) {
-        let Some(room) = whole.checked_sub(scene.room(size)).filter(|&room| must <= room) else { continue };
-        let floor = forced.max(scene.total.saturating_sub(room)).max(size);
-        for &bin in kinds.iter().filter(|&&bin| scene.room(size) <= scene.bins[bin].capacity) {
-            all.push(Candidate { floor, streaming: Some((bin, size)) });
+/// What may be streamed where.
+struct Candidates<'a> {
+    scene: &'a Scene<'a>,
+    /// One bin of each kind.
+    kinds: Vec<usize>,
+    /// Sizes, largest first, that some bin has room for.
+    descending: Vec<u64>,
+    /// Floors and sizes, no size where nothing is streamed, by floor.
+    ways: Vec<(u64, Option<u64>)>,
+}
+
+impl<'a> Candidates<'a> {
+    fn new(scene: &'a Scene<'a>, known: u64) -> Self {
+        let forced = weigh(scene, &scene.forced_counts()).max(known);
+        let capacities: Vec<u64> = scene.bins.iter().map(|bin| bin.capacity).collect();
+        let whole = joint_room(scene, &capacities, &scene.pools);
+        let mut ways = vec![(forced.max(scene.total.saturating_sub(whole)), None)];
+        let mut descending = Vec::new();
+        for (size, must) in sizes(scene) {
+            let room = whole.checked_sub(scene.room(size)).filter(|&room| must <= room);
+            let Some(room) = room.filter(|_| scene.room(size) <= scene.widest) else { continue };
+            ways.push((forced.max(scene.total.saturating_sub(room)).max(size), Some(size)));
+            descending.push(size);
         }
+        ways.sort_by_key(|&(floor, _)| floor);
+        Self { scene, kinds: kinds_of_bins(scene), descending, ways }
     }
-    all.sort_by_key(|candidate| candidate.floor);
-    all
+
+    /// Those that could offload least first.
+    fn in_order(&self) -> impl Iterator<Item = Candidate> {
+        self.ways.iter().flat_map(move |&(floor, size)| {
+            let bins: &[usize] = if size.is_some() { &self.kinds } else { &[] };
+            let resting = size.is_none().then_some(Candidate { floor, streaming: None });
+            let streamed = bins.iter().filter_map(move |&bin| {
+                let streaming = size.filter(|&size| self.takes(bin, size)).map(|size| (bin, size))?;
+                Some(Candidate { floor, streaming: Some(streaming) })
+            });
+            resting.into_iter().chain(streamed)
+        })
+    }
+
+    /// Each kind of bin, the widest first, with the largest size that it has room for; then nothing streamed.
+    fn widest(&self) -> impl Iterator<Item = Option<(usize, u64)>> {
+        let mut kinds = self.kinds.clone();
+        kinds.sort_by_key(|&bin| Reverse(self.scene.bins[bin].capacity));
+        let largest = |bin: usize| self.descending.iter().copied().find(|&size| self.takes(bin, size));
+        let streamed = kinds.into_iter().filter_map(move |bin| Some(Some((bin, largest(bin)?))));
+        streamed.chain([None])
+    }
+
+    fn takes(&self, bin: usize, size: u64) -> bool {
+        self.scene.room(size) <= self.scene.bins[bin].capacity
+    }
 }
 
 /// Sizes that may be streamed, largest first, with the bits of what must stay while nothing larger is streamed.
 fn sizes(scene: &Scene) -> Vec<(u64, u64)> {
     let bits = |class: &Class| class.bits * u64::from(class.count());
     let mut must: u64 = scene.classes.iter().filter(|class| !class.can_offload()).map(bits).sum();
-    let mut streams: Vec<&Class> = scene.classes.iter().filter(|class| class.can_offload() && !class.by_cpu).collect();
-    streams.sort_by_key(|class| std::cmp::Reverse(class.streamed));
+    let offloadable = scene.classes.iter().filter(|class| class.can_offload());
+    let mut streams: Vec<(u64, &Class)> = offloadable.filter_map(|class| Some((class.streamed?, class))).collect();
+    streams.sort_by_key(|&(streamed, _)| Reverse(streamed));
     let mut sizes: Vec<(u64, u64)> = Vec::new();
-    for class in streams {
-        if sizes.last().is_none_or(|&(size, _)| size != class.streamed) {
-            sizes.push((class.streamed, must));
+    for (streamed, class) in streams {
+        if sizes.last().is_none_or(|&(size, _)| size != streamed) {
+            sizes.push((streamed, must));
         }
         must += bits(class);
     }

@@ -158,13 +158,18 @@ pub(crate) fn pack(task: &Task, below: Option<(u64, u64)>, steps: &mut Steps) ->
     packed
 }
 
-/// Largest first, each to the bin with the least room that takes it.
+/// Largest first, each to the bin with the least room that takes it; those that must be resident before all others.
 pub(crate) fn best_fit(task: &Task) -> Vec<Vec<u32>> {
+    best_fit_of(task, &[true, false])
+}
+
+/// The same of units that must be resident, of those that need not, or of both in some order.
+pub(crate) fn best_fit_of(task: &Task, musts: &[bool]) -> Vec<Vec<u32>> {
     let scene = task.scene;
     let mut limits = task.limits.clone();
     let mut pools = task.pools.clone();
     let mut counts = vec![vec![0u32; scene.classes.len()]; scene.bins.len()];
-    for must in [true, false] {
+    for &must in musts {
         for (index, class) in scene.classes.iter().enumerate().filter(|(index, _)| task.must[*index] == must) {
             let mut left = class.count();
             while left > 0 && class.bits > 0 {

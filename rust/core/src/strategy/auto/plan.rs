@@ -1,7 +1,7 @@
 //! A plan while it is searched for: where each unit lies, and who executes what is offloaded.
 
 use super::model::Fill;
-use super::scene::Scene;
+use super::scene::{Bin, Scene};
 use super::stock::Stock;
 
 /// Where a unit lies.
@@ -35,10 +35,21 @@ impl Plan {
         }
     }
 
+    /// The device that executes a unit's first block, by which the unit is counted.
     pub(crate) fn executor(&self, scene: &Scene, unit: u32) -> Option<u32> {
+        self.executor_of(scene, unit, scene.class(unit).leads_by_cpu)
+    }
+
+    /// The devices that execute its blocks.
+    pub(crate) fn executors(&self, scene: &Scene, unit: u32) -> Option<Vec<u32>> {
+        let blocks = scene.units[unit as usize].block_bits.iter();
+        blocks.map(|&bits| self.executor_of(scene, unit, scene.is_by_cpu(bits))).collect()
+    }
+
+    fn executor_of(&self, scene: &Scene, unit: u32, is_by_cpu: bool) -> Option<u32> {
         match self.places[unit as usize] {
             Place::Bin(bin) => scene.bins.get(bin).map(|bin| bin.device),
-            _ if scene.class(unit).by_cpu => scene.cpu.map(|cpu| cpu.device),
+            _ if is_by_cpu => scene.cpu.map(|cpu| cpu.device),
             _ => self.streamer.and_then(|bin| scene.bins.get(bin)).map(|bin| bin.device),
         }
     }
@@ -77,12 +88,20 @@ impl Plan {
     pub(crate) fn load(&self, scene: &Scene) -> Load {
         let mut load = Load { used: vec![0; scene.device_count], reserved: vec![0; scene.device_count] };
         for unit in 0..scene.units.len() as u32 {
-            let (Some(home), Some(executor)) = (self.home(scene, unit), self.executor(scene, unit)) else { continue };
+            let Some(home) = self.home(scene, unit) else { continue };
             load.used[home as usize] += scene.units[unit as usize].bits;
-            if home != executor {
-                let room = scene.room(scene.class(unit).streamed);
-                let reserved = &mut load.reserved[executor as usize];
-                *reserved = room.max(*reserved);
+            let mut reserve = |bin: Option<&Bin>, largest: Option<u64>| {
+                if let (Some(bin), Some(bits)) = (bin, largest) {
+                    let reserved = &mut load.reserved[bin.device as usize];
+                    *reserved = scene.room(bits).max(*reserved);
+                }
+            };
+            let (place, class) = (self.places[unit as usize], scene.class(unit));
+            if matches!(place, Place::Cpu | Place::Disk) {
+                reserve(self.streamer.and_then(|bin| scene.bins.get(bin)), class.streamed);
+            }
+            if place == Place::Disk {
+                reserve(scene.cpu.as_ref(), class.hosted);
             }
         }
         load
@@ -106,7 +125,7 @@ impl Plan {
         pools.iter().zip(&scene.pools).all(|(used, joint)| used <= joint)
             && all.into_iter().all(|unit| {
                 self.home(scene, unit).is_some_and(|home| scene.units[unit as usize].homes >> home & 1 == 1)
-                    && self.executor(scene, unit).is_some()
+                    && self.executors(scene, unit).is_some()
             })
     }
 }

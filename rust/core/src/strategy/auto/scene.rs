@@ -21,13 +21,16 @@ pub(crate) struct Bin {
 #[derive(Debug, Clone)]
 pub(crate) struct Class {
     pub(crate) bits: u64,
-    pub(crate) streamed: u64,
+    /// The largest block that is streamed to a bin when it is offloaded; nothing where the cpu executes all of them.
+    pub(crate) streamed: Option<u64>,
+    /// The largest block that the cpu executes when it is offloaded.
+    pub(crate) hosted: Option<u64>,
+    /// The cpu executes the first block, by which a unit is counted, when it is offloaded.
+    pub(crate) leads_by_cpu: bool,
     /// Bins it may be at home on and that are large enough for it.
     pub(crate) bins: u64,
     pub(crate) on_cpu: bool,
     pub(crate) on_disk: bool,
-    /// The cpu executes it when it is offloaded.
-    pub(crate) by_cpu: bool,
     pub(crate) units: Vec<u32>,
 }
 
@@ -46,7 +49,7 @@ impl Class {
 
     /// Cannot be offloaded while nothing larger than this is streamed to an accelerator.
     pub(crate) fn must_stay(&self, largest: Option<u64>) -> bool {
-        !self.can_offload() || (!self.by_cpu && largest.is_none_or(|largest| self.streamed > largest))
+        !self.can_offload() || self.streamed.is_some_and(|bits| largest.is_none_or(|largest| bits > largest))
     }
 
     pub(crate) fn is_forced_off(&self) -> bool {
@@ -70,7 +73,8 @@ pub(crate) struct Scene<'a> {
     /// Largest first.
     pub(crate) classes: Vec<Class>,
     pub(crate) class_of: Vec<u32>,
-    pub(crate) oversized: Vec<bool>,
+    /// Capacity of the widest bin: a block larger than that is executed by the cpu.
+    pub(crate) widest: u64,
     pub(crate) total: u64,
 }
 
@@ -82,6 +86,7 @@ impl<'a> Scene<'a> {
         let total = units.iter().try_fold(0u64, |sum, unit| sum.checked_add(unit.bits));
         let total = total.filter(|&total| total < UNLIMITED).ok_or(Failure::TooLarge)?;
         let Sides { has_accelerator, bins, cpu, disk, pools } = sides(devices, options);
+        let widest = bins.iter().map(|bin| bin.capacity).max().unwrap_or(0);
         let mut scene = Self {
             units,
             device_count: devices.len(),
@@ -93,7 +98,7 @@ impl<'a> Scene<'a> {
             pools,
             classes: Vec::new(),
             class_of: Vec::new(),
-            oversized: Vec::new(),
+            widest,
             total,
         };
         scene.classify();
@@ -101,36 +106,48 @@ impl<'a> Scene<'a> {
     }
 
     fn classify(&mut self) {
-        let has_accelerator = self.has_accelerator;
-        let widest = self.bins.iter().map(|bin| bin.capacity).max().unwrap_or(0);
         let mut classes: BTreeMap<_, Vec<u32>> = BTreeMap::new();
         for (index, unit) in self.units.iter().enumerate() {
-            let key = (Reverse(unit.bits), unit.streamed_bits.min(unit.bits), unit.homes);
+            let largest = |by_cpu: bool| {
+                let blocks = unit.block_bits.iter().filter(|&&bits| self.is_by_cpu(bits) == by_cpu);
+                blocks.map(|&bits| bits.min(unit.bits)).max()
+            };
+            let leads_by_cpu = unit.block_bits.first().is_some_and(|&bits| self.is_by_cpu(bits));
+            let key = (Reverse(unit.bits), largest(false), largest(true), leads_by_cpu, unit.homes);
             classes.entry(key).or_default().push(index as u32);
         }
         self.class_of = vec![0; self.units.len()];
-        self.oversized = vec![false; self.units.len()];
-        for ((Reverse(bits), streamed, homes), units) in classes {
-            let is_oversized = has_accelerator && bits > widest && self.room(streamed) > widest;
+        for ((Reverse(bits), streamed, hosted, leads_by_cpu, homes), units) in classes {
             let may = |bin: &Bin| homes >> bin.device & 1 == 1;
             let fits = self.bins.iter().enumerate().filter(|(_, bin)| may(bin) && bits <= bin.capacity);
-            let by_cpu = has_accelerator && (is_oversized || self.options.execute_offloaded == Execute::Cpu);
-            let can_execute = !by_cpu || self.cpu.is_some();
+            let can_execute = hosted.is_none() || self.cpu.is_some();
             let class = Class {
                 bits,
                 streamed,
+                hosted,
+                leads_by_cpu,
                 bins: fits.fold(0, |mask, (index, _)| mask | 1 << index),
                 on_cpu: can_execute && self.cpu.as_ref().is_some_and(may),
                 on_disk: can_execute && self.disk.as_ref().is_some_and(may),
-                by_cpu,
                 units,
             };
             for &unit in &class.units {
                 self.class_of[unit as usize] = self.classes.len() as u32;
-                self.oversized[unit as usize] = is_oversized && self.cpu.is_some();
             }
             self.classes.push(class);
         }
+    }
+
+    /// The cpu executes a block of this size when it is offloaded. That is a matter of one block: a unit is streamed block
+    /// by block, so joining blocks changes nobody's executor.
+    pub(crate) fn is_by_cpu(&self, block_bits: u64) -> bool {
+        self.has_accelerator && (block_bits > self.widest || self.options.execute_offloaded == Execute::Cpu)
+    }
+
+    /// Some block of a unit is larger than every accelerator, and there is a cpu to execute it.
+    pub(crate) fn is_oversized(&self, unit: u32) -> bool {
+        let blocks = &self.units[unit as usize].block_bits;
+        self.has_accelerator && self.cpu.is_some() && blocks.iter().any(|&bits| bits > self.widest)
     }
 
     /// Class of a unit.
@@ -159,7 +176,7 @@ impl<'a> Scene<'a> {
     pub(crate) fn is_plain(&self) -> bool {
         let is_loose = |class: &Class| {
             let is_free = class.bins.count_ones() == self.bins.len() as u32;
-            class.bits == 0 && class.can_offload() && (class.by_cpu || !is_free)
+            class.bits == 0 && class.can_offload() && (class.hosted.is_some() || !is_free)
         };
         self.units.iter().all(|unit| !unit.is_silent) && !self.classes.iter().any(is_loose)
     }

@@ -71,7 +71,7 @@ pub(crate) fn near_runs(
 
 impl<'a> Rest<'a> {
     fn new(scene: &'a Scene<'a>, packing: &Packing, streamer: Option<usize>) -> Self {
-        let streamed = |(class, &off): (&super::scene::Class, &u32)| if class.by_cpu { 0 } else { off };
+        let streamed = |(class, &off): (&super::scene::Class, &u32)| if class.leads_by_cpu { 0 } else { off };
         let streamed = scene.classes.iter().zip(&packing.off).map(streamed).collect();
         let weighs = |&unit: &u32| scene.class(unit).bits > 0;
         Self { scene, units: (0..scene.units.len() as u32).filter(weighs).collect(), streamed, streamer }

@@ -4,21 +4,25 @@ use super::arrange::arrange;
 use super::contiguous::{Orders, Runnable, Split, runs};
 use super::deficit;
 use super::model::{Attempt, Certificate, Device, Failure, Mode, Options, Solution, Stage, UNPLACED, Unit, Verdict};
-use super::offload::{self, Offloading, are_alike};
+use super::offload::{self, Goal, Offloading, are_alike};
 use super::packing::{Packing, Task, best_fit, weigh};
 use super::plan::Plan;
+use super::preference::prefer;
 use super::scene::Scene;
 use super::shape::near_runs;
 use super::steps::Steps;
 use super::stock::stock;
-use super::{ties, window};
+use super::{streamers, ties, window};
+
+/// One of so many parts of the steps is kept for preferences among plans that cost the same.
+const PREFERENCE_PARTS: u64 = 8;
 
 /// A plan and what is known of it.
 pub(crate) struct Found {
-    plan: Plan,
-    stage: Stage,
-    lower_bound: u64,
-    returns_lower_bound: u32,
+    pub(crate) plan: Plan,
+    pub(crate) stage: Stage,
+    pub(crate) lower_bound: u64,
+    pub(crate) returns_lower_bound: u32,
 }
 
 /// Stages that were tried, and the plan of the last one.
@@ -27,15 +31,22 @@ pub(crate) struct Search<'a> {
     pub(crate) steps: Steps,
     pub(crate) tried: Vec<Attempt>,
     pub(crate) is_proven: bool,
+    pub(crate) goal: Goal,
 }
 
-/// Places units on devices: least offloaded, least on disk, fewest returns, nearest to the order of devices given, filled
-/// as the options say; in this order.
+/// Places units on devices: least offloaded, least on disk, the first block at home on a device that executes, siblings run
+/// by one device, fewest returns, nearest to the order of devices given, filled as the options say; in this order.
 pub fn solve(units: &[Unit], devices: &[Device], options: &Options) -> Result<Solution, Failure> {
     let scene = Scene::new(units, devices, options)?;
-    let mut search = Search::new(&scene, options.search_steps);
+    let mut steps = Steps::new(options.search_steps);
+    let kept = steps.share(options.search_steps / PREFERENCE_PARTS);
+    let mut search = Search::new(&scene, steps);
     match search.run() {
-        Some(found) => Ok(search.finish(found)),
+        Some(found) => {
+            search.steps.join(kept);
+            let found = prefer(&mut search, devices, found);
+            Ok(search.finish(found))
+        }
         None => {
             let best_partial = partial(&scene);
             let unit = best_partial.iter().position(|&home| home == UNPLACED).unwrap_or(0) as u32;
@@ -46,8 +57,8 @@ pub fn solve(units: &[Unit], devices: &[Device], options: &Options) -> Result<So
 }
 
 impl<'a> Search<'a> {
-    pub(crate) fn new(scene: &'a Scene<'a>, steps: u64) -> Self {
-        Self { scene, steps: Steps::new(steps), tried: Vec::new(), is_proven: true }
+    pub(crate) fn new(scene: &'a Scene<'a>, steps: Steps) -> Self {
+        Self { scene, steps, tried: Vec::new(), is_proven: true, goal: Goal::default() }
     }
 
     pub(crate) fn run(&mut self) -> Option<Found> {
@@ -108,11 +119,13 @@ impl<'a> Search<'a> {
         let room = scene.cpu.map_or(0, |cpu| cpu.capacity);
         let stocked = stock(scene, &scene.forced_counts(), room, &mut self.steps);
         let Some(stock) = stocked.best else { return Err(0) };
-        let streams = scene.classes.iter().any(|class| class.is_forced_off() && !class.by_cpu);
+        let streams = scene.classes.iter().any(|class| class.is_forced_off() && class.streamed.is_some());
         let streamers: Vec<Option<usize>> =
             if streams { (0..scene.bins.len()).map(Some).collect() } else { vec![None] };
         let split = Split { off, stock, streamer: None };
-        let mut returns = u32::from(scene.is_plain());
+        // Pools: other blocks in the memory that cpu and cards share could leave the cards more room.
+        let is_bound = scene.is_plain() && streamers::is_one(scene, &scene.forced_counts()) && !scene.has_shared_cpu();
+        let mut returns = u32::from(is_bound);
         let ways = [(Orders::Given, true), (Orders::Any, true), (Orders::Given, false), (Orders::Any, false)];
         for way in ways {
             let stage = if way.0 == Orders::Given { Stage::InOrder } else { Stage::OtherOrder };
@@ -155,7 +168,7 @@ impl<'a> Search<'a> {
     fn anywhere(&mut self, returns: u32) -> Option<Found> {
         let scene = self.scene;
         let mut part = self.steps.share(self.steps.left() / 4 * 3);
-        let offloading = offload::search(scene, &mut part);
+        let offloading = offload::search(scene, self.goal, &mut part);
         self.steps.join(part);
         self.is_proven = offloading.is_proven;
         let Some(cost) = offloading.choices.first().map(|choice| choice.packing.cost()) else {
@@ -230,8 +243,8 @@ impl<'a> Search<'a> {
 
     /// The packing in the shape of runs, where there is one, and as it was found.
     fn shapes(&mut self, packing: Packing, streamer: Option<usize>) -> Vec<Packing> {
-        let streamed = self.scene.classes.iter().zip(&packing.off).filter(|(class, off)| **off > 0 && !class.by_cpu);
-        let largest = streamed.map(|(class, _)| class.streamed).max();
+        let off = self.scene.classes.iter().zip(&packing.off).filter(|(_, off)| **off > 0);
+        let largest = off.filter_map(|(class, _)| class.streamed).max();
         let streaming = streamer.zip(largest);
         let shaped = Task::new(self.scene, streaming)
             .and_then(|task| near_runs(&task, &packing, streamer, &mut self.steps))
@@ -243,7 +256,7 @@ impl<'a> Search<'a> {
         let scene = self.scene;
         let all = 0..scene.units.len() as u32;
         let home: Vec<u32> = all.clone().map(|unit| found.plan.home(scene, unit).unwrap_or(UNPLACED)).collect();
-        let execution = all.map(|unit| found.plan.executor(scene, unit).unwrap_or(UNPLACED)).collect();
+        let execution = all.map(|unit| found.plan.executors(scene, unit).unwrap_or_default()).collect();
         let load = found.plan.load(scene);
         let held = |holder: Option<super::scene::Bin>| holder.map_or(0, |holder| load.used[holder.device as usize]);
         let disk_bits = held(scene.disk);
@@ -258,7 +271,7 @@ impl<'a> Search<'a> {
             steps: self.steps.taken(),
             stage: found.stage,
         };
-        let oversized = (0..home.len()).map(|unit| scene.oversized[unit]).collect();
+        let oversized = (0..home.len() as u32).map(|unit| scene.is_oversized(unit)).collect();
         let (reserved_bits, used_bits) = (load.reserved, load.used);
         let tried = self.tried;
         Solution { home, execution, oversized, reserved_bits, used_bits, offloaded_bits, disk_bits, certificate, tried }

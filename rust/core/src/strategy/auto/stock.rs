@@ -28,8 +28,7 @@ pub(crate) fn stock(scene: &Scene, off: &[u32], cpu_room: u64, steps: &mut Steps
     if offloaded().any(|(class, _)| !class.can_offload()) {
         return Stocked { best: None, is_complete: true };
     }
-    let mut streamed: Vec<u64> =
-        offloaded().filter(|(class, _)| class.by_cpu).map(|(class, _)| class.streamed).collect();
+    let mut streamed: Vec<u64> = offloaded().filter_map(|(class, _)| class.hosted).collect();
     streamed.push(0);
     streamed.sort_unstable();
     streamed.dedup();
@@ -58,7 +57,7 @@ fn with_streaming(
     let mut on_cpu = vec![0; off.len()];
     let mut free = Vec::new();
     for (index, (class, &count)) in scene.classes.iter().zip(off).enumerate().filter(|(_, (_, count))| **count > 0) {
-        let may_disk = class.on_disk && !(class.by_cpu && class.streamed > largest);
+        let may_disk = class.on_disk && class.hosted.is_none_or(|bits| bits <= largest);
         match (class.on_cpu, may_disk) {
             (false, false) => return (None, true),
             (true, false) => {

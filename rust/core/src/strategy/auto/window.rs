@@ -10,6 +10,7 @@ use super::packing::weigh;
 use super::scene::Scene;
 use super::steps::Steps;
 use super::stock::{Stock, stock};
+use super::streamers;
 
 /// Vectors that are looked at.
 const MOST_VECTORS: usize = 64;
@@ -41,15 +42,15 @@ type Window = (usize, usize);
 
 /// The split of a plan without returns that costs as much; the flag says whether the search was complete.
 pub(crate) fn search(scene: &Scene, cost: (u64, u64), steps: &mut Steps) -> (Option<Split>, bool) {
-    let uses_cpu = scene.classes.iter().any(|class| class.can_offload() && class.by_cpu);
-    let uses_bins = scene.classes.iter().any(|class| class.can_offload() && !class.by_cpu);
+    let uses_cpu = scene.classes.iter().any(|class| class.can_offload() && class.hosted.is_some());
+    let uses_bins = scene.classes.iter().any(|class| class.can_offload() && class.streamed.is_some());
     let is_too_large = scene.classes.len().saturating_mul(scene.units.len()) > MOST_COUNTS;
     if scene.has_shared_bins() || scene.has_shared_cpu() || is_too_large || (uses_cpu && uses_bins) {
         return (None, false);
     }
     let before = running_counts(scene);
     let (loads, mut is_complete) = loads(scene, cost, steps);
-    is_complete &= scene.is_plain();
+    is_complete &= scene.is_plain() && loads.iter().all(|load| streamers::is_one(scene, &load.off));
     let streamers: Vec<Option<usize>> = if uses_cpu { vec![None] } else { (0..scene.bins.len()).map(Some).collect() };
     let mut sides: Vec<Side> = streamers.iter().map(|&streamer| Side::new(scene, streamer, &before)).collect();
     for is_given_order in [true, false] {
@@ -154,7 +155,7 @@ impl<'a> Side<'a> {
     /// A window for a load; the outer option is empty where tables or steps do not suffice.
     fn find(&mut self, load: &Load, is_given_order: bool, steps: &mut Steps) -> Option<Option<Window>> {
         let largest = self.scene.classes.iter().zip(&load.off).filter(|(_, off)| **off > 0);
-        let largest = largest.map(|(class, _)| class.streamed).max().unwrap_or(0);
+        let largest = largest.filter_map(|(class, _)| class.streamed).max().unwrap_or(0);
         if !steps.take((self.line.len() * self.before.len() / 16) as u64) {
             return None;
         }

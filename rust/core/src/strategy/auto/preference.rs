@@ -1,0 +1,176 @@
+//! Among plans that cost the same: the first block at home on a device that executes, then siblings run by one device.
+//!
+//! Both spare crossings that no border can: a model asks its first block where its inputs belong, and adds up what
+//! siblings such as embeddings give. Each wish is tried as a constraint, and a plan that keeps it and costs no more is
+//! taken. The first block's is exact where the search ends by itself; siblings are joined to be tried, all groups at once
+//! and then one after another, so of several groups that hinder each other it may keep fewer than could be kept.
+
+use super::model::{Device, Unit};
+use super::offload::Goal;
+use super::packing::weigh;
+use super::plan::{Place, Plan};
+use super::scene::Scene;
+use super::solve::{Found, Search};
+use super::steps::Steps;
+
+/// Groups of siblings that are tried one after another.
+const MOST_GROUPS: usize = 8;
+
+/// The first block is offloaded; groups of siblings that several devices run.
+type Rank = (bool, usize);
+
+/// What is tried together.
+#[derive(Debug, Clone, Default)]
+struct Wish {
+    has_first: bool,
+    /// Groups of siblings, by number.
+    groups: Vec<usize>,
+}
+
+/// A plan that costs no more and ranks better, or the one given.
+pub(crate) fn prefer(search: &mut Search, devices: &[Device], found: Found) -> Found {
+    let scene = search.scene;
+    let rank = rank(scene, &found.plan);
+    if rank == (false, 0) {
+        return found;
+    }
+    let mut best = Best { rank, cost: cost(scene, &found.plan), found };
+    let all = Wish { has_first: true, groups: (0..scene.options.siblings.len()).collect() };
+    if best.try_wish(search, devices, &all) {
+        return best.found;
+    }
+    let mut wish = Wish { has_first: !rank.0, groups: Vec::new() };
+    if rank.0 {
+        let first = Wish { has_first: true, groups: Vec::new() };
+        wish.has_first = best.try_wish(search, devices, &first) || best.exchange_first(scene);
+    }
+    let split = (0..scene.options.siblings.len()).filter(|&group| is_split(scene, &best.found.plan, group));
+    for group in split.take(MOST_GROUPS).collect::<Vec<usize>>() {
+        wish.groups.push(group);
+        if !best.try_wish(search, devices, &wish) {
+            wish.groups.pop();
+        }
+    }
+    best.found
+}
+
+struct Best {
+    rank: Rank,
+    cost: (u64, u64),
+    found: Found,
+}
+
+impl Best {
+    /// Whether the wish can be kept at no more cost; then its plan is the best.
+    fn try_wish(&mut self, search: &mut Search, devices: &[Device], wish: &Wish) -> bool {
+        let scene = search.scene;
+        let Some((units, joined)) = wish.units(scene) else { return false };
+        let Ok(narrowed) = Scene::new(&units, devices, scene.options) else { return false };
+        if weigh(&narrowed, &narrowed.forced_counts()) > self.cost.0 {
+            return false;
+        }
+        let part = search.steps.share(search.steps.left().div_ceil(2));
+        let mut inner = Search::new(&narrowed, Steps::new(part.left()));
+        inner.goal = Goal { floor: self.found.lower_bound, most: Some(self.cost) };
+        let answer = inner.run();
+        search.steps.join(inner.steps);
+        let Some(Found { plan, stage, returns_lower_bound, .. }) = answer else { return false };
+        let plan = Plan { places: joined.iter().map(|&unit| plan.places[unit]).collect(), streamer: plan.streamer };
+        let (cost, rank) = (cost(scene, &plan), rank(scene, &plan));
+        if cost > self.cost || (cost == self.cost && rank >= self.rank) || !plan.is_valid(scene) {
+            return false;
+        }
+        // Who joins siblings looks at fewer plans than keep them together.
+        let returns_lower_bound = match (wish.groups.is_empty(), cost == self.cost) {
+            (true, _) => returns_lower_bound,
+            (false, true) => self.found.returns_lower_bound,
+            (false, false) => 0,
+        };
+        let lower_bound = self.found.lower_bound;
+        *self = Self { rank, cost, found: Found { plan, stage, lower_bound, returns_lower_bound } };
+        true
+    }
+
+    /// The first unit and one like it that is at home on a bin change places: what is left when the search is cut short.
+    fn exchange_first(&mut self, scene: &Scene) -> bool {
+        let Some(first) = first(scene) else { return false };
+        let places = &self.found.plan.places;
+        let is_home = |&&unit: &&u32| matches!(places[unit as usize], Place::Bin(_));
+        let Some(&like) = scene.class(first as u32).units.iter().find(is_home) else { return false };
+        let mut plan = self.found.plan.clone();
+        plan.places.swap(first, like as usize);
+        let rank = rank(scene, &plan);
+        let is_better = rank < self.rank && plan.is_valid(scene);
+        if is_better {
+            (self.found.plan, self.rank) = (plan, rank);
+        }
+        is_better
+    }
+}
+
+impl Wish {
+    /// Units that keep the wish, and for each unit of the scene the one that it is part of; nothing where one of them may
+    /// lie nowhere.
+    fn units(&self, scene: &Scene) -> Option<(Vec<Unit>, Vec<usize>)> {
+        let executing = scene.bins.iter().fold(0u64, |mask, bin| mask | 1 << bin.device);
+        let mut lead: Vec<usize> = (0..scene.units.len()).collect();
+        for group in self.groups.iter().map(|&group| &scene.options.siblings[group]) {
+            let Some(&least) = group.iter().min() else { continue };
+            group.iter().for_each(|&unit| lead[unit as usize] = least as usize);
+        }
+        let mut units: Vec<Unit> = Vec::with_capacity(scene.units.len());
+        let mut joined: Vec<usize> = Vec::with_capacity(scene.units.len());
+        for (index, unit) in scene.units.iter().enumerate() {
+            if lead[index] == index {
+                joined.push(units.len());
+                units.push(unit.clone());
+            } else {
+                joined.push(joined[lead[index]]);
+                units[joined[index]].take_in(unit);
+            }
+        }
+        if let Some(first) = first(scene).filter(|_| self.has_first) {
+            units[joined[first]].homes &= executing;
+        }
+        units.iter().all(|unit| unit.homes != 0).then_some((units, joined))
+    }
+}
+
+impl Unit {
+    /// Adds the blocks of another unit.
+    fn take_in(&mut self, other: &Unit) {
+        self.bits += other.bits;
+        self.homes &= other.homes;
+        self.is_silent &= other.is_silent;
+        let own = self.positions.iter().copied().zip(self.block_bits.iter().copied());
+        let mut blocks: Vec<(u32, u64)> =
+            own.chain(other.positions.iter().copied().zip(other.block_bits.iter().copied())).collect();
+        blocks.sort_unstable();
+        (self.positions, self.block_bits) = blocks.into_iter().unzip();
+    }
+}
+
+/// The first unit with a parameter: where a model says that it is.
+fn first(scene: &Scene) -> Option<usize> {
+    scene.units.iter().position(|unit| !unit.is_silent)
+}
+
+fn rank(scene: &Scene, plan: &Plan) -> Rank {
+    let is_off = first(scene).is_some_and(|first| !matches!(plan.places[first], Place::Bin(_)));
+    let groups = 0..scene.options.siblings.len();
+    (is_off, groups.filter(|&group| is_split(scene, plan, group)).count())
+}
+
+fn is_split(scene: &Scene, plan: &Plan, group: usize) -> bool {
+    let mut executors = scene.options.siblings[group].iter().map(|&unit| plan.executor(scene, unit));
+    let first = executors.next();
+    executors.any(|executor| Some(executor) != first)
+}
+
+fn cost(scene: &Scene, plan: &Plan) -> (u64, u64) {
+    let bits_on = |places: &[Place]| {
+        let units = scene.units.iter().zip(&plan.places).filter(|(_, place)| places.contains(place));
+        units.map(|(unit, _)| unit.bits).sum::<u64>()
+    };
+    (bits_on(&[Place::Cpu, Place::Disk]), bits_on(&[Place::Disk]))
+}
