@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from planner.explain import infeasible_message
 from planner.plan import Certificate, Reason, Shortfall
 from planner.rooms import Room
 
-__all__ = ["AutoAnswer", "AutoSearch"]
+__all__ = ["AutoAnswer", "AutoSearch", "solve_in_parts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +28,8 @@ class AutoAnswer:
     certificate: Certificate
     reasons: Callable[[], tuple[Reason, ...]]
     shortfall: Callable[[], Shortfall | None]
+    cost_bytes: tuple[int, int]  # offloaded, on disk
+    has_oversized: bool
     displaced: Callable[[], tuple[str, ...]]  # blocks that are offloaded
 
 
@@ -87,25 +89,37 @@ class AutoSearch:
         if isinstance(result, _core.AutoFailure):
             raise self._infeasible(result)
         keys = [room.device for room in self.rooms]
+        usage_bytes = tuple((-(-used // 8), -(-reserved // 8)) for used, reserved in result.usage)
         return AutoAnswer(
             device_map=result.device_map(keys),
             execution_map=result.execution_map(keys),
-            usage_bytes=tuple((-(-used // 8), -(-reserved // 8)) for used, reserved in result.usage),
+            usage_bytes=usage_bytes,
             certificate=_certificate(result),
+            cost_bytes=self._cost(usage_bytes),
+            has_oversized=any(result.oversized),
             reasons=partial(self._reasons, result),
             shortfall=partial(self._shortfall, result),
             displaced=partial(self._displaced, result),
         )
 
-    def _offloaded_units(self, result: _core.AutoPlan) -> list[int]:
-        """Units that lie on disk, or on the cpu where there is an accelerator, in execution order."""
+    def _slow(self) -> frozenset[str]:
+        """Kinds of devices where what lies is offloaded: the cpu only beside an accelerator."""
         has_accelerator = any(room.kind == "accelerator" and room.capacity_bytes for room in self.rooms)
-        slow = {"cpu", "disk"} if has_accelerator else {"disk"}
+        return frozenset({"cpu", "disk"} if has_accelerator else {"disk"})
+
+    def _cost(self, usage_bytes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        slow, pairs = self._slow(), list(zip(self.rooms, usage_bytes, strict=True))
+        offloaded = sum(used for room, (used, _) in pairs if room.kind in slow)
+        return offloaded, sum(used for room, (used, _) in pairs if room.kind == "disk")
+
+    def _offloaded_units(self, result: _core.AutoPlan) -> list[int]:
+        """Units that are offloaded, in execution order."""
+        slow = self._slow()
         is_slow = [room.kind in slow for room in self.rooms]
         return [unit for unit, home in enumerate(result.home) if is_slow[home]]
 
     def _displaced(self, result: _core.AutoPlan) -> tuple[str, ...]:
-        return tuple(map(self.blocks.unit_name, self._offloaded_units(result)))
+        return tuple(name for unit in self._offloaded_units(result) for name in self.blocks.unit_names[unit])
 
     def _reasons(self, result: _core.AutoPlan) -> tuple[Reason, ...]:
         """One for each unit at home, one more for each accelerator that has no room for an offloaded one, and one for
@@ -173,6 +187,68 @@ class AutoSearch:
             shortfall_bytes=min(more.values(), default=None),
             **fields,
         )
+
+
+def solve_in_parts(
+    whole: AutoSearch, cut: Callable[[Sequence[str]], AutoSearch]
+) -> tuple[AutoSearch, AutoAnswer]:
+    """The best answer of three cuts: all blocks whole, those in parts that would be offloaded, and all in parts.
+
+    Args:
+        whole: the problem with all blocks whole.
+        cut: the same problem with some blocks, by name, in parts.
+
+    Returns:
+        The answer that offloads least, the coarsest of equal ones, and its problem. Its certificate is about every plan
+        that has all blocks whole, or each part by itself.
+
+    Raises:
+        InfeasibleError: no plan of either cut.
+    """
+    names = [name for unit in whole.blocks.unit_names for name in unit]
+    parts = cut(names)
+    try:
+        answer = whole.solve()
+    except InfeasibleError as error:
+        try:
+            found = parts.solve()
+        except InfeasibleError as finer_error:
+            raise (finer_error if error.is_proven else error) from None
+        bound_bytes = found.certificate.lower_bound_bytes if error.is_proven else 0
+        return parts, _certified(found, bound_bytes, found.certificate.steps)
+    displaced = answer.displaced()
+    if not displaced:
+        return whole, _certified(answer, 0, answer.certificate.steps)
+    best, steps = (whole, answer), answer.certificate.steps
+    bound_bytes = 0
+    for search in (cut(displaced), parts):
+        try:
+            finer = search.solve()
+        except InfeasibleError as error:
+            # Parts that fit a card are streamed to it, where a block above every card runs on the cpu and needs no room.
+            bound_bytes = answer.certificate.lower_bound_bytes if error.is_proven else 0
+            continue
+        bound_bytes = finer.certificate.lower_bound_bytes  # in the end that of all parts: they can do what blocks can
+        steps += finer.certificate.steps
+        if finer.cost_bytes < best[1].cost_bytes:
+            best = (search, finer)
+    if answer.has_oversized:
+        bound_bytes = min(bound_bytes, answer.certificate.lower_bound_bytes)
+    return best[0], _certified(best[1], bound_bytes, steps)
+
+
+def _certified(answer: AutoAnswer, bound_bytes: int, steps: int) -> AutoAnswer:
+    """The answer with what is known of all cuts: of returns nothing, for a finer cut may have fewer."""
+    gap_bytes = answer.cost_bytes[0] - bound_bytes
+    certificate = replace(
+        answer.certificate,
+        proven=gap_bytes == 0,
+        lower_bound_bytes=bound_bytes,
+        gap_bytes=gap_bytes,
+        returns_lower_bound=0,
+        steps=steps,
+    )
+    return replace(answer, certificate=certificate)
 
 
 def _certificate(result: _core.AutoPlan) -> Certificate:

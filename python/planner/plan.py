@@ -119,11 +119,17 @@ class Certificate:
         proven: no plan offloads less.
         lower_bound_bytes: no plan offloads less than this.
         gap_bytes: what this plan offloads beyond it.
-        returns: times that execution comes back to a device it had left.
-        returns_lower_bound: no plan with as few offloaded bytes returns less often.
+        returns: times that execution comes back to a device it had left; a unit counts once, at its first block.
+        returns_lower_bound: no plan with as many bytes offloaded and on disk, and its first block on an accelerator if this
+            plan has it there, returns less often.
         steps: steps of the search.
         stage: which way of placing units gave the plan: "in_order", "other_order", "tie_position", "scattered", "offload",
             or the name of a strategy without a search.
+
+    Guarantee: "no plan" is about every plan that gives each unit one home within budgets, constraints and mode, and each
+        offloaded block a device that runs it and keeps ``staging_blocks`` times the largest such block free: any
+        accelerator, several of them too; or the cpu, for a block larger than every accelerator and with
+        ``execute_offloaded="cpu"``. With ``granularity="module"`` it is about all blocks whole, and all in parts.
     """
 
     proven: bool

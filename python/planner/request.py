@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from planner.automatic import AutoAnswer, AutoSearch
+from planner.automatic import AutoAnswer, AutoSearch, solve_in_parts
 from planner.balanced import balanced_budgets
 from planner.blocks import Blocks, Constraints, allowed_homes, expand_classes, require_names
 from planner.checkpoint.source import Opened, open_source
@@ -195,13 +195,12 @@ class _Request:
 
     def _automatic(self, blocks: Blocks, rooms: tuple[Room, ...]) -> Plan:
         search = self._search(blocks, rooms)
-        answer = search.solve()
         if self.settings.granularity == "module" and not self.explicit_no_split:
-            displaced = answer.displaced()
-            if displaced:
-                search = self._search(self._blocks(split=displaced), rooms)
-                answer = search.solve()
-        return self.answered(search, answer)
+            search, answer = solve_in_parts(
+                search, lambda names: self._search(self._blocks(split=names), rooms)
+            )
+            return self.answered(search, answer)
+        return self.answered(search, search.solve())
 
     def _homes(self, blocks: Blocks, devices: tuple[DeviceKey, ...]) -> tuple[tuple[int, int], ...]:
         said = self.settings

@@ -161,8 +161,10 @@ def draw_budgets(rng: Random, total: int) -> dict[Device, int]:
 
 @dataclass(frozen=True)
 class Unit:
+    """What shares a home; `blocks` are streamed, or run on the cpu, one by one."""
+
     bytes: int
-    streamed: int
+    blocks: tuple[int, ...]
     homes: frozenset[Device]
 
 
@@ -183,9 +185,9 @@ def unit_of(instance: Instance, group: set[int]) -> Unit:
         homes -= set(instance.forbid.get(block, ()))
     return Unit(
         bytes=sum(instance.sizes[block] for block in group) + sum(size for size, _ in shared),
-        streamed=max(
+        blocks=tuple(
             instance.sizes[block] + sum(size for size, holders in shared if block in holders)
-            for block in group
+            for block in sorted(group)
         ),
         homes=frozenset(homes),
     )
@@ -208,19 +210,20 @@ class Oracle:
         self.cpu = rooms.get("cpu", 0) if self.has_card and instance.mode != "gpu_only" else 0
         self.disk = rooms.get("disk", 0) if instance.mode == "any" else 0
         widest = max(self.rooms.values(), default=0)
-        self.by_cpu = [
-            self.has_card
-            and (
-                instance.execute_offloaded == "cpu"
-                or (unit.bytes > widest and unit.streamed * self.staging > widest)
-            )
-            for unit in self.units
+        most = -1 if instance.execute_offloaded == "cpu" else widest  # what is larger runs on the cpu
+        is_by_cpu = [[self.has_card and size > most for size in unit.blocks] for unit in self.units]
+        pairs = list(zip(self.units, is_by_cpu, strict=True))
+        self.streamed = [
+            [size for size, by_cpu in zip(unit.blocks, by, strict=True) if not by_cpu] for unit, by in pairs
+        ]
+        self.hosted = [
+            [size for size, by_cpu in zip(unit.blocks, by, strict=True) if by_cpu] for unit, by in pairs
         ]
 
     def best(self) -> Cost | None:
         """None where there is no plan."""
         total, room = sum(unit.bytes for unit in self.units), sum(self.rooms.values())
-        sizes = {unit.streamed for unit, by_cpu in zip(self.units, self.by_cpu, strict=True) if not by_cpu}
+        sizes = {size for sizes in self.streamed for size in sizes}
         ways: list[tuple[int, Device | None, int]] = [(0, None, -1)]
         ways += [
             (total - room + self.staging * size, device, size) for device in self.executors for size in sizes
@@ -235,7 +238,7 @@ class Oracle:
 
     def best_with_many_streamers(self) -> Cost | None:
         """The same, where several devices may execute what is offloaded, each up to a size of its own."""
-        sizes = [-1, *sorted({unit.streamed for unit in self.units})]
+        sizes = [-1, *sorted({size for sizes in self.streamed for size in sizes})]
         ways = (
             {device: size for device, size in zip(self.executors, chosen, strict=True) if size >= 0}
             for chosen in product(sizes, repeat=len(self.executors))
@@ -296,9 +299,9 @@ class Oracle:
     def _least_on_disk(self, off: int, largest: int) -> int | None:
         members = self._members(off)
         for index in members:
-            if not self.by_cpu[index] and self.units[index].streamed > largest:
+            if max(self.streamed[index], default=-1) > largest:
                 return None
-            if self.by_cpu[index] and not self.cpu:
+            if self.hosted[index] and not self.cpu:
                 return None
         best = None
         for count in range(len(members) + 1):
@@ -312,7 +315,7 @@ class Oracle:
 
     def _can_hold(self, members: Sequence[int], on_disk: Sequence[int], disk_bytes: int) -> bool:
         on_cpu = [index for index in members if index not in on_disk]
-        streamed = max((self.units[index].streamed for index in on_disk if self.by_cpu[index]), default=0)
+        streamed = max((size for index in on_disk for size in self.hosted[index]), default=0)
         cpu_bytes = sum(self.units[index].bytes for index in on_cpu) + self.staging * streamed
         return (
             all("disk" in self.units[index].homes for index in on_disk)
@@ -540,4 +543,5 @@ def test_the_oracle_finds_what_is_known_by_hand() -> None:
     assert Oracle(replace(instance, budgets={0: 59, 1: 40, "cpu": 20, "disk": 20})).best() == (40, 20)
     assert Oracle(replace(instance, budgets={0: 59, 1: 40, "cpu": 19, "disk": 39})).best() is None
     assert Oracle(replace(instance, budgets={0: 19, "cpu": 99})).best() is None
-    assert Oracle(replace(instance, shared=((7, (0, 4)),))).units[0] == Unit(47, 27, frozenset({0, 1, "cpu"}))
+    assert Oracle(replace(instance, shared=((7, (0, 4)),))).units[0] == Unit(47, (27, 27), frozenset({0, 1, "cpu"}))
+    assert Oracle(replace(instance, together=((0, 1, 2),))).best() == (60, 0), "20 at a time are streamed"
