@@ -52,5 +52,6 @@ pub use outcome::{Outcome, Placement, Reason, Rule, Usage};
 pub use outline::{Form, FormId, Outline, Slot};
 pub use problem::{Device, DeviceKind, Reserve, SequentialOptions};
 pub use strategy::auto;
-pub use strategy::sequential::sequential;
+pub use strategy::margin::Margin;
+pub use strategy::sequential::{sequential, sequential_with_margin};
 pub use tree::{DType, DTypeId, Kind, NodeId, Tensor, TensorId, Tree, TreeBuilder};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use planner_core::{
     Cast, Device, DeviceKind, Dialect, Error, Explicit, LayoutOptions, Reserve, SequentialOptions, Tied, sequential,
+    sequential_with_margin,
 };
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -80,6 +81,24 @@ impl Layout {
         let options = read_options(fallback, if_offloaded);
         let result = py.detach(|| sequential(&self.inner, &devices, &options));
         self.wrap(py, result, devices)
+    }
+
+    /// Whether a device gets a bit of a tensor, and how far its budget may rise and those of the others may fall until a
+    /// decision is another one: bits, or None where none ever is.
+    fn probe(
+        &self,
+        py: Python<'_>,
+        devices: Vec<DeviceRow>,
+        fallback: bool,
+        if_offloaded: bool,
+        rising: u32,
+    ) -> PyResult<(bool, Option<i64>, Vec<Option<i64>>)> {
+        let devices = read_devices(devices)?;
+        let options = read_options(fallback, if_offloaded);
+        let (result, margin) = py.detach(|| sequential_with_margin(&self.inner, &devices, &options, rising));
+        let usage = result.ok().and_then(|outcome| outcome.usage.get(rising as usize).copied());
+        let falls = margin.fall_bits.iter().map(|&bits| (bits != i64::MAX).then_some(bits));
+        Ok((usage.is_some_and(|usage| usage.used_bits > 0), margin.rise_bits, falls.collect()))
     }
 
     /// Plans for many rows of devices at once, on all cores.
