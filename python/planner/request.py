@@ -17,7 +17,7 @@ from planner.config.hf import import_config
 from planner.config.settings import Auto, Settings, read_bytes, read_device
 from planner.devices import DeviceKey
 from planner.errors import InfeasibleError, InvalidConstraintError, InvalidDevicesError
-from planner.layout import Layout
+from planner.layout import Layout, repeated
 from planner.modes import ModeProblem
 from planner.plan import Account, Certificate, DevicePlan, Plan, Setting, Source
 from planner.planning import Outcome
@@ -125,6 +125,7 @@ class _Request:
     ]  # with facts about the model, which decide nothing and cost more to read
     opened: Opened
     layout: Layout
+    containers: tuple[str, ...]  # never blocks
     explicit_no_split: bool
     budgets: Mapping[DeviceKey, int]
 
@@ -140,8 +141,9 @@ class _Request:
         own = not classes and tree.no_split_classes
         if own:  # a model may name classes that it does not have
             classes, _ = tree.columns.derived_classes(list(tree.no_split_classes))
+        containers: list[str] = []
         if not classes and not own:
-            classes = Layout(tree).columns.repeated_classes()
+            classes, containers = repeated(tree)
         layout = Layout(
             tree,
             no_split=classes,
@@ -152,7 +154,8 @@ class _Request:
         require_names(layout, "special_dtypes", list(said.special_dtypes))
         require_names(layout, "no_split_modules", list(said.no_split_modules))
         require_names(layout, "keep_together", [name for group in said.keep_together for name in group])
-        return cls(resolved, recorded, opened, layout, bool(said.no_split_module_classes), said.max_memory)
+        is_explicit = bool(said.no_split_module_classes)
+        return cls(resolved, recorded, opened, layout, tuple(containers), is_explicit, said.max_memory)
 
     @property
     def settings(self) -> Settings:
@@ -255,7 +258,7 @@ class _Request:
             self.layout,
             granularity="expert" if said.granularity == "expert" else "block",
             no_split=said.no_split_modules,
-            split=split,
+            split=(*self.containers, *split),
             together=said.keep_together,
         )
 

@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use planner_core::{
-    Cast, Device, DeviceKind, Dialect, Error, Explicit, LayoutOptions, Reserve, SequentialOptions, Tied, sequential,
-    sequential_with_margin,
+    Cast, Containers, Device, DeviceKind, Dialect, Error, Explicit, LayoutOptions, Reserve, SequentialOptions, Tied,
+    sequential, sequential_with_margin,
 };
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -148,9 +148,14 @@ impl Layout {
         })
     }
 
-    /// Classes of modules that repeat under numbers.
-    fn repeated_classes(&self, py: Python<'_>) -> Vec<String> {
-        py.detach(|| self.inner.repeated_classes())
+    /// Classes of modules that repeat, and names of the containers outside of them; `containers` are classes that only hold
+    /// others, and `by_structure` says that nothing is known of the rest.
+    fn repeated(&self, py: Python<'_>, containers: Vec<String>, by_structure: bool) -> (Vec<String>, Vec<String>) {
+        py.detach(|| {
+            let found = self.inner.repeated(&Containers { classes: containers, by_structure });
+            let name = |row| self.inner.tree().full_name(row);
+            (found.classes, found.containers.into_iter().map(name).collect())
+        })
     }
 
     /// A digest of names, classes, sizes and ties.
