@@ -10,7 +10,7 @@ from planner import _core
 from planner.dtypes import element_bits
 from planner.tree import ModuleTree
 
-__all__ = ["BalanceFacts", "Dialect", "Layout", "bits_to_bytes"]
+__all__ = ["BalanceFacts", "Dialect", "Layout", "bits_to_bytes", "repeated"]
 
 Dialect = Literal["accelerate", "transformers"]
 
@@ -108,6 +108,19 @@ class Layout:
             final_module_count=count,
             largest_direct_bytes=bits_to_bytes(direct),
         )
+
+
+def repeated(tree: ModuleTree) -> tuple[list[str], list[str]]:
+    """The blocks of a model that names none: classes of modules that repeat, and paths of the containers outside of them,
+    which are never blocks.
+
+    Modules of one class with one parent repeat if they are numbered, or have modules inside. A container has no forward of
+    its own: ``Sequential``, ``ModuleList``, ``ModuleDict``, and what derives from them or from ``Module`` without one.
+
+    Cost: O(modules + tensors).
+    """
+    containers, is_known = tree.columns.containers()
+    return Layout(tree).columns.repeated(containers, not is_known)
 
 
 def bits_to_bytes(bits: int) -> int | float:

@@ -159,7 +159,8 @@ class Setting:
 
 
 class Account:
-    """The story of a plan: source, reasons, shortfall, settings, provenance; each made when it is first asked for.
+    """The story of a plan: source, reasons, shortfall, minimum bytes, settings, provenance; each made when it is first asked
+    for.
 
     Args:
         parts: by name, the value or a function that makes it. Functions must be pure.
@@ -189,7 +190,7 @@ class Plan:
         execution_map: names to devices, for what runs elsewhere than it lies.
         offloaded_bytes: bytes by tier, "cpu" and "disk"; where there is no accelerator, the cpu does not count.
         certificate: how good it is known to be.
-        account: source, reasons, shortfall, settings and provenance, which the properties of these names read.
+        account: source, reasons, shortfall, minimum bytes, settings and provenance, which the properties of these names read.
 
     Guarantee: immutable; picklable; equal problems give equal plans and the same bytes of canonical JSON.
     """
@@ -224,6 +225,17 @@ class Plan:
         return shortfall
 
     @property
+    def minimum_bytes(self) -> Mapping[DeviceKey, int | None]:
+        """The devices that should hold weights and got none, and with accelerate's strategies the least budget of that
+        device, the others as they are, with which it gets some; None where there is none, or none is known.
+
+        With ``auto`` these are the accelerators that hold nothing; otherwise those that a block was too large for, with
+        the cpu among them.
+        """
+        minimum_bytes: Mapping[DeviceKey, int | None] = self.account["minimum_bytes"]
+        return minimum_bytes
+
+    @property
     def settings(self) -> Mapping[str, Setting]:
         """By path, the value of a setting and who said it."""
         settings: Mapping[str, Setting] = self.account["settings"]
@@ -250,6 +262,8 @@ class Plan:
         data["certificate"] = asdict(self.certificate)
         data["reasons"] = [asdict(reason) for reason in self.reasons]
         data["shortfall"] = None if self.shortfall is None else _shortfall_data(self.shortfall)
+        if self.minimum_bytes:
+            data["minimum_bytes"] = {str(key): size for key, size in self.minimum_bytes.items()}
         data["settings"] = {path: asdict(setting) for path, setting in self.settings.items()}
         if provenance:
             data["provenance"] = dict(self.provenance)
@@ -363,6 +377,10 @@ def _parts(data: dict[str, Any]) -> dict[str, Any]:
             source=_read_source(data["source"]),
             reasons=tuple(_exact(Reason, row) for row in data["reasons"]),
             shortfall=shortfall,
+            minimum_bytes={
+                canonical_device(key): None if size is None else _count(size)
+                for key, size in data.get("minimum_bytes", {}).items()
+            },
             settings={path: _exact(Setting, row) for path, row in data["settings"].items()},
             provenance={path: _text(origin) for path, origin in data.get("provenance", {}).items()},
         ),

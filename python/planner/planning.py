@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple
 
 from planner import _core
 from planner.devices import Budgets, DeviceKey, device_kind, read_budgets
 from planner.errors import InfeasibleError, InvalidConstraintError, InvalidInputError
 from planner.layout import Layout, bits_to_bytes
+from planner.minimum import MOST_BYTES, DeviceRow, least_budget_bytes
 from planner.plan import DeviceUsage, Reason
 from planner.tree import is_text
 from planner.units import format_bytes
@@ -16,7 +17,6 @@ from planner.units import format_bytes
 __all__ = ["Layout", "Outcome", "Reserve", "clean", "plan_many", "sequential"]
 
 Reserve = Literal["always", "if_offloaded"]
-_MOST_BITS = 1 << 60
 
 
 class Outcome:
@@ -25,10 +25,10 @@ class Outcome:
     Guarantee: immutable.
     """
 
-    __slots__ = ("_budgets", "_core", "_keys")
+    __slots__ = ("_budgets", "_core", "_keys", "_problem")
 
-    def __init__(self, core: _core.Outcome, keys: tuple[DeviceKey, ...], budgets: Budgets) -> None:
-        self._core, self._keys, self._budgets = core, keys, budgets
+    def __init__(self, core: _core.Outcome, rows: _Rows, problem: _Problem) -> None:
+        self._core, self._keys, self._budgets, self._problem = core, rows.keys, rows.budgets, problem
 
     def device_map(self, *, clean: bool = True) -> dict[str, DeviceKey]:
         """Names to devices, in the order of placement.
@@ -59,9 +59,33 @@ class Outcome:
         }
 
     @property
-    def minimum_bytes(self) -> dict[DeviceKey, int | float]:
-        """For each device that stayed empty: the bytes that would have let the blocked module in."""
-        return {self._keys[device]: bits_to_bytes(bits) for device, bits in self._core.minimums}
+    def empty_devices(self) -> tuple[DeviceKey, ...]:
+        """Devices that were left for the next one without a byte of a tensor, in order."""
+        return tuple(self._keys[device] for device in self._core.empty_devices)
+
+    @property
+    def minimum_bytes(self) -> dict[DeviceKey, int]:
+        """For each empty device, the least budget with which it gets a byte, the others as they are; without those that no
+        budget gives one."""
+        found = self.minimums(lambda device, size: {**self._budgets, device: size})
+        return {device: size for device, size in found.items() if size is not None}
+
+    def minimums(self, budgets_of: Callable[[DeviceKey, int], Budgets]) -> dict[DeviceKey, int | None]:
+        """For each empty device, the least size with which it gets a byte, or None where there is none.
+
+        Args:
+            budgets_of: all budgets, in canonical order, when a device is said to have so many bytes; see
+                :func:`planner.minimum.least_budget_bytes` for what must hold of them.
+        """
+
+        def least(device: DeviceKey) -> int | None:
+            return least_budget_bytes(
+                lambda size: _Rows(budgets_of(device, size)).devices,
+                self._keys.index(device),
+                self._problem.probe,
+            )
+
+        return {device: least(device) for device in self.empty_devices}
 
     @property
     def reasons(self) -> tuple[Reason, ...]:
@@ -120,8 +144,9 @@ def sequential(
         proposed in the discussion of huggingface/accelerate#3066.
     """
     rows = _Rows(read_budgets(max_memory))
-    result = layout.columns.sequential(rows.devices, fallback_allocation, _if_offloaded(reserve))
-    return rows.wrap(result)
+    problem = _Problem(layout, fallback_allocation, _if_offloaded(reserve))
+    result = layout.columns.sequential(rows.devices, problem.fallback, problem.if_offloaded)
+    return rows.wrap(result, problem)
 
 
 def plan_many(
@@ -137,10 +162,11 @@ def plan_many(
         As :func:`sequential`, for the first row that fails.
     """
     rows = [_Rows(read_budgets(row)) for row in budgets]
+    problem = _Problem(layout, fallback_allocation, _if_offloaded(reserve))
     results = layout.columns.sequential_many(
-        [row.devices for row in rows], fallback_allocation, _if_offloaded(reserve)
+        [row.devices for row in rows], problem.fallback, problem.if_offloaded
     )
-    return [row.wrap(result) for row, result in zip(rows, results, strict=True)]
+    return [row.wrap(result, problem) for row, result in zip(rows, results, strict=True)]
 
 
 def clean(device_map: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,6 +190,17 @@ def clean(device_map: Mapping[str, Any]) -> dict[str, Any]:
     return {name: values[number] for name, number in _core.clean_keys(list(device_map), numbers)}
 
 
+class _Problem(NamedTuple):
+    """What is planned, and how; all but the devices."""
+
+    layout: Layout
+    fallback: bool
+    if_offloaded: bool
+
+    def probe(self, rows: list[DeviceRow], device: int) -> tuple[bool, int | None, list[int | None]]:
+        return self.layout.columns.probe(rows, self.fallback, self.if_offloaded, device)
+
+
 class _Rows:
     """Devices as the extension takes them, and the way back to their keys."""
 
@@ -173,11 +210,13 @@ class _Rows:
         self.budgets = budgets
         self.keys = tuple(budgets) if "disk" in budgets else (*budgets, "disk")
         main = _main_devices(budgets)
-        self.devices = [(device_kind(key), _budget_bits(budgets.get(key)), key in main) for key in self.keys]
+        self.devices: list[DeviceRow] = [
+            (device_kind(key), _budget_bits(budgets.get(key)), key in main) for key in self.keys
+        ]
 
-    def wrap(self, result: _core.Outcome | _core.Exhausted) -> Outcome:
+    def wrap(self, result: _core.Outcome | _core.Exhausted, problem: _Problem) -> Outcome:
         if isinstance(result, _core.Outcome):
-            return Outcome(result, self.keys, self.budgets)
+            return Outcome(result, self, problem)
         device = self.keys[result.device]
         shortfall = -(-result.shortfall_bits // 8)
         raise InfeasibleError(
@@ -200,7 +239,7 @@ def _main_devices(budgets: Budgets) -> tuple[DeviceKey, ...]:
 
 
 def _budget_bits(budget_bytes: int | float | None) -> int | None:
-    return None if budget_bytes is None else min(int(budget_bytes * 8), _MOST_BITS)
+    return None if budget_bytes is None else int(min(budget_bytes, MOST_BYTES) * 8)
 
 
 def _if_offloaded(reserve: str) -> bool:

@@ -9,18 +9,18 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from planner.automatic import AutoAnswer, AutoSearch, solve_in_parts
-from planner.balanced import balanced_budgets
 from planner.blocks import Blocks, Constraints, allowed_homes, expand_classes, require_names
 from planner.checkpoint.source import Opened, open_source
 from planner.config import Resolved, Stack
 from planner.config.answer import Answer
 from planner.config.hf import import_config
-from planner.config.settings import Auto, Balanced, BalancedLow0, Settings, read_bytes, read_device
-from planner.devices import Budgets, DeviceKey
+from planner.config.settings import Auto, Settings, read_bytes, read_device
+from planner.devices import DeviceKey
 from planner.errors import InfeasibleError, InvalidConstraintError, InvalidDevicesError
-from planner.layout import Layout
+from planner.layout import Layout, repeated
+from planner.modes import ModeProblem
 from planner.plan import Account, Certificate, DevicePlan, Plan, Setting, Source
-from planner.planning import Outcome, sequential
+from planner.planning import Outcome
 from planner.rooms import Room, device_rooms
 from planner.tree import ModuleTree
 
@@ -125,6 +125,7 @@ class _Request:
     ]  # with facts about the model, which decide nothing and cost more to read
     opened: Opened
     layout: Layout
+    containers: tuple[str, ...]  # never blocks
     explicit_no_split: bool
     budgets: Mapping[DeviceKey, int]
 
@@ -140,8 +141,9 @@ class _Request:
         own = not classes and tree.no_split_classes
         if own:  # a model may name classes that it does not have
             classes, _ = tree.columns.derived_classes(list(tree.no_split_classes))
+        containers: list[str] = []
         if not classes and not own:
-            classes = Layout(tree).columns.repeated_classes()
+            classes, containers = repeated(tree)
         layout = Layout(
             tree,
             no_split=classes,
@@ -152,7 +154,8 @@ class _Request:
         require_names(layout, "special_dtypes", list(said.special_dtypes))
         require_names(layout, "no_split_modules", list(said.no_split_modules))
         require_names(layout, "keep_together", [name for group in said.keep_together for name in group])
-        return cls(resolved, recorded, opened, layout, bool(said.no_split_module_classes), said.max_memory)
+        is_explicit = bool(said.no_split_module_classes)
+        return cls(resolved, recorded, opened, layout, tuple(containers), is_explicit, said.max_memory)
 
     @property
     def settings(self) -> Settings:
@@ -238,6 +241,7 @@ class _Request:
                 source=partial(_source, search.blocks, self.opened),
                 reasons=answer.reasons,
                 shortfall=answer.shortfall,
+                minimum_bytes={device.id: None for device in devices if _is_idle(device)},
                 settings=self.setting_values,
                 provenance=self.provenance,
             ),
@@ -253,7 +257,7 @@ class _Request:
             self.layout,
             granularity="expert" if said.granularity == "expert" else "block",
             no_split=said.no_split_modules,
-            split=split,
+            split=(*self.containers, *split),
             together=said.keep_together,
         )
 
@@ -267,18 +271,8 @@ class _Request:
                     names=(name,),
                     suggestions=(),
                 )
-        budgets: Budgets = {room.device: room.capacity_bytes for room in rooms}
-        if isinstance(strategy, Balanced | BalancedLow0):
-            low_zero = isinstance(strategy, BalancedLow0)
-            budgets = balanced_budgets(self.layout.balance_facts(), budgets, low_zero=low_zero)
-        if self.settings.mode != "any":
-            budgets.setdefault("disk", 0)
-        if self.settings.mode == "gpu_only":
-            budgets = {device: 0 if device in ("cpu", "disk") else size for device, size in budgets.items()}
-        outcome = sequential(
-            self.layout, budgets, fallback_allocation=strategy.fallback_allocation, reserve=strategy.reserve
-        )
-        return _sequential_plan(self, rooms, outcome)
+        problem = ModeProblem(layout=self.layout, rooms=rooms, strategy=strategy, mode=self.settings.mode)
+        return _sequential_plan(self, problem, problem.solve())
 
     def setting_values(self) -> dict[str, Setting]:
         found = {
@@ -326,12 +320,13 @@ def _read_or_error(request: _Request, search: AutoSearch, result: Any) -> Plan |
         return error
 
 
-def _sequential_plan(request: _Request, rooms: tuple[Room, ...], outcome: Outcome) -> Plan:
+def _sequential_plan(request: _Request, problem: ModeProblem, outcome: Outcome) -> Plan:
     used = {usage.device: usage for usage in outcome.usage}
     devices = tuple(
-        _device_plan(room, used[room.device].used_bytes, used[room.device].reserved_bytes) for room in rooms
+        _device_plan(room, used[room.device].used_bytes, used[room.device].reserved_bytes)
+        for room in problem.rooms
     )
-    if "disk" not in {room.device for room in rooms} and used["disk"].used_bytes:
+    if "disk" not in {device.id for device in devices} and used["disk"].used_bytes:
         disk = DevicePlan(
             id="disk", kind="disk", pool=None, budget_bytes=None, headroom_bytes=0, used_bytes=used["disk"].used_bytes,
             reserved_bytes=0, free_bytes=None, origin="accelerate's strategies use disk without being asked",
@@ -357,6 +352,7 @@ def _sequential_plan(request: _Request, rooms: tuple[Room, ...], outcome: Outcom
             source=partial(_source, request._blocks(), request.opened),
             reasons=lambda: outcome.reasons,
             shortfall=None,
+            minimum_bytes=partial(problem.minimum_bytes, outcome),
             settings=request.setting_values,
             provenance=request.provenance,
         ),
@@ -386,6 +382,11 @@ def _device_plan(room: Room, used_bytes: int, reserved_bytes: int) -> DevicePlan
         free_bytes=max(0, room.capacity_bytes - used_bytes - reserved_bytes),
         origin=room.origin,
     )
+
+
+def _is_idle(device: DevicePlan) -> bool:
+    """Whether an accelerator holds no weights."""
+    return device.kind == "accelerator" and device.used_bytes == 0
 
 
 def _offloaded(devices: Sequence[DevicePlan]) -> dict[str, int]:

@@ -24,14 +24,14 @@ class Room:
     Args:
         device: its key.
         budget_bytes: said or detected.
-        headroom_bytes: what must stay free of it.
+        headroom: what must stay free of it: bytes, or a share as in "10%".
         origin: "user", or "detected: …" with where it was read.
         pool: devices of one pool share the largest of their capacities.
     """
 
     device: DeviceKey
     budget_bytes: int
-    headroom_bytes: int
+    headroom: int | str
     origin: str
     pool: str | None = None
 
@@ -39,6 +39,13 @@ class Room:
     def kind(self) -> str:
         """ "accelerator", "cpu" or "disk"."""
         return device_kind(self.device)
+
+    @property
+    def headroom_bytes(self) -> int:
+        """What must stay free of the budget."""
+        if isinstance(self.headroom, int):
+            return self.headroom
+        return int(self.budget_bytes * float(self.headroom.rstrip("%")) / 100)
 
     @property
     def capacity_bytes(self) -> int:
@@ -82,7 +89,7 @@ def device_rooms(
         Room(
             device=device,
             budget_bytes=budget,
-            headroom_bytes=_headroom_bytes(kept.get(device, default), budget),
+            headroom=kept.get(device, default),
             origin=origin,
             pool=pool,
         )
@@ -101,9 +108,3 @@ def _canonical(max_memory: Mapping[DeviceKey, int]) -> dict[DeviceKey, DeviceKey
             raise InvalidDevicesError(f"{key!r} is named twice; {device!r} is the same device", device=key)
         named[key] = device
     return named
-
-
-def _headroom_bytes(room: int | str, budget_bytes: int) -> int:
-    if isinstance(room, int):
-        return room
-    return int(budget_bytes * float(room.rstrip("%")) / 100)

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from planner.devices import DeviceKey
-from planner.layout import Layout
+from planner.layout import Layout, repeated
 from planner.tree import ModuleTree
 
 __all__ = ["accelerate_plan"]
@@ -27,7 +27,7 @@ def accelerate_plan(tree: ModuleTree, budgets: Mapping[DeviceKey, int]) -> Calla
     infer = import_module("accelerate").infer_auto_device_map
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # it notes each device that this machine lacks
     model = _live(tree)
-    classes = Layout(tree).columns.repeated_classes()
+    classes, _ = repeated(tree)
 
     def run() -> object:
         return infer(model, dict(budgets), no_split_module_classes=classes)

@@ -167,8 +167,7 @@ def homeless_buffers(outcome: Outcome, budgets: Budgets) -> str | None:
 
 def log_empty_devices(outcome: Outcome) -> None:
     """Logs the minimum-memory report at level INFO, if a device stayed empty."""
-    required = outcome.minimum_bytes
-    if required:
+    if logger.isEnabledFor(logging.INFO) and (required := outcome.minimum_bytes):
         logger.info("%s", empty_devices_notice(required))
 
 

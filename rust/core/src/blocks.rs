@@ -312,24 +312,3 @@ impl<'a> Cutter<'a> {
         (block + 1..tree.end(block)).filter(is_expert).collect()
     }
 }
-
-impl Layout {
-    /// Class names of modules that a parent holds several of under numbers, and that hold tensors: what repeats is a block.
-    pub fn repeated_classes(&self) -> Vec<String> {
-        let tree = self.tree();
-        let mut found: BTreeMap<&str, ()> = BTreeMap::new();
-        let mut counts: HashMap<(NodeId, &str), u32> = HashMap::new();
-        for row in 1..tree.len() as NodeId {
-            let Some(class) = tree.class_name(row) else { continue };
-            let is_numbered = tree.local_name(row).bytes().all(|byte| byte.is_ascii_digit());
-            if is_numbered && !self.is_twin(row) && (row..tree.end(row)).any(|inner| !tree.is_module(inner)) {
-                let count = counts.entry((tree.parent(row), class)).or_default();
-                *count += 1;
-                if *count == 2 {
-                    found.insert(class, ());
-                }
-            }
-        }
-        found.into_keys().map(String::from).collect()
-    }
-}

@@ -52,9 +52,9 @@ impl Ledger {
         Some(Claim { bits, bonds })
     }
 
-    /// Whether a claim can be met by what is left.
-    pub(crate) fn can_meet(&self, claim: &Claim, device: u32) -> bool {
-        claim.bits <= self.left[device as usize]
+    /// What a device lacks to meet a claim; none or fewer where it can.
+    pub(crate) fn shortage_bits(&self, claim: &Claim, device: u32) -> i64 {
+        claim.bits.saturating_sub(self.left[device as usize])
     }
 
     /// Takes what was claimed.

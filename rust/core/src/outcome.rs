@@ -80,8 +80,14 @@ pub struct Outcome {
     pub placements: Vec<Placement>,
     /// Bytes per device.
     pub usage: Vec<Usage>,
-    /// For each device that stayed empty: what would have let the blocked module in, in bits.
-    pub minimums: Vec<(u32, i64)>,
     /// Every decision, in order.
     pub reasons: Vec<Reason>,
+}
+
+impl Outcome {
+    /// Devices that were left for the next one without a bit of a tensor, in order.
+    pub fn empty_devices(&self) -> Vec<u32> {
+        let left = self.reasons.iter().filter(|reason| reason.rule == Rule::NextDevice).map(|reason| reason.device);
+        left.filter(|&device| self.usage[device as usize].used_bits == 0).collect()
+    }
 }

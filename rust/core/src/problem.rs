@@ -45,6 +45,15 @@ impl Device {
         Self { kind, budget_bits: Some(budget_bytes.saturating_mul(8).min(MOST_BITS)), is_main }
     }
 
+    /// Whether what lies here is offloaded, beside these devices: it cannot run where it is.
+    pub(crate) fn is_offload(&self, devices: &[Device]) -> bool {
+        match self.kind {
+            DeviceKind::Accelerator => false,
+            DeviceKind::Cpu => devices.iter().any(|other| other.kind == DeviceKind::Accelerator),
+            DeviceKind::Disk => true,
+        }
+    }
+
     /// Bits that accelerate's formula compares with: disk is never compared.
     pub(crate) fn formula_limit_bits(&self) -> i64 {
         match self.kind {

@@ -116,6 +116,11 @@ impl Tree {
         self.kind(node) == Kind::Module
     }
 
+    /// Whether a row is a buffer, saved or not.
+    pub fn is_buffer(&self, node: NodeId) -> bool {
+        matches!(self.kind(node), Kind::Buffer | Kind::ScratchBuffer)
+    }
+
     /// Whether `inner` is `outer` or inside it.
     pub fn contains(&self, outer: NodeId, inner: NodeId) -> bool {
         outer <= inner && inner < self.end(outer)

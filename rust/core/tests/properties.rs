@@ -206,7 +206,7 @@ proptest! {
         let devices = [Device::accelerator(1 << 40, true), Device::unlimited_disk()];
         let outcome = sequential(&layout, &devices, &SequentialOptions::default()).unwrap();
         prop_assert!(outcome.placements.iter().all(|placement| placement.device == 0));
-        prop_assert!(outcome.minimums.is_empty());
+        prop_assert!(outcome.empty_devices().is_empty());
     }
 }
 

@@ -4,7 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use planner_core::{
-    Cast, Device, DeviceKind, Dialect, Error, Explicit, LayoutOptions, Reserve, SequentialOptions, Tied, sequential,
+    Cast, Containers, Device, DeviceKind, Dialect, Error, Explicit, LayoutOptions, Reserve, SequentialOptions, Tied,
+    sequential, sequential_with_margin,
 };
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -82,6 +83,24 @@ impl Layout {
         self.wrap(py, result, devices)
     }
 
+    /// Whether a device gets a bit of a tensor, and how far its budget may rise and those of the others may fall until a
+    /// decision is another one: bits, or None where none ever is.
+    fn probe(
+        &self,
+        py: Python<'_>,
+        devices: Vec<DeviceRow>,
+        fallback: bool,
+        if_offloaded: bool,
+        rising: u32,
+    ) -> PyResult<(bool, Option<i64>, Vec<Option<i64>>)> {
+        let devices = read_devices(devices)?;
+        let options = read_options(fallback, if_offloaded);
+        let (result, margin) = py.detach(|| sequential_with_margin(&self.inner, &devices, &options, rising));
+        let usage = result.ok().and_then(|outcome| outcome.usage.get(rising as usize).copied());
+        let falls = margin.fall_bits.iter().map(|&bits| (bits != i64::MAX).then_some(bits));
+        Ok((usage.is_some_and(|usage| usage.used_bits > 0), margin.rise_bits, falls.collect()))
+    }
+
     /// Plans for many rows of devices at once, on all cores.
     fn sequential_many(
         &self,
@@ -129,9 +148,14 @@ impl Layout {
         })
     }
 
-    /// Classes of modules that repeat under numbers.
-    fn repeated_classes(&self, py: Python<'_>) -> Vec<String> {
-        py.detach(|| self.inner.repeated_classes())
+    /// Classes of modules that repeat, and names of the containers outside of them; `containers` are classes that only hold
+    /// others, and `by_structure` says that nothing is known of the rest.
+    fn repeated(&self, py: Python<'_>, containers: Vec<String>, by_structure: bool) -> (Vec<String>, Vec<String>) {
+        py.detach(|| {
+            let found = self.inner.repeated(&Containers { classes: containers, by_structure });
+            let name = |row| self.inner.tree().full_name(row);
+            (found.classes, found.containers.into_iter().map(name).collect())
+        })
     }
 
     /// A digest of names, classes, sizes and ties.

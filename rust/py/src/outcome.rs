@@ -33,10 +33,10 @@ impl Outcome {
         self.outcome.usage.iter().map(|usage| (usage.used_bits, usage.formula_bits, usage.reserved_bits)).collect()
     }
 
-    /// Devices that stayed empty, with the bits that would have let the blocked module in.
+    /// Devices that were left without a bit of a tensor, in order.
     #[getter]
-    fn minimums(&self) -> Vec<(u32, i64)> {
-        self.outcome.minimums.clone()
+    fn empty_devices(&self) -> Vec<u32> {
+        self.outcome.empty_devices()
     }
 
     /// (rule, name, device index, needed bits, available bits or None) of every decision, in order.

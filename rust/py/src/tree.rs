@@ -72,6 +72,29 @@ impl Tree {
         }
     }
 
+    /// Names of classes that only hold other modules: they have no forward, or that of a plain Sequential. And whether the
+    /// rest are known not to; of classes from files, only the names of their bases are.
+    fn containers(&self, py: Python<'_>) -> PyResult<(Vec<String>, bool)> {
+        match &self.classes {
+            Classes::Live(classes) => {
+                let mut only_holds: HashMap<String, bool> = HashMap::new();
+                for class in classes {
+                    let class = class.bind(py);
+                    let is_container = has_no_forward(class)?;
+                    // Of several classes with one name, all must be containers.
+                    *only_holds.entry(class.name()?.extract()?).or_insert(true) &= is_container;
+                }
+                let names = only_holds.into_iter().filter(|&(_, only)| only).map(|(name, _)| name);
+                Ok((names.collect(), true))
+            }
+            Classes::Named(classes) => {
+                let is_container = |bases: &[String]| bases.iter().any(|base| CONTAINERS.contains(&base.as_str()));
+                let names = classes.iter().filter(|(_, bases)| is_container(bases)).map(|(name, _)| name.clone());
+                Ok((names.collect(), false))
+            }
+        }
+    }
+
     /// Names of the classes of modules that are, or derive from, one of the classes named; and names that nothing is or
     /// derives from.
     fn derived_classes(&self, py: Python<'_>, names: Vec<String>) -> PyResult<(Vec<String>, Vec<String>)> {
@@ -190,6 +213,22 @@ impl Tree {
             (unknown, missing.into_iter().map(|node| tree.full_name(node)).collect())
         })
     }
+}
+
+/// torch's own classes that only hold others; the line of each class holds its own name.
+const CONTAINERS: [&str; 3] = ["Sequential", "ModuleList", "ModuleDict"];
+
+/// Whether a class's forward is that of `Module`, which raises, or of `Sequential`, which calls what it holds in order.
+fn has_no_forward(class: &Bound<'_, PyType>) -> PyResult<bool> {
+    for base in class.mro().iter() {
+        if base.getattr(intern!(class.py(), "__dict__"))?.contains(intern!(class.py(), "forward"))? {
+            let module: String = base.getattr(intern!(class.py(), "__module__"))?.extract()?;
+            return Ok(module.starts_with("torch.nn.modules.")
+                && ["Module", "Sequential"]
+                    .contains(&base.getattr(intern!(class.py(), "__name__"))?.extract::<String>()?.as_str()));
+        }
+    }
+    Ok(true)
 }
 
 /// Groups dotted keys that share a parent and a value; values are compared as ids.

@@ -56,6 +56,11 @@ impl SmallRows {
         Some((index - self.width) as NodeId)
     }
 
+    /// Bits of a row, if it has not been taken out.
+    pub(crate) fn bits(&self, row: NodeId) -> Option<i64> {
+        Some(self.least[self.width + row as usize]).filter(|&bits| bits != NEVER)
+    }
+
     /// Takes a row out for good.
     pub(crate) fn forget(&mut self, node: NodeId) {
         let mut index = self.width + node as usize;

@@ -2,5 +2,7 @@
 
 pub mod auto;
 mod fallback;
+pub(crate) mod margin;
+mod pass;
 mod reservation;
 pub mod sequential;

@@ -1,0 +1,69 @@
+"""accelerate's modes for `plan()`: rooms into the budgets of a mode, and what the sequential strategy makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from planner.balanced import balanced_budgets
+from planner.config.settings import Balanced, BalancedLow0, Sequential
+from planner.devices import Budgets, DeviceKey
+from planner.layout import BalanceFacts, Layout
+from planner.planning import Outcome, sequential
+from planner.rooms import Room
+
+__all__ = ["ModeProblem"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModeProblem:
+    """One problem for accelerate's strategies.
+
+    Args:
+        layout: the model.
+        rooms: devices in order of preference.
+        strategy: which of them, with its options.
+        mode: what may hold weights; see :class:`planner.config.settings.Settings`.
+    """
+
+    layout: Layout
+    rooms: tuple[Room, ...]
+    strategy: Sequential | Balanced | BalancedLow0
+    mode: str
+
+    def solve(self) -> Outcome:
+        """What the strategy does.
+
+        Raises:
+            InfeasibleError: what may hold weights has no room for all.
+        """
+        return sequential(
+            self.layout,
+            self._budgets(self.rooms),
+            fallback_allocation=self.strategy.fallback_allocation,
+            reserve=self.strategy.reserve,
+        )
+
+    def minimum_bytes(self, outcome: Outcome) -> dict[DeviceKey, int | None]:
+        """For each device that was left without a byte, the least budget, as the user says it, with which it gets one."""
+        return outcome.minimums(lambda device, size: self._budgets(_with_budget(self.rooms, device, size)))
+
+    @cached_property
+    def _facts(self) -> BalanceFacts:
+        return self.layout.balance_facts()
+
+    def _budgets(self, rooms: Sequence[Room]) -> Budgets:
+        budgets: Budgets = {room.device: room.capacity_bytes for room in rooms}
+        if isinstance(self.strategy, Balanced | BalancedLow0):
+            low_zero = isinstance(self.strategy, BalancedLow0)
+            budgets = balanced_budgets(self._facts, budgets, low_zero=low_zero)
+        if self.mode != "any":
+            budgets.setdefault("disk", 0)
+        if self.mode == "gpu_only":
+            budgets = {device: 0 if device in ("cpu", "disk") else size for device, size in budgets.items()}
+        return budgets
+
+
+def _with_budget(rooms: Sequence[Room], device: DeviceKey, size_bytes: int) -> list[Room]:
+    return [replace(room, budget_bytes=size_bytes) if room.device == device else room for room in rooms]
