@@ -70,6 +70,8 @@ class AutoSearch:
         """
         pools = list(dict.fromkeys(room.pool for room in self.rooms if room.pool))
         sizes = [max(room.capacity_bytes for room in self.rooms if room.pool == pool) * 8 for pool in pools]
+        if self.mode == "gpu_only" and not self._has_accelerator_room:
+            least_bits = 1  # a full accelerator is still one: the cpu does not take its place
         devices: list[tuple[str, int | None, int | None]] = [
             (
                 room.kind,
@@ -102,10 +104,13 @@ class AutoSearch:
             displaced=partial(self._displaced, result),
         )
 
+    @property
+    def _has_accelerator_room(self) -> bool:
+        return any(room.kind == "accelerator" and room.capacity_bytes for room in self.rooms)
+
     def _slow(self) -> frozenset[str]:
         """Kinds of devices where what lies is offloaded: the cpu only beside an accelerator."""
-        has_accelerator = any(room.kind == "accelerator" and room.capacity_bytes for room in self.rooms)
-        return frozenset({"cpu", "disk"} if has_accelerator else {"disk"})
+        return frozenset({"cpu", "disk"} if self._has_accelerator_room else {"disk"})
 
     def _cost(self, usage_bytes: Sequence[tuple[int, int]]) -> tuple[int, int]:
         slow, pairs = self._slow(), list(zip(self.rooms, usage_bytes, strict=True))
@@ -228,7 +233,9 @@ def solve_in_parts(
             # Parts that fit a card are streamed to it, where a block above every card runs on the cpu and needs no room.
             bound_bytes = answer.certificate.lower_bound_bytes if error.is_proven else 0
             continue
-        bound_bytes = finer.certificate.lower_bound_bytes  # in the end that of all parts: they can do what blocks can
+        bound_bytes = (
+            finer.certificate.lower_bound_bytes
+        )  # in the end that of all parts: they can do what blocks can
         steps += finer.certificate.steps
         if finer.cost_bytes < best[1].cost_bytes:
             best = (search, finer)

@@ -157,7 +157,7 @@ def allowed_homes(
 
 
 def is_usable(device: DeviceKey, devices: Sequence[DeviceKey], mode: str) -> bool:
-    """Whether a mode lets anything lie on a device; where there is no accelerator, the cpu takes its place."""
+    """Whether a mode lets anything lie on a device; where no accelerator is named, full or not, the cpu takes its place."""
     kind = device_kind(device)
     has_accelerator = any(device_kind(other) == "accelerator" for other in devices)
     if mode == "gpu_only":

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
+import re
+import reprlib
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from numbers import Integral, Real
 from typing import Any, Final, Literal
 
 from planner.described import DescribedModule, DescribedTensor
@@ -27,6 +29,7 @@ Rule = Literal[
     "uncovered",
     "tied-apart",
     "split-block",
+    "split-module",
     "over-budget",
     "unlisted-device",
     "unknown-device",
@@ -37,12 +40,15 @@ Rule = Literal[
 
 _NOTES: Final = frozenset({"nothing-to-execute-on", "shared-storage"})
 _WITHOUT_INDEX: Final = frozenset({"cpu", "disk", "mps"})
+_SPELLING: Final = re.compile(r"([a-z_]+)(?::([0-9]{1,9}))?")
+_NUMBER: Final = re.compile(r"[0-9]{1,9}")
 _UNLIMITED_UNLESS_LISTED: Final = frozenset({"cpu", "disk"})
-_ACCELERATORS: Final = frozenset({"cuda", "hpu", "meta", "mlu", "mtia", "musa", "npu", "sdaa", "xla", "xpu"})
+_ACCELERATORS: Final = frozenset({"cuda", "hpu", "mlu", "musa", "npu", "sdaa", "xpu"})
 # These stay as they are whatever the dtype: set_module_tensor_to_device of accelerate 1.15.
 _NOT_CAST: Final = ("torch.uint", "torch.int", "torch.bool")
 _PACKED_BITS: Final = {"torch.quint4x2": 4, "torch.quint2x4": 2}  # elements that share a byte
 _CUSTOM_BITS: Final = {"FP8": 8, "INT4": 4, "INT2": 2}  # members of accelerate's CustomDtype
+_MOST_DEVICES: Final = 10**9
 _MOST_MODULES: Final = 5_000_000  # names; modules shared inside shared modules double them at every level
 _MOST_SUGGESTIONS: Final = 20  # findings of one rule that get a nearest name
 _MOST_CANDIDATES: Final = 200  # names that one of them is compared with
@@ -121,6 +127,7 @@ def check(
     Raises:
         InvalidTreeError: the model contains itself, has an uninitialised parameter, or too many names.
         InvalidDevicesError: a budget is not a finite number ≥ 0, or one device is listed under two spellings.
+        InvalidInputError: the map is no mapping.
 
     Guarantee: every parameter and buffer is judged under every name; a tensor counts once per device; nothing that
     was handed in is changed.
@@ -139,6 +146,11 @@ def check(
         device 0 would hold 24 B of 23 B: 1 B too much
         key 'l' matches nothing in the model
     """
+    if not isinstance(device_map, Mapping):
+        raise InvalidInputError(
+            f"check needs a device map that sends names of modules to devices, as in {{'': 0}}; got "
+            f"{reprlib.repr(device_map)}"
+        )
     keys = _Keys(device_map)
     walk = _Walk(model, keys, _as_set(no_split_module_classes))
     exempt = _as_set(exempt)
@@ -148,6 +160,7 @@ def check(
         *_uncovered(walk, keys, exempt),
         *_tied_apart(walk),
         *_split_blocks(walk, exempt),
+        *_split_modules(walk, keys, exempt),
         *_over_budget(sized, budgets),
         *_unknown_devices(keys),
         *_unknown_keys(keys, model),
@@ -179,7 +192,7 @@ class _Keys:
             node = self.root if isinstance(text, str) else _Key()
             for part in text.split(".") if isinstance(text, str) and text else ():
                 node = node.children.setdefault(part, _Key())
-            node.text, node.device = str(text), _device(spelling)
+            node.text, node.device = text if isinstance(text, str) else reprlib.repr(text), _device(spelling)
             self.listed.append(node)
 
     def unmatched(self) -> Iterator[str]:
@@ -188,14 +201,37 @@ class _Keys:
 
 def _device(spelling: Any) -> Device:
     """The device that is meant. Accelerators are their index, whatever their type; what names no device stays text."""
-    text = str(spelling)
-    kind, _, index = text.partition(":")
-    if kind in _WITHOUT_INDEX:
+    index = None if isinstance(spelling, str) else _index(spelling)
+    text = _text(spelling) if index is None else str(index) if abs(index) < _MOST_DEVICES else "a number"
+    if _NUMBER.fullmatch(text):
+        is_spelled = index is not None or isinstance(spelling, str)
+        return int(text) if is_spelled else f"{type(spelling).__name__} {text}"
+    match = _SPELLING.fullmatch(text)
+    kind, number = (match[1], match[2]) if match else ("", None)
+    if kind in _WITHOUT_INDEX and number in (None, "0"):
         return kind
-    if text.isascii() and text.isdigit():
-        return int(text)
-    is_accelerator = kind in _ACCELERATORS or (hasattr(spelling, "index") and not isinstance(spelling, str))
-    return int(index or 0) if is_accelerator and (index.isdigit() or index == "") else text
+    return int(number or 0) if kind in _ACCELERATORS or (kind and kind == _backend()) else text
+
+
+def _text(spelling: Any) -> str:
+    is_spelled = isinstance(spelling, str) or type(spelling).__name__ == "device"
+    return str(spelling) if is_spelled else f"{type(spelling).__name__} {reprlib.repr(spelling)}"
+
+
+def _index(value: Any) -> int | None:
+    """The whole number that a value is; None for bools of any kind, and for what is none."""
+    if isinstance(value, bool) or str(getattr(value, "dtype", "int")).endswith("bool"):
+        return None
+    try:
+        return operator.index(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _backend() -> str | None:
+    """What torch calls a back end that was added to it; whoever uses one has imported torch."""
+    torch: Any = sys.modules.get("torch")
+    return None if torch is None else str(torch._C._get_privateuse1_backend_name())
 
 
 def _is_device(device: Device) -> bool:
@@ -210,6 +246,7 @@ class _Module:
     parent: int
     part: str
     is_block: bool  # of a no-split class, and not the root
+    is_loose: bool  # nothing but keys of its own tensors speaks for it, and it has no modules inside
 
 
 @dataclass(slots=True)
@@ -241,7 +278,9 @@ class _Walk:
                 continue
             self._enter(parent, part, module, path)
             here = len(self.modules)
-            self.modules.append(_Module(parent, part, here > 0 and _class_name(module) in no_split))
+            is_loose = device is None and not module._modules
+            is_block = here > 0 and _class_name(module) in no_split
+            self.modules.append(_Module(parent, part, is_block, is_loose))
             self.parameters += self._tensors(here, module._parameters, key, device)
             self.buffers += self._tensors(here, module._buffers, key, device)
             stack.append((parent, part, module, None, None))
@@ -403,6 +442,28 @@ def _split_blocks(walk: _Walk, exempt: frozenset[str]) -> Iterator[Finding]:
             yield Finding("split-block", name, f"{name} must not be split, but is on {homes}")
 
 
+def _split_modules(walk: _Walk, keys: _Keys, exempt: frozenset[str]) -> Iterator[Finding]:
+    """Modules whose own tensors would run on several devices: nothing can compute with them."""
+    places = {key.device for key in keys.listed if key.device is not None}
+    numbers = sorted(place for place in places if isinstance(place, int))
+    main: Device = numbers[0] if numbers else "mps" if "mps" in places else "cpu"
+    # What is offloaded runs on the first accelerator; without one, what lies on the cpu runs there.
+    elsewhere = {"disk"} if main in ("cpu", "mps") else {"cpu", "disk"}
+    found: dict[int, dict[str, Device]] = {}
+    for named in walk.tensors():
+        if not walk.modules[named.module].is_loose or named.device is None or not _is_device(named.device):
+            continue
+        name = walk.name(named)
+        if not _is_exempt(name, exempt):
+            found.setdefault(named.module, {})[name] = main if named.device in elsewhere else named.device
+    for module, runs in found.items():
+        if len(set(runs.values())) > 1:
+            name = walk.module_name(module)
+            where = _listed([f"{tensor} on {device}" for tensor, device in runs.items()])
+            message = f"{name or 'the model'} can run on one device only, but is split: {where}"
+            yield Finding("split-module", name, message, names=tuple(runs))
+
+
 def _loose(walk: _Walk, exempt: frozenset[str]) -> set[int]:
     """Modules that hold an exempt tensor, and all inside such a block: it may be taken apart, tensor by tensor."""
     if not exempt:
@@ -454,19 +515,36 @@ def _over_budget(
             yield Finding("unlisted-device", str(device), message, device, needed, 0)
 
 
-def _budgets(max_memory: Mapping[Any, Any]) -> dict[Device, float]:
+def _budgets(max_memory: Any) -> dict[Device, float]:
+    if not isinstance(max_memory, Mapping):
+        raise InvalidDevicesError(
+            f"max_memory must map devices to sizes, as in {{0: '10GiB', 'cpu': '30GiB'}}; got {reprlib.repr(max_memory)}",
+            device=None,
+        )
     budgets: dict[Device, float] = {}
     for spelling, budget in max_memory.items():
         device = _device(spelling)
         if not _is_device(device):
-            raise InvalidDevicesError(f"{spelling!r} names no device", device=spelling)
+            raise InvalidDevicesError(f"{device!r} names no device", device=spelling)
         if device in budgets:
             raise InvalidDevicesError(f"{spelling!r} is listed under two spellings", device=spelling)
-        size = parse_bytes(budget, lower_b_is_bits=True) if isinstance(budget, str) else budget
-        if isinstance(size, bool) or not isinstance(size, Real) or not 0 <= float(size) < math.inf:
-            raise InvalidDevicesError(f"the budget of {spelling!r} is {size!r}, not a size", device=spelling)
-        budgets[device] = int(size) if isinstance(size, Integral) else float(size)
+        size = parse_bytes(budget, lower_b_is_bits=True) if isinstance(budget, str) else _count(budget)
+        if size is None or not 0 <= size <= sys.float_info.max:
+            text = "more than any float" if isinstance(size, int) and size > 0 else reprlib.repr(budget)
+            raise InvalidDevicesError(f"the budget of {device} is {text}, not a size", device=spelling)
+        budgets[device] = size
     return budgets
+
+
+def _count(value: Any) -> float | None:
+    kind = str(getattr(value, "dtype", "float"))  # numpy's times and complex numbers turn into floats, too
+    whole = _index(value)
+    if whole is not None or isinstance(value, bool | bytes) or not ("int" in kind or "float" in kind):
+        return whole
+    try:
+        return float(value)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError):
+        return None
 
 
 def _unknown_devices(keys: _Keys) -> Iterator[Finding]:

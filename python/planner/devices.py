@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
-import operator
-import re
 import warnings
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 from planner.errors import InvalidByteSizeError, InvalidDevicesError
+from planner.spelling import NAMED, count_of, device_words, known_device, shown
 from planner.units import is_bit_spelling, parse_bytes
 
 __all__ = [
@@ -31,11 +29,6 @@ Budgets = dict[DeviceKey, int | float]
 
 logger = logging.getLogger(__name__)
 
-_SPELLING = re.compile(r"([a-z_]+)(?::([0-9]+))?", re.ASCII)
-# What torch calls devices that accelerate numbers. Any other back end counts once torch knows it.
-_ACCELERATORS = ("cuda", "xpu", "npu", "mlu", "sdaa", "musa", "hpu")
-_NAMED = ("mps", "cpu", "disk")
-
 
 def canonical_device(key: object) -> DeviceKey:
     """The one spelling of a device: its number, or "mps", "cpu" or "disk".
@@ -50,20 +43,14 @@ def canonical_device(key: object) -> DeviceKey:
         >>> [canonical_device(key) for key in (0, "0", "cuda:0", "cpu", "disk")]
         [0, 0, 0, 'cpu', 'disk']
     """
-    if not isinstance(key, bool | str) and hasattr(key, "__index__"):
-        number = operator.index(key)
-        if number >= 0:
-            return number
-    text = key if isinstance(key, str) else str(key) if type(key).__name__ == "device" else ""
-    if text.isascii() and text.isdigit():
-        return int(text)
-    match = _SPELLING.fullmatch(text)
-    if match and match[1] in _NAMED and match[2] in (None, "0"):
-        return match[1]
-    if match and (match[1] in _ACCELERATORS or _is_backend(match[1])):
-        return int(match[2] or 0)
+    device = known_device(key)
+    if device is not None:
+        return device
+    kind, number = device_words(key) or ("", None)
+    if kind and kind not in NAMED and _is_backend(kind):  # any other back end counts once torch knows it
+        return int(number or 0)
     raise InvalidDevicesError(
-        f"device {key!r} is not recognized: write the number of an accelerator from 0 on (or 'cuda:0' and the like), "
+        f"device {shown(key)} is not recognized: write the number of an accelerator from 0 on (or 'cuda:0' and the like), "
         "'mps', 'cpu' or 'disk'",
         device=key,
     )
@@ -90,23 +77,22 @@ def read_budget(value: object, device: object) -> int | float:
                 f"{value!r} for device {device} is read as bits; write a capital B for bytes", stacklevel=4
             )
         return parse_bytes(value, lower_b_is_bits=True)
-    number: int | float | None = None
-    if not isinstance(value, bool):
-        if hasattr(value, "__index__"):
-            number = operator.index(value)
-        elif hasattr(value, "__float__"):
-            number = float(value)
-    if number is None or not math.isfinite(number) or number < 0:
+    number = count_of(value)
+    if number is None:
         raise InvalidDevicesError(
-            f"budget {value!r} of device {device!r} is not usable: it must be a finite number of bytes of at least 0, "
+            f"budget {shown(value)} of device {shown(device)} is not usable: it must be a finite number of bytes of at least 0, "
             "or a size such as '10GiB'",
             device=device,
         )
     return number
 
 
-def read_budgets(max_memory: Mapping[Any, Any]) -> Budgets:
+def read_budgets(max_memory: Mapping[Any, Any], what: str = "max_memory") -> Budgets:
     """Budgets in canonical spelling and order; the mapping handed in is left as it is.
+
+    Args:
+        max_memory: device to budget.
+        what: what it is called, for messages.
 
     Raises:
         InvalidDevicesError, InvalidByteSizeError: see :func:`canonical_device` and :func:`read_budget`; also two
@@ -118,7 +104,7 @@ def read_budgets(max_memory: Mapping[Any, Any]) -> Budgets:
     """
     if not isinstance(max_memory, Mapping):
         raise InvalidDevicesError(
-            f"max_memory must map devices to budgets, as in {{0: '10GiB', 'cpu': '30GiB'}}; got {max_memory!r}",
+            f"{what} must map devices to sizes, as in {{0: '10GiB', 'cpu': '30GiB'}}; got {shown(max_memory)}",
             device=None,
         )
     spelled: dict[DeviceKey, object] = {}
@@ -127,7 +113,7 @@ def read_budgets(max_memory: Mapping[Any, Any]) -> Budgets:
         device = canonical_device(key)
         if device in spelled:
             raise InvalidDevicesError(
-                f"{spelled[device]!r} and {key!r} are the same device; name it once", device=key
+                f"{shown(spelled[device])} and {shown(key)} are the same device; name it once", device=key
             )
         spelled[device] = key
         budgets[device] = read_budget(value, key)
@@ -137,7 +123,7 @@ def read_budgets(max_memory: Mapping[Any, Any]) -> Budgets:
 def ordered(budgets: Budgets) -> Budgets:
     """Accelerators by number, then mps, cpu, disk: the order in which accelerate fills them."""
     order: list[DeviceKey] = [*sorted(device for device in budgets if isinstance(device, int))]
-    order.extend(name for name in _NAMED if name in budgets)
+    order.extend(name for name in NAMED if name in budgets)
     return {device: budgets[device] for device in order}
 
 
@@ -217,12 +203,11 @@ def size_to_bytes(size: object) -> int:
         if is_bit_spelling(size):
             warnings.warn(f"{size!r} is read as bits; write a capital B for bytes", stacklevel=3)
         return parse_bytes(size, lower_b_is_bits=True)
-    if not isinstance(size, bool) and hasattr(size, "__index__") and operator.index(size) >= 0:
-        return operator.index(size)
-    if isinstance(size, float) and math.isfinite(size) and size >= 0:
-        return int(size)
+    number = count_of(size)
+    if number is not None:
+        return int(number)
     raise InvalidByteSizeError(
-        f"size {size!r} is not in a valid format: write a number of bytes of at least 0, or a string with a unit "
+        f"size {shown(size)} is not in a valid format: write a number of bytes of at least 0, or a string with a unit "
         "(like '5.0GB')",
         text=size,
     )

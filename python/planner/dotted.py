@@ -2,9 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
+from typing import Any
 
-__all__ = ["nearest_key"]
+from planner.errors import InvalidConstraintError, InvalidDevicesError, InvalidInputError
+from planner.spelling import shown
+
+__all__ = ["is_text", "nearest_key", "require_map", "require_texts"]
+
+
+def require_map(device_map: Any, what: str = "device_map") -> None:
+    """Raises unless something is a device map: a mapping to what can be a device; names are not judged here.
+
+    Raises:
+        InvalidInputError: no mapping.
+        InvalidDevicesError: a value that cannot be compared, such as a list. Fields: ``device``.
+    """
+    if not isinstance(device_map, Mapping):
+        raise InvalidInputError(
+            f"{what} must map names of modules to devices, as in {{'': 0}} or {{'embed': 0, 'layers': 'cpu'}}; got "
+            f"{shown(device_map)}; planner.plan(model) makes one"
+        )
+    for name, device in device_map.items():
+        try:
+            hash(device)
+        except TypeError as error:
+            raise InvalidDevicesError(
+                f"{what} sends {shown(name)} to {shown(device)}, which is no device", device=device
+            ) from error
+
+
+def require_texts(device_map: Mapping[Any, Any], what: str = "device_map") -> None:
+    """Raises InvalidConstraintError for keys that are no strings, or no text. Fields: ``names``."""
+    odd = [name for name in device_map if not is_text(name)]
+    if odd:
+        raise InvalidConstraintError(
+            f"{what} has keys that are no names: {', '.join(map(shown, odd[:5]))}",
+            names=tuple(odd),
+            suggestions=(),
+        )
+
+
+def is_text(name: object) -> bool:
+    """Whether a name is a string without lone surrogates: no other can be a module's."""
+    if not isinstance(name, str):
+        return False
+    if name.isascii():
+        return True
+    return name.encode(errors="ignore").decode() == name
 
 
 def nearest_key(name: str, keys: Container[str]) -> str | None:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from planner.balanced import balanced_budgets
+from planner.blocks import is_usable
 from planner.config.settings import Balanced, BalancedLow0, Sequential
 from planner.devices import Budgets, DeviceKey
+from planner.errors import InfeasibleError
 from planner.layout import BalanceFacts, Layout
 from planner.planning import Outcome, sequential
 from planner.rooms import Room
@@ -38,12 +40,17 @@ class ModeProblem:
         Raises:
             InfeasibleError: what may hold weights has no room for all.
         """
-        return sequential(
-            self.layout,
-            self._budgets(self.rooms),
-            fallback_allocation=self.strategy.fallback_allocation,
-            reserve=self.strategy.reserve,
-        )
+        try:
+            return sequential(
+                self.layout,
+                self._budgets(self.rooms),
+                fallback_allocation=self.strategy.fallback_allocation,
+                reserve=self.strategy.reserve,
+            )
+        except InfeasibleError as error:
+            if self.mode == "any":
+                raise
+            raise _excluded(error, self.mode) from error
 
     def minimum_bytes(self, outcome: Outcome) -> dict[DeviceKey, int | None]:
         """For each device that was left without a byte, the least budget, as the user says it, with which it gets one."""
@@ -58,12 +65,24 @@ class ModeProblem:
         if isinstance(self.strategy, Balanced | BalancedLow0):
             low_zero = isinstance(self.strategy, BalancedLow0)
             budgets = balanced_budgets(self._facts, budgets, low_zero=low_zero)
+        devices = list(budgets)
+        budgets = {
+            device: size if is_usable(device, devices, self.mode) else 0 for device, size in budgets.items()
+        }
         if self.mode != "any":
             budgets.setdefault("disk", 0)
-        if self.mode == "gpu_only":
-            budgets = {device: 0 if device in ("cpu", "disk") else size for device, size in budgets.items()}
         return budgets
 
 
 def _with_budget(rooms: Sequence[Room], device: DeviceKey, size_bytes: int) -> list[Room]:
     return [replace(room, budget_bytes=size_bytes) if room.device == device else room for room in rooms]
+
+
+def _excluded(error: InfeasibleError, mode: str) -> InfeasibleError:
+    """The same error where not a budget is exhausted, but the mode leaves out devices."""
+    left_out = "the cpu and disk" if mode == "gpu_only" else "disk"
+    return InfeasibleError(
+        f"'{error.block}' fits nowhere: mode = {mode} leaves out {left_out}, and accelerate's strategies found no room "
+        "elsewhere; strategy 'auto' may, and says how much more would be enough",
+        **error.fields,
+    )

@@ -327,7 +327,7 @@ class Plan:
         lines.append(
             f"offloaded: {format_bytes(offloaded)} ({proof})" if offloaded else "nothing is offloaded"
         )
-        return "\n".join(lines)
+        return "\n".join((*lines, *self.source.notes))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.to_json(provenance=False) == other.to_json(provenance=False)

@@ -7,11 +7,11 @@ from typing import Any, Literal, NamedTuple
 
 from planner import _core
 from planner.devices import Budgets, DeviceKey, device_kind, read_budgets
-from planner.errors import InfeasibleError, InvalidConstraintError, InvalidInputError
+from planner.dotted import require_map, require_texts
+from planner.errors import InfeasibleError, InvalidInputError
 from planner.layout import Layout, bits_to_bytes
 from planner.minimum import MOST_BYTES, DeviceRow, least_budget_bytes
 from planner.plan import DeviceUsage, Reason
-from planner.tree import is_text
 from planner.units import format_bytes
 
 __all__ = ["Layout", "Outcome", "Reserve", "clean", "plan_many", "sequential"]
@@ -173,17 +173,13 @@ def clean(device_map: Mapping[str, Any]) -> dict[str, Any]:
     """One key for each module below which all keys have one device; values are compared with ``==``.
 
     Raises:
+        InvalidInputError: no mapping.
         InvalidConstraintError: a key that is no string, or no text. Fields: ``names``.
 
     Cost: O(keys · depth).
     """
-    odd = [name for name in device_map if not is_text(name)]
-    if odd:
-        raise InvalidConstraintError(
-            f"device_map has keys that are no names: {', '.join(map(repr, odd[:5]))}",
-            names=tuple(odd),
-            suggestions=(),
-        )
+    require_map(device_map)
+    require_texts(device_map)
     ids: dict[Any, int] = {}
     numbers = [ids.setdefault(value, len(ids)) for value in device_map.values()]
     values = list(ids)

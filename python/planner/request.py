@@ -14,7 +14,7 @@ from planner.checkpoint.source import Opened, open_source
 from planner.config import Resolved, Stack
 from planner.config.answer import Answer
 from planner.config.hf import import_config
-from planner.config.settings import Auto, Settings, read_bytes, read_device
+from planner.config.settings import Auto, Settings, read_budget_row
 from planner.devices import DeviceKey
 from planner.errors import InfeasibleError, InvalidConstraintError, InvalidDevicesError
 from planner.layout import Layout, repeated
@@ -22,6 +22,7 @@ from planner.modes import ModeProblem
 from planner.plan import Account, Certificate, DevicePlan, Plan, Setting, Source
 from planner.planning import Outcome
 from planner.rooms import Room, device_rooms
+from planner.spelling import shown
 from planner.tree import ModuleTree
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def plan_many(
 
     Cost: the searches run on all cores with the GIL released.
     """
-    rows = list(budgets)
+    rows = _budget_rows(budgets)
     if not rows:
         return []
     request = _Request.of(source, config, {**settings, "max_memory": rows[0]}, checkpoint)
@@ -128,6 +129,7 @@ class _Request:
     containers: tuple[str, ...]  # never blocks
     explicit_no_split: bool
     budgets: Mapping[DeviceKey, int]
+    has_own_budgets: bool = False  # one row of many, in place of what the settings say
 
     @classmethod
     def of(cls, source: Any, config: Any, settings: Mapping[str, Any], checkpoint: Any = None) -> _Request:
@@ -154,8 +156,9 @@ class _Request:
         require_names(layout, "special_dtypes", list(said.special_dtypes))
         require_names(layout, "no_split_modules", list(said.no_split_modules))
         require_names(layout, "keep_together", [name for group in said.keep_together for name in group])
+        budgets = said.max_memory or {}
         is_explicit = bool(said.no_split_module_classes)
-        return cls(resolved, recorded, opened, layout, tuple(containers), is_explicit, said.max_memory)
+        return cls(resolved, recorded, opened, layout, tuple(containers), is_explicit, budgets)
 
     @property
     def settings(self) -> Settings:
@@ -163,12 +166,19 @@ class _Request:
 
     def plan(self) -> Plan:
         rooms = self._rooms()
-        if not isinstance(self.settings.strategy, Auto):
-            return self._sequential(rooms)
-        return self._automatic(self._blocks(), rooms)
+        try:
+            if not isinstance(self.settings.strategy, Auto):
+                return self._sequential(rooms)
+            return self._automatic(self._blocks(), rooms)
+        except InfeasibleError as error:
+            raise self.noted(error) from error
 
-    def plan_many(self, rows: Sequence[Mapping[Any, Any]]) -> list[Plan | InfeasibleError]:
-        requests = [self._with_budgets(row) for row in rows]
+    def noted(self, error: InfeasibleError) -> InfeasibleError:
+        """The error with what is to be known of the sizes that it compares."""
+        return InfeasibleError("; ".join((error.message, *self.opened.notes)), **error.fields)
+
+    def plan_many(self, rows: Sequence[Mapping[DeviceKey, int]]) -> list[Plan | InfeasibleError]:
+        requests = [replace(self, budgets=row, has_own_budgets=True) for row in rows]
         if not isinstance(self.settings.strategy, Auto) or self.settings.granularity == "module":
             return [_or_error(request) for request in requests]
         blocks = self._blocks()
@@ -187,14 +197,6 @@ class _Request:
             _read_or_error(request, search, results[number])
             for number, (request, search) in enumerate(zip(requests, searches, strict=True))
         ]
-
-    def _with_budgets(self, row: Mapping[Any, Any]) -> _Request:
-        """The same request for other budgets, read as the settings read them."""
-        try:
-            budgets = {read_device(key): read_bytes(size) for key, size in row.items()}
-        except ValueError as error:
-            raise InvalidDevicesError(f"budgets {dict(row)!r}: {error}", device=None) from error
-        return replace(self, budgets=budgets)
 
     def _automatic(self, blocks: Blocks, rooms: tuple[Room, ...]) -> Plan:
         search = self._search(blocks, rooms)
@@ -279,7 +281,7 @@ class _Request:
             _dotted(path): Setting(value=answer.written, rank=answer.origin.rank.name.lower())
             for path, answer in self._leaves()
         }
-        if self.budgets is not self.settings.max_memory:
+        if self.has_own_budgets:
             found.update(
                 {f"max_memory.{key}": Setting(value=size, rank="user") for key, size in self.budgets.items()}
             )
@@ -290,12 +292,27 @@ class _Request:
 
     def _leaves(self) -> list[tuple[tuple[Any, ...], Answer]]:
         """Answers to the settings, without budgets that this request replaces."""
-        is_replaced = self.budgets is not self.settings.max_memory
         return [
             (path, answer)
             for path, answer in self.recorded().answers.items()
-            if answer.shape == "leaf" and not (is_replaced and path[0] == "max_memory")
+            if answer.shape == "leaf" and not (self.has_own_budgets and path[0] == "max_memory")
         ]
+
+
+def _budget_rows(budgets: Any) -> list[dict[DeviceKey, int]]:
+    """Budgets of many plans, read as the settings read them. Raises InvalidDevicesError."""
+    if isinstance(budgets, str | Mapping) or not isinstance(budgets, Iterable):
+        raise InvalidDevicesError(
+            f"plan_many needs a list of budgets such as [{{0: '80GiB'}}, {{0: '40GiB'}}], got {shown(budgets)}",
+            device=None,
+        )
+    rows = []
+    for number, row in enumerate(budgets):
+        try:
+            rows.append(read_budget_row(row))
+        except ValueError as error:
+            raise InvalidDevicesError(f"budgets {number} of plan_many: {error}", device=None) from error
+    return rows
 
 
 def _devices(rooms: tuple[Room, ...]) -> tuple[DeviceKey, ...]:
@@ -317,7 +334,7 @@ def _read_or_error(request: _Request, search: AutoSearch, result: Any) -> Plan |
     try:
         return request.answered(search, search.read(result))
     except InfeasibleError as error:
-        return error
+        return request.noted(error)
 
 
 def _sequential_plan(request: _Request, problem: ModeProblem, outcome: Outcome) -> Plan:

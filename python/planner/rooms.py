@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from planner.detect import free_devices
@@ -80,7 +80,7 @@ def device_rooms(
         ]
     words = dict(headroom or {})
     default = words.pop(_ALL, 0 if max_memory else _DETECTED_HEADROOM)
-    kept = {canonical_device(key): room for key, room in words.items()}
+    kept = {device: words[key] for key, device in _canonical(words).items()}
     known = {device for device, *_ in found}
     for device in kept:
         if device not in known:
@@ -100,9 +100,9 @@ def device_rooms(
     )
 
 
-def _canonical(max_memory: Mapping[DeviceKey, int]) -> dict[DeviceKey, DeviceKey]:
+def _canonical(keys: Iterable[DeviceKey]) -> dict[DeviceKey, DeviceKey]:
     named: dict[DeviceKey, DeviceKey] = {}
-    for key in max_memory:
+    for key in keys:
         device = canonical_device(key)
         if device in named.values():
             raise InvalidDevicesError(f"{key!r} is named twice; {device!r} is the same device", device=key)

@@ -8,13 +8,14 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from planner import _core
+from planner.dotted import is_text
 from planner.dtypes import describe_dtype
 from planner.errors import InvalidTreeError
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["ModuleTree", "is_text"]
+__all__ = ["ModuleTree"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,15 +86,6 @@ class ModuleTree:
         texts = [key for key in known if is_text(key)]
         unknown, uncovered = self.columns.uncovered(texts, persistent_only)
         return [*unknown, *(key for key in known if not is_text(key))], uncovered
-
-
-def is_text(name: object) -> bool:
-    """Whether a name is a string without lone surrogates: no other can be a module's."""
-    if not isinstance(name, str):
-        return False
-    if name.isascii():
-        return True
-    return name.encode(errors="ignore").decode() == name
 
 
 @cache

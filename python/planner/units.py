@@ -8,6 +8,7 @@ from planner.errors import InvalidByteSizeError
 
 __all__ = ["format_bytes", "is_bit_spelling", "parse_bytes"]
 
+_LONGEST = 100  # characters; matching takes the square of them where the text is no size
 _SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
 _FACTORS = {
     "": 1,
@@ -25,7 +26,7 @@ def is_bit_spelling(text: str) -> bool:
         >>> is_bit_spelling("10Gb"), is_bit_spelling("10GB"), is_bit_spelling("10Gib")
         (True, False, False)
     """
-    match = _SIZE.fullmatch(text)
+    match = _SIZE.fullmatch(text) if len(text) <= _LONGEST else None
     unit = match.group(2) if match else ""
     return len(unit) == 2 and unit.endswith("b")
 
@@ -52,10 +53,12 @@ def parse_bytes(text: str, *, lower_b_is_bits: bool = False) -> int:
         >>> parse_bytes("1.5 GiB"), parse_bytes("900"), parse_bytes("2TB")
         (1610612736, 900, 2000000000000)
     """
-    match = _SIZE.fullmatch(text)
+    match = _SIZE.fullmatch(text) if len(text) <= _LONGEST else None
     factor = _FACTORS.get(match.group(2).lower()) if match else None
     if match is None or factor is None:
-        raise InvalidByteSizeError(f"size {text!r} is not in a valid format: write {_GRAMMAR}", text=text)
+        raise InvalidByteSizeError(
+            f"size {text[:_LONGEST]!r} is not in a valid format: write {_GRAMMAR}", text=text
+        )
     number, bits = match.group(1), is_bit_spelling(text)
     if bits and not lower_b_is_bits:
         raise InvalidByteSizeError(

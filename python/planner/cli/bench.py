@@ -14,7 +14,7 @@ from planner.checkpoint.source import open_source
 from planner.cli.arguments import Json
 from planner.cli.beside import accelerate_plan
 from planner.cli.exits import OK
-from planner.cli.output import show_table, write, write_json
+from planner.cli.output import noted, show_table, write, write_json, write_notes
 from planner.cli.synthetic import write_synthetic
 from planner.devices import DeviceKey
 from planner.errors import InvalidInputError
@@ -38,7 +38,7 @@ def command(
         ),
     ] = None,
     repeat: Annotated[
-        int, typer.Option("--repeat", min=1, metavar="TIMES", help="Times that each is run.")
+        int, typer.Option("--repeat", min=1, max=100_000, metavar="TIMES", help="Times that each is run.")
     ] = 15,
     as_json: Json = False,
 ) -> int:
@@ -47,7 +47,8 @@ def command(
     Medians, after one run to warm up.
     """
     with _source(model) as path:
-        tree = open_source(path).tree
+        opened = open_source(path)
+        tree = opened.tree
         total_bytes = int(Layout(tree).stored_sizes().get("", 0))
         if not total_bytes:
             raise InvalidInputError(f"{path}: holds no tensor, so there is nothing to plan", file=path)
@@ -55,7 +56,7 @@ def command(
         figures = dict(_figures(path, tree, budgets, repeat))
     if as_json:
         facts = {"modules": tree.module_count, "tensors": tree.tensor_count, "total_bytes": total_bytes}
-        write_json({**facts, "repeat": repeat, "median_seconds": figures})
+        write_json({**facts, "repeat": repeat, "median_seconds": figures, **noted(opened.notes)})
         return OK
     rows = [
         (what, found if isinstance(found, str) else f"{found * 1e3:.2f} ms")
@@ -63,6 +64,7 @@ def command(
     ]
     write(f"{tree.module_count} modules, {tree.tensor_count} tensors, {format_bytes(total_bytes)}")
     show_table(("median", "time"), rows, right=("time",))
+    write_notes(opened.notes)
     return OK
 
 

@@ -11,7 +11,7 @@ from planner.checkpoint.source import open_source
 from planner.cli.arguments import Json, SourcePath
 from planner.cli.exits import NEGATIVE, OK
 from planner.cli.files import read_device_map
-from planner.cli.output import write, write_json
+from planner.cli.output import noted, write, write_json, write_notes
 from planner.cli.settings import settings_of, takes_settings
 from planner.config.settings import Settings
 from planner.described import DescribedModule, describe
@@ -42,18 +42,20 @@ def command(
     """
     said = settings_of(context).resolve().config
     judged = read_device_map(device_map)
+    opened = open_source(model)
     findings = check(
-        _described(open_source(model).tree, said),
+        _described(opened.tree, said),
         judged,
-        dict(said.max_memory) or None,
+        dict(said.max_memory or {}) or None,
         no_split_module_classes=said.no_split_module_classes,
     )
     valid = is_valid(findings)
     if as_json:
-        write_json({"valid": valid, "findings": findings})
+        write_json({"valid": valid, "findings": findings, **noted(opened.notes)})
     else:
         for finding in findings:
             write(f"note: {finding}" if finding.is_note else str(finding))
+        write_notes(opened.notes)
         budgets = "" if said.max_memory else "; budgets were not judged, as -d named none"
         write(f"{'valid' if valid else 'not valid'}{budgets}")
     return OK if valid else NEGATIVE

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -16,13 +14,10 @@ from planner.cli.ordered import OrderedCommand, spoken_options
 from planner.cli.output import write, write_json
 from planner.cli.settings import settings_of, takes_settings
 from planner.cli.verbatim import VerbatimGroup
-from planner.config import Resolved
-from planner.config.settings import Settings
+from planner.config.layer import UPDATE
 from planner.errors import InvalidInputError
 
 __all__ = ["app"]
-
-_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*|[0-9]+")
 
 app = typer.Typer(
     cls=VerbatimGroup,
@@ -41,12 +36,13 @@ def _show(
 ) -> int:
     """Print the settings that files, environment and options say, as a YAML file that says the same."""
     resolved = settings_of(context).resolve()
-    said = resolved.dump(level="all" if everything else "said")
+    level: Literal["all", "said"] = "all" if everything else "said"
     if as_json:
-        origins = {".".join(map(str, path)): str(resolved.origin(path)) for path, _ in _leaves(said)}
+        said = resolved.dump(level=level)
+        origins = {".".join(map(str, path)): resolved.said_by(path) for path, _ in _leaves(said)}
         write_json({"settings": said, "origins": origins})
     else:
-        write("\n".join(_yaml(resolved, said)) or "# nothing is said: all settings have their defaults")
+        write(resolved.yaml(level=level) or "# nothing is said: all settings have their defaults")
     return OK
 
 
@@ -108,18 +104,5 @@ def _leaves(said: Mapping[Any, Any], path: tuple[Any, ...] = ()) -> Iterator[tup
     for key, value in said.items():
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, (*path, key))
-        else:
+        elif key != UPDATE:
             yield (*path, key), value
-
-
-def _yaml(resolved: Resolved[Settings], said: Mapping[Any, Any], path: tuple[Any, ...] = ()) -> Iterator[str]:
-    """Lines of YAML, each value with its origin as a comment."""
-    for key, value in said.items():
-        here, indent = (*path, key), "  " * len(path)
-        text = str(key) if _PLAIN_KEY.fullmatch(str(key)) else json.dumps(key)
-        if isinstance(value, Mapping) and value:
-            yield f"{indent}{text}:"
-            yield from _yaml(resolved, value, here)
-        else:
-            word = json.dumps(value, ensure_ascii=False)
-            yield f"{indent}{text}: {word}  # {resolved.origin(here)}"

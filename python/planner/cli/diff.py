@@ -5,7 +5,7 @@ from __future__ import annotations
 from planner.cli.arguments import Json, PlanFile
 from planner.cli.exits import NEGATIVE, OK
 from planner.cli.files import read_plan
-from planner.cli.output import write, write_json
+from planner.cli.output import noted, write, write_json, write_notes
 
 __all__ = ["command"]
 
@@ -15,9 +15,12 @@ def command(left: PlanFile, right: PlanFile, as_json: Json = False) -> int:
 
     Names, then bytes by device. Exit code 1 if there is anything.
     """
-    found = read_plan(left).diff(read_plan(right))
+    plans = read_plan(left), read_plan(right)
+    found = plans[0].diff(plans[1])
+    notes = tuple(dict.fromkeys(note for plan in plans for note in plan.source.notes))
     if as_json:
-        write_json({"differs": bool(found), **found.to_data()})
+        write_json({"differs": bool(found), **found.to_data(), **noted(notes)})
     elif found:
         write(str(found))
+        write_notes(notes)
     return NEGATIVE if found else OK

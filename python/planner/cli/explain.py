@@ -9,7 +9,7 @@ import typer
 from planner.cli.arguments import Json, PlanFile
 from planner.cli.exits import OK
 from planner.cli.files import read_plan
-from planner.cli.output import write, write_json
+from planner.cli.output import noted, write, write_json
 from planner.explain import explain, home_of, reasons_about
 
 __all__ = ["command"]
@@ -35,6 +35,7 @@ def command(
             "runs_on": home_of(made.execution_map, name),
             "reasons": reasons_about(made, name),
             "text": text,
+            **noted(made.source.notes),
         }
     )
     return OK

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
-from planner.config.settings import read_bytes, read_device
-from planner.devices import DeviceKey, canonical_device
+from planner.config.settings import read_budget_row
+from planner.devices import DeviceKey
 from planner.errors import InvalidInputError
 from planner.plan import Plan
 
@@ -66,12 +66,9 @@ def _budget_row(path: str, number: int, line: str) -> dict[DeviceKey, int]:
             f'{where}: expected budgets such as {{"0": "80GiB", "cpu": "200GiB"}}', file=path, line=number
         )
     try:
-        row = {canonical_device(read_device(key)): read_bytes(size) for key, size in data.items()}
+        return read_budget_row(data)
     except ValueError as error:
         raise InvalidInputError(f"{where}: {error}", file=path, line=number) from error
-    if len(row) < len(data):
-        raise InvalidInputError(f"{where}: one device is named twice", file=path, line=number)
-    return row
 
 
 def _read_json(where: str, text: str) -> Any:

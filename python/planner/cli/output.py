@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "console",
     "json_text",
+    "noted",
     "plain_data",
     "show",
     "show_table",
@@ -21,6 +22,7 @@ __all__ = [
     "write",
     "write_json",
     "write_json_text",
+    "write_notes",
 ]
 
 _PIPED_WIDTH = 100  # columns of a picture that nobody looks at on a terminal
@@ -39,6 +41,17 @@ def write_json(data: object) -> None:
 def write_json_text(text: str) -> None:
     """JSON that is text already, in one line on standard output."""
     sys.stdout.write(f"{text}\n")
+
+
+def write_notes(notes: Iterable[str]) -> None:
+    """What to know of names and sizes, each in a line, as plans show it."""
+    for note in notes:
+        write(f"! {note}")
+
+
+def noted(notes: Sequence[str]) -> dict[str, object]:
+    """The same for JSON; nothing where there is nothing to know."""
+    return {"notes": list(notes)} if notes else {}
 
 
 def json_text(data: object) -> str:
@@ -69,13 +82,18 @@ def plain_data(value: object) -> object:
         {'0': [1, 'inf'], 'cpu': '{3}'}
     """
     if isinstance(value, Mapping):
-        return {str(key): plain_data(item) for key, item in value.items()}
+        return {_key(key): plain_data(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain_data(item) for item in value]
     if hasattr(value, "__dataclass_fields__"):
         return {name: plain_data(getattr(value, name)) for name in value.__dataclass_fields__}
     is_plain = value is None or isinstance(value, str | bool | int)
     return value if is_plain or (isinstance(value, float) and math.isfinite(value)) else str(value)
+
+
+def _key(key: object) -> str:
+    """A key as json writes it, so that null and true are read again as what they are."""
+    return json.dumps(key) if key is None or isinstance(key, bool) else str(key)
 
 
 def console(stream: IO[str] | None = None) -> Console:

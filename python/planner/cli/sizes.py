@@ -9,7 +9,7 @@ import typer
 from planner.checkpoint.source import open_source
 from planner.cli.arguments import Json, SourcePath
 from planner.cli.exits import OK
-from planner.cli.output import show_table, write_json
+from planner.cli.output import noted, show_table, write_json, write_notes
 from planner.config.settings import read_dtype
 from planner.errors import InvalidInputError
 from planner.layout import Layout
@@ -33,18 +33,20 @@ def command(
 
     As they are stored; a shared tensor counts where it is met first.
     """
-    tree = open_source(model).tree
+    opened = open_source(model)
+    tree = opened.tree
     sizes = Layout(tree, dtype=None if dtype is None else _dtype(dtype)).stored_sizes()
     total_bytes = sizes.get("", 0)  # a model without a tensor has no sizes at all
     shown = {name: sizes.get(name, 0) for name in _names(tree) if name.count(".") < depth}
     if as_json:
-        write_json({"total_bytes": total_bytes, "sizes": shown})
+        write_json({"total_bytes": total_bytes, "sizes": shown, **noted(opened.notes)})
         return OK
     rows = [
         (name, format_bytes(size), f"{100 * size / (total_bytes or 1):.1f} %") for name, size in shown.items()
     ]
     rows.append(("the model", format_bytes(total_bytes), "100.0 %"))
     show_table(("module", "bytes", "share"), rows, right=("bytes", "share"))
+    write_notes(opened.notes)
     return OK
 
 

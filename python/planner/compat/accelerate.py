@@ -24,6 +24,7 @@ from planner.compat.ties import (
     warn_if_untied,
 )
 from planner.devices import Budgets, DeviceKey, device_kind, size_to_bytes
+from planner.dotted import require_map, require_texts
 from planner.dtypes import resolve_dtype, stored_bits
 from planner.errors import InvalidConstraintError, InvalidInputError
 from planner.explain import empty_devices_notice, sentence
@@ -294,6 +295,7 @@ def check_device_map(model: nn.Module, device_map: Mapping[str, Any]) -> None:
 
     Raises:
         InvalidConstraintError: some tensors have no device. Fields: ``names``.
+        InvalidInputError: no mapping.
 
     Guarantee: warns about keys that name neither a module nor a tensor.
 
@@ -301,6 +303,7 @@ def check_device_map(model: nn.Module, device_map: Mapping[str, Any]) -> None:
 
     Source: accelerate 1.15, utils/modeling.py.
     """
+    require_map(device_map)
     unknown, uncovered = ModuleTree.from_module(model).uncovered(device_map, persistent_only=True)
     if unknown:
         warnings.warn(
@@ -324,6 +327,9 @@ def clean_device_map(device_map: Mapping[str, Any], module_name: str = "") -> di
         device_map: dotted names to devices.
         module_name: only look at keys below this module.
 
+    Raises:
+        InvalidInputError, InvalidConstraintError, InvalidDevicesError: no mapping from names to devices.
+
     Returns:
         A new dict; accelerate changes the one it is given. Keys that stay keep their order, grouped ones follow.
 
@@ -337,6 +343,8 @@ def clean_device_map(device_map: Mapping[str, Any], module_name: str = "") -> di
     """
     if not module_name:
         return clean(device_map)
+    require_map(device_map)
+    require_texts(device_map)
     prefix = f"{module_name}."
     inside = {
         name.removeprefix(prefix): device for name, device in device_map.items() if name.startswith(prefix)

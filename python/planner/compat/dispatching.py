@@ -14,7 +14,7 @@ from planner.dispatch.attaching import add_hook_to_module
 from planner.dispatch.blocks import Home
 from planner.dispatch.dispatching import carry_out
 from planner.dispatch.engagement import Engagement
-from planner.dispatch.homes import Assignment
+from planner.dispatch.homes import Assignment, require_whole
 from planner.dispatch.moving_hooks import CpuOffload, UserCpuOffloadHook
 from planner.dispatch.slots import resolve_device
 from planner.dispatch.weight_files import (
@@ -60,15 +60,16 @@ def dispatch_model(
 
     Raises:
         InvalidConstraintError: tensors without a device. Fields: ``names``.
-        InvalidInputError: a part on "disk" and neither folder nor index.
+        InvalidInputError: no mapping; or a part on "disk" and neither folder nor index.
         PlanMismatchError, OffloadError: as :func:`planner.dispatch`.
 
     Guarantee: as :func:`planner.dispatch`.
 
     Source: accelerate 1.15, big_modeling.py; differences are listed in docs/divergences.md.
     """
-    _require_cover(model, device_map)
     assignment = Assignment(device_map, main_device=main_device)
+    _require_cover(model, device_map)
+    require_whole(model, assignment)
     on_disk = [name for name, key in assignment.keys.items() if key == "disk"]
     if on_disk and offload_dir is None and offload_index is None:
         raise InvalidInputError(

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from planner.dotted import nearest_key
+from planner.dotted import nearest_key, require_map
 from planner.errors import InvalidConstraintError
 from planner.layout import Layout
 from planner.tree import ModuleTree
@@ -87,6 +87,7 @@ def check_tied_parameters_on_same_device(
         InvalidConstraintError: the map gives a parameter no device; accelerate recurses or raises ValueError. Fields:
             ``names``.
     """
+    require_map(device_map)
     for group in tied_params:
         devices = {parameter: _device_of(parameter, device_map) for parameter in group}
         if len(set(devices.values())) > 1:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from planner.config.kinds import TAG, Blocks, Keyed, Type
-from planner.config.layer import Node
-from planner.config.problem import Origin, Path, Rank, Spoken, short
+from planner.config.layer import UPDATE, Node, escaped
+from planner.config.problem import Origin, Path, Rank, Spoken, one_line, short
 from planner.config.schema import NOTHING, Field, schema_of
 
 __all__ = ["Answer", "Past"]
@@ -32,7 +32,7 @@ class Past:
         return self.node.origin
 
     def __str__(self) -> str:
-        return f"{short(self.value)}  <- {self.origin}  [{self.fate} by {self.by.where}]"
+        return f"{short(self.value)}  <- {self.origin}  [{self.fate} by {one_line(self.by.where)}]"
 
 
 @dataclass(slots=True)
@@ -100,6 +100,18 @@ class Answer:
             if not kid.counts:
                 kid.value = kid.default
         return found | self.kids
+
+    def plain_key(self, key: object) -> object:
+        """A key as plain data, as ``dump`` writes it."""
+        tree = self.kind.tree
+        return escaped(tree.key.write(key), UPDATE) if isinstance(tree, Keyed) else key
+
+    def plain_kid(self, key: object) -> Answer | None:
+        """The answer below a key, which may be spelled as ``dump`` writes it."""
+        below = self.below()
+        return below.get(key) or next(
+            (kid for each, kid in below.items() if self.plain_key(each) == key), None
+        )
 
     def walk(self) -> Iterator[Answer]:
         """This answer and all below."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
-from planner.config.layer import MAX_DEPTH, UNSET, Node, SourceError
+from planner.config.layer import MAX_DEPTH, UNSET, UPDATE, Node, SourceError
 from planner.config.problem import Origin
 
 __all__ = ["MAX_NODES", "Event", "compose", "core_scalar", "json_events", "parsed", "yaml_events"]
@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 # A tree costs some hundred bytes per value, so the size of a file alone does not bound the memory.
 MAX_NODES: Final = 20_000
+
+_MOST_SLOW: Final = 2**14  # characters for the parser in Python
 
 _WORDS: Final[dict[str, object]] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
@@ -41,7 +43,7 @@ class Event(NamedTuple):
     value: object = None
     line: int = 0
     column: int = 0
-    replace: bool = False
+    tag: str | None = None
 
 
 _END: Final = Event("end")
@@ -97,7 +99,8 @@ def yaml_events(text: str) -> Iterator[Event]:
     """The events of one YAML document, in a plain subset of YAML 1.2.
 
     Args:
-        text: the document. ``!unset`` stands for a deletion, ``!replace`` before a mapping replaces it.
+        text: the document. ``!unset`` stands for a deletion; before a mapping, ``!replace`` replaces and ``!update`` updates
+            what lower layers say.
 
     Raises:
         SourceError: not YAML, or an anchor, alias, merge key, other tag or second document, which are left out
@@ -105,7 +108,9 @@ def yaml_events(text: str) -> Iterator[Event]:
     """
     import yaml  # here, so that importing planner.config stays light
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    # Half of a character, as in a file's name that is no text: only the parser in Python lets it through, slowly.
+    has_halves = len(text) <= _MOST_SLOW and re.search(r"\\u[dD][89a-fA-F]", text)
+    loader = yaml.SafeLoader if has_halves else getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     documents = 0
     try:
         events: Iterator[Any] = yaml.parse(text, Loader=loader)
@@ -125,16 +130,23 @@ def _opening(event: Any, yaml: Any) -> Event:
     line, column = event.start_mark.line + 1, event.start_mark.column + 1
     if event.anchor is not None:
         raise SourceError(f"line {line}: anchors and aliases are not supported")
-    if event.tag not in (None, "!replace", "!unset"):
+    if event.tag not in (None, "!replace", "!unset", "!update"):
         raise SourceError(f"line {line}: tag {event.tag[:50]!r} is not supported")
     if isinstance(event, yaml.SequenceStartEvent):
         return Event("list", None, line, column)
     if isinstance(event, yaml.MappingStartEvent):
-        return Event("map", None, line, column, event.tag == "!replace")
+        return Event("map", None, line, column, event.tag)
     if event.value == "<<" and event.implicit[0]:
         raise SourceError(f"line {line}: merge keys are not supported")
-    plain = core_scalar(event.value) if event.implicit[0] else event.value
+    plain = core_scalar(event.value) if event.implicit[0] else _joined(event.value)
     return Event("scalar", UNSET if event.tag == "!unset" else plain, line, column)
+
+
+def _joined(text: str) -> str:
+    """Two escaped halves of one character as the character, as JSON means them."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
 
 def compose(
@@ -161,7 +173,8 @@ def compose(
         inside = iter(events.__next__, _END)
         if event.kind == "list":
             return Node(origin, tuple(node(item, depth + 1) for item in inside))
-        return Node(origin, children(inside, depth + 1), replace=event.replace, text_keys=text_keys)
+        replaces, updates = event.tag == "!replace", event.tag == UPDATE
+        return Node(origin, children(inside, depth + 1), replaces, partial=updates, text_keys=text_keys)
 
     def children(keys: Iterator[Event], depth: int) -> dict[object, Node]:
         found: dict[object, Node] = {}

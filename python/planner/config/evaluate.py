@@ -8,7 +8,7 @@ from typing import Any
 from planner.config.answer import Answer
 from planner.config.frozen import FrozenMap
 from planner.config.kinds import Blocks, Type
-from planner.config.layer import UNSET, Node, SourceError, from_python
+from planner.config.layer import UNSET, Node, SourceError, escaped, from_python
 from planner.config.problem import CODE_ERRORS, Origin, Path, Problem, Rank, Spoken, path_text
 from planner.config.replay import Replay
 from planner.config.schema import NOTHING, Check, Compute, Field, is_constant, schema_of
@@ -167,7 +167,7 @@ class Evaluation:
 
     def _as_word(self, answer: Answer, found: object, origin: Origin) -> object:
         try:
-            node, problems = from_python(found, origin)
+            node, problems = from_python(escaped(found, UNSET.value), origin)
         except SourceError as error:
             node, problems = Node(origin, UNSET), [Problem(answer.path, str(error))]
         self._replay.problems += problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -10,6 +11,13 @@ __all__ = ["FrozenMap"]
 
 K = TypeVar("K")
 V_co = TypeVar("V_co", covariant=True)
+
+
+def _order(key: object) -> tuple[bool, float, str]:
+    """Numbers by value, then all other keys by what they are written as; what has no order among its kind has one here."""
+    if isinstance(key, int | float):
+        return False, key, ""
+    return True, 0, str(key.value if isinstance(key, enum.Enum) else "" if key is None else key)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -24,7 +32,7 @@ class FrozenMap(Mapping[K, V_co]):
     _items: Mapping[K, V_co] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        pairs = sorted(self._items.items(), key=lambda pair: (isinstance(pair[0], str), pair[0]))
+        pairs = sorted(self._items.items(), key=lambda pair: _order(pair[0]))
         object.__setattr__(self, "_items", dict(pairs))
 
     def __getitem__(self, key: K) -> V_co:

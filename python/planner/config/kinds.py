@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from planner.config.document import core_scalar
-from planner.config.layer import Node
+from planner.config.layer import Node, is_unset
 from planner.config.problem import Path, short, suggestion
 
 if typing.TYPE_CHECKING:
@@ -147,6 +147,8 @@ class Type:
     def with_type(self, node: Node) -> Node:
         """``{type: word}`` for a plain word where a tag picks the class, unless a member takes such a word."""
         if not (isinstance(node.content, str) and isinstance(self.tree, Blocks) and self.tree.tags):
+            return node
+        if is_unset(node.content):
             return node
         if any(_takes(member, node.content) for member in self.members):
             return node

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -11,31 +12,64 @@ from planner.config.problem import Origin, Path, Place, Problem, Rank, Spoken
 __all__ = [
     "MAX_DEPTH",
     "UNSET",
+    "UPDATE",
     "Layer",
     "Node",
     "Replace",
     "SourceError",
     "Unset",
     "along",
+    "escaped",
     "from_python",
+    "is_unset",
     "layer_of",
     "put",
+    "unescaped",
 ]
+
+T = typing.TypeVar("T")
 
 MAX_DEPTH = 64
 
 
-class Unset(enum.Enum):
+class Unset(enum.StrEnum):
     """The type of ``UNSET``; an enum so that it stays one object through copies and pickles."""
 
-    UNSET = "unset"
+    UNSET = "!unset"
 
     def __repr__(self) -> str:
         return "UNSET"
 
 
 UNSET = Unset.UNSET
-"""As a value: forget what lower layers say here."""
+"""As a value: forget what lower layers say here. In plain data it is the text "!unset"."""
+
+UPDATE = "!update"
+"""As a key with the value true: the mapping updates by key, even where a mapping means something only as a whole."""
+
+
+def is_unset(content: object) -> bool:
+    """Whether a word is ``UNSET``, or the text that stands for it in plain data."""
+    return isinstance(content, str) and content == UNSET.value
+
+
+def escaped(said: object, word: str) -> object:
+    """What a text is in plain data: one more exclamation mark where it could be taken for a word of ours.
+
+    Example:
+        >>> [escaped(said, UPDATE) for said in ("!update", "!!update", "update", 1)]
+        ['!!update', '!!!update', 'update', 1]
+    """
+    return f"!{said}" if _looks_like(said, word, "!") else said
+
+
+def unescaped(said: T, word: str) -> T:
+    """The text that was meant. Undoes :func:`escaped`."""
+    return typing.cast("T", said[1:]) if isinstance(said, str) and _looks_like(said, word, "!!") else said
+
+
+def _looks_like(said: object, word: str, start: str) -> bool:
+    return isinstance(said, str) and said.startswith(start) and said.lstrip("!") == word[1:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +108,15 @@ class Node:
         """Whether it says anything; a path that leads only to an unset does not."""
         if self.partial and isinstance(self.content, dict):
             return any(child.speaks for child in self.content.values())
-        return self.content is not UNSET
+        return not is_unset(self.content)
+
+    def as_word(self) -> Node:
+        """This node, with what plain data spells as text or as a key: a text that looks like a word, an update."""
+        if isinstance(self.content, dict) and UPDATE in self.content and self.content[UPDATE].content is True:
+            rest = {key: node for key, node in self.content.items() if key != UPDATE}
+            return replace(self, content=rest, partial=True)
+        text = unescaped(self.content, UNSET.value)
+        return self if text is self.content else replace(self, content=text, text=self.text and str(text))
 
     def plain(self) -> object:
         """The content without origins, for messages."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import enum
-import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from planner.errors import InvalidConfigError
+from planner.spelling import shown as short
 
 __all__ = [
     "CODE_ERRORS",
@@ -19,6 +19,7 @@ __all__ = [
     "Rank",
     "Spoken",
     "invalid",
+    "one_line",
     "path_text",
     "short",
     "suggestion",
@@ -37,19 +38,24 @@ CODE_ERRORS = (
 )
 """What a mistake in a computing function, rule or translation raises; all of these become problems with a path."""
 
-# One screen line, however large a hostile value is.
-_REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = 80
 
+def one_line(text: str) -> str:
+    """A text with what would break its line, or what nobody sees, spelled out.
 
-def short(value: object) -> str:
-    """``repr`` of a value, cut to about one line."""
-    return _REPR.repr(value)
+    Example:
+        >>> one_line("a\\nb")
+        'a\\\\nb'
+    """
+    return (
+        text
+        if text.isprintable()
+        else "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    )
 
 
 def path_text(path: Path) -> str:
     """A path as a person writes it, cut to about one line."""
-    text = ".".join(str(key) for key in path)
+    text = one_line(".".join(short(key) if isinstance(key, int) else str(key) for key in path))
     return (text if len(text) <= 200 else f"{text[:160]}…{text[-30:]}") or "(root)"
 
 
@@ -98,7 +104,7 @@ class Origin:
 
     def __str__(self) -> str:
         note = f" ({self.note})" if self.note else ""
-        return f"{self.rank.name.lower()} · {self.where}{note}"
+        return one_line(f"{self.rank.name.lower()} · {self.where}{note}")
 
 
 @dataclass(frozen=True, slots=True)

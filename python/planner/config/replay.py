@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from planner.config.answer import Answer
 from planner.config.kinds import Blocks, Keyed
-from planner.config.layer import UNSET, Node, Unset
+from planner.config.layer import UPDATE, Node, is_unset, unescaped
 from planner.config.problem import CODE_ERRORS, Origin, Path, Problem, path_text, suggestion
 from planner.config.schema import Field, schema_of
 
@@ -18,11 +18,22 @@ class Replay:
         self.problems: list[Problem] = []
         self.renamed: list[Problem] = []
 
+    def say_root(self, root: Answer, node: Node) -> None:
+        """All that one layer says. What cannot be meant for a whole configuration is wrong even where more is said on top."""
+        if not isinstance(node.content, dict) and not is_unset(node.content):
+            try:
+                root.kind.read(root.kind.with_type(node))
+            except ValueError as error:
+                self._problem((), str(error), node)
+                return
+        self.say(root, node)
+
     def say(self, answer: Answer, node: Node) -> None:
         """One word, on top of what was said before."""
-        if node.content is UNSET:
+        if is_unset(node.content):
             answer.end_all("unset", node)
             return
+        node = node.as_word()
         if node.replace:
             answer.end_all("replaced", node)
         tree, node = answer.kind.tree, answer.kind.with_type(node)
@@ -44,7 +55,7 @@ class Replay:
         spellings: dict[object, object] = {}
         for raw, node in words.items():
             try:
-                key, kind, field = tree.child(raw, is_text=is_text, chosen=answer.chosen)
+                key, kind, field = tree.child(unescaped(raw, UPDATE), is_text=is_text, chosen=answer.chosen)
             except ValueError as error:
                 self._problem((*answer.path, raw), str(error), node)
                 continue
@@ -56,12 +67,12 @@ class Replay:
 
     def _choose(self, answer: Answer, blocks: Blocks, node: Node) -> None:
         """A word for ``type``: what was said for another class is dropped, unless both inherit the field."""
-        tag = node.content if isinstance(node.content, (str, Unset)) else node.text
-        if tag is not UNSET and tag not in blocks.tags:
+        tag = node.content if isinstance(node.content, str) else node.text
+        if not is_unset(tag) and tag not in blocks.tags:
             what = f"unknown type, expected one of {', '.join(blocks.tags)}{suggestion(tag, blocks.tags)}"
             self._problem((*answer.path, "type"), what, node)
             return
-        answer.chosen = None if tag is UNSET else blocks.members[str(tag)]
+        answer.chosen = None if is_unset(tag) else blocks.members[str(tag)]
         fields = schema_of(answer.chosen or blocks.first).fields
         for name, kid in answer.kids.items():
             same = fields.get(str(name))
@@ -76,7 +87,7 @@ class Replay:
         words = (node.spoken((*path, raw)),)
         self.renamed.append(Problem((*path, raw), f"{old!r} is now called {new!r}", words))
         transform = field.renamed[str(raw)]
-        if transform is None or node.content is UNSET:
+        if transform is None or is_unset(node.content):
             return node
         origin = Origin(node.origin.rank, node.origin.where, f"from {old} = {node.plain()!r}")
         try:

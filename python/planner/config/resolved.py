@@ -9,9 +9,10 @@ from typing import Generic, Literal, TypeVar, cast
 
 from planner.config.answer import Answer, Past
 from planner.config.kinds import Keyed, split_path
-from planner.config.layer import UNSET, Layer
+from planner.config.layer import UNSET, UPDATE, Layer, escaped
 from planner.config.problem import Origin, Path, Rank, path_text, suggestion
-from planner.config.schema import NOTHING, Field, place_of
+from planner.config.schema import NOTHING, Field, place_of, schema_of
+from planner.config.written import yaml_lines
 
 __all__ = ["Difference", "Resolved", "diff"]
 
@@ -79,7 +80,7 @@ class Resolved(Generic[T]):
         ranks: Iterable[Rank] = (Rank.USER,),
         level: Literal["said", "all"] = "said",
     ) -> dict[str, object]:
-        """The configuration as plain data, ready for JSON or YAML.
+        """The configuration as plain data, ready for JSON or YAML: dicts and lists of null, bools, numbers and texts.
 
         Args:
             path: a block; its part stands alone, with what it computed from outside or was given by its parent.
@@ -88,7 +89,9 @@ class Resolved(Generic[T]):
 
         Guarantee:
             ``Stack(S).set(r.dump(ranks=(USER, IMPORTED))).resolve().config == r.config``, and the same for
-            ``r.dump()`` on top of the same import. An imported key that the user deleted is dumped as ``UNSET``.
+            ``r.dump()`` on top of the same import. An imported key that the user deleted is dumped as "!unset", which is
+            ``UNSET``. Where single keys were said of a mapping that means something only as a whole, the key "!update"
+            stands with them. A text that looks like one of these has one more exclamation mark, as "!!unset".
         """
         top = self._at(path)
         if top.shape != "block" or not top.counts:
@@ -96,11 +99,21 @@ class Resolved(Generic[T]):
         written = _everything(top) if level == "all" else _Dump(top.path, frozenset(ranks)).below(top)
         return cast("dict[str, object]", written)
 
+    def yaml(self, *, ranks: Iterable[Rank] = (Rank.USER,), level: Literal["said", "all"] = "said") -> str:
+        """:meth:`dump` as a YAML file that says the same, each value with its origin as a comment; empty if nothing is said."""
+        return "\n".join(yaml_lines(self.dump(ranks=ranks, level=level), self.said_by))
+
+    def said_by(self, path: str | Path) -> str:
+        """The origin of the value at a path in words, or who unset what was said there."""
+        answer = self._at(path)
+        is_unset = answer.word is None and answer.past
+        return f"{answer.past[0].fate} by {answer.past[0].by}" if is_unset else str(answer.origin)
+
     def _at(self, path: str | Path) -> Answer:
         keys = split_path(self.root.kind, path)[0] if isinstance(path, str) and path else tuple(path)
         found: Answer | None = self.root
         for key in keys:
-            found = found.below().get(key) if found else None
+            found = found.plain_kid(key) if found else None
         if found is None or not (found.counts or found.past):
             known = [path_text(each) for each in self.answers if each]
             raise KeyError(f"no {path_text(keys)} in this configuration{suggestion(path_text(keys), known)}")
@@ -127,8 +140,21 @@ def _outcome(answer: Answer) -> str:
 def _everything(answer: Answer) -> object:
     """The value, with all that is below, as plain data."""
     if answer.shape == "leaf":
-        return answer.written
-    return {key: _everything(kid) for key, kid in answer.below().items() if kid.counts}
+        return _plain(answer.written)
+    return {answer.plain_key(key): _everything(kid) for key, kid in answer.below().items() if kid.counts}
+
+
+def _of_class(block: Answer, found: dict[object, object]) -> dict[object, object]:
+    """What is written of a block with its type, and with it alone: the default type may be another one where it is read.
+
+    Choosing a type drops the keys of all others, so these need no word.
+    """
+    fields = schema_of(block.cls).fields if block.cls else {}
+    return {key: value for key, value in found.items() if key in fields} | {"type": block.tag}
+
+
+def _plain(written: object) -> object:
+    return escaped(written, UNSET.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,23 +169,28 @@ class _Dump:
         found = {key: self._one(kid) for key, kid in top.below().items()}
         is_part = bool(self.part) and top.path == self.part
         if top.tag and (is_part or any(value not in (NOTHING, UNSET) for value in found.values())):
-            found["type"] = (
-                top.tag
-            )  # with any of its keys: the default type may be another one where it is read
-        return {key: value for key, value in found.items() if value is not NOTHING}
+            found = _of_class(top, found)
+        return {top.plain_key(key): value for key, value in found.items() if value is not NOTHING}
 
     def _one(self, answer: Answer) -> object:
         if self._comes_back(answer):
-            return UNSET
+            return UNSET.value
         if not answer.counts:
             return NOTHING
         is_written = self._is_written(answer)
         if answer.shape == "leaf":
-            return answer.written if is_written else NOTHING
+            return _plain(answer.written) if is_written else NOTHING
         found = self.below(answer)
-        if answer.shape == "map" and self._is_whole(answer, is_written or bool(found)):
+        if not found and not is_written:
+            return NOTHING
+        return self._mapping(answer, answer.kind.tree, found) if answer.shape == "map" else found
+
+    def _mapping(self, answer: Answer, tree: object, found: dict[object, object]) -> object:
+        """What is written of a mapping: all of it where it was computed or said as a whole, else the keys that were said."""
+        assert isinstance(tree, Keyed)
+        if self._is_whole(answer) if tree.whole else answer.reads:
             return _everything(answer)
-        return found if found or is_written else NOTHING
+        return {UPDATE: True, **found} if tree.whole else found
 
     def _is_written(self, answer: Answer) -> bool:
         if answer.field and answer.field.derived:
@@ -172,19 +203,18 @@ class _Dump:
     def _is_inside(self, path: Path) -> bool:
         return path[: len(self.part)] == self.part
 
-    def _is_whole(self, answer: Answer, is_said: bool) -> bool:
-        """Whether a mapping is written whole: because it was computed, or means something only as a whole."""
-        assert isinstance(answer.kind.tree, Keyed)
-        if not answer.kind.tree.whole:
-            return is_said and bool(answer.reads)
-        ended = (past.by.rank in self.ranks for each in answer.walk() for past in each.past)
-        return is_said or any(ended)
+    def _is_whole(self, answer: Answer) -> bool:
+        """Whether a mapping that means something as a whole was said, or ended, as a whole; else keys were said of it."""
+        nodes = [*([answer.word] if answer.word else []), *(past.node for past in answer.past)]
+        said = any(node.origin.rank in self.ranks and not node.partial for node in nodes)
+        ended = any(past.by.rank in self.ranks and past.fate != "shadowed" for past in answer.past)
+        return said or ended or bool(answer.reads)
 
     def _comes_back(self, answer: Answer) -> bool:
         """What the import said, the user ended, and nobody said again: it would come back on top of the import."""
         if self.part or Rank.USER not in self.ranks or Rank.IMPORTED in self.ranks:
             return False
-        is_silent = answer.origin.rank <= Rank.COMPUTED if answer.counts else answer.field is None
+        is_silent = answer.origin.rank <= Rank.COMPUTED or not answer.counts
         ended = [past for past in answer.past if past.by.rank is Rank.USER]
         return is_silent and any(past.origin.rank is Rank.IMPORTED for past in ended)
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal
 from planner.config.kinds import Leaf, parse_type
 from planner.config.problem import suggestion
 from planner.config.schema import config, setting
+from planner.spelling import NAMED, count_of, device_words, known_device, shown
 from planner.units import parse_bytes
 
 __all__ = [
@@ -25,11 +26,11 @@ __all__ = [
     "Sequential",
     "Settings",
     "Strategy",
+    "read_budget_row",
+    "read_bytes",
     "read_device",
     "read_dtype",
 ]
-
-_DEVICE = re.compile(r"[a-z]+(:[0-9]{1,9})?")
 
 DTYPES: Final = (
     *("float64", "float32", "float16", "bfloat16"),
@@ -61,43 +62,86 @@ _SHORT_DTYPES: Final = {"fp64": "float64", "fp32": "float32", "fp16": "float16",
 
 
 def read_device(said: object) -> int | str:
-    """One spelling for each device: the number of an accelerator, or ``cpu``, ``disk``, ``mps``, ``xpu:1``.
+    """One spelling for each device: the number of an accelerator, or ``cpu``, ``disk``, ``mps``.
+
+    Returns:
+        A back end that only torch knows stays in words, as in ``virtual:1``: reading a configuration does not need torch.
 
     Raises:
-        ValueError: not a device, or ``cuda`` without a number.
+        ValueError: not a device.
 
     Example:
-        >>> [read_device(said) for said in (0, "0", "cuda:0", "cpu")]
-        [0, 0, 0, 'cpu']
+        >>> [read_device(said) for said in (0, "0", "cuda:0", "xpu:1", "cpu", "virtual:1")]
+        [0, 0, 0, 1, 'cpu', 'virtual:1']
     """
-    if type(said) is int and said >= 0:
-        return said
-    name = said if type(said) is str else ""
-    number = name.removeprefix("cuda:")
-    if re.fullmatch("[0-9]{1,9}", number):
-        return int(number)
-    if name == "cuda" or not _DEVICE.fullmatch(name):
-        raise ValueError(f"expected a device such as 0, 'cuda:0', 'cpu' or 'disk', got {str(said)[:80]!r}")
-    return name
+    device = known_device(said)
+    if device is not None:
+        return device
+    kind, number = device_words(said) or ("", None)
+    if not kind or kind in NAMED:
+        raise ValueError(f"expected a device such as 0, 'cuda:0', 'cpu' or 'disk', got {shown(said)}")
+    return kind if number is None else f"{kind}:{int(number)}"
 
 
 def read_bytes(said: object) -> int:
-    """Bytes from a count or a size in words. Raises ValueError."""
-    if type(said) is str:
+    """Whole bytes from a number of any kind, rounded down, or from a size in words. Raises ValueError."""
+    if isinstance(said, str):
         return parse_bytes(said)
-    if type(said) is not int or said < 0:
-        raise ValueError(f"expected a number of bytes or a size such as '10GiB', got {str(said)[:80]!r}")
-    return said
+    count = count_of(said)
+    if count is None:
+        raise ValueError(
+            f"expected a finite number of bytes of at least 0, or a size such as '10GiB', got {shown(said)}"
+        )
+    return int(count)
 
 
 def read_room(said: object) -> int | str:
     """Bytes, or a share of the budget as in "10%". Raises ValueError."""
-    if type(said) is str and said.rstrip().endswith("%"):
+    if isinstance(said, str) and said.rstrip().endswith("%"):
         share = said.rstrip()[:-1].strip()
         if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,6})?", share) or float(share) > 100:
-            raise ValueError(f"expected a share from 0% to 100%, got {said[:80]!r}")
-        return f"{float(share):g}%"
+            raise ValueError(f"expected a share from 0% to 100%, got {shown(said)}")
+        return f"{float(share):.9g}%"  # all digits that it may have
     return read_bytes(said)
+
+
+def read_budget_row(row: object) -> dict[int | str, int]:
+    """Budgets by device, read as those of ``max_memory``; None is all that there is.
+
+    Raises:
+        ValueError: no budgets, or one device twice.
+
+    Example:
+        >>> read_budget_row({"cuda:0": "1KB", "cpu": 2.5})
+        {0: 1000, 'cpu': 2}
+    """
+    if row is not None and not isinstance(row, Mapping):
+        raise ValueError(f"expected budgets such as {{0: '80GiB', 'cpu': '200GiB'}}, got {shown(row)}")
+    found: dict[int | str, int] = {}
+    for said, size in (row or {}).items():
+        device = read_device(said)
+        if device in found:
+            raise ValueError(f"device {device!r} is named twice")
+        found[device] = read_bytes(size)
+    return found
+
+
+def read_name(said: object) -> str:
+    """A name of a module, tensor or class: a str that is text. Raises ValueError."""
+    if type(said) is not str or said.encode(errors="ignore").decode() != said:
+        raise ValueError(f"expected a name, got {shown(said)}")
+    return said
+
+
+def counted(least: int, most: int) -> Leaf:
+    """Reads an int of a range; exact, as every int."""
+
+    def read(said: object) -> object:
+        if type(said) is not int or not least <= said <= most:
+            raise ValueError(f"expected an int from {least} to {most}, got {shown(said)}")
+        return said
+
+    return Leaf(f"an int from {least} to {most}", read)
 
 
 def read_dtype(said: object) -> str:
@@ -115,7 +159,7 @@ def read_dtype(said: object) -> str:
     name = _SHORT_DTYPES.get(name, name)
     if name not in DTYPES:
         raise ValueError(
-            f"expected an element type such as 'float16', got {str(said)[:80]!r}{suggestion(name, DTYPES)}"
+            f"expected an element type such as 'float16', got {shown(said)}{suggestion(name, DTYPES)}"
         )
     return name
 
@@ -124,6 +168,12 @@ Device = Annotated[int | str, Leaf("a device", read_device)]
 Bytes = Annotated[int, Leaf("a size in bytes", read_bytes)]
 Room = Annotated[int | str, Leaf("bytes or a share such as '10%'", read_room)]
 DType = Annotated[str, Leaf("an element type", read_dtype)]
+Name = Annotated[str, Leaf("a name", read_name)]
+# JSON's readers tell whole numbers apart up to here.
+_MOST: Final = 2**53
+Steps = Annotated[int, counted(0, _MOST)]
+Staged = Annotated[int, counted(1, 1000)]
+Fact = Annotated[int, counted(0, _MOST)]
 
 
 @config(tag="sequential")
@@ -149,7 +199,7 @@ class Auto:
     """As little offloaded as can be, proven where the search ends."""
 
     fill: Literal["even", "fewest", "in_order"] = "even"
-    search_steps: int = 120_000
+    search_steps: Steps = 120_000
 
 
 Strategy = Auto | Sequential | Balanced | BalancedLow0
@@ -168,12 +218,12 @@ class Model:
 
     model_type: str | None = None
     dtype: DType | None = None
-    num_hidden_layers: int | None = None
-    hidden_size: int | None = None
-    num_attention_heads: int | None = None
-    num_key_value_heads: int | None = None
-    head_dim: int | None = setting(default=None, compute=_head_dim)
-    max_position_embeddings: int | None = None
+    num_hidden_layers: Fact | None = None
+    hidden_size: Fact | None = None
+    num_attention_heads: Fact | None = None
+    num_key_value_heads: Fact | None = None
+    head_dim: Fact | None = setting(default=None, compute=_head_dim)
+    max_position_embeddings: Fact | None = None
     tie_word_embeddings: bool | None = None
     quant_method: str | None = None
 
@@ -184,7 +234,7 @@ class Settings:
 
     Args:
         strategy: how devices are filled.
-        max_memory: budget by device; empty for all that is detected, else only what is named.
+        max_memory: budget by device; empty or None for all that is detected, else only what is named.
         headroom: what stays free of a budget, by device, "all" for every device without a word of its own; None for a tenth
             of what was detected and nothing of what was said.
         mode: whether something may lie on cpu and disk ("any"), not on disk ("no_disk"), or on accelerators only.
@@ -205,19 +255,19 @@ class Settings:
     """
 
     strategy: Strategy = Auto()
-    max_memory: Mapping[Device, Bytes] = setting(default={}, whole=True)
+    max_memory: Mapping[Device, Bytes] | None = setting(default={}, whole=True)
     headroom: Mapping[Device, Room] | None = None
     mode: Literal["any", "no_disk", "gpu_only"] = "any"
     dtype: DType | None = None
-    special_dtypes: Mapping[str, DType] = setting(default={})
-    no_split_module_classes: tuple[str, ...] = ()
-    no_split_modules: tuple[str, ...] = ()
+    special_dtypes: Mapping[Name, DType] = setting(default={})
+    no_split_module_classes: tuple[Name, ...] = ()
+    no_split_modules: tuple[Name, ...] = ()
     granularity: Literal["block", "module", "expert"] = "block"
-    pin: Mapping[str, Device] = setting(default={})
-    forbid: Mapping[str, tuple[Device, ...]] = setting(default={})
-    keep_together: tuple[tuple[str, ...], ...] = ()
+    pin: Mapping[Name, Device] = setting(default={})
+    forbid: Mapping[Name, tuple[Device, ...]] = setting(default={})
+    keep_together: tuple[tuple[Name, ...], ...] = ()
     execute_offloaded: Literal["accelerator", "cpu"] = "accelerator"
-    staging_blocks: int = 1
+    staging_blocks: Staged = 1
     offload_folder: Path | None = None
     offload_buffers: bool = False
     model: Model = Model()

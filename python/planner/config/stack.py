@@ -91,7 +91,10 @@ class Stack(Generic[T]):
         return self.push(option_layer(self.kind, path, value, spelled, number))
 
     def set(self, words: Mapping[Any, object] | None = None, /, **keywords: object) -> Stack[T]:
-        """Values from code: nested mappings, tuples as paths, keywords; ``UNSET`` deletes, ``Replace`` replaces."""
+        """Values from code: nested mappings, tuples as paths, keywords; ``UNSET`` deletes, ``Replace`` replaces.
+
+        Plain data, as ``Resolved.dump`` writes it, has "!unset" as a value and "!update" as a key for the same.
+        """
         more = [] if words is None else [_python_layer(words, Rank.USER)]
         return self.push(*more, *([_python_layer(keywords, Rank.USER)] if keywords else []))
 
@@ -126,7 +129,7 @@ class Stack(Generic[T]):
         replay, root = Replay(), Answer((), self.kind, place=_where())
         for layer in self.layers:
             replay.problems += layer.problems
-            replay.say(root, layer.root)
+            replay.say_root(root, layer.root)
         evaluation = Evaluation(root, replay)
         config = evaluation.run()
         if replay.problems:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from planner.devices import canonical_device
+from planner.devices import read_budgets
 from planner.dispatch.journal import Journal
-from planner.errors import PlanMismatchError
+from planner.errors import InvalidDevicesError, PlanMismatchError
 from planner.plan import Plan
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def dispatch(
         PlanMismatchError: names or devices that do not fit, weights that are not in memory, other libraries' hooks, or
             a disk. Fields: ``findings``.
         OffloadError: a tensor that cannot rest elsewhere. Fields: ``name``.
+        InvalidInputError, InvalidConstraintError, InvalidDevicesError: no plan, and no mapping from names to devices; or room
+            for staging that is none.
 
     Guarantee: everything is checked before anything is moved, and a failure half-way leaves the model as it was. The
         outputs are those of the undispatched model. Between forwards no offloaded weight is on an accelerator. With one
@@ -92,16 +94,23 @@ def dispatch(
 
 
 def _staging_room(plan: Any, staging_bytes: Mapping[Any, int] | None) -> dict[Any, int]:
+    from planner.dispatch.homes import require_present
     from planner.dispatch.slots import resolve_device
 
-    if staging_bytes is None:
-        devices = plan.devices if isinstance(plan, Plan) else ()
-        staging_bytes = {
-            row.id: row.reserved_bytes + (row.free_bytes or 0) for row in devices if row.kind == "accelerator"
-        }
-        present = set(plan.device_map.values()) | set(plan.execution_map.values()) if staging_bytes else set()
-        staging_bytes = {device: size for device, size in staging_bytes.items() if device in present}
-    return {resolve_device(canonical_device(device)): size for device, size in staging_bytes.items()}
+    if staging_bytes is not None:
+        said = read_budgets(staging_bytes, "staging_bytes")
+        if "disk" in said:
+            raise InvalidDevicesError(
+                "staging_bytes names disk, where nothing runs; name accelerators", device="disk"
+            )
+        require_present(said)
+        return {resolve_device(device): int(size) for device, size in said.items()}
+    devices = plan.devices if isinstance(plan, Plan) else ()
+    kept = {
+        row.id: row.reserved_bytes + (row.free_bytes or 0) for row in devices if row.kind == "accelerator"
+    }
+    present = {*plan.device_map.values(), *plan.execution_map.values()} if kept else set()
+    return {resolve_device(device): size for device, size in kept.items() if device in present}
 
 
 def carry_out(model: nn.Module, engagement: Engagement) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,12 +11,12 @@ from torch import nn
 from planner.devices import DeviceKey, accelerator_count, canonical_device
 from planner.dispatch.blocks import Home
 from planner.dispatch.slots import modules_of, own_slots, resolve_device
-from planner.dotted import nearest_key
-from planner.errors import PlanMismatchError
+from planner.dotted import nearest_key, require_map, require_texts
+from planner.errors import InvalidDevicesError, PlanMismatchError
 from planner.plan import Plan
 from planner.tree import ModuleTree
 
-__all__ = ["Assignment", "require_fit", "require_whole"]
+__all__ = ["Assignment", "require_fit", "require_present", "require_whole"]
 
 _CPU = torch.device("cpu")
 
@@ -31,7 +31,8 @@ class Assignment:
             the map.
 
     Raises:
-        InvalidDevicesError: something that is no device.
+        InvalidInputError, InvalidConstraintError: no mapping from names.
+        InvalidDevicesError: something that is no device, or on which nothing can run.
         PlanMismatchError: a device that this machine does not have. Fields: ``findings``.
     """
 
@@ -41,11 +42,13 @@ class Assignment:
         execution_map: Mapping[str, Any] | None = None,
         main_device: Any = None,
     ) -> None:
+        self.keys = _device_keys(device_map, "the device map")
         self.device_map = dict(device_map)
-        self.keys = {name: canonical_device(device) for name, device in device_map.items()}
-        running = {name: canonical_device(device) for name, device in (execution_map or {}).items()}
+        running = {} if execution_map is None else _device_keys(execution_map, "the execution map")
         main_key = _main_key(self.keys) if main_device is None else canonical_device(main_device)
-        _require_present({*self.keys.values(), *running.values(), main_key})
+        for key in {*running.values(), main_key} & {"disk"}:
+            raise InvalidDevicesError("nothing can run on disk; name an accelerator or the cpu", device=key)
+        require_present({*self.keys.values(), *running.values(), main_key})
         devices = {
             key: resolve_device(key) for key in {*self.keys.values(), *running.values(), main_key} - {"disk"}
         }
@@ -91,6 +94,12 @@ class Assignment:
         return len(homes) == 1 and not next(iter(homes)).is_offloaded
 
 
+def _device_keys(device_map: Mapping[str, Any], what: str) -> dict[str, DeviceKey]:
+    require_map(device_map, what)
+    require_texts(device_map, what)
+    return {name: canonical_device(device) for name, device in device_map.items()}
+
+
 def _main_key(keys: Mapping[str, DeviceKey]) -> DeviceKey:
     numbers = sorted(key for key in keys.values() if isinstance(key, int))
     return numbers[0] if numbers else "mps" if "mps" in keys.values() else "cpu"
@@ -102,7 +111,8 @@ def _nearest(name: str, table: Mapping[str, DeviceKey]) -> DeviceKey | None:
     return None if key is None else table[key]
 
 
-def _require_present(keys: set[DeviceKey]) -> None:
+def require_present(keys: Iterable[DeviceKey]) -> None:
+    """Raises PlanMismatchError for accelerators that this machine does not have. Fields: ``findings``."""
     wanted = sorted(key for key in keys if isinstance(key, int))
     if not wanted:
         return

@@ -14,8 +14,8 @@ ENGINE = sorted(path for path in FOLDER.glob("*.py") if path.name not in ("setti
 TREES = {path.name: ast.parse(path.read_text()) for path in ENGINE}
 
 # What was reached, and one in a hundred: whoever needs more takes something out, or raises the limit with a reason.
-MOST_STATEMENTS = 1208
-MOST_IN_FUNCTIONS = 776
+MOST_STATEMENTS = 1330
+MOST_IN_FUNCTIONS = 860
 
 
 def is_text(node: ast.AST) -> bool:
