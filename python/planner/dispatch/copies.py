@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from planner.errors import OffloadError
 
 # Of stand-ins; they say nothing about a real tensor.
-_OWN_MARKS = {"offloaded_name", "fetch", "kept", "twin", "stands_for", "_is_param"}
+_OWN_MARKS = {"offloaded_name", "fetch", "kept", "twin", "stands_for", "whereabouts", "_is_param"}
 
 __all__ = [
     "SharedCopies",

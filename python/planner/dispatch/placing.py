@@ -47,12 +47,12 @@ def placed(tensor: Any, device: torch.device, name: str) -> Any:
     Raises:
         InvalidInputError: it lies on the meta device, where there is nothing to move.
     """
-    if tensor.device == device:
-        return tensor
-    if tensor.device.type == "meta" and device.type != "meta":
+    if tensor.is_meta and device.type != "meta":
         raise InvalidInputError(
             f"{name} is on the meta device, we need a `value` to put in on {device}: load the weights first"
         )
+    if tensor.is_meta or tensor.device == device:
+        return tensor
     made = like_parameter(tensor, copied(tensor, device))
     if tensor.is_leaf and tensor.grad is not None:
         made.grad = copied(tensor.grad, device)
@@ -125,7 +125,7 @@ def offload_tensors(hook: AlignDevicesHook, module: nn.Module) -> None:
     """
     slots = list(named_slots(module, recurse=hook.place_submodules))
     resting = [(name, slot) for name, slot in slots if rests(slot, offload_buffers=hook.offload_buffers)]
-    hook.original_devices = {name: slot.read().device for name, slot in slots}
+    hook.original_devices = {name: _lies_on(slot.read()) for name, slot in slots}
     _rest(hook, module, resting)
     by_module: dict[int, list[tuple[str, Slot]]] = {}
     for name, slot in resting:
@@ -143,7 +143,7 @@ def restore_others(module: nn.Module, devices: Mapping[str, torch.device], *, re
     """Moves what an offloaded module keeps where it runs back to where it came from."""
     for name, slot in list(named_slots(module, recurse=recurse)):
         tensor, device = slot.read(), devices.get(name)
-        if device is not None and device.type != "meta" and tensor.device.type != "meta":
+        if device is not None and device.type != "meta" and not tensor.is_meta:
             slot.write(placed(tensor, device, name))
 
 
@@ -179,8 +179,14 @@ def _offloaded(hook: AlignDevicesHook, rows: list[tuple[str, Slot]]) -> Residenc
     return Residency(at_rest)
 
 
+def _lies_on(tensor: Any) -> torch.device:
+    """What a tensor says, but for a stand-in, whose values this module does not have."""
+    return torch.device("meta") if is_offloaded(tensor) else tensor.device
+
+
 def _stand_in(tensor: Any, name: str) -> OffloadedTensor:
     if isinstance(tensor, OffloadedTensor):
+        tensor.whereabouts = None  # it has another owner now
         return tensor
     return placeholder(
         tensor, name, is_parameter=isinstance(tensor, nn.Parameter), requires_grad=tensor.requires_grad
