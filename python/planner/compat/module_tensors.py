@@ -14,6 +14,7 @@ from planner.dispatch.aligning import aligns
 from planner.dispatch.at_rest import TiedCopies
 from planner.dispatch.borders import find_device as _find_device
 from planner.dispatch.borders import moved
+from planner.dispatch.carrying import relocated
 from planner.dispatch.copies import copied, like_parameter
 from planner.dispatch.dispatched import engaged_models
 from planner.dispatch.resting import Resting
@@ -83,7 +84,10 @@ def set_module_tensor_to_device(
         reference = old.to(_as_dtype(dtype))
     if value is None and reference is old and (old.is_meta or old.device == target):
         return
-    new = copied(reference, target, non_blocking=non_blocking)
+    if reference is old:
+        new = relocated(old, target, slot.name, non_blocking=non_blocking)
+    else:
+        new = copied(reference, target, non_blocking=non_blocking)
     if new is old or (slot.is_buffer is False):
         new = like_parameter(old, new)
     if fp16_statistics is not None:

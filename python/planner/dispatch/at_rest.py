@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from planner.dispatch.copies import SharedCopies, copied, has_storage_alone
-from planner.dispatch.guard import OffloadedTensor, is_offloaded
+from planner.dispatch.guard import OffloadedTensor
 from planner.dispatch.journal import Journal
 from planner.dispatch.slots import Slot
 from planner.dispatch.whereabouts import Whereabouts

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from planner.dispatch.at_rest import AtRest
-from planner.dispatch.copies import copied, fits, like_parameter, require_offloadable
+from planner.dispatch.carrying import relocated
+from planner.dispatch.copies import copied, fits, require_offloadable
 from planner.dispatch.guard import OffloadedTensor, is_offloaded, placeholder
 from planner.dispatch.pickling import let_pickle
 from planner.dispatch.residency import Residency
@@ -25,6 +26,7 @@ __all__ = [
     "offload_tensors",
     "place_tensors",
     "placed",
+    "require_all_offloadable",
     "require_values",
     "restore_others",
 ]
@@ -53,7 +55,7 @@ def placed(tensor: Any, device: torch.device, name: str) -> Any:
         )
     if tensor.is_meta or tensor.device == device:
         return tensor
-    made = like_parameter(tensor, copied(tensor, device))
+    made = relocated(tensor, device, name)
     if tensor.is_leaf and tensor.grad is not None:
         made.grad = copied(tensor.grad, device)
     return made
@@ -147,6 +149,18 @@ def restore_others(module: nn.Module, devices: Mapping[str, torch.device], *, re
             slot.write(placed(tensor, device, name))
 
 
+def require_all_offloadable(module: nn.Module, prefix: str, *, offload_buffers: bool) -> None:
+    """Raises OffloadError if a tensor inside a module cannot rest elsewhere.
+
+    Args:
+        module: the module.
+        prefix: its full name, for the error.
+    """
+    for name, slot in named_slots(module, recurse=True):
+        if rests(slot, offload_buffers=offload_buffers):
+            require_offloadable(slot.read(), f"{prefix}.{name}" if prefix else name)
+
+
 def rests(slot: Slot, *, offload_buffers: bool) -> bool:
     """Whether a tensor of an offloaded module rests elsewhere: parameters do, saved buffers if asked."""
     return not slot.is_buffer or (offload_buffers and slot.is_persistent)
@@ -154,10 +168,10 @@ def rests(slot: Slot, *, offload_buffers: bool) -> bool:
 
 def _rest(hook: AlignDevicesHook, module: nn.Module, resting: list[tuple[str, Slot]]) -> None:
     """Checks the weights' map, or makes it."""
+    for name, slot in resting:
+        require_offloadable(slot.read(), f"{hook.module_name or type(module).__name__}.{name}")
     is_moved_on = hook.bound is not None and hook.bound is not module
     if hook.weights_map is None or (is_moved_on and hook.made_weights_map):
-        for name, slot in resting:
-            require_offloadable(slot.read(), f"{hook.module_name or type(module).__name__}.{name}")
         cpu = torch.device("cpu")
         hook.weights_map = {name: placed(slot.read(), cpu, name) for name, slot in resting}
         hook.made_weights_map = True
