@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, Final, Literal
 
 from planner.described import DescribedModule, DescribedTensor
@@ -369,17 +370,67 @@ class _Sizes:
 
 
 def _stored_bytes(tensor: Any, bits: int | None) -> int:
-    """Bytes of a tensor: of what a wrapper holds on this process, not of what it looks like."""
+    """Bytes of a tensor: of what a wrapper holds on this process, not of what it looks like, and of what is attached."""
     if not hasattr(tensor, "__tensor_flatten__"):
-        return -(-int(tensor.numel()) * (bits or _dtype_bits(tensor.dtype)) // 8)
-    total, parts = 0, [tensor]
-    while parts:
-        part = parts.pop()
-        if hasattr(part, "__tensor_flatten__"):
-            parts.extend(getattr(part, inner) for inner in part.__tensor_flatten__()[0])
-        else:
-            total += _stored_bytes(part, None)
-    return total
+        own = -(-int(tensor.numel()) * (bits or _dtype_bits(tensor.dtype)) // 8)
+        attached = _attached_bytes(tensor) if vars(tensor) else 0
+        return attached if attached and _only_wraps(tensor) else own + attached
+    return sum(_stored_bytes(getattr(tensor, inner), None) for inner in tensor.__tensor_flatten__()[0])
+
+
+def _only_wraps(tensor: Any) -> bool:
+    """Whether a class does all that its tensors do by itself: the bytes that it seems to have are those of others."""
+    return type(tensor).__torch_dispatch__ is not sys.modules["torch"].Tensor.__torch_dispatch__
+
+
+def _attached_bytes(tensor: Any) -> int:
+    """Bytes of tensors in the attributes of a tensor of another class than torch's, each storage once.
+
+    Modules, and stand-ins for offloaded tensors, lead elsewhere.
+    """
+    torch: Any = sys.modules["torch"]
+    if type(tensor) in (torch.Tensor, torch.nn.Parameter) or hasattr(tensor, "carries_nothing"):
+        return 0
+    met, todo = {id(tensor)}, list(vars(tensor).values())
+    memory: dict[Any, dict[Any, Any]] = {}  # by storage and by what of it
+    while todo:
+        value = todo.pop()
+        if id(value) in met or isinstance(value, (*_LEAVES, torch.nn.Module)):
+            continue
+        met.add(id(value))
+        if isinstance(value, torch.Tensor):
+            address = _address(value)
+            part = (value.storage_offset(), value.shape, value.stride(), value.dtype) if address else 0
+            memory.setdefault(address or id(value), {})[part] = value
+            if not (hasattr(value, "__tensor_flatten__") or hasattr(value, "carries_nothing")):
+                todo.extend(vars(value).values())
+            continue
+        if isinstance(value, Mapping):
+            todo.extend(value.values())
+        elif isinstance(value, Collection):
+            todo.extend(value)
+        todo.extend(getattr(value, "__dict__", {}).values())
+        todo.extend(getattr(value, name, None) for cls in type(value).__mro__ for name in _slot_names(cls))
+    memory.pop(_address(tensor), None)
+    return sum(_bytes_of_one_storage(list(parts.values())) for parts in memory.values())
+
+
+def _bytes_of_one_storage(parts: list[Any]) -> int:
+    total = sum(
+        _stored_bytes(part, None) if hasattr(part, "__tensor_flatten__") else int(part.nbytes)
+        for part in parts
+    )
+    return total if len(parts) == 1 else min(total, int(parts[0].untyped_storage().nbytes()))
+
+
+_LEAVES: Final = (str, bytes, int, float, type, FunctionType, MethodType, ModuleType)
+
+
+def _slot_names(cls: type) -> Iterator[str]:
+    slots = vars(cls).get("__slots__", ())
+    for name in (slots,) if isinstance(slots, str) else slots:
+        if not name.endswith("__"):
+            yield f"_{cls.__name__.lstrip('_')}{name}" if name.startswith("__") else name
 
 
 def _dtype_bits(dtype: Any) -> int:

@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from planner import _core
+from planner.carried import CARRIES_NOTHING, carried_bytes
 from planner.dotted import is_text
 from planner.dtypes import describe_dtype
 from planner.errors import InvalidTreeError
@@ -122,7 +123,10 @@ def describe_tensor(tensor: Any, name: str) -> tuple[int, Any, int]:
 
 
 def _stored_bytes(tensor: Any) -> int:
-    """Bytes that a tensor holds on this process: a DTensor its local shard, a wrapper the tensors inside it."""
+    """Bytes that a tensor holds on this process: a DTensor its local shard, a wrapper the tensors inside it.
+
+    What others carry in their attributes is theirs, too.
+    """
     total, pending = 0, [tensor]
     while pending:
         inner = pending.pop()
@@ -133,5 +137,16 @@ def _stored_bytes(tensor: Any) -> int:
         elif flatten is not None:
             pending.extend(getattr(inner, attribute) for attribute in flatten(inner)[0])
         else:
-            total += int(inner.numel()) * int(inner.dtype.itemsize)
+            carried = carried_bytes(inner)
+            total += carried
+            if not (carried and _has_no_storage(inner)):
+                total += int(inner.numel()) * int(inner.dtype.itemsize)
     return total
+
+
+def _has_no_storage(tensor: Any) -> bool:
+    """Whether this is a wrapper that only looks like so many elements."""
+    import torch
+
+    is_plain = type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+    return not is_plain and not hasattr(type(tensor), CARRIES_NOTHING)

@@ -12,6 +12,7 @@ from torch import nn
 from planner.compat.accelerate import check_device_map
 from planner.dispatch.attaching import add_hook_to_module
 from planner.dispatch.blocks import Home
+from planner.dispatch.copies import require_plain
 from planner.dispatch.dispatching import carry_out
 from planner.dispatch.engagement import Engagement
 from planner.dispatch.homes import Assignment, require_whole
@@ -76,6 +77,7 @@ def dispatch_model(
             "We need an `offload_dir` to dispatch this model according to this `device_map`, the following submodules need to "
             f"be offloaded: {', '.join(on_disk)}."
         )
+    _require_flat(model, on_disk)
     if on_disk and offload_index is None:
         assert offload_dir is not None
         _write_once(offload_dir, extract_submodules_state_dict(model.state_dict(), on_disk))
@@ -104,6 +106,12 @@ def _require_cover(model: nn.Module, device_map: Mapping[str, Any]) -> None:
     except InvalidConstraintError as error:
         if not exempt.issuperset(error.names):
             raise
+
+
+def _require_flat(model: nn.Module, names: Iterable[str]) -> None:
+    """Raises OffloadError if a tensor cannot be written as plain bytes, before anything is written."""
+    for name, tensor in extract_submodules_state_dict(model.state_dict(keep_vars=True), names).items():
+        require_plain(tensor, name)
 
 
 def _write_once(folder: str | os.PathLike[str], state_dict: Mapping[str, torch.Tensor]) -> None:
@@ -158,6 +166,7 @@ def disk_offload(
 
     Source: accelerate 1.15, big_modeling.py.
     """
+    _require_flat(model, [""])
     _write_once(offload_dir, model.state_dict())
     weights = OffloadedWeightsLoader(save_folder=offload_dir)
     return _offload_all(model, None, execution_device, offload_buffers, weights, preload_module_classes)

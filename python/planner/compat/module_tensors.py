@@ -14,6 +14,7 @@ from planner.dispatch.aligning import aligns
 from planner.dispatch.at_rest import TiedCopies
 from planner.dispatch.borders import find_device as _find_device
 from planner.dispatch.borders import moved
+from planner.dispatch.carrying import relocated
 from planner.dispatch.copies import copied, like_parameter
 from planner.dispatch.dispatched import engaged_models
 from planner.dispatch.resting import Resting
@@ -73,7 +74,7 @@ def set_module_tensor_to_device(
     if shared is not None and target in shared:
         slot.write(shared[target])
         return
-    if old.device.type == "meta" and target.type != "meta" and value is None:
+    if old.is_meta and target.type != "meta" and value is None:
         raise InvalidInputError(
             f"{slot.name} is on the meta device, we need a `value` to put in on {target}."
         )
@@ -81,9 +82,12 @@ def set_module_tensor_to_device(
         reference = _fitting(old, value, slot.name, dtype)
     elif dtype is not None and target.type == "meta" and old.dtype.is_floating_point:
         reference = old.to(_as_dtype(dtype))
-    if value is None and reference is old and old.device == target:
+    if value is None and reference is old and (old.is_meta or old.device == target):
         return
-    new = copied(reference, target, non_blocking=non_blocking)
+    if reference is old:
+        new = relocated(old, target, slot.name, non_blocking=non_blocking)
+    else:
+        new = copied(reference, target, non_blocking=non_blocking)
     if new is old or (slot.is_buffer is False):
         new = like_parameter(old, new)
     if fp16_statistics is not None:
@@ -154,7 +158,7 @@ def retie_parameters(model: nn.Module, tied_params: Sequence[Sequence[str]]) -> 
     """
     for group in tied_params:
         slots = [_slot(model, name) for name in group]
-        real = next((slot.read() for slot in slots if slot.read().device.type != "meta"), None)
+        real = next((slot.read() for slot in slots if not slot.read().is_meta), None)
         if real is not None:
             for slot in slots:
                 slot.write(real)
@@ -234,7 +238,7 @@ def _return(module: nn.Module, before: Mapping[str, Any], moved: Mapping[str, An
         is_there: bool = module._parameters.get(name) is now
         if now is parameter or not is_there:
             continue
-        has_values = now.device.type != "meta" and parameter.device.type != "meta"
+        has_values = not now.is_meta and not parameter.is_meta
         if has_values and now.shape != parameter.shape:
             parameter.data = now.detach().to(parameter.device)
         elif has_values and not now.detach().to(parameter.device).equal(parameter.detach()):
@@ -262,7 +266,7 @@ def get_state_dict_offloaded_model(model: nn.Module) -> dict[str, torch.Tensor]:
                 continue
             full = f"{prefix}.{name}" if prefix else name
             value = resting.value(slot)
-            if value is None or value.device.type == "meta":
+            if value is None or value.is_meta:
                 missing.append(full)
             else:
                 state[full] = value.detach().to("cpu")

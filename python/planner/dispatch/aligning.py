@@ -115,6 +115,8 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         self.device = None if device is None else resolve_device(device)
         # As Tensor.get_device tells it, which costs half of what Tensor.device does; the CPU and the meta device are -1.
         self.index = -1 if self.device is None or self.device.index is None else self.device.index
+        for residency in self.residencies:
+            residency.at_rest.runs_on = self.device
         self._refresh()
 
     @property

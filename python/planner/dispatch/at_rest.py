@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from planner.dispatch.copies import SharedCopies, copied, has_storage_alone
-from planner.dispatch.guard import OffloadedTensor, is_offloaded
+from planner.dispatch.guard import OffloadedTensor
 from planner.dispatch.journal import Journal
 from planner.dispatch.slots import Slot
+from planner.dispatch.whereabouts import Whereabouts
 from planner.errors import OffloadError
 
 __all__ = ["AtRest", "TiedCopies", "is_foreign"]
@@ -31,9 +32,21 @@ class AtRest:
         runs_on: where their module runs, as far as that is known.
         tied: by address, copies shared with other modules.
         shares: instead, for each slot what it shares with other owners of its tensor, if anything.
+        says_device: stand-ins say where their module runs whoever asks, not only inside a forward.
     """
 
-    __slots__ = ("keys", "names", "pinned", "placeholders", "runs_on", "shares", "slots", "source", "tied")
+    __slots__ = (
+        "keys",
+        "names",
+        "pinned",
+        "placeholders",
+        "runs_on",
+        "says_device",
+        "shares",
+        "slots",
+        "source",
+        "tied",
+    )
 
     def __init__(
         self,
@@ -44,6 +57,8 @@ class AtRest:
         runs_on: torch.device | None = None,
         tied: TiedCopies | None = None,
         shares: Sequence[SharedCopies | None] = (),
+        *,
+        says_device: bool = False,
     ) -> None:
         self.slots = tuple(slots)
         self.keys = tuple(keys)
@@ -52,6 +67,7 @@ class AtRest:
         self.runs_on = runs_on
         self.tied = tied
         self.shares = tuple(shares)
+        self.says_device = says_device
         self.placeholders: list[OffloadedTensor] = []
         # Keys of what lies in pinned memory by our doing; None before anybody asked for that.
         self.pinned: list[str] | None = None
@@ -68,10 +84,18 @@ class AtRest:
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
+        self.adopt(self.placeholders)
+
+    def adopt(self, placeholders: Sequence[OffloadedTensor]) -> None:
+        """Takes stand-ins as its own; one that several modules share says where the first of them runs."""
+        self.placeholders = list(placeholders)
+        for index, guard in enumerate(self.placeholders):
+            if guard.whereabouts is None:
+                guard.whereabouts = Whereabouts(self, index, self.says_device)
 
     def engage(self, placeholders: Sequence[OffloadedTensor]) -> None:
         """Puts stand-ins into the slots."""
-        self.placeholders = list(placeholders)
+        self.adopt(placeholders)
         for slot, guard in zip(self.slots, self.placeholders, strict=True):
             slot.write(guard)
 
@@ -182,8 +206,8 @@ class AtRest:
 
 def is_foreign(found: Any) -> bool:
     """Whether somebody put a real tensor in place of a stand-in: for one call, or for good."""
-    # By class: torch can swap what two tensors are and leave the objects in place.
-    return found is not None and not is_offloaded(found) and found.device.type != "meta"
+    # As the object says now: torch can swap what two tensors are and leave the objects in place.
+    return found is not None and not found.is_meta
 
 
 def _as_parameter(tensor: Any, guard: OffloadedTensor, journal: Journal) -> Any:

@@ -13,6 +13,7 @@ from planner.dispatch.at_rest import TiedCopies
 from planner.dispatch.forwards import Forward, Hooked, installed, take_off
 from planner.dispatch.hooks import SequentialHook
 from planner.dispatch.moving_hooks import LayerwiseCastingHook
+from planner.dispatch.placing import require_all_offloadable
 from planner.dispatch.refusal import allow_moves
 from planner.dispatch.weight_files import PrefixedDataset
 
@@ -170,8 +171,37 @@ def attach_align_device_hook(
         preload_module_classes: modules of these classes are brought in whole.
         execution_device, offload, offload_buffers, skip_keys, tied_params_map: as for :class:`AlignDevicesHook`.
 
+    Raises:
+        OffloadError: a tensor that cannot rest elsewhere, before anything is attached. Fields: ``name``.
+
     Source: accelerate 1.15, hooks.py.
     """
+    if offload:
+        require_all_offloadable(module, module_name, offload_buffers=offload_buffers)
+    _attach_aligning(
+        module,
+        execution_device,
+        offload,
+        weights_map,
+        offload_buffers,
+        module_name,
+        skip_keys,
+        preload_module_classes,
+        tied_params_map,
+    )
+
+
+def _attach_aligning(
+    module: nn.Module,
+    execution_device: Any,
+    offload: bool,
+    weights_map: Mapping[str, Any] | None,
+    offload_buffers: bool,
+    module_name: str,
+    skip_keys: Any,
+    preload_module_classes: Iterable[str] | None,
+    tied_params_map: TiedCopies | None,
+) -> None:
     whole = offload and _is_preloaded(module, preload_module_classes)
     if whole or _holds_tensors(module):
         hook = AlignDevicesHook(
@@ -188,7 +218,7 @@ def attach_align_device_hook(
     if whole:
         return
     for name, child in module.named_children():
-        attach_align_device_hook(
+        _attach_aligning(
             child,
             execution_device,
             offload,
@@ -240,6 +270,10 @@ def attach_align_device_hook_on_blocks(
             _attach_whole(module, execution_device, True, skip_keys, tied_params_map)
         return
     by_name = offload if isinstance(offload, Mapping) else dict.fromkeys(execution_device, offload)
+    if module_name == "":
+        for name, inner in module.named_modules():
+            if by_name.get(name):
+                require_all_offloadable(inner, name, offload_buffers=offload_buffers)
     devices = execution_device if isinstance(execution_device, Mapping) else dict.fromkeys(by_name, execution_device)  # fmt: skip
     if module_name in devices and module_name in by_name:
         device = devices[module_name]

@@ -8,10 +8,12 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from planner.carried import carried_tensors
+from planner.dispatch.guard import is_offloaded
 from planner.errors import OffloadError
 
 # Of stand-ins; they say nothing about a real tensor.
-_OWN_MARKS = {"offloaded_name", "fetch", "kept", "twin", "stands_for", "_is_param"}
+_OWN_MARKS = {"offloaded_name", "fetch", "kept", "twin", "stands_for", "whereabouts", "_is_param"}
 
 __all__ = [
     "SharedCopies",
@@ -24,6 +26,7 @@ __all__ = [
     "is_transformed",
     "like_parameter",
     "require_offloadable",
+    "require_plain",
     "visitor",
 ]
 
@@ -146,18 +149,35 @@ def require_offloadable(tensor: torch.Tensor, name: str) -> None:
     """Raises OffloadError for a tensor whose bytes do not lie in its own storage and that does not say where.
 
     Raises:
-        OffloadError: a wrapper subclass without ``__tensor_flatten__``, or one that carries tensors as attributes.
+        OffloadError: a wrapper subclass without ``__tensor_flatten__``, or one that carries tensors in its attributes.
             Fields: ``name``.
     """
     cls = type(tensor)
-    if is_traceable_wrapper_subclass(tensor):
+    if is_traceable_wrapper_subclass(tensor) or is_offloaded(tensor):
         return
     own_dispatch = cls.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
-    carried = [key for key, value in vars(tensor).items() if isinstance(value, torch.Tensor)]
+    carried = list(carried_tensors(tensor))
     if own_dispatch or carried:
-        why = f"carries {', '.join(carried)}" if carried else "keeps its values elsewhere"
+        shown = ", ".join(carried[:3]) + (f" and {len(carried) - 3} more" if len(carried) > 3 else "")
+        why = f"carries {shown}" if carried else "keeps its values elsewhere"
         raise OffloadError(
             f"cannot offload '{name}': its class {cls.__name__} {why} and has no __tensor_flatten__; "
             "place it where it runs",
+            name=name,
+        )
+
+
+def require_plain(tensor: torch.Tensor, name: str) -> None:
+    """Raises OffloadError for a tensor that a file of plain bytes cannot hold.
+
+    Raises:
+        OffloadError: one around other tensors, or one that carries some. Fields: ``name``.
+    """
+    require_offloadable(tensor, name)
+    cls = type(tensor)
+    if cls.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ and not is_offloaded(tensor):
+        raise OffloadError(
+            f"cannot offload '{name}' to a file: its class {cls.__name__} keeps its values in other tensors; place it on "
+            "the cpu or where it runs",
             name=name,
         )

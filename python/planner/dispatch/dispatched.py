@@ -177,7 +177,7 @@ class Dispatched:
         first: dict[int, Any] = {}
         for row, is_apart in zip(self.homes, apart, strict=True):
             slot, device, tensor = row.slot, row.device, row.slot.read()
-            if tensor is None or device.type == "meta" or tensor.device.type == "meta":
+            if tensor is None or device.type == "meta" or tensor.is_meta:
                 continue
             if is_apart:
                 tensor = joined(tensor, first.setdefault(row.group, tensor))
@@ -194,7 +194,7 @@ class Dispatched:
             home = next((device for device in known if device is not None), usual)
             for slot, device in zip(slots, known, strict=True):
                 tensor = slot.read()
-                if device is not None or home is None or "meta" in (home.type, tensor.device.type):
+                if device is not None or home is None or home.type == "meta" or tensor.is_meta:
                     continue
                 _send(journal, slot, tensor, home, made)
 

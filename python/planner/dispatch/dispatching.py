@@ -87,6 +87,7 @@ def dispatch(
         offload_buffers=offload_buffers,
         skip_keys=frozenset([skip_keys] if isinstance(skip_keys, str) else skip_keys or ()),
         outside=outside,
+        says_device=True,
         room_bytes=_staging_room(plan, staging_bytes),
     )
     carry_out(model, engagement)

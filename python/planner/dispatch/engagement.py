@@ -22,6 +22,7 @@ class Engagement:
         offload_buffers: saved buffers rest with the weights.
         skip_keys: what never crosses.
         outside: what happens to readers of offloaded weights.
+        says_device: offloaded weights say where their module runs whoever asks; otherwise, outside of forwards, "meta".
         weights: resting tensors by full name, where they come from elsewhere than the model.
         force_borders: borders, too, if there is one device.
         whole_classes: classes whose instances are brought in whole.
@@ -32,6 +33,7 @@ class Engagement:
     offload_buffers: bool = False
     skip_keys: frozenset[str] = frozenset()
     outside: Literal["raise", "fetch"] = "raise"
+    says_device: bool = False
     weights: Mapping[str, Any] | None = None
     force_borders: bool = False
     whole_classes: frozenset[str] = frozenset()

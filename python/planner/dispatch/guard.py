@@ -1,7 +1,7 @@
-"""What lies in a slot while its weight is offloaded: shape and dtype, and an error for whoever reads values.
+"""What lies in a slot while its weight is offloaded: shape, dtype and device, and an error for whoever reads values.
 
 A plain meta tensor is not enough: torch computes with a CPU tensor and a meta tensor without complaint, and gives
-whatever lies in uninitialised memory.
+whatever lies in uninitialised memory. Nor is one that says "meta": what a model makes on its device has no values.
 """
 
 from __future__ import annotations
@@ -15,38 +15,50 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+from planner.dispatch.whereabouts import Whereabouts
 from planner.errors import OffloadError
 
 __all__ = ["OffloadedTensor", "is_offloaded", "placeholder"]
 
 aten = torch.ops.aten
+_META = torch.device("meta")
+_DEVICE = torch.ops.prim.device.default
 
-# Operators that look at shape and dtype only.
-_SHAPE_ONLY = {
-    aten.empty_like.default,
-    aten.zeros_like.default,
-    aten.ones_like.default,
-    aten.full_like.default,
-    aten.rand_like.default,
-    aten.randn_like.default,
-    aten.new_empty.default,
-    aten.new_empty_strided.default,
-    aten.new_zeros.default,
-    aten.new_ones.default,
-    aten.new_full.default,
+# They make a tensor of their own, on the stand-in's device if they are not told another one.
+_FACTORIES = {
+    aten.empty_like,
+    aten.zeros_like,
+    aten.ones_like,
+    aten.full_like,
+    aten.rand_like,
+    aten.randn_like,
+    aten.randint_like,
+    aten.new_empty,
+    aten.new_empty_strided,
+    aten.new_zeros,
+    aten.new_ones,
+    aten.new_full,
 }
+# They compute a module of torch's with the weights of the modules inside, which are not called.
+_WHOLE_MODULES = {aten._transformer_encoder_layer_fwd.default, aten._native_multi_head_attention.default}
 # `state_dict` and `.data` ask for these; where values may be fetched, they still wait until somebody wants them.
 _SAME_VALUES = {aten.detach.default, aten.alias.default}
 
 
 class OffloadedTensor(torch.Tensor):
-    """A tensor on the meta device that raises when its values are read, and so do its views.
+    """A tensor without values that raises when they are read, and so do its views.
 
-    Shape, strides, dtype, device, ``numel``, ``requires_grad`` and a place in ``state_dict`` are as usual. Calling the
-    class makes a plain parameter, because other libraries rebuild a parameter by calling its class.
+    Shape, strides, dtype, device, ``numel``, ``requires_grad`` and a place in ``state_dict`` are as usual; ``is_meta`` holds,
+    and :class:`Whereabouts` says where ``device`` does not. Calling the class makes a plain parameter, because other
+    libraries rebuild a parameter by calling its class.
     """
 
+    is_meta = True  # type: ignore[assignment]
+    # For whoever counts bytes: marks lead to the model.
+    carries_nothing = True
     offloaded_name: str
+    # None: on the meta device, whoever asks.
+    whereabouts: Whereabouts | None = None
     fetch: Callable[[], torch.Tensor] | None
     # In a pickle, and in a shallow copy of a module: of which stand-in this is the twin. Otherwise: its own twin.
     stands_for: OffloadedTensor | None = None
@@ -64,6 +76,9 @@ class OffloadedTensor(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is _DEVICE:
+            # All of torch asks here, so that `x.to(weight)` and `weight.is_cuda` know it as well.
+            return _device_of(args[0])
         return _on_operator(func, args, kwargs or {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OffloadedTensor:
@@ -94,8 +109,9 @@ class OffloadedTensor(torch.Tensor):
         return self.twin
 
     def marks(self) -> dict[str, Any]:
-        """Attributes that a copy has as well."""
-        return {key: mark for key, mark in vars(self).items() if key not in ("twin", "stands_for")}
+        """Attributes that a copy has as well; its module's copy says where that runs."""
+        own = ("twin", "stands_for", "whereabouts")
+        return {key: mark for key, mark in vars(self).items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -107,11 +123,28 @@ class OffloadedTensor(torch.Tensor):
     def data(self) -> torch.Tensor:
         """A stand-in for the same values; assigning raises OffloadError."""
         found: torch.Tensor = torch.Tensor.data.__get__(self)  # type: ignore[attr-defined]
+        if isinstance(found, OffloadedTensor):
+            found.whereabouts = self.whereabouts
         return found
 
     @data.setter
     def data(self, values: torch.Tensor) -> None:
         refuse(self, "assigning .data")
+
+    def new_tensor(self, data: Any, **options: Any) -> torch.Tensor:
+        """As usual; torch itself looks for the device where nobody can say it."""
+        options.setdefault("dtype", self.dtype)
+        options.setdefault("device", _device_of(self))
+        if _is_meta(options["device"]):
+            refuse(self, "new_tensor")
+        return torch.tensor(data, **options)
+
+    def new(self, *args: Any, **options: Any) -> torch.Tensor:
+        """As usual."""
+        device = options.pop("device", None) or _device_of(self)
+        if _is_meta(device):
+            refuse(self, "new")
+        return torch.empty(0, dtype=self.dtype, device=device).new(*args, **options)  # type: ignore[attr-defined,no-any-return]
 
     def share_memory_(self) -> NoReturn:
         """Raises OffloadError."""
@@ -153,6 +186,7 @@ def placeholder(
             setattr(made, key, mark)
     made.offloaded_name = name
     made.fetch = None
+    made.whereabouts = None
     made._is_param = is_parameter
     return made
 
@@ -165,8 +199,18 @@ def is_offloaded(tensor: object) -> bool:
 def _bare(like: torch.Tensor, *, requires_grad: bool) -> OffloadedTensor:
     with torch.inference_mode(False):
         meta = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta")
-        made: OffloadedTensor = torch.Tensor._make_subclass(OffloadedTensor, meta, requires_grad)
+        made: OffloadedTensor = torch.Tensor._make_subclass(  # type: ignore[call-arg]
+            OffloadedTensor, meta, requires_grad, dispatch_device=True
+        )
     return made
+
+
+def _device_of(guard: OffloadedTensor) -> torch.device:
+    return _META if guard.whereabouts is None else guard.whereabouts.device()
+
+
+def _is_meta(device: Any) -> bool:
+    return torch.device(device).type == "meta"
 
 
 def _rebuild(
@@ -185,19 +229,62 @@ def _on_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 
     tree_map_only(OffloadedTensor, note, (args, kwargs))
     first = guards[0]
+    if func.overloadpacket in _FACTORIES or _drops_values(func, kwargs):
+        return _made_beside(first, func, args, kwargs)
+    if func is aten.is_pinned.default:
+        return False
+    if func in _WHOLE_MODULES and all(guard.whereabouts is not None for guard in guards):
+        return _whole_module(func, guards, args, kwargs)
     can_fetch = all(guard.fetch is not None for guard in guards)
-    if func in _SHAPE_ONLY or func.is_view:
-        bare_args, bare_kwargs = tree_map_only(OffloadedTensor, _plain_meta, (args, kwargs))
-        result = func(*bare_args, **bare_kwargs)
-        if can_fetch and func.is_view and func not in _SAME_VALUES:
+    if func.is_view:
+        result = _on_meta(func, args, kwargs)
+        if can_fetch and func not in _SAME_VALUES:
             # A view of a copy would swallow what is written to it; this one fetches when it is read.
             return _views(result, partial(_fetched, func, args, kwargs), first)
-        return tree_map_only(torch.Tensor, lambda made: _still_guarded(made, first), result)
+        made = tree_map_only(torch.Tensor, lambda made: _still_guarded(made, first), result)
+        if func is aten.detach.default and first.whereabouts is not None:
+            # What `state_dict` gives: libraries ask it what is offloaded.
+            made.whereabouts = first.whereabouts.closed()
+        return made
     if can_fetch and not func._schema.is_mutable:
-        if torch.is_grad_enabled() and any(guard.requires_grad for guard in guards):
-            return _refuse_graph(first)
+        _require_no_graph(guards)
         return _fetched(func, args, kwargs)
     return refuse(first, str(func))
+
+
+def _drops_values(func: Any, kwargs: dict[str, Any]) -> bool:
+    return func is aten._to_copy.default and kwargs.get("device") is not None and _is_meta(kwargs["device"])
+
+
+def _on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    bare_args, bare_kwargs = tree_map_only(OffloadedTensor, _plain_meta, (args, kwargs))
+    return func(*bare_args, **bare_kwargs)
+
+
+def _made_beside(guard: OffloadedTensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A new tensor; one that would have no values raises when they are read."""
+    device = kwargs.get("device") or _device_of(guard)
+    made = _on_meta(func, args, {**kwargs, "device": device})
+    return placeholder(made, guard.offloaded_name, is_parameter=False) if _is_meta(device) else made
+
+
+def _whole_module(
+    func: Any, guards: list[OffloadedTensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """The operator with all tensors where its input is."""
+    _require_no_graph(guards)
+    device = args[0].device
+
+    def there(tensor: torch.Tensor) -> torch.Tensor:
+        return (_own_values(tensor, str(func)) if isinstance(tensor, OffloadedTensor) else tensor).to(device)
+
+    real_args, real_kwargs = tree_map_only(torch.Tensor, there, (args, kwargs))
+    return func(*real_args, **real_kwargs)
+
+
+def _own_values(guard: OffloadedTensor, what: str) -> torch.Tensor:
+    where = guard.whereabouts
+    return where.values() if where is not None and where.is_of(guard) else _read(guard, what)
 
 
 def _fetched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -224,10 +311,8 @@ def _plain_meta(guard: OffloadedTensor) -> torch.Tensor:
 
 
 def _still_guarded(made: torch.Tensor, base: OffloadedTensor) -> torch.Tensor:
-    if made.device.type != "meta":
-        return made
     view = placeholder(made, base.offloaded_name, is_parameter=False)
-    view.fetch = base.fetch
+    view.fetch, view.whereabouts = base.fetch, base.whereabouts
     return view
 
 
@@ -237,7 +322,10 @@ def _read(guard: OffloadedTensor, what: str) -> torch.Tensor:
     return guard.fetch()
 
 
-def _refuse_graph(guard: OffloadedTensor) -> NoReturn:
+def _require_no_graph(guards: list[OffloadedTensor]) -> None:
+    guard = next((guard for guard in guards if guard.requires_grad), None)
+    if guard is None or not torch.is_grad_enabled():
+        return
     raise OffloadError(
         f"'{guard.offloaded_name}' is offloaded and trainable: a gradient that comes from reading it would be lost; read it "
         "under torch.no_grad(), or freeze it with requires_grad_(False)",

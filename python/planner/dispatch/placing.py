@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from planner.dispatch.at_rest import AtRest
-from planner.dispatch.copies import copied, fits, like_parameter, require_offloadable
+from planner.dispatch.carrying import relocated
+from planner.dispatch.copies import copied, fits, require_offloadable
 from planner.dispatch.guard import OffloadedTensor, is_offloaded, placeholder
 from planner.dispatch.pickling import let_pickle
 from planner.dispatch.residency import Residency
@@ -25,6 +26,7 @@ __all__ = [
     "offload_tensors",
     "place_tensors",
     "placed",
+    "require_all_offloadable",
     "require_values",
     "restore_others",
 ]
@@ -47,13 +49,13 @@ def placed(tensor: Any, device: torch.device, name: str) -> Any:
     Raises:
         InvalidInputError: it lies on the meta device, where there is nothing to move.
     """
-    if tensor.device == device:
-        return tensor
-    if tensor.device.type == "meta" and device.type != "meta":
+    if tensor.is_meta and device.type != "meta":
         raise InvalidInputError(
             f"{name} is on the meta device, we need a `value` to put in on {device}: load the weights first"
         )
-    made = like_parameter(tensor, copied(tensor, device))
+    if tensor.is_meta or tensor.device == device:
+        return tensor
+    made = relocated(tensor, device, name)
     if tensor.is_leaf and tensor.grad is not None:
         made.grad = copied(tensor.grad, device)
     return made
@@ -125,7 +127,7 @@ def offload_tensors(hook: AlignDevicesHook, module: nn.Module) -> None:
     """
     slots = list(named_slots(module, recurse=hook.place_submodules))
     resting = [(name, slot) for name, slot in slots if rests(slot, offload_buffers=hook.offload_buffers)]
-    hook.original_devices = {name: slot.read().device for name, slot in slots}
+    hook.original_devices = {name: _lies_on(slot.read()) for name, slot in slots}
     _rest(hook, module, resting)
     by_module: dict[int, list[tuple[str, Slot]]] = {}
     for name, slot in resting:
@@ -143,8 +145,20 @@ def restore_others(module: nn.Module, devices: Mapping[str, torch.device], *, re
     """Moves what an offloaded module keeps where it runs back to where it came from."""
     for name, slot in list(named_slots(module, recurse=recurse)):
         tensor, device = slot.read(), devices.get(name)
-        if device is not None and device.type != "meta" and tensor.device.type != "meta":
+        if device is not None and device.type != "meta" and not tensor.is_meta:
             slot.write(placed(tensor, device, name))
+
+
+def require_all_offloadable(module: nn.Module, prefix: str, *, offload_buffers: bool) -> None:
+    """Raises OffloadError if a tensor inside a module cannot rest elsewhere.
+
+    Args:
+        module: the module.
+        prefix: its full name, for the error.
+    """
+    for name, slot in named_slots(module, recurse=True):
+        if rests(slot, offload_buffers=offload_buffers):
+            require_offloadable(slot.read(), f"{prefix}.{name}" if prefix else name)
 
 
 def rests(slot: Slot, *, offload_buffers: bool) -> bool:
@@ -154,10 +168,10 @@ def rests(slot: Slot, *, offload_buffers: bool) -> bool:
 
 def _rest(hook: AlignDevicesHook, module: nn.Module, resting: list[tuple[str, Slot]]) -> None:
     """Checks the weights' map, or makes it."""
+    for name, slot in resting:
+        require_offloadable(slot.read(), f"{hook.module_name or type(module).__name__}.{name}")
     is_moved_on = hook.bound is not None and hook.bound is not module
     if hook.weights_map is None or (is_moved_on and hook.made_weights_map):
-        for name, slot in resting:
-            require_offloadable(slot.read(), f"{hook.module_name or type(module).__name__}.{name}")
         cpu = torch.device("cpu")
         hook.weights_map = {name: placed(slot.read(), cpu, name) for name, slot in resting}
         hook.made_weights_map = True
@@ -179,8 +193,14 @@ def _offloaded(hook: AlignDevicesHook, rows: list[tuple[str, Slot]]) -> Residenc
     return Residency(at_rest)
 
 
+def _lies_on(tensor: Any) -> torch.device:
+    """What a tensor says, but for a stand-in, whose values this module does not have."""
+    return torch.device("meta") if is_offloaded(tensor) else tensor.device
+
+
 def _stand_in(tensor: Any, name: str) -> OffloadedTensor:
     if isinstance(tensor, OffloadedTensor):
+        tensor.whereabouts = None  # it has another owner now
         return tensor
     return placeholder(
         tensor, name, is_parameter=isinstance(tensor, nn.Parameter), requires_grad=tensor.requires_grad

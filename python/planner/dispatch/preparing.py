@@ -211,8 +211,16 @@ class Prepared:
             weights = PrefixedDataset(self.engagement.weights, f"{name}." if name else "")
         slots, names = [place.slot for place in places], [place.name for place in places]
         shares = [self.shares.get(id(self.values.after[index])) for index in rows]
-        at_rest = AtRest(slots, keys, names, weights, places[0].home.runs_on, shares=shares)
-        at_rest.placeholders = [self._stand_in(index, at_rest, at) for at, index in enumerate(rows)]
+        at_rest = AtRest(
+            slots,
+            keys,
+            names,
+            weights,
+            places[0].home.runs_on,
+            shares=shares,
+            says_device=self.engagement.says_device,
+        )
+        at_rest.adopt([self._stand_in(index, at_rest, at) for at, index in enumerate(rows)])
         for slot, guard in zip(slots, at_rest.placeholders, strict=True):
             journal.set(slot.table, slot.name, guard)
         devices = {key: self.values.home_devices[index] for key, index in zip(keys, rows, strict=True)}

@@ -87,9 +87,9 @@ class Values:
                 findings=tuple(absent),
             )
         for place, value, is_resting in zip(self.places, self.before, self.is_resting, strict=True):
-            if not is_resting or self._has_weight(place):
+            if not is_resting:
                 continue
-            if place.home.rests_on is None:
+            if place.home.rests_on is None and not self._has_weight(place):
                 raise OffloadError(f"'{place.name}' shall lie on disk, but no file has it", name=place.name)
             require_offloadable(value, place.name)
 

@@ -227,7 +227,7 @@ class Visit:
                 is_parameter=not rest.slots[index].is_buffer,
                 requires_grad=guard.requires_grad,
             )
-            made.fetch, made.kept = guard.fetch, guard.kept
+            made.fetch, made.kept, made.whereabouts = guard.fetch, guard.kept, guard.whereabouts
             rest.placeholders[index] = guest.found = made
         rest.slots[index].write(rest.placeholders[index])
 

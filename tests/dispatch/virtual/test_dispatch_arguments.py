@@ -304,10 +304,28 @@ class Asking(nn.Module):
 
 @pytest.mark.parametrize("runs_on", ["cpu", 0])
 @pytest.mark.parametrize("way", ["positional", "keyword", "tuple"])
+def test_what_is_made_on_an_offloaded_weights_device_crosses(way: str, runs_on: Any) -> None:
+    model = Asking(way)
+    want = model(X)
+    resting = {"first": "cpu", "second": "cpu"}
+    planner.dispatch(model, resting, execution_map={"first": 0, "second": runs_on})
+    for _ in range(2):
+        assert torch.allclose(model(X), want)
+
+
+class OnMeta(Asking):
+    """Makes a tensor without values by itself."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.first.weight = nn.Parameter(torch.empty(4, 4, device="meta"))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("runs_on", ["cpu", 0])
+@pytest.mark.parametrize("way", ["positional", "keyword", "tuple"])
 def test_a_tensor_without_values_does_not_cross(way: str, runs_on: Any) -> None:
     """On the CPU, torch computes garbage with one; elsewhere, its error names nothing."""
-    model = Asking(way)
-    assert model(X).shape == (4,)
+    model = OnMeta(way)
     resting = {"first": "cpu", "second": "cpu"}
     planner.dispatch(model, resting, execution_map={"first": 0, "second": runs_on})
     for _ in range(2):

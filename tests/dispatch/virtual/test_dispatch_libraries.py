@@ -162,9 +162,26 @@ def test_adapters_on_an_offloaded_frozen_base_train_as_undispatched() -> None:
         assert found[name].grad.cpu().equal(parameter.grad.cpu()), name
 
 
-def test_adapters_that_peft_makes_on_the_meta_device_are_an_error() -> None:
-    """PEFT makes an adapter on its layer's device, which is meta for an offloaded one: its values are lost."""
-    model = adapted(dispatched())
+def test_adapters_that_are_added_after_dispatching_train_as_undispatched() -> None:
+    """PEFT makes an adapter where its layer's weight is: for an offloaded one, where its layer runs."""
+    plain, spread = adapted(built("llama")).to(0), adapted(dispatched())
+    adapters = {name: p for name, p in spread.named_parameters() if "lora_" in name}
+    assert {p.device for p in adapters.values()} == {torch.device(0), torch.device(1)}
+    found = dict(plain.named_parameters())
+    with torch.no_grad():  # each adapter is drawn where it lies
+        for name, parameter in adapters.items():
+            parameter.copy_(found[name])
+    for model in (plain, spread):
+        model.train()
+        model(IDS.to(0)).logits.square().mean().backward()
+    assert len(adapters) == 16
+    for name, parameter in adapters.items():
+        assert torch.allclose(parameter.grad.cpu(), found[name].grad.cpu(), atol=1e-6), name
+
+
+def test_adapters_that_are_made_on_the_meta_device_are_an_error() -> None:
+    """Under accelerate's names, PEFT finds "meta" there: what it makes has no values."""
+    model = adapted(planner.cpu_offload(built("llama"), "cpu"))
     with pytest.raises(planner.OffloadError, match=r"lora_A.*before dispatching"):
         model(IDS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -254,11 +255,13 @@ def test_casts_in_a_forward_that_change_nothing_are_let_through(key: str) -> Non
             convert(model[1].classifier)
 
 
-def test_what_generate_makes_beside_an_offloaded_embedding_is_named() -> None:
+@pytest.mark.parametrize("place", [planner.dispatch, planner.dispatch_model])
+def test_generate_makes_tensors_beside_an_offloaded_embedding(place: Callable[..., Any]) -> None:
     """It asks the embedding for its device."""
-    model = planner.dispatch(built("llama"), {**mapped("llama", (0, 1, 1, 0)), "model.embed_tokens": "cpu"})
-    with pytest.raises(planner.OffloadError, match=r"meta device.*on an accelerator"):
-        model.generate(IDS.to(0), prompt_lookup_num_tokens=2, max_new_tokens=4, do_sample=False)
+    options: dict[str, Any] = {"prompt_lookup_num_tokens": 2, "max_new_tokens": 4, "do_sample": False}
+    want = built("llama").to(0).generate(IDS.to(0), **options)
+    model = place(built("llama"), {**mapped("llama", (0, 1, 1, 0)), "model.embed_tokens": "cpu"})
+    assert model.generate(IDS.to(0), **options).equal(want)
 
 
 @torch.no_grad()
