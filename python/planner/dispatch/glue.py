@@ -210,7 +210,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def _are_apart(operands: list[Tensor]) -> bool:
     """Whether operands with values lie on several devices. One without values cannot be brought anywhere."""
-    return len({tensor.device for tensor in operands}) > 1 and not any(t.is_meta for t in operands)
+    return len({tensor.device for tensor in operands}) > 1 and not any(t.device.type == "meta" for t in operands)
 
 
 def _home(name: str, operands: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
