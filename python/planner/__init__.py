@@ -25,7 +25,8 @@ from planner.compat.accelerate import (
     named_module_tensors,
 )
 from planner.compat.empty_init import init_on_device
-from planner.dispatch.dispatching import dispatch, undispatch
+from planner.crossing import Crossing
+from planner.dispatch.dispatching import crossings, dispatch, undispatch
 from planner.errors import (
     CheckpointError,
     InfeasibleError,
@@ -166,6 +167,7 @@ __all__ = [
     "AlignDevicesHook",
     "CheckpointError",
     "CpuOffload",
+    "Crossing",
     "Finding",
     "InfeasibleError",
     "InvalidByteSizeError",
@@ -202,6 +204,7 @@ __all__ = [
     "convert_file_size_to_int",
     "cpu_offload",
     "cpu_offload_with_hook",
+    "crossings",
     "disk_offload",
     "dispatch",
     "dispatch_model",
