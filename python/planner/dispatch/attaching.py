@@ -252,6 +252,9 @@ def attach_align_device_hook_on_blocks(
         module_name: the module's own full name.
         offload_buffers, skip_keys, preload_module_classes, tied_params_map: as for :func:`attach_align_device_hook`.
 
+    Raises:
+        OffloadError: as :func:`attach_align_device_hook`. Fields: ``name``.
+
     Source: accelerate 1.15, hooks.py.
     """
     if not isinstance(execution_device, Mapping) and not isinstance(offload, Mapping):
@@ -271,9 +274,7 @@ def attach_align_device_hook_on_blocks(
         return
     by_name = offload if isinstance(offload, Mapping) else dict.fromkeys(execution_device, offload)
     if module_name == "":
-        for name, inner in module.named_modules():
-            if by_name.get(name):
-                require_all_offloadable(inner, name, offload_buffers=offload_buffers)
+        _require_offloadable_blocks(module, by_name, offload_buffers=offload_buffers)
     devices = execution_device if isinstance(execution_device, Mapping) else dict.fromkeys(by_name, execution_device)  # fmt: skip
     if module_name in devices and module_name in by_name:
         device = devices[module_name]
@@ -311,6 +312,14 @@ def attach_align_device_hook_on_blocks(
             preload_module_classes,
             tied_params_map,
         )
+
+
+def _require_offloadable_blocks(
+    model: nn.Module, by_name: Mapping[str, bool], *, offload_buffers: bool
+) -> None:
+    for name, module in model.named_modules():
+        if by_name.get(name):
+            require_all_offloadable(module, name, offload_buffers=offload_buffers)
 
 
 def _attach_whole(

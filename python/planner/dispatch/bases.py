@@ -1,11 +1,12 @@
-"""accelerate's hook classes where accelerate is installed, so that ``isinstance`` in other libraries knows ours."""
+"""accelerate's classes where accelerate is installed, so that ``isinstance`` in other libraries knows ours."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["hook_base"]
+__all__ = ["hook_base", "weights_base"]
 
 logger = logging.getLogger(__name__)
 
@@ -18,3 +19,13 @@ def hook_base(name: str) -> Any:
         logger.debug("hooks stand alone, accelerate is not installed: %s", error)
         return type(name, (), {})
     return getattr(hooks, name)
+
+
+def weights_base(name: str) -> Any:
+    """accelerate's class of offloaded weights; a plain mapping where accelerate is not installed. Nothing of it is used."""
+    try:
+        from accelerate.utils import offload
+    except ImportError as error:
+        logger.debug("offloaded weights stand alone, accelerate is not installed: %s", error)
+        return type(name, (Mapping,), {})
+    return getattr(offload, name)

@@ -53,7 +53,7 @@ class OffloadedTensor(torch.Tensor):
     libraries rebuild a parameter by calling its class.
     """
 
-    is_meta = True  # type: ignore[assignment]
+    is_meta = True
     # For whoever counts bytes: marks lead to the model.
     carries_nothing = True
     offloaded_name: str
@@ -131,20 +131,22 @@ class OffloadedTensor(torch.Tensor):
     def data(self, values: torch.Tensor) -> None:
         refuse(self, "assigning .data")
 
-    def new_tensor(self, data: Any, **options: Any) -> torch.Tensor:
-        """As usual; torch itself looks for the device where nobody can say it."""
+    def new_tensor(self, data: Any, **options: Any) -> torch.Tensor:  # type: ignore[override]
+        """As usual; torch itself would make it on the meta device."""
         options.setdefault("dtype", self.dtype)
-        options.setdefault("device", _device_of(self))
-        if _is_meta(options["device"]):
-            refuse(self, "new_tensor")
+        options["device"] = self._values_on(options.get("device"), "new_tensor")
         return torch.tensor(data, **options)
 
-    def new(self, *args: Any, **options: Any) -> torch.Tensor:
-        """As usual."""
-        device = options.pop("device", None) or _device_of(self)
+    def new(self, *args: Any, **options: Any) -> torch.Tensor:  # type: ignore[override]
+        """As usual; torch itself would make it on the meta device."""
+        device = self._values_on(options.pop("device", None), "new")
+        return torch.empty(0, dtype=self.dtype, device=device).new(*args, **options)
+
+    def _values_on(self, device: Any, what: str) -> Any:
+        device = _device_of(self) if device is None else device
         if _is_meta(device):
-            refuse(self, "new")
-        return torch.empty(0, dtype=self.dtype, device=device).new(*args, **options)  # type: ignore[attr-defined,no-any-return]
+            refuse(self, what)
+        return device
 
     def share_memory_(self) -> NoReturn:
         """Raises OffloadError."""
@@ -199,7 +201,7 @@ def is_offloaded(tensor: object) -> bool:
 def _bare(like: torch.Tensor, *, requires_grad: bool) -> OffloadedTensor:
     with torch.inference_mode(False):
         meta = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta")
-        made: OffloadedTensor = torch.Tensor._make_subclass(  # type: ignore[call-arg]
+        made: OffloadedTensor = torch.Tensor._make_subclass(
             OffloadedTensor, meta, requires_grad, dispatch_device=True
         )
     return made

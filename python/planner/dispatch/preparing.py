@@ -230,8 +230,10 @@ class Prepared:
             says_device=self.engagement.says_device,
         )
         at_rest.adopt([self._stand_in(index, at_rest, at) for at, index in enumerate(rows)])
-        for slot, guard in zip(slots, at_rest.placeholders, strict=True):
-            journal.set(slot.table, slot.name, guard)
+        for place, guard in zip(places, at_rest.placeholders, strict=True):
+            # What lies on another accelerator is a real tensor, and its gradient arrives there.
+            if place.home.rests_on is None or place.home.rests_on.type == "cpu":
+                journal.set(place.slot.table, place.slot.name, guard)
         devices = {key: self.values.home_devices[index] for key, index in zip(keys, rows, strict=True)}
         return module, name, Residency(at_rest), weights, devices
 

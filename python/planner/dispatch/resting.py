@@ -13,17 +13,21 @@ from planner.dispatch.dispatched import Dispatched
 from planner.dispatch.guard import OffloadedTensor
 from planner.dispatch.placing import named_slots
 from planner.dispatch.slots import Slot, modules_of
-from planner.dispatch.weight_files import OffloadedWeightsLoader
+from planner.dispatch.weight_files import OffloadedWeightsLoader, PrefixedDataset
 from planner.errors import OffloadError
 
 __all__ = ["Resting", "RestingWeights"]
 
 
-class RestingWeights(dict[str, Any]):
-    """Resting tensors of one module by local name."""
+class RestingWeights(dict[str, Any], PrefixedDataset):
+    """Resting tensors of one module by local name; to other libraries, a dataset with an empty prefix."""
+
+    def __init__(self, rows: Iterable[tuple[str, Any]] = ()) -> None:
+        dict.__init__(self, rows)
+        self.prefix = ""
 
     @property
-    def dataset(self) -> OffloadedWeightsLoader:
+    def dataset(self) -> OffloadedWeightsLoader:  # type: ignore[override]
         """The same as a loader; other libraries look for its ``index``."""
         return OffloadedWeightsLoader(state_dict=self)
 

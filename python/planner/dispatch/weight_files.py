@@ -6,10 +6,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from planner.dispatch.bases import weights_base
 from planner.errors import InvalidInputError, OffloadError
 
 __all__ = [
@@ -23,6 +24,16 @@ __all__ = [
 ]
 
 INDEX = "index.json"
+
+if TYPE_CHECKING:
+
+    class _PrefixedBase(Mapping[str, Any]): ...
+
+    class _LoaderBase(Mapping[str, Any]): ...
+
+else:
+    _PrefixedBase = weights_base("PrefixedDataset")
+    _LoaderBase = weights_base("OffloadedWeightsLoader")
 
 
 def offload_weight(
@@ -162,7 +173,7 @@ def offload_state_dict(save_dir: str | os.PathLike[str], state_dict: Mapping[str
     save_offload_index(index, save_dir)
 
 
-class PrefixedDataset(Mapping[str, Any]):
+class PrefixedDataset(_PrefixedBase):
     """A mapping seen from below a prefix.
 
     Args:
@@ -186,7 +197,7 @@ class PrefixedDataset(Mapping[str, Any]):
         return len(self.dataset)
 
 
-class OffloadedWeightsLoader(Mapping[str, Any]):
+class OffloadedWeightsLoader(_LoaderBase):
     """Weights from memory, and from a folder or from safetensors files; those in memory first.
 
     Args:

@@ -23,9 +23,14 @@ _CALLS = frozenset({"_call_impl", "forward", "generate"})
 class _AtRest(Protocol):
     """Of :class:`planner.dispatch.at_rest.AtRest`, what a stand-in needs."""
 
-    slots: Sequence[Slot]
-    placeholders: Sequence[Any]
-    runs_on: torch.device | None
+    @property
+    def slots(self) -> Sequence[Slot]: ...
+
+    @property
+    def placeholders(self) -> Sequence[Any]: ...
+
+    @property
+    def runs_on(self) -> torch.device | None: ...
 
     def fetch(self, index: int) -> torch.Tensor: ...
 

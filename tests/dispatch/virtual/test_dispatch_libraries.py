@@ -12,6 +12,7 @@ import peft
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     DynamicCache,
     LlamaForCausalLM,
@@ -377,3 +378,75 @@ def test_modules_that_peft_trains_whole(head: Any) -> None:
         assert answer(model).equal(answer(plain))
     saved = model.base_model.model.lm_head.modules_to_save["default"]
     assert saved._hf_hook.execution_device == torch.device(0 if head == "cpu" else head)
+
+
+class Adapted(nn.Module):
+    """A frozen layer with a trained part beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.a = nn.Linear(8, 8).requires_grad_(False), nn.Linear(8, 8, bias=False)
+        self.register_parameter("scale", nn.Parameter(torch.ones(8)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.base(x) + self.a(x) * self.scale
+        return made
+
+
+@pytest.mark.parametrize("lies_on", [0, 1])
+@pytest.mark.parametrize("is_recomputed", [False, True])
+def test_tensors_on_another_accelerator_than_their_layer_are_trained(
+    lies_on: int, is_recomputed: bool
+) -> None:
+    """The layers run on 0 and 1; what has a key of its own lies there, as the object that an optimizer holds."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(Adapted(), Adapted(), Adapted()).train()
+    spread = copy.deepcopy(plain)
+    trained = {name: p for name, p in spread.named_parameters() if p.requires_grad}
+    device_map: dict[str, Any] = {"0": 0, "1": 1, "2": "cpu"}
+    planner.dispatch(spread, {**device_map, **dict.fromkeys(trained, lies_on)})
+    optimizers = [
+        torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 0.1) for net in (plain, spread)
+    ]
+    for _ in range(3):
+        for net, optimizer in zip((plain, spread), optimizers, strict=True):
+            x = torch.linspace(-1, 1, 16).reshape(2, 8).requires_grad_()
+            optimizer.zero_grad()
+            for layer in net:
+                x = checkpoint(layer, x, use_reentrant=False) if is_recomputed else layer(x)
+            x.square().sum().backward()
+            optimizer.step()
+    want = dict(plain.named_parameters())
+    for name, parameter in trained.items():
+        assert spread.get_parameter(name) is parameter and parameter.device == torch.device(lies_on)
+        assert torch.allclose(parameter.cpu(), want[name], atol=1e-6), name
+    assert torch.allclose(planner.state_dict(spread)["1.a.weight"], want["1.a.weight"], atol=1e-6)
+    planner.undispatch(spread)
+    assert all(spread.get_parameter(name) is p and p.device.type == "cpu" for name, p in trained.items())
+
+
+def test_where_weights_rest_is_of_accelerates_classes(tmp_path: Path) -> None:
+    """compressed-tensors asks for them before it writes there."""
+    datasets = accelerate.utils.offload.PrefixedDataset, accelerate.utils.offload.OffloadedWeightsLoader
+    plain = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).requires_grad_(False)
+    device_map: dict[str, Any] = {"0": "cpu", "1": 0}
+    ways = [
+        planner.cpu_offload(copy.deepcopy(plain), 0),
+        planner.cpu_offload(copy.deepcopy(plain), 0, state_dict=plain.state_dict()),
+        planner.disk_offload(copy.deepcopy(plain), str(tmp_path), 0),
+        planner.dispatch_model(copy.deepcopy(plain), device_map),
+        planner.dispatch_model(copy.deepcopy(plain), device_map, state_dict=plain.state_dict()),
+        planner.dispatch(copy.deepcopy(plain), device_map),
+    ]
+    for net in ways:
+        weights: Any = net[0]._hf_hook.weights_map
+        assert isinstance(weights, datasets[0]) and isinstance(weights.dataset, datasets[1])
+        assert weights.dataset[f"{weights.prefix}weight"].equal(plain[0].weight)
+        assert weights["weight"].equal(plain[0].weight)
+        twin = copy.deepcopy(net)[0]._hf_hook.weights_map
+        assert isinstance(twin, datasets[0]) and twin["bias"].equal(plain[0].bias)
+        if net is not ways[2]:
+            weights.dataset.state_dict[f"{weights.prefix}weight"] = torch.zeros(8, 8)
+            assert net[0](torch.ones(1, 8)).cpu().equal(plain[0].bias[None])
+    assert isinstance(planner.PrefixedDataset({}, ""), datasets[0])
+    assert isinstance(planner.OffloadedWeightsLoader({}), datasets[1])
