@@ -11,11 +11,12 @@ from torch import nn
 
 from planner.dispatch.at_rest import TiedCopies
 from planner.dispatch.bases import hook_base
-from planner.dispatch.borders import is_elsewhere
-from planner.dispatch.crossings import Loan, NoValuesError, give_back
+from planner.dispatch.borders import is_elsewhere, new_loans
+from planner.dispatch.crossings import NoValuesError
 from planner.dispatch.forwards import Forward, bring, device_of, installed, sent, take_off
 from planner.dispatch.hooks import ModelHook
 from planner.dispatch.journal import Journal
+from planner.dispatch.loans import Loans
 from planner.dispatch.open_calls import OpenCall, end_since, last_of, mark
 from planner.dispatch.pickling import end_pickling
 from planner.dispatch.placing import (
@@ -28,6 +29,7 @@ from planner.dispatch.placing import (
 from planner.dispatch.recomputing import bring_in_again
 from planner.dispatch.residency import Residency, Use
 from planner.dispatch.slots import resolve_device
+from planner.dispatch.traced import TracedLoans
 from planner.errors import OffloadError
 
 __all__ = ["AlignDevicesHook", "aligns"]
@@ -182,8 +184,20 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         """Whether something in an argument does not lie where the module runs."""
         return is_elsewhere(value, self.device, self.skip)
 
-    def bring(self, value: Any, loans: list[Loan]) -> Any:
-        """Arguments where the module runs; ``loans`` gets what has to be given back."""
+    def bring(self, args: tuple[Any, ...], loans: Loans | TracedLoans) -> tuple[Any, ...]:
+        """Positional arguments where the module runs; ``loans`` gets what has to be given back."""
+        found = tuple([self._brought(value, loans) for value in args])
+        loans.handed.extend(found)
+        return found
+
+    def bring_keywords(self, kwargs: dict[str, Any], loans: Loans | TracedLoans) -> dict[str, Any]:
+        """Keyword arguments where the module runs; ``loans`` gets what has to be given back."""
+        skip = self.skip
+        found = {key: value if key in skip else self._brought(value, loans) for key, value in kwargs.items()}
+        loans.handed.extend(found.values())
+        return found
+
+    def _brought(self, value: Any, loans: Loans | TracedLoans) -> Any:
         if self.device is None:
             return value
         try:
@@ -202,8 +216,8 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         """A whole forward: fetch, bring, compute, let go."""
         device = self.device
         back = device_of(args, kwargs) if self.io_same_device else None
-        loans: list[Loan] = []
-        args, kwargs = self.bring(args, loans), self.bring(kwargs, loans)
+        loans = new_loans()
+        args, kwargs = self.bring(args, loans), self.bring_keywords(kwargs, loans)
         if self.inner:
             require_values(forward.module, self.known)
         needed = self.needed
@@ -217,9 +231,11 @@ class AlignDevicesHook(_AlignBase, ModelHook):
                     self.prefetcher.computing(self)
                 with torch.no_grad() if self.no_grad else nullcontext(), _casting_anew(use):
                     output = forward.original(*args, **kwargs)
-                give_back(loans)
             finally:
-                use.end()
+                try:
+                    loans.give_back()
+                finally:
+                    use.end()
         except BaseException:
             use.end()  # again, in case that an interrupt came just before it
             end_since(opened)
@@ -236,12 +252,12 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         """Brings weights and arguments; :meth:`post_forward` lets the weights go."""
         if self.io_same_device:
             self.input_device = device_of(args, kwargs)
-        use, loans = Use(self.needed), list[Loan]()
+        use, loans = Use(self.needed), Loans()
         call = OpenCall(self, self.input_device if self.io_same_device else None, use, loans)
         try:
             call.open()
             use.begin(self.device or _CPU)
-            args, kwargs = self.bring(args, loans), self.bring(kwargs, loans)
+            args, kwargs = self.bring(args, loans), self.bring_keywords(kwargs, loans)
         except BaseException:
             call.end()
             raise
@@ -252,10 +268,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         call = last_of(self)
         if call is None:
             return output
-        try:
-            give_back(call.loans)
-        finally:
-            call.end()
+        call.end()
         return output if call.back is None else sent(output, call.back, self.skip)
 
     def cancel_forward(self, module: nn.Module) -> None:

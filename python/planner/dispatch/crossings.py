@@ -11,11 +11,10 @@ import torch
 
 from planner.dispatch.borders import Carry
 from planner.dispatch.guard import is_offloaded
+from planner.dispatch.loans import Loans
+from planner.dispatch.traced import TracedLoans
 
-__all__ = ["Loan", "NoValuesError", "carry_alone", "give_back", "lend", "one_forward"]
-
-# A tensor, its copy on another device, and how often that had been written to when it was made.
-Loan = tuple[torch.Tensor, torch.Tensor, int]
+__all__ = ["NoValuesError", "carry_alone", "lend", "one_forward"]
 
 
 class NoValuesError(Exception):
@@ -69,10 +68,16 @@ def carry_alone(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device)
 
 
-def lend(loans: list[Loan]) -> Carry:
-    """Carries tensors and writes down what was lent; :func:`give_back` ends that."""
+def lend(loans: Loans | TracedLoans) -> Carry:
+    """Carries tensors and writes down what was lent."""
+    if isinstance(loans, TracedLoans):
+        return _carry  # which writes that down itself
 
     def lent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        made = loans.find(tensor)
+        if made is not None:
+            known: torch.Tensor = made
+            return known
         if torch.is_inference_mode_enabled():
             # A copy that counts what is written to it, also inside of the mode.
             with torch.inference_mode(False), torch.no_grad():
@@ -82,19 +87,10 @@ def lend(loans: list[Loan]) -> Carry:
         if made is not tensor and tensor.__dict__:
             # Marks that a module may look for.
             made.__dict__.update(tensor.__dict__)
-        if not made.is_inference():
-            loans.append((tensor, made, made._version))
+        loans.watch_tensor(tensor, made)
         return made
 
-    # Versions cannot be traced, so compiled code only carries.
-    return _carry if torch.compiler.is_compiling() else lent
-
-
-def give_back(loans: list[Loan]) -> None:
-    """What a module has written into copies of its arguments, it has written into the arguments."""
-    for tensor, made, version in loans:
-        if made._version != version:
-            tensor.copy_(made)
+    return lent
 
 
 def _carry(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from planner.dispatch.borders import INERT, KINDS, find_device, moved
+from planner.dispatch.borders import find_device, moved, new_loans
 from planner.dispatch.crossing_log import CrossingLog
-from planner.dispatch.crossings import Loan, carry_alone, give_back, lend, one_forward
+from planner.dispatch.crossings import carry_alone, lend, one_forward
+from planner.dispatch.kinds import INERT, KINDS
+from planner.dispatch.loans import Loans
+from planner.dispatch.traced import TracedLoans
 
 if TYPE_CHECKING:
     from planner.dispatch.aligning import AlignDevicesHook
@@ -122,14 +125,14 @@ class Border(Forward):
             return hook.around(self, args, kwargs)
         # This runs for every block, so the common cases are spelled out: plain tensors, tuples of them, and what is inert.
         index = hook.index
-        loans: list[Loan] | None = None
+        loans: Loans | TracedLoans | None = None
         for value in args:
             if (
                 (value.get_device() != index or (index < 0 and value.is_meta))
                 if type(value) is Tensor
                 else hook.is_elsewhere(value)
             ):
-                loans = []
+                loans = new_loans()
                 args = hook.bring(args, loans)
                 break
         for key, value in kwargs.items():
@@ -150,13 +153,14 @@ class Border(Forward):
             elif KINDS.get(cls) == INERT or not hook.is_elsewhere(value):
                 continue
             if key not in hook.skip:
-                loans = loans or []
-                kwargs = hook.bring(kwargs, loans)
+                loans = loans or new_loans()
+                kwargs = hook.bring_keywords(kwargs, loans)
                 break
         if loans is not None:
-            output = self.original(*args, **kwargs)
-            give_back(loans)
-            return output
+            try:
+                return self.original(*args, **kwargs)
+            finally:
+                loans.give_back()
         if self.previous is not None:
             return self.previous(*args, **kwargs)
         module = self.module
@@ -283,13 +287,13 @@ def _put_back(module: nn.Module, place: str, previous: Any) -> None:
         module.__dict__[place] = type(module).forward.__get__(module)
 
 
-def bring(value: Any, device: torch.device, skip: frozenset[str], loans: list[Loan]) -> Any:
+def bring(value: Any, device: torch.device, skip: frozenset[str], loans: Loans | TracedLoans) -> Any:
     """Arguments on a device, sharing what has crossed before.
 
     Args:
-        loans: gets what has to be given back after the call, with :func:`give_back`.
+        loans: gets what has to be given back after the call.
     """
-    return moved(value, device, skip, lend(loans))
+    return moved(value, device, skip, lend(loans), loans)
 
 
 def sent(value: Any, device: torch.device, skip: frozenset[str]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from planner.dispatch.crossings import Loan
+from planner.dispatch.loans import Loans
 from planner.dispatch.residency import Use
 
 __all__ = ["OpenCall", "end_since", "last_of", "mark"]
@@ -28,16 +28,19 @@ class OpenCall:
     hook: Any
     back: torch.device | None
     use: Use
-    loans: list[Loan]
+    loans: Loans
 
     def open(self) -> None:
         """Writes it down, for this thread."""
         _open.calls.append(self)
 
     def end(self) -> None:
-        """Lets the weights go."""
+        """Gives back what was lent, and lets the weights go."""
         try:
-            self.use.end()
+            try:
+                self.loans.give_back()
+            finally:
+                self.use.end()
         except BaseException:
             self.use.end()  # again, in case that an interrupt came just before it
             raise
