@@ -107,10 +107,11 @@ def _is_placed(module: nn.Module, device: torch.device) -> bool:
     forward = installed(module)
     if forward is not None and forward.membership is not None and forward.membership.is_alive():
         return True
-    hook = module.__dict__.get("_hf_hook")
-    aligning = [each for each in getattr(hook, "hooks", None) or (hook,) if aligns(each)]
+    hook: Any = module.__dict__.get("_hf_hook")
+    aligning: list[Any] = [each for each in getattr(hook, "hooks", None) or (hook,) if aligns(each)]
     return any(
-        each.offload or (each.execution_device is not None and resolve_device(each.execution_device) != device)
+        each.offload
+        or (each.execution_device is not None and resolve_device(each.execution_device) != device)
         for each in aligning
     )
 
@@ -136,7 +137,9 @@ def _is_elsewhere(model: nn.Module, device: torch.device, runs_on: torch.device)
 def _is_out(previous: _UserBase) -> bool:
     """Whether anything of a model that its hook moves is not on the CPU."""
     runs_on = getattr(previous.hook, "execution_device", None)
-    return _is_elsewhere(previous.model, _CPU, _default_device() if runs_on is None else resolve_device(runs_on))
+    return _is_elsewhere(
+        previous.model, _CPU, _default_device() if runs_on is None else resolve_device(runs_on)
+    )
 
 
 def _move(model: nn.Module, device: torch.device, runs_on: torch.device) -> nn.Module:
@@ -145,7 +148,7 @@ def _move(model: nn.Module, device: torch.device, runs_on: torch.device) -> nn.M
     if len(movable) == sum(1 for _ in modules_of(model)):
         return model.to(device)
     for module in movable:
-        module._apply(lambda tensor: tensor.to(device), recurse=False)
+        module._apply(lambda tensor: tensor.to(device), recurse=False)  # type: ignore[no-untyped-call]
     return model
 
 
