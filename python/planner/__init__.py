@@ -25,6 +25,7 @@ from planner.compat.accelerate import (
     named_module_tensors,
 )
 from planner.compat.empty_init import init_on_device
+from planner.crossing import Crossing
 from planner.dispatch.dispatching import dispatch, undispatch
 from planner.errors import (
     CheckpointError,
@@ -166,6 +167,7 @@ __all__ = [
     "AlignDevicesHook",
     "CheckpointError",
     "CpuOffload",
+    "Crossing",
     "Finding",
     "InfeasibleError",
     "InvalidByteSizeError",
