@@ -212,7 +212,9 @@ def _is_about_devices(error: RuntimeError) -> bool:
     others = (PlannerError, torch.OutOfMemoryError, getattr(torch, "AcceleratorError", PlannerError))
     if isinstance(error, others):
         return False
-    return isinstance(error, NotImplementedError) or "device" in str(error)
+    words = str(error)
+    # The last are those of convolutions.
+    return isinstance(error, NotImplementedError) or "device" in words or "should be the same" in words
 
 
 def _whole(forward: Root | FetchingRoot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -21,6 +21,7 @@ from planner.dispatch.dispatched import (
     refresh_flat_weights,
 )
 from planner.dispatch.engagement import Engagement
+from planner.dispatch.fakes import address_of
 from planner.dispatch.forwards import Border, Fetching, FetchingRoot, Forward, Root, installed
 from planner.dispatch.guard import OffloadedTensor, placeholder
 from planner.dispatch.journal import Journal
@@ -194,7 +195,7 @@ class Prepared:
             if counts[id(value)] > 1 and value.device.type != "meta":
                 # Others look by address, we by the tensor itself: wrapper subclasses have none, and views their base's.
                 self.shares[id(value)] = SharedCopies()
-                self.tied[value.data_ptr()] = self.shares[id(value)]
+                self.tied[address_of(value)] = self.shares[id(value)]
         return {module_id: self._rest_module(journal, rows) for module_id, rows in groups.items()}
 
     def _rest_module(
