@@ -26,7 +26,7 @@ from planner.compat.accelerate import (
 )
 from planner.compat.empty_init import init_on_device
 from planner.crossing import Crossing
-from planner.dispatch.dispatching import dispatch, undispatch
+from planner.dispatch.dispatching import crossings, dispatch, undispatch
 from planner.errors import (
     CheckpointError,
     InfeasibleError,
@@ -208,6 +208,7 @@ __all__ = [
     "convert_file_size_to_int",
     "cpu_offload",
     "cpu_offload_with_hook",
+    "crossings",
     "disk_offload",
     "dispatch",
     "dispatch_model",

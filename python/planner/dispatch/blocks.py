@@ -1,4 +1,4 @@
-"""Which modules get a border: what is called as a whole, at or below the keys of a device map."""
+"""Where each tensor of a model lies and runs, and which modules are brought in as a whole: a device map applied to it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from planner.dispatch.forwards import Forward
 from planner.dispatch.slots import Slot, modules_of, own_slots
 from planner.errors import PlanMismatchError
 
-__all__ = ["Block", "Home", "Layout", "Place", "lay_out"]
+__all__ = ["Block", "Home", "Layout", "Lodger", "Met", "Place", "has_forward", "lay_out", "owns_tensors"]
 
 # They only hold others: iterating over one is as usual as calling it.
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -38,20 +39,18 @@ class Place:
 
 @dataclass(slots=True, eq=False)
 class Block:
-    """A module with a border.
+    """A module that is called as a whole: weights of all modules inside are brought in with its own.
 
     Args:
         module: the module.
         name: its full name.
         home: where its weights lie and where it runs.
-        takes_whole: weights of all modules inside are brought in with its own.
         members: modules inside with tensors of their own, itself included.
     """
 
     module: nn.Module
     name: str
     home: Home
-    takes_whole: bool
     members: list[nn.Module] = field(default_factory=list)
 
 
@@ -65,12 +64,30 @@ class Lodger:
 
 
 @dataclass(frozen=True, slots=True)
+class Met:
+    """A module under one of its names.
+
+    Args:
+        module: the module.
+        name: the name.
+        home: where the map says that it lies and runs; None where it has no word for it.
+        is_whole: whether it is called as a whole.
+    """
+
+    module: nn.Module
+    name: str
+    home: Home | None
+    is_whole: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """A device map applied to a model, nothing done yet."""
 
     places: tuple[Place, ...]
     blocks: tuple[Block, ...]
     lodgers: tuple[Lodger, ...]
+    met: tuple[Met, ...]
 
 
 def lay_out(model: nn.Module, homes: Mapping[str, Home], root_home: Home, no_split: frozenset[str]) -> Layout:
@@ -110,6 +127,7 @@ class _Walk:
         self.places: list[Place] = []
         self.blocks: list[Block] = []
         self.lodgers: list[Lodger] = []
+        self.met: list[Met] = []
         self.seen: dict[int, tuple[str, Home | None]] = {}
         self.holds_blocks = _holders(model, no_split)
 
@@ -118,31 +136,44 @@ class _Walk:
         while stack:
             entry = stack.pop()
             home = self.homes.get(entry.name, entry.home)
-            if self._is_known(entry, home):
+            # Keys of its tensors that agree are as good as one of its own, for itself.
+            own_home = self._agreed(entry) if home is None else home
+            is_known = self._is_known(entry, own_home)
+            self.met.append(
+                Met(entry.module, entry.name, own_home, self._is_whole(entry.module, entry.local))
+            )
+            if is_known:
                 continue
             block = entry.block if home == entry.home else None
-            if home is not None and block is None:
-                block = self._begin(entry, home)
-            self._place(entry, home, block)
+            if own_home is not None and block is None:
+                block = self._begin(entry, own_home)
+            self._place(entry, own_home, block)
             prefix = f"{entry.name}." if entry.name else ""
-            owner = entry.module if _has_forward(entry.module) else entry.owner
+            owner = entry.module if has_forward(entry.module) else entry.owner
             children = [
-                _Entry(child, prefix + key, key, home, block, owner)
+                _Entry(child, prefix + key, key, home, block if home is not None else None, owner)
                 for key, child in entry.module._modules.items()
                 if child is not None
             ]
             stack.extend(reversed(children))
-        return Layout(tuple(self.places), tuple(self.blocks), tuple(self.lodgers))
+        blocks = tuple(block for block in self.blocks if block.members)
+        return Layout(tuple(self.places), blocks, tuple(self.lodgers), tuple(self.met))
+
+    def _agreed(self, entry: _Entry) -> Home | None:
+        """The home that all tensors of a module have by keys of their own, if they have one."""
+        prefix = f"{entry.name}." if entry.name else ""
+        homes = [self.homes.get(prefix + slot.name) for slot in own_slots(entry.module)]
+        first = homes[0] if homes else None
+        if first is None or any(home is None or home.runs_on != first.runs_on for home in homes):
+            return None
+        return first
 
     def _is_known(self, entry: _Entry, home: Home | None) -> bool:
         """Whether the module was met under another name; then both must say the same."""
         before = self.seen.setdefault(id(entry.module), (entry.name, home))
         if before[0] == entry.name:
             return False
-        if before[1] != home and not _holds_tensors(entry.module):
-            # An activation that layers share runs where it is called.
-            self.blocks = [block for block in self.blocks if block.module is not entry.module]
-        elif before[1] != home:
+        if before[1] != home and _holds_tensors(entry.module):
             raise PlanMismatchError(
                 f"'{before[0]}' and '{entry.name}' are one module, but the device map gives {_words(before[1])} and {_words(home)}",
                 findings=(before[0], entry.name),
@@ -150,23 +181,19 @@ class _Walk:
         return True
 
     def _begin(self, entry: _Entry, home: Home) -> Block | None:
-        """The block that begins here, if one does. A named module always has a border of its own."""
-        module, is_named = entry.module, entry.name in self.homes
-        if not _has_forward(module):
+        """The block that begins here, if one does."""
+        if not has_forward(entry.module) or not self._is_whole(entry.module, entry.local):
             return None
-        takes_whole = self._is_whole(module, entry.local)
-        if not takes_whole and not is_named:
-            return None
-        block = Block(module, entry.name, home, takes_whole)
+        block = Block(entry.module, entry.name, home)
         self.blocks.append(block)
-        return block if takes_whole else None
+        return block
 
     def _is_whole(self, module: nn.Module, local: str) -> bool:
         if type(module).__name__ in self.no_split or not module._modules:
             return True
         if type(module) in _CONTAINERS:
             return False
-        return local.isdigit() or (id(module) not in self.holds_blocks and _owns_tensors(module))
+        return local.isdigit() or (id(module) not in self.holds_blocks and owns_tensors(module))
 
     def _place(self, entry: _Entry, home: Home | None, block: Block | None) -> None:
         prefix = f"{entry.name}." if entry.name else ""
@@ -181,7 +208,7 @@ class _Walk:
             found = True
         if found and block is not None:
             block.members.append(entry.module)
-        elif found and home is not None and not _has_forward(entry.module):
+        elif found and home is not None and not has_forward(entry.module):
             self.lodgers.append(Lodger(entry.module, entry.owner, home))
 
 
@@ -197,18 +224,22 @@ def _holders(model: nn.Module, no_split: frozenset[str]) -> set[int]:
     return holders
 
 
-def _has_forward(module: nn.Module) -> bool:
-    return "forward" in module.__dict__ or type(module).forward is not nn.Module.forward
+def has_forward(module: nn.Module) -> bool:
+    """Whether a module can be called, whatever an earlier dispatch has installed in it."""
+    found = module.__dict__.get("forward")
+    while isinstance(found, Forward):
+        found = found.previous
+    return found is not None or type(module).forward is not nn.Module.forward
 
 
 def _holds_tensors(module: nn.Module) -> bool:
     return any(next(own_slots(inner), None) is not None for _, inner in modules_of(module))
 
 
-def _owns_tensors(module: nn.Module) -> bool:
+def owns_tensors(module: nn.Module) -> bool:
     """Whether a module uses tensors of its own: in its slots, or in a list of parameters."""
     return next(own_slots(module), None) is not None or any(
-        child is not None and not _has_forward(child) and _owns_tensors(child)
+        child is not None and not has_forward(child) and owns_tensors(child)
         for child in module._modules.values()
     )
 

@@ -13,10 +13,11 @@ from planner.plan import Plan
 if TYPE_CHECKING:
     from torch import nn
 
+    from planner.crossing import Crossing
     from planner.dispatch.dispatched import Dispatched
     from planner.dispatch.engagement import Engagement
 
-__all__ = ["dispatch", "undispatch"]
+__all__ = ["crossings", "dispatch", "undispatch"]
 
 
 def dispatch(
@@ -193,3 +194,32 @@ def undispatch(model: nn.Module) -> nn.Module:
     for dispatched in engaged:
         dispatched.close(go_home=True)
     return model
+
+
+def crossings(model: nn.Module) -> tuple[Crossing, ...]:
+    """What the model's own code, outside of blocks, had brought from one device to another since it was dispatched.
+
+    Args:
+        model: a dispatched model, or one with dispatched models inside.
+
+    Returns:
+        One row for each line, operator and pair of devices, in the order in which they were first met. Compiled code moves the
+        same, and counts nothing. What is handed to a block crosses at its border and is not among these.
+
+    Raises:
+        PlanMismatchError: it is not dispatched. Fields: ``findings``.
+
+    Example:
+        >>> import torch
+        >>> crossings(dispatch(torch.nn.Linear(2, 2), {"": "cpu"}))
+        ()
+    """
+    from planner.dispatch.dispatched import engaged_models
+
+    engaged = engaged_models(model)
+    if not engaged:
+        raise PlanMismatchError(
+            f"this {type(model).__name__} is not dispatched, so nothing was counted; ask the model that was dispatched",
+            findings=(),
+        )
+    return tuple(row for dispatched in engaged for row in dispatched.membership.log.crossings())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from planner.dispatch.borders import INERT, KINDS, find_device, moved
+from planner.dispatch.crossing_log import CrossingLog
 from planner.dispatch.crossings import Loan, carry_alone, give_back, lend, one_forward
 from planner.errors import PlannerError
 
@@ -30,6 +31,7 @@ __all__ = [
     "Root",
     "installed",
     "take_off",
+    "untraced",
 ]
 
 
@@ -39,10 +41,12 @@ class Membership:
     Guarantee: where a layer is copied without its model, the copy belongs to none.
     """
 
-    __slots__ = ("is_disturbed", "record")
+    __slots__ = ("is_disturbed", "log", "record")
 
     def __init__(self) -> None:
         self.record: weakref.ref[Any] | None = None
+        # What the model's own code had brought together.
+        self.log = CrossingLog()
         # Whether somebody has moved modules since.
         self.is_disturbed = False
 
@@ -189,7 +193,7 @@ class Fetching(Border):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             # Weights change hands, which cannot be traced: one break in the graph, and the module runs as it is.
-            return _untraced()(self, args, kwargs)
+            return untraced()(self, args, kwargs)
         if self.hook.is_held():
             # The block around has brought them in.
             return Border.__call__(self, *args, **kwargs)
@@ -203,7 +207,7 @@ class FetchingRoot(Fetching):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
-            return _untraced()(self, args, kwargs)
+            return untraced()(self, args, kwargs)
         return _whole(self, args, kwargs)
 
 
@@ -277,7 +281,7 @@ def _run(forward: Fetching, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     return forward.hook.around(forward, args, kwargs)
 
 
-def _untraced() -> Callable[..., Any]:
+def untraced() -> Callable[..., Any]:
     """Runs a forward outside of torch.compile. Made where it is used: making it loads the compiler, which takes seconds."""
     disabled: Callable[..., Any] = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
     return disabled

@@ -83,8 +83,10 @@ class Assignment:
 
     @property
     def root_home(self) -> Home:
-        """For what no name covers."""
-        return Home(self.main_device, self.main_device, False)
+        """For what no name covers: where all that is named runs, else on the main device."""
+        runs = {home.runs_on for home in self.homes.values()}
+        device = next(iter(runs)) if len(runs) == 1 else self.main_device
+        return Home(device, device, False)
 
     @property
     def is_single(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from torch import nn
 
 from planner.dispatch.aligning import AlignDevicesHook, aligns
 from planner.dispatch.at_rest import AtRest, TiedCopies
-from planner.dispatch.blocks import Block, Layout, Lodger, lay_out
+from planner.dispatch.blocks import Layout, lay_out
 from planner.dispatch.copies import SharedCopies
 from planner.dispatch.dispatched import (
     RECORD,
@@ -20,11 +20,13 @@ from planner.dispatch.dispatched import (
     Dispatched,
     refresh_flat_weights,
 )
+from planner.dispatch.edges import Edge, edges_of
 from planner.dispatch.engagement import Engagement
 from planner.dispatch.fakes import address_of
 from planner.dispatch.forwards import Border, Fetching, FetchingRoot, Forward, Root, installed
 from planner.dispatch.guard import OffloadedTensor, placeholder
 from planner.dispatch.journal import Journal
+from planner.dispatch.mixing import Apart, FetchingApart, FetchingMixed, FetchingMixedRoot, Mixed, MixedRoot
 from planner.dispatch.pickling import Pickling
 from planner.dispatch.placing import moves_in_place
 from planner.dispatch.refusal import Conversion, Refusal
@@ -55,7 +57,8 @@ def prepare(model: nn.Module, engagement: Engagement, engaged: list[Dispatched])
     values = Values(model, layout, engaged, engagement)
     values.check()
     values.move()
-    return Prepared(model, engagement, layout, values, no_split)
+    edges = tuple(edges_of(model, layout, frozenset(assignment.homes), assignment.root_home.runs_on))
+    return Prepared(model, engagement, layout, values, edges)
 
 
 def _declared_classes(model: nn.Module) -> set[str]:
@@ -99,7 +102,7 @@ class Prepared:
     engagement: Engagement
     layout: Layout
     values: Values
-    no_split: frozenset[str]
+    edges: tuple[Edge, ...]
     stand_ins: dict[int, OffloadedTensor] = field(default_factory=dict)
     tied: TiedCopies = field(default_factory=dict)
     shares: dict[int, SharedCopies] = field(default_factory=dict)
@@ -159,18 +162,24 @@ class Prepared:
             hook.weights_map = weights
             hook.residencies = (residency,)
             self.hooks[module_id] = hook
+        for edge in self.edges:
+            if id(edge.module) not in self.hooks:
+                self.hooks[id(edge.module)] = self._hook(edge.runs_on)
+                self.hooks[id(edge.module)].module_name = edge.name
         for block in self.layout.blocks:
-            self._hook_block(block, own)
+            members = [member for member in block.members if member is not block.module]
+            self.hooks[id(block.module)].inner = tuple(own[id(m)][2] for m in members if id(m) in own)
         for lodger in self.layout.lodgers:
-            self._hook_lodger(lodger, own)
+            # Whoever uses what is in a list of parameters brings it in.
+            if id(lodger.module) in own:
+                self.hooks[id(lodger.owner)].inner += (own[id(lodger.module)][2],)
         root_id = id(self.model)
-        if root_id not in self.hooks:
-            self.hooks[root_id] = self._hook(self.engagement.assignment.main_device)
         self.hooks[root_id].io_same_device = True
         self._prefetch(root_id)
+        edges = {id(edge.module): edge for edge in self.edges}
         for _, module in modules_of(self.model):
             if id(module) in self.hooks:
-                self._install_forward(journal, record, module)
+                self._install_forward(journal, record, module, edges.get(id(module)))
         for module, _, residency, _, _ in own.values():
             record.install(journal, module, "__reduce_ex__", Pickling(module, residency))
         self._refuse_moves(journal, record, set(own))
@@ -240,7 +249,7 @@ class Prepared:
         room = {
             device: size for device, size in self.engagement.room_bytes.items() if Prefetcher.serves(device)
         }
-        hooks = [self.hooks[id(block.module)] for block in self.layout.blocks if block.takes_whole]
+        hooks = [self.hooks[id(block.module)] for block in self.layout.blocks]
         fetching = [hook for hook in hooks if hook.needed and hook.device in room]
         if len(fetching) < 2:
             return
@@ -248,36 +257,11 @@ class Prepared:
         for hook in (*fetching, self.hooks[root_id]):
             hook.prefetcher = prefetcher
 
-    def _hook_block(self, block: Block, own: Mapping[int, Any]) -> None:
-        hook = self.hooks.get(id(block.module))
-        if hook is None:
-            hook = self.hooks[id(block.module)] = self._hook(block.home.runs_on)
-            hook.module_name = block.name
-        if not block.takes_whole:
-            return
-        members = [member for member in block.members if member is not block.module]
-        hook.inner = tuple(own[id(member)][2] for member in members if id(member) in own)
-        is_whole = type(block.module).__name__ in self.no_split
-        for member in members:
-            # Where nobody said that it is called as a whole, what is inside gets borders, too. Embeddings always do: models
-            # call those by themselves.
-            if not is_whole or isinstance(member, nn.Embedding):
-                self.hooks.setdefault(id(member), self._hook(block.home.runs_on))
-
-    def _hook_lodger(self, lodger: Lodger, own: Mapping[int, Any]) -> None:
-        """Whoever uses what is in a list of parameters brings it in."""
-        if id(lodger.module) not in own:
-            return
-        hook = self.hooks.get(id(lodger.owner))
-        if hook is None:
-            hook = self.hooks[id(lodger.owner)] = self._hook(lodger.home.runs_on)
-        hook.inner += (own[id(lodger.module)][2],)
-
-    def _install_forward(self, journal: Journal, record: Dispatched, module: nn.Module) -> None:
+    def _install_forward(
+        self, journal: Journal, record: Dispatched, module: nn.Module, edge: Edge | None
+    ) -> None:
         hook = self.hooks[id(module)]
-        kind: type[Forward] = Fetching if hook.needed else Border
-        if module is self.model:
-            kind = Root if kind is Border else FetchingRoot
+        kind = _kind(edge, is_fetching=bool(hook.needed), is_root=module is self.model)
         forward = kind(module, hook, record.membership)
         journal.set(module.__dict__, "forward", forward)
         journal.set(module.__dict__, "_hf_hook", hook)
@@ -301,6 +285,19 @@ def _around(preorder: list[nn.Module], inner: set[int]) -> set[int]:
         if any(id(child) in found for child in module._modules.values() if child is not None):
             found.add(id(module))
     return found
+
+
+def _kind(edge: Edge | None, *, is_fetching: bool, is_root: bool) -> type[Forward]:
+    """What stands in the place of a module's forward."""
+    if is_root:
+        if edge is not None and edge.is_mixed:
+            return FetchingMixedRoot if is_fetching else MixedRoot
+        return FetchingRoot if is_fetching else Root
+    if edge is not None and edge.is_mixed:
+        return FetchingMixed if is_fetching else Mixed
+    if edge is not None and edge.is_apart:
+        return FetchingApart if is_fetching else Apart
+    return Fetching if is_fetching else Border
 
 
 def _declared_skips(model: nn.Module) -> frozenset[str]:

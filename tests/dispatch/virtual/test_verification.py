@@ -13,7 +13,7 @@ from torch import nn
 import planner
 from planner import PlannerError, Verification
 from rig import Accelerators
-from tiny_models import TINY, built, mapped
+from tiny_models import TINY
 
 X = torch.linspace(-1, 1, 16).reshape(2, 8)
 
