@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from planner.dispatch.crossing_log import CrossingLog
 from planner.dispatch.crossings import Loan, give_back, lend
+from planner.dispatch.fakes import is_fake
 from planner.errors import PlannerError
 
 __all__ = ["Glue", "gluing", "lifted", "put_back"]
@@ -166,6 +167,8 @@ class _Before:
 
 
 def _rewinds(operands: list[Tensor], kwargs: dict[str, Any]) -> Iterator[Callable[[], Any]]:
+    if any(is_fake(tensor) for tensor in operands):
+        return  # nothing is drawn
     generator = kwargs.get("generator")
     if isinstance(generator, torch.Generator):
         state = generator.get_state()
@@ -210,7 +213,9 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def _are_apart(operands: list[Tensor]) -> bool:
     """Whether operands with values lie on several devices. One without values cannot be brought anywhere."""
-    return len({tensor.device for tensor in operands}) > 1 and not any(t.device.type == "meta" for t in operands)
+    return len({tensor.device for tensor in operands}) > 1 and not any(
+        t.device.type == "meta" for t in operands
+    )
 
 
 def _home(name: str, operands: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:

@@ -14,7 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from planner.dispatch.fakes import is_fake, without_fakes
 
-__all__ = ["KnownValues"]
+__all__ = ["KnownValues", "MixedDevicesError"]
 
 aten = torch.ops.aten
 
@@ -43,7 +43,11 @@ _INDEXING = {
 }
 
 
-class KnownValues(TorchDispatchMode):
+class MixedDevicesError(RuntimeError):
+    """What torch raises as a bare RuntimeError: an operator's tensors lie on several devices."""
+
+
+class KnownValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps real values beside fake tensors, as long as they follow from known ones, and refuses mixed devices as accelerators do.
 
     To be entered after the mode that makes fake tensors. An operator on known values is computed on the CPU as well; what a weight
@@ -51,7 +55,7 @@ class KnownValues(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._values: Any = WeakIdKeyDictionary()
         # Storages of values into which something unknown was written, by address; kept, so that the address stays theirs.
         self._spoilt: dict[int, Any] = {}
@@ -124,7 +128,7 @@ class KnownValues(TorchDispatchMode):
             return func(args[0], self._indices(args[1]))
         if func is aten.masked_select.default and (mask := self.value(args[1])) is not None:
             with without_fakes():
-                shape = torch.broadcast_shapes(args[0].shape, mask.shape)
+                shape = torch.broadcast_shapes(args[0].shape, mask.shape)  # type: ignore[no-untyped-call]
                 count = int(mask.expand(shape).sum())
             return torch.empty(count, dtype=args[0].dtype, device=args[0].device)
         return func(*args, **kwargs)
@@ -188,7 +192,7 @@ def _require_together(func: Any, tensors: list[torch.Tensor]) -> None:
         )
         first = home
     if wrong is not None:
-        raise RuntimeError(
+        raise MixedDevicesError(
             f"Expected all tensors to be on the same device, but found at least two devices, {first} and {wrong}! "
             f"(when checking arguments of {func.name()})"
         )

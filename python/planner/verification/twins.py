@@ -74,10 +74,26 @@ def _below(forward: Any, installed: set[int]) -> Any:
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy as far as that can be; locks, streams, files and whatever else refuses to be copied are shared."""
+    known = len(memo)
     try:
         return copy.deepcopy(value, memo)
-    except Exception:  # noqa: BLE001 (locks, streams, files, and whatever else refuses to be copied)
+    except Exception:  # noqa: BLE001 (each class refuses in its own way)
+        while len(memo) > known:
+            memo.popitem()  # half of a copy
+    if type(value) in (list, tuple, set, frozenset):
+        return type(value)(_copied(item, memo) for item in value)
+    if isinstance(value, dict) and type(value).__init__ is dict.__init__:
+        return type(value)((key, _copied(item, memo)) for key, item in value.items())
+    if isinstance(value, type) or not hasattr(value, "__dict__"):
         return value
+    try:
+        twin = object.__new__(type(value))
+    except TypeError:
+        return value  # a class of C
+    memo[id(value)] = twin
+    vars(twin).update((key, _copied(item, memo)) for key, item in vars(value).items())
+    return twin
 
 
 def _fake(tensor: Any, mode: FakeTensorMode, known: KnownValues | None) -> Any:
