@@ -43,6 +43,7 @@ from planner.errors import (
 from planner.explain import explain
 from planner.plan import Plan
 from planner.request import plan, plan_many
+from planner.verification.verdict import Verification
 
 if TYPE_CHECKING:
     from planner.compat.dispatching import (
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
         offload_weight,
         save_offload_index,
     )
+    from planner.verification.verifying import verify
 
 __version__ = "0.1.0"
 
@@ -147,6 +149,7 @@ _LATE = {
         "StateDict",
         "state_dict",
     ),
+    "planner.verification.verifying": ("verify",),
 }
 _HOME_OF = {name: module for module, names in _LATE.items() for name in names}
 
@@ -187,6 +190,7 @@ __all__ = [
     "SequentialHook",
     "StateDict",
     "UserCpuOffloadHook",
+    "Verification",
     "add_hook_to_module",
     "align_module_device",
     "attach_align_device_hook",
@@ -241,4 +245,5 @@ __all__ = [
     "set_module_tensor_to_device",
     "state_dict",
     "undispatch",
+    "verify",
 ]

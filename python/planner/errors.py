@@ -90,13 +90,15 @@ class InfeasibleError(PlannerError):
     """The model does not fit the budgets that were named.
 
     Fields: ``block`` (str): first block without a place; ``device``: where it was refused last;
-    ``shortfall_bytes`` (int): bytes that this device lacks; ``best_partial``: what had been placed.
+    ``shortfall_bytes`` (int): bytes that this device lacks; ``best_partial``: what had been placed. With strategy
+    ``auto`` also ``is_proven``: whether it is known that no plan exists.
     """
 
     block: str
     device: object
     shortfall_bytes: int
     best_partial: Mapping[str, Any]
+    is_proven: bool
 
 
 class CheckpointError(PlannerError):

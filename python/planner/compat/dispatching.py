@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from planner.dispatch.dispatching import carry_out
 from planner.dispatch.engagement import Engagement
 from planner.dispatch.homes import Assignment, require_whole
 from planner.dispatch.moving_hooks import CpuOffload, UserCpuOffloadHook
-from planner.dispatch.slots import resolve_device
+from planner.dispatch.slots import require_initialised, resolve_device
 from planner.dispatch.weight_files import (
     INDEX,
     OffloadedWeightsLoader,
@@ -166,6 +167,7 @@ def disk_offload(
 
     Source: accelerate 1.15, big_modeling.py.
     """
+    require_initialised(model)
     _require_flat(model, [""])
     _write_once(offload_dir, model.state_dict())
     weights = OffloadedWeightsLoader(save_folder=offload_dir)
@@ -180,8 +182,10 @@ def _offload_all(
     weights: OffloadedWeightsLoader | None,
     preload_module_classes: Iterable[str] | None,
 ) -> nn.Module:
+    require_initialised(model)
     if execution_device is None:
-        execution_device = next(iter(model.parameters())).device
+        first = next(chain(model.parameters(), model.buffers()), None)
+        execution_device = "cpu" if first is None else first.device
     device = resolve_device(execution_device)
     assignment = Assignment({}, main_device="cpu" if device.type == "cpu" else device)
     assignment.homes[""] = Home(rests_on, device, True)

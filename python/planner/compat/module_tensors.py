@@ -18,7 +18,7 @@ from planner.dispatch.carrying import relocated
 from planner.dispatch.copies import copied, like_parameter
 from planner.dispatch.dispatched import engaged_models
 from planner.dispatch.resting import Resting
-from planner.dispatch.slots import Slot, resolve_device
+from planner.dispatch.slots import Slot, refuse_uninitialised, resolve_device
 from planner.dispatch.weight_files import load_offloaded_weight
 from planner.errors import InvalidInputError
 
@@ -69,6 +69,7 @@ def set_module_tensor_to_device(
     """
     slot = _slot(module, tensor_name)
     old, target = slot.read(), resolve_device(device)
+    refuse_uninitialised(old, tensor_name)
     reference = old if value is None else value
     shared = _shared(tied_params_map, [value, old])
     if shared is not None and target in shared:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from planner.dispatch.copies import SharedCopies, copied, has_storage_alone
+from planner.dispatch.fakes import address_of
 from planner.dispatch.guard import OffloadedTensor
 from planner.dispatch.journal import Journal
 from planner.dispatch.slots import Slot
@@ -139,7 +140,8 @@ class AtRest:
         """What the owners of one tensor share, by device; None if it has one owner."""
         if self.shares:
             return self.shares[index]
-        return self.tied.get(resting.data_ptr()) if self.tied and resting.data_ptr() else None
+        address = address_of(resting) if self.tied else 0
+        return self.tied.get(address) if self.tied and address else None
 
     def is_shared(self) -> bool:
         """Whether other modules share a resting tensor."""

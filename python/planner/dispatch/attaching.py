@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from planner.dispatch.aligning import AlignDevicesHook
+from planner.dispatch.aligning import AlignDevicesHook, aligns
 from planner.dispatch.at_rest import TiedCopies
 from planner.dispatch.forwards import Forward, Hooked, installed, take_off
 from planner.dispatch.hooks import SequentialHook
 from planner.dispatch.moving_hooks import LayerwiseCastingHook
 from planner.dispatch.placing import require_all_offloadable
 from planner.dispatch.refusal import allow_moves
+from planner.dispatch.slots import require_initialised
 from planner.dispatch.weight_files import PrefixedDataset
 
 __all__ = [
@@ -59,6 +60,9 @@ def add_hook_to_module(module: nn.Module, hook: Any, append: bool = False) -> nn
         >>> type(remove_hook_from_module(layer).forward).__name__
         'method'
     """
+    for each in getattr(hook, "hooks", None) or (hook,):
+        if aligns(each) and (each.offload or each.execution_device is not None):
+            require_initialised(module, recurse=each.place_submodules)
     if append and getattr(module, "_hf_hook", None) is not None:
         before = module._hf_hook
         remove_hook_from_module(module)
@@ -140,6 +144,7 @@ def attach_execution_device_hook(
 
     Source: accelerate 1.15, hooks.py.
     """
+    require_initialised(module)
     if not hasattr(module, "_hf_hook") and len(module.state_dict()) > 0:
         hook = AlignDevicesHook(execution_device, skip_keys=skip_keys, tied_params_map=tied_params_map)
         add_hook_to_module(module, hook)
@@ -176,6 +181,7 @@ def attach_align_device_hook(
 
     Source: accelerate 1.15, hooks.py.
     """
+    require_initialised(module)
     if offload:
         require_all_offloadable(module, module_name, offload_buffers=offload_buffers)
     _attach_aligning(
@@ -257,6 +263,7 @@ def attach_align_device_hook_on_blocks(
 
     Source: accelerate 1.15, hooks.py.
     """
+    require_initialised(module)
     if not isinstance(execution_device, Mapping) and not isinstance(offload, Mapping):
         if offload:
             attach_align_device_hook(

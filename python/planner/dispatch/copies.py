@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from planner.carried import carried_tensors
+from planner.dispatch.fakes import address_of, is_fake
 from planner.dispatch.guard import is_offloaded
 from planner.errors import OffloadError
 
@@ -87,7 +88,7 @@ def is_same_tensor(one: Any, other: Any) -> bool:
     if is_transformed(one) or is_transformed(other):
         return False
     return (
-        _place_of(one) == _place_of(other) and one.data_ptr() != 0 and type(one).__torch_dispatch__ is _PLAIN
+        _place_of(one) == _place_of(other) and address_of(one) != 0 and type(one).__torch_dispatch__ is _PLAIN
     )
 
 
@@ -101,21 +102,21 @@ def has_storage_alone(tensor: torch.Tensor) -> bool:
 
 
 def is_transformed(tensor: torch.Tensor) -> bool:
-    """Whether this is what ``vmap`` or ``grad`` of torch.func hand a function: it has no address, nor values to compare."""
-    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+    """Whether this is what ``vmap`` or ``grad`` of torch.func hand a function, or fake: no address, nor values to compare."""
+    return is_fake(tensor) or bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 
 
 _PLAIN = torch.Tensor.__torch_dispatch__
 
 
 def _place_of(tensor: Any) -> tuple[Any, ...]:
-    return (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
+    return (address_of(tensor), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
 
 
 def fits(copy: Any, tensor: Any) -> bool:
     """Whether a copy that was found by a tensor's address can be that tensor's: a view may begin there, too."""
     return bool(
-        tensor.data_ptr() != 0
+        address_of(tensor) != 0
         and copy.shape == tensor.shape
         and copy.stride() == tensor.stride()
         and copy.dtype == tensor.dtype
@@ -153,7 +154,7 @@ def require_offloadable(tensor: torch.Tensor, name: str) -> None:
             Fields: ``name``.
     """
     cls = type(tensor)
-    if is_traceable_wrapper_subclass(tensor) or is_offloaded(tensor):
+    if is_traceable_wrapper_subclass(tensor) or is_offloaded(tensor) or is_fake(tensor):
         return
     own_dispatch = cls.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
     carried = list(carried_tensors(tensor))

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from planner.dispatch.borders import Carry
+from planner.dispatch.fakes import address_of, is_fake
 from planner.dispatch.guard import is_offloaded
 from planner.dispatch.loans import Loans
 from planner.dispatch.traced import TracedLoans
@@ -84,7 +85,7 @@ def lend(loans: Loans | TracedLoans) -> Carry:
                 made = _carry(tensor, device)
         else:
             made = _carry(tensor, device)
-        if made is not tensor and tensor.__dict__:
+        if made is not tensor and tensor.__dict__ and not is_fake(tensor):
             # Marks that a module may look for.
             made.__dict__.update(tensor.__dict__)
         loans.watch_tensor(tensor, made)
@@ -102,7 +103,7 @@ def _carry(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     key = id(tensor)
     crossing = crossings.get(key)
     # The address and the shape, because `.data = …` counts no write.
-    state = (tensor._version, tensor.data_ptr(), tensor.shape)
+    state = (tensor._version, address_of(tensor), tensor.shape)
     if crossing is None or crossing.ref() is not tensor or crossing.state != state:
         # The copies go with the tensor: a hidden state is not kept until the end of the forward.
         ref = weakref.ref(tensor, lambda _: crossings.pop(key, None))

@@ -12,11 +12,12 @@ from torch import nn
 
 from planner.dispatch.at_rest import AtRest
 from planner.dispatch.forwards import Forward, Hooked, Membership, installed
+from planner.dispatch.guard import is_offloaded
 from planner.dispatch.journal import Journal
 from planner.dispatch.pickling import Pickling
 from planner.dispatch.placing import moves_in_place, placed
 from planner.dispatch.recomputing import end_bringing_in_again
-from planner.dispatch.refusal import Refusal
+from planner.dispatch.refusal import Conversion
 from planner.dispatch.residency import Residency
 from planner.dispatch.slots import Slot, flat_weights, modules_of, own_slots
 from planner.errors import OffloadError
@@ -46,12 +47,21 @@ class CameFrom:
         device: where it lay.
         group: a number that tied tensors share.
         installed: of tied tensors that are apart now, what was put into the slot.
+        runs_on: where it was put to stay; None for what rests elsewhere.
     """
 
     slot: Slot
     device: torch.device
     group: int
     installed: Any
+    runs_on: torch.device | None
+
+    def is_displaced(self) -> bool:
+        """Whether what lies in the slot now is not where its module runs. Numbers on the CPU go with anything."""
+        found = self.slot.read()
+        if self.runs_on is None or found is None or is_offloaded(found) or found.device == self.runs_on:
+            return False
+        return not (found.dim() == 0 and found.device.type == "cpu")
 
     def is_apart(self) -> bool:
         """Whether the slot still holds a copy of a tensor that was one before; what others put there is theirs."""
@@ -126,6 +136,23 @@ class Dispatched:
         """Those of all modules, each once."""
         for forward in self.forwards:
             yield from forward.hook.residencies
+
+    def require_in_place(self, error: RuntimeError | None = None) -> None:
+        """Raises OffloadError if somebody has moved a tensor away from where its module runs.
+
+        Args:
+            error: what a forward has raised; without one, only tensors without values count, since others may do.
+        """
+        for row in self.homes:
+            if row.is_displaced() and (error is not None or row.slot.read().device.type == "meta"):
+                names = {id(module): name for name, module in modules_of(self.model)}
+                around = names.get(id(row.slot.module))
+                name = f"{around}.{row.slot.name}" if around else row.slot.name
+                raise OffloadError(
+                    f"'{name}' lies on {row.slot.read().device}, but its module runs on {row.runs_on}: it was moved or replaced after "
+                    "dispatching; move it back, or call planner.dispatch(model, plan) again",
+                    name=name,
+                ) from error
 
     def withdraw(self, journal: Journal, *, go_home: bool = False) -> None:
         """Takes everything off; resting tensors return to their slots.
@@ -265,7 +292,7 @@ def engaged_models(model: nn.Module) -> list[Dispatched]:
         if forward is None or type(forward) is Hooked or id(forward) in known or _belongs(forward):
             continue
         strays.forwards.append(forward)
-        for name, kind in (("_apply", Refusal), ("__reduce_ex__", Pickling)):
+        for name, kind in (("_apply", Conversion), ("__reduce_ex__", Pickling)):
             value = module.__dict__.get(name)
             if isinstance(value, kind):
                 before = getattr(value, "previous", None)

@@ -19,6 +19,7 @@ from planner.dispatch.crossings import carry_alone, lend, one_forward
 from planner.dispatch.kinds import INERT, KINDS
 from planner.dispatch.loans import Loans
 from planner.dispatch.traced import TracedLoans
+from planner.errors import PlannerError
 
 if TYPE_CHECKING:
     from planner.dispatch.aligning import AlignDevicesHook
@@ -43,12 +44,14 @@ class Membership:
     Guarantee: where a layer is copied without its model, the copy belongs to none.
     """
 
-    __slots__ = ("log", "record")
+    __slots__ = ("is_disturbed", "log", "record")
 
     def __init__(self) -> None:
         self.record: weakref.ref[Any] | None = None
         # What the model's own code had brought together.
         self.log = CrossingLog()
+        # Whether somebody has moved modules since.
+        self.is_disturbed = False
 
     def __reduce__(self) -> Any:
         return (Membership, ())
@@ -56,6 +59,14 @@ class Membership:
     def is_alive(self) -> bool:
         """Whether the dispatch is there."""
         return self.record is not None and self.record() is not None
+
+    def require_in_place(self, error: RuntimeError | None = None) -> None:
+        """Raises OffloadError if a tensor is not where its module runs, and that may be why a forward has raised."""
+        if error is not None and not _is_about_devices(error):
+            return
+        record = None if self.record is None else self.record()
+        if record is not None:
+            record.require_in_place(error)
 
 
 class Forward:
@@ -204,8 +215,33 @@ class FetchingRoot(Fetching):
         return _whole(self, args, kwargs)
 
 
+def _is_about_devices(error: RuntimeError) -> bool:
+    # The last one since torch 2.8.
+    others = (PlannerError, torch.OutOfMemoryError, getattr(torch, "AcceleratorError", PlannerError))
+    if isinstance(error, others):
+        return False
+    words = str(error)
+    # The last are those of convolutions.
+    return isinstance(error, NotImplementedError) or "device" in words or "should be the same" in words
+
+
 def _whole(forward: Root | FetchingRoot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A forward of the whole model: tensors cross once, and nothing that was copied ahead stays."""
+    """A forward of the whole model; where it fails because somebody has moved a tensor, the error says so."""
+    membership = forward.membership
+    if membership is None:
+        return _with_crossings(forward, args, kwargs)
+    if membership.is_disturbed:
+        membership.require_in_place()
+        membership.is_disturbed = False
+    try:
+        return _with_crossings(forward, args, kwargs)
+    except RuntimeError as error:
+        membership.require_in_place(error)
+        raise
+
+
+def _with_crossings(forward: Root | FetchingRoot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Tensors cross once, and nothing that was copied ahead stays."""
     prefetcher = forward.hook.prefetcher
     with one_forward():
         if prefetcher is None:

@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from planner.dispatch.crossing_log import CrossingLog
-from planner.dispatch.crossings import Loan, give_back, lend
+from planner.dispatch.crossings import lend
+from planner.dispatch.fakes import is_fake
+from planner.dispatch.loans import Loans
 from planner.errors import PlannerError
 
 __all__ = ["Glue", "gluing", "lifted", "put_back"]
@@ -116,13 +118,13 @@ class Glue(TorchFunctionMode):
     def _together(
         self, func: Any, name: str, operands: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        home, loans = _home(name, operands, args, kwargs), list[Loan]()
+        home, loans = _home(name, operands, args, kwargs), Loans()
         carry = lend(loans)
         result = func(
             *_brought(args, home, carry),
             **{key: _brought(value, home, carry) for key, value in kwargs.items()},
         )
-        give_back(loans)
+        loans.give_back()
         where, seen = _line(), set[int]()
         for tensor in operands:
             if tensor.device != home and id(tensor) not in seen:
@@ -166,6 +168,8 @@ class _Before:
 
 
 def _rewinds(operands: list[Tensor], kwargs: dict[str, Any]) -> Iterator[Callable[[], Any]]:
+    if any(is_fake(tensor) for tensor in operands):
+        return  # nothing is drawn
     generator = kwargs.get("generator")
     if isinstance(generator, torch.Generator):
         state = generator.get_state()
@@ -210,7 +214,9 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def _are_apart(operands: list[Tensor]) -> bool:
     """Whether operands with values lie on several devices. One without values cannot be brought anywhere."""
-    return len({tensor.device for tensor in operands}) > 1 and not any(t.device.type == "meta" for t in operands)
+    return len({tensor.device for tensor in operands}) > 1 and not any(
+        t.device.type == "meta" for t in operands
+    )
 
 
 def _home(name: str, operands: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+from planner.dispatch.fakes import without_fakes
 from planner.dispatch.whereabouts import Whereabouts
 from planner.errors import OffloadError
 
@@ -199,7 +200,7 @@ def is_offloaded(tensor: object) -> bool:
 
 
 def _bare(like: torch.Tensor, *, requires_grad: bool) -> OffloadedTensor:
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), without_fakes():
         meta = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta")
         made: OffloadedTensor = torch.Tensor._make_subclass(
             OffloadedTensor, meta, requires_grad, dispatch_device=True

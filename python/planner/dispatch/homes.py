@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class Assignment:
         execution_map: names to devices, for what runs elsewhere than it lies; the nearest name counts.
         main_device: where offloaded modules run that ``execution_map`` does not name; None is the first accelerator of
             the map.
+        assumed: what each key is, for devices that need not be there.
 
     Raises:
         InvalidInputError, InvalidConstraintError: no mapping from names.
@@ -41,6 +42,7 @@ class Assignment:
         device_map: Mapping[str, Any],
         execution_map: Mapping[str, Any] | None = None,
         main_device: Any = None,
+        assumed: Callable[[DeviceKey], torch.device] | None = None,
     ) -> None:
         self.keys = _device_keys(device_map, "the device map")
         self.device_map = dict(device_map)
@@ -48,10 +50,10 @@ class Assignment:
         main_key = _main_key(self.keys) if main_device is None else canonical_device(main_device)
         for key in {*running.values(), main_key} & {"disk"}:
             raise InvalidDevicesError("nothing can run on disk; name an accelerator or the cpu", device=key)
-        require_present({*self.keys.values(), *running.values(), main_key})
-        devices = {
-            key: resolve_device(key) for key in {*self.keys.values(), *running.values(), main_key} - {"disk"}
-        }
+        if assumed is None:
+            require_present({*self.keys.values(), *running.values(), main_key})
+        named = {*self.keys.values(), *running.values(), main_key} - {"disk"}
+        devices = {key: (assumed or resolve_device)(key) for key in named}
         self.main_device = devices[main_key]
         # accelerate offloads to the CPU only where something faster computes.
         runs_on_main = ("disk",) if main_key in ("cpu", "mps") else ("cpu", "disk")
@@ -70,17 +72,17 @@ class Assignment:
                 self.homes[name] = Home(devices.get(key), devices[run], key != run)
 
     @classmethod
-    def of_plan(cls, plan: Plan) -> Assignment:
+    def of_plan(cls, plan: Plan, assumed: Callable[[DeviceKey], torch.device] | None = None) -> Assignment:
         """What a plan says. What its execution map does not name runs where it lies, on disk: on the CPU."""
         if plan.certificate.stage == "sequential":
             # accelerate's strategies keep room on the main devices.
-            return cls(plan.device_map)
+            return cls(plan.device_map, assumed=assumed)
         lying: dict[str, DeviceKey] = {
             name: "cpu" if key == "disk" else key
             for name, key in plan.device_map.items()
             if nearest_key(name, plan.execution_map) is None
         }
-        return cls(plan.device_map, {**lying, **plan.execution_map})
+        return cls(plan.device_map, {**lying, **plan.execution_map}, assumed=assumed)
 
     @property
     def root_home(self) -> Home:

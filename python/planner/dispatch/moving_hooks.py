@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from planner.dispatch.aligning import aligns
 from planner.dispatch.bases import hook_base
-from planner.dispatch.forwards import sent
+from planner.dispatch.forwards import installed, sent
+from planner.dispatch.guard import is_offloaded
 from planner.dispatch.hooks import ModelHook
-from planner.dispatch.slots import resolve_device
+from planner.dispatch.slots import modules_of, own_slots, resolve_device
 
 __all__ = ["CpuOffload", "LayerwiseCastingHook", "UserCpuOffloadHook"]
+
+_CPU = torch.device("cpu")
 
 if TYPE_CHECKING:
 
     class _CpuBase: ...
 
-    class _UserBase: ...
+    class _UserBase:
+        model: nn.Module
+        hook: Any
+
+        def offload(self) -> None: ...
 
     class _CastingBase: ...
 
@@ -35,6 +44,9 @@ class CpuOffload(_CpuBase, ModelHook):
         execution_device: where it runs; by default the first accelerator, without one the CPU.
         prev_module_hook: of the model that ran before; it is offloaded when this one is called.
 
+    Guarantee: whatever of the model lies elsewhere moves, also where a part was moved by hand or by a hook of its own. Parts that
+        a dispatch or an :class:`AlignDevicesHook` has placed stay there.
+
     Source: accelerate 1.15, hooks.py.
     """
 
@@ -48,7 +60,7 @@ class CpuOffload(_CpuBase, ModelHook):
 
     def init_hook(self, module: nn.Module) -> nn.Module:
         """Moves the model to the CPU."""
-        return module.to("cpu")
+        return _move(module, _CPU, resolve_device(self.execution_device))
 
     def pre_forward(
         self, module: nn.Module, *args: Any, **kwargs: Any
@@ -56,10 +68,11 @@ class CpuOffload(_CpuBase, ModelHook):
         """Offloads the previous model, and brings this one and the arguments where it runs."""
         device = resolve_device(self.execution_device)
         previous = self.prev_module_hook
-        if isinstance(previous, UserCpuOffloadHook) and _first_device(previous.model) != torch.device("cpu"):
+        # Also accelerate's own.
+        if isinstance(previous, _UserBase) and _is_out(previous):
             previous.offload()
-        if _first_device(module) != device:
-            module.to(device)
+        if _is_elsewhere(module, device, device):
+            _move(module, device, device)
         return sent(args, device, frozenset()), sent(kwargs, device, frozenset())
 
 
@@ -89,9 +102,54 @@ def _default_device() -> torch.device:
     return torch.device("cpu") if accelerator is None else resolve_device(torch.device(accelerator.type, 0))
 
 
-def _first_device(model: nn.Module) -> torch.device | None:
-    first = next(model.parameters(), None)
-    return None if first is None else first.device
+def _is_placed(module: nn.Module, device: torch.device) -> bool:
+    """Whether somebody else says where a part of a model that runs on a device lies: a dispatch, or a hook of another device."""
+    forward = installed(module)
+    if forward is not None and forward.membership is not None and forward.membership.is_alive():
+        return True
+    hook: Any = module.__dict__.get("_hf_hook")
+    aligning: list[Any] = [each for each in getattr(hook, "hooks", None) or (hook,) if aligns(each)]
+    return any(
+        each.offload
+        or (each.execution_device is not None and resolve_device(each.execution_device) != device)
+        for each in aligning
+    )
+
+
+def _movable(model: nn.Module, runs_on: torch.device) -> Iterator[nn.Module]:
+    """Modules whose tensors move with a model: all but parts that are placed, and what is inside of these."""
+    stack, seen = [model], set[int]()
+    while stack:
+        module = stack.pop()
+        if id(module) in seen or (module is not model and _is_placed(module, runs_on)):
+            continue
+        seen.add(id(module))
+        yield module
+        stack.extend(child for child in module._modules.values() if child is not None)
+
+
+def _is_elsewhere(model: nn.Module, device: torch.device, runs_on: torch.device) -> bool:
+    """Whether any tensor that moves with a model lies on another device; the first one alone does not tell."""
+    tensors = (slot.read() for module in _movable(model, runs_on) for slot in own_slots(module))
+    return any(tensor.device != device and not is_offloaded(tensor) for tensor in tensors)
+
+
+def _is_out(previous: _UserBase) -> bool:
+    """Whether anything of a model that its hook moves is not on the CPU."""
+    runs_on = getattr(previous.hook, "execution_device", None)
+    return _is_elsewhere(
+        previous.model, _CPU, _default_device() if runs_on is None else resolve_device(runs_on)
+    )
+
+
+def _move(model: nn.Module, device: torch.device, runs_on: torch.device) -> nn.Module:
+    """Moves a model; parts that are placed stay where they are."""
+    movable = list(_movable(model, runs_on))
+    if len(movable) == sum(1 for _ in modules_of(model)):
+        return model.to(device)
+    for module in movable:
+        module._apply(lambda tensor: tensor.to(device), recurse=False)  # type: ignore[no-untyped-call]
+    return model
 
 
 class LayerwiseCastingHook(_CastingBase, ModelHook):

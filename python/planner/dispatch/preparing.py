@@ -22,13 +22,14 @@ from planner.dispatch.dispatched import (
 )
 from planner.dispatch.edges import Edge, edges_of
 from planner.dispatch.engagement import Engagement
+from planner.dispatch.fakes import address_of
 from planner.dispatch.forwards import Border, Fetching, FetchingRoot, Forward, Root, installed
 from planner.dispatch.guard import OffloadedTensor, placeholder
 from planner.dispatch.journal import Journal
 from planner.dispatch.mixing import Apart, FetchingApart, FetchingMixed, FetchingMixedRoot, Mixed, MixedRoot
 from planner.dispatch.pickling import Pickling
 from planner.dispatch.placing import moves_in_place
-from planner.dispatch.refusal import Refusal, Warned
+from planner.dispatch.refusal import Conversion, Refusal
 from planner.dispatch.residency import Residency
 from planner.dispatch.resting import RestingWeights
 from planner.dispatch.slots import modules_of
@@ -135,7 +136,8 @@ class Prepared:
         for index, (place, before, device) in enumerate(rows):
             group = groups.setdefault(id(before), index)
             is_apart = len(copies[id(before)]) > 1
-            yield CameFrom(place.slot, device, group, place.slot.read() if is_apart else None)
+            runs_on = None if self.values.is_resting[index] else place.home.runs_on
+            yield CameFrom(place.slot, device, group, place.slot.read() if is_apart else None, runs_on)
 
     def _keep_objects(self, journal: Journal) -> None:
         """The first copy of each parameter becomes the parameter itself: optimizers and callers hold that one."""
@@ -202,7 +204,7 @@ class Prepared:
             if counts[id(value)] > 1 and value.device.type != "meta":
                 # Others look by address, we by the tensor itself: wrapper subclasses have none, and views their base's.
                 self.shares[id(value)] = SharedCopies()
-                self.tied[value.data_ptr()] = self.shares[id(value)]
+                self.tied[address_of(value)] = self.shares[id(value)]
         return {module_id: self._rest_module(journal, rows) for module_id, rows in groups.items()}
 
     def _rest_module(
@@ -276,16 +278,23 @@ class Prepared:
         record.forwards.append(forward)
 
     def _refuse_moves(self, journal: Journal, record: Dispatched, resting: set[int]) -> None:
-        holders = set(resting)
-        listed = list(modules_of(self.model))
-        for _, module in reversed(listed):
-            if any(id(child) in holders for child in module._modules.values() if child is not None):
-                holders.add(id(module))
-        for _, module in listed:
-            if id(module) in holders:
-                record.install(journal, module, "_apply", Refusal(module))
-        for name in ("to", "cuda"):
-            record.install(journal, self.model, name, Warned(self.model, name))
+        """Whoever moves a module that has tensors inside hears of it: that is refused where some of them rest elsewhere."""
+        listed = [module for _, module in modules_of(self.model)]
+        holders = _around(listed, resting)
+        owners = _around(listed, {id(place.slot.module) for place in self.layout.places})
+        for module in listed:
+            if id(module) in owners:
+                kind = Refusal if id(module) in holders else Conversion
+                record.install(journal, module, "_apply", kind(module, record.membership))
+
+
+def _around(preorder: list[nn.Module], inner: set[int]) -> set[int]:
+    """Some modules and all that have one of them inside."""
+    found = set(inner)
+    for module in reversed(preorder):
+        if any(id(child) in found for child in module._modules.values() if child is not None):
+            found.add(id(module))
+    return found
 
 
 def _kind(edge: Edge | None, *, is_fetching: bool, is_root: bool) -> type[Forward]:

@@ -211,4 +211,6 @@ def refuse_capture(device: torch.device, name: str) -> None:
 
 def is_capturing(device: torch.device) -> bool:
     """Whether work for a device is recorded into a CUDA graph just now."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if device.type != "cuda" or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    return torch.cuda.is_current_stream_capturing()

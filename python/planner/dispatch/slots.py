@@ -8,8 +8,19 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-__all__ = ["Slot", "flat_weights", "modules_of", "own_slots", "resolve_device"]
+from planner.errors import InvalidTreeError
+
+__all__ = [
+    "Slot",
+    "flat_weights",
+    "modules_of",
+    "own_slots",
+    "refuse_uninitialised",
+    "require_initialised",
+    "resolve_device",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +61,27 @@ def own_slots(module: nn.Module) -> Iterator[Slot]:
     """Slots of a module's own tensors, parameters first; empty ones are left out."""
     yield from (Slot(module, name) for name, value in module._parameters.items() if value is not None)
     yield from (Slot(module, name, True) for name, value in module._buffers.items() if value is not None)
+
+
+def require_initialised(module: nn.Module, *, recurse: bool = True) -> None:
+    """Raises if a tensor of a module has no shape yet, as those of lazy layers: there is nothing to place or to offload.
+
+    Raises:
+        InvalidTreeError: with the tensor's name. Fields: ``name``.
+    """
+    for prefix, inner in modules_of(module) if recurse else [("", module)]:
+        for slot in own_slots(inner):
+            refuse_uninitialised(slot.read(), f"{prefix}.{slot.name}" if prefix else slot.name)
+
+
+def refuse_uninitialised(tensor: Any, name: str) -> None:
+    """The same for one tensor."""
+    if is_lazy(tensor):
+        raise InvalidTreeError(
+            f"'{name}' is not initialised yet, so it has no values to place or to offload; run one forward pass (or load a state "
+            "dict) first",
+            name=name,
+        )
 
 
 def flat_weights(module: nn.Module) -> list[Any]:

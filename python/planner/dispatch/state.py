@@ -9,7 +9,7 @@ from torch import nn
 
 from planner.dispatch.dispatched import engaged_models
 from planner.dispatch.resting import Resting
-from planner.dispatch.slots import Slot
+from planner.dispatch.slots import Slot, refuse_uninitialised
 from planner.errors import OffloadError
 
 __all__ = ["StateDict", "state_dict"]
@@ -36,6 +36,7 @@ class StateDict(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         value: torch.Tensor = self._resting.value(self._slots[name])
+        refuse_uninitialised(value, name)
         if value.is_meta:
             raise OffloadError(
                 f"'{name}' has no values: it is on the meta device, and no hook knows them", name=name

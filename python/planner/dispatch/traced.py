@@ -146,6 +146,4 @@ def _made(value: Any, kind: int, items: Any) -> Any:
 
 def fields_of(value: Any) -> dict[str, Any]:
     """The fields of a dataclass that are set."""
-    return {
-        field.name: getattr(value, field.name) for field in fields(value) if hasattr(value, field.name)
-    }
+    return {field.name: getattr(value, field.name) for field in fields(value) if hasattr(value, field.name)}

@@ -1,0 +1,1 @@
+"""Whether a plan runs, and where it crosses, without moving a weight."""

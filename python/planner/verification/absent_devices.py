@@ -1,0 +1,53 @@
+"""What a model's code may ask about accelerators that are not there."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+__all__ = ["asked_here"]
+
+# Kernels are chosen by this; a plan is for accelerators of today.
+CAPABILITY = (9, 0)
+
+_lock = threading.Lock()
+_threads: list[int] = []
+
+
+class _Capability:
+    """Stands in the place of torch's function, which raises where there is no driver; for other threads it still does."""
+
+    def __init__(self, usual: Callable[..., Any]) -> None:
+        self.usual = usual
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return CAPABILITY if threading.get_ident() in _threads else self.usual(*args, **kwargs)
+
+
+@contextmanager
+def asked_here() -> Iterator[None]:
+    """Within, this thread is told what CUDA devices can do, where the machine has none.
+
+    Guarantee: torch is as it was when the last thread has left.
+    """
+    if torch.cuda.is_available():
+        yield
+        return
+    this = threading.get_ident()
+    try:
+        with _lock:
+            _threads.append(this)
+            if not isinstance(torch.cuda.get_device_capability, _Capability):
+                torch.cuda.get_device_capability = _Capability(torch.cuda.get_device_capability)
+        yield
+    finally:
+        with _lock:
+            if this in _threads:
+                _threads.remove(this)
+            found: Any = torch.cuda.get_device_capability
+            if not _threads and isinstance(found, _Capability):
+                torch.cuda.get_device_capability = found.usual

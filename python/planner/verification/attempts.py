@@ -1,0 +1,173 @@
+"""One forward of a model's twin, dispatched or not, and what came of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import traceback
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+from torch.utils._pytree import tree_map_only
+
+from planner.crossing import Crossing
+from planner.dispatch.copies import require_offloadable
+from planner.dispatch.dispatched import RECORD, Dispatched
+from planner.dispatch.dispatching import carry_out
+from planner.dispatch.engagement import Engagement
+from planner.dispatch.homes import Assignment
+from planner.dispatch.slots import modules_of
+from planner.dotted import nearest_key
+from planner.errors import PlannerError
+from planner.verification.known_values import KnownValues, MixedDevicesError
+from planner.verification.twins import twin_of
+
+__all__ = ["Attempt"]
+
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+# What torch says where the answer needs values, or a kernel that has no fake.
+_UNKNOWABLE = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+
+
+class Attempt:
+    """One forward of a twin; made and run in one go.
+
+    Args:
+        model: the model; only looked at.
+        assignment: how the twin is dispatched; None leaves it undispatched.
+        args: positional inputs.
+        kwargs: inputs by keyword.
+        kind: what accelerators are called here, where that says nothing to the reader; None where it does.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        assignment: Assignment | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        kind: str | None = None,
+    ) -> None:
+        self.model = model
+        self.assignment = assignment
+        self.kind = kind
+        self.twin: nn.Module | None = None
+        self.error: Exception | None = None
+        try:
+            self._run(args, kwargs)
+        except Exception as error:  # noqa: BLE001 (whatever the model's code raises is the answer)
+            self.error = error
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        known = KnownValues()
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+            twin = self.twin = twin_of(self.model, mode, known)
+            given = tree_map_only(torch.Tensor, lambda tensor: _input(tensor, known), (args, kwargs))
+            if self.assignment is not None:
+                self._dispatch(twin, self.assignment)
+                if self.assignment.is_single:
+                    # Whoever runs a model on one device takes the inputs there.
+                    device = next(iter(self.assignment.homes.values())).runs_on
+                    given = tree_map_only(torch.Tensor, lambda tensor: _moved(tensor, device, known), given)
+            with known:
+                twin(*given[0], **given[1])
+
+    def _dispatch(self, twin: nn.Module, assignment: Assignment) -> None:
+        carry_out(twin, Engagement(assignment=assignment, weights=_on_disk(twin, assignment)))
+        # Whether a tensor can rest elsewhere is a matter of its class, which a fake one has not.
+        originals = _tensors(self.model)
+        names = {id(module): name for name, module in modules_of(twin)}
+        record: Dispatched = twin.__dict__[RECORD]
+        for row in record.homes:
+            name = _joined(names[id(row.slot.module)], row.slot.name)
+            key = nearest_key(name, assignment.homes)
+            if row.runs_on is None and key is not None and assignment.homes[key].rests_on is not None:
+                require_offloadable(originals[name], name)
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the plan is to blame: our own dispatch has refused, or devices were mixed."""
+        return isinstance(self.error, PlannerError | MixedDevicesError)
+
+    @property
+    def is_unknowable(self) -> bool:
+        """Whether values, a fake of a kernel or of a tensor were missing."""
+        return isinstance(self.error, _UNKNOWABLE) or (self.error is not None and self.twin is None)
+
+    def crossings(self) -> tuple[Crossing, ...]:
+        """What the forward has brought together outside of blocks, until it ended."""
+        record: Dispatched | None = None if self.twin is None else self.twin.__dict__.get(RECORD)
+        return () if record is None else record.membership.log.crossings()
+
+    def words(self) -> str:
+        """The error, with the module and the line that it comes from."""
+        error = self.error
+        assert error is not None
+        said = str(error) if isinstance(error, PlannerError) else f"{type(error).__name__}: {error}"
+        said = said.partition("\n")[0]
+        where = self._where(error)
+        whole = f"{said} ({where})" if where else said
+        return whole if self.kind is None else re.sub(rf"\b{self.kind}:(?=\d)", "", whole)
+
+    def _where(self, error: Exception) -> str:
+        names = {} if self.twin is None else {id(module): name for name, module in modules_of(self.twin)}
+        line, owner = "", None
+        for frame, number in traceback.walk_tb(error.__traceback__):
+            path = frame.f_code.co_filename
+            if path.startswith(_OURS):
+                continue
+            held = frame.f_locals.get("self")
+            if id(held) in names:
+                owner = held
+            if not path.startswith(_TORCH):
+                line = f"{path}:{number}"
+        if owner is None:
+            return line
+        name = names[id(owner)]
+        what = f"in '{name}', {type(owner).__name__}" if name else f"in {type(owner).__name__}"
+        return f"{what}, at {line}" if line else what
+
+
+def _joined(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _tensors(model: nn.Module) -> dict[str, Any]:
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(
+        model.named_buffers(remove_duplicate=False)
+    )
+
+
+def _on_disk(twin: nn.Module, assignment: Assignment) -> dict[str, Any] | None:
+    """Stands for the files of what a map puts on disk."""
+    is_needed = any(home.rests_on is None for home in assignment.homes.values())
+    return _tensors(twin) if is_needed else None
+
+
+def _input(tensor: torch.Tensor, known: KnownValues) -> torch.Tensor:
+    device = torch.device("cpu") if tensor.is_meta else tensor.device
+    made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    if not tensor.is_meta:
+        known.learn(made, tensor)
+    return made
+
+
+def _moved(tensor: torch.Tensor, device: torch.device, known: KnownValues) -> torch.Tensor:
+    made, value = tensor.to(device), known.value(tensor)
+    if value is not None:
+        known.learn(made, value)
+    return made

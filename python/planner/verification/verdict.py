@@ -1,0 +1,41 @@
+"""What verifying a plan has found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.crossing import Crossing
+from planner.units import format_bytes
+
+__all__ = ["Verification"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Whether a dispatched model would run, and what its own code would bring from one device to another in each forward.
+
+    Args:
+        runs: True, or False; None where that depends on values that are not there.
+        error: why it does not run, or why that cannot be told, with the module and the line; None if it runs.
+        crossings: what one forward brings together outside of blocks, up to the error if there is one.
+
+    Example:
+        >>> print(Verification(True, None, (Crossing("net.py:12", "add", 1, 0, 2, 4096),)))
+        runs; 1 crossing (4.00 KiB) in each forward
+          net.py:12: add brought 2 tensors (4.00 KiB) from 1 to 0
+    """
+
+    runs: bool | None
+    error: str | None
+    crossings: tuple[Crossing, ...]
+
+    def __str__(self) -> str:
+        head = {True: "runs", False: "does not run", None: "cannot be told"}[self.runs]
+        if self.error is not None:
+            head = f"{head}: {self.error}"
+        if self.crossings:
+            size_bytes = sum(crossing.size_bytes for crossing in self.crossings)
+            what = "1 crossing" if len(self.crossings) == 1 else f"{len(self.crossings)} crossings"
+            until = " in each forward" if self.runs else " until then"
+            head = f"{head}; {what} ({format_bytes(size_bytes)}){until}"
+        return "\n".join([head, *(f"  {crossing}" for crossing in self.crossings)])

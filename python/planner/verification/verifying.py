@@ -1,0 +1,196 @@
+"""Verifying: the model's structure in fake tensors, dispatched as the model would be, and one forward of it."""
+
+from __future__ import annotations
+
+import logging
+import random
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from planner.devices import DeviceKey
+from planner.dispatch.dispatched import RECORD, is_part
+from planner.dispatch.homes import Assignment, require_fit, require_whole
+from planner.dispatch.slots import require_initialised
+from planner.errors import InvalidInputError, PlanMismatchError, PlannerError
+from planner.plan import Plan
+from planner.verification.absent_devices import asked_here
+from planner.verification.attempts import Attempt
+from planner.verification.sample_inputs import sample_inputs
+from planner.verification.verdict import Verification
+
+__all__ = ["verify"]
+
+
+def verify(model: nn.Module, plan: Plan | Mapping[str, Any], inputs: Any = None) -> Verification:
+    """Says whether a model would run as a plan has it, and where its own code would cross devices; nothing is moved.
+
+    Args:
+        model: a model, with its weights or on the meta device; only looked at.
+        plan: a plan, or a device map. Its devices need not be there.
+        inputs: arguments of one forward: a tensor, a tuple of positional ones, or a mapping of keywords. Without them, the class's
+            own main input, where its configuration tells the shape.
+
+    Returns:
+        A :class:`Verification`. What :func:`planner.dispatch` would refuse does not run, with its words. ``runs`` is None where the
+        model branches on values that come from weights (experts that it loops over), or needs what has no fake.
+
+    Raises:
+        InvalidInputError: no plan; inputs that the undispatched model does not take either, or none where they cannot be told.
+        InvalidDevicesError: a device that is none.
+
+    Guarantee: the model, its hooks, its buffers, random numbers and the gradient mode stay as they are, also when this raises. No byte
+        of a weight is read or allocated. Borders, stand-ins and crossings are those of :func:`planner.dispatch`. Values that follow
+        from the inputs alone (masks, lengths, positions) are computed, and may be branched on.
+
+    Cost: a forward's time in Python, some 50 ms for a decoder layer; nothing grows with the size of the weights.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> print(verify(net, {"0": 0, "1": 1}, torch.ones(1, 2)))
+        runs
+    """
+    if not isinstance(plan, Plan | Mapping):
+        raise InvalidInputError(
+            f"verify() wants a plan, or a device map (names to devices), not {plan!r}; planner.plan(model, …) makes one"
+        )
+    assignment = _assignment(plan)
+    args, kwargs = _arguments(sample_inputs(model) if inputs is None else inputs)
+    try:
+        require_initialised(model)
+        _require_whole_model(model)
+        require_fit(model, assignment)
+        require_whole(model, assignment)
+    except PlannerError as error:
+        return Verification(False, str(error), ())
+    with _as_before(), asked_here():
+        return _verdict(model, assignment, args, kwargs)
+
+
+# ---- Devices
+
+
+def _kind() -> str | None:
+    """What accelerators of this machine are, as models tell it from ``device.type``; None if it has none with numbers."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return None if found is None or found.type == "mps" else found.type
+
+
+def _assignment(plan: Plan | Mapping[str, Any]) -> Assignment:
+    # Of those that are not there, torch knows these best.
+    kind = _kind() or "cuda"
+
+    def assumed(key: DeviceKey) -> torch.device:
+        if isinstance(key, int):
+            return torch.device(kind, key)
+        return torch.device(key) if key == "cpu" else torch.device(key, 0)
+
+    return Assignment.of_plan(plan, assumed) if isinstance(plan, Plan) else Assignment(plan, assumed=assumed)
+
+
+# ---- Inputs
+
+
+def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, tuple | list):
+        return tuple(inputs), {}
+    if isinstance(inputs, torch.Tensor):
+        return (inputs,), {}
+    raise InvalidInputError(
+        f"inputs are a tensor, a tuple of arguments or a mapping of keywords, not {type(inputs).__name__}"
+    )
+
+
+def _require_whole_model(model: nn.Module) -> None:
+    if RECORD not in model.__dict__ and is_part(model):
+        raise PlanMismatchError(
+            f"this {type(model).__name__} is part of a larger model that is dispatched; dispatch or undispatch that one",
+            findings=(),
+        )
+
+
+# ---- The verdict
+
+
+def _verdict(
+    model: nn.Module, assignment: Assignment, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Verification:
+    # Devices that are not there are called as the plan calls them.
+    kind = "cuda" if _kind() is None else None
+    planned = Attempt(model, assignment, args, kwargs, kind)
+    if planned.error is None:
+        return Verification(True, None, planned.crossings())
+    if planned.is_refused:
+        return Verification(False, planned.words(), planned.crossings())
+    if planned.is_unknowable:
+        return Verification(None, _untold(planned), planned.crossings())
+    # Something else: is the plan to blame, or the inputs, or this machine?
+    alone = Attempt(model, None, args, kwargs, kind)
+    if alone.is_unknowable:
+        return Verification(None, _untold(alone), planned.crossings())
+    if alone.error is not None:
+        raise InvalidInputError(
+            f"without any plan, a forward of this {type(model).__name__} with these inputs fails, too: {alone.words()}; give inputs "
+            "that it takes: verify(model, plan, inputs=…)"
+        ) from alone.error
+    together = _on_one_accelerator(assignment)
+    if together is not None and Attempt(model, together, args, kwargs, kind).error is not None:
+        words = f"on an accelerator, its code asks for what is not there: {planned.words()}"
+        return Verification(None, words, planned.crossings())
+    return Verification(False, planned.words(), planned.crossings())
+
+
+def _untold(attempt: Attempt) -> str:
+    return f"it depends on what fake tensors do not have, values or a kernel: {attempt.words()}"
+
+
+def _on_one_accelerator(assignment: Assignment) -> Assignment | None:
+    """The whole model on one of the accelerators that the plan names."""
+    devices = {home.runs_on for home in assignment.homes.values() if home.runs_on.type != "cpu"}
+    if not devices:
+        return None
+    device = min(devices, key=str)
+    return Assignment({"": 0}, assumed=lambda key: device if key == 0 else torch.device("cpu"))
+
+
+# ---- Leaving everything as it was
+
+
+@contextmanager
+def _as_before() -> Iterator[None]:
+    """Random numbers go on afterwards where they were. What torch logs of fake tensors that fail, the verdict says."""
+    numpy = sys.modules.get("numpy")
+    state, other = torch.get_rng_state(), random.getstate()
+    third = None if numpy is None else numpy.random.get_state()
+    quiet = _Quiet(threading.get_ident())
+    _FAKE_LOG.addFilter(quiet)
+    try:
+        yield
+    finally:
+        _FAKE_LOG.removeFilter(quiet)
+        torch.set_rng_state(state)
+        random.setstate(other)
+        if numpy is not None:
+            numpy.random.set_state(third)
+
+
+class _Quiet(logging.Filter):
+    """Drops what one thread logs."""
+
+    def __init__(self, thread: int) -> None:
+        super().__init__()
+        self.thread = thread
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether another thread logs this."""
+        return record.thread != self.thread
+
+
+_FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
