@@ -228,7 +228,9 @@ def solve_in_parts(
             # Parts that fit a card are streamed to it, where a block above every card runs on the cpu and needs no room.
             bound_bytes = answer.certificate.lower_bound_bytes if error.is_proven else 0
             continue
-        bound_bytes = finer.certificate.lower_bound_bytes  # in the end that of all parts: they can do what blocks can
+        bound_bytes = (
+            finer.certificate.lower_bound_bytes
+        )  # in the end that of all parts: they can do what blocks can
         steps += finer.certificate.steps
         if finer.cost_bytes < best[1].cost_bytes:
             best = (search, finer)

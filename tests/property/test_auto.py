@@ -543,5 +543,7 @@ def test_the_oracle_finds_what_is_known_by_hand() -> None:
     assert Oracle(replace(instance, budgets={0: 59, 1: 40, "cpu": 20, "disk": 20})).best() == (40, 20)
     assert Oracle(replace(instance, budgets={0: 59, 1: 40, "cpu": 19, "disk": 39})).best() is None
     assert Oracle(replace(instance, budgets={0: 19, "cpu": 99})).best() is None
-    assert Oracle(replace(instance, shared=((7, (0, 4)),))).units[0] == Unit(47, (27, 27), frozenset({0, 1, "cpu"}))
+    assert Oracle(replace(instance, shared=((7, (0, 4)),))).units[0] == Unit(
+        47, (27, 27), frozenset({0, 1, "cpu"})
+    )
     assert Oracle(replace(instance, together=((0, 1, 2),))).best() == (60, 0), "20 at a time are streamed"
