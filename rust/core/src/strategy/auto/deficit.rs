@@ -1,6 +1,6 @@
 //! The least capacity which, added to one device alone, changes the answer.
 
-use super::model::{Device, Mode, Options, Unit};
+use super::model::{Device, Kind, Mode, Options, Unit};
 use super::scene::{Scene, UNLIMITED};
 use super::solve::Search;
 use super::steps::Steps;
@@ -8,8 +8,11 @@ use super::steps::Steps;
 /// Parts of the step limit that one question may take.
 const PARTS: u64 = 16;
 
+/// Units times devices that all questions together may look at.
+const MOST_WORK: u64 = 1 << 25;
+
 /// Least extra capacity of each single device with which nothing is offloaded; `None` where no amount helps. An answer is
-/// too large where the step limit came before a better one.
+/// too large where the step limit, or the number of questions that so large a problem is worth, came before a better one.
 pub fn shortfall(units: &[Unit], devices: &[Device], options: &Options) -> Vec<Option<u64>> {
     to_work(units, devices, &Options { mode: Mode::GpuOnly, ..options.clone() })
 }
@@ -17,41 +20,72 @@ pub fn shortfall(units: &[Unit], devices: &[Device], options: &Options) -> Vec<O
 /// The same with which there is any plan.
 pub(crate) fn to_work(units: &[Unit], devices: &[Device], options: &Options) -> Vec<Option<u64>> {
     let options = Options { search_steps: options.search_steps / PARTS, ..options.clone() };
-    let mut left = options.search_steps.saturating_mul(PARTS);
-    (0..devices.len()).map(|device| least(units, devices, &options, device, &mut left)).collect()
+    let mut steps_left = options.search_steps.saturating_mul(PARTS);
+    let work = (units.len() * devices.len() * devices.len()).max(1) as u64;
+    let questions = MOST_WORK / work;
+    let least = |device| Deficit { units, devices, options: &options, device, questions }.least(&mut steps_left);
+    (0..devices.len()).map(least).collect()
 }
 
-fn least(units: &[Unit], devices: &[Device], options: &Options, device: usize, left: &mut u64) -> Option<u64> {
-    let capacity = devices[device].capacity_bits.filter(|&capacity| capacity > 0)?;
-    let mut works = |more: u64| {
-        let mut devices = devices.to_vec();
-        devices[device].capacity_bits = Some(capacity.saturating_add(more));
-        let mut options = options.clone();
-        let pool = devices[device].pool.and_then(|pool| options.pools.get_mut(pool as usize));
-        pool.into_iter().for_each(|pool| *pool = pool.saturating_add(more));
-        let Ok(scene) = Scene::new(units, &devices, &options) else { return false };
-        let mut search = Search::new(&scene, Steps::new(options.search_steps.min(*left)));
-        let found = search.run().is_some();
-        *left -= search.steps.taken().min(*left);
-        found
-    };
-    let total = units.iter().fold(0u64, |sum, unit| sum.saturating_add(unit.bits));
-    let staged = units.iter().flat_map(|unit| &unit.block_bits).max().copied().unwrap_or(0);
-    let most = total.saturating_add(staged.saturating_mul(u64::from(options.staging_blocks))).min(UNLIMITED);
-    if !works(most) {
-        return None;
-    }
-    let (mut low, mut high) = (0, most);
-    if works(0) {
-        return Some(0);
-    }
-    while high - low > 1 {
-        let middle = low + (high - low) / 2;
-        if works(middle) {
-            high = middle;
-        } else {
-            low = middle;
+/// What one device lacks.
+struct Deficit<'a> {
+    units: &'a [Unit],
+    devices: &'a [Device],
+    options: &'a Options,
+    device: usize,
+    /// How often it may be asked for a better answer.
+    questions: u64,
+}
+
+impl Deficit<'_> {
+    fn least(&mut self, steps_left: &mut u64) -> Option<u64> {
+        self.devices[self.device].capacity_bits.filter(|&capacity| capacity > 0)?;
+        let total = self.units.iter().fold(0u64, |sum, unit| sum.saturating_add(unit.bits));
+        let staged = self.units.iter().flat_map(|unit| &unit.block_bits).max().copied().unwrap_or(0);
+        let kept = staged.saturating_mul(u64::from(self.options.staging_blocks));
+        let mut high = total.saturating_add(kept).min(UNLIMITED);
+        if !self.works(high, steps_left) {
+            return None;
         }
+        if self.works(0, steps_left) {
+            return Some(0);
+        }
+        // From what is lacking in sum in growing steps, for that is near the answer, and then by halves.
+        let mut low = total.saturating_sub(self.joint_capacity()).saturating_sub(1).min(high - 1);
+        let mut step = Some(staged.max(1));
+        while high - low > 1 && self.questions > 0 {
+            self.questions -= 1;
+            let halfway = low + (high - low) / 2;
+            let more = step.map_or(halfway, |step| low.saturating_add(step).min(halfway));
+            if self.works(more, steps_left) {
+                (high, step) = (more, None);
+            } else {
+                low = more;
+                step = step.map(|step| step.saturating_mul(2));
+            }
+        }
+        Some(high)
     }
-    Some(high)
+
+    /// What all devices that may hold anything hold at most.
+    fn joint_capacity(&self) -> u64 {
+        let is_card = |device: &Device| device.kind == Kind::Accelerator;
+        let only_cards = self.options.mode == Mode::GpuOnly && self.devices.iter().any(is_card);
+        let holders = self.devices.iter().filter(|device| !only_cards || is_card(device));
+        holders.fold(0, |sum, device| sum.saturating_add(device.capacity_bits.unwrap_or(UNLIMITED)))
+    }
+
+    fn works(&self, more: u64, steps_left: &mut u64) -> bool {
+        let mut devices = self.devices.to_vec();
+        let device = &mut devices[self.device];
+        device.capacity_bits = device.capacity_bits.map(|capacity| capacity.saturating_add(more));
+        let mut options = self.options.clone();
+        let pool = device.pool.and_then(|pool| options.pools.get_mut(pool as usize));
+        pool.into_iter().for_each(|pool| *pool = pool.saturating_add(more));
+        let Ok(scene) = Scene::new(self.units, &devices, &options) else { return false };
+        let mut search = Search::new(&scene, Steps::new(options.search_steps.min(*steps_left)));
+        let found = search.is_feasible();
+        *steps_left -= search.steps.taken().min(*steps_left);
+        found
+    }
 }

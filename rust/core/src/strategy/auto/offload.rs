@@ -19,6 +19,9 @@ const MOST_GLANCES: usize = 64;
 /// Steps for the homes of a plan that costs none of the search's.
 const MOST_FREE_STEPS: u64 = 256;
 
+/// Kinds of bins, the widest first, to which such a plan is tried to stream.
+const MOST_FREE_BINS: usize = 4;
+
 /// What is known before a search, and what of it is of use.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Goal {
@@ -26,6 +29,8 @@ pub(crate) struct Goal {
     pub(crate) floor: u64,
     /// Plans of a higher cost are of no use.
     pub(crate) most: Option<(u64, u64)>,
+    /// Whether there is a plan is all that is asked.
+    pub(crate) is_any: bool,
 }
 
 /// A device to which offloaded units are streamed with the largest size, or neither; and what it offloads at least.
@@ -85,13 +90,18 @@ pub(crate) fn search(scene: &Scene, goal: Goal, steps: &mut Steps) -> Offloading
     let mut found = Offloading { choices: Vec::new(), lower_bound: u64::MAX, is_proven: false };
     if goal.most.is_none() {
         rest_all(scene, &candidates, &mut found);
+    }
+    if goal.is_any && !found.choices.is_empty() {
+        return found;
+    }
+    if goal.most.is_none() {
         narrow(scene, &candidates, &mut found, steps);
         glance(scene, &candidates, &mut found, steps);
     }
     let mut open = u64::MAX;
     for candidate in candidates.in_order() {
         let cost = found.cost().into_iter().chain(goal.most).min();
-        if cost.is_some_and(|(off_bits, _)| candidate.floor > off_bits) {
+        if cost.is_some_and(|(off_bits, _)| goal.is_any || candidate.floor > off_bits) {
             break;
         }
         if found.cost() == Some((candidate.floor, 0)) && found.choices.len() >= MOST_CHOICES {
@@ -127,7 +137,7 @@ pub(crate) fn search(scene: &Scene, goal: Goal, steps: &mut Steps) -> Offloading
 /// Everything that may rest elsewhere does, streamed to the widest bin that leaves a plan. It comes before any search and
 /// takes no steps of it, so there is a plan wherever this one is valid.
 fn rest_all(scene: &Scene, candidates: &Candidates, found: &mut Offloading) {
-    for streaming in candidates.widest() {
+    for streaming in candidates.widest(MOST_FREE_BINS) {
         let Some(task) = Task::new(scene, streaming) else { continue };
         for counts in [best_fit(&task), best_fit_of(&task, &[true])] {
             if let (Some(packing), _) = task.close(counts, &mut Steps::new(MOST_FREE_STEPS)) {
@@ -141,7 +151,7 @@ fn rest_all(scene: &Scene, candidates: &Candidates, found: &mut Offloading) {
 /// Narrows the largest size that is streamed to the widest bin: less room is kept for smaller ones, until what is larger
 /// finds no place.
 fn narrow(scene: &Scene, candidates: &Candidates, found: &mut Offloading, steps: &mut Steps) {
-    let Some(Some((bin, widest))) = candidates.widest().next() else { return };
+    let Some(Some((bin, widest))) = candidates.widest(1).next() else { return };
     let sizes: Vec<u64> = candidates.descending.iter().copied().filter(|&size| size < widest).collect();
     let (mut from, mut to) = (0, sizes.len());
     while from < to && steps.take(work(scene)) {
@@ -203,14 +213,20 @@ impl<'a> Candidates<'a> {
         let forced = weigh(scene, &scene.forced_counts()).max(known);
         let capacities: Vec<u64> = scene.bins.iter().map(|bin| bin.capacity).collect();
         let whole = joint_room(scene, &capacities, &scene.pools);
+        let holders = [scene.cpu, scene.disk].into_iter().flatten();
+        let most = holders.fold(0u64, |sum, holder| sum.saturating_add(holder.capacity));
         let mut ways = vec![(forced.max(scene.total.saturating_sub(whole)), None)];
         let mut descending = Vec::new();
         for (size, must) in sizes(scene) {
             let room = whole.checked_sub(scene.room(size)).filter(|&room| must <= room);
             let Some(room) = room.filter(|_| scene.room(size) <= scene.widest) else { continue };
-            ways.push((forced.max(scene.total.saturating_sub(room)).max(size), Some(size)));
-            descending.push(size);
+            let floor = forced.max(scene.total.saturating_sub(room)).max(size);
+            if floor <= most {
+                ways.push((floor, Some(size)));
+                descending.push(size);
+            }
         }
+        ways.retain(|&(floor, _)| floor <= most);
         ways.sort_by_key(|&(floor, _)| floor);
         Self { scene, kinds: kinds_of_bins(scene), descending, ways }
     }
@@ -228,12 +244,12 @@ impl<'a> Candidates<'a> {
         })
     }
 
-    /// Each kind of bin, the widest first, with the largest size that it has room for; then nothing streamed.
-    fn widest(&self) -> impl Iterator<Item = Option<(usize, u64)>> {
+    /// The widest kinds of bins with the largest size that each has room for; then nothing streamed.
+    fn widest(&self, most: usize) -> impl Iterator<Item = Option<(usize, u64)>> {
         let mut kinds = self.kinds.clone();
         kinds.sort_by_key(|&bin| Reverse(self.scene.bins[bin].capacity));
         let largest = |bin: usize| self.descending.iter().copied().find(|&size| self.takes(bin, size));
-        let streamed = kinds.into_iter().filter_map(move |bin| Some(Some((bin, largest(bin)?))));
+        let streamed = kinds.into_iter().take(most).filter_map(move |bin| Some(Some((bin, largest(bin)?))));
         streamed.chain([None])
     }
 

@@ -71,7 +71,7 @@ impl Best {
         }
         let part = search.steps.share(search.steps.left().div_ceil(2));
         let mut inner = Search::new(&narrowed, Steps::new(part.left()));
-        inner.goal = Goal { floor: self.found.lower_bound, most: Some(self.cost) };
+        inner.goal = Goal { floor: self.found.lower_bound, most: Some(self.cost), is_any: false };
         let answer = inner.run();
         search.steps.join(inner.steps);
         let Some(Found { plan, stage, returns_lower_bound, .. }) = answer else { return false };

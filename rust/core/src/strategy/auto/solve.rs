@@ -62,15 +62,24 @@ impl<'a> Search<'a> {
     }
 
     pub(crate) fn run(&mut self) -> Option<Found> {
+        match self.as_runs() {
+            Ok(found) => Some(found),
+            // Without a run for every device, a plan that keeps as much returns at least once.
+            Err(returns) => self.anywhere(returns),
+        }
+    }
+
+    /// Whether there is a plan, which is found sooner than a good one.
+    pub(crate) fn is_feasible(&mut self) -> bool {
+        let goal = Goal { is_any: true, ..Goal::default() };
+        self.as_runs().is_ok() || !offload::search(self.scene, goal, &mut self.steps).choices.is_empty()
+    }
+
+    /// Nothing is offloaded that need not be, and every device executes one run.
+    fn as_runs(&mut self) -> Result<Found, u32> {
         let forced = weigh(self.scene, &self.scene.forced_counts());
         let has_forced = self.scene.classes.iter().any(super::scene::Class::is_forced_off);
-        let is_known = if has_forced { self.with_forced(forced) } else { self.resident() };
-        if let Ok(found) = is_known {
-            return Some(found);
-        }
-        // Without a run for every device, a plan that keeps as much returns at least once.
-        let returns = is_known.err().unwrap_or(0);
-        self.anywhere(returns)
+        if has_forced { self.with_forced(forced) } else { self.resident() }
     }
 
     fn note(&mut self, stage: Stage, answer: &Runnable, offloaded: u64) {
