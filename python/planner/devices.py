@@ -96,7 +96,8 @@ def read_budget(value: object, device: object) -> int | float:
             number = operator.index(value)
         elif hasattr(value, "__float__"):
             number = float(value)
-    if number is None or not math.isfinite(number) or number < 0:
+    # An int may be too large for a float, and is finite.
+    if number is None or (isinstance(number, float) and not math.isfinite(number)) or number < 0:
         raise InvalidDevicesError(
             f"budget {value!r} of device {device!r} is not usable: it must be a finite number of bytes of at least 0, "
             "or a size such as '10GiB'",

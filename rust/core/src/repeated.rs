@@ -15,8 +15,11 @@ use crate::tree::{NodeId, Tree};
 /// Which classes only hold others.
 #[derive(Debug, Clone, Default)]
 pub struct Containers {
-    /// Their names.
-    pub classes: Vec<String>,
+    /// Names of lists: what derives from `Sequential`, `ModuleList` or `ModuleDict` and has no forward of its own.
+    pub lists: Vec<String>,
+    /// Names of others without a forward. One is a container if something inside has a forward; a model where nothing has
+    /// one is a sketch, and says nothing by it.
+    pub bare: Vec<String>,
     /// Nothing is known of other classes: one with numbered modules and nothing else is a container, too.
     pub by_structure: bool,
 }
@@ -85,12 +88,18 @@ impl<'a> Finder<'a> {
                 is_mixed.insert(parent);
             }
         }
-        let named: HashSet<&str> = containers.classes.iter().map(String::as_str).collect();
-        let mut is_container = BitSet::new(len);
-        for row in 0..len as NodeId {
-            let is_list = containers.by_structure && has_modules.contains(row) && !is_mixed.contains(row);
-            if is_list || tree.class_name(row).is_some_and(|class| named.contains(class)) {
+        let lists: HashSet<&str> = containers.lists.iter().map(String::as_str).collect();
+        let bare: HashSet<&str> = containers.bare.iter().map(String::as_str).collect();
+        let (mut is_container, mut runs_inside) = (BitSet::new(len), BitSet::new(len));
+        for row in (0..len as NodeId).rev() {
+            let Some(class) = tree.class_name(row) else { continue };
+            let looks_like_list = containers.by_structure && has_modules.contains(row) && !is_mixed.contains(row);
+            let (is_list, is_bare) = (looks_like_list || lists.contains(class), bare.contains(class));
+            if is_list || (is_bare && runs_inside.contains(row)) {
                 is_container.insert(row);
+            }
+            if (!is_list && !is_bare) || runs_inside.contains(row) {
+                runs_inside.insert(tree.parent(row));
             }
         }
         Self { layout, tree, is_container, has_tensors, has_modules }
