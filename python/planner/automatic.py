@@ -10,12 +10,17 @@ from typing import Any
 from planner import _core
 from planner.blocks import Blocks
 from planner.devices import DeviceKey
-from planner.errors import InfeasibleError
+from planner.errors import InfeasibleError, InvalidDevicesError, InvalidTreeError
 from planner.explain import infeasible_message
+from planner.minimum import MOST_BYTES
 from planner.plan import Certificate, Reason, Shortfall
 from planner.rooms import Room
+from planner.units import format_bytes
 
 __all__ = ["AutoAnswer", "AutoSearch", "solve_in_parts"]
+
+_MOST_DEVICES = 64  # a set of devices is a word of the machine
+_MOST_MODEL_BYTES = 1 << 53  # the search adds up to 256 sizes of a model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +58,21 @@ class AutoSearch:
     execute_offloaded: str
     staging_blocks: int
 
+    def __post_init__(self) -> None:
+        if len(self.rooms) > _MOST_DEVICES:
+            raise InvalidDevicesError(
+                f"{len(self.rooms)} devices have budgets; strategy 'auto' takes at most {_MOST_DEVICES}: leave some out, or "
+                "use strategy 'sequential' or 'balanced'",
+                device=self.rooms[_MOST_DEVICES].device,
+            )
+        total_bytes = -(-self.blocks.layout.columns.total_bits // 8)
+        if total_bytes >= _MOST_MODEL_BYTES:
+            raise InvalidTreeError(
+                f"the model has {total_bytes} bytes ({format_bytes(total_bytes)}); strategy 'auto' plans models of less than "
+                f"{_MOST_MODEL_BYTES} ({format_bytes(_MOST_MODEL_BYTES)}): use strategy 'sequential' or 'balanced'",
+                name="",
+            )
+
     def solve(self) -> AutoAnswer:
         """The best plan that the search finds.
 
@@ -69,13 +89,13 @@ class AutoSearch:
                 them would change gives them a single bit.
         """
         pools = list(dict.fromkeys(room.pool for room in self.rooms if room.pool))
-        sizes = [max(room.capacity_bytes for room in self.rooms if room.pool == pool) * 8 for pool in pools]
+        sizes = [max(_bits(room) for room in self.rooms if room.pool == pool) for pool in pools]
         if self.mode == "gpu_only" and not self._has_accelerator_room:
             least_bits = 1  # a full accelerator is still one: the cpu does not take its place
         devices: list[tuple[str, int | None, int | None]] = [
             (
                 room.kind,
-                max(room.capacity_bytes * 8, least_bits),
+                max(_bits(room), least_bits),
                 pools.index(room.pool) if room.pool else None,
             )
             for room in self.rooms
@@ -256,6 +276,10 @@ def _certified(answer: AutoAnswer, bound_bytes: int, steps: int) -> AutoAnswer:
         steps=steps,
     )
     return replace(answer, certificate=certificate)
+
+
+def _bits(room: Room) -> int:
+    return min(room.capacity_bytes, MOST_BYTES) * 8
 
 
 def _certificate(result: _core.AutoPlan) -> Certificate:

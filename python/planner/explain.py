@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
-from planner.devices import DeviceKey
+from planner.devices import DeviceKey, canonical_device
 from planner.dotted import nearest_key
 from planner.errors import InvalidConstraintError, InvalidInputError
 from planner.plan import Plan, Reason
@@ -98,9 +98,11 @@ def explain(plan: Plan, name: str) -> str:
         Everything would be on the accelerators with 600 bytes more on 0.
         To move it, write pin={'3': 0}.
     """
-    home = home_of(plan.device_map, name)
+    if not isinstance(plan, Plan):
+        raise InvalidInputError(f"what is explained is a plan; got {type(plan).__name__}")
+    home = home_of(plan.device_map, name) if isinstance(name, str) else None
     if home is None:
-        nearest = difflib.get_close_matches(name, list(plan.device_map), n=3)
+        nearest = difflib.get_close_matches(str(name), list(plan.device_map), n=3)
         raise InvalidConstraintError(
             f"the plan has no place for {name!r}", names=(name,), suggestions=tuple(nearest)
         )
@@ -124,11 +126,44 @@ def explain(plan: Plan, name: str) -> str:
             f"{size} bytes more on {device}" for device, size in plan.shortfall.more_bytes.items()
         )
         lines.append(f"Everything would be on the accelerators with {more}.")
-    others = [device.id for device in plan.devices if device.id != home and device.budget_bytes != 0]
-    if others:
-        lines.append(f"To move it, write pin={{{block!r}: {others[0]!r}}}.")
+    lines.extend(_advice(plan, block, home, own))
     lines.extend(plan.source.notes)
     return "\n".join(lines)
+
+
+def _advice(plan: Plan, block: str, home: DeviceKey, own: tuple[Reason, ...]) -> list[str]:
+    """What would move a block: nothing where no device could take it, or where the user has placed it already."""
+    if plan.certificate.stage not in _STAGES:
+        return ["accelerate's strategies take no pins; strategy='auto' does."]
+    said = {path: setting.value for path, setting in plan.settings.items()}
+    pinned = [path.removeprefix("pin.") for path in said if path.startswith("pin.")]
+    if any(_is_about(name, block) for name in pinned):
+        return []
+    forbidden = [
+        device
+        for path, devices in said.items()
+        if path.startswith("forbid.") and _is_about(path.removeprefix("forbid."), block)
+        for device in (devices if isinstance(devices, list | tuple) else [devices])
+    ]
+    needed_bytes = max((reason.needed_bytes for reason in own if reason.name == block), default=0)
+    is_left_out = _LEFT_OUT.get(str(said.get("mode")), ())
+    others = [
+        device.id
+        for device in plan.devices
+        if device.id not in (home, *map(canonical_device, forbidden))
+        and device.kind not in is_left_out
+        and device.budget_bytes is not None
+        and max(needed_bytes, 1) <= device.budget_bytes - device.headroom_bytes
+    ]
+    return [f"To move it, write pin={{{block!r}: {others[0]!r}}}."] if others else []
+
+
+# Kinds of devices that a mode leaves out.
+_LEFT_OUT: Mapping[str, tuple[str, ...]] = {"gpu_only": ("cpu", "disk"), "no_disk": ("disk",)}
+
+
+def _is_about(name: str, block: str) -> bool:
+    return _covers(name, block) or _covers(block, name)
 
 
 def notices(plan: Plan) -> tuple[str, ...]:
@@ -192,12 +227,41 @@ def _device_notices(plan: Plan) -> list[str]:
     said = []
     if full:
         said.append(f"Nothing is left for activations and the KV cache on {', '.join(full)}.")
+    said.extend(_empty_device_notice(plan, device, least) for device, least in plan.minimum_bytes.items())
     pools: dict[str, list[str]] = {}
     for device in plan.devices:
         if device.pool is not None:
             pools.setdefault(device.pool, []).append(str(device.id))
     said.extend(f"{' and '.join(ids)} share one memory ({pool})." for pool, ids in pools.items() if ids[1:])
     return said
+
+
+def _empty_device_notice(plan: Plan, device: DeviceKey, least_bytes: int | None) -> str:
+    """A device that holds no weights, and why, or what would change it."""
+    own = next((each for each in plan.devices if each.id == device), None)
+    said = f"{device} holds no weights"
+    if plan.certificate.stage not in _STAGES:
+        if least_bytes is None:
+            return f"{said}, and no budget of it alone would change that."
+        more = f"with a budget of {_exactly(least_bytes)}, the others as they are, it would get some"
+        is_less = own is not None and own.budget_bytes is not None and least_bytes <= own.budget_bytes
+        return f"{said}; {more}{', though that is less than it has' if is_less else ''}."
+    if own is not None and own.reserved_bytes:
+        return f"{said}; it keeps {_exactly(own.reserved_bytes)} for offloaded blocks that run there."
+    if not sum(plan.offloaded_bytes.values()):
+        return f"{said}; everything fits without it."
+    sizes = [reason.needed_bytes for reason in plan.reasons if reason.rule in ("offloaded", "oversized")]
+    room_bytes = 0 if own is None else max(0, (own.budget_bytes or 0) - own.headroom_bytes)
+    if sizes and min(sizes) > room_bytes:
+        return f"{said}: it has room for {_exactly(room_bytes)}, and the smallest block offloaded needs {_exactly(min(sizes))}."
+    return f"{said}."
+
+
+def _exactly(size_bytes: int) -> str:
+    """A size to be read, and to be written into a budget."""
+    return (
+        format_bytes(size_bytes) if size_bytes < 1024 else f"{format_bytes(size_bytes)} ({size_bytes} bytes)"
+    )
 
 
 def _tried(plan: Plan) -> list[str]:
@@ -233,16 +297,18 @@ def _covers(outer: str, inner: str) -> bool:
     return not outer or inner == outer or inner.startswith(f"{outer}.")
 
 
-def empty_devices_notice(required_bytes: Mapping[DeviceKey, float]) -> str:
-    """The notice about devices that got no module.
+def empty_devices_notice(required_bytes: Mapping[DeviceKey, int], *, are_bare: bool = True) -> str:
+    """The notice about devices that got no weights.
+
+    Args:
+        required_bytes: by device, the least budget with which it gets some.
+        are_bare: they got no module either; otherwise some got modules without tensors.
 
     Source: the message of accelerate 1.15's ``infer_auto_device_map``, whose lines other tools look for.
     """
-    lines = "\n".join(
-        f"  - {device}: {_count(size)} bytes required" for device, size in required_bytes.items()
-    )
+    lines = "\n".join(f"  - {device}: {size} bytes required" for device, size in required_bytes.items())
     return (
-        "Based on the current allocation process, no modules could be assigned to the following devices due to "
+        f"Based on the current allocation process, no {'modules' if are_bare else 'weights'} could be assigned to the following devices due to "
         f"insufficient memory:\n{lines}\n"
         "These minimum requirements are specific to this allocation attempt and may vary. Consider increasing "
         "the available memory for these devices to at least the specified minimum, or adjusting the model config."
@@ -269,7 +335,3 @@ def infeasible_message(
     return f"{verdict} {where}: '{block}' ({format_bytes(size_bytes)}) is left over; " + (
         f"{enough} would be enough" if enough else "more room on any single device would not be enough"
     )
-
-
-def _count(size_bytes: float) -> str:
-    return str(int(size_bytes)) if size_bytes == int(size_bytes) else str(size_bytes)

@@ -119,8 +119,8 @@ def repeated(tree: ModuleTree) -> tuple[list[str], list[str]]:
 
     Cost: O(modules + tensors).
     """
-    containers, is_known = tree.columns.containers()
-    return Layout(tree).columns.repeated(containers, not is_known)
+    lists, bare, is_known = tree.columns.without_forward()
+    return Layout(tree).columns.repeated(lists, bare, not is_known)
 
 
 def bits_to_bytes(bits: int) -> int | float:

@@ -278,7 +278,7 @@ class Plan:
         """
         try:
             data = json.loads(text)
-        except (ValueError, RecursionError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise InvalidInputError(f"not a plan: {error}") from error
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise InvalidInputError(f"not a plan: the schema is not {SCHEMA!r}")
@@ -303,6 +303,8 @@ class Plan:
             0: 800 B → 400 B used
             1: 800 B → 1.17 KiB used
         """
+        if not isinstance(other, Plan):
+            raise InvalidInputError(f"a plan differs from another plan; got {type(other).__name__}")
         used = [{device.id: device.used_bytes for device in each.devices} for each in (self, other)]
         pairs = ((device, used[0].get(device, 0), used[1].get(device, 0)) for device in used[0] | used[1])
         return PlanDiff(

@@ -16,7 +16,7 @@ from oracle.upstream import Answer, answer, buffers_survive_a_split, executed_ag
 
 ordered = executed_again(upstream)
 repaired = executed_again(
-    upstream, [*prefix_containment(inside=4, outside=2), *buffers_survive_a_split(modules=3, parents=1)]
+    upstream, [*prefix_containment(inside=4, outside=2), *buffers_survive_a_split(modules=2, parents=1)]
 )
 
 

@@ -26,7 +26,7 @@ def prefix_containment(inside: int, outside: int) -> list[Repair]:
 
 def buffers_survive_a_split(modules: int, parents: int) -> list[Repair]:
     """Splitting keeps direct buffers, appended last: of the current module, of a tied one, of the fallback's parents."""
-    split = r"(\w*children) = list\((\w+)\.named_parameters\(recurse=False\)\) \+ \1"
+    split = r"(\w*children) = list\((\w+)\.named_parameters\(recurse=False\)\) \+ \1(?!\n +modules_to_search)"
     return [
         (split, r"\g<0> + list(\2.named_buffers(recurse=False))", modules),
         (

@@ -169,7 +169,8 @@ def homeless_buffers(outcome: Outcome, budgets: Budgets) -> str | None:
 def log_empty_devices(outcome: Outcome) -> None:
     """Logs the minimum-memory report at level INFO, if a device stayed empty."""
     if logger.isEnabledFor(logging.INFO) and (required := outcome.minimum_bytes):
-        logger.info("%s", empty_devices_notice(required))
+        are_bare = not required.keys() & outcome.device_map(clean=False).values()
+        logger.info("%s", empty_devices_notice(required, are_bare=are_bare))
 
 
 def get_max_memory(max_memory: Mapping[Any, Any] | None = None) -> Budgets:

@@ -1,8 +1,9 @@
 //! Blocks of a model that does not name its own: what repeats.
 //!
 //! Modules of one class that a parent holds several of are blocks, if they are numbered or have modules inside. What has no
-//! forward of its own is a container and never a block: what repeats inside it is. Two rules keep blocks from being half a
-//! model. Siblings without numbers in their names (`encoder`, `decoder`), larger than a fifth of the model, give way to
+//! forward of its own is a container and never a block: what repeats inside it is. A module with a forward in which nothing
+//! but leaves repeat is a block as well, unless it is more than a fifth of the model. Two more rules keep blocks from being
+//! half a model. Siblings without numbers in their names (`encoder`, `decoder`), larger than a fifth of the model, give way to
 //! numbered blocks inside them. And as long as the model cannot be cut into two parts of at most 60 %, the block in the way
 //! gives way to blocks inside it.
 
@@ -15,8 +16,11 @@ use crate::tree::{NodeId, Tree};
 /// Which classes only hold others.
 #[derive(Debug, Clone, Default)]
 pub struct Containers {
-    /// Their names.
-    pub classes: Vec<String>,
+    /// Names of lists: what derives from `Sequential`, `ModuleList` or `ModuleDict` and has no forward of its own.
+    pub lists: Vec<String>,
+    /// Names of others without a forward. One is a container if something inside has a forward; a model where nothing has
+    /// one is a sketch, and says nothing by it.
+    pub bare: Vec<String>,
     /// Nothing is known of other classes: one with numbered modules and nothing else is a container, too.
     pub by_structure: bool,
 }
@@ -41,7 +45,8 @@ impl Layout {
         let mut blocks = finder.candidates();
         loop {
             let (containers, in_the_way) = finder.walk(&blocks);
-            let Some(class) = in_the_way.filter(|class| finder.holds_others(*class, &blocks)) else {
+            let gives_way = |class: &&str| blocks[*class].is_lone || finder.holds_others(class, &blocks);
+            let Some(class) = in_the_way.filter(gives_way) else {
                 let mut classes: Vec<String> = blocks.into_keys().map(String::from).collect();
                 classes.sort_unstable();
                 return Repeated { classes, containers };
@@ -56,12 +61,14 @@ impl Layout {
 struct Evidence {
     has_modules: bool,
     is_numbered: bool,
+    is_lone: bool, // does not repeat itself
 }
 
 struct Finder<'a> {
     layout: &'a Layout,
     tree: &'a Tree,
     is_container: BitSet,
+    is_bare: BitSet,
     has_tensors: BitSet,
     has_modules: BitSet,
 }
@@ -85,15 +92,25 @@ impl<'a> Finder<'a> {
                 is_mixed.insert(parent);
             }
         }
-        let named: HashSet<&str> = containers.classes.iter().map(String::as_str).collect();
-        let mut is_container = BitSet::new(len);
-        for row in 0..len as NodeId {
-            let is_list = containers.by_structure && has_modules.contains(row) && !is_mixed.contains(row);
-            if is_list || tree.class_name(row).is_some_and(|class| named.contains(class)) {
+        let lists: HashSet<&str> = containers.lists.iter().map(String::as_str).collect();
+        let bare: HashSet<&str> = containers.bare.iter().map(String::as_str).collect();
+        let (mut is_container, mut runs_inside) = (BitSet::new(len), BitSet::new(len));
+        let mut bare_rows = BitSet::new(len);
+        for row in (0..len as NodeId).rev() {
+            let Some(class) = tree.class_name(row) else { continue };
+            let looks_like_list = containers.by_structure && has_modules.contains(row) && !is_mixed.contains(row);
+            let (is_list, is_bare) = (looks_like_list || lists.contains(class), bare.contains(class));
+            if is_bare {
+                bare_rows.insert(row);
+            }
+            if is_list || (is_bare && runs_inside.contains(row)) {
                 is_container.insert(row);
             }
+            if (!is_list && !is_bare) || runs_inside.contains(row) {
+                runs_inside.insert(tree.parent(row));
+            }
         }
-        Self { layout, tree, is_container, has_tensors, has_modules }
+        Self { layout, tree, is_container, is_bare: bare_rows, has_tensors, has_modules }
     }
 
     /// Classes of which a parent holds several, without those that give way for their names.
@@ -117,7 +134,31 @@ impl<'a> Finder<'a> {
         found.retain(|class, evidence| {
             evidence.is_numbered || !self.is_large(class) || !self.holds_others(class, &numbered)
         });
+        self.add_lone(&mut found);
         found
+    }
+
+    /// Classes of modules with a forward in which leaves repeat and nothing else does: in one of them, results may meet.
+    fn add_lone(&self, found: &mut HashMap<&'a str, Evidence>) {
+        let (mut holds_leaf, mut holds_block) = (BitSet::new(self.tree.len()), BitSet::new(self.tree.len()));
+        let mut lone: HashMap<&str, bool> = HashMap::new(); // whether no module of that class holds a block
+        for row in (1..self.tree.len() as NodeId).rev() {
+            let Some(class) = self.tree.class_name(row) else { continue };
+            let (parent, known) = (self.tree.parent(row), found.get(class));
+            if holds_leaf.contains(row) || known.is_some_and(|evidence| !evidence.has_modules) {
+                holds_leaf.insert(parent);
+            }
+            if holds_block.contains(row) || known.is_some_and(|evidence| evidence.has_modules) {
+                holds_block.insert(parent);
+            }
+            let is_open = self.is_container.contains(row) || self.is_bare.contains(row) || known.is_some();
+            if !is_open && holds_leaf.contains(row) {
+                *lone.entry(class).or_insert(true) &= !holds_block.contains(row);
+            }
+        }
+        lone.retain(|class, is_lone| *is_lone && !self.is_large(class));
+        let evidence = Evidence { has_modules: true, is_numbered: false, is_lone: true };
+        found.extend(lone.into_keys().map(|class| (class, evidence)));
     }
 
     /// Whether a module of a class is more than a fifth of the model.
@@ -201,7 +242,7 @@ impl Siblings {
         self.composites += u32::from(has_modules);
         self.numbered += u32::from(has_modules && name.contains(|char: char| char.is_ascii_digit()));
         let is_numbered = self.numbered > 1 || (is_number && self.numbers > 1);
-        (is_numbered || self.composites > 1).then_some(Evidence { has_modules, is_numbered })
+        (is_numbered || self.composites > 1).then_some(Evidence { has_modules, is_numbered, is_lone: false })
     }
 }
 

@@ -148,11 +148,17 @@ impl Layout {
         })
     }
 
-    /// Classes of modules that repeat, and names of the containers outside of them; `containers` are classes that only hold
-    /// others, and `by_structure` says that nothing is known of the rest.
-    fn repeated(&self, py: Python<'_>, containers: Vec<String>, by_structure: bool) -> (Vec<String>, Vec<String>) {
+    /// Classes of modules that repeat, and names of the containers outside of them; `lists` and `bare` are classes without a
+    /// forward of their own, and `by_structure` says that nothing is known of the rest.
+    fn repeated(
+        &self,
+        py: Python<'_>,
+        lists: Vec<String>,
+        bare: Vec<String>,
+        by_structure: bool,
+    ) -> (Vec<String>, Vec<String>) {
         py.detach(|| {
-            let found = self.inner.repeated(&Containers { classes: containers, by_structure });
+            let found = self.inner.repeated(&Containers { lists, bare, by_structure });
             let name = |row| self.inner.tree().full_name(row);
             (found.classes, found.containers.into_iter().map(name).collect())
         })

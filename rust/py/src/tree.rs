@@ -1,6 +1,6 @@
 //! The flattened tree as a frozen Python object.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use planner_core::{KeyTrie, Kind, clean};
@@ -72,25 +72,26 @@ impl Tree {
         }
     }
 
-    /// Names of classes that only hold other modules: they have no forward, or that of a plain Sequential. And whether the
-    /// rest are known not to; of classes from files, only the names of their bases are.
-    fn containers(&self, py: Python<'_>) -> PyResult<(Vec<String>, bool)> {
+    /// Names of classes without a forward of their own: lists, which hold others in order or by name, and those with none at
+    /// all. And whether the rest are known to have one; of classes from files, only the names of their bases are known.
+    fn without_forward(&self, py: Python<'_>) -> PyResult<(Vec<String>, Vec<String>, bool)> {
         match &self.classes {
             Classes::Live(classes) => {
-                let mut only_holds: HashMap<String, bool> = HashMap::new();
+                // Of several classes with one name, all must have none.
+                let mut found: BTreeMap<String, Forward> = BTreeMap::new();
                 for class in classes {
                     let class = class.bind(py);
-                    let is_container = has_no_forward(class)?;
-                    // Of several classes with one name, all must be containers.
-                    *only_holds.entry(class.name()?.extract()?).or_insert(true) &= is_container;
+                    let forward = forward_of(class)?;
+                    let known = found.entry(class.name()?.extract()?).or_insert(forward);
+                    *known = if *known == forward { forward } else { Forward::Own };
                 }
-                let names = only_holds.into_iter().filter(|&(_, only)| only).map(|(name, _)| name);
-                Ok((names.collect(), true))
+                let of = |kind| found.iter().filter(|&(_, &f)| f == kind).map(|(name, _)| name.clone()).collect();
+                Ok((of(Forward::List), of(Forward::None), true))
             }
             Classes::Named(classes) => {
-                let is_container = |bases: &[String]| bases.iter().any(|base| CONTAINERS.contains(&base.as_str()));
-                let names = classes.iter().filter(|(_, bases)| is_container(bases)).map(|(name, _)| name.clone());
-                Ok((names.collect(), false))
+                let is_list = |bases: &[String]| bases.iter().any(|base| LISTS.contains(&base.as_str()));
+                let lists = classes.iter().filter(|(_, bases)| is_list(bases)).map(|(name, _)| name.clone());
+                Ok((lists.collect(), Vec::new(), false))
             }
         }
     }
@@ -215,20 +216,37 @@ impl Tree {
     }
 }
 
-/// torch's own classes that only hold others; the line of each class holds its own name.
-const CONTAINERS: [&str; 3] = ["Sequential", "ModuleList", "ModuleDict"];
+/// torch's classes that hold others in order or by name.
+const LISTS: [&str; 3] = ["Sequential", "ModuleList", "ModuleDict"];
 
-/// Whether a class's forward is that of `Module`, which raises, or of `Sequential`, which calls what it holds in order.
-fn has_no_forward(class: &Bound<'_, PyType>) -> PyResult<bool> {
+/// Where a class's forward comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Forward {
+    /// From itself or a base that is not torch's own container.
+    Own,
+    /// From `Sequential`, which calls what it holds in order, or from nowhere in a class that holds others.
+    List,
+    /// From nowhere.
+    None,
+}
+
+fn forward_of(class: &Bound<'_, PyType>) -> PyResult<Forward> {
+    let py = class.py();
+    let mut is_list = false;
     for base in class.mro().iter() {
-        if base.getattr(intern!(class.py(), "__dict__"))?.contains(intern!(class.py(), "forward"))? {
-            let module: String = base.getattr(intern!(class.py(), "__module__"))?.extract()?;
-            return Ok(module.starts_with("torch.nn.modules.")
-                && ["Module", "Sequential"]
-                    .contains(&base.getattr(intern!(class.py(), "__name__"))?.extract::<String>()?.as_str()));
+        let name: String = base.getattr(intern!(py, "__name__"))?.extract()?;
+        let module: String = base.getattr(intern!(py, "__module__"))?.extract()?;
+        let is_torchs = module.starts_with("torch.nn.modules.");
+        is_list |= is_torchs && LISTS.contains(&name.as_str());
+        if base.getattr(intern!(py, "__dict__"))?.contains(intern!(py, "forward"))? {
+            return Ok(match name.as_str() {
+                _ if is_list && is_torchs => Forward::List,
+                "Module" if is_torchs => Forward::None,
+                _ => Forward::Own,
+            });
         }
     }
-    Ok(true)
+    Ok(Forward::None)
 }
 
 /// Groups dotted keys that share a parent and a value; values are compared as ids.
