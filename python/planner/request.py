@@ -19,7 +19,7 @@ from planner.config.settings import Auto, Balanced, BalancedLow0, Settings, read
 from planner.devices import Budgets, DeviceKey
 from planner.errors import InfeasibleError, InvalidConstraintError, InvalidDevicesError
 from planner.layout import Layout
-from planner.plan import Account, Certificate, DevicePlan, Plan, Setting, Source
+from planner.plan import Account, Certificate, DevicePlan, Plan, Setting, Source, doubts
 from planner.planning import Outcome, sequential
 from planner.rooms import Room, device_rooms
 from planner.spelling import shown
@@ -173,7 +173,7 @@ class _Request:
 
     def noted(self, error: InfeasibleError) -> InfeasibleError:
         """The error with what is to be known of the sizes that it compares."""
-        return InfeasibleError("; ".join((error.message, *self.opened.notes)), **error.fields)
+        return InfeasibleError("; ".join((error.message, *doubts(self.opened.notes))), **error.fields)
 
     def plan_many(self, rows: Sequence[Mapping[DeviceKey, int]]) -> list[Plan | InfeasibleError]:
         requests = [replace(self, budgets=row, has_own_budgets=True) for row in rows]
