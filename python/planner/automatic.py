@@ -68,7 +68,8 @@ class AutoSearch:
         """
         pools = list(dict.fromkeys(room.pool for room in self.rooms if room.pool))
         sizes = [max(room.capacity_bytes for room in self.rooms if room.pool == pool) * 8 for pool in pools]
-        if self.mode == "gpu_only" and not self._has_accelerator_room:
+        accelerators = [room for room in self.rooms if room.kind == "accelerator"]
+        if self.mode == "gpu_only" and not any(room.capacity_bytes for room in accelerators):
             least_bits = 1  # a full accelerator is still one: the cpu does not take its place
         devices: list[tuple[str, int | None, int | None]] = [
             (
@@ -99,13 +100,10 @@ class AutoSearch:
             displaced=partial(self._displaced, result),
         )
 
-    @property
-    def _has_accelerator_room(self) -> bool:
-        return any(room.kind == "accelerator" and room.capacity_bytes for room in self.rooms)
-
     def _offloaded_units(self, result: _core.AutoPlan) -> list[int]:
         """Units that lie on disk, or on the cpu where there is an accelerator, in execution order."""
-        slow = {"cpu", "disk"} if self._has_accelerator_room else {"disk"}
+        has_accelerator = any(room.kind == "accelerator" and room.capacity_bytes for room in self.rooms)
+        slow = {"cpu", "disk"} if has_accelerator else {"disk"}
         is_slow = [room.kind in slow for room in self.rooms]
         return [unit for unit, home in enumerate(result.home) if is_slow[home]]
 
