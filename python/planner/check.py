@@ -150,7 +150,7 @@ def check(
     if not isinstance(device_map, Mapping):
         raise InvalidInputError(
             f"check needs a device map that sends names of modules to devices, as in {{'': 0}}; got "
-            f"{reprlib.repr(device_map)}"
+            f"{_shown(device_map)}"
         )
     keys = _Keys(device_map)
     walk = _Walk(model, keys, _as_set(no_split_module_classes))
@@ -193,7 +193,7 @@ class _Keys:
             node = self.root if isinstance(text, str) else _Key()
             for part in text.split(".") if isinstance(text, str) and text else ():
                 node = node.children.setdefault(part, _Key())
-            node.text, node.device = text if isinstance(text, str) else reprlib.repr(text), _device(spelling)
+            node.text, node.device = text if isinstance(text, str) else _shown(text), _device(spelling)
             self.listed.append(node)
 
     def unmatched(self) -> Iterator[str]:
@@ -216,7 +216,14 @@ def _device(spelling: Any) -> Device:
 
 def _text(spelling: Any) -> str:
     is_spelled = isinstance(spelling, str) or type(spelling).__name__ == "device"
-    return str(spelling) if is_spelled else f"{type(spelling).__name__} {reprlib.repr(spelling)}"
+    return str(spelling) if is_spelled else f"{type(spelling).__name__} {_shown(spelling)}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # an int with more digits than Python shows
+        return f"an int of {value.bit_length()} bits" if isinstance(value, int) else object.__repr__(value)
 
 
 def _index(value: Any) -> int | None:
@@ -279,7 +286,7 @@ class _Walk:
                 continue
             self._enter(parent, part, module, path)
             here = len(self.modules)
-            is_loose = device is None and not module._modules
+            is_loose = device is None and not module._modules and (here > 0 or _can_run(module))
             is_block = here > 0 and _class_name(module) in no_split
             self.modules.append(_Module(parent, part, is_block, is_loose))
             self.parameters += self._tensors(here, module._parameters, key, device)
@@ -330,6 +337,11 @@ class _Walk:
             parts.append(self.modules[module].part)
             module = self.modules[module].parent
         return ".".join(reversed(parts))
+
+
+def _can_run(module: Any) -> bool:
+    forward = getattr(type(module), "forward", None)
+    return isinstance(module, DescribedModule) or getattr(forward, "__name__", "") != "_forward_unimplemented"
 
 
 def _class_name(module: Any) -> str:
@@ -569,7 +581,7 @@ def _over_budget(
 def _budgets(max_memory: Any) -> dict[Device, float]:
     if not isinstance(max_memory, Mapping):
         raise InvalidDevicesError(
-            f"max_memory must map devices to sizes, as in {{0: '10GiB', 'cpu': '30GiB'}}; got {reprlib.repr(max_memory)}",
+            f"max_memory must map devices to sizes, as in {{0: '10GiB', 'cpu': '30GiB'}}; got {_shown(max_memory)}",
             device=None,
         )
     budgets: dict[Device, float] = {}
@@ -578,11 +590,12 @@ def _budgets(max_memory: Any) -> dict[Device, float]:
         if not _is_device(device):
             raise InvalidDevicesError(f"{device!r} names no device", device=spelling)
         if device in budgets:
-            raise InvalidDevicesError(f"{spelling!r} is listed under two spellings", device=spelling)
+            raise InvalidDevicesError(f"{_shown(spelling)} is listed under two spellings", device=spelling)
         size = parse_bytes(budget, lower_b_is_bits=True) if isinstance(budget, str) else _count(budget)
         if size is None or not 0 <= size <= sys.float_info.max:
-            text = "more than any float" if isinstance(size, int) and size > 0 else reprlib.repr(budget)
-            raise InvalidDevicesError(f"the budget of {device} is {text}, not a size", device=spelling)
+            raise InvalidDevicesError(
+                f"the budget of {device} is {_shown(budget)}, not a size", device=spelling
+            )
         budgets[device] = size
     return budgets
 

@@ -76,7 +76,7 @@ _STAGES = {
 
 
 def explain(plan: Plan, name: str) -> str:
-    """Where a module lies, why, and what would move it; at most a dozen lines, and what to know of names and sizes.
+    """Where a module lies, why, and what would move it; at most a dozen lines.
 
     Args:
         plan: the plan.
@@ -127,7 +127,7 @@ def explain(plan: Plan, name: str) -> str:
         )
         lines.append(f"Everything would be on the accelerators with {more}.")
     lines.extend(_advice(plan, block, home, own))
-    lines.extend(plan.source.notes)
+    lines.extend(plan.source.doubts)
     return "\n".join(lines)
 
 

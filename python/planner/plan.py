@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
@@ -15,6 +15,7 @@ from planner.plan_html import snippet
 from planner.units import format_bytes
 
 __all__ = [
+    "BEFORE_QUANTIZATION",
     "Account",
     "Certificate",
     "DevicePlan",
@@ -24,12 +25,16 @@ __all__ = [
     "Setting",
     "Shortfall",
     "Source",
+    "doubts",
 ]
 
 SCHEMA = "planner.plan"
 VERSION = 1
 
 T = TypeVar("T")
+
+BEFORE_QUANTIZATION = "sizes are those before quantization, which only a checkpoint's files tell"
+"""The note that puts every number of bytes in doubt: whoever shows bytes shows it, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +92,16 @@ class Source:
     blocks: int
     total_bytes: int
     notes: tuple[str, ...] = ()
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Notes that put every number of bytes in doubt."""
+        return doubts(self.notes)
+
+
+def doubts(notes: Iterable[str]) -> tuple[str, ...]:
+    """Of notes, those that put every number of bytes in doubt."""
+    return tuple(note for note in notes if note == BEFORE_QUANTIZATION)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,7 +344,7 @@ class Plan:
         lines.append(
             f"offloaded: {format_bytes(offloaded)} ({proof})" if offloaded else "nothing is offloaded"
         )
-        return "\n".join((*lines, *self.source.notes))
+        return "\n".join((*lines, *self.source.doubts))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.to_json(provenance=False) == other.to_json(provenance=False)

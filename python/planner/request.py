@@ -19,7 +19,7 @@ from planner.devices import DeviceKey
 from planner.errors import InfeasibleError, InvalidConstraintError, InvalidDevicesError
 from planner.layout import Layout, repeated
 from planner.modes import ModeProblem
-from planner.plan import Account, Certificate, DevicePlan, Plan, Setting, Source
+from planner.plan import Account, Certificate, DevicePlan, Plan, Setting, Source, doubts
 from planner.planning import Outcome
 from planner.rooms import Room, device_rooms
 from planner.spelling import shown
@@ -175,7 +175,7 @@ class _Request:
 
     def noted(self, error: InfeasibleError) -> InfeasibleError:
         """The error with what is to be known of the sizes that it compares."""
-        return InfeasibleError("; ".join((error.message, *self.opened.notes)), **error.fields)
+        return InfeasibleError("; ".join((error.message, *doubts(self.opened.notes))), **error.fields)
 
     def plan_many(self, rows: Sequence[Mapping[DeviceKey, int]]) -> list[Plan | InfeasibleError]:
         requests = [replace(self, budgets=row, has_own_budgets=True) for row in rows]

@@ -90,7 +90,7 @@ def shown(value: object) -> str:
     """``repr`` of a value, cut to about one line.
 
     Example:
-        >>> shown("x" * 1000) == repr("x" * 38)[:-1] + "..." + "x" * 38 + "'", shown(1 << 20_000)
-        (True, 'an int of 20001 bits')
+        >>> len(shown("x" * 1000)), shown(1 << 20_000)
+        (80, 'an int of 20001 bits')
     """
     return _SHOWN.repr(value)

@@ -360,7 +360,7 @@ def test_headroom_of_a_device_without_a_budget_is_refused() -> None:
     assert caught.value.device == 1
 
 
-@pytest.mark.parametrize("said", ["101%", "-1%", "much", -5, 1.5, "%", "1e1%"])
+@pytest.mark.parametrize("said", ["101%", "-1%", "much", -5, -1.5, "%", "1e1%"])
 def test_headroom_that_is_no_size_is_a_mistake_of_the_configuration(said: object) -> None:
     with pytest.raises(InvalidConfigError, match="headroom"):
         planner.plan(model(), max_memory={0: 200}, headroom={0: said})

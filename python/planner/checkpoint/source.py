@@ -15,6 +15,7 @@ from planner.checkpoint.names import LiveNames, live_names, names_as_stored
 from planner.checkpoint.reading import fault, printable
 from planner.errors import InvalidInputError
 from planner.layout import Layout
+from planner.plan import BEFORE_QUANTIZATION
 from planner.tree import ModuleTree
 
 __all__ = ["Opened", "open_source"]
@@ -108,11 +109,7 @@ def _from_config(files: CheckpointFiles) -> Opened:
         model = meta_model(name, files.config, files.config_path)
     except ValueError as error:
         raise fault(files.config_path, str(error)) from error
-    notes = (
-        ("sizes are those before quantization, which only a checkpoint's files tell",)
-        if _is_quantised(files.config)
-        else ()
-    )
+    notes = (BEFORE_QUANTIZATION,) if _is_quantised(files.config) else ()
     return Opened(tree=ModuleTree.from_module(model), kind="config", config=files.config_path, notes=notes)
 
 

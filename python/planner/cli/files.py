@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from planner.config.settings import read_budget_row
-from planner.devices import DeviceKey
+from planner.devices import DeviceKey, canonical_device
 from planner.errors import InvalidInputError
 from planner.plan import Plan
 
@@ -66,9 +66,12 @@ def _budget_row(path: str, number: int, line: str) -> dict[DeviceKey, int]:
             f'{where}: expected budgets such as {{"0": "80GiB", "cpu": "200GiB"}}', file=path, line=number
         )
     try:
-        return read_budget_row(data)
+        row = {canonical_device(device): size for device, size in read_budget_row(data).items()}
     except ValueError as error:
         raise InvalidInputError(f"{where}: {error}", file=path, line=number) from error
+    if len(row) < len(data):
+        raise InvalidInputError(f"{where}: one device is named twice", file=path, line=number)
+    return row
 
 
 def _read_json(where: str, text: str) -> Any:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
+from planner.plan import doubts
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -44,14 +46,15 @@ def write_json_text(text: str) -> None:
 
 
 def write_notes(notes: Iterable[str]) -> None:
-    """What to know of names and sizes, each in a line, as plans show it."""
-    for note in notes:
+    """Of notes, those that put every number of bytes in doubt, each in a line, as plans show them."""
+    for note in doubts(notes):
         write(f"! {note}")
 
 
-def noted(notes: Sequence[str]) -> dict[str, object]:
-    """The same for JSON; nothing where there is nothing to know."""
-    return {"notes": list(notes)} if notes else {}
+def noted(notes: Iterable[str]) -> dict[str, object]:
+    """The same for JSON; nothing where there is no doubt."""
+    found = doubts(notes)
+    return {"notes": list(found)} if found else {}
 
 
 def json_text(data: object) -> str:
