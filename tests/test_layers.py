@@ -22,6 +22,7 @@ MAY_USE_TORCH = (
     "detect.py",
     "devices.py",
     "dtypes.py",
+    "carried.py",
     "check.py",
     "compat/",
     "dispatch/",

@@ -149,6 +149,14 @@ class OffloadedTensor(torch.Tensor):
             refuse(self, what)
         return device
 
+    def data_ptr(self) -> int:
+        """0, as on the meta device."""
+        return 0
+
+    def untyped_storage(self) -> Any:
+        """One without bytes, as on the meta device."""
+        return _plain_meta(self).untyped_storage()
+
     def share_memory_(self) -> NoReturn:
         """Raises OffloadError."""
         refuse(self, "share_memory_")
@@ -205,6 +213,8 @@ def _bare(like: torch.Tensor, *, requires_grad: bool) -> OffloadedTensor:
         made: OffloadedTensor = torch.Tensor._make_subclass(
             OffloadedTensor, meta, requires_grad, dispatch_device=True
         )
+        # Kernels past the dispatcher believe the device that it says, and would read at address 0.
+        torch._C._set_throw_on_mutable_data_ptr(made)
     return made
 
 

@@ -399,3 +399,12 @@ def test_a_hook_that_is_told_another_device() -> None:
         module._hf_hook.execution_device = 1
     assert net.enc.weight.device == torch.device(1)
     assert torch.allclose(net(X), Net(at_ones)(X), atol=1e-6)
+
+
+def test_kernels_past_the_dispatcher_find_no_address() -> None:
+    """They ask for the device first, and then read."""
+    weight = planner.dispatch(Net(at_ones), {"": "cpu"}, execution_map={"": 0}).enc.weight
+    assert weight.device == torch.device(0) and weight.data_ptr() == weight.untyped_storage().data_ptr() == 0
+    for found in (weight, weight.T, weight.detach()):
+        with pytest.raises(RuntimeError, match="data pointer"):
+            torch.Tensor.data_ptr(found)
