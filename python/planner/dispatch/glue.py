@@ -39,6 +39,7 @@ RANDOM = frozenset(
         "native_dropout",
         "normal",
         "normal_",
+        "randint_like",
         "rnn_relu",
         "rnn_tanh",
         "rrelu",
@@ -210,7 +211,9 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def _are_apart(operands: list[Tensor]) -> bool:
     """Whether operands with values lie on several devices. One without values cannot be brought anywhere."""
-    return len({tensor.device for tensor in operands}) > 1 and not any(t.device.type == "meta" for t in operands)
+    return len({tensor.device for tensor in operands}) > 1 and not any(
+        t.device.type == "meta" for t in operands
+    )
 
 
 def _home(name: str, operands: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
@@ -229,13 +232,11 @@ def _size_bytes(tensor: Tensor) -> int:
 
 
 def _brought(value: Any, home: torch.device, carry: Callable[[Tensor, torch.device], Tensor]) -> Any:
-    """A value with its tensors on a device; a container is copied only where something in it moves."""
+    """A value with its tensors on a device, in containers of its own."""
     if isinstance(value, Tensor):
         return value if value.device == home else carry(value, home)
     if isinstance(value, tuple | list):
         items = [_brought(item, home, carry) for item in value]
-        if all(new is old for new, old in zip(items, value, strict=True)):
-            return value
         if isinstance(value, list):
             return items
         return type(value)._make(items) if hasattr(value, "_make") else tuple(items)
