@@ -29,6 +29,7 @@ from planner.dispatch.placing import (
 from planner.dispatch.recomputing import bring_in_again
 from planner.dispatch.residency import Residency, Use
 from planner.dispatch.slots import resolve_device
+from planner.dispatch.ties import Tie
 from planner.dispatch.traced import TracedLoans
 from planner.errors import OffloadError
 
@@ -81,6 +82,8 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         self.follower: AlignDevicesHook | None = None
         self.prefetcher: Prefetcher | None = None
         self.known: KnownModules = []
+        # Copies on several devices of a tensor that the module has.
+        self.ties: tuple[Tie, ...] = ()
         self.module_name = ""
         self.made_weights_map = False
         self.input_device: torch.device | None = None
@@ -143,7 +146,13 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         self._refresh()
 
     def _refresh(self) -> None:
-        self.is_special = self.io_same_device or self.no_grad or self.device is None
+        self.is_special = self.io_same_device or self.no_grad or self.device is None or bool(self.ties)
+
+    def tie(self, tie: Tie) -> None:
+        """Looks after one more tensor that has copies on several devices."""
+        if tie not in self.ties:
+            self.ties = (*self.ties, tie)
+            self._refresh()
 
     @property
     def skip_keys(self) -> Any:
@@ -215,6 +224,10 @@ class AlignDevicesHook(_AlignBase, ModelHook):
     def around(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A whole forward: fetch, bring, compute, let go."""
         device = self.device
+        # Versions cannot be traced.
+        ties = () if torch.compiler.is_compiling() else self.ties
+        for tie in ties:
+            tie.settle()
         back = device_of(args, kwargs) if self.io_same_device else None
         loans = new_loans()
         args, kwargs = self.bring(args, loans), self.bring_keywords(kwargs, loans)
@@ -236,6 +249,8 @@ class AlignDevicesHook(_AlignBase, ModelHook):
                     loans.give_back()
                 finally:
                     use.end()
+                for tie in ties:
+                    tie.settle()
         except BaseException:
             use.end()  # again, in case that an interrupt came just before it
             end_since(opened)

@@ -107,8 +107,8 @@ class AtRest:
             guard.kept = None
 
     def keep(self, index: int, tensor: torch.Tensor) -> None:
-        """Another resting tensor of a slot: for all owners, where the source makes a new tensor each time."""
-        if isinstance(self.source, MutableMapping):
+        """Another resting tensor of a slot: for all owners, where it has several, or the source makes a new tensor each time."""
+        if isinstance(self.source, MutableMapping) and self.share(index, tensor) is None:
             self.source[self.keys[index]] = tensor
         else:
             self.placeholders[index].kept = tensor

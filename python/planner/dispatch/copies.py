@@ -22,6 +22,7 @@ __all__ = [
     "copy_marks",
     "fits",
     "has_marks",
+    "has_same_values",
     "has_storage_alone",
     "is_same_tensor",
     "is_transformed",
@@ -90,6 +91,16 @@ def is_same_tensor(one: Any, other: Any) -> bool:
     return (
         _place_of(one) == _place_of(other) and address_of(one) != 0 and type(one).__torch_dispatch__ is _PLAIN
     )
+
+
+def has_same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors on one device are the same, with the same dtype; a NaN is like another one."""
+    if one.dtype != other.dtype or one.shape != other.shape or one.layout != other.layout:
+        return False
+    if torch.equal(one, other):
+        return True
+    is_plain = type(one).__torch_dispatch__ is _PLAIN and one.layout == torch.strided
+    return is_plain and one.is_floating_point() and bool(torch.isclose(one, other, rtol=0, atol=0, equal_nan=True).all())
 
 
 def has_storage_alone(tensor: torch.Tensor) -> bool:

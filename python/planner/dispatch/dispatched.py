@@ -19,6 +19,7 @@ from planner.dispatch.placing import moves_in_place, placed
 from planner.dispatch.recomputing import end_bringing_in_again
 from planner.dispatch.refusal import Conversion
 from planner.dispatch.residency import Residency
+from planner.dispatch.ties import Tie
 from planner.dispatch.slots import Slot, flat_weights, modules_of, own_slots
 from planner.errors import OffloadError
 
@@ -106,19 +107,21 @@ class Dispatched:
         forwards: what stands in the modules' places of ``forward``.
         homes: where every tensor lay before the first dispatch.
         extras: other attributes that are installed in modules.
+        ties: tensors that have copies on several devices.
     """
 
     model: nn.Module
     forwards: list[Forward] = field(default_factory=list)
     homes: list[CameFrom] = field(default_factory=list)
     extras: list[Extra] = field(default_factory=list)
+    ties: list[Tie] = field(default_factory=list)
     membership: Membership = field(default_factory=Membership)
 
     def __post_init__(self) -> None:
         self.membership.record = weakref.ref(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("model", "forwards", "homes", "extras", "membership")
+        names = ("model", "forwards", "homes", "extras", "ties", "membership")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -168,6 +171,8 @@ class Dispatched:
                     f"'{name}' is in use: the model runs just now; wait until its forward has ended",
                     name=name,
                 )
+        for tie in self.ties:
+            tie.settle()
         apart = [row.is_apart() for row in self.homes]
         made: dict[int, Any] = {}
         for residency in self.residencies():
@@ -190,6 +195,8 @@ class Dispatched:
         Args:
             go_home: what lies in pinned memory returns to ordinary memory.
         """
+        for tie in self.ties:
+            tie.close()
         for forward in self.forwards:
             hook = forward.hook
             for residency in hook.residencies:

@@ -109,6 +109,12 @@ class OffloadedTensor(torch.Tensor):
             self.twin.__dict__.update(self.marks(), stands_for=self)
         return self.twin
 
+    def follow(self, value: torch.Tensor) -> None:
+        """Takes on another shape and dtype, and stays the object that all owners of the tensor hold."""
+        if self.shape == value.shape and self.dtype == value.dtype and self.stride() == value.stride():
+            return
+        torch.Tensor.data.__set__(self, _bare(value, requires_grad=False))  # type: ignore[attr-defined]
+
     def marks(self) -> dict[str, Any]:
         """Attributes that a copy has as well; its module's copy says where that runs."""
         own = ("twin", "stands_for", "whereabouts")

@@ -34,6 +34,7 @@ from planner.dispatch.residency import Residency
 from planner.dispatch.resting import RestingWeights
 from planner.dispatch.slots import modules_of
 from planner.dispatch.streams import Prefetcher
+from planner.dispatch.ties import Tie, TiedCopy
 from planner.dispatch.values import Values
 from planner.dispatch.weight_files import PrefixedDataset
 from planner.errors import PlanMismatchError
@@ -176,6 +177,7 @@ class Prepared:
                 hook.inner += (own[id(lodger.module)][2],)
         root_id = id(self.model)
         self.hooks[root_id].io_same_device = True
+        self._tie(record, own)
         self._prefetch(root_id)
         edges = {id(edge.module): edge for edge in self.edges}
         for _, module in modules_of(self.model):
@@ -254,6 +256,32 @@ class Prepared:
                 found.fetch = partial(at_rest.fetch, at)
             self.stand_ins[id(value)] = found
         return found
+
+    def _tie(self, record: Dispatched, own: Mapping[int, Any]) -> None:
+        """Whoever has a tensor with copies on several devices looks whether it was written to."""
+        groups: dict[int, dict[int, list[int]]] = {}
+        for index, (before, after) in enumerate(zip(self.values.before, self.values.after, strict=True)):
+            groups.setdefault(id(before), {}).setdefault(id(after), []).append(index)
+        owners = {id(lodger.module): lodger.owner for lodger in self.layout.lodgers}
+        for rows in (list(copies.values()) for copies in groups.values() if len(copies) > 1):
+            tie = Tie([self._tied_copy(indices) for indices in rows])
+            record.ties.append(tie)
+            self.hooks[id(self.model)].tie(tie)
+            for place in (self.layout.places[index] for indices in rows for index in indices):
+                owner = owners.get(id(place.slot.module), place.slot.module)
+                if id(owner) not in self.hooks:
+                    self.hooks[id(owner)] = self._hook(place.home.runs_on)
+                self.hooks[id(owner)].tie(tie)
+
+    def _tied_copy(self, indices: list[int]) -> TiedCopy:
+        places = [self.layout.places[index] for index in indices]
+        tensor, is_resting = self.values.after[indices[0]], self.values.is_resting[indices[0]]
+        weights = self.engagement.weights
+        if is_resting and weights is not None and places[0].name in weights:
+            tensor = weights[places[0].name]
+            if weights[places[0].name] is not tensor:
+                tensor = None  # read from a file each time
+        return TiedCopy(tensor, [place.slot for place in places], places[0].name, is_resting)
 
     def _prefetch(self, root_id: int) -> None:
         """Blocks that run on accelerators with room for two are copied ahead."""

@@ -15,12 +15,14 @@ from planner.dispatch.copies import (
     copy_marks,
     fits,
     has_marks,
+    has_same_values,
     is_same_tensor,
     is_transformed,
     like_parameter,
     visitor,
 )
-from planner.dispatch.guard import is_offloaded, placeholder
+from planner.dispatch.guard import is_offloaded
+from planner.dispatch.watching import WatchedParameter
 from planner.errors import OffloadError
 
 __all__ = ["Visit", "version_of"]
@@ -54,7 +56,7 @@ class _Guest:
         tensor: what lies there meanwhile.
     """
 
-    __slots__ = ("found", "index", "left", "origin", "tensor", "version")
+    __slots__ = ("found", "index", "left", "origin", "tensor", "version", "was_trainable")
 
     def __init__(self, index: int, found: Any, origin: Any, tensor: Any) -> None:
         self.index = index
@@ -62,6 +64,7 @@ class _Guest:
         self.origin = origin
         self.tensor = tensor
         self.version = version_of(tensor)
+        self.was_trainable = tensor.requires_grad
         # What the forward has left in the slot.
         self.left: Any = _UNSEEN
 
@@ -76,7 +79,8 @@ class Visit:
     A real tensor that somebody put in place of a stand-in is computed with where it was found; ``source`` stays as it is. A
     slot that somebody emptied stays empty. What a forward writes into a tensor in place, or a buffer that it replaces, is
     kept: in ``source``, or with the stand-in where the source makes a new tensor each time, like files. Writes that torch
-    does not count (through ``.data``) are found for buffers, and where it ``is_thorough`` for all.
+    does not count are found for buffers, for plain parameters whose data somebody has reached for, and where it
+    ``is_thorough`` for all.
 
     Guarantee: :meth:`put_back` and :meth:`keep_changes` can be called again where they were interrupted.
     """
@@ -136,11 +140,12 @@ class Visit:
         """Data as the parameter that the module had: its class, its marks, trainable as its stand-in is now."""
         guard = self.at_rest.placeholders[index]
         is_trainable = guard.requires_grad
-        if type(resting) is nn.Parameter and not is_trainable:
+        if type(resting) in (nn.Parameter, torch.Tensor):
             is_here = data.device == resting.device and is_same_tensor(data, resting)
-            if is_here and not resting.requires_grad and has_marks(guard, resting):
+            is_frozen = not (is_trainable or resting.requires_grad)
+            if is_here and is_frozen and isinstance(resting, nn.Parameter) and has_marks(guard, resting):
                 return resting  # it rests where it runs
-            tensor = nn.Parameter(data, requires_grad=False)
+            tensor: Any = WatchedParameter(data, requires_grad=is_trainable)
             copy_marks(resting, tensor)
         elif isinstance(resting, nn.Parameter):
             tensor = like_parameter(resting, data)
@@ -179,6 +184,7 @@ class Visit:
             if back is not None:
                 self._keep_written(guest, back)
         for guest in self.guests:
+            self._follow(guest)
             slot, left = self.at_rest.slots[guest.index], guest.left
             is_new = left is not guest.tensor and isinstance(left, torch.Tensor) and not is_offloaded(left)
             if slot.is_buffer and is_new:
@@ -188,21 +194,31 @@ class Visit:
         """What the forward has written into a tensor, where it came from; None if nothing."""
         tensor, origin, slot = guest.tensor, guest.origin, self.at_rest.slots[guest.index]
         is_counted = version_of(tensor) != guest.version
-        is_compared = (slot.is_buffer or self.is_thorough) and not is_transformed(tensor)
-        if tensor is origin or not (is_counted or is_compared):
+        was_reached = isinstance(tensor, WatchedParameter) and tensor.was_reached
+        is_compared = (slot.is_buffer or self.is_thorough or was_reached) and not is_transformed(tensor)
+        if not (is_counted or is_compared):
             return None
+        before = origin
         if is_same_tensor(tensor, origin):
-            return None
+            if self._is_kept(guest):
+                return None  # it was written where it rests
+            before = self.at_rest.value(guest.index)
         back = copied(tensor, origin.device)
         # Some back ends count no writes into running statistics.
-        return None if not is_counted and torch.equal(back, origin) else back
+        return None if not is_counted and has_same_values(back, before) else back
+
+    def _is_kept(self, guest: _Guest) -> bool:
+        """Whether what a tensor was made from is what the next forward gets as well; files make a new one each time."""
+        return guest.found is guest.origin or self.at_rest.value(guest.index) is guest.origin
 
     def _keep_written(self, guest: _Guest, back: Any) -> None:
-        rest, index, origin = self.at_rest, guest.index, guest.origin
-        if origin.shape == back.shape and (guest.found is origin or rest.value(index) is origin):
+        origin = guest.origin
+        fits = origin.shape == back.shape and origin.dtype == back.dtype and origin.layout == back.layout
+        if fits and self._is_kept(guest):
             with torch.no_grad():
                 origin.copy_(back)
-        elif guest.found is origin:
+        elif guest.found is origin or (isinstance(origin, nn.Parameter) and self._is_kept(guest)):
+            # The object stays, which optimizers know and other owners hold.
             origin.data = back
         else:
             self._exchange(guest, back)
@@ -215,20 +231,21 @@ class Visit:
         else:
             self._exchange(guest, back)
 
+    def _follow(self, guest: _Guest) -> None:
+        """A stand-in is what its tensor has become: of another dtype or shape, or frozen."""
+        if guest.found is guest.origin or guest.left is not guest.tensor:
+            return
+        guard, tensor = guest.found, guest.tensor
+        if tensor.dtype != guard.dtype or tensor.shape != guard.shape:
+            guard.follow(tensor)
+        if tensor.requires_grad != guest.was_trainable:
+            guard.requires_grad_(tensor.requires_grad)
+
     def _exchange(self, guest: _Guest, tensor: Any) -> None:
-        """Another resting tensor, and a stand-in for it."""
+        """Another resting tensor."""
         rest, index = self.at_rest, guest.index
         rest.keep(index, tensor)
-        guard = rest.placeholders[index]
-        if tensor.shape != guard.shape or tensor.dtype != guard.dtype:
-            made = placeholder(
-                tensor,
-                rest.names[index],
-                is_parameter=not rest.slots[index].is_buffer,
-                requires_grad=guard.requires_grad,
-            )
-            made.fetch, made.kept, made.whereabouts = guard.fetch, guard.kept, guard.whereabouts
-            rest.placeholders[index] = guest.found = made
+        rest.placeholders[index].follow(tensor)
         rest.slots[index].write(rest.placeholders[index])
 
 
