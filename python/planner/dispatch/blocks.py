@@ -72,12 +72,14 @@ class Met:
         name: the name.
         home: where the map says that it lies and runs; None where it has no word for it.
         is_whole: whether it is called as a whole.
+        is_inner: whether it is a part of a block that its class says is called as a whole.
     """
 
     module: nn.Module
     name: str
     home: Home | None
     is_whole: bool
+    is_inner: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +141,10 @@ class _Walk:
             # Keys of its tensors that agree are as good as one of its own, for itself.
             own_home = self._agreed(entry) if home is None else home
             is_known = self._is_known(entry, own_home)
-            self.met.append(
-                Met(entry.module, entry.name, own_home, self._is_whole(entry.module, entry.local))
-            )
+            block = entry.block if home == entry.home else None
+            self.met.append(self._meet(entry, own_home, block))
             if is_known:
                 continue
-            block = entry.block if home == entry.home else None
             if own_home is not None and block is None:
                 block = self._begin(entry, own_home)
             self._place(entry, own_home, block)
@@ -158,6 +158,11 @@ class _Walk:
             stack.extend(reversed(children))
         blocks = tuple(block for block in self.blocks if block.members)
         return Layout(tuple(self.places), blocks, tuple(self.lodgers), tuple(self.met))
+
+    def _meet(self, entry: _Entry, home: Home | None, around: Block | None) -> Met:
+        is_whole = self._is_whole(entry.module, entry.local)
+        is_inner = around is not None and type(around.module).__name__ in self.no_split
+        return Met(entry.module, entry.name, home, is_whole, is_inner)
 
     def _agreed(self, entry: _Entry) -> Home | None:
         """The home that all tensors of a module have by keys of their own, if they have one."""

@@ -45,6 +45,9 @@ def edges_of(
 
     A name runs where all that is inside runs. Where that is on several devices, a module with tensors of its own runs where the
     first of those does; one that is named, or called as a whole, where the map says, if anything inside runs there.
+
+    The parts of a block that its class says is called as a whole have none, because hundreds of them would cost what a few do not:
+    where they are called by themselves nevertheless, that is in the model's own code. Embeddings are called by themselves.
     """
     return _Edges(model, layout, named, main_device).found()
 
@@ -71,9 +74,17 @@ class _Edges:
             if not has_forward(module) and module is not self.model:
                 continue
             runs_on, is_mixed = self._runs_on(names, inside), len(inside) > 1
-            if runs_on is not None or is_mixed:
-                is_apart = len(inside) == 1 and id(module) in self.apart
+            is_apart = len(inside) == 1 and id(module) in self.apart
+            if is_mixed or is_apart or (runs_on is not None and not self._is_inner(names)):
                 yield Edge(module, names[0].name, runs_on, is_mixed, is_apart)
+
+    def _is_inner(self, names: Sequence[Met]) -> bool:
+        is_named = any(met.name in self.named for met in names)
+        return (
+            all(met.is_inner for met in names)
+            and not is_named
+            and not isinstance(names[0].module, nn.Embedding)
+        )
 
     def _runs_on(self, names: Sequence[Met], inside: tuple[torch.device, ...]) -> torch.device | None:
         module = names[0].module

@@ -40,6 +40,7 @@ RANDOM = frozenset(
         "native_dropout",
         "normal",
         "normal_",
+        "randint_like",
         "rnn_relu",
         "rnn_tanh",
         "rrelu",
@@ -234,13 +235,11 @@ def _size_bytes(tensor: Tensor) -> int:
 
 
 def _brought(value: Any, home: torch.device, carry: Callable[[Tensor, torch.device], Tensor]) -> Any:
-    """A value with its tensors on a device; a container is copied only where something in it moves."""
+    """A value with its tensors on a device, in containers of its own."""
     if isinstance(value, Tensor):
         return value if value.device == home else carry(value, home)
     if isinstance(value, tuple | list):
         items = [_brought(item, home, carry) for item in value]
-        if all(new is old for new, old in zip(items, value, strict=True)):
-            return value
         if isinstance(value, list):
             return items
         return type(value)._make(items) if hasattr(value, "_make") else tuple(items)

@@ -172,7 +172,8 @@ class Prepared:
         for lodger in self.layout.lodgers:
             # Whoever uses what is in a list of parameters brings it in.
             if id(lodger.module) in own:
-                self.hooks[id(lodger.owner)].inner += (own[id(lodger.module)][2],)
+                hook = self.hooks.setdefault(id(lodger.owner), self._hook(lodger.home.runs_on))
+                hook.inner += (own[id(lodger.module)][2],)
         root_id = id(self.model)
         self.hooks[root_id].io_same_device = True
         self._prefetch(root_id)
