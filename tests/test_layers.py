@@ -26,11 +26,12 @@ MAY_USE_TORCH = (
     "check.py",
     "compat/",
     "dispatch/",
+    "verification/",
     "checkpoint/describe.py",
 )
 MAY_OPEN_CORE = ("planning.py", "layout.py", "tree.py", "blocks.py", "automatic.py", "checkpoint/files.py")
 # Tensor and module subclasses need torch when they are defined; nobody above loads these before they are wanted.
-LATE = ("dispatch/", "compat/dispatching.py", "compat/module_tensors.py")
+LATE = ("dispatch/", "verification/", "compat/dispatching.py", "compat/module_tensors.py")
 
 
 def place(source: Path) -> str:

@@ -77,13 +77,13 @@ class Attempt:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
             twin = self.twin = twin_of(self.model, mode, known)
             given = tree_map_only(torch.Tensor, lambda tensor: _input(tensor, known), (args, kwargs))
-            if self.assignment is not None:
-                self._dispatch(twin, self.assignment)
-                if self.assignment.is_single:
-                    # Whoever runs a model on one device takes the inputs there.
-                    device = next(iter(self.assignment.homes.values())).runs_on
-                    given = tree_map_only(torch.Tensor, lambda tensor: _moved(tensor, device, known), given)
             with known:
+                if self.assignment is not None:
+                    self._dispatch(twin, self.assignment)
+                    if self.assignment.is_single:
+                        # Whoever runs a model on one device takes the inputs there.
+                        device = next(iter(self.assignment.homes.values())).runs_on
+                        given = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), given)
                 twin(*given[0], **given[1])
 
     def _dispatch(self, twin: nn.Module, assignment: Assignment) -> None:
@@ -163,11 +163,4 @@ def _input(tensor: torch.Tensor, known: KnownValues) -> torch.Tensor:
     made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
     if not tensor.is_meta:
         known.learn(made, tensor)
-    return made
-
-
-def _moved(tensor: torch.Tensor, device: torch.device, known: KnownValues) -> torch.Tensor:
-    made, value = tensor.to(device), known.value(tensor)
-    if value is not None:
-        known.learn(made, value)
     return made

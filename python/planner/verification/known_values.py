@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from planner.dispatch.fakes import is_fake, without_fakes
+from planner.dispatch.guard import is_offloaded
 
 __all__ = ["KnownValues", "MixedDevicesError"]
 
@@ -81,14 +82,18 @@ class KnownValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:
+            return func(*args, **kwargs)  # that of the fake tensor
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if any(is_offloaded(tensor) for tensor in tensors):
+            return func(*args, **kwargs)  # stand-ins speak for themselves
         _require_together(func, tensors)
         values = [self.value(tensor) for tensor in tensors]
         if any(value is None for value in values):
-            return self._unknown(func, tensors, values, args, kwargs)
+            return self._unknown(func, args, kwargs)
         real = self._computed(func, args, kwargs)
         if real is None:
-            return func(*args, **kwargs)
+            return self._unknown(func, args, kwargs)
         (real_out,) = real
         if not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(real_out)):
             return real_out  # what Python reads
@@ -100,7 +105,7 @@ class KnownValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return made
 
     def _computed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | None:
-        """What an operator makes of known values, on the CPU."""
+        """What an operator makes of known values, on the CPU; None if that is too much, or the CPU has no kernel for it."""
         if not _is_small(args, kwargs):
             return None
         with without_fakes(), torch.no_grad():
@@ -108,16 +113,12 @@ class KnownValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if real_kwargs.get("device") is not None:
                 real_kwargs["device"] = torch.device("cpu")
             real_kwargs.pop("pin_memory", None)
-            return (func(*real_args, **real_kwargs),)
+            try:
+                return (func(*real_args, **real_kwargs),)
+            except RuntimeError:
+                return None
 
-    def _unknown(
-        self,
-        func: Any,
-        tensors: list[torch.Tensor],
-        values: list[torch.Tensor | None],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
+    def _unknown(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An operator some of whose values are unknown; masks and lengths among them may be known."""
         if func._schema.is_mutable:
             written = [value for value in _written(func, args, kwargs, self.value) if value is not None]

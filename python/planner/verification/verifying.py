@@ -16,7 +16,6 @@ from torch import nn
 from planner.devices import DeviceKey
 from planner.dispatch.dispatched import RECORD, is_part
 from planner.dispatch.homes import Assignment, require_fit, require_whole
-from planner.dispatch.slots import require_initialised
 from planner.errors import InvalidInputError, PlanMismatchError, PlannerError
 from planner.plan import Plan
 from planner.verification.absent_devices import asked_here
@@ -62,7 +61,6 @@ def verify(model: nn.Module, plan: Plan | Mapping[str, Any], inputs: Any = None)
     assignment = _assignment(plan)
     args, kwargs = _arguments(sample_inputs(model) if inputs is None else inputs)
     try:
-        require_initialised(model)
         _require_whole_model(model)
         require_fit(model, assignment)
         require_whole(model, assignment)

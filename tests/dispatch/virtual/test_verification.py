@@ -127,8 +127,7 @@ def really(model: nn.Module, device_map: dict[str, Any], inputs: Any) -> Verific
 
 
 def crossings_of(model: nn.Module) -> Any:
-    ask = getattr(planner, "crossings", None)
-    return () if ask is None or not hasattr(model, "_planner_dispatch") else tuple(ask(model))
+    return planner.crossings(model) if hasattr(model, "_planner_dispatch") else ()
 
 
 def snapshot(model: nn.Module) -> Any:
@@ -180,3 +179,253 @@ def test_classes_of_transformers(virtual_accelerators: Accelerators, name: str) 
             assert planner.verify(model, device_map, tiny.inputs("cpu")).runs is None
             continue
         agree(model, device_map, tiny.inputs("cpu"))
+
+
+def test_ids_that_go_back_and_forth(virtual_accelerators: Accelerators) -> None:
+    """The model's arguments go to its main device first, and the embedding is not there."""
+
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.body = nn.Embedding(8, 8), Res()
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = self.body(self.embed(ids))
+            return made
+
+    for device_map in ({"embed": "cpu", "body": 1}, {"embed": 1, "body": 0}):
+        assert agree(Words().eval(), device_map, (torch.arange(4)[None],)).runs
+
+
+class Looping(nn.Module):
+    """Counts and branches by its inputs, as vision models do by sizes of pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.register_buffer("limit", torch.tensor(3))
+
+    def forward(self, x: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+        parts = self.a(x).split(sizes.tolist())
+        mask = torch.arange(len(x), device=x.device) < int(sizes[0])
+        kept = x[mask].sum() + x.masked_fill(mask[:, None].to(x.device), 0)[~mask].sum()
+        for _ in range(min(int(self.limit), int((sizes > 0).sum()))):
+            kept = kept + torch.cat([self.b(part) for part in parts]).sum()
+        where = mask.nonzero().flatten()
+        answer: torch.Tensor = kept + self.b(x)[where].sum()
+        return answer
+
+
+def test_values_of_inputs_are_there(virtual_accelerators: Accelerators) -> None:
+    sizes = torch.tensor([1, 1])
+    for device_map in ({"a": 0, "b": 1, "limit": 0}, {"a": "cpu", "b": 1, "limit": 1}, {"": 1}):
+        assert agree(Looping().eval(), device_map, (X, sizes)).runs
+    with torch.device("meta"):
+        model = Looping()
+    model.limit = torch.tensor(1)
+    assert planner.verify(model, {"a": 0, "b": 1, "limit": 0}, (X, sizes)).runs
+
+
+def test_values_of_weights_are_not(virtual_accelerators: Accelerators) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), Branching(), nn.Linear(8, 8))
+    found = planner.verify(model, {"0": 0, "1": 0, "2": 1}, X)
+    assert found.runs is None and found.error is not None
+    assert "'1', Branching" in found.error and __file__ in found.error
+    assert str(found).startswith("cannot be told: it depends on")
+    assert planner.verify(nn.Sequential(Branching(), nn.Linear(8, 8)), {"": 0}, X).runs  # of inputs they are
+    assert planner.verify(model, {"": 0}, X.to("meta")).runs is None
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], Any, str]] = {
+    "no such part": (Res, {"fc": 0, "gc": 1}, "which the model does not have"),
+    "no device": (lambda: nn.Sequential(Res(), Res()), {"0": 0}, "no device for"),
+    "half a layer": (Res, {"fc.weight": 0, "fc.bias": 1}, "splits one Linear"),
+    "lazy": (lambda: nn.LazyLinear(8), {"": 0}, "not initialised yet"),
+    "another library's hooks": (
+        lambda: planner.add_hook_to_module(Res(), planner.ModelHook()),
+        {"": 0},
+        "has a hook already",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_dispatch_refuses_does_not_run(virtual_accelerators: Accelerators, case: str) -> None:
+    make, device_map, words = REFUSED[case]
+    model = make()
+    found = planner.verify(model, device_map, X)
+    assert found.runs is False and words in str(found.error)
+    with pytest.raises(PlannerError) as caught:
+        planner.dispatch(model, device_map)
+    assert str(caught.value) == found.error
+
+
+def test_a_stand_in_that_is_read(virtual_accelerators: Accelerators) -> None:
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = self.a(x) @ self.b.weight
+            return made
+
+    found = agree(Reading().eval(), {"a": 0, "b": "cpu"}, (X,))
+    assert found.runs is False and "'b.weight' is offloaded" in str(found)
+
+
+@pytest.mark.parametrize("plan", ["auto", None, [("0", 0)], 5, 1.5, object()])
+def test_no_plan(plan: Any) -> None:
+    with pytest.raises(planner.InvalidInputError, match="a plan, or a device map"):
+        planner.verify(nn.Linear(8, 8), plan, X)
+
+
+def test_no_device() -> None:
+    with pytest.raises(planner.InvalidDevicesError):
+        planner.verify(nn.Linear(8, 8), {"": "moon"}, X)
+
+
+@pytest.mark.parametrize("inputs", [X[:, :3], (), (X, X), {"y": X}, 5, "x"])
+def test_inputs_that_no_plan_would_take(virtual_accelerators: Accelerators, inputs: Any) -> None:
+    with pytest.raises(planner.InvalidInputError, match="inputs"):
+        planner.verify(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), {"0": 0, "1": 1}, inputs)
+
+
+def test_without_inputs_somebody_must_tell_them() -> None:
+    with pytest.raises(planner.InvalidInputError, match="give inputs"):
+        planner.verify(nn.Linear(8, 8), {"": 0})
+
+
+@pytest.mark.parametrize("is_meta", [False, True])
+@pytest.mark.parametrize("name", TINY)
+def test_main_inputs_and_models_without_weights(
+    virtual_accelerators: Accelerators, name: str, is_meta: bool
+) -> None:
+    tiny = TINY[name]
+    with torch.device("meta" if is_meta else "cpu"):
+        model = tiny.make()
+    device_map = {key: index % 2 for index, key in enumerate([*tiny.outer, *tiny.lists])}
+    before = [id(tensor) for tensor in (*model.parameters(), *model.buffers())]
+    assert planner.verify(model, device_map).runs is (None if name == "mixtral_eager" else True)
+    assert [id(tensor) for tensor in (*model.parameters(), *model.buffers())] == before
+
+
+def test_devices_that_are_not_there_and_disks(virtual_accelerators: Accelerators) -> None:
+    model = nn.Sequential(*(Res() for _ in range(9)))
+    assert planner.verify(model, {str(index): index for index in range(9)}, X).runs
+    assert planner.verify(model, {str(index): index if index < 8 else "disk" for index in range(9)}, X).runs
+
+
+def test_a_dispatched_model_and_another_plan(virtual_accelerators: Accelerators) -> None:
+    model = nn.Sequential(Res(), Res(), Summed(Res(), Res())).eval()
+    want = model(X)
+    planner.dispatch(model, {"0": 0, "1": "cpu", "2": 1})
+    before = [dict(vars(module)) for module in model.modules()]
+    found = planner.verify(model, {"0": "cpu", "1": 1, "2.parts.0": 0, "2.parts.1": 1}, X)
+    assert found.runs and [(row.operator, row.from_device, row.to_device) for row in found.crossings] == [
+        ("add", 1, 0)
+    ]
+    assert [dict(vars(module)) for module in model.modules()] == before
+    assert torch.allclose(model(X), want, atol=1e-6) and planner.crossings(model) == ()
+    assert planner.verify(model[2], {"": 0}, X).runs is False  # a part, as for dispatch
+
+
+class Writing(nn.Module):
+    """Changes whatever it holds, draws numbers, and remembers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm, self.drop = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        self.seen: list[torch.Tensor] = []
+        self.options = {"mode": "new"}
+        self.table = torch.ones(8)
+        self.itself = [self.fc]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.seen.append(x)
+        self.options["mode"] = "old"
+        self.eval()
+        self.table.mul_(2)
+        random.random()
+        torch.set_grad_enabled(True)
+        made: torch.Tensor = self.drop(self.norm(self.itself[0](x))) + torch.rand(8).to(x.device)
+        return made
+
+
+class FailingError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("how", ["runs", "raises", "interrupted"])
+def test_nothing_is_left_behind(virtual_accelerators: Accelerators, how: str) -> None:
+    class Last(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if how == "interrupted":
+                raise KeyboardInterrupt
+            if how == "raises" and x.device.index == 1:
+                raise FailingError
+            return super().forward(x)
+
+    model = nn.Sequential(Writing(), Last(8, 8)).train()
+    calls: list[int] = []
+    model[0].fc.register_forward_hook(lambda *_: calls.append(1))
+    kept = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    attributes = [{**vars(module), "hooks": dict(module._forward_hooks)} for module in model.modules()]
+    state, other, used = torch.get_rng_state(), random.getstate(), virtual_accelerators.used_bytes(1)
+    if how == "interrupted":
+        with pytest.raises(KeyboardInterrupt):
+            planner.verify(model, {"0": 0, "1": 1}, X)
+    else:
+        assert planner.verify(model, {"0": 0, "1": 1}, X).runs is (how == "runs")
+    assert torch.is_grad_enabled() and model.training and model[0].training
+    assert all(tensor.equal(kept[key]) for key, tensor in model.state_dict().items())
+    assert model[0].seen == [] and model[0].options == {"mode": "new"} and model[0].table.equal(torch.ones(8))
+    assert [
+        {**vars(module), "hooks": dict(module._forward_hooks)} for module in model.modules()
+    ] == attributes
+    assert torch.get_rng_state().equal(state) and random.getstate() == other
+    assert virtual_accelerators.used_bytes(1) == used
+    assert type(torch.ones(1)) is torch.Tensor
+
+
+def test_what_cannot_be_copied_is_shared(virtual_accelerators: Accelerators) -> None:
+    import threading
+
+    class Holder:
+        def __init__(self, part: nn.Module) -> None:
+            self.part, self.lock = part, threading.Lock()
+
+    class Locked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.lock = nn.Linear(8, 8), nn.Linear(8, 8), threading.Lock()
+            self.held = {"holder": [Holder(self.b)]}
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with self.lock:
+                made: torch.Tensor = self.held["holder"][0].part(self.a(x))
+                return made
+
+    assert planner.verify(Locked(), {"a": 0, "b": 1}, X).runs
+
+
+def test_threads(virtual_accelerators: Accelerators) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    model = nn.Sequential(Res(), Summed(Res(), Res()))
+    want = model(X)
+    with ThreadPoolExecutor(3) as pool:
+        found = [
+            pool.submit(planner.verify, model, {"0": 0, "1.parts.0": 0, "1.parts.1": 1}, X) for _ in range(9)
+        ]
+        assert all(torch.allclose(model(X), want) for _ in range(20))
+    assert all(each.result().runs and len(each.result().crossings) == 1 for each in found)
+
+
+def test_words() -> None:
+    row = planner.verify(Summed(Res(), Res()), {"parts.0": 0, "parts.1": 1}, X).crossings[0]
+    assert row.size_bytes == 64 and row.count == 1 and row.where.startswith(__file__)
+    assert str(Verification(True, None, (row,))) == f"runs; 1 crossing (64 B) in each forward\n  {row}"
+    assert str(Verification(False, "why", ())) == "does not run: why"
