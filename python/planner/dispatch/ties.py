@@ -13,7 +13,7 @@ from planner.dispatch.copies import copied, has_same_values
 from planner.dispatch.slots import Slot
 from planner.errors import OffloadError
 
-__all__ = ["TiedCopy", "Tie"]
+__all__ = ["Tie", "TiedCopy"]
 
 
 class TiedCopy:
@@ -149,7 +149,9 @@ class Tie:
                 if tensor.grad is not None:
                     gradient = copied(tensor.grad, first.device)
                     # Dense before sparse, which torch adds in this order only.
-                    parts = sorted((part for part in (first.grad, gradient) if part is not None), key=_is_sparse)
+                    parts = sorted(
+                        (part for part in (first.grad, gradient) if part is not None), key=_is_sparse
+                    )
                     first.grad = parts[0] if len(parts) == 1 else parts[0] + parts[1]
                     tensor.grad = None
 
