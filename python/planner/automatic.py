@@ -118,7 +118,7 @@ class AutoSearch:
             usage_bytes=usage_bytes,
             certificate=_certificate(result),
             cost_bytes=self._cost(usage_bytes),
-            has_oversized=any(result.oversized),
+            has_oversized=any(name is not None for name in result.oversized),
             reasons=partial(self._reasons, result),
             shortfall=partial(self._shortfall, result),
             displaced=partial(self._displaced, result),
@@ -156,9 +156,13 @@ class AutoSearch:
         reasons = []
         offloaded = set(self._offloaded_units(result))
         for unit, (home, oversized) in enumerate(zip(result.home, result.oversized, strict=True)):
-            name, size, room = self.blocks.unit_name(unit), self.blocks.unit_bytes[unit], self.rooms[home]
+            name, size, room = (
+                self.blocks.unit_name(unit) if oversized is None else oversized,
+                self.blocks.unit_bytes[unit],
+                self.rooms[home],
+            )
             is_offloaded = unit in offloaded
-            rule = "oversized" if oversized else "offloaded" if is_offloaded else "resident"
+            rule = "resident" if not is_offloaded else "offloaded" if oversized is None else "oversized"
             reasons.append(_reason(rule, name, room.device, size, room.capacity_bytes))
             if is_offloaded:
                 reasons.extend(

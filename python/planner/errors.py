@@ -90,14 +90,15 @@ class InfeasibleError(PlannerError):
     """The model does not fit the budgets that were named.
 
     Fields: ``block`` (str): first block without a place; ``device``: where it was refused last;
-    ``shortfall_bytes`` (int): bytes that this device lacks; ``best_partial``: what had been placed. With strategy
-    ``auto`` also ``is_proven``: whether it is known that no plan exists.
+    ``shortfall_bytes`` (int): bytes that this device lacks; ``best_partial``: what had been placed. Of the strategy `auto`
+    also ``more_bytes``: by device, what alone would be enough; ``is_proven``: there is no plan, otherwise none was found.
     """
 
     block: str
     device: object
     shortfall_bytes: int
     best_partial: Mapping[str, Any]
+    more_bytes: Mapping[Any, int]
     is_proven: bool
 
 

@@ -304,6 +304,18 @@ def test_what_has_no_modules_inside_is_not_taken_apart() -> None:
     assert not [name for name in plan.device_map if name.endswith(("weight", "bias"))]
 
 
+def test_what_runs_on_the_cpu_is_the_block_that_no_card_holds() -> None:
+    net = nn.ModuleDict(
+        {name: stacked([size])[0] for name, size in {"word": 128, "position": 640, "head": 144}.items()}
+    )
+    plan = planner.plan(net, max_memory={0: 480, "cpu": 10_000}, keep_together=[["word", "position"]])
+    assert plan.execution_map == {"word": 0}
+    assert [(r.name, r.rule) for r in plan.reasons if r.device == "cpu"] == [("position", "oversized")]
+    assert "position lies on cpu, because it is larger than every accelerator" in planner.explain(
+        plan, "position"
+    )
+
+
 # ---- A plan without a search
 
 

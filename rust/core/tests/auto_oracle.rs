@@ -267,7 +267,7 @@ fn check(instance: &Instance, solution: &Solution) {
             }
         }
         let is_oversized = unit.block_bits.iter().any(|&block| rules.is_above_every_card(block));
-        assert_eq!(solution.oversized[index], is_oversized && rules.cpu.is_some());
+        assert_eq!(solution.oversized[index].is_some(), is_oversized && rules.cpu.is_some());
         let executor = solution.execution[index][0] as usize;
         if !unit.is_silent && executor != last {
             (runs, last) = (runs + 1, executor);

@@ -233,10 +233,15 @@ impl AutoPlan {
         self.solution.execution.clone()
     }
 
-    /// Whether each unit has a block that is larger than every accelerator.
+    /// Name of the first block of each unit that is larger than every accelerator.
     #[getter]
-    fn oversized(&self) -> Vec<bool> {
-        self.solution.oversized.clone()
+    fn oversized(&self) -> Vec<Option<String>> {
+        let name = |unit: &auto::Unit, block: u32| {
+            let rows = &self.blocks.blocks[unit.positions[block as usize] as usize];
+            rows.first().map(|&row| self.layout.tree().full_name(row))
+        };
+        let pairs = self.units.iter().zip(&self.solution.oversized);
+        pairs.map(|(unit, block)| block.and_then(|block| name(unit, block))).collect()
     }
 
     /// Bits per device: used, reserved.

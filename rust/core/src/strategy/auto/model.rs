@@ -174,8 +174,8 @@ pub struct Solution {
     pub home: Vec<u32>,
     /// Device that executes each block of each unit.
     pub execution: Vec<Vec<u32>>,
-    /// Units with a block that is larger than every accelerator, which the cpu executes.
-    pub oversized: Vec<bool>,
+    /// The first block of each unit, by number, that is larger than every accelerator and executed by the cpu.
+    pub oversized: Vec<Option<u32>>,
     /// Room each device keeps for streaming.
     pub reserved_bits: Vec<u64>,
     /// Room units take on each device.

@@ -144,10 +144,11 @@ impl<'a> Scene<'a> {
         self.has_accelerator && (block_bits > self.widest || self.options.execute_offloaded == Execute::Cpu)
     }
 
-    /// Some block of a unit is larger than every accelerator, and there is a cpu to execute it.
-    pub(crate) fn is_oversized(&self, unit: u32) -> bool {
+    /// The first block of a unit that is larger than every accelerator, if there is a cpu to execute it.
+    pub(crate) fn oversized(&self, unit: u32) -> Option<u32> {
         let blocks = &self.units[unit as usize].block_bits;
-        self.has_accelerator && self.cpu.is_some() && blocks.iter().any(|&bits| bits > self.widest)
+        let block = blocks.iter().position(|&bits| bits > self.widest)?;
+        (self.has_accelerator && self.cpu.is_some()).then_some(block as u32)
     }
 
     /// Class of a unit.

@@ -280,7 +280,7 @@ impl<'a> Search<'a> {
             steps: self.steps.taken(),
             stage: found.stage,
         };
-        let oversized = (0..home.len() as u32).map(|unit| scene.is_oversized(unit)).collect();
+        let oversized = (0..home.len() as u32).map(|unit| scene.oversized(unit)).collect();
         let (reserved_bits, used_bits) = (load.reserved, load.used);
         let tried = self.tried;
         Solution { home, execution, oversized, reserved_bits, used_bits, offloaded_bits, disk_bits, certificate, tried }
