@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +110,7 @@ class Features(nn.Module):
 def efficientnet() -> nn.Module:
     widths, repeats = (8, 12, 16, 24, 40, 56), (1, 2, 2, 3, 4)
     stages: list[nn.Module] = [ConvNormActivation(3, 8)]
-    for (inputs, outputs), count in zip(zip(widths, widths[1:], strict=False), repeats, strict=True):
+    for (inputs, outputs), count in zip(pairwise(widths), repeats, strict=True):
         stages.append(
             nn.Sequential(*(InvertedResidual(inputs if n == 0 else outputs, outputs) for n in range(count)))
         )

@@ -79,6 +79,8 @@ def format_bytes(count_bytes: float) -> str:
         ('512 B', '1.50 GiB')
     """
     size, sign = abs(count_bytes), "-" if count_bytes < 0 else ""
+    if isinstance(size, int) and size.bit_length() > 1000:  # more than a float can say
+        return f"{sign}2^{size.bit_length() - 1} B"
     if size < 1024:
         return f"{sign}{size:g} B"
     for unit in ("KiB", "MiB", "GiB", "TiB", "PiB"):

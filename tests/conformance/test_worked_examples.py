@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conformance_trees import Blk, Leaf, parameter, root, tie
+from conformance_trees import Blk, Leaf, buffer, parameter, root, tie
 from torch import nn
 
 from oracle.judge import faults_in
@@ -173,3 +173,29 @@ def unsplittable_tie() -> nn.Module:
 def test_without_the_fallback_all_is_as_before_the_fallback_existed(budgets: dict[Any, int]) -> None:
     checked_plan(tied_pair(M, T, SHARED), budgets)
     checked_plan(tied_pair((10, 70), (10, 80), SHARED), budgets, no_split_module_classes=["Leaf"])
+
+
+def buffered_block(buffer_bytes: int = 1) -> nn.Module:
+    """M: a child of 10 bytes and a direct buffer; after A, which is what is blocked."""
+    model = root(A=Leaf(8), M=Blk(10))
+    model.M.register_buffer("mask", buffer(buffer_bytes))
+    return model
+
+
+@pytest.mark.parametrize("room", range(30))
+def test_the_fallback_takes_no_buffer_out_of_a_module_that_is_whole(room: int) -> None:
+    """accelerate's search meets children and parameters of what it splits, and no buffers: all stays on the cpu."""
+    budgets: dict[Any, int] = {0: room, "cpu": 1000}
+    checked_plan(buffered_block(), budgets, fallback_allocation=True)
+    if room == 11:  # the buffer alone would fit beside the largest layer
+        placed = plan(buffered_block(), budgets, fallback_allocation=True)
+        assert set(dict(placed).values()) == {"cpu"}
+        assert accelerate_answer(buffered_block(), budgets, fallback_allocation=True).binding
+
+
+def test_the_fallback_takes_a_buffer_that_stands_alone() -> None:
+    """A buffer of the root is an entry of its own."""
+    model = root(A=Leaf(8))
+    model.register_buffer("mask", buffer(1))
+    budgets: dict[Any, int] = {0: 9, "cpu": 1000}
+    assert dict(checked_plan(model, budgets, fallback_allocation=True))["mask"] == 0

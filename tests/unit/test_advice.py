@@ -1,0 +1,89 @@
+"""What `explain` advises can be done: a pin that is taken, to a device with room, or nothing."""
+
+from __future__ import annotations
+
+import re
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import planner
+from planner.errors import PlannerError
+
+
+def model_of(*sizes_bytes: int) -> nn.Module:
+    model = nn.Module()
+    for index, size in enumerate(sizes_bytes):
+        part = nn.Module()
+        part.w = nn.Parameter(torch.empty(size, dtype=torch.int8, device="meta"), requires_grad=False)
+        model.add_module(f"part{index}", part)
+    return model
+
+
+def advised(plan: planner.Plan, name: str) -> dict[str, Any] | None:
+    found = re.search(r"write pin=\{'(.*)': (.*)\}\.$", planner.explain(plan, name))
+    return {found[1]: int(found[2]) if found[2].isdigit() else found[2].strip("'")} if found else None
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "balanced", "balanced_low_0"])
+def test_strategies_that_refuse_pins_are_not_advised_any(strategy: str) -> None:
+    plan = planner.plan(model_of(4, 4, 4), max_memory={0: 9, 1: 9, "cpu": 100}, strategy=strategy)
+    for name in plan.device_map:
+        told = planner.explain(plan, name)
+        assert "pin=" not in told
+        assert told.endswith("accelerate's strategies take no pins; strategy='auto' does.")
+        assert len(told.splitlines()) <= 12
+
+
+@pytest.mark.parametrize(
+    ("budgets", "settings"),
+    [
+        ({0: 12}, {}),
+        ({0: 12, 1: 0}, {}),
+        ({0: 12, 1: 3}, {}),
+        ({0: 12, 1: 9}, {"headroom": {1: 6}}),
+        ({0: 12, "cpu": 100}, {"mode": "gpu_only"}),
+        ({0: 12, "disk": 100}, {"mode": "no_disk"}),
+        ({0: 12, 1: 100}, {"forbid": {"part1": [1]}}),
+        ({0: 12, 1: 100}, {"pin": {"part1": 0}}),
+    ],
+)
+def test_where_no_device_could_take_it_nothing_is_advised(
+    budgets: dict[Any, int], settings: dict[str, Any]
+) -> None:
+    words = {"type": "auto", "fill": "in_order"}
+    plan = planner.plan(model_of(4, 4, 4), max_memory=budgets, strategy=words, **settings)
+    assert plan.device_map.get("part1", plan.device_map.get("")) == 0
+    assert advised(plan, "part1") is None
+
+
+def test_over_drawn_plans_a_pin_that_is_advised_is_taken_where_everything_else_can_give_way() -> None:
+    """Given a cpu that takes all the rest, each pin that is advised has a plan, and moves the block."""
+    given = 0
+    for seed in range(80):
+        rng = Random(seed)
+        model = model_of(*(rng.randint(1, 30) for _ in range(rng.randint(2, 6))))
+        budgets: dict[Any, int] = {n: rng.choice((0, 5, 20, 40, 80)) for n in range(rng.randint(1, 3))}
+        budgets["cpu"] = 1_000
+        settings = {
+            "mode": rng.choice(("any", "no_disk")),
+            "headroom": {"all": rng.choice(("0%", "20%"))},
+            "execute_offloaded": "cpu",
+        }
+        plan = planner.plan(model, max_memory=budgets, **settings)
+        for name in [name for name, _ in model.named_children()]:
+            pin = advised(plan, name)
+            if pin is None:
+                continue
+            given += 1
+            (device,) = pin.values()
+            assert budgets[device] > 0
+            try:
+                moved = planner.plan(model, max_memory=budgets, pin=pin, **settings)
+            except PlannerError as error:
+                raise AssertionError(f"seed {seed}: {pin} is refused: {error}") from error
+            assert moved.device_map.get(name, moved.device_map.get("")) == device
+    assert given > 100
