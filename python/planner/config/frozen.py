@@ -13,11 +13,12 @@ K = TypeVar("K")
 V_co = TypeVar("V_co", covariant=True)
 
 
-def _order(key: object) -> tuple[bool, float, str]:
-    """Numbers by value, then all other keys by what they are written as; what has no order among its kind has one here."""
+def _order(key: object) -> tuple[int, float, str, str]:
+    """Numbers by value, then null, then all other keys by what they are written as; many kinds have no order of their own."""
     if isinstance(key, int | float):
-        return False, key, ""
-    return True, 0, str(key.value if isinstance(key, enum.Enum) else "" if key is None else key)
+        return 0, key, "", ""
+    text = str(key.value if isinstance(key, enum.Enum) else key)
+    return (1 if key is None else 2), 0, text, type(key).__qualname__
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -107,7 +107,7 @@ class Node:
     def speaks(self) -> bool:
         """Whether it says anything; a path that leads only to an unset does not."""
         if self.partial and isinstance(self.content, dict):
-            return any(child.speaks for child in self.content.values())
+            return not self.content or any(child.speaks for child in self.content.values())
         return not is_unset(self.content)
 
     def as_word(self) -> Node:

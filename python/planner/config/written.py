@@ -47,10 +47,13 @@ def yaml_lines(
     for key, value in said.items():
         here, name = (*path, key), _key(key)
         start = f"{indent}{name}:" if len(name) <= _LONGEST_KEY else f"{indent}? {name}\n{indent}:"
-        if (key, value) == (UPDATE, True):
-            continue
+        if isinstance(value, Mapping) and value.get(UPDATE) is True:
+            start, value = (
+                f"{start} {UPDATE}",
+                {each: below for each, below in value.items() if each != UPDATE},
+            )
         if isinstance(value, Mapping) and value:
-            yield f"{start} {UPDATE}" if value.get(UPDATE) is True else start
+            yield start
             yield from yaml_lines(value, origin_of, here)
         else:
             yield f"{start} {_value(value)}  # {one_line(origin_of(here))}"
