@@ -65,7 +65,11 @@ def is_elsewhere(
 
 
 def moved(
-    value: Any, device: torch.device, skip: Container[str], carry: Carry, loans: Loans | TracedLoans | None = None
+    value: Any,
+    device: torch.device,
+    skip: Container[str],
+    carry: Carry,
+    loans: Loans | TracedLoans | None = None,
 ) -> Any:
     """A value with its tensors on a device; the value itself where nothing has to move.
 
@@ -197,16 +201,18 @@ class _Moving:
         elif kind != INERT:
             held, has = contents_of(value), contents_of(made)
             self.loans.lend(value, made)
-            write(made, has, Contents(self._paired(held.items, has.items), self._paired(held.attributes, has.attributes)))
+            write(
+                made,
+                has,
+                Contents(self._paired(held.items, has.items), self._paired(held.attributes, has.attributes)),
+            )
             self.loans.watch(value, made, held)
         return made
 
     def _paired(self, held: Any, has: Any) -> Any:
         """What shall be in the places of a list or dict."""
         if isinstance(held, list) and isinstance(has, list):
-            return [
-                self._pair(held[at], new) if at < len(held) else new for at, new in enumerate(has)
-            ]
+            return [self._pair(held[at], new) if at < len(held) else new for at, new in enumerate(has)]
         if isinstance(held, dict) and isinstance(has, dict):
             return {key: self._pair(held[key], new) if key in held else new for key, new in has.items()}
         return has
@@ -216,7 +222,10 @@ def _own_copy(value: Any) -> Any:
     """A copy whose attributes can be replaced, and whose own lists and dicts can be written to."""
     made = copy.copy(value)
     before = contents_of(made)
-    own = {name: bare_copy(held) if isinstance(held, dict | list) else held for name, held in before.attributes.items()}
+    own = {
+        name: bare_copy(held) if isinstance(held, dict | list) else held
+        for name, held in before.attributes.items()
+    }
     write(made, before, Contents(before.items, own))
     return made
 
@@ -224,10 +233,18 @@ def _own_copy(value: Any) -> Any:
 def _is_unchanged(value: Any, made: Any) -> bool:
     """Whether a copy's `to` had nothing to do; one that holds nothing cannot tell."""
     before, after = attributes_of(value), attributes_of(made)
-    return bool(before) and before.keys() == after.keys() and all(
-        item is after[name]
-        or (isinstance(item, dict | list) and type(item) is type(after[name]) and contents_of(item).is_as(contents_of(after[name])))
-        for name, item in before.items()
+    return (
+        bool(before)
+        and before.keys() == after.keys()
+        and all(
+            item is after[name]
+            or (
+                isinstance(item, dict | list)
+                and type(item) is type(after[name])
+                and contents_of(item).is_as(contents_of(after[name]))
+            )
+            for name, item in before.items()
+        )
     )
 
 

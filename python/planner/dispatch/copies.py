@@ -96,7 +96,11 @@ def has_same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
     if torch.equal(one, other):
         return True
     is_plain = type(one).__torch_dispatch__ is _PLAIN and one.layout == torch.strided
-    return is_plain and one.is_floating_point() and bool(torch.isclose(one, other, rtol=0, atol=0, equal_nan=True).all())
+    return (
+        is_plain
+        and one.is_floating_point()
+        and bool(torch.isclose(one, other, rtol=0, atol=0, equal_nan=True).all())
+    )
 
 
 def has_storage_alone(tensor: torch.Tensor) -> bool:

@@ -18,8 +18,8 @@ from planner.dispatch.placing import moves_in_place, placed
 from planner.dispatch.recomputing import end_bringing_in_again
 from planner.dispatch.refusal import Refusal
 from planner.dispatch.residency import Residency
-from planner.dispatch.ties import Tie
 from planner.dispatch.slots import Slot, flat_weights, modules_of, own_slots
+from planner.dispatch.ties import Tie
 from planner.errors import OffloadError
 
 __all__ = [

@@ -479,7 +479,11 @@ def drawn(number: int) -> tuple[Callable[[torch.Tensor], Any], Callable[..., Any
         draw = random.Random(number)
 
         def node(depth: int) -> Any:
-            kind = draw.choice(["tensor", "list", "dict", "tuple", "state", "memo", "number"] if depth else ["list", "dict", "state", "memo"])
+            kind = draw.choice(
+                ["tensor", "list", "dict", "tuple", "state", "memo", "number"]
+                if depth
+                else ["list", "dict", "state", "memo"]
+            )
             if kind == "tensor" or depth > 3:
                 return x if draw.random() < 0.5 else x * draw.random()
             if kind == "number":
@@ -505,7 +509,11 @@ def drawn(number: int) -> tuple[Callable[[torch.Tensor], Any], Callable[..., Any
             at, places = held, [held]
             for _ in range(draw.randrange(4)):
                 inner = (
-                    list(at.values()) if isinstance(at, dict) else [at.x, at.log] if isinstance(at, State) else list(at)
+                    list(at.values())
+                    if isinstance(at, dict)
+                    else [at.x, at.log]
+                    if isinstance(at, State)
+                    else list(at)
                 )
                 inner = [item for item in inner if isinstance(item, list | dict | State | tuple)]
                 if not inner:
@@ -514,7 +522,13 @@ def drawn(number: int) -> tuple[Callable[[torch.Tensor], Any], Callable[..., Any
                 places.append(at)
             new = draw.choice([h, [h], (h, places[0]), {"h": h * 2}])
             if isinstance(at, list):
-                draw.choice([at.append, lambda item, at=at: at.insert(0, item), lambda item, at=at: at.__setitem__(slice(0, 1), [item])])(new)
+                draw.choice(
+                    [
+                        at.append,
+                        lambda item, at=at: at.insert(0, item),
+                        lambda item, at=at: at.__setitem__(slice(0, 1), [item]),
+                    ]
+                )(new)
             elif isinstance(at, dict):
                 at[draw.choice(["k0", "k1", "new"])] = new
             elif isinstance(at, State):

@@ -90,9 +90,7 @@ WRITES = [
 def test_what_a_forward_writes(does: Callable[[Any], None], runs_on: Any, is_trainable: bool) -> None:
     plain = nn.Sequential(Writing(does), nn.Identity()).requires_grad_(is_trainable)
     model = copy.deepcopy(plain)
-    planner.dispatch(
-        model, {"0": "cpu", "1": 0}, execution_map={"0": runs_on}, offload_buffers=True
-    )
+    planner.dispatch(model, {"0": "cpu", "1": 0}, execution_map={"0": runs_on}, offload_buffers=True)
     for _ in range(3):
         want = plain(X)
         assert torch.allclose(model(X), want, equal_nan=True)
@@ -122,7 +120,9 @@ def test_what_a_forward_writes_into_weights_from_files(
 @torch.no_grad()
 def test_tied_weights_stay_tied(runs_on: Any) -> None:
     def build() -> nn.Sequential:
-        made = nn.Sequential(Writing(other_dtype), Writing(data_in_place), nn.Identity()).requires_grad_(False)
+        made = nn.Sequential(Writing(other_dtype), Writing(data_in_place), nn.Identity()).requires_grad_(
+            False
+        )
         made[1].w = made[0].w
         return made
 
