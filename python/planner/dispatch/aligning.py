@@ -224,8 +224,11 @@ class AlignDevicesHook(_AlignBase, ModelHook):
     def around(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A whole forward: fetch, bring, compute, let go."""
         device = self.device
-        # Versions cannot be traced.
-        ties = () if torch.compiler.is_compiling() else self.ties
+        ties = self.ties
+        if ties and torch.compiler.is_compiling():
+            for tie in ties if self.io_same_device else ():
+                tie.settle_traced()
+            ties = ()
         for tie in ties:
             tie.settle()
         back = device_of(args, kwargs) if self.io_same_device else None

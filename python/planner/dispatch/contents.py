@@ -90,7 +90,7 @@ def _slots_of(cls: type) -> dict[str, Any]:
 
 def bare_copy(value: Any) -> Any:
     """A shallow copy. Of lists and dicts, also of their subclasses, it is made without calling methods of the class."""
-    cls = type(value)
+    cls: Any = type(value)
     if cls is list or cls is dict:
         return value.copy()
     if not isinstance(value, list | dict):
@@ -113,7 +113,7 @@ def write(value: Any, before: Contents, after: Contents) -> None:
     """
     if isinstance(value, list):
         if not is_same(before.items, after.items):
-            list.__setitem__(value, slice(None), after.items)  # type: ignore[arg-type]
+            list.__setitem__(value, slice(None), after.items or [])
     elif isinstance(value, dict):
         assert isinstance(before.items, dict) and isinstance(after.items, dict)
         _write_items(value, before.items, after.items)

@@ -74,12 +74,13 @@ class Tie:
     Guarantee: gradients of the others are added to that one's when backward ends.
     """
 
-    __slots__ = ("_handles", "_lock", "_waits", "copies")
+    __slots__ = ("_handles", "_lock", "copies")
 
     def __init__(self, copies: Sequence[TiedCopy]) -> None:
         self.__setstate__(tuple(copies))
         for copy in self.copies:
             copy.note()
+        self._settle_training([copy for copy in self.copies if not copy.is_resting])
 
     def __getstate__(self) -> tuple[TiedCopy, ...]:
         return self.copies
@@ -88,8 +89,6 @@ class Tie:
         self.copies = copies
         self._lock = threading.RLock()
         self._handles: dict[int, Any] = {}
-        # Whether the end of a backward will collect gradients.
-        self._waits = False
 
     def settle(self) -> None:
         """Brings the others along where one has been written to.
@@ -105,6 +104,20 @@ class Tie:
             self._settle_training([copy for copy in there if not copy.is_resting])
             for copy in there:
                 copy.note()
+
+    def settle_traced(self) -> None:
+        """The same in compiled code, where versions cannot be traced: others that can be trained get what the first one is."""
+        first = self.copies[0].tensor
+        for copy in self.copies[1:]:
+            tensor = copy.tensor
+            if (
+                tensor is not None
+                and not copy.is_resting
+                and tensor.requires_grad
+                and torch.is_grad_enabled()
+            ):
+                with torch.no_grad():
+                    tensor.copy_(first)
 
     def _bring_along(self, source: TiedCopy, others: Sequence[TiedCopy], left: Sequence[TiedCopy]) -> None:
         for other in others:
@@ -132,18 +145,15 @@ class Tie:
         for copy in copies[1:]:
             tensor = copy.tensor
             if tensor.requires_grad and isinstance(tensor, nn.Parameter) and id(tensor) not in self._handles:
-                self._handles[id(tensor)] = tensor.register_post_accumulate_grad_hook(self._await_end)
+                handle: Any = tensor.register_post_accumulate_grad_hook(self._await_end)  # type: ignore[no-untyped-call]
+                self._handles[id(tensor)] = handle
 
     def _await_end(self, _: Any) -> None:
         """A gradient has arrived; other threads may add to the first one's until backward ends."""
-        with self._lock:
-            if not self._waits:
-                self._waits = True
-                torch.autograd.Variable._execution_engine.queue_callback(self._collect)  # type: ignore[attr-defined]
+        torch.autograd.Variable._execution_engine.queue_callback(self._collect)
 
     def _collect(self) -> None:
         with self._lock, torch.no_grad():
-            self._waits = False
             first, *others = [copy.tensor for copy in self.copies if copy.is_there() and not copy.is_resting]
             for tensor in others:
                 if tensor.grad is not None:

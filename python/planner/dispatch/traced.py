@@ -90,24 +90,31 @@ class TracedLoans:
             self.untraced.give_back()
         for value, made, items in reversed(self.watched):
             if isinstance(items, list):
-                now = list(made)
-                if len(now) != len(items) or any(
-                    mine is not its for mine, its in zip(now, items, strict=True)
-                ):
-                    value[:] = [self._home(item) for item in now]
+                self._return_list(value, list(made), items)
+            else:
+                self._return_entries(value, made, items)
+
+    def _return_list(self, value: Any, now: list[Any], items: list[Any]) -> None:
+        if len(now) != len(items) or any(mine is not its for mine, its in zip(now, items, strict=True)):
+            value[:] = [self._home(item) for item in now]
+
+    def _return_entries(self, value: Any, made: Any, items: dict[Any, Any]) -> None:
+        is_record = kind_of(type(value)) == RECORD
+        now = fields_of(made) if is_record else dict(made)
+        for key, item in now.items():
+            if items.get(key, _ABSENT) is item:
                 continue
-            is_record = kind_of(type(value)) == RECORD
-            now = fields_of(made) if is_record else dict(made)
-            for key, item in now.items():
-                if items.get(key, _ABSENT) is item:
-                    continue
-                if is_record:
-                    object.__setattr__(value, key, self._home(item))
-                else:
-                    value[key] = self._home(item)
-            for key in items:
-                if key not in now:
-                    del value[key]
+            if is_record:
+                object.__setattr__(value, key, self._home(item))
+            else:
+                value[key] = self._home(item)
+        for key in items:
+            if key in now:
+                continue
+            if is_record:
+                object.__delattr__(value, key)
+            else:
+                del value[key]
 
     def _home(self, item: Any) -> Any:
         for mine, made in self.made:

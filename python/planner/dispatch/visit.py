@@ -156,7 +156,7 @@ class Visit:
         copy_marks(guard, tensor)
         if is_trainable:
             # Also without gradients: another thread, or a part of the forward, may turn them on.
-            tensor.register_hook(_RefuseGradient(self.at_rest.names[index]))  # type: ignore[no-untyped-call]
+            tensor.register_hook(_RefuseGradient(self.at_rest.names[index]))
         return tensor
 
     def put_back(self) -> None:

@@ -44,11 +44,11 @@ class WatchedParameter(nn.Parameter):
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         self._reached = True
-        return super().__array__(*args, **kwargs)
+        return super().__array__(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def __dlpack__(self, **options: Any) -> Any:
         self._reached = True
-        return super().__dlpack__(**options)  # type: ignore[no-untyped-call]
+        return super().__dlpack__(**options)
 
     def untyped_storage(self) -> torch.UntypedStorage:
         """As of any tensor."""

@@ -154,3 +154,12 @@ def test_compiled_inference_is_one_graph() -> None:
     want = model(IDS)
     torch._dynamo.reset()
     assert torch.compile(model, backend="eager", fullgraph=True)(IDS).equal(want)
+
+
+def test_compiled_training() -> None:
+    plain, model = Tied().to(0), planner.dispatch(Tied(), {"emb": 0, "mid": 0, "head": 1})
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    want = losses(plain, torch.optim.SGD(plain.parameters(), lr=0.1), IDS.to(0))
+    assert losses(compiled, torch.optim.SGD(model.parameters(), lr=0.1), IDS) == pytest.approx(want, abs=1e-6)
+    assert model.emb.weight.grad is not None and model.head.weight.grad is None
