@@ -150,11 +150,11 @@ def _untold(attempt: Attempt) -> str:
 
 
 def _on_one_accelerator(assignment: Assignment) -> Assignment | None:
-    """The whole model on one of the accelerators that the plan names."""
+    """The whole model on one of the accelerators that the plan names, the one that is least likely to be there."""
     devices = {home.runs_on for home in assignment.homes.values() if home.runs_on.type != "cpu"}
     if not devices:
         return None
-    device = min(devices, key=str)
+    device = max(devices, key=lambda device: (device.type, device.index))
     return Assignment({"": 0}, assumed=lambda key: device if key == 0 else torch.device("cpu"))
 
 
