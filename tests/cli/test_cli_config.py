@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,73 @@ def test_what_is_shown_is_a_file_that_says_the_same(command: Command) -> None:
         ("dtype", "bf16"),
     )
     assert command("config", "show", "--config", "again.yaml").exit_code == 0
+
+
+def test_modules_named_like_numbers_and_words_come_back(command: Command) -> None:
+    names = [
+        "0",
+        "1",
+        "null",
+        "true",
+        "~",
+        "1e3",
+        "0x1f",
+        "2024-01-01",
+        "",
+        "a b",
+        "a: b",
+        "a#b",
+        '"',
+        "'",
+        "\t",
+        "!unset",
+        "!",
+        "é",
+    ]
+    options = [option for name in names for option in ("--pin", f"{name}=0", "--forbid", f"{name}=cpu")]
+    done = command("config", "show", *options)
+    assert done.exit_code == 0
+    Path("again.yaml").write_text(done.stdout)
+    again = Stack(Settings).file("again.yaml").resolve().config
+    assert dict(again.pin) == dict.fromkeys(sorted(names), 0)
+    assert dict(again.forbid) == dict.fromkeys(sorted(names), ("cpu",))
+    shown = answer(command("config", "show", "--json", *options))["settings"]
+    Path("again.json").write_text(json.dumps(shown))
+    assert Stack(Settings).file("again.json").resolve().config == again
+
+
+@pytest.mark.parametrize(
+    "line", ["\n", "\r", "\r\n", "\x85", "\u2028", "\u2029", "\x0b", "\x0c", "\x00", "\x1b"]
+)
+def test_a_line_break_in_an_option_does_not_become_a_setting(command: Command, line: str) -> None:
+    text = f"offload_folder=a{line}mode: gpu_only #"
+    done = command("config", "show", "--set", text)
+    Path("again.yaml").write_text(done.stdout)
+    again = Stack(Settings).file("again.yaml").resolve().config
+    assert (again.mode, str(again.offload_folder)) == ("any", f"a{line}mode: gpu_only #")
+    assert len(done.stdout.splitlines()) == 1
+    explained = command("config", "explain", "offload_folder", "--set", text)
+    assert not any(each.startswith("mode") for each in explained.stdout.splitlines())
+
+
+def test_one_key_of_budgets_is_shown_as_an_update(command: Command) -> None:
+    done = command("config", "show", "--set", "max_memory.0=5")
+    assert done.stdout.startswith("max_memory: !update\n  0: 5  # ")
+    Path("one.yaml").write_text(done.stdout)
+    Path("planner.yaml").write_text("max_memory: {0: 10GiB, cpu: 30GiB}\n")
+    changed = answer(command("config", "show", "--json", "--config", "one.yaml"))
+    assert changed["settings"] == {"max_memory": {"0": 5, "cpu": 30 << 30}}
+    Path("planner.yaml").unlink()
+    alone = answer(command("config", "show", "--json", "--config", "one.yaml"))
+    assert alone["settings"] == {"max_memory": {"!update": True, "0": 5}}
+    assert set(alone["origins"]) == {"max_memory.0"}
+
+
+def test_numbers_out_of_range_are_told_with_their_option(command: Command) -> None:
+    done = command("config", "show", "--set", "staging_blocks=0", "--set", f"strategy.search_steps={10**30}")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "staging_blocks: expected an int from 1 to 1000" in done.stderr
+    assert "`--set staging_blocks=0`" in done.stderr
 
 
 def test_all_shows_defaults_too(command: Command) -> None:

@@ -215,3 +215,50 @@ def test_bench_makes_a_model_when_none_is_named_and_runs_beside_accelerate(comma
     assert done.stdout.splitlines()[0].endswith("131 GiB")
     assert "accelerate, from the live model" in done.stdout
     assert "not installed" not in done.stdout
+
+
+NOTE = "sizes are those before quantization"
+
+
+def test_sizes_before_quantisation_are_told_wherever_bytes_are_shown(
+    command: Command, tmp_path: Path
+) -> None:
+    """Of a `config.json` alone: what a quantiser makes of it stands in a checkpoint's files only."""
+    pytest.importorskip("transformers")
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    told = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **sizes}
+    tables = {
+        "plain": {},
+        "quantised": {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+    }
+    for name, more in tables.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({**told, **more}))
+        model, plan = str(tmp_path / name), f"{name}.json"
+        command("plan", model, "-d", "0=1GiB", "-o", plan)
+        command("plan", model, "-d", "0=1GiB", "-d", "1=1GiB", "--fill", "even", "-o", f"other-{name}.json")
+        Path("map.json").write_text('{"": 0}')
+        Path("rows.jsonl").write_text('{"0": 10}\n')
+        calls = (
+            ("plan", model, "-d", "0=1GiB"),
+            ("plan", model, "-d", "0=10"),
+            ("plan", model, "--budgets", "rows.jsonl"),
+            ("sizes", model),
+            ("sizes", model, "--depth", "0"),
+            ("check", model, "map.json", "-d", "0=10"),
+            ("explain", plan, "lm_head"),
+            ("diff", plan, f"other-{name}.json"),
+            ("bench", model, "--repeat", "1"),
+        )
+        for call in calls:
+            for words in (call, (*call, "--json")):
+                done = command(*words)
+                assert (NOTE in done.stdout + done.stderr) == (name == "quantised"), words
+        made = planner.Plan.from_json(Path(plan).read_text())
+        assert (NOTE in made.summary()) == (name == "quantised")

@@ -114,6 +114,9 @@ FILES = {
     "documents.yaml": (b"---\ndtype: float16\n" * 20_000, "a second document"),
     "colons.yaml": (b":" * 500_000, "not YAML"),
     "questions.yaml": (b"? " * 200_000, "a key must be a plain value"),
+    # Halves of characters need the slow parser, which gets small files only.
+    "halves.yaml": (b'dtype: "' + rb"\ud800" * 150_000 + b'"\n', "not YAML"),
+    "small_halves.yaml": (b'a: ["\\ud800"' + b",1" * 2_000 + b"]", "unknown key"),
     "quotes.json": (b'"\\' * 400_000, "not JSON"),
     "digits.json": (b'{"dtype": ' + b"1" * 500_000 + b"}", "not JSON"),
     "digits.yaml": (b"dtype: " + b"1" * 500_000 + b"\n", "expected an element type"),

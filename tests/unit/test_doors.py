@@ -39,6 +39,13 @@ def model() -> nn.Module:
     return nn.Sequential(*(nn.Linear(10, 10, bias=False) for _ in range(4)))
 
 
+class Nothing:
+    """No size, no device, no map; its text does not tell where it lies, so that every process names a test alike."""
+
+    def __repr__(self) -> str:
+        return "Nothing()"
+
+
 def refuses(call: Callable[[], object]) -> PlannerError | None:
     """The typed error; anything else that is raised fails the test."""
     try:
@@ -57,7 +64,7 @@ SIZES = [
 ]  # fmt: skip
 NO_SIZES = [
     -1, -0.5, math.nan, math.inf, -math.inf, True, np.True_, torch.tensor(True), None, b"8", "x", "-1", "", [1], 10**400,
-    np.complex128(1), np.timedelta64(5), np.array([5, 6]), torch.empty(1, device="meta"), object(), 1j, "9" * 100_000,
+    np.complex128(1), np.timedelta64(5), np.array([5, 6]), torch.empty(1, device="meta"), Nothing(), 1j, "9" * 100_000,
     decimal.Decimal("NaN"), decimal.Decimal("1e400"), 10**5000, -(10**5000),
 ]  # fmt: skip
 
@@ -144,7 +151,7 @@ DEVICES = [
 ]  # fmt: skip
 NO_DEVICES = [
     -1, True, np.True_, torch.tensor(True), 1.5, None, "", " 0", "CPU", "cpu:1", "cuda:", "cuda:x", "cuda:٣", "٣", "-1", "0x1", "meta",
-    torch.device("meta"), 10**12, 10**5000, "9" * 20, object(), b"cpu", torch.tensor(0.5),
+    torch.device("meta"), 10**12, 10**5000, "9" * 20, Nothing(), b"cpu", torch.tensor(0.5),
 ]  # fmt: skip
 
 ADDRESSED: dict[str, Callable[[Any], object]] = {
@@ -287,7 +294,7 @@ def test_a_full_accelerator_is_told_what_would_be_enough() -> None:
 
 # ---- Device maps
 
-NO_MAPS = ["auto", "", b"x", None, 0, 1.5, True, [], ["cpu"], [("", 0)], (), {0}, object(), range(3)]
+NO_MAPS = ["auto", "", b"x", None, 0, 1.5, True, [], ["cpu"], [("", 0)], (), {0}, Nothing(), range(3)]
 MAPPED: dict[str, Callable[[Any], object]] = {
     "dispatch": lambda word: planner.dispatch(model(), word),
     "dispatch_model": lambda word: planner.dispatch_model(model(), word),

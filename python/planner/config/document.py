@@ -17,7 +17,7 @@ T = TypeVar("T")
 # A tree costs some hundred bytes per value, so the size of a file alone does not bound the memory.
 MAX_NODES: Final = 20_000
 
-_MOST_SLOW: Final = 2**14  # characters for the parser in Python
+_MOST_SLOW: Final = 2**12  # characters for the parser in Python
 
 _WORDS: Final[dict[str, object]] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),

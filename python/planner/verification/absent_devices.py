@@ -19,24 +19,27 @@ _threads: list[int] = []
 
 
 class _Capability:
-    """Stands in the place of torch's function, which raises where there is no driver; for other threads it still does."""
+    """Stands in the place of torch's function, which raises where there is no such device; for other threads it still does."""
 
     def __init__(self, usual: Callable[..., Any]) -> None:
         self.usual = usual
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return CAPABILITY if threading.get_ident() in _threads else self.usual(*args, **kwargs)
+    def __call__(self, device: Any = None) -> Any:
+        is_asked_here = threading.get_ident() in _threads
+        return CAPABILITY if is_asked_here and not _is_there(device) else self.usual(device)
+
+
+def _is_there(device: Any) -> bool:
+    index = device if isinstance(device, int) or device is None else torch.device(device).index
+    return torch.cuda.is_available() and (index is None or index < torch.cuda.device_count())
 
 
 @contextmanager
 def asked_here() -> Iterator[None]:
-    """Within, this thread is told what CUDA devices can do, where the machine has none.
+    """Within, this thread is told what CUDA devices can do that the machine does not have.
 
     Guarantee: torch is as it was when the last thread has left.
     """
-    if torch.cuda.is_available():
-        yield
-        return
     this = threading.get_ident()
     try:
         with _lock:

@@ -14,8 +14,9 @@ ENGINE = sorted(path for path in FOLDER.glob("*.py") if path.name not in ("setti
 TREES = {path.name: ast.parse(path.read_text()) for path in ENGINE}
 
 # What was reached, and one in a hundred: whoever needs more takes something out, or raises the limit with a reason.
-MOST_STATEMENTS = 1330
-MOST_IN_FUNCTIONS = 860
+# The last reasons: a writer of YAML beside its reader, and words in plain data for what was unset or updated.
+MOST_STATEMENTS = 1309
+MOST_IN_FUNCTIONS = 842
 
 
 def is_text(node: ast.AST) -> bool:
