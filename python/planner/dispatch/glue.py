@@ -22,7 +22,13 @@ from planner.dispatch.fakes import is_fake
 from planner.dispatch.loans import Loans
 from planner.errors import PlannerError
 
-__all__ = ["Glue", "gluing", "lifted", "put_back"]
+__all__ = ["Glue", "gluing", "lifted", "pop", "push", "size", "top"]
+
+# torch's stack of modes, of this thread. Under names of their own, because every block of a mixed model asks it.
+size = torch._C._len_torch_function_stack
+top = torch._C._get_function_stack_at
+pop = torch._C._pop_torch_function_stack
+push = torch._C._push_on_torch_function_stack
 
 # These raise for other reasons, and a second call would not help.
 _FINAL = (PlannerError, torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
@@ -282,23 +288,18 @@ def _sent(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def lifted() -> Glue | None:
-    """Takes the mode off where it is on top of this thread's stack; :func:`put_back` ends that.
+    """Takes the mode off where it is on top of this thread's stack; pushing it again ends that.
 
     Below somebody else's mode it stays: that costs time and changes nothing.
     """
-    top = torch._C._len_torch_function_stack() - 1
-    if top < 0:
+    count = size()
+    if not count:
         return None
-    mode = torch._C._get_function_stack_at(top)
+    mode = top(count - 1)
     if type(mode) is not Glue:
         return None
-    torch._C._pop_torch_function_stack()
+    pop()
     return mode
-
-
-def put_back(mode: Glue) -> None:
-    """Ends :func:`lifted`."""
-    torch._C._push_on_torch_function_stack(mode)
 
 
 def gluing(log: CrossingLog, call: Callable[[], Any]) -> Any:
@@ -312,7 +313,7 @@ def gluing(log: CrossingLog, call: Callable[[], Any]) -> Any:
     below, mode = lifted(), Glue(log)
     try:
         try:
-            put_back(mode)
+            push(mode)
             return call()
         finally:
             _leave(mode, below)
@@ -322,7 +323,7 @@ def gluing(log: CrossingLog, call: Callable[[], Any]) -> Any:
 
 
 def _stack() -> list[Any]:
-    return [torch._C._get_function_stack_at(at) for at in range(torch._C._len_torch_function_stack())]
+    return [top(at) for at in range(size())]
 
 
 def _leave(mode: Glue, below: Glue | None) -> None:
@@ -335,7 +336,7 @@ def _leave(mode: Glue, below: Glue | None) -> None:
         mode.after = [found for found in kept if found is not None]
     if stack != mode.after:
         # From the bottom, so that an interrupt half-way is answered by doing it again.
-        while torch._C._len_torch_function_stack():
-            torch._C._pop_torch_function_stack()
+        while size():
+            pop()
         for found in mode.after:
-            torch._C._push_on_torch_function_stack(found)
+            push(found)

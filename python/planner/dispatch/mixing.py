@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from planner.dispatch.forwards import Border, Fetching, FetchingRoot, Forward, Root, untraced
-from planner.dispatch.glue import gluing, lifted, put_back
+from planner.dispatch.glue import Glue, gluing, lifted, pop, push, size, top
 
 __all__ = ["Apart", "FetchingApart", "FetchingMixed", "FetchingMixedRoot", "Mixed", "MixedRoot"]
 
@@ -19,13 +19,15 @@ class Apart(Border):
     __slots__ = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        mode = lifted()
-        if mode is None:
-            return Border.__call__(self, *args, **kwargs)
-        try:
-            return Border.__call__(self, *args, **kwargs)
-        finally:
-            put_back(mode)
+        # As `lifted`, spelled out, because this runs for every block.
+        count = size()
+        if count and type(mode := top(count - 1)) is Glue:
+            pop()
+            try:
+                return Border.__call__(self, *args, **kwargs)
+            finally:
+                push(mode)
+        return Border.__call__(self, *args, **kwargs)
 
 
 class FetchingApart(Fetching):
@@ -40,7 +42,7 @@ class FetchingApart(Fetching):
         try:
             return Fetching.__call__(self, *args, **kwargs)
         finally:
-            put_back(mode)
+            push(mode)
 
 
 class Mixed(Border):
