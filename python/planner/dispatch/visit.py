@@ -22,7 +22,7 @@ from planner.dispatch.copies import (
     visitor,
 )
 from planner.dispatch.guard import is_offloaded
-from planner.dispatch.watching import WatchedParameter
+from planner.dispatch.watching import WatchedTensor, unwatched, watched
 from planner.errors import OffloadError
 
 __all__ = ["Visit", "version_of"]
@@ -145,7 +145,7 @@ class Visit:
             is_frozen = not (is_trainable or resting.requires_grad)
             if is_here and is_frozen and isinstance(resting, nn.Parameter) and has_marks(guard, resting):
                 return resting  # it rests where it runs
-            tensor: Any = WatchedParameter(data, requires_grad=is_trainable)
+            tensor: Any = watched(data, requires_grad=is_trainable)
             copy_marks(resting, tensor)
         elif isinstance(resting, nn.Parameter):
             tensor = like_parameter(resting, data)
@@ -194,7 +194,7 @@ class Visit:
         """What the forward has written into a tensor, where it came from; None if nothing."""
         tensor, origin, slot = guest.tensor, guest.origin, self.at_rest.slots[guest.index]
         is_counted = version_of(tensor) != guest.version
-        was_reached = isinstance(tensor, WatchedParameter) and tensor.was_reached
+        was_reached = isinstance(tensor, WatchedTensor) and tensor.was_reached
         is_compared = (slot.is_buffer or self.is_thorough or was_reached) and not is_transformed(tensor)
         if not (is_counted or is_compared):
             return None
@@ -203,7 +203,7 @@ class Visit:
             if self._is_kept(guest):
                 return None  # it was written where it rests
             before = self.at_rest.value(guest.index)
-        back = copied(tensor, origin.device)
+        back = copied(unwatched(tensor), origin.device)
         # Some back ends count no writes into running statistics.
         return None if not is_counted and has_same_values(back, before) else back
 
@@ -225,7 +225,7 @@ class Visit:
 
     def _keep_replaced(self, guest: _Guest) -> None:
         """A buffer that the forward has replaced."""
-        back = copied(guest.left, guest.origin.device)
+        back = copied(unwatched(guest.left), guest.origin.device)
         if guest.found is guest.origin:
             self.at_rest.slots[guest.index].write(back)
         else:

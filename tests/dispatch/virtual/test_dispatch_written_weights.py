@@ -77,9 +77,13 @@ def not_a_number(module: Any) -> None:
     module.w.data[0] = torch.nan
 
 
+def through_a_detached_one(module: Any) -> None:
+    module.w.detach().data.mul_(0.5)
+
+
 WRITES = [
     data_in_place, data_of_a_part, other_data, other_dtype, other_shape, copy_into, set_to, swapped, buffer_data,
-    other_buffer_data, not_a_number,
+    other_buffer_data, not_a_number, through_a_detached_one,
 ]  # fmt: skip
 
 
@@ -173,3 +177,19 @@ def test_a_weight_whose_data_is_only_read_is_not_kept_in_memory(tmp_path: Path) 
     plain = nn.Sequential(Writing(lambda module: module.w.data.sum()), nn.Identity()).requires_grad_(False)
     model = planner.disk_offload(copy.deepcopy(plain), tmp_path, execution_device=0)
     assert model(X).equal(plain(X)) and model[0].w.kept is None
+
+
+@torch.no_grad()
+def test_a_weight_that_was_brought_in_is_a_parameter_like_any_other() -> None:
+    seen: list[bool] = []
+
+    def does(module: Any) -> None:
+        made = nn.Parameter(module.w, requires_grad=False)
+        twin = copy.deepcopy(module.w)
+        seen.append(isinstance(made, nn.Parameter) and type(twin) is nn.Parameter)
+        module.__dict__["kept"] = module.w.detach()
+        seen.append(isinstance(module.w, nn.Parameter) and not isinstance(module.kept, nn.Parameter))
+
+    plain = nn.Sequential(Writing(does), nn.Identity()).requires_grad_(False)
+    model = planner.dispatch(copy.deepcopy(plain), {"0": "cpu", "1": 0})
+    assert model(X).equal(plain(X)) and all(seen) and len(seen) == 4
