@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ class Edge:
         name: its first name.
         runs_on: where its arguments go; None leaves them where they are.
         is_mixed: what is inside runs on several devices, which its own code may mix.
-        is_apart: it runs on one device, directly inside of one that is mixed.
+        is_apart: it runs on one device, directly inside of one that is mixed, and mixes nothing itself.
     """
 
     module: nn.Module
@@ -74,8 +75,10 @@ class _Edges:
             if not has_forward(module) and module is not self.model:
                 continue
             runs_on, is_mixed = self._runs_on(names, inside), len(inside) > 1
-            is_apart = len(inside) == 1 and id(module) in self.apart
-            if is_mixed or is_apart or (runs_on is not None and not self._is_inner(names)):
+            is_inside_mixed = len(inside) == 1 and id(module) in self.apart
+            # Whoever is told a device makes tensors there, which need not be where it runs.
+            is_apart = is_inside_mixed and not _takes_device(type(module))
+            if is_mixed or is_inside_mixed or (runs_on is not None and not self._is_inner(names)):
                 yield Edge(module, names[0].name, runs_on, is_mixed, is_apart)
 
     def _is_inner(self, names: Sequence[Met]) -> bool:
@@ -91,7 +94,8 @@ class _Edges:
         if len(inside) == 1:
             return inside[0]
         if not inside:
-            return self._of_nothing(names)
+            # A module without tensors, an activation, runs where it is called, whatever the map says.
+            return self.main_device if module is self.model else None
         own = self._owned(module)
         if own is not None:
             return own
@@ -106,15 +110,6 @@ class _Edges:
             return self.main_device if self.main_device in inside else inside[0]
         return None
 
-    def _of_nothing(self, names: Sequence[Met]) -> torch.device | None:
-        """A module without tensors, an activation, runs where it is called, unless the map names it and only one device."""
-        if names[0].module is self.model:
-            return self.main_device
-        homes = {met.home for met in names}
-        home = next(iter(homes))
-        is_named = any(met.name in self.named for met in names)
-        return home.runs_on if home is not None and len(homes) == 1 and is_named else None
-
     def _owned(self, module: nn.Module) -> torch.device | None:
         """Where the first tensor runs that a module uses itself: one of its own, or in a list of parameters."""
         own = self.own.get(id(module))
@@ -126,6 +121,14 @@ class _Edges:
                 if found is not None:
                     return found
         return None
+
+
+def _takes_device(cls: type[nn.Module]) -> bool:
+    """Whether the forward of a class has an argument called ``device``, as those of position embeddings have."""
+    try:
+        return "device" in inspect.signature(cls.forward).parameters
+    except (TypeError, ValueError):  # a forward that is no Python function
+        return False
 
 
 def _inside(model: nn.Module, own: dict[int, list[torch.device]]) -> dict[int, tuple[torch.device, ...]]:

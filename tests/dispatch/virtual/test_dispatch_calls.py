@@ -230,6 +230,56 @@ def test_plans_with_merged_keys_run(blocks: int) -> None:
             planner.undispatch(net)
 
 
+class Residual(nn.Module):
+    """Its activation and its shortcut have no tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.act, self.shortcut = nn.Linear(8, 8), nn.ReLU(), nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.act(self.fc(x))
+        out += self.shortcut(x)
+        return self.act(out)
+
+
+@torch.no_grad()
+def test_a_module_without_tensors_runs_where_it_is_called_whatever_its_key_says() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(Residual(), Residual())
+    for places in ((1, 0, 0), (1, 1, 0), (0, 1, 1), (0, "cpu", 1), ("cpu", 0, 1)):
+        parts = dict(zip(("fc", "act", "shortcut"), places, strict=True))
+        check(net, {"0": 0, **{f"1.{name}": device for name, device in parts.items()}})
+    planner.dispatch(net, {"0": 0, "1.fc": 1, "1.act": 0, "1.shortcut": 0})
+    net(X.to(0))
+    assert planner.crossings(net) == ()
+
+
+class Positions(nn.Embedding):
+    """Makes its positions on a device that it is told."""
+
+    def forward(self, shape: Any, device: Any) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(torch.arange(shape[0], device=device))
+
+
+class Told(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.positions, self.scale = nn.Linear(8, 8), Positions(4, 8), nn.Parameter(torch.ones(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.fc(x) * self.scale
+        return x + self.positions(x.shape, x.device)
+
+
+@pytest.mark.parametrize("where", [0, 1, "cpu"])
+@torch.no_grad()
+def test_a_block_that_is_told_another_device_finds_what_it_makes_there(where: Any) -> None:
+    torch.manual_seed(0)
+    check(Told(), {"fc": 0, "scale": 1, "positions": where})
+    check(Told(), {"fc": 1, "scale": 0, "positions": where}, {"positions": "cpu"} if where == "cpu" else None)
+
+
 class Twice(nn.Module):
     """One module under two names, and an activation under several."""
 
