@@ -156,9 +156,14 @@ impl Blocks {
             [row] if cutter.is_beside(row) => Some(tree.parent(row)),
             _ => None,
         };
+        // No file holds scratch buffers, and a plan from files is that of the live model.
+        let is_saved = |rows: &Vec<NodeId>| {
+            let is_kept = |row| tree.kind(row) == Kind::Parameter || tree.kind(row) == Kind::Buffer;
+            rows.iter().any(|&row| (row..tree.end(row)).any(is_kept))
+        };
         let mut groups: Vec<Vec<u32>> = Vec::new();
         let mut last = None;
-        for (rows, &unit) in self.blocks.iter().zip(&self.unit_at) {
+        for (rows, &unit) in self.blocks.iter().zip(&self.unit_at).filter(|(rows, _)| is_saved(rows)) {
             let parent = parent(rows);
             match groups.last_mut().filter(|_| parent.is_some() && parent == last) {
                 Some(group) if group.contains(&unit) => {}
