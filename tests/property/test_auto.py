@@ -205,7 +205,11 @@ class Oracle:
         }
         cards = [device for device, room in rooms.items() if room and device not in TIERS]
         self.has_card = bool(cards)
-        self.executors = cards or [device for device in rooms if device == "cpu" and rooms[device]]
+        # A full card is still one: with "gpu_only" the cpu takes its place only where none is named.
+        is_named = instance.mode == "gpu_only" and any(device not in TIERS for device in rooms)
+        self.executors = cards or [
+            device for device in rooms if device == "cpu" and rooms[device] and not is_named
+        ]
         self.rooms = {device: rooms[device] for device in self.executors}
         self.cpu = rooms.get("cpu", 0) if self.has_card and instance.mode != "gpu_only" else 0
         self.disk = rooms.get("disk", 0) if instance.mode == "any" else 0
