@@ -8,12 +8,13 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from planner.devices import DeviceKey
+from planner.devices import DeviceKey, accelerator_count
 from planner.dispatch.dispatched import RECORD, is_part
 from planner.dispatch.homes import Assignment, require_fit, require_whole
 from planner.errors import InvalidInputError, PlanMismatchError, PlannerError
@@ -138,8 +139,7 @@ def _verdict(
             f"without any plan, a forward of this {type(model).__name__} with these inputs fails, too: {alone.words()}; give inputs "
             "that it takes: verify(model, plan, inputs=…)"
         ) from alone.error
-    together = _on_one_accelerator(assignment)
-    if together is not None and Attempt(model, together, args, kwargs, kind).error is not None:
+    if any(Attempt(model, each, args, kwargs, kind).error for each in _on_one_accelerator(assignment)):
         words = f"on an accelerator, its code asks for what is not there: {planned.words()}"
         return Verification(None, words, planned.crossings())
     return Verification(False, planned.words(), planned.crossings())
@@ -149,13 +149,17 @@ def _untold(attempt: Attempt) -> str:
     return f"it depends on what fake tensors do not have, values or a kernel: {attempt.words()}"
 
 
-def _on_one_accelerator(assignment: Assignment) -> Assignment | None:
-    """The whole model on one of the accelerators that the plan names, the one that is least likely to be there."""
-    devices = {home.runs_on for home in assignment.homes.values() if home.runs_on.type != "cpu"}
-    if not devices:
-        return None
-    device = max(devices, key=lambda device: (device.type, device.index))
-    return Assignment({"": 0}, assumed=lambda key: device if key == 0 else torch.device("cpu"))
+def _on_one_accelerator(assignment: Assignment) -> Iterator[Assignment]:
+    """The whole model on the first of the accelerators that a plan names, and on the last if that is not there."""
+    named = {home.runs_on for home in assignment.homes.values() if home.runs_on.type != "cpu"}
+    devices = sorted(named, key=lambda device: (device.type, device.index))
+    absent = [device for device in devices[-1:] if device.index >= accelerator_count()]
+    for device in dict.fromkeys(devices[:1] + absent):
+        yield Assignment({"": 0}, assumed=partial(_only, device))
+
+
+def _only(device: torch.device, key: DeviceKey) -> torch.device:
+    return torch.device("cpu") if key == "cpu" else device
 
 
 # ---- Leaving everything as it was
