@@ -258,6 +258,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
             use.end()  # again, in case that an interrupt came just before it
             end_since(opened)
             raise
+        output = loans.returned(output)
         return output if back is None else sent(output, back, self.skip)
 
     def resting_bytes(self) -> int:
@@ -287,6 +288,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         if call is None:
             return output
         call.end()
+        output = call.loans.returned(output)
         return output if call.back is None else sent(output, call.back, self.skip)
 
     def cancel_forward(self, module: nn.Module) -> None:

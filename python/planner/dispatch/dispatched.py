@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from planner.dispatch.at_rest import AtRest
+from planner.dispatch.copies import has_same_values
 from planner.dispatch.forwards import Forward, Hooked, Membership, installed
 from planner.dispatch.guard import is_offloaded
 from planner.dispatch.journal import Journal
@@ -256,7 +257,7 @@ def joined(tensor: Any, first: Any) -> Any:
     if tensor is first or tensor.shape != first.shape or tensor.dtype != first.dtype:
         return tensor
     with torch.no_grad():
-        return first if torch.equal(tensor.cpu(), first.cpu()) else tensor
+        return first if has_same_values(tensor.cpu(), first.cpu()) else tensor
 
 
 def _resting_devices(at_rest: AtRest) -> dict[str, torch.device]:

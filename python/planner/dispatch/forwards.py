@@ -169,9 +169,10 @@ class Border(Forward):
                 break
         if loans is not None:
             try:
-                return self.original(*args, **kwargs)
+                output = self.original(*args, **kwargs)
             finally:
                 loans.give_back()
+            return loans.returned(output)
         if self.previous is not None:
             return self.previous(*args, **kwargs)
         module = self.module

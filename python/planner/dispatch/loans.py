@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from planner.dispatch.contents import Contents, contents_of, is_same, keeps_order, write
+from planner.dispatch.copies import copied, is_transformed
 from planner.dispatch.kinds import INERT, TENSOR, kind_of
 from planner.errors import OffloadError
 
@@ -16,11 +18,12 @@ __all__ = ["Loans", "rebuilt"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _LentTensor:
-    """A tensor of the caller's, its copy, and how often that had been written to; None where that is not counted."""
+    """A tensor of the caller's, its copy, how often that had been written to (None: not counted), and where it began."""
 
     tensor: torch.Tensor
     made: torch.Tensor
     version: int | None
+    address: int
     marks: dict[str, Any]
 
 
@@ -41,7 +44,7 @@ class Loans:
         does nothing, or what an interrupt has left undone.
     """
 
-    __slots__ = ("_containers", "_homes", "_made", "_mappings", "_tensors", "handed")
+    __slots__ = ("_containers", "_has_containers", "_homes", "_made", "_mappings", "_tensors", "handed")
 
     def __init__(self) -> None:
         # By address; caller's object and copy are kept with it, so that no other object gets that address meanwhile.
@@ -49,6 +52,7 @@ class Loans:
         self._homes: dict[int, tuple[Any, Any]] = {}
         self._tensors: list[_LentTensor] = []
         self._containers: list[_LentContainer] = []
+        self._has_containers = False
         self._mappings: list[tuple[Any, Any, dict[Any, Any]]] = []
         # What the block got.
         self.handed: list[Any] = []
@@ -66,7 +70,7 @@ class Loans:
         """What is written into a copy from now on, is written into the tensor in the end."""
         self.lend(tensor, made)
         version = None if made.is_inference() else made._version
-        self._tensors.append(_LentTensor(tensor, made, version, dict(made.__dict__)))
+        self._tensors.append(_LentTensor(tensor, made, version, _address_of(made), dict(made.__dict__)))
 
     def watch(self, value: Any, made: Any, held: Contents) -> None:
         """What is done to a copy from now on, is done to the container in the end.
@@ -74,11 +78,20 @@ class Loans:
         Args:
             held: what the container held when it was copied.
         """
+        self._has_containers = True
         self._containers.append(_LentContainer(value, made, held, contents_of(made)))
 
     def watch_mapping(self, value: Any, made: Any) -> None:
         """The same for a mapping that keeps its items where only its own methods find them."""
+        self._has_containers = True
         self._mappings.append((value, made, dict(made.items())))
+
+    def returned(self, output: Any) -> Any:
+        """What a block returns, after giving back: a container that it was handed is the caller's own there, too.
+
+        Tensors stay where the block has left them.
+        """
+        return self._returned(output, set()) if self._has_containers else output
 
     def has_lent(self) -> bool:
         """Whether there is something to give back."""
@@ -160,30 +173,51 @@ class Loans:
         kind = kind_of(type(item))
         if kind in (INERT, TENSOR):
             return item
-        if isinstance(item, tuple):
-            parts = [self._home(part, seen) for part in item]
-            is_same = all(part is before for part, before in zip(parts, item, strict=True))
-            return item if is_same else rebuilt(item, parts)
-        if id(item) in seen:
+        return _with_parts(item, seen, self._home)
+
+    def _returned(self, item: Any, seen: set[int]) -> Any:
+        if kind_of(type(item)) in (INERT, TENSOR):
             return item
-        seen.add(id(item))
-        now = contents_of(item)
-        items: Any = now.items
-        if isinstance(items, list):
-            items = [self._home(part, seen) for part in items]
-        elif isinstance(items, dict):
-            items = {key: self._home(part, seen) for key, part in items.items()}
-        attributes = {name: self._home(part, seen) for name, part in now.attributes.items()}
-        write(item, now, Contents(items, attributes))
+        row = self._homes.get(id(item))
+        if row is not None and not isinstance(item, tuple):
+            return row[0]
+        return _with_parts(item, seen, self._returned)
+
+
+def _with_parts(item: Any, seen: set[int], home: Callable[[Any, set[int]], Any]) -> Any:
+    """A container with other parts in the places of its own: itself, but for tuples."""
+    if isinstance(item, tuple):
+        parts = [home(part, seen) for part in item]
+        is_same = all(part is before for part, before in zip(parts, item, strict=True))
+        return item if is_same else rebuilt(item, parts)
+    if id(item) in seen:
         return item
+    seen.add(id(item))
+    now = contents_of(item)
+    items: Any = now.items
+    if isinstance(items, list):
+        items = [home(part, seen) for part in items]
+    elif isinstance(items, dict):
+        items = {key: home(part, seen) for key, part in items.items()}
+    attributes = {name: home(part, seen) for name, part in now.attributes.items()}
+    write(item, now, Contents(items, attributes))
+    return item
 
 
 _ABSENT = object()
 
 
+def _address_of(tensor: torch.Tensor) -> int:
+    is_known = tensor.layout == torch.strided and not is_transformed(tensor)
+    return tensor.data_ptr() if is_known else 0
+
+
 def _return_tensor(row: _LentTensor) -> None:
     tensor, made = row.tensor, row.made
-    if row.version is not None and made._version != row.version:
+    if made.shape != tensor.shape or made.dtype != tensor.dtype or _address_of(made) != row.address:
+        # It has become another one: `.data = …`, `resize_`.
+        tensor.data = copied(made, tensor.device)
+    elif row.version is not None and made._version != row.version:
         tensor.copy_(made)
     if not is_same(made.__dict__, row.marks):
         _return_marks(tensor, row)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from planner.dispatch.copies import copied, has_same_values
+from planner.dispatch.fakes import address_of
 from planner.dispatch.slots import Slot
 from planner.errors import OffloadError
 
@@ -38,11 +39,12 @@ class TiedCopy:
         self.was_trainable = False
 
     def __getstate__(self) -> Any:
-        return self.tensor, self.slots, self.name, self.is_resting
+        return self.tensor, self.slots, self.name, self.is_resting, self.has_changed(), self.was_trainable
 
     def __setstate__(self, state: Any) -> None:
-        self.tensor, self.slots, self.name, self.is_resting = state
-        self.state, self.was_trainable = None, False
+        self.tensor, self.slots, self.name, self.is_resting, was_written, self.was_trainable = state
+        # A copy lies elsewhere and counts anew; what had been written to and not settled, its owner settles.
+        self.state = _WRITTEN if was_written else _state_of(self.tensor)
 
     def is_there(self) -> bool:
         """Whether the model still has it; what somebody has put in its place is not tied."""
@@ -58,11 +60,14 @@ class TiedCopy:
         return self.state is not None and self.state != _state_of(self.tensor)
 
 
+_WRITTEN = ("written before it was copied",)
+
+
 def _state_of(tensor: Any) -> tuple[Any, ...]:
     if tensor is None:
         return ()
     # The address and the shape, because `.data = …` counts no write.
-    return None if tensor.is_inference() else tensor._version, tensor.data_ptr(), tensor.shape, tensor.dtype
+    return None if tensor.is_inference() else tensor._version, address_of(tensor), tensor.shape, tensor.dtype
 
 
 class Tie:

@@ -94,6 +94,17 @@ class TracedLoans:
             else:
                 self._return_entries(value, made, items)
 
+    def returned(self, output: Any) -> Any:
+        """What a block returns, with the caller's own containers in it."""
+        if not self.watched:
+            return output
+        if type(output) in (tuple, list):
+            return type(output)([self.returned(part) for part in output])
+        for value, made, _ in self.watched:
+            if made is output:
+                return value
+        return output
+
     def _return_list(self, value: Any, now: list[Any], items: list[Any]) -> None:
         if len(now) != len(items) or any(mine is not its for mine, its in zip(now, items, strict=True)):
             value[:] = [self._home(item) for item in now]

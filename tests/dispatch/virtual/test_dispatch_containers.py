@@ -359,6 +359,70 @@ def test_many_paths_to_one_list_are_walked_once() -> None:
     assert len(want) == len(got) and got[0] is got[1]
 
 
+class Handing(Doing):
+    """Returns what it was handed, in something of its own."""
+
+    def __init__(self, wrap: Callable[[Any, Any], Any]) -> None:
+        super().__init__(lambda h, held: None)
+        self.wrap = wrap
+
+    def forward(self, x: torch.Tensor, held: Any, *more: Any, **named: Any) -> Any:
+        return self.wrap(super().forward(x, held), held)
+
+
+class Handed(nn.Module):
+    """Two layers; keeps the container that it gave them and the one that it got back."""
+
+    def __init__(self, wrap: Callable[[Any, Any], Any], find: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.first, self.second, self.find = Handing(wrap), Handing(wrap), find
+        self.seen: list[tuple[Any, Any]] = []
+
+    def forward(self, x: torch.Tensor, make: Callable[[torch.Tensor], Any]) -> torch.Tensor:
+        held = make(x)
+        for layer in (self.first, self.second):
+            self.seen.append((held, self.find(layer(x, held))))
+        return x
+
+
+@pytest.mark.parametrize(
+    "make", [lambda x: [x], lambda x: {"x": x}, lambda x: Store(x=x), State, Mover, Remade]
+)
+@pytest.mark.parametrize(
+    ("wrap", "find"),
+    [
+        (lambda h, held: held, lambda output: output),
+        (lambda h, held: (h, held), lambda output: output[1]),
+        (lambda h, held: [h, (held, 1)], lambda output: output[1][0]),
+        (lambda h, held: {"h": h, "in": State(held)}, lambda output: output["in"].x),
+    ],
+)
+@torch.no_grad()
+def test_a_block_returns_the_container_that_it_was_handed(make: Any, wrap: Any, find: Any) -> None:
+    model = planner.dispatch(Handed(wrap, find), {"first": 0, "second": 1})
+    model(X, make)
+    assert len(model.seen) == 2 and all(given is got for given, got in model.seen)
+
+
+def replace_data(h: Any, held: Any) -> None:
+    held["x"].data = held["x"] * 3
+
+
+def give_another_shape(h: Any, held: Any) -> None:
+    held["x"].resize_(8).fill_(3.0)
+
+
+def make_it_shorter(h: Any, held: Any) -> None:
+    held["x"].resize_(1)
+
+
+@pytest.mark.parametrize("does", [replace_data, give_another_shape, make_it_shorter])
+@torch.no_grad()
+def test_a_tensor_that_a_block_makes_another_one(does: Any) -> None:
+    want, got = both(lambda x: {"x": x.clone()}, does)
+    assert_same(want, got)
+
+
 def test_a_block_that_raises_has_written() -> None:
     def does(h: Any, held: Any) -> None:
         held["log"].append(h)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from typing import Any
 
 import pytest
@@ -146,6 +147,39 @@ def test_what_is_replaced_is_no_longer_tied() -> None:
     model.head.weight = nn.Parameter(torch.zeros(10, 8, device=1), requires_grad=False)
     model.emb.weight.add_(1)
     assert not model(IDS).any() and not model.head.weight.any()
+
+
+def through_a_file(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded: nn.Module = torch.load(file, weights_only=False)
+    return loaded
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, through_a_file])
+@pytest.mark.parametrize("before", [True, False])
+@torch.no_grad()
+def test_a_write_just_before_or_after_the_model_is_copied(copied: Any, before: bool) -> None:
+    model, plain = planner.dispatch(Tied(), {"emb": 0, "mid": 0, "head": 1}), Tied()
+    plain.emb.weight.mul_(2)
+    if before:
+        model.head.weight.mul_(2)
+    other = copied(model)
+    if not before:
+        other.emb.weight.mul_(2)
+    assert torch.allclose(other(IDS), plain(IDS), atol=1e-6)
+    other = planner.undispatch(other)
+    assert other.head.weight is other.emb.weight and other.emb.weight.equal(plain.emb.weight)
+
+
+@torch.no_grad()
+def test_a_weight_that_is_not_a_number_stays_tied() -> None:
+    model = planner.dispatch(Tied(), {"emb": 0, "mid": 0, "head": 1})
+    model.emb.weight[0] = float("nan")
+    model(IDS)
+    model = planner.undispatch(model)
+    assert model.head.weight is model.emb.weight
 
 
 @torch.no_grad()
