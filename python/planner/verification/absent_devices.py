@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["asked_here"]
+__all__ = ["asked_here", "is_question"]
 
 # Kernels are chosen by this; a plan is for accelerators of today.
 CAPABILITY = (9, 0)
@@ -32,6 +32,14 @@ class _Capability:
 def _is_there(device: Any) -> bool:
     index = device if isinstance(device, int) or device is None else torch.device(device).index
     return torch.cuda.is_available() and (index is None or index < torch.cuda.device_count())
+
+
+def is_question(error: Exception) -> bool:
+    """Whether an error is the driver's answer to somebody who asked for a device that is not there. Fake tensors ask for none."""
+    words = str(error)
+    return (
+        isinstance(error, torch.AcceleratorError) or "NVIDIA driver" in words or words == "Invalid device id"
+    )
 
 
 @contextmanager

@@ -127,12 +127,28 @@ class KnownValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
         if func is aten.index.Tensor or func is aten._unsafe_index.Tensor:
             return func(args[0], self._indices(args[1]))
+        if func is aten._pack_padded_sequence.default and (packed := self._packed(*args)) is not None:
+            return packed
         if func is aten.masked_select.default and (mask := self.value(args[1])) is not None:
             with without_fakes():
                 shape = torch.broadcast_shapes(args[0].shape, mask.shape)  # type: ignore[no-untyped-call]
                 count = int(mask.expand(shape).sum())
             return torch.empty(count, dtype=args[0].dtype, device=args[0].device)
         return func(*args, **kwargs)
+
+    def _packed(self, padded: Any, lengths: Any, batch_first: bool) -> tuple[Any, Any] | None:
+        """Sequences of known lengths one after the other, and how many of them go on, which is known as well."""
+        known = self.value(lengths)
+        if known is None:
+            return None
+        with without_fakes():
+            size = padded.shape[:2] if batch_first else padded.shape[1::-1]
+            counted = torch.empty(size, device=_CPU)
+            real = aten._pack_padded_sequence.default(counted, known, batch_first=True)
+        counts = torch.empty(real[1].shape, dtype=torch.long, device=_CPU)
+        self._values[counts] = real[1]
+        rows = torch.empty((len(real[0]), *padded.shape[2:]), dtype=padded.dtype, device=padded.device)
+        return rows, counts
 
     def _indices(self, indices: Any) -> list[Any]:
         """Indices with known masks as the positions that they select."""
