@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import fake_tensor
 
 import planner
+from planner.verification.known_values import KnownValues
 
 X = torch.linspace(-1, 1, 64).reshape(2, 4, 8)
 
@@ -76,6 +78,40 @@ def test_what_fake_tensors_lack_is_not_blamed_on_inputs() -> None:
     assert planner.verify(number, {"first": 5, "part": 7}, X).runs
     weight = Net(nn.Linear(8, 8), lambda part, x: part(x) * float(part.bias.cpu().numpy().sum()))
     assert planner.verify(weight, {"first": 5, "part": 7}, X).runs is None
+
+
+def indexed(part: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    y = part(x)
+    y[0, 1:] = 2.0
+    y[..., 0] = y[..., 1] * y[0, 0, 0]
+    y[[0, 1], :2] += y[torch.tensor([0, 1], device=y.device), None, 0, :]
+    assert y.device.index == y[None, 0].device.index == 7
+    return y
+
+
+def test_indexing() -> None:
+    assert planner.verify(Net(nn.Linear(8, 8), indexed), {"first": 5, "part": 7}, X).runs
+
+
+def test_no_real_device_is_asked_for_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with one card: torch prepares it for fake tensors, and makes it the current one to index them."""
+    prepared, seen = [], []
+
+    def prepare(device: torch.device) -> None:
+        prepared.append(device)
+
+    def ask(known: KnownValues, func: Any, *rest: Any) -> Any:
+        found = answer(known, func, *rest)
+        if func is torch.ops.prim.device.default:
+            seen.append(found)
+        return found
+
+    answer = KnownValues.__torch_dispatch__
+    monkeypatch.setattr(fake_tensor, "init_gpu_context", prepare)
+    monkeypatch.setattr(KnownValues, "__torch_dispatch__", ask)
+    assert planner.verify(Net(nn.Linear(8, 8), lambda part, x: part(x)[0]), {"first": 5, "part": 7}, X).runs
+    assert not [device for device in prepared if device.index in (5, 7)] and torch.device("meta") in seen
+    assert fake_tensor.init_gpu_context is prepare
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver to ask")

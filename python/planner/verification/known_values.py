@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -60,6 +61,7 @@ class KnownValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._values: Any = WeakIdKeyDictionary()
         # Storages of values into which something unknown was written, by address; kept, so that the address stays theirs.
         self._spoilt: dict[int, Any] = {}
+        self._is_unguarded = False
 
     def learn(self, fake: torch.Tensor, value: torch.Tensor) -> None:
         """What a fake tensor would hold; copied, so that nothing is written to the original."""
@@ -78,11 +80,23 @@ class KnownValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
             found = self._values.get(tensor)
         return None if found is None or found.untyped_storage()._cdata in self._spoilt else found
 
+    @contextmanager
+    def unguarded(self) -> Iterator[None]:
+        """Within, torch is told once that a tensor lies nowhere: indexing asks first, to make a device the current one."""
+        self._is_unguarded = True
+        try:
+            yield
+        finally:
+            self._is_unguarded = False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
+            if self._is_unguarded:
+                self._is_unguarded = False
+                return torch.device("meta")
             return func(*args, **kwargs)  # that of the fake tensor
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         if any(is_offloaded(tensor) for tensor in tensors):

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from planner.dispatch.fakes import address_of, is_fake, without_fakes
 from planner.dispatch.guard import is_offloaded
+from planner.verification.absent_devices import is_there
 from planner.verification.known_values import KnownValues
 
 __all__ = ["WholeFunctions"]
@@ -18,6 +19,8 @@ __all__ = ["WholeFunctions"]
 _RECURRENT = frozenset([torch._VF.lstm, torch._VF.gru, torch._VF.rnn_tanh, torch._VF.rnn_relu])  # type: ignore[attr-defined]
 
 _ARRAYS = frozenset([torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.tolist])
+
+_INDEXING = frozenset([torch.Tensor.__getitem__, torch.Tensor.__setitem__])
 
 
 class WholeFunctions(TorchFunctionMode):
@@ -42,6 +45,9 @@ class WholeFunctions(TorchFunctionMode):
             if value is not None:
                 with without_fakes():
                     return func(value.clone(), *args[1:], **kwargs)
+        if func in _INDEXING and args[0].device.type == "cuda" and not is_there(args[0].device):
+            with self.known.unguarded():
+                return func(*args, **kwargs)
         if func is torch.Tensor.data_ptr and is_fake(args[0]):
             return address_of(args[0])
         if func is torch._nested_tensor_from_mask_left_aligned:
