@@ -16,7 +16,7 @@ from planner.verification.known_values import KnownValues
 __all__ = ["WholeFunctions"]
 
 # On CUDA these look for a kernel of cuDNN's, which asks the device and keeps a state for it; their definition in Python does not.
-_RECURRENT = frozenset([torch._VF.lstm, torch._VF.gru, torch._VF.rnn_tanh, torch._VF.rnn_relu])  # type: ignore[attr-defined]
+_RECURRENT = frozenset([torch._VF.lstm, torch._VF.gru, torch._VF.rnn_tanh, torch._VF.rnn_relu])
 
 _ARRAYS = frozenset([torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.tolist])
 
@@ -52,7 +52,7 @@ class WholeFunctions(TorchFunctionMode):
             return address_of(args[0])
         if func is torch._nested_tensor_from_mask_left_aligned:
             return False
-        if func is torch._VF._pad_packed_sequence:  # type: ignore[attr-defined]
+        if func is torch._VF._pad_packed_sequence:
             return self._padded(func, *args, **kwargs)
         return func(*args, **kwargs)
 
