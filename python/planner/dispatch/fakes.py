@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 __all__ = ["address_of", "is_fake", "without_fakes"]
@@ -17,8 +18,10 @@ def is_fake(tensor: Any) -> bool:
 
 
 def address_of(tensor: torch.Tensor) -> int:
-    """Where a tensor's values begin; 0 where it has none."""
-    return 0 if isinstance(tensor, FakeTensor) else tensor.data_ptr()
+    """Where a tensor's values begin; 0 where it has none, or torch's transforms (``vmap``, ``grad``) stand before them."""
+    if isinstance(tensor, FakeTensor) or is_functorch_wrapped_tensor(tensor):
+        return 0
+    return tensor.data_ptr()
 
 
 def without_fakes() -> AbstractContextManager[Any]:

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._subclasses import fake_tensor
 
-__all__ = ["asked_here"]
+__all__ = ["asked_here", "is_question", "is_there"]
 
 # Kernels are chosen by this; a plan is for accelerators of today.
 CAPABILITY = (9, 0)
@@ -18,20 +19,34 @@ _lock = threading.Lock()
 _threads: list[int] = []
 
 
-class _Capability:
-    """Stands in the place of torch's function, which raises where there is no such device; for other threads it still does."""
+class _Answering:
+    """Stands in the place of a function of torch's, which raises where there is no such device; for other threads it still does."""
 
-    def __init__(self, usual: Callable[..., Any]) -> None:
+    def __init__(self, usual: Callable[..., Any], answer: Any) -> None:
         self.usual = usual
+        self.answer = answer
 
     def __call__(self, device: Any = None) -> Any:
         is_asked_here = threading.get_ident() in _threads
-        return CAPABILITY if is_asked_here and not _is_there(device) else self.usual(device)
+        return self.answer if is_asked_here and not is_there(device) else self.usual(device)
 
 
-def _is_there(device: Any) -> bool:
+# Fake tensors have torch prepare a real device for them.
+_ASKED = ((torch.cuda, "get_device_capability", CAPABILITY), (fake_tensor, "init_gpu_context", None))
+
+
+def is_there(device: Any) -> bool:
+    """Whether the machine has a CUDA device; None is the current one."""
     index = device if isinstance(device, int) or device is None else torch.device(device).index
     return torch.cuda.is_available() and (index is None or index < torch.cuda.device_count())
+
+
+def is_question(error: Exception) -> bool:
+    """Whether an error is the driver's answer to somebody who asked for a device that is not there. Fake tensors ask for none."""
+    words = str(error)
+    return (
+        isinstance(error, torch.AcceleratorError) or "NVIDIA driver" in words or words == "Invalid device id"
+    )
 
 
 @contextmanager
@@ -44,13 +59,16 @@ def asked_here() -> Iterator[None]:
     try:
         with _lock:
             _threads.append(this)
-            if not isinstance(torch.cuda.get_device_capability, _Capability):
-                torch.cuda.get_device_capability = _Capability(torch.cuda.get_device_capability)
+            for owner, name, answer in _ASKED:
+                usual = getattr(owner, name)
+                if not isinstance(usual, _Answering):
+                    setattr(owner, name, _Answering(usual, answer))
         yield
     finally:
         with _lock:
             if this in _threads:
                 _threads.remove(this)
-            found: Any = torch.cuda.get_device_capability
-            if not _threads and isinstance(found, _Capability):
-                torch.cuda.get_device_capability = found.usual
+            for owner, name, _ in _ASKED:
+                found: Any = getattr(owner, name)
+                if not _threads and isinstance(found, _Answering):
+                    setattr(owner, name, found.usual)

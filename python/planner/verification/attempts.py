@@ -27,8 +27,10 @@ from planner.dispatch.homes import Assignment
 from planner.dispatch.slots import modules_of
 from planner.dotted import nearest_key
 from planner.errors import PlannerError
+from planner.verification.absent_devices import is_question
 from planner.verification.known_values import KnownValues, MixedDevicesError
 from planner.verification.twins import twin_of
+from planner.verification.whole_functions import WholeFunctions
 
 __all__ = ["Attempt"]
 
@@ -74,10 +76,13 @@ class Attempt:
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         known = KnownValues()
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        with (
+            FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False) as mode,
+            torch.no_grad(),
+        ):
             twin = self.twin = twin_of(self.model, mode, known)
             given = tree_map_only(torch.Tensor, lambda tensor: _input(tensor, known), (args, kwargs))
-            with known:
+            with known, WholeFunctions(known):
                 if self.assignment is not None:
                     self._dispatch(twin, self.assignment)
                     if self.assignment.is_single:
@@ -106,7 +111,15 @@ class Attempt:
     @property
     def is_unknowable(self) -> bool:
         """Whether values, a fake of a kernel or of a tensor were missing."""
-        return isinstance(self.error, _UNKNOWABLE) or (self.error is not None and self.twin is None)
+        error = self.error
+        if error is None:
+            return False
+        return isinstance(error, _UNKNOWABLE) or self.twin is None or "for tensor subclasses" in str(error)
+
+    @property
+    def is_question(self) -> bool:
+        """Whether its code has asked the driver of accelerators that are not there."""
+        return self.error is not None and is_question(self.error)
 
     def crossings(self) -> tuple[Crossing, ...]:
         """What the forward has brought together outside of blocks, until it ended."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -60,6 +61,7 @@ class KnownValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._values: Any = WeakIdKeyDictionary()
         # Storages of values into which something unknown was written, by address; kept, so that the address stays theirs.
         self._spoilt: dict[int, Any] = {}
+        self._is_unguarded = False
 
     def learn(self, fake: torch.Tensor, value: torch.Tensor) -> None:
         """What a fake tensor would hold; copied, so that nothing is written to the original."""
@@ -78,11 +80,23 @@ class KnownValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
             found = self._values.get(tensor)
         return None if found is None or found.untyped_storage()._cdata in self._spoilt else found
 
+    @contextmanager
+    def unguarded(self) -> Iterator[None]:
+        """Within, torch is told once that a tensor lies nowhere: indexing asks first, to make a device the current one."""
+        self._is_unguarded = True
+        try:
+            yield
+        finally:
+            self._is_unguarded = False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
+            if self._is_unguarded:
+                self._is_unguarded = False
+                return torch.device("meta")
             return func(*args, **kwargs)  # that of the fake tensor
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         if any(is_offloaded(tensor) for tensor in tensors):
@@ -127,12 +141,28 @@ class KnownValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
         if func is aten.index.Tensor or func is aten._unsafe_index.Tensor:
             return func(args[0], self._indices(args[1]))
+        if func is aten._pack_padded_sequence.default and (packed := self._packed(*args)) is not None:
+            return packed
         if func is aten.masked_select.default and (mask := self.value(args[1])) is not None:
             with without_fakes():
                 shape = torch.broadcast_shapes(args[0].shape, mask.shape)  # type: ignore[no-untyped-call]
                 count = int(mask.expand(shape).sum())
             return torch.empty(count, dtype=args[0].dtype, device=args[0].device)
         return func(*args, **kwargs)
+
+    def _packed(self, padded: Any, lengths: Any, batch_first: bool) -> tuple[Any, Any] | None:
+        """Sequences of known lengths one after the other, and how many of them go on, which is known as well."""
+        known = self.value(lengths)
+        if known is None:
+            return None
+        with without_fakes():
+            size = padded.shape[:2] if batch_first else padded.shape[1::-1]
+            counted = torch.empty(size, device=_CPU)
+            real = aten._pack_padded_sequence.default(counted, known, batch_first=True)
+        counts = torch.empty(real[1].shape, dtype=torch.long, device=_CPU)
+        self._values[counts] = real[1]
+        rows = torch.empty((len(real[0]), *padded.shape[2:]), dtype=padded.dtype, device=padded.device)
+        return rows, counts
 
     def _indices(self, indices: Any) -> list[Any]:
         """Indices with known masks as the positions that they select."""

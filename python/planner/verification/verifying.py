@@ -130,6 +130,8 @@ def _verdict(
         return Verification(False, planned.words(), planned.crossings())
     if planned.is_unknowable:
         return Verification(None, _untold(planned), planned.crossings())
+    if planned.is_question:
+        return Verification(None, _asked(planned), planned.crossings())
     # Something else: is the plan to blame, or the inputs, or this machine?
     alone = Attempt(model, None, args, kwargs, kind)
     if alone.is_unknowable:
@@ -140,13 +142,16 @@ def _verdict(
             "that it takes: verify(model, plan, inputs=…)"
         ) from alone.error
     if any(Attempt(model, each, args, kwargs, kind).error for each in _on_one_accelerator(assignment)):
-        words = f"on an accelerator, its code asks for what is not there: {planned.words()}"
-        return Verification(None, words, planned.crossings())
+        return Verification(None, _asked(planned), planned.crossings())
     return Verification(False, planned.words(), planned.crossings())
 
 
 def _untold(attempt: Attempt) -> str:
     return f"it depends on what fake tensors do not have, values or a kernel: {attempt.words()}"
+
+
+def _asked(attempt: Attempt) -> str:
+    return f"on an accelerator, its code asks for what is not there: {attempt.words()}"
 
 
 def _on_one_accelerator(assignment: Assignment) -> Iterator[Assignment]:

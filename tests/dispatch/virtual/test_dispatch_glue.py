@@ -125,6 +125,9 @@ MIXES: dict[str, Callable[..., Any]] = {
     "statistics": statistics,
     "foreach": each,
     "moved by hand": lambda a, b: a + b.to(a.device) + a.clone().copy_(b) + a.to(b),
+    "transforms": lambda a, b: (
+        torch.vmap(lambda p, q: p @ q)(a, b)[:, None] + torch.func.grad(lambda p: (p * b).sum())(a)
+    ),
     "grids": lambda a, b: torch.stack(torch.meshgrid(a[0], b[0], indexing="ij")),
 }
 
