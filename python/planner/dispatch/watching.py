@@ -86,7 +86,7 @@ class WatchedTensor(torch.Tensor):
         return memo[id(self)]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self._plain(super().detach()).__reduce_ex__(protocol)
+        return self._plain(super().detach()).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
     def _plain(self, values: torch.Tensor) -> torch.Tensor:
         """Values as what this stands for."""
