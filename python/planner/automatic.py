@@ -10,7 +10,7 @@ from typing import Any
 from planner import _core
 from planner.blocks import Blocks
 from planner.devices import DeviceKey
-from planner.errors import InfeasibleError, InvalidDevicesError, InvalidTreeError
+from planner.errors import InfeasibleError, InvalidConstraintError, InvalidDevicesError, InvalidTreeError
 from planner.explain import infeasible_message
 from planner.minimum import MOST_BYTES
 from planner.plan import Certificate, Reason, Shortfall
@@ -219,13 +219,13 @@ class AutoSearch:
 
 
 def solve_in_parts(
-    whole: AutoSearch, cut: Callable[[Sequence[str]], AutoSearch]
+    names: Sequence[str], cut: Callable[[Sequence[str]], AutoSearch]
 ) -> tuple[AutoSearch, AutoAnswer]:
     """The best answer of three cuts: all blocks whole, those in parts that would be offloaded, and all in parts.
 
     Args:
-        whole: the problem with all blocks whole.
-        cut: the same problem with some blocks, by name, in parts.
+        names: all blocks.
+        cut: the problem with some of them in parts.
 
     Returns:
         The answer that offloads least, the coarsest of equal ones, and its problem. Its certificate is about every plan
@@ -233,17 +233,20 @@ def solve_in_parts(
 
     Raises:
         InfeasibleError: no plan of either cut.
+        InvalidConstraintError: a part that may lie nowhere.
     """
-    names = [name for unit in whole.blocks.unit_names for name in unit]
     parts = cut(names)
     try:
+        whole = cut(())
         answer = whole.solve()
-    except InfeasibleError as error:
+    except (InfeasibleError, InvalidConstraintError) as error:
+        # Constraints that contradict each other in a whole block may be about different parts of it.
+        is_proven = isinstance(error, InvalidConstraintError) or error.is_proven
         try:
             found = parts.solve()
         except InfeasibleError as finer_error:
-            raise (finer_error if error.is_proven else error) from None
-        bound_bytes = found.certificate.lower_bound_bytes if error.is_proven else 0
+            raise (finer_error if is_proven else error) from None
+        bound_bytes = found.certificate.lower_bound_bytes if is_proven else 0
         return parts, _certified(found, bound_bytes, found.certificate.steps)
     displaced = answer.displaced()
     if not displaced:

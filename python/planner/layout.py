@@ -111,8 +111,8 @@ class Layout:
 
 
 def repeated(tree: ModuleTree) -> tuple[list[str], list[str]]:
-    """The blocks of a model that names none: classes of modules that repeat, and paths of the containers outside of them,
-    which are never blocks.
+    """The blocks of a model that names none: classes of modules that repeat, and paths of what is outside of them and
+    never a block: containers, and modules around others of their class that are too large to be one.
 
     Modules of one class with one parent repeat if they are numbered, or have modules inside. A container has no forward of
     its own: ``Sequential``, ``ModuleList``, ``ModuleDict``, and what derives from them or from ``Module`` without one.

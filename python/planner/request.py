@@ -199,12 +199,13 @@ class _Request:
         ]
 
     def _automatic(self, blocks: Blocks, rooms: tuple[Room, ...]) -> Plan:
-        search = self._search(blocks, rooms)
         if self.settings.granularity == "module" and not self.explicit_no_split:
+            names = [name for unit in blocks.unit_names for name in unit]
             search, answer = solve_in_parts(
-                search, lambda names: self._search(self._blocks(split=names), rooms)
+                names, lambda split: self._search(self._blocks(split) if split else blocks, rooms)
             )
             return self.answered(search, answer)
+        search = self._search(blocks, rooms)
         return self.answered(search, search.solve())
 
     def _homes(self, blocks: Blocks, devices: tuple[DeviceKey, ...]) -> tuple[tuple[int, int], ...]:

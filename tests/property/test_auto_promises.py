@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from test_auto import (
     TIERS,
+    Block,
     Device,
     Instance,
     Oracle,
@@ -30,7 +31,7 @@ from test_auto import (
 from torch import nn
 
 import planner
-from planner import InfeasibleError, Plan
+from planner import InfeasibleError, InvalidConstraintError, Plan
 
 State = tuple[tuple[int, ...], tuple[int, ...], int, int, int, bool]
 Cost = tuple[int, int, bool, int]  # offloaded, on disk, the first block is offloaded, returns
@@ -302,6 +303,29 @@ def test_what_has_no_modules_inside_is_not_taken_apart() -> None:
     plan = planner.plan(net, max_memory={0: 300, "cpu": 10_000}, granularity="module")
     assert plan.source.blocks == 3
     assert not [name for name in plan.device_map if name.endswith(("weight", "bias"))]
+
+
+def test_parts_of_a_block_may_be_told_apart() -> None:
+    """What a block cannot keep as a whole, its parts can."""
+    net = nn.Module()
+    net._no_split_modules = ["Block"]
+    net.layers = nn.ModuleList(Block() for _ in range(2))
+    for layer in net.layers:
+        layer.a, layer.b = stacked([10, 10])
+    budgets: dict[Device, int] = {0: 40, "cpu": 100}
+    said: list[dict[str, Any]] = [
+        {"pin": {"layers.1.a": 0, "layers.1.b": "cpu"}},
+        {"pin": {"layers.1.a": 0}, "forbid": {"layers.1.b": [0]}},
+    ]
+    for constraints in said:
+        with pytest.raises(InvalidConstraintError):
+            planner.plan(net, max_memory=budgets, **constraints)
+        plan = planner.plan(net, max_memory=budgets, granularity="module", **constraints)
+        assert (plan.device_map["layers.1.a"], plan.device_map["layers.1.b"]) == (0, "cpu")
+        assert plan.offloaded_bytes["cpu"] == 10 and plan.certificate.proven
+    with pytest.raises(InvalidConstraintError, match=r"layers\.1\.a"):
+        pins = {"layers.1.a": 0, "layers.1.a.w": "cpu"}
+        planner.plan(net, max_memory=budgets, granularity="module", pin=pins)
 
 
 def test_what_runs_on_the_cpu_is_the_block_that_no_card_holds() -> None:

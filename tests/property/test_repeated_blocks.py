@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from random import Random
 from typing import Any
@@ -193,6 +194,54 @@ def test_thirds_of_a_model_give_way_to_what_is_inside_so_that_two_cards_can_hold
         "Res",
         "Stack",
     ]
+
+
+class Tree(nn.Module):
+    """Two trees of its own class, whose results meet."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.root = nn.Linear(16, 16)
+        if depth:
+            self.left, self.right = Tree(depth - 1), Tree(depth - 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.root(x)
+        return x if not hasattr(self, "left") else x + self.left(x) + self.right(x)
+
+
+@pytest.mark.parametrize("wrap", [lambda tree: tree, lambda tree: nn.ModuleList([Tree(1), tree])])
+@pytest.mark.parametrize("percent", [60, 90])
+def test_a_module_around_others_of_its_class_gives_way_alone(wrap: Any, percent: int) -> None:
+    """What is inside stays a block where nothing is in the way."""
+    ends = {"base": nn.Linear(16, 16), "head": nn.Linear(16, 16)}
+    model = nn.Sequential(OrderedDict(base=ends["base"], body=wrap(Tree(4)), head=ends["head"]))
+    assert "Tree" in blocks_of(model)
+    plan = two_cards(model, percent)
+    assert sum(plan.offloaded_bytes.values()) == 0
+    quarters = [f"{side}.{inner}" for side in ("left", "right") for inner in ("left", "right")]
+    top = "body" if isinstance(model.body, Tree) else "body.1"
+    for name in quarters:
+        homes = {home for key, home in plan.device_map.items() if f"{key}.".startswith(f"{top}.{name}.")}
+        assert len(homes) <= 1, (name, plan.device_map)
+
+
+def test_a_long_chain_of_one_class_is_walked_once() -> None:
+    class Link(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    model = last = nn.Sequential()
+    with torch.device("meta"):
+        for _ in range(3_000):
+            link, twin = Link(), Link()
+            link.w, twin.w = nn.Linear(4, 4), nn.Linear(4, 4)
+            last.add_module("0", link)
+            last.add_module("1", twin)
+            last = link
+    started = time.process_time()
+    assert blocks_of(model)
+    assert time.process_time() - started < 2
 
 
 def test_a_sketch_of_a_model_without_any_forward_is_read_by_numbers() -> None:

@@ -5,7 +5,7 @@
 //! but leaves repeat is a block as well, unless it is more than a fifth of the model. Two more rules keep blocks from being
 //! half a model. Siblings without numbers in their names (`encoder`, `decoder`), larger than a fifth of the model, give way to
 //! numbered blocks inside them. And as long as the model cannot be cut into two parts of at most 60 %, the block in the way
-//! gives way to blocks inside it.
+//! gives way to blocks inside it: its class, or where modules of one class lie in each other, that module alone.
 
 use std::collections::{HashMap, HashSet};
 
@@ -30,7 +30,7 @@ pub struct Containers {
 pub struct Repeated {
     /// Names of the classes of blocks, sorted.
     pub classes: Vec<String>,
-    /// Containers outside of blocks; what they hold is placed on its own.
+    /// Containers outside of blocks, and modules that gave way alone; what they hold is placed on its own.
     pub containers: Vec<NodeId>,
 }
 
@@ -45,8 +45,7 @@ impl Layout {
         let mut blocks = finder.candidates();
         loop {
             let (containers, in_the_way) = finder.walk(&blocks);
-            let gives_way = |class: &&str| blocks[*class].is_lone || finder.holds_others(class, &blocks);
-            let Some(class) = in_the_way.filter(gives_way) else {
+            let Some(class) = in_the_way else {
                 let mut classes: Vec<String> = blocks.into_keys().map(String::from).collect();
                 classes.sort_unstable();
                 return Repeated { classes, containers };
@@ -71,6 +70,7 @@ struct Finder<'a> {
     is_bare: BitSet,
     has_tensors: BitSet,
     has_modules: BitSet,
+    holds_like: BitSet, // another module of its class
 }
 
 impl<'a> Finder<'a> {
@@ -110,7 +110,8 @@ impl<'a> Finder<'a> {
                 runs_inside.insert(tree.parent(row));
             }
         }
-        Self { layout, tree, is_container, is_bare: bare_rows, has_tensors, has_modules }
+        let holds_like = rows_around_their_like(tree);
+        Self { layout, tree, is_container, is_bare: bare_rows, has_tensors, has_modules, holds_like }
     }
 
     /// Classes of which a parent holds several, without those that give way for their names.
@@ -190,8 +191,8 @@ impl<'a> Finder<'a> {
         inner.into_iter().any(|row| self.classes_above(row).contains(&class))
     }
 
-    /// The containers outside of blocks, and the class of a block that reaches from the first two fifths of the model into
-    /// the last two.
+    /// The containers outside of blocks, and the class that gives way as long as a block of it reaches from the first two
+    /// fifths of the model into the last two. A module around others of its class gives way alone, as a container does.
     fn walk(&self, blocks: &HashMap<&'a str, Evidence>) -> (Vec<NodeId>, Option<&'a str>) {
         let tree = self.tree;
         let is_block = |row: NodeId| {
@@ -204,6 +205,7 @@ impl<'a> Finder<'a> {
             }
         }
         let total_bits = self.layout.formula_bits(0);
+        let mut gives_way: HashMap<&str, bool> = HashMap::new(); // as a class
         let (mut containers, mut in_the_way, mut before_bits) = (Vec::new(), None, 0i64);
         let mut open = vec![0];
         while let Some(row) = open.pop() {
@@ -212,18 +214,48 @@ impl<'a> Finder<'a> {
                 if is_container && row != 0 {
                     containers.push(row);
                 }
-                let children: Vec<NodeId> = tree.children(row).filter(|&child| !self.layout.is_twin(child)).collect();
-                open.extend(children.into_iter().rev());
+                open.extend(self.parts(row));
                 continue;
             }
             let after_bits = before_bits + self.layout.formula_bits(row);
-            if 5 * before_bits < 2 * total_bits && 5 * after_bits > 3 * total_bits && is_block(row) {
-                in_the_way = tree.class_name(row);
+            let class = tree.class_name(row).filter(|_| is_block(row));
+            if let Some(class) = class.filter(|_| 5 * before_bits < 2 * total_bits && 5 * after_bits > 3 * total_bits) {
+                let as_class = || blocks[class].is_lone || self.holds_others(class, blocks);
+                if *gives_way.entry(class).or_insert_with(as_class) {
+                    in_the_way = Some(class);
+                } else if self.holds_like.contains(row) {
+                    containers.push(row);
+                    open.extend(self.parts(row));
+                    continue;
+                }
             }
             before_bits = after_bits;
         }
         (containers, in_the_way)
     }
+
+    /// What is directly in a module, last first.
+    fn parts(&self, row: NodeId) -> Vec<NodeId> {
+        let mut parts: Vec<NodeId> = self.tree.children(row).filter(|&child| !self.layout.is_twin(child)).collect();
+        parts.reverse();
+        parts
+    }
+}
+
+/// Modules with one of their own class inside.
+fn rows_around_their_like(tree: &Tree) -> BitSet {
+    let mut found = BitSet::new(tree.len());
+    let mut around: HashMap<&str, Vec<NodeId>> = HashMap::new();
+    for row in 0..tree.len() as NodeId {
+        let Some(class) = tree.class_name(row) else { continue };
+        let like = around.entry(class).or_default();
+        while like.last().is_some_and(|&last| tree.end(last) <= row) {
+            like.pop();
+        }
+        like.last().iter().for_each(|&&last| found.insert(last));
+        like.push(row);
+    }
+    found
 }
 
 /// Modules of one class with one parent.
