@@ -26,7 +26,7 @@ from planner.compat.ties import (
 from planner.devices import Budgets, DeviceKey, device_kind, size_to_bytes
 from planner.dotted import require_map, require_module, require_texts, text_set
 from planner.dtypes import resolve_dtype, stored_bits
-from planner.errors import InvalidConstraintError, InvalidInputError
+from planner.errors import InvalidConstraintError
 from planner.explain import empty_devices_notice, sentence
 from planner.layout import Layout
 from planner.planning import Outcome, Reserve, clean, sequential
