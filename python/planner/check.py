@@ -103,8 +103,8 @@ def check(
     *,
     dtype: Any = None,
     special_dtypes: Mapping[str, Any] | None = None,
-    no_split_module_classes: Collection[str] | str = (),
-    exempt: Collection[str] | str = (),
+    no_split_module_classes: Collection[str] | str | None = (),
+    exempt: Collection[str] | str | None = (),
 ) -> tuple[Finding, ...]:
     """Everything that is wrong with a device map for a live model.
 
@@ -128,7 +128,7 @@ def check(
     Raises:
         InvalidTreeError: the model contains itself, has an uninitialised parameter, or too many names.
         InvalidDevicesError: a budget is not a finite number ≥ 0, or one device is listed under two spellings.
-        InvalidInputError: the map is no mapping.
+        InvalidInputError: no model, no mapping, or no names.
 
     Guarantee: every parameter and buffer is judged under every name; a tensor counts once per device; nothing that
     was handed in is changed.
@@ -152,9 +152,13 @@ def check(
             f"check needs a device map that sends names of modules to devices, as in {{'': 0}}; got "
             f"{_shown(device_map)}"
         )
+    if not hasattr(model, "_modules"):
+        raise InvalidInputError(f"check needs a torch.nn.Module; got {_shown(model)}")
+    if special_dtypes is not None and not isinstance(special_dtypes, Mapping):
+        raise InvalidInputError(f"special_dtypes must map names to dtypes; got {_shown(special_dtypes)}")
     keys = _Keys(device_map)
-    walk = _Walk(model, keys, _as_set(no_split_module_classes))
-    exempt = _as_set(exempt)
+    walk = _Walk(model, keys, _as_set(no_split_module_classes, "no_split_module_classes"))
+    exempt = _as_set(exempt, "exempt")
     sized = _sized(walk, _Sizes(dtype, special_dtypes or {}))
     budgets = None if max_memory is None else _budgets(max_memory)
     return (
@@ -170,8 +174,15 @@ def check(
     )
 
 
-def _as_set(names: Collection[str] | str) -> frozenset[str]:
-    return frozenset({names} if isinstance(names, str) else names)
+def _as_set(names: Collection[str] | str | None, what: str) -> frozenset[str]:
+    listed = [names] if isinstance(names, str) else () if names is None else names
+    if not isinstance(listed, Iterable) or hasattr(listed, "dtype"):
+        raise InvalidInputError(f"{what} must hold names; got {_shown(listed)}")
+    found = list(listed)
+    for name in found:
+        if not isinstance(name, str):
+            raise InvalidInputError(f"{what} holds {_shown(name)}, which is no name")
+    return frozenset(found)
 
 
 # ---- The map: a trie over the parts of its keys

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from planner.errors import InvalidConstraintError, InvalidDevicesError, InvalidInputError
 from planner.spelling import shown
 
-__all__ = ["is_text", "nearest_key", "require_map", "require_texts"]
+__all__ = ["is_text", "nearest_key", "require_map", "require_module", "require_texts", "text_set"]
+
+
+def require_module(module: Any) -> None:
+    """Raises InvalidInputError unless something has modules by name, as an ``nn.Module`` or what describes one."""
+    if not hasattr(module, "_modules"):
+        raise InvalidInputError(f"expected a torch.nn.Module, got {shown(module)}")
 
 
 def require_map(device_map: Any, what: str = "device_map") -> None:
@@ -41,6 +47,28 @@ def require_texts(device_map: Mapping[Any, Any], what: str = "device_map") -> No
             names=tuple(odd),
             suggestions=(),
         )
+
+
+def text_set(names: Iterable[str] | str | None, what: str) -> frozenset[str]:
+    """Names as a set: one name, several, or none.
+
+    Raises:
+        InvalidInputError: anything but strings that are text.
+
+    Example:
+        >>> sorted(text_set(["b", "a"], "names")), sorted(text_set("ab", "names")), sorted(text_set(None, "names"))
+        (['a', 'b'], ['ab'], [])
+    """
+    if names is None:
+        return frozenset()
+    try:
+        listed = [names] if isinstance(names, str) else list(names)
+    except TypeError:
+        listed = [names]  # nothing that holds several
+    for name in listed:
+        if not is_text(name):
+            raise InvalidInputError(f"{what} must hold names, not {shown(name)}")
+    return frozenset(listed)
 
 
 def is_text(name: object) -> bool:

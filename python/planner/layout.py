@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from planner import _core
+from planner.dotted import require_texts
 from planner.dtypes import element_bits
+from planner.errors import InvalidInputError
+from planner.spelling import shown
 from planner.tree import ModuleTree
 
 __all__ = ["BalanceFacts", "Dialect", "Layout", "bits_to_bytes", "repeated"]
@@ -65,7 +68,7 @@ class Layout:
         uncounted: Iterable[str] = (),
         exempt: Iterable[str] = (),
     ) -> None:
-        special = {name: element_bits(value) for name, value in (special_dtypes or {}).items()}
+        special = {name: element_bits(value) for name, value in _said_dtypes(special_dtypes).items()}
         self.tree = tree
         self.columns = _core.Layout(
             tree.columns,
@@ -108,6 +111,17 @@ class Layout:
             final_module_count=count,
             largest_direct_bytes=bits_to_bytes(direct),
         )
+
+
+def _said_dtypes(special_dtypes: Any) -> Mapping[str, Any]:
+    if special_dtypes is None:
+        return {}
+    if not isinstance(special_dtypes, Mapping):
+        raise InvalidInputError(
+            f"special_dtypes must map names of tensors to element types; got {shown(special_dtypes)}"
+        )
+    require_texts(special_dtypes, "special_dtypes")
+    return special_dtypes
 
 
 def repeated(tree: ModuleTree) -> tuple[list[str], list[str]]:

@@ -28,6 +28,7 @@ from planner.errors import (
     InfeasibleError,
     InvalidConfigError,
     InvalidConstraintError,
+    InvalidDevicesError,
     InvalidInputError,
     PlannerError,
 )
@@ -425,3 +426,108 @@ def test_half_a_module_on_each_device_is_found_by_the_checker(
 )
 def test_a_module_that_runs_on_one_device_is_not_split(split: dict[str, Any]) -> None:
     assert "split-module" not in {finding.rule for finding in planner.check(Half(), split)}
+
+
+# ---- What is no model, no device, no names
+
+
+NO_MODELS = [None, 5, "zzz", [1], {"a": 1}, nn.Linear, torch.ones(2), object()]
+TAKES_A_MODEL: list[Callable[[Any], Any]] = [
+    lambda it: planner.check(it, {"": "cpu"}),
+    lambda it: planner.verify(it, {"": "cpu"}, torch.ones(1)),
+    planner.crossings,
+    planner.undispatch,
+    planner.state_dict,
+    lambda it: planner.cpu_offload(it, "cpu"),
+    lambda it: planner.disk_offload(it, "nowhere", "cpu"),
+    lambda it: planner.cpu_offload_with_hook(it, "cpu"),
+    lambda it: planner.attach_align_device_hook(it, "cpu", offload=True),
+    lambda it: planner.attach_layerwise_casting_hooks(it, torch.float16, torch.float32),
+    lambda it: planner.add_hook_to_module(it, planner.ModelHook()),
+    planner.remove_hook_from_module,
+    planner.remove_hook_from_submodules,
+    lambda it: list(planner.named_module_tensors(it)),
+    lambda it: planner.align_module_device(it, "cpu").__enter__(),
+    planner.get_non_persistent_buffers,
+    planner.get_state_dict_offloaded_model,
+]
+
+
+@pytest.mark.parametrize("it", NO_MODELS, ids=shown)
+def test_what_is_no_model_is_refused(it: Any) -> None:
+    for call in TAKES_A_MODEL:
+        assert isinstance(refuses(lambda call=call: call(it)), InvalidInputError)  # type: ignore[misc]
+
+
+NO_TORCH_DEVICES = [-1, 10**30, 1.5, "zzz", "", [1], {"a": 1}, object(), "\ud800"]
+
+
+@pytest.mark.parametrize("device", NO_TORCH_DEVICES, ids=shown)
+def test_what_is_no_device_of_torch_is_refused(device: Any) -> None:
+    for call in (
+        lambda: planner.cpu_offload(model(), device),
+        lambda: planner.cpu_offload_with_hook(model(), device),
+        lambda: planner.send_to_device(torch.ones(1), device),
+        lambda: planner.set_module_tensor_to_device(model(), "0.weight", device),
+        lambda: planner.AlignDevicesHook(device),
+    ):
+        assert isinstance(refuses(call), InvalidDevicesError)
+
+
+NO_NAMES: list[Any] = [5, 1.5, [1], [["a"]], {5: 0}, torch.ones(2), torch.tensor(1), object()]
+
+
+@pytest.mark.parametrize("names", NO_NAMES, ids=shown)
+def test_what_are_no_names_is_refused(names: Any) -> None:
+    for call in (
+        lambda: planner.check(model(), {"": "cpu"}, no_split_module_classes=names),
+        lambda: planner.check(model(), {"": "cpu"}, exempt=names),
+        lambda: planner.dispatch(model(), {"": "cpu"}, skip_keys=names),
+        lambda: planner.dispatch_model(model(), {"": "cpu"}, skip_keys=names),
+        lambda: planner.dispatch_model(model(), {"": "cpu"}, preload_module_classes=names),
+        lambda: planner.cpu_offload(model(), "cpu", preload_module_classes=names),
+        lambda: planner.AlignDevicesHook("cpu", skip_keys=names),
+        lambda: planner.infer_auto_device_map(model(), {"cpu": 5000}, names),
+    ):
+        assert isinstance(refuses(call), InvalidInputError)
+
+
+def test_half_of_a_character_is_no_class() -> None:
+    for call in (
+        lambda: planner.infer_auto_device_map(model(), {"cpu": 5000}, ["\ud800"]),
+        lambda: planner.get_balanced_memory(model(), {0: 5000}, ["\ud800"]),
+    ):
+        assert isinstance(refuses(call), InvalidInputError)
+
+
+@pytest.mark.parametrize("dtypes", [5, "zzz", [1], torch.ones(2), {5: torch.float16}, object()], ids=shown)
+def test_element_types_are_said_by_name(dtypes: Any) -> None:
+    for call in (
+        lambda: planner.infer_auto_device_map(model(), {"cpu": 5000}, special_dtypes=dtypes),
+        lambda: planner.compute_module_sizes(model(), special_dtypes=dtypes),
+    ):
+        assert isinstance(refuses(call), InvalidInputError)
+    if not isinstance(dtypes, dict):
+        refuses(lambda: planner.check(model(), {"": "cpu"}, special_dtypes=dtypes))
+
+
+def test_what_is_no_path_and_no_weights_is_refused() -> None:
+    for call in (
+        lambda: planner.plan(model(), checkpoint=5),  # type: ignore[arg-type]
+        lambda: planner.disk_offload(model(), None, "cpu"),  # type: ignore[arg-type]
+        lambda: planner.cpu_offload(model(), "cpu", state_dict=5),  # type: ignore[arg-type]
+    ):
+        assert isinstance(refuses(call), InvalidInputError)
+
+
+def test_the_checker_and_the_flags_take_what_accelerate_takes() -> None:
+    assert planner.check(model(), {"": "cpu"}, no_split_module_classes=None, exempt=None) == ()
+    flags: dict[str, Any] = {"clean_result": 1, "fallback_allocation": 0}
+    assert dict(planner.infer_auto_device_map(model(), {"cpu": 5000}, **flags)) == {"": "cpu"}
+    assert planner.compute_module_sizes(model(), buffers_only=np.bool_(True))[""] == 0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["a\0b.yaml", "\ud800.json", "\0.toml"])
+def test_a_file_that_cannot_have_its_name_is_a_problem_of_the_configuration(name: str) -> None:
+    error = refuses(lambda: planner.plan(model(), max_memory={"cpu": 5000}, config=name))
+    assert isinstance(error, InvalidConfigError) and "cannot be read" in str(error)

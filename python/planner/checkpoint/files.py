@@ -12,6 +12,8 @@ from typing import Any
 from planner import _core
 from planner.checkpoint.inside import resolve_inside
 from planner.checkpoint.reading import fault, printable, read_json_object, read_regular, system_reason
+from planner.errors import InvalidInputError
+from planner.spelling import shown
 
 __all__ = ["CheckpointFiles", "Headers", "find_files"]
 
@@ -58,11 +60,14 @@ def find_files(source: str | os.PathLike[str]) -> CheckpointFiles:
         source: a folder (a snapshot of the hub's cache, too), a safetensors file, an index, or a ``config.json``.
 
     Raises:
+        InvalidInputError: no path.
         CheckpointError: nothing there that can be planned from, files that are missing (all of them are named), or names in
             an index that leave the folder. Fields: ``file``, ``reason``.
 
     Source: which file comes first, ``_get_resolved_checkpoint_files``, transformers 5.23, modeling_utils.py.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise InvalidInputError(f"a checkpoint is a path, not {shown(source)}")
     path = os.fsdecode(source)
     try:
         mode = os.stat(path).st_mode

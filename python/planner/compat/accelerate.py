@@ -24,9 +24,9 @@ from planner.compat.ties import (
     warn_if_untied,
 )
 from planner.devices import Budgets, DeviceKey, device_kind, size_to_bytes
-from planner.dotted import require_map, require_texts
+from planner.dotted import require_map, require_module, require_texts, text_set
 from planner.dtypes import resolve_dtype, stored_bits
-from planner.errors import InvalidConstraintError, InvalidInputError
+from planner.errors import InvalidConstraintError
 from planner.explain import empty_devices_notice, sentence
 from planner.layout import Layout
 from planner.planning import Outcome, Reserve, clean, sequential
@@ -118,7 +118,7 @@ def infer_auto_device_map(
         tree, no_split=class_names(no_split_module_classes), dtype=dtype, special_dtypes=special_dtypes
     )
     warn_if_untied(model, layout)
-    outcome = sequential(layout, budgets, fallback_allocation=fallback_allocation, reserve=reserve)
+    outcome = sequential(layout, budgets, fallback_allocation=bool(fallback_allocation), reserve=reserve)
     if verbose:
         print_reasons(outcome)
     if not offload_buffers:
@@ -126,7 +126,7 @@ def infer_auto_device_map(
         if message:
             warnings.warn(message, stacklevel=2)
     log_empty_devices(outcome)
-    return OrderedDict(outcome.device_map(clean=clean_result))
+    return OrderedDict(outcome.device_map(clean=bool(clean_result)))
 
 
 def class_names(names: Iterable[str] | str | None) -> list[str]:
@@ -135,15 +135,7 @@ def class_names(names: Iterable[str] | str | None) -> list[str]:
     Raises:
         InvalidInputError: anything but strings.
     """
-    if names is None:
-        return []
-    listed = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [names]
-    for name in listed:
-        if not isinstance(name, str):
-            raise InvalidInputError(
-                f"no_split_module_classes holds {name!r}; write names of classes, as in ['LlamaDecoderLayer']"
-            )
-    return listed
+    return sorted(text_set(names, "no_split_module_classes"))
 
 
 def print_reasons(outcome: Outcome) -> None:
@@ -252,7 +244,7 @@ def compute_module_sizes(
     Source: accelerate 1.15, utils/modeling.py.
     """
     layout = Layout(ModuleTree.from_module(model), dtype=dtype, special_dtypes=special_dtypes)
-    sizes: dict[str, int | float] = _Sizes(layout.stored_sizes(buffers_only=buffers_only))
+    sizes: dict[str, int | float] = _Sizes(layout.stored_sizes(buffers_only=bool(buffers_only)))
     return sizes
 
 
@@ -375,6 +367,7 @@ def named_module_tensors(
 
     Source: accelerate 1.15, utils/modeling.py.
     """
+    require_module(module)
     yield from module.named_parameters(recurse=recurse)
     if not include_buffers:
         return

@@ -25,7 +25,9 @@ from planner.dispatch.weight_files import (
     extract_submodules_state_dict,
     offload_state_dict,
 )
+from planner.dotted import text_set
 from planner.errors import InvalidConstraintError, InvalidInputError
+from planner.spelling import shown
 
 __all__ = ["cpu_offload", "cpu_offload_with_hook", "disk_offload", "dispatch_model"]
 
@@ -91,10 +93,10 @@ def dispatch_model(
         Engagement(
             assignment=assignment,
             offload_buffers=offload_buffers,
-            skip_keys=frozenset([skip_keys] if isinstance(skip_keys, str) else skip_keys or ()),
+            skip_keys=text_set(skip_keys, "skip_keys"),
             weights=weights,
             force_borders=force_hooks,
-            whole_classes=frozenset(preload_module_classes or ()),
+            whole_classes=text_set(preload_module_classes, "preload_module_classes"),
         ),
     )
     return model
@@ -116,6 +118,8 @@ def _require_flat(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def _write_once(folder: str | os.PathLike[str], state_dict: Mapping[str, torch.Tensor]) -> None:
+    if not isinstance(folder, str | os.PathLike):
+        raise InvalidInputError(f"a folder for weights is a path, not {shown(folder)}")
     if not os.path.isfile(os.path.join(folder, INDEX)):
         offload_state_dict(folder, state_dict)
 
@@ -195,7 +199,7 @@ def _offload_all(
             assignment=assignment,
             offload_buffers=offload_buffers,
             weights=weights,
-            whole_classes=frozenset(preload_module_classes or ()),
+            whole_classes=text_set(preload_module_classes, "preload_module_classes"),
         ),
     )
     return model

@@ -20,6 +20,7 @@ from planner.dispatch.dispatched import engaged_models
 from planner.dispatch.resting import Resting
 from planner.dispatch.slots import Slot, refuse_uninitialised, resolve_device
 from planner.dispatch.weight_files import load_offloaded_weight
+from planner.dotted import require_module, text_set
 from planner.errors import InvalidInputError
 
 __all__ = [
@@ -145,6 +146,7 @@ def get_non_persistent_buffers(module: nn.Module, recurse: bool = False, fqns: b
 
     Source: accelerate 1.15, utils/modeling.py, where full names of the module's own begin with a dot.
     """
+    require_module(module)
     found: set[str] = set()
     for prefix, inner in module.named_modules() if recurse else [("", module)]:
         for name in inner._non_persistent_buffers_set:
@@ -196,6 +198,7 @@ def align_module_device(
         ...     layer.weight.device.type
         'cpu'
     """
+    require_module(module)
     if has_offloaded_params(module):
         with _fetched(module, execution_device):
             yield
@@ -353,7 +356,7 @@ def send_to_device(
         >>> send_to_device({"a": torch.ones(1), "b": 2}, "meta")["a"].device.type
         'meta'
     """
-    skip = frozenset([skip_keys] if isinstance(skip_keys, str) else skip_keys or ())
+    skip = text_set(skip_keys, "skip_keys")
     return moved(
         tensor, resolve_device(device), skip, lambda item, where: item.to(where, non_blocking=non_blocking)
     )

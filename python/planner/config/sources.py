@@ -82,6 +82,8 @@ def _text(path: FilePath) -> str:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise SourceError(f"cannot be read: {error.strerror}") from error
+    except ValueError as error:  # no name of a file: a zero byte, or half of a character
+        raise SourceError(f"cannot be read: {error}") from error
     if len(content) > MAX_BYTES:
         raise SourceError(f"larger than {MAX_BYTES} bytes")
     try:

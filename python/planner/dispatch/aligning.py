@@ -31,6 +31,7 @@ from planner.dispatch.residency import Residency, Use
 from planner.dispatch.slots import resolve_device
 from planner.dispatch.ties import Tie
 from planner.dispatch.traced import TracedLoans
+from planner.dotted import text_set
 from planner.errors import OffloadError
 
 __all__ = ["AlignDevicesHook", "aligns"]
@@ -162,7 +163,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
     @skip_keys.setter
     def skip_keys(self, keys: Any) -> None:
         self.__dict__["skip_keys"] = keys
-        self.skip = frozenset([keys] if isinstance(keys, str) else keys or ())
+        self.skip = text_set(keys, "skip_keys")
 
     @property
     def weights_map(self) -> Any:

@@ -17,6 +17,7 @@ from planner.dispatch.placing import require_all_offloadable
 from planner.dispatch.refusal import allow_moves
 from planner.dispatch.slots import require_initialised
 from planner.dispatch.weight_files import PrefixedDataset
+from planner.dotted import require_module
 
 __all__ = [
     "add_hook_to_module",
@@ -60,6 +61,7 @@ def add_hook_to_module(module: nn.Module, hook: Any, append: bool = False) -> nn
         >>> type(remove_hook_from_module(layer).forward).__name__
         'method'
     """
+    require_module(module)
     for each in getattr(hook, "hooks", None) or (hook,):
         if aligns(each) and (each.offload or each.execution_device is not None):
             require_initialised(module, recurse=each.place_submodules)
@@ -90,6 +92,7 @@ def remove_hook_from_module(module: nn.Module, recurse: bool = False) -> nn.Modu
 
     Source: accelerate 1.15, hooks.py.
     """
+    require_module(module)
     if hasattr(module, "_hf_hook"):
         hook: Any = module._hf_hook
         hook.detach_hook(module)
@@ -372,6 +375,7 @@ def attach_layerwise_casting_hooks(
 
     Source: accelerate 1.15, big_modeling.py.
     """
+    require_module(module)
     _cast_layers(
         module,
         "",

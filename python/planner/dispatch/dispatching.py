@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from planner.devices import read_budgets
 from planner.dispatch.journal import Journal
+from planner.dotted import text_set
 from planner.errors import InvalidDevicesError, PlanMismatchError
 from planner.plan import Plan
 
@@ -86,7 +87,7 @@ def dispatch(
     engagement = Engagement(
         assignment=assignment,
         offload_buffers=offload_buffers,
-        skip_keys=frozenset([skip_keys] if isinstance(skip_keys, str) else skip_keys or ()),
+        skip_keys=text_set(skip_keys, "skip_keys"),
         outside=outside,
         says_device=True,
         room_bytes=_staging_room(plan, staging_bytes),

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from planner.errors import InvalidTreeError
+from planner.dotted import require_module
+from planner.errors import InvalidDevicesError, InvalidTreeError
+from planner.spelling import shown
 
 __all__ = [
     "Slot",
@@ -92,6 +94,7 @@ def flat_weights(module: nn.Module) -> list[Any]:
 
 def modules_of(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every module object once with its first name, in preorder; any depth."""
+    require_module(root)
     seen: set[int] = set()
     stack = [("", root)]
     while stack:
@@ -111,11 +114,17 @@ def resolve_device(device: Any) -> torch.device:
     Args:
         device: a number, a string or a ``torch.device``.
 
+    Raises:
+        InvalidDevicesError: nothing of these, or a name that torch does not know. Fields: ``device``.
+
     Example:
         >>> resolve_device("cpu")
         device(type='cpu')
     """
-    resolved = torch.device(device)
+    try:
+        resolved = torch.device(device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidDevicesError(f"{shown(device)} is no device of torch", device=device) from error
     if resolved.index is None and resolved.type not in ("cpu", "meta"):
         # Only the back end knows which one "cuda" or "mps" is just now.
         return torch.empty(0, device=resolved).device

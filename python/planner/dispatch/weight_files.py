@@ -12,6 +12,7 @@ import torch
 
 from planner.dispatch.bases import weights_base
 from planner.errors import InvalidInputError, OffloadError
+from planner.spelling import shown
 
 __all__ = [
     "OffloadedWeightsLoader",
@@ -207,7 +208,7 @@ class OffloadedWeightsLoader(_LoaderBase):
         device: where tensors from safetensors files are put.
 
     Raises:
-        InvalidInputError: none of the first three is given, or the index cannot be read.
+        InvalidInputError: none of the first three is given, one is no mapping, or the index cannot be read.
 
     Source: accelerate 1.15, utils/offload.py.
     """
@@ -223,6 +224,9 @@ class OffloadedWeightsLoader(_LoaderBase):
             raise InvalidInputError(
                 "Need either a `state_dict`, a `save_folder` or an `index` containing offloaded weights."
             )
+        for name, rows in {"state_dict": state_dict, "index": index}.items():
+            if not isinstance(rows, Mapping | None):
+                raise InvalidInputError(f"{name} must map names to weights; got {shown(rows)}")
         self.state_dict: Mapping[str, Any] = {} if state_dict is None else state_dict
         # A relative folder must be the same one after the process has changed its own.
         self.save_folder = None if save_folder is None else os.path.abspath(save_folder)

@@ -17,6 +17,7 @@ from torch import nn
 from planner.devices import DeviceKey, accelerator_count
 from planner.dispatch.dispatched import RECORD, is_part
 from planner.dispatch.homes import Assignment, require_fit, require_whole
+from planner.dotted import require_module
 from planner.errors import InvalidInputError, PlanMismatchError, PlannerError
 from planner.plan import Plan
 from planner.verification.absent_devices import asked_here
@@ -55,6 +56,7 @@ def verify(model: nn.Module, plan: Plan | Mapping[str, Any], inputs: Any = None)
         >>> print(verify(net, {"0": 0, "1": 1}, torch.ones(1, 2)))
         runs
     """
+    require_module(model)
     if not isinstance(plan, Plan | Mapping):
         raise InvalidInputError(
             f"verify() wants a plan, or a device map (names to devices), not {plan!r}; planner.plan(model, …) makes one"
