@@ -63,8 +63,8 @@ def text_set(names: Iterable[str] | str | None, what: str) -> frozenset[str]:
         return frozenset()
     try:
         listed = [names] if isinstance(names, str) else list(names)
-    except TypeError:
-        listed = [names]  # nothing that holds several
+    except TypeError:  # nothing that holds several
+        raise InvalidInputError(f"{what} must hold names, not {shown(names)}") from None
     for name in listed:
         if not is_text(name):
             raise InvalidInputError(f"{what} must hold names, not {shown(name)}")
