@@ -431,7 +431,7 @@ def test_a_module_that_runs_on_one_device_is_not_split(split: dict[str, Any]) ->
 # ---- What is no model, no device, no names
 
 
-NO_MODELS = [None, 5, "zzz", [1], {"a": 1}, nn.Linear, torch.ones(2), object()]
+NO_MODELS = [None, 5, "zzz", [1], {"a": 1}, nn.Linear, torch.ones(2), Nothing()]
 TAKES_A_MODEL: list[Callable[[Any], Any]] = [
     lambda it: planner.check(it, {"": "cpu"}),
     lambda it: planner.verify(it, {"": "cpu"}, torch.ones(1)),
@@ -459,7 +459,7 @@ def test_what_is_no_model_is_refused(it: Any) -> None:
         assert isinstance(refuses(lambda call=call: call(it)), InvalidInputError)  # type: ignore[misc]
 
 
-NO_TORCH_DEVICES = [-1, 10**30, 1.5, "zzz", "", [1], {"a": 1}, object(), "\ud800"]
+NO_TORCH_DEVICES = [-1, 10**30, 1.5, "zzz", "", [1], {"a": 1}, Nothing(), "\ud800"]
 
 
 @pytest.mark.parametrize("device", NO_TORCH_DEVICES, ids=shown)
@@ -474,7 +474,7 @@ def test_what_is_no_device_of_torch_is_refused(device: Any) -> None:
         assert isinstance(refuses(call), InvalidDevicesError)
 
 
-NO_NAMES: list[Any] = [5, 1.5, [1], [["a"]], {5: 0}, torch.ones(2), torch.tensor(1), object()]
+NO_NAMES: list[Any] = [5, 1.5, [1], [["a"]], {5: 0}, torch.ones(2), torch.tensor(1), Nothing()]
 
 
 @pytest.mark.parametrize("names", NO_NAMES, ids=shown)
@@ -500,7 +500,7 @@ def test_half_of_a_character_is_no_class() -> None:
         assert isinstance(refuses(call), InvalidInputError)
 
 
-@pytest.mark.parametrize("dtypes", [5, "zzz", [1], torch.ones(2), {5: torch.float16}, object()], ids=shown)
+@pytest.mark.parametrize("dtypes", [5, "zzz", [1], torch.ones(2), {5: torch.float16}, Nothing()], ids=shown)
 def test_element_types_are_said_by_name(dtypes: Any) -> None:
     for call in (
         lambda: planner.infer_auto_device_map(model(), {"cpu": 5000}, special_dtypes=dtypes),
