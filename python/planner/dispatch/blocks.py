@@ -13,7 +13,7 @@ from planner.dispatch.forwards import Forward
 from planner.dispatch.slots import Slot, modules_of, own_slots
 from planner.errors import PlanMismatchError
 
-__all__ = ["Block", "Home", "Layout", "Lodger", "Met", "Place", "has_forward", "lay_out", "owns_tensors"]
+__all__ = ["Block", "Home", "Layout", "Lodger", "Met", "Place", "has_forward", "lay_out"]
 
 # They only hold others: iterating over one is as usual as calling it.
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -132,6 +132,7 @@ class _Walk:
         self.met: list[Met] = []
         self.seen: dict[int, tuple[str, Home | None]] = {}
         self.holds_blocks = _holders(model, no_split)
+        self.users = _users(model)
 
     def layout(self) -> Layout:
         stack = [_Entry(self.model, "", "", None, None, self.model)]
@@ -198,7 +199,7 @@ class _Walk:
             return True
         if type(module) in _CONTAINERS:
             return False
-        return local.isdigit() or (id(module) not in self.holds_blocks and owns_tensors(module))
+        return local.isdigit() or (id(module) not in self.holds_blocks and id(module) in self.users)
 
     def _place(self, entry: _Entry, home: Home | None, block: Block | None) -> None:
         prefix = f"{entry.name}." if entry.name else ""
@@ -241,12 +242,23 @@ def _holds_tensors(module: nn.Module) -> bool:
     return any(next(own_slots(inner), None) is not None for _, inner in modules_of(module))
 
 
-def owns_tensors(module: nn.Module) -> bool:
-    """Whether a module uses tensors of its own: in its slots, or in a list of parameters."""
-    return next(own_slots(module), None) is not None or any(
-        child is not None and not has_forward(child) and owns_tensors(child)
-        for child in module._modules.values()
-    )
+def _users(model: nn.Module) -> set[int]:
+    """Modules that use tensors of their own: in their slots, or in a list of parameters."""
+    users: set[int] = set()
+    seen: set[int] = set()
+    stack = [(model, False)]
+    while stack:
+        module, is_ready = stack.pop()
+        inside = [child for child in module._modules.values() if child is not None]
+        if is_ready:
+            has_list = any(id(child) in users and not has_forward(child) for child in inside)
+            if has_list or next(own_slots(module), None) is not None:
+                users.add(id(module))
+        elif id(module) not in seen:
+            seen.add(id(module))
+            stack.append((module, True))
+            stack.extend((child, False) for child in inside)
+    return users
 
 
 def _words(home: Home | None) -> Any:
