@@ -54,12 +54,11 @@ def everything_of(plan: planner.Plan) -> None:
     [
         {0: 2**61, "cpu": 2**61},
         {0: 2**62},
-        {0: 10**30, 1: 10**400, "cpu": 10**30, "disk": 10**30},
+        {0: 10**30, 1: 10**300, "cpu": 10**30, "disk": 10**30},
         {0: 8, 1: 2**62, "cpu": 10**40},
-        {10**30: 100},
         dict.fromkeys(range(64), 2**62),
     ],
-    ids=["2^61", "2^62", "10^30", "some", "device 10^30", "64 of 2^62"],
+    ids=["2^61", "2^62", "10^30", "some", "64 of 2^62"],
 )
 def test_budgets_without_measure_are_more_than_enough(strategy: str, budgets: dict[Any, int]) -> None:
     plan = planner.plan(small(), max_memory=budgets, strategy=strategy)
@@ -69,6 +68,13 @@ def test_budgets_without_measure_are_more_than_enough(strategy: str, budgets: di
     (many,) = planner.plan_many(small(), [budgets], strategy=strategy)
     assert isinstance(many, planner.Plan)
     assert many.device_map == plan.device_map
+
+
+@every_strategy
+def test_what_no_float_holds_is_no_budget_and_no_device(strategy: str) -> None:
+    for budgets in ({0: 10**400}, {10**30: 100}):
+        with pytest.raises(InvalidInputError, match="max_memory"):
+            planner.plan(small(), max_memory=budgets, strategy=strategy)
 
 
 def test_auto_names_the_number_of_devices_that_it_takes() -> None:
@@ -154,7 +160,7 @@ def test_what_is_no_model_plan_or_name_is_an_error_of_ours(call: Callable[[], ob
 
 
 def test_accelerates_functions_take_budgets_without_measure() -> None:
-    for budgets in ({0: 2**62}, {0: 1e30, 1: 10**400}, dict.fromkeys(range(1_000), 1) | {"cpu": 10**400}):
+    for budgets in ({0: 2**62}, {0: 1e30, 1: 10**300}, dict.fromkeys(range(1_000), 1) | {"cpu": 10**300}):
         assert planner.infer_auto_device_map(small(), budgets)
         assert planner.get_balanced_memory(small(), budgets).keys() == budgets.keys()
     assert planner.infer_auto_device_map(huge(), {0: 100, "cpu": 10**9}) == {"": "disk"}

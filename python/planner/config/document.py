@@ -123,6 +123,9 @@ def yaml_events(text: str) -> Iterator[Event]:
             elif isinstance(event, yaml.CollectionEndEvent):
                 yield _END
     except (yaml.YAMLError, UnicodeError) as error:
+        # libyaml reads ahead, and its newer versions have a limit of their own, which is above ours.
+        if "maximum nesting depth" in str(error):
+            raise SourceError(f"nested more than {MAX_DEPTH} deep") from error
         raise SourceError(f"not YAML: {' '.join(str(error).split())}"[:300]) from error
 
 
