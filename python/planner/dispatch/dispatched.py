@@ -157,6 +157,30 @@ class Dispatched:
                     "dispatching; move it back, or call planner.dispatch(model, plan) again",
                     name=name,
                 ) from error
+        if error is not None:
+            self._require_nothing_new(error)
+
+    def _require_nothing_new(self, error: RuntimeError) -> None:
+        """Raises OffloadError for a tensor that is new in a block and does not lie where that runs."""
+        known = {(id(row.slot.table), row.slot.name) for row in self.homes}
+        blocks = {
+            id(forward.module): forward.hook.execution_device
+            for forward in self.forwards
+            # Whatever of the whole model's own lies elsewhere is brought together there.
+            if forward.module is not self.model
+        }
+        runs_on: dict[str, torch.device | None] = {}
+        for name, module in modules_of(self.model):
+            device = runs_on[name] = blocks.get(id(module)) or runs_on.get(name.rpartition(".")[0])
+            for slot in own_slots(module) if device is not None else ():
+                found = slot.read()
+                if (id(slot.table), slot.name) not in known and found.dim() and found.device != device:
+                    shown = f"{name}.{slot.name}"
+                    raise OffloadError(
+                        f"'{shown}' lies on {found.device}, but the module around it runs on {device}: it was put in after "
+                        "dispatching; move it there, or call planner.dispatch(model, plan) again",
+                        name=shown,
+                    ) from error
 
     def withdraw(self, journal: Journal, *, go_home: bool = False) -> None:
         """Takes everything off; resting tensors return to their slots.
@@ -174,6 +198,8 @@ class Dispatched:
                 )
         for tie in self.ties:
             tie.settle()
+            if go_home:
+                tie.require_one_tensor()
         apart = [row.is_apart() for row in self.homes]
         made: dict[int, Any] = {}
         for residency in self.residencies():

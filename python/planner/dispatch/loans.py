@@ -11,6 +11,7 @@ import torch
 from planner.dispatch.contents import Contents, contents_of, is_same, keeps_order, write
 from planner.dispatch.copies import copied, is_transformed
 from planner.dispatch.kinds import INERT, TENSOR, kind_of
+from planner.dispatch.overlaps import shares_bytes
 from planner.errors import OffloadError
 
 __all__ = ["Loans", "rebuilt"]
@@ -101,6 +102,8 @@ class Loans:
         """Does to the caller's tensors and containers what was done to those that stood for them."""
         if not self._homes:
             return
+        if len(self._tensors) > 1:
+            _require_apart(self._tensors)
         for row in self._tensors:
             _return_tensor(row)
         self._tensors.clear()
@@ -212,12 +215,35 @@ def _address_of(tensor: torch.Tensor) -> int:
     return tensor.data_ptr() if is_known else 0
 
 
+def _has_become_another(row: _LentTensor) -> bool:
+    """Whether it is another one now: `.data = …`, `resize_`."""
+    tensor, made = row.tensor, row.made
+    return made.shape != tensor.shape or made.dtype != tensor.dtype or _address_of(made) != row.address
+
+
+def _is_written(row: _LentTensor) -> bool:
+    return row.version is not None and row.made._version != row.version
+
+
+def _require_apart(rows: list[_LentTensor]) -> None:
+    """Raises OffloadError if a copy was written to whose bytes are those of another one as well: the copies have bytes apart."""
+    for row in rows:
+        if not _is_written(row) or _has_become_another(row):
+            continue
+        for other in rows:
+            if other is not row and shares_bytes(row.tensor, other.tensor):
+                raise OffloadError(
+                    f"a block wrote into a tensor of the shape {tuple(row.tensor.shape)}, which it was handed together with another view "
+                    f"of the same bytes, of the shape {tuple(other.tensor.shape)}; each was copied to {row.made.device}, so that the "
+                    "other one did not change; hand in one of them, or a clone, or place both blocks on one device"
+                )
+
+
 def _return_tensor(row: _LentTensor) -> None:
     tensor, made = row.tensor, row.made
-    if made.shape != tensor.shape or made.dtype != tensor.dtype or _address_of(made) != row.address:
-        # It has become another one: `.data = …`, `resize_`.
+    if _has_become_another(row):
         tensor.data = copied(made, tensor.device)
-    elif row.version is not None and made._version != row.version:
+    elif _is_written(row):
         tensor.copy_(made)
     if not is_same(made.__dict__, row.marks):
         _return_marks(tensor, row)

@@ -110,6 +110,23 @@ class Tie:
             for copy in there:
                 copy.note()
 
+    def require_one_tensor(self) -> None:
+        """Raises OffloadError where a copy has other values, although torch has counted no write: compares all of them.
+
+        For the end of a dispatch, where one of them must stand for all.
+        """
+        with self._lock:
+            there = [copy for copy in self.copies if copy.is_there() and copy.tensor is not None]
+            for other in there[1:]:
+                first = there[0]
+                if not has_same_values(other.tensor.detach().cpu(), first.tensor.detach().cpu()):
+                    raise OffloadError(
+                        f"'{first.name}' and '{other.name}' are one tensor with copies on {first.tensor.device} and "
+                        f"{other.tensor.device}, and one was written to where torch does not count it (`.data`, NumPy): which of "
+                        "them is meant cannot be told; copy one into the other, under torch.no_grad()",
+                        name=first.name,
+                    )
+
     def settle_traced(self) -> None:
         """The same in compiled code, where versions cannot be traced: others that can be trained get what the first one is."""
         first = self.copies[0].tensor

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import planner
+from planner import OffloadError
 
 X = torch.linspace(-1, 1, 4)
 
@@ -604,3 +605,65 @@ def drawn(number: int) -> tuple[Callable[[torch.Tensor], Any], Callable[..., Any
 @pytest.mark.parametrize("number", range(60))
 def test_drawn_containers_and_writes(number: int) -> None:
     assert_same(*both(*drawn(number)))
+
+
+OVERLAPPING: dict[str, Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]] = {
+    "a row": lambda x: (x, x[0]),
+    "columns": lambda x: (x[:, :3], x[:, 2:]),
+    "steps": lambda x: (x.view(-1)[::2], x.view(-1)[::3]),
+    "the same": lambda x: (x, x.detach()),
+    "transposed": lambda x: (x, x.t()),
+    "other numbers": lambda x: (x, x.view(torch.int32)),
+}
+APART: dict[str, Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]] = {
+    "two rows": lambda x: (x[0], x[1]),
+    "columns": lambda x: (x[:, :2], x[:, 2:]),
+    "steps": lambda x: (x.view(-1)[::2], x.view(-1)[1::2]),
+    "nothing": lambda x: (x, x[:0]),
+    "another tensor": lambda x: (x, x.clone()),
+}
+
+
+class Writing(nn.Module):
+    """May write into the first of two tensors that it is handed."""
+
+    def __init__(self, writes: bool) -> None:
+        super().__init__()
+        self.writes = writes
+        self.weight = nn.Parameter(torch.full((1,), 3.0), requires_grad=False)
+
+    def forward(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        if self.writes:
+            x.mul_(2)
+        return other.sum() * self.weight
+
+
+class HandingViews(nn.Module):
+    """Two layers that are handed views of one tensor, of which the second one writes."""
+
+    def __init__(self, views: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> None:
+        super().__init__()
+        self.views = views
+        self.near, self.far = Writing(False), Writing(True)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        one, other = self.views(x)
+        return self.near(one, other), self.far(one, other), x
+
+
+@pytest.mark.parametrize("kind", OVERLAPPING)
+def test_a_write_to_one_of_two_views_of_the_same_bytes_is_refused(kind: str) -> None:
+    model = planner.dispatch(HandingViews(OVERLAPPING[kind]), {"near": 0, "far": 1})
+    x = torch.arange(16.0).view(4, 4).to(0)
+    before = x.clone()
+    with pytest.raises(OffloadError, match="another view of the same bytes"):
+        model(x)
+    assert x.equal(before)
+
+
+@pytest.mark.parametrize("kind", APART)
+def test_a_write_to_one_of_two_views_of_other_bytes_is_given_back(kind: str) -> None:
+    x = torch.arange(16.0).view(4, 4)
+    want = HandingViews(APART[kind]).to(0)(x.to(0))
+    got = planner.dispatch(HandingViews(APART[kind]), {"near": 0, "far": 1})(x.to(0))
+    assert all(mine.cpu().equal(its.cpu()) for mine, its in zip(got, want, strict=True))

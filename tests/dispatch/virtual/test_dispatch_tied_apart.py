@@ -142,6 +142,18 @@ def test_the_same_write_to_all_is_one_write_and_two_others_are_an_error() -> Non
 
 
 @torch.no_grad()
+def test_a_write_that_torch_does_not_count_is_not_lost_by_undispatching() -> None:
+    model = planner.dispatch(Tied().requires_grad_(False), {"emb": 0, "mid": 0, "head": 1})
+    model.head.weight.data.mul_(0.5)
+    with pytest.raises(OffloadError, match=r"'emb.weight' and 'head.weight'.*does not count"):
+        planner.undispatch(model)
+    assert model.head.weight.device.index == 1
+    model.emb.weight.copy_(model.head.weight)
+    planner.undispatch(model)
+    assert model.head.weight is model.emb.weight and model.emb.weight.equal(Tied().emb.weight * 0.5)
+
+
+@torch.no_grad()
 def test_what_is_replaced_is_no_longer_tied() -> None:
     model = planner.dispatch(Tied().requires_grad_(False), {"emb": 0, "mid": 0, "head": 1})
     model.head.weight = nn.Parameter(torch.zeros(10, 8, device=1), requires_grad=False)

@@ -270,3 +270,26 @@ def test_a_part_that_a_model_moves_in_its_own_forward(virtual_accelerators: Acce
     want = model(X)
     planner.dispatch(model, {"fc": 1, "table": 0})
     assert all(torch.allclose(model(X).cpu(), want, atol=1e-6) for _ in range(3))
+
+
+@pytest.mark.parametrize("place", ["instead", "inside"])
+def test_a_layer_that_was_put_into_a_block_on_another_device_is_named(place: str) -> None:
+    model = planner.dispatch(net(), {"first": 0, "layers.0": 0, "layers.1": 1, "layers.2": 1})
+    block: Any = model.layers[1]
+    block.fc = nn.Linear(8, 8) if place == "instead" else nn.Sequential(block.fc, nn.Linear(8, 8))
+    with pytest.raises(
+        OffloadError, match=r"'layers\.1\.fc.*\.?weight' lies on cpu.*runs on virtual:1.*put in after"
+    ):
+        model(X)
+    block.fc.to(1)
+    assert model(X).shape == X.shape
+
+
+@torch.no_grad()
+def test_a_layer_that_was_put_between_blocks_may_lie_anywhere() -> None:
+    model, plain = net(), net()
+    planner.dispatch(model, {"first": 0, "layers.0": 0, "layers.1": 1, "layers.2": 1})
+    for each in (model, plain):
+        torch.manual_seed(1)
+        each.layers[1] = nn.Sequential(each.layers[1], nn.Linear(8, 8))
+    assert torch.allclose(model(X).cpu(), plain(X), atol=1e-6)
