@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,10 @@ from planner.blocks import Blocks, Constraints, allowed_homes, expand_classes, r
 from planner.checkpoint.source import Opened, open_source
 from planner.config import Resolved, Stack
 from planner.config.answer import Answer
-from planner.config.hf import import_config
+from planner.config.layer import Layer
 from planner.config.settings import Auto, Settings, read_budget_row
 from planner.devices import DeviceKey
-from planner.errors import InfeasibleError, InvalidConstraintError, InvalidDevicesError
+from planner.errors import InfeasibleError, InvalidConfigError, InvalidConstraintError, InvalidDevicesError
 from planner.layout import Layout, repeated
 from planner.modes import ModeProblem
 from planner.plan import Account, Certificate, DevicePlan, Plan, Setting, Source, doubts
@@ -108,12 +108,27 @@ def plan_many(
     return request.plan_many(rows)
 
 
-def resolve_settings(config: Any, settings: Mapping[str, Any], told: Any = None) -> Resolved[Settings]:
+def resolve_settings(
+    config: Any, settings: Mapping[str, Any], facts: Layer | None = None
+) -> Resolved[Settings]:
     """The settings of one request: what the model says of itself, ``config``, keywords."""
     stack: Stack[Settings] = Stack.of(Settings, config)
-    if isinstance(told, str) or (hasattr(told, "to_dict") and hasattr(told, "model_type")):
-        stack = stack.imported(import_config(told))
+    if facts is not None:
+        stack = stack.imported(facts)
     return (stack.set(**settings) if settings else stack).resolve()
+
+
+def _with_facts(
+    resolved: Resolved[Settings], config: Any, settings: Mapping[str, Any], opened: Opened
+) -> tuple[Resolved[Settings], Opened]:
+    """The settings with what the model says of itself. Facts that make no sense stop no plan: a note says so."""
+    if opened.facts is None:
+        return resolved, opened
+    try:
+        return resolve_settings(config, settings, opened.facts), opened
+    except InvalidConfigError as error:
+        note = f"the model's configuration makes no sense ({error.problems[0]}); its facts are left out"
+        return resolved, replace(opened, notes=(*opened.notes, note))
 
 
 @dataclass(frozen=True)
@@ -121,9 +136,6 @@ class _Request:
     """A model and settings, understood."""
 
     resolved: Resolved[Settings]
-    recorded: Callable[
-        [], Resolved[Settings]
-    ]  # with facts about the model, which decide nothing and cost more to read
     opened: Opened
     layout: Layout
     containers: tuple[str, ...]  # never blocks
@@ -134,9 +146,7 @@ class _Request:
     @classmethod
     def of(cls, source: Any, config: Any, settings: Mapping[str, Any], checkpoint: Any = None) -> _Request:
         resolved = resolve_settings(config, settings)
-        opened = open_source(source, checkpoint)
-        told = opened.config
-        recorded = cache(partial(resolve_settings, config, settings, told))
+        resolved, opened = _with_facts(resolved, config, settings, open_source(source, checkpoint))
         said = resolved.config
         tree = opened.tree
         classes = expand_classes(tree.columns, said.no_split_module_classes)
@@ -158,7 +168,7 @@ class _Request:
         require_names(layout, "keep_together", [name for group in said.keep_together for name in group])
         budgets = said.max_memory or {}
         is_explicit = bool(said.no_split_module_classes)
-        return cls(resolved, recorded, opened, layout, tuple(containers), is_explicit, budgets)
+        return cls(resolved, opened, layout, tuple(containers), is_explicit, budgets)
 
     @property
     def settings(self) -> Settings:
@@ -295,7 +305,7 @@ class _Request:
         """Answers to the settings, without budgets that this request replaces."""
         return [
             (path, answer)
-            for path, answer in self.recorded().answers.items()
+            for path, answer in self.resolved.answers.items()
             if answer.shape == "leaf" and not (self.has_own_budgets and path[0] == "max_memory")
         ]
 

@@ -13,7 +13,6 @@ import pytest
 import transformers
 
 from planner.checkpoint.architecture import class_of_type, known_architecture
-from planner.config.hf import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "python/planner/checkpoint/architectures.jsonl"
@@ -87,14 +86,3 @@ def test_a_type_without_a_class_has_one() -> None:
     assert class_of_type("t5") == "T5ForConditionalGeneration"
     assert class_of_type("nobodys") is None
     assert known_architecture("NobodysModel") is None
-
-
-@pytest.mark.parametrize("model_type", FAMILIES)
-def test_ties_agree_with_the_rules_of_the_configuration(model_type: str) -> None:
-    """Two places know the defaults of ties; they were made apart."""
-    name = class_of_type(model_type)
-    found = known_architecture(name) if name else None
-    assert found is not None
-    family = FAMILIES[model_type]
-    default = family.fixed.get("tie_word_embeddings", family.defaults.get("tie_word_embeddings"))
-    assert any(rule.holds({}) for rule in found.ties) is default

@@ -141,7 +141,6 @@ RECORDED = {
     "model.num_key_value_heads": 2,
     "model.head_dim": 24,
     "model.max_position_embeddings": 128,
-    "model.tie_word_embeddings": True,
     "model.quant_method": "awq",
 }
 """Facts that decide no map, but what is done with one: they are in the plan."""
@@ -240,7 +239,6 @@ class LlamaConfig:
             "num_key_value_heads": 2,
             "head_dim": 24,
             "max_position_embeddings": 128,
-            "tie_word_embeddings": True,
             "quantization_config": {"quant_method": "awq"},
         }
 

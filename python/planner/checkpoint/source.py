@@ -13,6 +13,8 @@ from planner.checkpoint.files import CheckpointFiles, Headers, find_files
 from planner.checkpoint.known import class_name, find_architecture, has_transformers
 from planner.checkpoint.names import LiveNames, live_names, names_as_stored
 from planner.checkpoint.reading import fault, printable
+from planner.config.hf import import_config, import_values
+from planner.config.layer import Layer
 from planner.errors import InvalidInputError
 from planner.layout import Layout
 from planner.plan import BEFORE_QUANTIZATION
@@ -31,14 +33,14 @@ class Opened:
     Args:
         tree: modules and tensors.
         kind: a live "module", the files of a "checkpoint", or a "config" alone.
-        config: the path of a ``config.json``, or a live model's configuration.
+        facts: what the model's configuration says of it, read when it was opened; None where it has none.
         notes: what a reader of the plan should know of its names and sizes.
         stored: the tensors of the files, where they are not the tree itself.
     """
 
     tree: ModuleTree
     kind: Literal["module", "checkpoint", "config"]
-    config: Any = None
+    facts: Layer | None = None
     notes: tuple[str, ...] = ()
     stored: ModuleTree | None = None
 
@@ -76,10 +78,26 @@ def open_source(source: Any, checkpoint: str | os.PathLike[str] | None = None) -
             raise InvalidInputError(f"checkpoint={checkpoint!r} needs a live model, not a flattened one")
         return source if isinstance(source, Opened) else Opened(tree=source, kind="module")
     tree = ModuleTree.from_module(source)
-    config = getattr(source, "config", None)
+    facts, notes = _live_facts(source)
     if checkpoint is None:
-        return Opened(tree=tree, kind="module", config=config)
-    return _beside_files(source, tree, config, find_files(checkpoint))
+        return Opened(tree=tree, kind="module", facts=facts, notes=notes)
+    return _beside_files(source, tree, facts, notes, find_files(checkpoint))
+
+
+def _live_facts(model: Any) -> tuple[Layer | None, tuple[str, ...]]:
+    """Facts from a live model's configuration, and a note if it does not tell them."""
+    config = getattr(model, "config", None)
+    if not (hasattr(config, "to_dict") and hasattr(config, "model_type")):
+        return None, ()
+    try:
+        return import_config(config), ()
+    except Exception as error:  # noqa: BLE001 (others' code, and no fact decides a plan)
+        words = f"{type(error).__name__}: {error}"
+        return None, (f"the model's configuration cannot be read ({words[:200]}); its facts are left out",)
+
+
+def _file_facts(files: CheckpointFiles) -> Layer | None:
+    return import_values(files.config, files.config_path) if files.config else None
 
 
 def _from_files(files: CheckpointFiles) -> Opened:
@@ -91,7 +109,7 @@ def _from_files(files: CheckpointFiles) -> Opened:
     return Opened(
         tree=built.tree,
         kind="checkpoint",
-        config=files.config_path if files.config else None,
+        facts=_file_facts(files),
         notes=(*known.notes, *built.notes),
     )
 
@@ -110,10 +128,12 @@ def _from_config(files: CheckpointFiles) -> Opened:
     except ValueError as error:
         raise fault(files.config_path, str(error)) from error
     notes = (BEFORE_QUANTIZATION,) if _is_quantised(files.config) else ()
-    return Opened(tree=ModuleTree.from_module(model), kind="config", config=files.config_path, notes=notes)
+    return Opened(tree=ModuleTree.from_module(model), kind="config", facts=_file_facts(files), notes=notes)
 
 
-def _beside_files(model: Any, tree: ModuleTree, config: Any, files: CheckpointFiles) -> Opened:
+def _beside_files(
+    model: Any, tree: ModuleTree, facts: Layer | None, notes: tuple[str, ...], files: CheckpointFiles
+) -> Opened:
     """A live model whose tensors are as large as files hold them."""
     if not files.weights:
         raise fault(files.name, "holds no safetensors files")
@@ -124,7 +144,9 @@ def _beside_files(model: Any, tree: ModuleTree, config: Any, files: CheckpointFi
     stored = built.tree.uncovered((), persistent_only=True)[1]
     missing = tree.uncovered(stored, persistent_only=True)[1]
     own = tuple(f"{_shown(missing)} not in the files, counted as in the model" for _ in missing[:1])
-    return Opened(tree=tree, kind="module", config=config, notes=(*built.notes, *own), stored=built.tree)
+    return Opened(
+        tree=tree, kind="module", facts=facts, notes=(*notes, *built.notes, *own), stored=built.tree
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from planner.config.layer import Layer, Node, SourceError, from_python
 from planner.config.problem import Origin, Place, Problem, Rank
 from planner.config.sources import FilePath, json_tree
 
-__all__ = ["FAMILIES", "Family", "HasToDict", "import_config", "unlisted_keys"]
+__all__ = ["FAMILIES", "Family", "HasToDict", "import_config", "import_values", "unlisted_keys"]
 
 
 class HasToDict(Protocol):
@@ -40,25 +40,21 @@ class Family:
         names: by fact, the keys that mean it (a class's own name and its alias); they must agree if both are there.
         fallbacks: by fact, the key whose value the class takes if the fact is absent.
         defaults: what the class has if a file leaves it out, for facts that are left out or would be computed wrongly.
-        fixed: what the class has whatever a file says.
         text: for a model of several parts, the type of its ``text_config`` if that does not say one.
-        either: facts of a composite that are true if either part says so.
         ignored: keys that say nothing about our facts.
     """
 
     names: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: _SIZES)
     fallbacks: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, object] = field(default_factory=dict)
-    fixed: Mapping[str, object] = field(default_factory=dict)
     text: str = ""
-    either: tuple[str, ...] = ()
     ignored: str = ""
 
 
 _EVERYWHERE: Final = """
     _name_or_path architectures attn_implementation bos_token_id chunk_size_feed_forward eos_token_id id2label
     initializer_range is_encoder_decoder label2id output_attentions output_hidden_states pad_token_id problem_type
-    return_dict torchscript transformers_version use_cache vocab_size
+    return_dict tie_word_embeddings torchscript transformers_version use_cache vocab_size
 """
 _DECODER: Final = """
     attention_bias attention_dropout hidden_act intermediate_size mlp_bias pretraining_tp rms_norm_eps rope_parameters
@@ -72,40 +68,35 @@ _MOE: Final = """
 FAMILIES: Final[Mapping[str, Family]] = {
     "llama": Family(
         fallbacks={"num_key_value_heads": "num_attention_heads"},
-        defaults={"tie_word_embeddings": False},
         ignored=_DECODER,
     ),
     "mixtral": Family(
-        defaults={"tie_word_embeddings": False}, ignored=f"{_DECODER} {_MOE} router_jitter_noise"
+        ignored=f"{_DECODER} {_MOE} router_jitter_noise",
     ),
     "qwen3_moe": Family(
-        defaults={"tie_word_embeddings": False},
         ignored=f"{_DECODER} {_MOE} decoder_sparse_step mlp_only_layers use_sliding_window max_window_layers",
     ),
     "deepseek_v3": Family(
         # The class overwrites head_dim with the rotary part of a head.
         names={**_SIZES, "head_dim": ("qk_rope_head_dim",)},
-        defaults={"tie_word_embeddings": False, "head_dim": 64},
+        defaults={"head_dim": 64},
         ignored=f"""{_DECODER} {_MOE} first_k_dense_replace head_dim kv_lora_rank n_group n_routed_experts
             n_shared_experts num_mtp_layers num_nextn_predict_layers q_lora_rank qk_head_dim qk_nope_head_dim
             rope_interleave routed_scaling_factor topk_group v_head_dim aux_loss_alpha ep_size moe_layer_freq
             scoring_func seq_aux topk_method auto_map""",
     ),
     "gemma3_text": Family(
-        defaults={"tie_word_embeddings": True, "head_dim": 256},
+        defaults={"head_dim": 256},
         ignored=f"""{_DECODER} _sliding_window_pattern sliding_window_pattern attn_logit_softcapping cache_implementation
             final_logit_softcapping hidden_activation layer_types query_pre_attn_scalar rope_local_base_freq
             use_bidirectional_attention""",
     ),
     "gemma3": Family(
         text="gemma3_text",
-        defaults={"tie_word_embeddings": True},
         ignored="boi_token_index eoi_token_index image_token_index mm_tokens_per_image vision_config",
     ),
     "llava": Family(
         text="llama",
-        defaults={"tie_word_embeddings": False},
-        either=("tie_word_embeddings",),
         ignored="""image_seq_length image_token_index multimodal_projector_bias projector_hidden_act vision_config
             vision_feature_layer vision_feature_select_strategy ignore_index""",
     ),
@@ -116,7 +107,6 @@ FAMILIES: Final[Mapping[str, Family]] = {
             "num_attention_heads": ("n_head", "num_attention_heads"),
             "max_position_embeddings": ("n_positions", "max_position_embeddings"),
         },
-        defaults={"tie_word_embeddings": True},
         ignored="""activation_function add_cross_attention attn_pdrop embd_pdrop layer_norm_epsilon n_ctx n_inner
             reorder_and_upcast_attn resid_pdrop scale_attn_by_inverse_layer_idx scale_attn_weights summary_activation
             summary_first_dropout summary_proj_to_labels summary_type summary_use_proj task_specific_params""",
@@ -128,8 +118,6 @@ FAMILIES: Final[Mapping[str, Family]] = {
             "num_attention_heads": ("num_heads", "num_attention_heads"),
             "head_dim": ("d_kv", "head_dim"),
         },
-        # The class reads a file's tie_word_embeddings as "do not scale the output"; the weights are always tied.
-        fixed={"tie_word_embeddings": True},
         defaults={"head_dim": 64},
         ignored="""classifier_dropout d_ff decoder_start_token_id dense_act_fn dropout_rate feed_forward_proj
             initializer_factor is_decoder is_gated_act layer_norm_epsilon n_positions num_decoder_layers
@@ -142,9 +130,18 @@ _TOP: Final = (
     "model_type",
     "dtype",
     "torch_dtype",
-    "tie_word_embeddings",
     "quantization_config",
     "text_config",
+)
+
+# Keys that a fact may come from; a configuration holds hundreds of others.
+_READ: Final = frozenset(
+    (
+        *_TOP,
+        "quant_method",
+        *(key for family in FAMILIES.values() for keys in family.names.values() for key in keys),
+        *(key for family in FAMILIES.values() for key in family.fallbacks.values()),
+    )
 )
 
 
@@ -183,23 +180,42 @@ def import_config(source: FilePath | HasToDict) -> Layer:
         The configuration classes of transformers 5.23, models/*/configuration_*.py.
     """
     empty = Node(Origin(Rank.IMPORTED, "import"), {})
+    if not isinstance(source, (str, os.PathLike)):
+        return import_values(source.to_dict(), f"live {type(source).__name__}")
+    path = os.path.join(source, "config.json") if os.path.isdir(source) else source
     try:
-        root = _tree(source) or empty
+        root = json_tree(path, Rank.IMPORTED) or empty
         if not isinstance(root.content, dict):
             raise SourceError("the file must hold a mapping")
     except SourceError as error:
         return Layer(Rank.IMPORTED, Place.FILE, empty, (Problem((), f"{source}: {error}"),))
+    return _layer(root)
+
+
+def import_values(values: Mapping[str, object], where: str) -> Layer:
+    """The same of a configuration that is read already; its lines are not known.
+
+    Args:
+        values: what ``config.json`` holds.
+        where: what origins call it.
+    """
+    origin = Origin(Rank.IMPORTED, where)
+    root = {key: values[key] for key in _READ & values.keys()}
+    for key in ("text_config", "quantization_config"):
+        inner = root.get(key)
+        if isinstance(inner, Mapping):
+            root[key] = {name: inner[name] for name in _READ & inner.keys()}
+    try:
+        return _layer(from_python(root, origin)[0])
+    except SourceError as error:
+        return Layer(Rank.IMPORTED, Place.FILE, Node(origin, {}), (Problem((), f"{where}: {error}"),))
+
+
+def _layer(root: Node) -> Layer:
     problems: list[Problem] = []
     facts = dict(_facts(root, problems))
     words = Node(root.origin, {"model": Node(root.origin, facts, partial=True)}, partial=True)
     return Layer(Rank.IMPORTED, Place.FILE, words, tuple(problems))
-
-
-def _tree(source: FilePath | HasToDict) -> Node | None:
-    if isinstance(source, (str, os.PathLike)):
-        path = os.path.join(source, "config.json") if os.path.isdir(source) else source
-        return json_tree(path, Rank.IMPORTED)
-    return from_python(source.to_dict(), Origin(Rank.IMPORTED, f"live {type(source).__name__}"))[0]
 
 
 def _facts(root: Node, problems: list[Problem]) -> Iterator[tuple[str, Node]]:
@@ -212,7 +228,6 @@ def _facts(root: Node, problems: list[Problem]) -> Iterator[tuple[str, Node]]:
     family = FAMILIES.get(_text(top.get("model_type")))
     if family is None:
         return
-    yield from _tied(family, root.origin, top)
     if family.text:
         inner = _children(top.get("text_config"))
         model_type = _text(inner.get("model_type")) or family.text
@@ -220,18 +235,6 @@ def _facts(root: Node, problems: list[Problem]) -> Iterator[tuple[str, Node]]:
             yield from _sizes(FAMILIES[model_type], model_type, root.origin, inner, problems, "text_config.")
     else:
         yield from _sizes(family, _text(top["model_type"]), root.origin, top, problems, "")
-
-
-def _tied(family: Family, origin: Origin, top: Mapping[object, Node]) -> Iterator[tuple[str, Node]]:
-    fact = "tie_word_embeddings"
-    if fact in family.fixed:
-        yield fact, _by_class(origin, _text(top["model_type"]), fact, family.fixed[fact])
-        return
-    yield fact, _by_class(origin, _text(top["model_type"]), fact, family.defaults[fact])
-    yield from _said(fact, fact, top)
-    inner = dict(_said(fact, fact, _children(top.get("text_config")), "text_config."))
-    if fact in family.either and fact in inner and inner[fact].content is True:
-        yield from inner.items()
 
 
 def _sizes(

@@ -214,7 +214,21 @@ def _head_dim(model: Any, root: object) -> int | None:
 
 @config
 class Model:
-    """Facts about the model, filled by the import from its ``config.json``; None means that nobody said it."""
+    """Facts about the model, filled by the import from its ``config.json``; None means that nobody said it.
+
+    They decide no plan: they stand in it, for the estimate of run-time memory, which reads each of them.
+
+    Args:
+        model_type: the family, which tells the kind of cache.
+        dtype: what keys, values and activations are computed in.
+        num_hidden_layers: layers with a cache.
+        hidden_size: numbers in an activation of one token.
+        num_attention_heads: heads of a layer.
+        num_key_value_heads: heads whose keys and values are cached.
+        head_dim: numbers in a key.
+        max_position_embeddings: the longest context.
+        quant_method: how weights are packed, and so what they are unpacked into.
+    """
 
     model_type: str | None = None
     dtype: DType | None = None
@@ -224,7 +238,6 @@ class Model:
     num_key_value_heads: Fact | None = None
     head_dim: Fact | None = setting(default=None, compute=_head_dim)
     max_position_embeddings: Fact | None = None
-    tie_word_embeddings: bool | None = None
     quant_method: str | None = None
 
 

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from planner.config import Rank, Stack
-from planner.config.hf import FAMILIES, import_config, unlisted_keys
+from planner.config.hf import import_config, unlisted_keys
 from planner.config.settings import Model, Settings
 from planner.errors import InvalidConfigError
 
@@ -69,7 +69,7 @@ def truth_of(made: transformers.PreTrainedConfig) -> dict[str, object]:
     truth = {name: getattr(text, name, None) for name in names}
     if truth["head_dim"] is None:
         truth["head_dim"] = truth["hidden_size"] // truth["num_attention_heads"]
-    truth.update(model_type=made.model_type, tie_word_embeddings=made.tie_word_embeddings)
+    truth.update(model_type=made.model_type)
     truth["dtype"] = None if made.dtype is None else str(made.dtype).removeprefix("torch.")
     quantization = getattr(made, "quantization_config", None) or {}
     return {**truth, "quant_method": quantization.get("quant_method")}
@@ -91,7 +91,6 @@ EVERY = (
     "hidden_size",
     "num_attention_heads",
     "head_dim",
-    "tie_word_embeddings",
     "model_type",
 )
 
@@ -117,21 +116,7 @@ def test_a_sparse_config_is_never_wrong(tmp_path, name):
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"model_type": name, **SPARSE[name]}))
     made = transformers.AutoConfig.from_pretrained(tmp_path)
-    check(import_config(file), made, said=("tie_word_embeddings", "model_type"))
-
-
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("name", CONFIGS)
-def test_ties_that_are_said_at_either_level(tmp_path, name, tied):
-    nested = {"text_config": {**SMALL.get(FAMILIES[name].text, {}), "tie_word_embeddings": tied}}
-    for said in ({"tie_word_embeddings": tied}, nested if FAMILIES[name].text else {}):
-        file = tmp_path / "config.json"
-        file.write_text(json.dumps({"model_type": name, **said}))
-        check(
-            import_config(file),
-            transformers.AutoConfig.from_pretrained(tmp_path),
-            said=("tie_word_embeddings",),
-        )
+    check(import_config(file), made, said=("model_type",))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -149,12 +134,12 @@ def test_every_key_of_a_known_architecture_is_translated_or_ignored(name):
 
 def test_values_know_their_line_key_and_raw_value(tmp_path):
     file = tmp_path / "config.json"
-    file.write_text('{\n  "model_type": "gpt2",\n  "n_layer": 12\n}')
+    file.write_text('{\n  "model_type": "t5",\n  "num_layers": 12\n}')
     resolved = Stack(Settings).imported(import_config(file)).resolve()
-    assert str(resolved.origin("model.num_hidden_layers")) == f"imported · {file}:3:14 (from n_layer = 12)"
-    origin = resolved.origin("model.tie_word_embeddings")
+    assert str(resolved.origin("model.num_hidden_layers")) == f"imported · {file}:3:17 (from num_layers = 12)"
+    origin = resolved.origin("model.head_dim")
     assert origin.rank is Rank.IMPORTED
-    assert origin.note == "tie_word_embeddings = True by the class of model_type 'gpt2' in transformers"
+    assert origin.note == "head_dim = 64 by the class of model_type 't5' in transformers"
 
 
 def test_nested_values_know_their_path(tmp_path):
