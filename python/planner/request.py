@@ -362,10 +362,11 @@ def _sequential_plan(request: _Request, problem: ModeProblem, outcome: Outcome) 
         devices = (*devices, disk)
     offloaded = _offloaded(devices)
     total = sum(offloaded.values())
+    device_map = outcome.device_map()
     return Plan(
         devices=devices,
-        device_map=outcome.device_map(),
-        execution_map={},
+        device_map=device_map,
+        execution_map=_execution_map(device_map),
         offloaded_bytes=offloaded,
         certificate=Certificate(
             proven=total == 0,
@@ -374,7 +375,7 @@ def _sequential_plan(request: _Request, problem: ModeProblem, outcome: Outcome) 
             returns=0,
             returns_lower_bound=0,
             steps=0,
-            stage="sequential",
+            stage=str(request.resolved.answers["strategy", "type"].written),
         ),
         account=Account(
             source=partial(_source, request._blocks(), request.opened),
@@ -385,6 +386,15 @@ def _sequential_plan(request: _Request, problem: ModeProblem, outcome: Outcome) 
             provenance=request.provenance,
         ),
     )
+
+
+def _execution_map(device_map: Mapping[str, DeviceKey]) -> dict[str, DeviceKey]:
+    """Where offloaded parts run: accelerate's strategies keep room for them on the first accelerator that holds anything."""
+    numbers = sorted(key for key in device_map.values() if isinstance(key, int))
+    if numbers:
+        return {name: numbers[0] for name, key in device_map.items() if key in ("cpu", "disk")}
+    # Memory of an "mps" device is the cpu's.
+    return {name: "mps" for name, key in device_map.items() if key == "disk" and "mps" in device_map.values()}
 
 
 def _source(blocks: Blocks, opened: Opened) -> Source:

@@ -26,7 +26,7 @@ def dispatch(
     plan: Plan | Mapping[str, Any],
     *,
     execution_map: Mapping[str, Any] | None = None,
-    offload_buffers: bool = False,
+    offload_buffers: bool | None = None,
     skip_keys: str | Iterable[str] | None = None,
     outside: Literal["raise", "fetch"] = "raise",
     staging_bytes: Mapping[Any, int] | None = None,
@@ -38,7 +38,8 @@ def dispatch(
         plan: a plan, or a device map: names to devices.
         execution_map: for a device map, where parts that rest on the CPU run; by default on the first accelerator of
             the map. A plan has its own.
-        offload_buffers: saved buffers rest with the weights; otherwise they stay where their module runs.
+        offload_buffers: saved buffers rest with the weights; otherwise they stay where their module runs. By default what the
+            plan's settings say; of a device map, they stay.
         skip_keys: keyword arguments and keys that never cross, beside the model's own ``_skip_keys_device_placement``.
         outside: whoever reads an offloaded weight outside of its module's forward gets an error ("raise"), or the
             values, copied where the module runs ("fetch").
@@ -86,7 +87,7 @@ def dispatch(
         )
     engagement = Engagement(
         assignment=assignment,
-        offload_buffers=offload_buffers,
+        offload_buffers=_offloads_buffers(plan) if offload_buffers is None else offload_buffers,
         skip_keys=text_set(skip_keys, "skip_keys"),
         outside=outside,
         says_device=True,
@@ -94,6 +95,11 @@ def dispatch(
     )
     carry_out(model, engagement)
     return model
+
+
+def _offloads_buffers(plan: Any) -> bool:
+    said = plan.settings.get("offload_buffers") if isinstance(plan, Plan) else None
+    return said is not None and bool(said.value)
 
 
 def _staging_room(plan: Any, staging_bytes: Mapping[Any, int] | None) -> dict[Any, int]:

@@ -74,9 +74,6 @@ class Assignment:
     @classmethod
     def of_plan(cls, plan: Plan, assumed: Callable[[DeviceKey], torch.device] | None = None) -> Assignment:
         """What a plan says. What its execution map does not name runs where it lies, on disk: on the CPU."""
-        if plan.certificate.stage == "sequential":
-            # accelerate's strategies keep room on the main devices.
-            return cls(plan.device_map, assumed=assumed)
         lying: dict[str, DeviceKey] = {
             name: "cpu" if key == "disk" else key
             for name, key in plan.device_map.items()

@@ -298,6 +298,30 @@ def test_what_a_forward_writes_to_its_buffers_is_kept(offload_buffers: bool) -> 
     assert model[1].calls.item() == 3 and model[1].calls.device == torch.device("cpu")
 
 
+@pytest.mark.parametrize("said", [None, False, True])
+@pytest.mark.parametrize("argument", [None, False, True])
+def test_a_plan_says_whether_buffers_are_offloaded_unless_the_argument_does(said: Any, argument: Any) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), Counting())
+    settings = {} if said is None else {"offload_buffers": said}
+    plan = planner.plan(model, max_memory={0: 10**3, "cpu": 10**3}, pin={"1": "cpu"}, **settings)
+    planner.dispatch(model, planner.Plan.from_json(plan.to_json()), offload_buffers=argument)
+    assert is_offloaded(model[1].weight)
+    assert is_offloaded(model[1].calls) == bool(said if argument is None else argument)
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "balanced", "balanced_low_0"])
+def test_what_accelerates_strategies_offload_runs_on_the_first_accelerator(strategy: str) -> None:
+    model = nn.Sequential(*(nn.Linear(10, 10, bias=False) for _ in range(6)))
+    plan = planner.plan(model, max_memory={0: 900, 1: 500, "cpu": 4000}, strategy=strategy)
+    offloaded = [name for name, device in plan.device_map.items() if device == "cpu"]
+    assert offloaded and dict(plan.execution_map) == dict.fromkeys(offloaded, 0)
+    assert plan.certificate.stage == strategy
+    planner.dispatch(model, planner.Plan.from_json(plan.to_json()))
+    for name in offloaded:
+        layer = model.get_submodule(name)
+        assert is_offloaded(layer.weight) and layer.weight.device.index == 0
+
+
 class Showing(nn.Module):
     """Gives a view of its own weight."""
 
