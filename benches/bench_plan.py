@@ -33,7 +33,7 @@ import models
 import planner
 from planner.check import check, is_valid
 from planner.compat.transformers import infer_auto_device_map as planner_transformers_map
-from planner.planning import Layout, plan_many, sequential
+from planner.planning import Layout, sequential, sequential_many
 from planner.tree import ModuleTree
 from timing import NOT_RUN, TURN_S, Timing, race, ratio, slope, table, times, words
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -115,13 +114,20 @@ def free_host_memory() -> Free:
 
     found = [(int(psutil.virtual_memory().available), "psutil.virtual_memory().available")]
     found.extend(_cgroup_limits())
-    used_bytes = int(psutil.Process().memory_info().vms)
+    found.extend(_process_limits(int(psutil.Process().memory_info().vms)))
+    free_bytes, origin = min(found)
+    return Free(device="cpu", free_bytes=free_bytes, origin=origin)
+
+
+def _process_limits(used_bytes: int) -> Iterator[tuple[int, str]]:
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows, whose processes have no such limits
+        return
     for name in ("RLIMIT_AS", "RLIMIT_DATA"):
         limit = resource.getrlimit(getattr(resource, name))[0]
         if limit != resource.RLIM_INFINITY:
-            found.append((max(0, limit - used_bytes), name))
-    free_bytes, origin = min(found)
-    return Free(device="cpu", free_bytes=free_bytes, origin=origin)
+            yield max(0, limit - used_bytes), name
 
 
 def _cgroup_limits() -> Iterator[tuple[int, str]]:

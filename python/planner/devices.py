@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from planner.caller import warn_caller
 from planner.errors import InvalidByteSizeError, InvalidDevicesError
 from planner.spelling import NAMED, count_of, device_words, known_device, shown
 from planner.units import is_bit_spelling, parse_bytes
@@ -73,9 +73,7 @@ def read_budget(value: object, device: object) -> int | float:
     """
     if isinstance(value, str):
         if is_bit_spelling(value):
-            warnings.warn(
-                f"{value!r} for device {device} is read as bits; write a capital B for bytes", stacklevel=4
-            )
+            warn_caller(f"{value!r} for device {device} is read as bits; write a capital B for bytes")
         return parse_bytes(value, lower_b_is_bits=True)
     number = count_of(value)
     if number is None:
@@ -201,7 +199,7 @@ def size_to_bytes(size: object) -> int:
     """
     if isinstance(size, str):
         if is_bit_spelling(size):
-            warnings.warn(f"{size!r} is read as bits; write a capital B for bytes", stacklevel=3)
+            warn_caller(f"{size!r} is read as bits; write a capital B for bytes")
         return parse_bytes(size, lower_b_is_bits=True)
     number = count_of(size)
     if number is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 __all__ = [
@@ -89,17 +90,19 @@ class InvalidConfigError(InvalidInputError):
 class InfeasibleError(PlannerError):
     """The model does not fit the budgets that were named.
 
-    Fields: ``block`` (str): first block without a place; ``device``: where it was refused last;
-    ``shortfall_bytes`` (int): bytes that this device lacks; ``best_partial``: what had been placed. Of the strategy `auto`
-    also ``more_bytes``: by device, what alone would be enough; ``is_proven``: there is no plan, otherwise none was found.
+    Fields: ``block`` (str): first block without a place; ``device``: the last device, where accelerate's strategies refused it, None
+    of ``auto``, which refuses it everywhere; ``shortfall_bytes`` (int): what ``device`` lacks, and of ``auto`` the least of
+    ``more_bytes``, None where no single device with more bytes would be enough; ``best_partial``: what had been placed;
+    ``more_bytes``: by device, what alone would be enough, None of accelerate's strategies, which do not look; ``is_proven``:
+    there is no plan, otherwise none was found, None of accelerate's strategies, which prove nothing.
     """
 
-    block: str
-    device: object
-    shortfall_bytes: int
-    best_partial: Mapping[str, Any]
-    more_bytes: Mapping[Any, int]
-    is_proven: bool
+    block: str = ""
+    device: int | str | None = None
+    shortfall_bytes: int | None = None
+    best_partial: Mapping[str, int | str] = MappingProxyType({})
+    more_bytes: Mapping[int | str, int] | None = None
+    is_proven: bool | None = None
 
 
 class CheckpointError(PlannerError):
@@ -110,9 +113,13 @@ class CheckpointError(PlannerError):
 
 
 class OffloadError(PlannerError, RuntimeError):
-    """An offloaded weight cannot be stored, read or fetched. Fields: ``name``."""
+    """A dispatched model cannot do what was asked: an offloaded weight cannot be stored, read or fetched, or a block's arguments
+    cannot be given back.
 
-    name: str
+    Fields: ``name`` (str): the weight; None where it is about an argument.
+    """
+
+    name: str | None = None
 
 
 class PlanMismatchError(PlannerError):

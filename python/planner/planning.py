@@ -14,7 +14,7 @@ from planner.minimum import MOST_BYTES, DeviceRow, least_budget_bytes
 from planner.plan import DeviceUsage, Reason
 from planner.units import format_bytes
 
-__all__ = ["Layout", "Outcome", "Reserve", "clean", "plan_many", "sequential"]
+__all__ = ["Layout", "Outcome", "Reserve", "clean", "sequential", "sequential_many"]
 
 Reserve = Literal["always", "if_offloaded"]
 
@@ -149,7 +149,7 @@ def sequential(
     return rows.wrap(result, problem)
 
 
-def plan_many(
+def sequential_many(
     layout: Layout,
     budgets: Iterable[Mapping[Any, Any]],
     *,

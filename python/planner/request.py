@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from planner.automatic import AutoAnswer, AutoSearch, solve_in_parts
 from planner.blocks import Blocks, Constraints, allowed_homes, expand_classes, require_names
 from planner.checkpoint.source import Opened, open_source
 from planner.config import Resolved, Stack
 from planner.config.answer import Answer
+from planner.config.keywords import PlanSettings
 from planner.config.layer import Layer
 from planner.config.settings import Auto, Settings, read_budget_row
 from planner.devices import DeviceKey
@@ -37,7 +38,7 @@ def plan(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     config: Any = None,
-    **settings: Any,
+    **settings: Unpack[PlanSettings],
 ) -> Plan:
     """Where a model goes: by default, as little offloaded as can be.
 
@@ -82,7 +83,7 @@ def plan_many(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     config: Any = None,
-    **settings: Any,
+    **settings: Unpack[PlanSettings],
 ) -> list[Plan | InfeasibleError]:
     """Plans one model for many budgets, in the order given.
 
@@ -311,19 +312,26 @@ class _Request:
 
 
 def _budget_rows(budgets: Any) -> list[dict[DeviceKey, int]]:
-    """Budgets of many plans, read as the settings read them. Raises InvalidDevicesError."""
+    """Budgets of many plans, each read as ``max_memory`` of one. Raises InvalidDevicesError, InvalidConfigError."""
     if isinstance(budgets, str | Mapping) or not isinstance(budgets, Iterable):
         raise InvalidDevicesError(
             f"plan_many needs a list of budgets such as [{{0: '80GiB'}}, {{0: '40GiB'}}], got {shown(budgets)}",
             device=None,
         )
-    rows = []
-    for number, row in enumerate(budgets):
-        try:
-            rows.append(read_budget_row(row))
-        except ValueError as error:
-            raise InvalidDevicesError(f"budgets {number} of plan_many: {error}", device=None) from error
-    return rows
+    return [_budget_row(row, number) for number, row in enumerate(budgets)]
+
+
+def _budget_row(row: Any, number: int) -> dict[DeviceKey, int]:
+    try:
+        return read_budget_row(row)
+    except ValueError:
+        pass  # the settings say what is wrong; reading through them each time would take as long as a plan
+    try:
+        return dict(resolve_settings(None, {"max_memory": row}).config.max_memory or {})
+    except InvalidConfigError as error:
+        raise InvalidConfigError(
+            f"budgets {number} of plan_many: {error.message}", problems=error.problems
+        ) from error
 
 
 def _devices(rooms: tuple[Room, ...]) -> tuple[DeviceKey, ...]:

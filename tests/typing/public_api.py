@@ -1,7 +1,7 @@
 """What the public functions promise to a type checker. Checked by mypy, never executed."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import assert_type
 
 import torch
@@ -11,7 +11,7 @@ import planner
 from planner.check import is_valid
 from planner.compat import transformers
 from planner.plan import DeviceUsage, Reason
-from planner.planning import Layout, Outcome, plan_many, sequential
+from planner.planning import Layout, Outcome, sequential, sequential_many
 from planner.tree import ModuleTree
 
 
@@ -63,13 +63,34 @@ def steps(model: nn.Module) -> None:
     assert_type(outcome.device_map(clean=False), dict[str, int | str])
     assert_type(outcome.usage, tuple[DeviceUsage, ...])
     assert_type(outcome.reasons, tuple[Reason, ...])
-    assert_type(plan_many(layout, [{0: 10}, {0: 20}]), list[Outcome])
+    assert_type(sequential_many(layout, [{0: 10}, {0: 20}]), list[Outcome])
+
+
+def plans(model: nn.Module, budgets: dict[int, int], row: dict[str, str]) -> None:
+    assert_type(planner.plan(model), planner.Plan)
+    planner.plan(
+        model, max_memory=budgets, headroom={"all": "5%"}, dtype=torch.float16, pin={"a": torch.device("cpu")}
+    )
+    planner.plan(model, max_memory=row, strategy={"type": "auto", "fill": "even"}, model={"hidden_size": 8})
+    planner.plan(
+        "folder", strategy="balanced", no_split_modules=["a"], forbid={"a": [0, "cpu"]}, offload_buffers=True
+    )
+    found = planner.plan_many(model, [budgets, budgets], mode="no_disk", config={"mode": "any"})
+    assert_type(found, list[planner.Plan | planner.InfeasibleError])
+    planner.plan(model, max_memroy=budgets)  # type: ignore[call-arg]
+    planner.plan(model, mode="cpu_only")  # type: ignore[arg-type]
+    planner.plan(model, strategy={"search_step": 3})  # type: ignore[arg-type]
+    planner.plan(model, staging_blocks="two")  # type: ignore[arg-type]
+    planner.plan_many(model, [budgets], granularity="layer")  # type: ignore[arg-type]
+    planner.does_not_exist()  # type: ignore[attr-defined]
 
 
 def errors(error: planner.PlannerError) -> None:
     if isinstance(error, planner.InfeasibleError):
-        assert_type(error.shortfall_bytes, int)
+        assert_type(error.shortfall_bytes, int | None)
         assert_type(error.block, str)
+        assert_type(error.more_bytes, Mapping[int | str, int] | None)
+        assert_type(error.is_proven, bool | None)
     if isinstance(error, planner.InvalidInputError):
         as_value_error(error)
 

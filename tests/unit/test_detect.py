@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -328,3 +330,17 @@ def test_disk_is_used_only_where_there_is_a_folder(machine: Machine, tmp_path: P
         planner.plan(model(400, 400, 400))
     plan = planner.plan(model(400, 400, 400), offload_folder=tmp_path)
     assert plan.offloaded_bytes["disk"] == 800
+
+
+def test_where_processes_have_no_limits_none_is_asked_for(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.limits[resource.RLIMIT_AS] = 20 * GIB
+    monkeypatch.setitem(sys.modules, "resource", None)
+    found = free_host_memory()
+    assert (found.free_bytes, found.origin) == (64 * GIB, "psutil.virtual_memory().available")
+
+
+def test_the_package_is_imported_where_there_is_no_resource_module() -> None:
+    code = "import sys; sys.modules['resource'] = None; import planner, planner.detect, planner.cli.app"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

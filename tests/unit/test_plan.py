@@ -18,7 +18,7 @@ from torch import nn
 import planner
 from planner import Plan
 from planner.difference import PlanDifference, UsageDifference
-from planner.errors import InvalidInputError
+from planner.errors import InvalidConfigError, InvalidInputError, PlannerError
 
 
 def leaf(size_bytes: int) -> nn.Module:
@@ -445,3 +445,19 @@ def test_two_processes_with_other_hash_seeds_write_the_same_bytes() -> None:
         said.append(done.stdout)
     assert said[0] == said[1]
     assert said[0].count(b'"schema":"planner.plan"') >= 12
+
+
+@pytest.mark.parametrize("row", [{"gpu": 1}, {0: "much"}, {0: -1}, 5, "1GB", {0: 1, "cuda:0": 2}, {None: 3}])
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_a_bad_row_of_budgets_is_the_same_error_anywhere(row: Any, position: int) -> None:
+    rows: list[Any] = [{0: 400}, {0: 800}]
+    rows.insert(position, row)
+    with pytest.raises(PlannerError) as alone:
+        planner.plan(model(), max_memory=row)
+    with pytest.raises(PlannerError) as many:
+        planner.plan_many(model(), rows)
+    assert type(many.value) is type(alone.value)
+    if isinstance(many.value, InvalidConfigError) and isinstance(alone.value, InvalidConfigError):
+        assert many.value.message.startswith(f"budgets {position} of plan_many: ")
+        told = [[problem.what for problem in error.problems] for error in (alone.value, many.value)]
+        assert told[0] == told[1]

@@ -12,7 +12,7 @@ from torch import nn
 from planner import infer_auto_device_map
 from planner.errors import InfeasibleError, InvalidInputError
 from planner.explain import sentence
-from planner.planning import Layout, plan_many, sequential
+from planner.planning import Layout, sequential, sequential_many
 from planner.tree import ModuleTree
 
 
@@ -59,9 +59,9 @@ def test_every_decision_has_its_two_numbers(layout: Layout) -> None:
 
 def test_many_budgets_give_what_each_gives_alone(layout: Layout) -> None:
     rows = [{0: first, 1: second, "cpu": 6} for first in range(8) for second in range(8)]
-    maps = [outcome.device_map() for outcome in plan_many(layout, rows)]
+    maps = [outcome.device_map() for outcome in sequential_many(layout, rows)]
     assert maps == [sequential(layout, row).device_map() for row in rows]
-    assert plan_many(layout, []) == []
+    assert sequential_many(layout, []) == []
 
 
 def test_an_exhausted_disk_tells_what_is_missing_and_what_was_placed(layout: Layout) -> None:

@@ -86,7 +86,7 @@ def open_source(source: Any, checkpoint: str | os.PathLike[str] | None = None) -
 
 def _live_facts(model: Any) -> tuple[Layer | None, tuple[str, ...]]:
     """Facts from a live model's configuration, and a note if it does not tell them."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not (hasattr(config, "to_dict") and hasattr(config, "model_type")):
         return None, ()
     try:

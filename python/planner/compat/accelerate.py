@@ -8,12 +8,12 @@ file or the environment, and none changes what it is given.
 from __future__ import annotations
 
 import logging
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from planner.balanced import accelerators_in_use, balanced_budgets
+from planner.caller import warn_caller
 from planner.compat.budgets import available_budgets, shave_single_device
 from planner.compat.empty_init import init_empty_weights
 from planner.compat.module_lists import fallback_allocate, get_max_layer_size, get_module_size_with_ties
@@ -124,7 +124,7 @@ def infer_auto_device_map(
     if not offload_buffers:
         message = homeless_buffers(outcome, budgets)
         if message:
-            warnings.warn(message, stacklevel=2)
+            warn_caller(message)
     log_empty_devices(outcome)
     return OrderedDict(outcome.device_map(clean=bool(clean_result)))
 
@@ -299,11 +299,7 @@ def check_device_map(model: nn.Module, device_map: Mapping[str, Any]) -> None:
     require_map(device_map)
     unknown, uncovered = ModuleTree.from_module(model).uncovered(device_map, persistent_only=True)
     if unknown:
-        warnings.warn(
-            f"The following device_map keys do not match any submodules in the model: {unknown}",
-            UserWarning,
-            stacklevel=2,
-        )
+        warn_caller(f"The following device_map keys do not match any submodules in the model: {unknown}")
     if uncovered:
         raise InvalidConstraintError(
             "The device_map provided does not give any device for the following parameters: "

@@ -17,7 +17,7 @@ from planner.balanced import accelerators_in_use, balance
 from planner.compat.accelerate import class_names, homeless_buffers, log_empty_devices, print_reasons
 from planner.compat.budgets import available_budgets, shave_single_device
 from planner.compat.ties import check_tied_parameters_on_same_device
-from planner.devices import Budgets, DeviceKey, read_budgets
+from planner.devices import Budgets, DeviceKey
 from planner.errors import InvalidTreeError
 from planner.layout import Layout
 from planner.planning import sequential
@@ -107,7 +107,7 @@ def get_max_memory(max_memory: Mapping[Any, Any] | None = None) -> Budgets:
             budgets[device] += _reserved_but_free_bytes(device)
     if max_memory is None and "cpu" in budgets:
         budgets["cpu"] *= 0.90
-    return budgets if max_memory is None else read_budgets(max_memory)
+    return budgets
 
 
 def _reserved_but_free_bytes(device: int) -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
+from planner.caller import warn_caller
 from planner.config.answer import Answer
 from planner.config.evaluate import Evaluation
 from planner.config.kinds import Type, parse_type
@@ -135,7 +135,7 @@ class Stack(Generic[T]):
         if replay.problems:
             raise invalid(replay.problems)
         for renamed in replay.renamed:
-            warnings.warn(str(renamed), DeprecationWarning, stacklevel=2)
+            warn_caller(str(renamed), DeprecationWarning)
         return Resolved(config=config, layers=self.layers, root=root, rule_reads=evaluation.rule_reads)
 
     @classmethod

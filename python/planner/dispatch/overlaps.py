@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor
 
-from planner.dispatch.fakes import is_functorch_wrapped_tensor, without_fakes
+from planner.dispatch.fakes import without_fakes
 
 __all__ = ["shares_bytes"]
 
@@ -47,8 +48,8 @@ def _has_storage(tensor: torch.Tensor) -> bool:
 
 def _span(tensor: torch.Tensor) -> tuple[int, int]:
     """The first byte in the storage, and the one behind the last."""
-    begins = tensor.storage_offset()
-    steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    begins = int(tensor.storage_offset())
+    steps = sum(int((size - 1) * stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return begins * tensor.element_size(), (begins + steps + 1) * tensor.element_size()
 
 
