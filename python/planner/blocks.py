@@ -9,6 +9,7 @@ from functools import cached_property
 
 from planner import _core
 from planner.devices import DeviceKey, canonical_device, device_kind
+from planner.dotted import named
 from planner.errors import InvalidConstraintError
 from planner.layout import Layout
 
@@ -139,16 +140,16 @@ def allowed_homes(
     for what, words in (("pin", constraints.pin), ("forbid", constraints.forbid)):
         require_names(blocks.layout, what, list(words))
         for (name, word), units in zip(words.items(), blocks.columns.units_of(list(words)), strict=True):
-            named = word if isinstance(word, tuple) else (word,)
-            mask = sum(1 << _device_index(device, index, what, name) for device in dict.fromkeys(named))
+            listed = word if isinstance(word, tuple) else (word,)
+            mask = sum(1 << _device_index(device, index, what, name) for device in dict.fromkeys(listed))
             for unit in units:
                 masks[unit] = masks.get(unit, everywhere) & (mask if what == "pin" else everywhere & ~mask)
-                said.setdefault(unit, []).append(f"{what} {name} = {', '.join(map(str, named))}")
+                said.setdefault(unit, []).append(f"{what} {name or 'the model'} = {', '.join(map(str, listed))}")
     usable = sum(1 << number for device, number in index.items() if is_usable(device, devices, mode))
     for unit, mask in masks.items():
         if mask & usable == 0:
             raise InvalidConstraintError(
-                f"'{blocks.unit_name(unit)}' may lie nowhere: {'; '.join(said[unit])}; mode = {mode}; blocks that share tensors or are kept "
+                f"{named(blocks.unit_name(unit))} may lie nowhere: {'; '.join(said[unit])}; mode = {mode}; blocks that share tensors or are kept "
                 "together need one device",
                 names=tuple(said[unit]),
                 suggestions=(),
@@ -169,7 +170,7 @@ def _device_index(device: DeviceKey, index: Mapping[DeviceKey, int], what: str, 
     key = canonical_device(device)
     if key not in index:
         raise InvalidConstraintError(
-            f"{what} {name} names device {key!r}, which has no budget; devices with one are {list(index)}",
+            f"{what} of {named(name)} names device {key!r}, which has no budget; devices with one are {list(index)}",
             names=(name,),
             suggestions=(),
         )

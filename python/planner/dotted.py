@@ -8,7 +8,7 @@ from typing import Any
 from planner.errors import InvalidConstraintError, InvalidDevicesError, InvalidInputError
 from planner.spelling import shown
 
-__all__ = ["is_text", "nearest_key", "require_map", "require_module", "require_texts", "text_set"]
+__all__ = ["is_text", "named", "nearest_key", "require_map", "require_module", "require_texts", "text_set"]
 
 
 def require_module(module: Any) -> None:
@@ -69,6 +69,16 @@ def text_set(names: Iterable[str] | str | None, what: str) -> frozenset[str]:
         if not is_text(name):
             raise InvalidInputError(f"{what} must hold names, not {shown(name)}")
     return frozenset(listed)
+
+
+def named(name: str) -> str:
+    """A module or tensor in a sentence; the root has no name of its own.
+
+    Example:
+        >>> named("layers.0"), named("")
+        ("'layers.0'", 'the model')
+    """
+    return f"'{name}'" if name else "the model"
 
 
 def is_text(name: object) -> bool:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 
 from planner.devices import DeviceKey, canonical_device
-from planner.dotted import nearest_key
+from planner.dotted import named, nearest_key
 from planner.errors import InvalidConstraintError, InvalidInputError
 from planner.plan import Plan, Reason
 from planner.units import format_bytes
@@ -62,7 +62,7 @@ def sentence(reason: Reason) -> str:
         )
     available = "unlimited" if reason.available_bytes is None else str(reason.available_bytes)
     return WORDS[reason.rule].format(
-        name=reason.name, device=reason.device, needed=reason.needed_bytes, available=available
+        name=reason.name or "the model", device=reason.device, needed=reason.needed_bytes, available=available
     )
 
 
@@ -109,7 +109,8 @@ def explain(plan: Plan, name: str) -> str:
     own = reasons_about(plan, name)
     block = next((reason.name for reason in own if _covers(reason.name, name)), name)
     runs = home_of(plan.execution_map, name)
-    lines = [f"{name} lies on {home}{'' if runs is None else f' and runs on {runs}'}, as block {block!r}."]
+    runs_there = "" if runs is None else f" and runs on {runs}"
+    lines = [f"{name or 'the model'} lies on {home}{runs_there}, as {f'block {block!r}' if block else 'one block'}."]
     lines.extend(f"  {sentence(reason)}" for reason in own[:5])
     if len(own) > 5:
         lines.append(f"  and {len(own) - 5} more reasons.")
@@ -332,6 +333,6 @@ def infeasible_message(
         f"{format_bytes(size)} ({size} bytes) more on {device}" for device, size in more_bytes.items()
     )
     verdict = "the model does not fit" if is_proven else "no plan was found that fits the model"
-    return f"{verdict} {where}: '{block}' ({format_bytes(size_bytes)}) is left over; " + (
+    return f"{verdict} {where}: {named(block)} ({format_bytes(size_bytes)}) is left over; " + (
         f"{enough} would be enough" if enough else "more room on any single device would not be enough"
     )

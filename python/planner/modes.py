@@ -10,6 +10,7 @@ from planner.balanced import balanced_budgets
 from planner.blocks import is_usable
 from planner.config.settings import Balanced, BalancedLow0, Sequential
 from planner.devices import Budgets, DeviceKey
+from planner.dotted import named
 from planner.errors import InfeasibleError
 from planner.layout import BalanceFacts, Layout
 from planner.planning import Outcome, sequential
@@ -82,7 +83,7 @@ def _excluded(error: InfeasibleError, mode: str) -> InfeasibleError:
     """The same error where not a budget is exhausted, but the mode leaves out devices."""
     left_out = "the cpu and disk" if mode == "gpu_only" else "disk"
     return InfeasibleError(
-        f"'{error.block}' fits nowhere: mode = {mode} leaves out {left_out}, and accelerate's strategies found no room "
+        f"{named(error.block)} fits nowhere: mode = {mode} leaves out {left_out}, and accelerate's strategies found no room "
         "elsewhere; strategy 'auto' may, and says how much more would be enough",
         **error.fields,
     )

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from planner import _core
 from planner.devices import Budgets, DeviceKey, device_kind, read_budgets
-from planner.dotted import require_map, require_texts
+from planner.dotted import named, require_map, require_texts
 from planner.errors import InfeasibleError, InvalidInputError
 from planner.layout import Layout, bits_to_bytes
 from planner.minimum import MOST_BYTES, DeviceRow, least_budget_bytes
@@ -216,7 +216,7 @@ class _Rows:
         device = self.keys[result.device]
         shortfall = -(-result.shortfall_bits // 8)
         raise InfeasibleError(
-            f"'{result.block}' fits nowhere: {device}, the last device, lacks {shortfall} bytes ({format_bytes(shortfall)}) "
+            f"{named(result.block)} fits nowhere: {device}, the last device, lacks {shortfall} bytes ({format_bytes(shortfall)}) "
             f"of its budget of {self.budgets.get(device)} bytes; raise that budget, or leave out 'disk' from max_memory "
             "to let it grow without limit",
             block=result.block,

@@ -87,3 +87,15 @@ def test_no_single_device_would_be_enough() -> None:
 def test_a_field_that_nobody_gave_is_none_and_survives_pickling() -> None:
     error = pickle.loads(pickle.dumps(InfeasibleError("no")))
     assert (error.shortfall_bytes, error.more_bytes, error.is_proven, error.device) == (None,) * 4
+
+
+def test_the_root_is_called_the_model() -> None:
+    root = nn.Sequential(nn.Linear(10, 10, bias=False, device="meta"))
+    whole = planner.plan(root, max_memory={0: 400, 1: 1}, no_split_modules=["0"])
+    assert planner.explain(whole, "").startswith("the model lies on 0, ")
+    with pytest.raises(
+        planner.InvalidConstraintError, match="pin of the model names device 7, which has no budget"
+    ):
+        planner.plan(root, max_memory={0: 400}, pin={"": 7})
+    with pytest.raises(planner.InvalidConstraintError, match="forbid the model = 0, cpu"):
+        planner.plan(root, max_memory={0: 400, "cpu": 400}, forbid={"": [0, "cpu"]})

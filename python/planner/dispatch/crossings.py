@@ -62,7 +62,7 @@ def carry_alone(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor on a device, whoever else may want it there."""
     if tensor.is_meta and device.type != "meta" and not is_offloaded(tensor):
         raise NoValuesError(
-            f"a tensor of shape {tuple(tensor.shape)}, shall go to {device}, but it is on the meta device and has no values; if "
+            f"a tensor of shape {tuple(tensor.shape)} shall go to {device}, but it is on the meta device and has no values; if "
             "it was made on the device of a weight, that weight is offloaded: place that on an accelerator, or make the "
             "tensor on an input's device"
         )

@@ -51,7 +51,7 @@ def placed(tensor: Any, device: torch.device, name: str) -> Any:
     """
     if tensor.is_meta and device.type != "meta":
         raise InvalidInputError(
-            f"{name} is on the meta device, we need a `value` to put in on {device}: load the weights first"
+            f"{name} is on the meta device, we need a `value` to put on {device}: load the weights first"
         )
     if tensor.is_meta or tensor.device == device:
         return tensor
