@@ -234,7 +234,7 @@ def steps(quick: bool) -> list[tuple[str, float]]:
     )
     many, _ = race(
         {
-            "10 000 budget vectors, `plan_many`, per plan": partial(plan_many, layout, vectors),
+            "10 000 budget vectors, `sequential_many`, per plan": partial(sequential_many, layout, vectors),
             "10 000 budget vectors, one call each, per plan": lambda: [
                 sequential(layout, one) for one in vectors
             ],
