@@ -144,7 +144,9 @@ def allowed_homes(
             mask = sum(1 << _device_index(device, index, what, name) for device in dict.fromkeys(listed))
             for unit in units:
                 masks[unit] = masks.get(unit, everywhere) & (mask if what == "pin" else everywhere & ~mask)
-                said.setdefault(unit, []).append(f"{what} {name or 'the model'} = {', '.join(map(str, listed))}")
+                said.setdefault(unit, []).append(
+                    f"{what} {name or 'the model'} = {', '.join(map(str, listed))}"
+                )
     usable = sum(1 << number for device, number in index.items() if is_usable(device, devices, mode))
     for unit, mask in masks.items():
         if mask & usable == 0:

@@ -554,7 +554,14 @@ def _loose(walk: _Walk, exempt: frozenset[str]) -> set[int]:
 
 
 def _two(some: set[Device] | None, more: set[Device]) -> set[Device]:
-    return set(more) if some is None else some if len(some) > 1 else set(islice(some | more, 2))
+    return (
+        set(more) if some is None else some if len(some) > 1 else set(sorted(some | more, key=_in_order)[:2])
+    )
+
+
+def _in_order(device: Device) -> tuple[bool, Any]:
+    """Numbers before words; the order of a set of texts is another one in each process."""
+    return isinstance(device, str), device
 
 
 def _sized(walk: _Walk, sizes: _Sizes) -> list[tuple[_Named, set[Device], int]]:
@@ -576,7 +583,7 @@ def _over_budget(
         return
     used: dict[Device, int] = {}
     for _, homes, size in sized:
-        for device in homes:
+        for device in sorted(homes, key=_in_order):
             used[device] = used.get(device, 0) + size
     for device, needed in used.items():
         if device in budgets and needed > budgets[device]:

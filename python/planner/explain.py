@@ -110,7 +110,9 @@ def explain(plan: Plan, name: str) -> str:
     block = next((reason.name for reason in own if _covers(reason.name, name)), name)
     runs = home_of(plan.execution_map, name)
     runs_there = "" if runs is None else f" and runs on {runs}"
-    lines = [f"{name or 'the model'} lies on {home}{runs_there}, as {f'block {block!r}' if block else 'one block'}."]
+    lines = [
+        f"{name or 'the model'} lies on {home}{runs_there}, as {f'block {block!r}' if block else 'one block'}."
+    ]
     lines.extend(f"  {sentence(reason)}" for reason in own[:5])
     if len(own) > 5:
         lines.append(f"  and {len(own) - 5} more reasons.")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
 import sys
 import time
 from dataclasses import FrozenInstanceError
@@ -516,3 +518,26 @@ def test_arbitrary_maps_are_both_valid_and_invalid_in_many_cases() -> None:
         model = tree(Random(seed))
         verdicts.add(is_valid(check(model, {"": 0}, {0: 100})))
     assert verdicts == {True, False}
+
+
+def test_findings_are_the_same_in_every_process() -> None:
+    code = """
+import torch, planner
+net = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(6)))
+for layer in net[1:]:
+    layer.weight = net[0].weight
+places = {str(index): device for index, device in enumerate(["disk", "cpu", 1, 0, "mps", 2])}
+for device_map in (places, {f"{name}.weight": device for name, device in places.items()}):
+    print(planner.check(net, device_map, dict.fromkeys(places.values(), 1), no_split_module_classes=["Sequential"]))
+"""
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    ]
+    assert told[0] == told[1] == told[2] and told[0].count("over-budget") == 12

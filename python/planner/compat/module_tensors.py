@@ -77,9 +77,7 @@ def set_module_tensor_to_device(
         slot.write(shared[target])
         return
     if old.is_meta and target.type != "meta" and value is None:
-        raise InvalidInputError(
-            f"{slot.name} is on the meta device, we need a `value` to put on {target}."
-        )
+        raise InvalidInputError(f"{slot.name} is on the meta device, we need a `value` to put on {target}.")
     if value is not None:
         reference = _fitting(old, value, slot.name, dtype)
     elif dtype is not None and target.type == "meta" and old.dtype.is_floating_point:
