@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::error::Error;
+use crate::names::is_number;
 use crate::order;
 use crate::outline::{FormId, Outline};
 use crate::tree::{DType, Kind, Tensor, TensorId, Tree, TreeBuilder};
@@ -241,8 +242,7 @@ impl<'a> Step<'a> {
 
 /// The end of a path in which every number is `*`: what repeated modules have in common.
 fn general_path(path: &str, name: &str) -> String {
-    let is_number = name.bytes().all(|byte| byte.is_ascii_digit());
-    let last = if is_number { "*" } else { name };
+    let last = if is_number(name) { "*" } else { name };
     if path.is_empty() {
         return last.to_string();
     }

@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::bits::BitSet;
-use crate::layout::{Layout, root_of};
+use crate::layout::Layout;
+use crate::names::is_number;
+use crate::sets::DisjointSets;
 use crate::tree::{Kind, NodeId, Tree};
 
 /// How fine blocks are.
@@ -111,12 +113,12 @@ impl Blocks {
     fn join(&mut self, layout: &Layout, together: &[Vec<NodeId>]) {
         let tree = layout.tree();
         let held: Vec<Held> = self.weigh(layout);
-        let mut parent: Vec<u32> = (0..self.blocks.len() as u32).collect();
+        let mut sets = DisjointSets::new(self.blocks.len() as u32);
         let mut holder: HashMap<u32, u32> = HashMap::new();
         for (position, held) in held.iter().enumerate() {
             for &id in &held.shared {
                 let first = *holder.entry(id).or_insert(position as u32);
-                unite(&mut parent, first, position as u32);
+                sets.unite(first, position as u32);
             }
         }
         for rows in together {
@@ -125,12 +127,12 @@ impl Blocks {
             let members: Vec<u32> =
                 self.starts.iter().filter(|(start, _)| is_member(*start)).map(|&(_, p)| p).collect();
             for pair in members.windows(2) {
-                unite(&mut parent, pair[0], pair[1]);
+                sets.unite(pair[0], pair[1]);
             }
         }
         let mut members: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
         for position in 0..self.blocks.len() as u32 {
-            members.entry(root_of(&mut parent, position)).or_default().push(position);
+            members.entry(sets.root(position)).or_default().push(position);
         }
         self.unit_at = vec![0; self.blocks.len()];
         for (index, positions) in members.into_values().enumerate() {
@@ -208,11 +210,6 @@ struct Held {
     own_bits: u64,
     shared: Vec<u32>,
     is_silent: bool,
-}
-
-fn unite(parent: &mut [u32], a: u32, b: u32) {
-    let (a, b) = (root_of(parent, a), root_of(parent, b));
-    parent[a.max(b) as usize] = a.min(b);
 }
 
 fn total_bits<'a>(layout: &Layout, ids: impl Iterator<Item = &'a u32>) -> u64 {
@@ -310,7 +307,7 @@ impl<'a> Cutter<'a> {
         let tree = self.layout.tree();
         let is_expert = |&row: &NodeId| {
             tree.is_module(row)
-                && tree.local_name(row).bytes().all(|byte| byte.is_ascii_digit())
+                && is_number(tree.local_name(row))
                 && tree.local_name(tree.parent(row)) == "experts"
                 && (row..tree.end(row)).any(|inner| !tree.is_module(inner))
         };

@@ -9,7 +9,8 @@ use std::collections::{HashMap, HashSet};
 
 use crate::bits::BitSet;
 use crate::error::Error;
-use crate::layout::{root_of, sum_upwards};
+use crate::layout::sum_upwards;
+use crate::sets::DisjointSets;
 use crate::ties::slice_between;
 use crate::tree::{NodeId, TensorId, Tree};
 
@@ -95,28 +96,26 @@ fn shared_atoms(tree: &Tree, twin: &BitSet, splittable: &BitSet, one: &[TensorId
     }
     let mut index: HashMap<NodeId, u32> = HashMap::new();
     let mut atoms: Vec<NodeId> = Vec::new();
-    let mut parent: Vec<u32> = Vec::new();
+    let mut sets = DisjointSets::default();
     let mut holder: HashMap<TensorId, u32> = HashMap::new();
     for node in all {
         let Some(id) = tensor_of(node).filter(|&id| rows[id as usize] > 1) else { continue };
         let atom = atom_of(tree, splittable, node);
         let here = *index.entry(atom).or_insert_with(|| {
             atoms.push(atom);
-            parent.push(parent.len() as u32);
-            parent.len() as u32 - 1
+            sets.add()
         });
         let first = *holder.entry(id).or_insert(here);
-        let (a, b) = (root_of(&mut parent, first), root_of(&mut parent, here));
-        parent[a.max(b) as usize] = a.min(b);
+        sets.unite(first, here);
     }
     let mut sizes = vec![0u32; atoms.len()];
     for atom in 0..atoms.len() as u32 {
-        sizes[root_of(&mut parent, atom) as usize] += 1;
+        sizes[sets.root(atom) as usize] += 1;
     }
     let mut number: HashMap<u32, u32> = HashMap::new();
     let mut shared = Vec::new();
     for atom in 0..atoms.len() as u32 {
-        let root = root_of(&mut parent, atom);
+        let root = sets.root(atom);
         if sizes[root as usize] > 1 {
             let next = number.len() as u32;
             shared.push((atoms[atom as usize], *number.entry(root).or_insert(next)));

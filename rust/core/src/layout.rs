@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use crate::bits::BitSet;
 use crate::bonds::Bonds;
+use crate::devices::MOST_BITS;
 use crate::error::Error;
-use crate::problem::MOST_BITS;
+use crate::sets::DisjointSets;
 use crate::ties::Groups;
 use crate::tree::{DType, Kind, NodeId, TensorId, Tree};
 
@@ -287,29 +288,16 @@ fn split_masks(tree: &Tree, twin: &BitSet, classes: &[String]) -> (BitSet, BitSe
 
 /// For each tensor id, the one that stands for all it is tied to.
 fn merged(tree: &Tree, tied: &Tied) -> Vec<TensorId> {
-    let mut one: Vec<TensorId> = (0..tree.tensor_count() as TensorId).collect();
+    let mut one = DisjointSets::new(tree.tensor_count() as TensorId);
     if let Tied::Named { groups, .. } = tied {
         for group in groups {
             let ids: Vec<_> = group.iter().filter_map(|&node| tree.tensor_id(node)).collect();
             for pair in ids.windows(2) {
-                let (a, b) = (root_of(&mut one, pair[0]), root_of(&mut one, pair[1]));
-                one[a.max(b) as usize] = a.min(b);
+                one.unite(pair[0], pair[1]);
             }
         }
-        for id in 0..one.len() as TensorId {
-            one[id as usize] = root_of(&mut one, id);
-        }
     }
-    one
-}
-
-/// Root of a union-find tree, halving the path on the way.
-pub(crate) fn root_of(parent: &mut [u32], mut id: u32) -> u32 {
-    while parent[id as usize] != id {
-        parent[id as usize] = parent[parent[id as usize] as usize];
-        id = parent[id as usize];
-    }
-    id
+    one.roots()
 }
 
 fn planned_bits(tree: &Tree, options: &LayoutOptions, one: &[TensorId]) -> Result<Vec<i64>, Error> {

@@ -1,4 +1,13 @@
-//! Strings by dense id, in one buffer.
+//! Parts of dotted names: what they say, and strings by dense id, in one buffer.
+
+/// Whether a part of a name is a number, as members of a list have it. The root's empty part is none.
+///
+/// ```
+/// assert!(planner_core::is_number("10") && !planner_core::is_number("") && !planner_core::is_number("h1"));
+/// ```
+pub fn is_number(part: &str) -> bool {
+    !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit())
+}
 
 /// Local names or class names. Equal strings may have several ids: whoever adds them knows which are the same, and looking
 /// that up again would cost more than it saves.

@@ -2,6 +2,8 @@
 
 use std::cmp::Ordering;
 
+use crate::names::is_number;
+
 /// Parts of names, by where the module stands; what is in none stands in the middle.
 const EARLY: [&[&str]; 3] = [
     &["visual", "vision", "audio", "image_encoder", "patch_embed", "conv_in"],
@@ -41,8 +43,7 @@ fn rank(name: &str) -> usize {
 
 /// A number's length and digits, which compare as the number does however long it is.
 fn number(name: &str) -> Option<(usize, &str)> {
-    let is_number = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit());
-    is_number.then(|| name.trim_start_matches('0')).map(|digits| (digits.len(), digits))
+    is_number(name).then(|| name.trim_start_matches('0')).map(|digits| (digits.len(), digits))
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! What is known of an architecture before any model of it exists: which modules there are, in which order, of which class.
 
+use crate::names::is_number;
+
 /// Index of a form in its outline.
 pub type FormId = u32;
 
@@ -129,7 +131,7 @@ impl Form {
     fn child_position(&self, name: &str) -> Option<usize> {
         let named = self.children.iter().position(|(known, _)| known == name);
         named.or_else(|| {
-            let is_number = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit());
+            let is_number = is_number(name);
             self.children.iter().position(|(known, _)| is_number && known == "*")
         })
     }

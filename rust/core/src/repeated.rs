@@ -11,6 +11,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::bits::BitSet;
 use crate::layout::Layout;
+use crate::names::is_number;
 use crate::tree::{NodeId, Tree};
 
 /// Which classes only hold others.
@@ -276,8 +277,4 @@ impl Siblings {
         let is_numbered = self.numbered > 1 || (is_number && self.numbers > 1);
         (is_numbered || self.composites > 1).then_some(Evidence { has_modules, is_numbered, is_lone: false })
     }
-}
-
-fn is_number(name: &str) -> bool {
-    name.bytes().all(|byte| byte.is_ascii_digit())
 }

@@ -1,7 +1,8 @@
 //! The `auto` strategy on known models, and its limits.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use planner_core::auto::{Device, Execute, Failure, Fill, Kind, Mode, Options, Stage, Unit, shortfall, solve};
+use planner_core::auto::{Execute, Failure, Fill, Mode, Options, Stage, Unit, shortfall, solve};
+use planner_core::{Device, DeviceKind};
 use proptest::prelude::*;
 
 const GIB: u64 = 8 << 30;
@@ -29,11 +30,13 @@ fn llama() -> Vec<Unit> {
 }
 
 fn accelerators(gib: &[u64]) -> Vec<Device> {
-    gib.iter().map(|gib| Device { kind: Kind::Accelerator, capacity_bits: Some(gib * GIB), pool: None }).collect()
+    gib.iter()
+        .map(|gib| Device { kind: DeviceKind::Accelerator, capacity_bits: Some(gib * GIB), pool: None, is_main: false })
+        .collect()
 }
 
 fn with_cpu(mut devices: Vec<Device>, gib: u64) -> Vec<Device> {
-    devices.push(Device { kind: Kind::Cpu, capacity_bits: Some(gib * GIB), pool: None });
+    devices.push(Device { kind: DeviceKind::Cpu, capacity_bits: Some(gib * GIB), pool: None, is_main: false });
     devices
 }
 
@@ -100,7 +103,7 @@ fn offloaded_layers_lie_beside_the_run_of_their_device() {
 
 #[test]
 fn stages_are_tried_in_turn() {
-    let device = |bits| Device { kind: Kind::Accelerator, capacity_bits: Some(bits), pool: None };
+    let device = |bits| Device { kind: DeviceKind::Accelerator, capacity_bits: Some(bits), pool: None, is_main: false };
     let stage = |sizes: &[u64], devices: &[u64]| {
         let devices: Vec<Device> = devices.iter().map(|&bits| device(bits)).collect();
         solve(&units(sizes), &devices, &Options::default()).unwrap().certificate.stage
@@ -133,7 +136,7 @@ fn what_is_above_every_card_runs_on_the_cpu() {
 fn unified_memory_is_counted_once() {
     let mut devices = with_cpu(accelerators(&[10]), 10);
     devices.iter_mut().for_each(|device| device.pool = Some(0));
-    devices.push(Device { kind: Kind::Disk, capacity_bits: None, pool: None });
+    devices.push(Device { kind: DeviceKind::Disk, capacity_bits: None, pool: None, is_main: false });
     let options = Options { pools: vec![10 * GIB], ..Options::default() };
     let solution = solve(&units(&[2 * GIB; 8]), &devices, &options).unwrap();
     assert_eq!((solution.offloaded_bits, solution.disk_bits), (8 * GIB, 8 * GIB));
@@ -166,7 +169,7 @@ fn nothing_to_place_or_nowhere_to_place_it() {
     assert!(solve(&[], &accelerators(&[1]), &Options::default()).unwrap().home.is_empty());
     assert!(solve(&[], &[], &Options::default()).unwrap().home.is_empty());
     assert!(matches!(solve(&units(&[1]), &[], &Options::default()), Err(Failure::Infeasible { is_proven: true, .. })));
-    let disk = [Device { kind: Kind::Disk, capacity_bits: None, pool: None }];
+    let disk = [Device { kind: DeviceKind::Disk, capacity_bits: None, pool: None, is_main: false }];
     assert!(matches!(solve(&units(&[1]), &disk, &Options::default()), Err(Failure::Infeasible { .. })));
 }
 
@@ -188,7 +191,7 @@ proptest! {
         capacities in prop::collection::vec(1..200u64, 1..5),
     ) {
         let Some(peak) = least_peak(&sizes, &capacities) else { return Ok(()) };
-        let device = |&bits: &u64| Device { kind: Kind::Accelerator, capacity_bits: Some(bits), pool: None };
+        let device = |&bits: &u64| Device { kind: DeviceKind::Accelerator, capacity_bits: Some(bits), pool: None, is_main: false };
         let devices: Vec<Device> = capacities.iter().map(device).collect();
         let solution = solve(&units(&sizes), &devices, &Options::default()).unwrap();
         prop_assert_eq!(solution.certificate.stage, Stage::InOrder);
@@ -202,7 +205,7 @@ proptest! {
         sizes in prop::collection::vec(1..30u64, 4..9),
         capacities in prop::collection::vec(10..60u64, 2..5),
     ) {
-        let device = |&bits: &u64| Device { kind: Kind::Accelerator, capacity_bits: Some(bits), pool: None };
+        let device = |&bits: &u64| Device { kind: DeviceKind::Accelerator, capacity_bits: Some(bits), pool: None, is_main: false };
         let devices: Vec<Device> = capacities.iter().map(device).collect();
         let options = Options { fill: Fill::InOrder, ..Options::default() };
         let first = orders(capacities.len()).into_iter().find_map(|order| {
@@ -233,9 +236,9 @@ proptest! {
     ) {
         let mut devices: Vec<Device> = capacities
             .iter()
-            .map(|&bits| Device { kind: Kind::Accelerator, capacity_bits: Some(bits), pool: None })
+            .map(|&bits| Device { kind: DeviceKind::Accelerator, capacity_bits: Some(bits), pool: None, is_main: false })
             .collect();
-        devices.push(Device { kind: Kind::Cpu, capacity_bits: None, pool: None });
+        devices.push(Device { kind: DeviceKind::Cpu, capacity_bits: None, pool: None, is_main: false });
         let few = solve(&units(&sizes), &devices, &Options { search_steps, ..Options::default() });
         let many = solve(&units(&sizes), &devices, &Options::default());
         if let (Ok(few), Ok(many)) = (few, many) {

@@ -3,7 +3,8 @@
 
 use std::collections::HashSet;
 
-use planner_core::auto::{Device, Execute, Failure, Fill, Kind, Mode, Options, Solution, Unit, shortfall, solve};
+use planner_core::auto::{Execute, Failure, Fill, Mode, Options, Solution, Unit, shortfall, solve};
+use planner_core::{Device, DeviceKind};
 
 /// A small generator of its own, so that the same seeds give the same instances everywhere.
 struct Random(u64);
@@ -33,12 +34,12 @@ fn instance(random: &mut Random, most_units: u64) -> Instance {
     let count = 1 + random.below(most_units);
     let sizes: Vec<u64> = (0..1 + random.below(4)).map(|_| random.below(12).max(random.below(2))).collect();
     let accelerators = if random.chance(8) { 0 } else { 1 + random.below(3) };
-    let mut kinds = vec![Kind::Accelerator; accelerators as usize];
+    let mut kinds = vec![DeviceKind::Accelerator; accelerators as usize];
     if random.chance(80) || accelerators == 0 {
-        kinds.push(Kind::Cpu);
+        kinds.push(DeviceKind::Cpu);
     }
     if random.chance(60) {
-        kinds.push(Kind::Disk);
+        kinds.push(DeviceKind::Disk);
     }
     if random.chance(10) {
         kinds.reverse();
@@ -53,11 +54,11 @@ fn instance(random: &mut Random, most_units: u64) -> Instance {
     let mut devices: Vec<Device> = Vec::new();
     for &kind in &kinds {
         let capacity = match kind {
-            Kind::Accelerator if likes => typical,
-            Kind::Accelerator => random.below(2 * typical + 2),
-            Kind::Cpu if accelerators > 0 && random.chance(60) => total * 2,
-            Kind::Cpu => random.below(total + 4),
-            Kind::Disk => {
+            DeviceKind::Accelerator if likes => typical,
+            DeviceKind::Accelerator => random.below(2 * typical + 2),
+            DeviceKind::Cpu if accelerators > 0 && random.chance(60) => total * 2,
+            DeviceKind::Cpu => random.below(total + 4),
+            DeviceKind::Disk => {
                 if random.chance(70) {
                     total * 2 + 1
                 } else {
@@ -65,9 +66,9 @@ fn instance(random: &mut Random, most_units: u64) -> Instance {
                 }
             }
         };
-        let capacity_bits = if kind != Kind::Accelerator && random.chance(20) { None } else { Some(capacity) };
-        let pool = (has_pool && random.chance(50) && kind != Kind::Disk).then_some(0);
-        devices.push(Device { kind, capacity_bits, pool });
+        let capacity_bits = if kind != DeviceKind::Accelerator && random.chance(20) { None } else { Some(capacity) };
+        let pool = (has_pool && random.chance(50) && kind != DeviceKind::Disk).then_some(0);
+        devices.push(Device { kind, capacity_bits, pool, is_main: false });
     }
     let options = Options {
         fill: [Fill::Even, Fill::Fewest, Fill::InOrder][random.below(3) as usize],
@@ -131,19 +132,19 @@ impl<'a> Rules<'a> {
             .collect();
         let live = |index: usize| capacity[index] > 0;
         let is = |index: usize, kind| devices[index].kind == kind && live(index);
-        let has_accelerator = (0..devices.len()).any(|index| is(index, Kind::Accelerator));
-        let executor = if has_accelerator { Kind::Accelerator } else { Kind::Cpu };
+        let has_accelerator = (0..devices.len()).any(|index| is(index, DeviceKind::Accelerator));
+        let executor = if has_accelerator { DeviceKind::Accelerator } else { DeviceKind::Cpu };
         let executes: Vec<bool> = (0..devices.len()).map(|index| is(index, executor)).collect();
         let may_hold = (0..devices.len())
             .map(|index| match devices[index].kind {
                 _ if executes[index] => true,
-                Kind::Cpu => live(index) && has_accelerator && options.mode != Mode::GpuOnly,
-                Kind::Disk => live(index) && options.mode == Mode::Any,
-                Kind::Accelerator => false,
+                DeviceKind::Cpu => live(index) && has_accelerator && options.mode != Mode::GpuOnly,
+                DeviceKind::Disk => live(index) && options.mode == Mode::Any,
+                DeviceKind::Accelerator => false,
             })
             .collect::<Vec<bool>>();
-        let cpu =
-            (0..devices.len()).find(|&index| devices[index].kind == Kind::Cpu && may_hold[index] && has_accelerator);
+        let cpu = (0..devices.len())
+            .find(|&index| devices[index].kind == DeviceKind::Cpu && may_hold[index] && has_accelerator);
         Self { instance, capacity, executes, may_hold, cpu, has_accelerator }
     }
 
@@ -238,7 +239,7 @@ fn oracle(instance: &Instance) -> Option<(u64, u64, bool, u32)> {
     }
     let cost = |(used, _, _, seen, runs, is_off): State| {
         let sum = |of: &dyn Fn(usize) -> bool| (0..devices.len()).filter(|&d| of(d)).map(|d| used[d]).sum::<u64>();
-        let is_disk = |device: usize| devices[device].kind == Kind::Disk;
+        let is_disk = |device: usize| devices[device].kind == DeviceKind::Disk;
         (sum(&|device| !rules.executes[device]), sum(&is_disk), is_off, runs - seen.count_ones())
     };
     states.into_iter().map(cost).min()

@@ -128,7 +128,7 @@ fn assert_valid(layout: &Layout, outcome: &Outcome, devices: &[Device]) {
         }
     }
     for (index, device) in devices.iter().enumerate() {
-        if let Some(budget) = device.budget_bits {
+        if let Some(budget) = device.capacity_bits {
             assert!(used[index] <= budget as i64, "device {index} holds {} of {budget} bits", used[index]);
         }
         assert_eq!(outcome.usage[index].used_bits, used[index], "the ledger counts otherwise");
@@ -222,7 +222,7 @@ fn a_named_disk_budget_is_kept_or_refused_with_the_shortfall() {
     }
     let layout = Layout::new(builder.finish().into(), LayoutOptions::default()).unwrap();
     let mut disk = Device::unlimited_disk();
-    disk.budget_bits = Some(15 * 8);
+    disk.capacity_bits = Some(15 * 8);
     let error = sequential(&layout, &[Device::accelerator(1, true), disk], &SequentialOptions::default()).unwrap_err();
     let Error::Exhausted { node, device, shortfall_bits, placed } = error else { panic!("{error}") };
     assert_eq!((layout.tree().full_name(node).as_str(), device, shortfall_bits), ("b", 1, 5 * 8));

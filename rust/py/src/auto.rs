@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use planner_core::auto::{
-    self, Attempt, Execute, Failure, Fill, Kind, Mode, Options, Solution, Stage, UNPLACED, Verdict,
-};
-use planner_core::{BlockOptions, Granularity, Placement, clean_nodes, with_twins};
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use planner_core::auto::{self, Attempt, Execute, Failure, Fill, Mode, Options, Solution, Stage, UNPLACED, Verdict};
+use planner_core::{BlockOptions, Device, DeviceKind, Granularity, Placement, clean_nodes, with_twins};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::layout::Layout;
+use crate::parallel::on_all_cores;
 
 /// (kind, capacity in bits or None, pool or None)
 type DeviceRow = (String, Option<u64>, Option<u32>);
@@ -138,19 +137,8 @@ impl Blocks {
         let units = self.masked(homes);
         let rows =
             rows.into_iter().map(|row| read(row, &options, &self.inner.siblings)).collect::<PyResult<Vec<_>>>()?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let share = rows.len().div_ceil(cores).max(1);
-        let results = py.detach(|| {
-            std::thread::scope(|scope| {
-                let plan = |part: &[(Vec<auto::Device>, Options)]| -> Vec<_> {
-                    part.iter().map(|(devices, options)| auto::solve(&units, devices, options)).collect()
-                };
-                let workers: Vec<_> = rows.chunks(share).map(|part| scope.spawn(move || plan(part))).collect();
-                workers.into_iter().map(|worker| worker.join()).collect::<Result<Vec<_>, _>>()
-            })
-        });
-        let results = results.map_err(|_| PyRuntimeError::new_err("a planning thread died"))?;
-        results.into_iter().flatten().map(|result| self.wrap(py, result)).collect()
+        let results = on_all_cores(py, &rows, |(devices, options)| auto::solve(&units, devices, options))?;
+        results.into_iter().map(|result| self.wrap(py, result)).collect()
     }
 
     /// Least extra bits on each single device that would let nothing be offloaded; None where no amount does.
@@ -315,15 +303,10 @@ fn read(
     (devices, pools): Row,
     options: &(String, u64, String, String, u32),
     siblings: &[Vec<u32>],
-) -> PyResult<(Vec<auto::Device>, Options)> {
+) -> PyResult<(Vec<Device>, Options)> {
     let read_device = |(kind, capacity_bits, pool): DeviceRow| {
-        let kind = match kind.as_str() {
-            "accelerator" => Kind::Accelerator,
-            "cpu" => Kind::Cpu,
-            "disk" => Kind::Disk,
-            other => return Err(unknown("device kind", other)),
-        };
-        Ok(auto::Device { kind, capacity_bits, pool })
+        let kind = DeviceKind::named(&kind).ok_or_else(|| unknown("device kind", &kind))?;
+        Ok(Device { kind, capacity_bits, pool, is_main: false })
     };
     let (fill, search_steps, mode, execute, staging_blocks) = options;
     let options = Options {

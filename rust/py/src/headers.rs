@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
-use planner_core::{DType, Error, Form, Outline, Slot, Tensor, TensorId, assemble};
+use planner_core::{DType, Error, Form, Outline, Slot, Tensor, TensorId, assemble, is_number};
 use planner_headers::{Dtype, Joined, join, read_files, read_index};
 use pyo3::prelude::*;
 
@@ -290,10 +290,6 @@ fn fill(target: &[&str], numbers: &[&str]) -> String {
         _ => text.parse().ok().and_then(|number: usize| numbers.get(number)).map_or("", |number| number).to_string(),
     };
     target.iter().enumerate().map(part).collect()
-}
-
-fn is_number(part: &str) -> bool {
-    !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// General forms of names, and the general form of each.

@@ -7,11 +7,12 @@ use planner_core::{
     Cast, Containers, Device, DeviceKind, Dialect, Error, Explicit, LayoutOptions, Reserve, SequentialOptions, Tied,
     sequential, sequential_with_margin,
 };
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::errors::from_core;
 use crate::outcome::{Exhausted, Outcome};
+use crate::parallel::on_all_cores;
 use crate::tree::Tree;
 
 /// (kind, budget in bits or None, keeps room for the largest layer)
@@ -111,19 +112,8 @@ impl Layout {
     ) -> PyResult<Vec<Py<PyAny>>> {
         let rows = rows.into_iter().map(read_devices).collect::<PyResult<Vec<_>>>()?;
         let options = read_options(fallback, if_offloaded);
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let share = rows.len().div_ceil(cores).max(1);
-        let results = py.detach(|| {
-            std::thread::scope(|scope| {
-                let plan = |part: &[Vec<Device>]| -> Vec<_> {
-                    part.iter().map(|devices| sequential(&self.inner, devices, &options)).collect()
-                };
-                let workers: Vec<_> = rows.chunks(share).map(|part| scope.spawn(move || plan(part))).collect();
-                workers.into_iter().map(|worker| worker.join()).collect::<Result<Vec<_>, _>>()
-            })
-        });
-        let results = results.map_err(|_| PyRuntimeError::new_err("a planning thread died"))?;
-        results.into_iter().flatten().zip(rows).map(|(result, devices)| self.wrap(py, result, devices)).collect()
+        let results = on_all_cores(py, &rows, |devices| sequential(&self.inner, devices, &options))?;
+        results.into_iter().zip(rows).map(|(result, devices)| self.wrap(py, result, devices)).collect()
     }
 
     /// Bits from which balanced budgets are made: total, first no-split, largest no-split, final modules' sum and number,
@@ -219,14 +209,10 @@ fn read_devices(rows: Vec<DeviceRow>) -> PyResult<Vec<Device>> {
     if rows.is_empty() {
         return Err(PyValueError::new_err("no device to plan for"));
     }
-    let read = |(kind, budget_bits, is_main): DeviceRow| {
-        let kind = match kind.as_str() {
-            "accelerator" => DeviceKind::Accelerator,
-            "cpu" => DeviceKind::Cpu,
-            "disk" => DeviceKind::Disk,
-            other => return Err(PyValueError::new_err(format!("device kind {other:?} is not known"))),
-        };
-        Ok(Device { kind, budget_bits, is_main })
+    let read = |(kind, capacity_bits, is_main): DeviceRow| {
+        let unknown = || PyValueError::new_err(format!("device kind {kind:?} is not known"));
+        let kind = DeviceKind::named(&kind).ok_or_else(unknown)?;
+        Ok(Device { kind, capacity_bits, pool: None, is_main })
     };
     rows.into_iter().map(read).collect()
 }

@@ -5,6 +5,7 @@ mod errors;
 mod headers;
 mod layout;
 mod outcome;
+mod parallel;
 mod tree;
 mod walk;
 

@@ -1,11 +1,11 @@
 //! One pass of the sequential strategy: devices in order, modules in order, with or without a reservation.
 
+use crate::devices::{Device, DeviceKind};
 use crate::error::Error;
 use crate::frontier::Frontier;
 use crate::layout::{Dialect, Layout};
 use crate::ledger::{Claim, Ledger};
 use crate::outcome::{Outcome, Placement, Reason, Rule};
-use crate::problem::{Device, DeviceKind};
 use crate::strategy::fallback::SmallRows;
 use crate::strategy::margin::Margin;
 use crate::strategy::reservation::Reservation;

@@ -4,10 +4,10 @@
 //! integrations/accelerate.py. The repairs are listed in `ARCHITECTURE.md`. The chief of them: whatever the formula says,
 //! a module is only placed where its stored bytes fit and where everything that shares tensors with it may lie, too.
 
+use crate::devices::{Device, Reserve, SequentialOptions};
 use crate::error::Error;
 use crate::layout::Layout;
 use crate::outcome::Outcome;
-use crate::problem::{Device, Reserve, SequentialOptions};
 use crate::strategy::margin::Margin;
 use crate::strategy::pass::Pass;
 

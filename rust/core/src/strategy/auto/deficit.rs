@@ -1,9 +1,10 @@
 //! The least capacity which, added to one device alone, changes the answer.
 
-use super::model::{Device, Kind, Mode, Options, Unit};
+use super::model::{Mode, Options, Unit};
 use super::scene::{Scene, UNLIMITED};
 use super::solve::Search;
 use super::steps::Steps;
+use crate::devices::{Device, DeviceKind};
 
 /// Parts of the step limit that one question may take.
 const PARTS: u64 = 16;
@@ -69,7 +70,7 @@ impl Deficit<'_> {
 
     /// What all devices that may hold anything hold at most.
     fn joint_capacity(&self) -> u64 {
-        let is_card = |device: &Device| device.kind == Kind::Accelerator;
+        let is_card = |device: &Device| device.kind == DeviceKind::Accelerator;
         let only_cards = self.options.mode == Mode::GpuOnly && self.devices.iter().any(is_card);
         let holders = self.devices.iter().filter(|device| !only_cards || is_card(device));
         holders.fold(0, |sum, device| sum.saturating_add(device.capacity_bits.unwrap_or(UNLIMITED)))

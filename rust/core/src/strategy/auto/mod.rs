@@ -28,6 +28,6 @@ mod window;
 
 pub use deficit::shortfall;
 pub use model::{
-    Attempt, Certificate, Device, Execute, Failure, Fill, Kind, Mode, Options, Solution, Stage, UNPLACED, Unit, Verdict,
+    Attempt, Certificate, Execute, Failure, Fill, Mode, Options, Solution, Stage, UNPLACED, Unit, Verdict,
 };
 pub use solve::solve;

@@ -18,28 +18,6 @@ pub struct Unit {
     pub homes: u64,
 }
 
-/// What a device is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// Executes; a unit at home here is not offloaded.
-    Accelerator,
-    /// Holds offloaded units, and executes where there is no accelerator.
-    Cpu,
-    /// Holds only.
-    Disk,
-}
-
-/// A device that was named, with the room it has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Device {
-    /// What it is.
-    pub kind: Kind,
-    /// Budget without headroom; `None` is unlimited. A device without capacity drops out.
-    pub capacity_bits: Option<u64>,
-    /// Devices of one pool share the memory `Options::pools` gives for it.
-    pub pool: Option<u32>,
-}
-
 /// How room that is left over is spread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Fill {

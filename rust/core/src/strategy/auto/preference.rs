@@ -5,13 +5,14 @@
 //! taken. The first block's is exact where the search ends by itself; siblings are joined to be tried, all groups at once
 //! and then one after another, so of several groups that hinder each other it may keep fewer than could be kept.
 
-use super::model::{Device, Unit};
+use super::model::Unit;
 use super::offload::Goal;
 use super::packing::weigh;
 use super::plan::{Place, Plan};
 use super::scene::Scene;
 use super::solve::{Found, Search};
 use super::steps::Steps;
+use crate::devices::Device;
 
 /// Groups of siblings that are tried one after another.
 const MOST_GROUPS: usize = 8;

@@ -3,7 +3,8 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use super::model::{Device, Execute, Failure, Kind, Mode, Options, Unit};
+use super::model::{Execute, Failure, Mode, Options, Unit};
+use crate::devices::{Device, DeviceKind};
 
 /// Stands for no limit; sums of such numbers do not overflow.
 pub(crate) const UNLIMITED: u64 = u64::MAX / 256;
@@ -204,8 +205,8 @@ fn sides(devices: &[Device], options: &Options) -> Sides {
         pool_of(device).map_or(own, |pool| own.min(options.pools[pool]))
     };
     let live = || devices.iter().enumerate().filter(|(_, device)| capacity_of(device) > 0);
-    let has_accelerator = live().any(|(_, device)| device.kind == Kind::Accelerator);
-    let executes = if has_accelerator { Kind::Accelerator } else { Kind::Cpu };
+    let has_accelerator = live().any(|(_, device)| device.kind == DeviceKind::Accelerator);
+    let executes = if has_accelerator { DeviceKind::Accelerator } else { DeviceKind::Cpu };
     let make = |(index, device): (usize, &Device)| Bin {
         device: index as u32,
         capacity: capacity_of(device),
@@ -215,8 +216,8 @@ fn sides(devices: &[Device], options: &Options) -> Sides {
     let bins: Vec<Bin> = live().filter(|(_, device)| device.kind == executes).map(make).collect();
     let bins = if has_accelerator { bins } else { bins.into_iter().take(1).collect() };
     let may_offload = options.mode != Mode::GpuOnly;
-    let cpu = if has_accelerator && may_offload { first(Kind::Cpu) } else { None };
-    let disk = if options.mode == Mode::Any { first(Kind::Disk) } else { None };
+    let cpu = if has_accelerator && may_offload { first(DeviceKind::Cpu) } else { None };
+    let disk = if options.mode == Mode::Any { first(DeviceKind::Disk) } else { None };
     let pools = options.pools.iter().map(|&pool| pool.min(UNLIMITED)).collect();
     Sides { has_accelerator, bins, cpu, disk: disk.map(|disk| Bin { pool: None, ..disk }), pools }
 }

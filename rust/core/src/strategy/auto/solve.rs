@@ -3,7 +3,7 @@
 use super::arrange::arrange;
 use super::contiguous::{Orders, Runnable, Split, runs};
 use super::deficit;
-use super::model::{Attempt, Certificate, Device, Failure, Mode, Options, Solution, Stage, UNPLACED, Unit, Verdict};
+use super::model::{Attempt, Certificate, Failure, Mode, Options, Solution, Stage, UNPLACED, Unit, Verdict};
 use super::offload::{self, Goal, Offloading, are_alike};
 use super::packing::{Packing, Task, best_fit, weigh};
 use super::plan::Plan;
@@ -13,6 +13,7 @@ use super::shape::near_runs;
 use super::steps::Steps;
 use super::stock::stock;
 use super::{streamers, ties, window};
+use crate::devices::Device;
 
 /// One of so many parts of the steps is kept for preferences among plans that cost the same.
 const PREFERENCE_PARTS: u64 = 8;

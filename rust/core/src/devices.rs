@@ -4,9 +4,9 @@
 pub(crate) const MOST_BITS: u64 = 1 << 60;
 
 /// What a device is, as far as offloading cares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DeviceKind {
-    /// Runs modules: a GPU or its like.
+    /// Runs modules: a GPU or its like. What lies here is not offloaded.
     Accelerator,
     /// Host memory; runs modules where there is no accelerator.
     Cpu,
@@ -14,14 +14,28 @@ pub enum DeviceKind {
     Disk,
 }
 
+impl DeviceKind {
+    /// The kind that a word names; `None` for any other word.
+    pub fn named(word: &str) -> Option<Self> {
+        match word {
+            "accelerator" => Some(Self::Accelerator),
+            "cpu" => Some(Self::Cpu),
+            "disk" => Some(Self::Disk),
+            _ => None,
+        }
+    }
+}
+
 /// A device that may hold weights. The order of a slice of devices is their preference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Device {
     /// What it is.
     pub kind: DeviceKind,
-    /// What weights may use, in bits; `None` is without limit.
-    pub budget_bits: Option<u64>,
-    /// Whether room for the largest layer is kept free, so that offloaded layers can run there.
+    /// What weights may use, in bits: the budget without headroom; `None` is without limit.
+    pub capacity_bits: Option<u64>,
+    /// Devices of one pool share memory; read by `auto`, whose options hold the sizes of pools.
+    pub pool: Option<u32>,
+    /// Whether room for the largest layer is kept free, so that offloaded layers can run there; read by the sequential strategy.
     pub is_main: bool,
 }
 
@@ -38,11 +52,12 @@ impl Device {
 
     /// Storage without limit.
     pub fn unlimited_disk() -> Self {
-        Self { kind: DeviceKind::Disk, budget_bits: None, is_main: false }
+        Self { kind: DeviceKind::Disk, capacity_bits: None, pool: None, is_main: false }
     }
 
     fn new(kind: DeviceKind, budget_bytes: u64, is_main: bool) -> Self {
-        Self { kind, budget_bits: Some(budget_bytes.saturating_mul(8).min(MOST_BITS)), is_main }
+        let capacity_bits = Some(budget_bytes.saturating_mul(8).min(MOST_BITS));
+        Self { kind, capacity_bits, pool: None, is_main }
     }
 
     /// Whether what lies here is offloaded, beside these devices: it cannot run where it is.
@@ -64,7 +79,7 @@ impl Device {
 
     /// Bits that stored tensors may use.
     pub(crate) fn limit_bits(&self) -> i64 {
-        self.budget_bits.map_or(i64::MAX, |bits| bits.min(MOST_BITS) as i64)
+        self.capacity_bits.map_or(i64::MAX, |bits| bits.min(MOST_BITS) as i64)
     }
 }
 
