@@ -152,6 +152,7 @@ class _Request:
             dtype=said.dtype,
             special_dtypes=dict(said.special_dtypes),
             sizes=opened.sizes(said.dtype, said.special_dtypes),
+            containers=containers,
         )
         require_names(layout, "special_dtypes", list(said.special_dtypes))
         require_names(layout, "no_split_modules", list(said.no_split_modules))
