@@ -70,10 +70,10 @@ if TYPE_CHECKING:
         attach_align_device_hook,
         attach_align_device_hook_on_blocks,
         attach_execution_device_hook,
-        attach_layerwise_casting_hooks,
         remove_hook_from_module,
         remove_hook_from_submodules,
     )
+    from planner.dispatch.casting import attach_layerwise_casting_hooks
     from planner.dispatch.hooks import ModelHook, SequentialHook
     from planner.dispatch.moving_hooks import (
         CpuOffload,
@@ -122,11 +122,11 @@ _LATE = {
         "attach_align_device_hook",
         "attach_align_device_hook_on_blocks",
         "attach_execution_device_hook",
-        "attach_layerwise_casting_hooks",
         "remove_hook_from_module",
         "remove_hook_from_submodules",
     ),
     "planner.dispatch.aligning": ("AlignDevicesHook",),
+    "planner.dispatch.casting": ("attach_layerwise_casting_hooks",),
     "planner.dispatch.hooks": (
         "ModelHook",
         "SequentialHook",

@@ -60,6 +60,7 @@ class Layout:
         tied: list[list[str]] | None = None,
         uncounted: list[str] = ...,
         exempt: list[str] = ...,
+        containers: list[str] = ...,
     ) -> Layout: ...
     def sequential(
         self, devices: list[tuple[str, int | None, bool]], fallback: bool, if_offloaded: bool

@@ -89,11 +89,20 @@ class Finding:
 def is_valid(findings: Iterable[Finding]) -> bool:
     """Whether nothing but notes was found.
 
+    Raises:
+        InvalidInputError: these are no findings.
+
     Example:
         >>> is_valid(())
         True
     """
-    return all(finding.is_note for finding in findings)
+    try:
+        found = list(findings)
+    except TypeError:  # nothing that holds several
+        raise InvalidInputError(f"expected findings of planner.check, got {_shown(findings)}") from None
+    if not all(isinstance(finding, Finding) for finding in found):
+        raise InvalidInputError(f"expected findings of planner.check, got {_shown(findings)}")
+    return all(finding.is_note for finding in found)
 
 
 def check(

@@ -324,7 +324,7 @@ def infeasible_message(
     """Why there is no plan, and what would make one.
 
     Args:
-        block: first block without a place in the best partial plan.
+        block: first block without a place in the best partial plan; "" is the model.
         size_bytes: its size.
         mode: which tiers were allowed.
         more_bytes: by device, what alone would be enough.
@@ -335,6 +335,7 @@ def infeasible_message(
         f"{format_bytes(size)} ({size} bytes) more on {device}" for device, size in more_bytes.items()
     )
     verdict = "the model does not fit" if is_proven else "no plan was found that fits the model"
-    return f"{verdict} {where}: {named(block)} ({format_bytes(size_bytes)}) is left over; " + (
+    left = named(block) if block else "the whole model"
+    return f"{verdict} {where}: {left} ({format_bytes(size_bytes)}) is left over; " + (
         f"{enough} would be enough" if enough else "more room on any single device would not be enough"
     )

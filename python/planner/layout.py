@@ -43,6 +43,7 @@ class Layout:
         tied: names that are one tensor or will be, group by group; None goes by object identity alone.
         uncounted: names among them that the dialect does not count.
         exempt: names, relative to a no-split module, of tensors that need no place when the module must be taken apart.
+        containers: names of modules that may be split, whatever their class.
 
     Raises:
         InvalidTreeError: more bytes than can be planned.
@@ -67,6 +68,7 @@ class Layout:
         tied: Sequence[Sequence[str]] | None = None,
         uncounted: Iterable[str] = (),
         exempt: Iterable[str] = (),
+        containers: Iterable[str] = (),
     ) -> None:
         special = {name: element_bits(value) for name, value in _said_dtypes(special_dtypes).items()}
         self.tree = tree
@@ -80,6 +82,7 @@ class Layout:
             tied=None if tied is None else [list(group) for group in tied],
             uncounted=list(uncounted),
             exempt=list(exempt),
+            containers=list(containers),
         )
 
     @property

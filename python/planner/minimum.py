@@ -36,17 +36,36 @@ def least_budget_bytes(rows_of: Callable[[int], list[DeviceRow]], device: int, p
         if gets_any:
             return size_bytes
 
-        def is_same(size: int, rows: list[DeviceRow] = rows, rise: int | None = rise_bits) -> bool:
-            bounds = zip(rows, rows_of(size), fall_bits, strict=True)  # noqa: B023 (used before the next round)
+        def is_same(
+            size: int,
+            rows: list[DeviceRow] = rows,
+            rise: int | None = rise_bits,
+            falls: Sequence[int | None] = fall_bits,
+        ) -> bool:
+            bounds = zip(rows, rows_of(size), falls, strict=True)
             return all(
                 _may_rise(before, now, rise) if index == device else _may_fall(before, now, fall)
                 for index, ((_, before, _), (_, now, _), fall) in enumerate(bounds)
             )
 
-        other = _first_other(size_bytes, is_same)
-        if other is None:
+        if is_same(2 * MOST_BYTES):
             return None
-        size_bytes = other
+        guess_bytes = _enough_bytes(lambda size: rows_of(size)[device][1], size_bytes, rise_bits)
+        size_bytes = _first_other(size_bytes, 2 * MOST_BYTES, guess_bytes, is_same)
+
+
+def _enough_bytes(bits_of: Callable[[int], int | None], size_bytes: int, rise_bits: int | None) -> int:
+    """About the size with which a device has so many bits more, where all above some size counts, or a share of it."""
+    more_bytes = max(1, -(-(rise_bits or 0) // 8))
+    before_bits = bits_of(size_bytes) or 0
+    near_bytes = size_bytes + more_bytes
+    while (near_bits := bits_of(near_bytes) or 0) <= before_bits and near_bytes < MOST_BYTES:
+        near_bytes *= 2
+    gained_bits = (bits_of(2 * near_bytes) or 0) - near_bits
+    if gained_bits <= 0:
+        return near_bytes
+    missing_bits = before_bits + (rise_bits or 0) - near_bits
+    return near_bytes + -(-missing_bits * near_bytes // gained_bits)
 
 
 def _may_rise(before_bits: int | None, now_bits: int | None, rise_bits: int | None) -> bool:
@@ -61,15 +80,18 @@ def _may_fall(before_bits: int | None, now_bits: int | None, fall_bits: int | No
     return now_bits <= before_bits and (fall_bits is None or before_bits - fall_bits <= now_bits)
 
 
-def _first_other(size_bytes: int, is_same: Callable[[int], bool]) -> int | None:
-    """The first size above one that is not the same; sizes that are follow each other."""
+def _first_other(same: int, other: int, guess: int, is_same: Callable[[int], bool]) -> int:
+    """The first size that is not the same, between one that is and one that is not; sizes that are follow each other.
+
+    Cost: few calls where it is the next size or near the guess, else as many as the distance from it has digits.
+    """
+    if not is_same(same + 1):
+        return same + 1
     step = 1
-    while is_same(size_bytes + step):
-        if size_bytes + step > MOST_BYTES:
-            return None
-        step *= 2
-    same, other = size_bytes + step // 2, size_bytes + step
     while other - same > 1:
-        middle = (same + other) // 2
+        middle = min(max(guess, same + step), other - step)
+        if not same < middle < other:
+            middle = (same + other) // 2
         same, other = (middle, other) if is_same(middle) else (same, middle)
+        step *= 2
     return other

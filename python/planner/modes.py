@@ -61,16 +61,18 @@ class ModeProblem:
     def _facts(self) -> BalanceFacts:
         return self.layout.balance_facts()
 
+    @cached_property
+    def _left_out(self) -> list[DeviceKey]:
+        devices = [room.device for room in self.rooms]
+        return [device for device in devices if not is_usable(device, devices, self.mode)]
+
     def _budgets(self, rooms: Sequence[Room]) -> Budgets:
         budgets: Budgets = {room.device: room.capacity_bytes for room in rooms}
         if isinstance(self.strategy, Balanced | BalancedLow0):
             low_zero = isinstance(self.strategy, BalancedLow0)
             budgets = balanced_budgets(self._facts, budgets, low_zero=low_zero)
-        devices = list(budgets)
-        budgets = {
-            device: size if is_usable(device, devices, self.mode) else 0 for device, size in budgets.items()
-        }
         if self.mode != "any":
+            budgets.update(dict.fromkeys(self._left_out, 0))
             budgets.setdefault("disk", 0)
         return budgets
 

@@ -163,6 +163,7 @@ class _Request:
             dtype=said.dtype,
             special_dtypes=dict(said.special_dtypes),
             sizes=opened.sizes(said.dtype, said.special_dtypes),
+            containers=containers,
         )
         require_names(layout, "special_dtypes", list(said.special_dtypes))
         require_names(layout, "no_split_modules", list(said.no_split_modules))
@@ -359,8 +360,11 @@ def _read_or_error(request: _Request, search: AutoSearch, result: Any) -> Plan |
 def _sequential_plan(request: _Request, problem: ModeProblem, outcome: Outcome) -> Plan:
     used = {usage.device: usage for usage in outcome.usage}
     devices = tuple(
-        _device_plan(room, used[room.device].used_bytes, used[room.device].reserved_bytes)
+        _device_plan(
+            room, usage.used_bytes, min(usage.reserved_bytes, room.capacity_bytes - usage.used_bytes)
+        )
         for room in problem.rooms
+        for usage in [used[room.device]]  # more may be wanted than there is
     )
     if "disk" not in {device.id for device in devices} and used["disk"].used_bytes:
         disk = DevicePlan(
@@ -422,7 +426,7 @@ def _device_plan(room: Room, used_bytes: int, reserved_bytes: int) -> DevicePlan
         kind=room.kind,
         pool=room.pool,
         budget_bytes=room.budget_bytes,
-        headroom_bytes=room.headroom_bytes,
+        headroom_bytes=min(room.headroom_bytes, room.budget_bytes),
         used_bytes=used_bytes,
         reserved_bytes=reserved_bytes,
         free_bytes=max(0, room.capacity_bytes - used_bytes - reserved_bytes),

@@ -340,6 +340,40 @@ def test_what_runs_on_the_cpu_is_the_block_that_no_card_holds() -> None:
     )
 
 
+# ---- Budgets
+
+
+@pytest.mark.parametrize("strategy", ["auto", "sequential", "balanced", "balanced_low_0"])
+def test_used_reserved_and_headroom_are_within_every_budget(strategy: str) -> None:
+    """With accelerate's strategies, too, which want room for a layer that a small card does not have."""
+    judged = full = 0
+    for seed in range(80):
+        rng = Random(seed)
+        sizes = [rng.randint(1, 60) for _ in range(rng.randint(1, 6))]
+        budgets: dict[Device, int] = {card: rng.randint(0, 120) for card in range(rng.randint(1, 3))}
+        budgets |= {"cpu": rng.choice([0, 50, 10**4])} | ({"disk": 10**4} if rng.random() < 0.5 else {})
+        words = {} if strategy == "auto" else {"fallback_allocation": rng.random() < 0.5}
+        try:
+            plan = planner.plan(
+                stacked(sizes),
+                max_memory=budgets,
+                strategy={"type": strategy} | words,
+                mode=rng.choice(["any", "no_disk", "gpu_only"]),
+                headroom=rng.choice([{}, {"all": "15%"}, {0: 70}, {"cpu": 20_000}]),
+            )
+        except InfeasibleError:
+            continue
+        judged += 1
+        for device in plan.devices:
+            parts = (device.used_bytes, device.reserved_bytes, device.headroom_bytes)
+            assert min(parts) >= 0
+            if device.budget_bytes is not None:
+                assert sum((*parts, device.free_bytes)) == device.budget_bytes, (seed, device)
+                full += device.reserved_bytes > 0 and device.free_bytes == 0
+    assert judged > 20
+    assert full > 5 or strategy == "auto"
+
+
 # ---- A plan without a search
 
 

@@ -17,6 +17,7 @@ import planner
 from generators import case
 from planner.errors import InfeasibleError
 from planner.explain import notices
+from planner.modes import ModeProblem
 from planner.planning import Layout, Outcome, Reserve, sequential
 from planner.tree import ModuleTree
 
@@ -193,6 +194,28 @@ def test_plan_says_the_least_budget_as_its_user_says_it(strategy: str) -> None:
                 assert not any(map(gets_a_byte, sizes))
     assert judged >= 5
     assert numbers >= 2 or strategy == "balanced_low_0"
+
+
+@pytest.mark.parametrize("headroom", [{"all": 0}, {"all": "10%"}, {"all": "12.5%"}, {"all": 10**6}], ids=str)
+@pytest.mark.parametrize("strategy", ["sequential", "balanced", "balanced_low_0"])
+def test_many_cards_are_not_read_again_for_each_size_in_between(
+    strategy: str, headroom: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every budget that is tried takes time by the number of cards; the numbers themselves are as large as they like."""
+    model = model_of(**{f"part{number}": part(10**6 + number) for number in range(70)})
+    budgets: dict[Any, int] = {**{number: 1_000 + number for number in range(60)}, "cpu": 10**12}
+    found = planner.plan(model, max_memory=budgets, strategy=strategy, headroom=headroom)
+    tried = 0
+    budgets_of = ModeProblem._budgets
+
+    def counted(problem: ModeProblem, rooms: Any) -> Any:
+        nonlocal tried
+        tried += 1
+        return budgets_of(problem, rooms)
+
+    monkeypatch.setattr(ModeProblem, "_budgets", counted)
+    assert len(found.minimum_bytes) == 60
+    assert tried < 60 * 15
 
 
 def test_the_number_is_in_the_plan_its_json_and_its_notices() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import planner
 from look_alikes import LOOK_ALIKES
+from planner.dotted import nearest_key
 from planner.layout import repeated
 from planner.tree import ModuleTree
 
@@ -224,6 +225,22 @@ def test_a_module_around_others_of_its_class_gives_way_alone(wrap: Any, percent:
     for name in quarters:
         homes = {home for key, home in plan.device_map.items() if f"{key}.".startswith(f"{top}.{name}.")}
         assert len(homes) <= 1, (name, plan.device_map)
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "balanced"])
+@pytest.mark.parametrize("percent", [60, 90])
+def test_what_gives_way_does_so_for_every_strategy(strategy: str, percent: int) -> None:
+    model = nn.Sequential(OrderedDict(base=nn.Linear(16, 16), body=Tree(4), head=nn.Linear(16, 16)))
+    budget = size_bytes(model) * percent // 100
+    plan = planner.plan(
+        model,
+        max_memory={0: budget, 1: budget, "cpu": 10**9},
+        strategy={"type": strategy, "reserve": "if_offloaded"},
+    )
+    assert sum(plan.offloaded_bytes.values()) == 0
+    assert {home for key, home in plan.device_map.items() if key.startswith("body.")} == {0, 1}
+    quarters = [f"body.{side}.{inner}" for side in ("left", "right") for inner in ("left", "right")]
+    assert all(nearest_key(name, plan.device_map) for name in quarters)
 
 
 def test_a_long_chain_of_one_class_is_walked_once() -> None:

@@ -167,6 +167,21 @@ def test_a_block_that_fits_nowhere_whole_goes_to_the_cpu() -> None:
     assert [reason.name for reason in made.reasons if reason.rule == "oversized"] == ["layers"]
 
 
+@pytest.mark.parametrize("granularity", ["block", "module", "expert"])
+def test_the_model_itself_can_be_what_must_not_be_split(granularity: str) -> None:
+    said = {"no_split_modules": [""], "granularity": granularity}
+    made = plan(max_memory={0: 110, 1: 130}, **said)
+    assert dict(made.device_map) == {"": 1}
+    assert made.source.blocks == 1
+    made = plan(max_memory={0: 110, 1: 110, "cpu": 200}, **said)
+    assert dict(made.device_map) == {"": "cpu"}
+    made = plan(max_memory={0: 110, 1: 130, "cpu": 200}, forbid={"head": [0, 1]}, **said)
+    assert (dict(made.device_map), dict(made.execution_map)) == ({"": "cpu"}, {"": 1})
+    with pytest.raises(InfeasibleError, match=r"the whole model \(120 B\) is left over") as caught:
+        planner.plan(model(), max_memory={0: 110, 1: 110}, **said)
+    assert caught.value.more_bytes == {0: 10, 1: 10}
+
+
 # ---- Classes
 
 

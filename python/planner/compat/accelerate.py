@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from planner.arguments import require_text
 from planner.balanced import accelerators_in_use, balanced_budgets
 from planner.caller import warn_caller
 from planner.compat.budgets import available_budgets, shave_single_device
@@ -330,6 +331,7 @@ def clean_device_map(device_map: Mapping[str, Any], module_name: str = "") -> di
         >>> clean_device_map({"a.b": 0, "a.c": 0, "d": 1})
         {'d': 1, 'a': 0}
     """
+    require_text("" if module_name is None else module_name, "module_name")
     if not module_name:
         return clean(device_map)
     require_map(device_map)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from planner.arguments import path_text
 from planner.compat.accelerate import check_device_map
 from planner.dispatch.attaching import add_hook_to_module
 from planner.dispatch.blocks import Home
@@ -27,7 +28,6 @@ from planner.dispatch.weight_files import (
 )
 from planner.dotted import text_set
 from planner.errors import InvalidConstraintError, InvalidInputError
-from planner.spelling import shown
 
 __all__ = ["cpu_offload", "cpu_offload_with_hook", "disk_offload", "dispatch_model"]
 
@@ -118,9 +118,7 @@ def _require_flat(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def _write_once(folder: str | os.PathLike[str], state_dict: Mapping[str, torch.Tensor]) -> None:
-    if not isinstance(folder, str | os.PathLike):
-        raise InvalidInputError(f"a folder for weights is a path, not {shown(folder)}")
-    if not os.path.isfile(os.path.join(folder, INDEX)):
+    if not os.path.isfile(os.path.join(path_text(folder, "the folder for weights"), INDEX)):
         offload_state_dict(folder, state_dict)
 
 

@@ -40,6 +40,9 @@ def init_on_device(device: Any, include_buffers: bool = False) -> Iterator[None]
         device: where to.
         include_buffers: buffers, too, and every tensor made on the way.
 
+    Raises:
+        InvalidDevicesError: no device of torch, or none of this machine. Fields: ``device``.
+
     Guarantee: as :func:`init_empty_weights`.
 
     Source: accelerate 1.15, big_modeling.py.
@@ -53,7 +56,9 @@ def init_on_device(device: Any, include_buffers: bool = False) -> Iterator[None]
     """
     import torch
 
-    target = torch.device(device)
+    from planner.dispatch.slots import usable_device
+
+    target = usable_device(device)
     if include_buffers:
         with target:
             yield

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from planner.arguments import name_groups, name_list, named_parts, require_sizes, size_named
 from planner.devices import size_to_bytes
+from planner.dotted import text_set
 from planner.errors import InvalidConstraintError, InvalidInputError
 
 __all__ = ["fallback_allocate", "get_max_layer_size", "get_module_size_with_ties"]
@@ -25,6 +27,9 @@ def get_max_layer_size(
         module_sizes: bytes by name, as :func:`compute_module_sizes` gives them; names it lacks count 0.
         no_split_module_classes: exact class names.
 
+    Raises:
+        InvalidInputError: anything else.
+
     Source: accelerate 1.15, utils/modeling.py.
 
     Cost: O(modules inside); accelerate's list splicing is quadratic.
@@ -34,16 +39,18 @@ def get_max_layer_size(
         >>> get_max_layer_size([("a", torch.nn.Linear(2, 2)), ("b", torch.nn.Linear(3, 3))], {"a": 24, "b": 48}, [])
         (48, ['b'])
     """
+    require_sizes(module_sizes)
+    no_split = text_set(no_split_module_classes, "no_split_module_classes")
     largest: float = 0
     names: list[str] = []
-    pending = list(reversed(modules))
+    pending = named_parts(modules, "modules")[::-1]
     while pending:
         name, module = pending.pop()
         children = _children(module)
-        if children and type(module).__name__ not in no_split_module_classes:
+        if children and type(module).__name__ not in no_split:
             pending.extend((f"{name}.{child}", inner) for child, inner in reversed(children))
             continue
-        size = module_sizes.get(name, 0)
+        size = size_named(module_sizes, name)
         if size > largest:
             largest, names = size, [name]
         elif size == largest:
@@ -71,13 +78,15 @@ def get_module_size_with_ties(
     Raises:
         InvalidConstraintError: a tied parameter lies in none of the modules; accelerate raises IndexError. Fields:
             ``names``.
+        InvalidInputError: anything but names, sizes and pairs.
 
     Source: accelerate 1.15, utils/modeling.py; a parameter that is itself on the list is found here.
     """
-    entries = dict(modules_to_treat)
+    require_sizes(module_sizes)
+    entries = dict(named_parts(modules_to_treat, "modules_to_treat"))
     names: list[str] = []
-    size = module_size
-    for parameter in tied_params:
+    size = size_named({"": module_size}, "")
+    for parameter in name_list(tied_params, "tied_params"):
         name = next((prefix for prefix in _prefixes(parameter) if prefix in entries), None)
         if name is None:
             raise InvalidConstraintError(
@@ -86,7 +95,7 @@ def get_module_size_with_ties(
                 suggestions=(),
             )
         names.append(name)
-        size += module_sizes.get(name, 0) - module_sizes.get(parameter, 0)
+        size += size_named(module_sizes, name) - size_named(module_sizes, parameter)
     return size, names, [entries[name] for name in names]
 
 
@@ -110,23 +119,28 @@ def fallback_allocate(
         Its name, itself, and the other pairs, its ancestors among them replaced by their children and direct tensors;
         ``(None, None, modules)`` if nothing fits.
 
+    Raises:
+        InvalidInputError: anything but pairs, sizes and groups of names.
+
     Guarantee: `modules` is left as it is.
 
     Source: accelerate 1.15, utils/modeling.py, with the repairs (a), (b), (c) and (f) of ARCHITECTURE.md: containment by
         dotted prefix, ties to modules already skipped, direct buffers kept, float limits.
     """
-    rest = list(modules)
+    require_sizes(module_sizes)
+    rest = named_parts(modules, "modules")
+    no_split = text_set(no_split_module_classes, "no_split_module_classes")
+    groups = [] if tied_parameters is None else name_groups(tied_parameters, "tied_parameters")
     try:
         limit = size_limit if isinstance(size_limit, float) and size_limit >= 0 else size_to_bytes(size_limit)
     except InvalidInputError:
         return None, None, rest
-    groups = [list(group) for group in tied_parameters or ()]
-    for name, module in _depth_first(rest, no_split_module_classes or ()):
-        if module_sizes.get(name, 0) > limit:
+    for name, module in _depth_first(rest, no_split):
+        if size_named(module_sizes, name) > limit:
             continue  # what is tied to it only adds
         tied = [p for group in _crossing(groups, name) for p in group if not _inside(p, name)]
         others = [(n, m) for n, m in _open_ancestors(rest, name) if n != name]
-        size, _, _ = get_module_size_with_ties(tied, module_sizes.get(name, 0), module_sizes, others)
+        size, _, _ = get_module_size_with_ties(tied, size_named(module_sizes, name), module_sizes, others)
         if size <= limit:
             return name, module, others
     return None, None, rest

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from planner.arguments import name_groups, path_text, require_text
 from planner.dispatch.aligning import aligns
-from planner.dispatch.at_rest import TiedCopies
+from planner.dispatch.at_rest import TiedCopies, require_tied_copies
 from planner.dispatch.borders import find_device as _find_device
 from planner.dispatch.borders import moved
 from planner.dispatch.carrying import relocated
@@ -20,8 +21,10 @@ from planner.dispatch.dispatched import engaged_models
 from planner.dispatch.resting import Resting
 from planner.dispatch.slots import Slot, refuse_uninitialised, resolve_device
 from planner.dispatch.weight_files import load_offloaded_weight
-from planner.dotted import require_module, text_set
+from planner.dotted import require_module, require_texts, text_set
+from planner.dtypes import resolve_dtype
 from planner.errors import InvalidInputError
+from planner.spelling import shown
 
 __all__ = [
     "align_module_device",
@@ -64,12 +67,14 @@ def set_module_tensor_to_device(
         clear_cache: without effect; accelerate empties the allocator's cache after every tensor.
 
     Raises:
-        InvalidInputError: there is no such tensor, shapes differ, or nothing to put on the device.
+        InvalidInputError: there is no such tensor, shapes differ, or nothing to put on the device; values, a dtype or a map
+            that are none.
 
     Source: accelerate 1.15, utils/modeling.py.
     """
     slot = _slot(module, tensor_name)
-    old, target = slot.read(), resolve_device(device)
+    _require_companions(fp16_statistics, tied_params_map)
+    old, target, non_blocking = slot.read(), resolve_device(device), bool(non_blocking)
     refuse_uninitialised(old, tensor_name)
     reference = old if value is None else value
     shared = _shared(tied_params_map, [value, old])
@@ -81,7 +86,7 @@ def set_module_tensor_to_device(
     if value is not None:
         reference = _fitting(old, value, slot.name, dtype)
     elif dtype is not None and target.type == "meta" and old.dtype.is_floating_point:
-        reference = old.to(_as_dtype(dtype))
+        reference = old.to(resolve_dtype(dtype))
     if value is None and reference is old and (old.is_meta or old.device == target):
         return
     if reference is old:
@@ -97,7 +102,15 @@ def set_module_tensor_to_device(
         shared[target] = new
 
 
+def _require_companions(fp16_statistics: Any, tied_params_map: Any) -> None:
+    require_tied_copies(tied_params_map)
+    if not isinstance(fp16_statistics, torch.Tensor | None):
+        raise InvalidInputError(f"fp16_statistics must be a tensor, not {shown(fp16_statistics)}")
+
+
 def _slot(module: nn.Module, name: str) -> Slot:
+    require_module(module)
+    require_text(name, "the name of a tensor")
     path, _, local = name.rpartition(".")
     try:
         owner = module.get_submodule(path)
@@ -109,21 +122,17 @@ def _slot(module: nn.Module, name: str) -> Slot:
 
 
 def _fitting(old: torch.Tensor, value: Any, name: str, dtype: str | torch.dtype | None) -> torch.Tensor:
-    tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
+    try:
+        tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(f"{shown(value)} has no values for {name}") from error
     if old.shape != tensor.shape and type(old).__name__ != "Params4bit":
         raise InvalidInputError(
             f'Trying to set a tensor of shape {tensor.shape} in "{name}" (which has shape {old.shape}), this looks incorrect.'
         )
     if dtype is None:
         return tensor.to(old.dtype)
-    return tensor.to(_as_dtype(dtype)) if tensor.dtype.is_floating_point else tensor
-
-
-def _as_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    found: torch.dtype = getattr(torch, dtype.removeprefix("torch."))
-    return found
+    return tensor.to(resolve_dtype(dtype)) if tensor.dtype.is_floating_point else tensor
 
 
 def _shared(tied: TiedCopies | None, tensors: Sequence[Any]) -> dict[Any, Any] | None:
@@ -157,7 +166,7 @@ def retie_parameters(model: nn.Module, tied_params: Sequence[Sequence[str]]) -> 
 
     Source: accelerate 1.15, utils/modeling.py.
     """
-    for group in tied_params:
+    for group in name_groups(tied_params, "tied_params"):
         slots = [_slot(model, name) for name in group]
         real = next((slot.read() for slot in slots if not slot.read().is_meta), None)
         if real is not None:
@@ -296,8 +305,14 @@ def get_state_dict_from_offload(
     Returns:
         The state dict.
 
+    Raises:
+        InvalidInputError: no name, or no dict.
+
     Source: accelerate 1.15, utils/modeling.py.
     """
+    require_text(module_name, "module_name")
+    if not isinstance(state_dict, MutableMapping):
+        raise InvalidInputError(f"state_dict must map names to tensors; got {shown(state_dict)}")
     root = module_name[: module_name.rfind(".")]
     device = device_to_put_offload if has_offloaded_params(module) else None
     with align_module_device(module, device):
@@ -315,9 +330,18 @@ def load_offloaded_weights(model: nn.Module, index: Mapping[str, Any] | None, of
         index: rows by full name; nothing for none.
         offload_folder: the folder.
 
+    Raises:
+        InvalidInputError: no index or no folder.
+        OffloadError: as :func:`planner.load_offloaded_weight`. Fields: ``name``.
+
     Source: accelerate 1.15, utils/modeling.py.
     """
-    rows = index or {}
+    if index is None:
+        return
+    if not isinstance(index, Mapping):
+        raise InvalidInputError(f"index must map names to rows; got {shown(index)}")
+    require_texts(index, "index")
+    rows, offload_folder = index, path_text(offload_folder, "the folder for weights")
     for name, row in rows.items():
         partner = name.rpartition("SCB")
         if partner[1] and not partner[2] and f"{partner[0]}weight" in rows:

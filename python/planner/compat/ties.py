@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from planner.arguments import name_groups
 from planner.dotted import nearest_key, require_map
 from planner.errors import InvalidConstraintError
 from planner.layout import Layout
@@ -86,9 +87,10 @@ def check_tied_parameters_on_same_device(
     Raises:
         InvalidConstraintError: the map gives a parameter no device; accelerate recurses or raises ValueError. Fields:
             ``names``.
+        InvalidInputError: no map, or no groups of names.
     """
     require_map(device_map)
-    for group in tied_params:
+    for group in name_groups(tied_params, "tied_params"):
         devices = {parameter: _device_of(parameter, device_map) for parameter in group}
         if len(set(devices.values())) > 1:
             logger.warning(

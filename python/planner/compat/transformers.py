@@ -13,14 +13,16 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from planner.arguments import name_groups
 from planner.balanced import accelerators_in_use, balance
 from planner.compat.accelerate import class_names, homeless_buffers, log_empty_devices, print_reasons
 from planner.compat.budgets import available_budgets, shave_single_device
 from planner.compat.ties import check_tied_parameters_on_same_device
 from planner.devices import Budgets, DeviceKey
-from planner.errors import InvalidTreeError
+from planner.errors import InvalidInputError, InvalidTreeError
 from planner.layout import Layout
 from planner.planning import sequential
+from planner.spelling import shown
 from planner.tree import ModuleTree
 
 if TYPE_CHECKING:
@@ -79,7 +81,9 @@ def infer_auto_device_map(
     """
     budgets = get_max_memory(max_memory)
     exempt = None if no_placement_params is None else list(no_placement_params)
-    groups = _tied_groups(model) if tied_parameters is None else [list(group) for group in tied_parameters]
+    groups = (
+        _tied_groups(model) if tied_parameters is None else name_groups(tied_parameters, "tied_parameters")
+    )
     layout = _layout(
         model, hf_quantizer, no_split=class_names(no_split_module_classes), tied=groups, exempt=exempt or ()
     )
@@ -91,7 +95,7 @@ def infer_auto_device_map(
         if message:
             logger.warning("%s", message)
     log_empty_devices(outcome)
-    return OrderedDict(outcome.device_map(clean=clean_result and exempt is None))
+    return OrderedDict(outcome.device_map(clean=bool(clean_result) and exempt is None))
 
 
 def get_max_memory(max_memory: Mapping[Any, Any] | None = None) -> Budgets:
@@ -173,7 +177,7 @@ def compute_module_sizes(
         table would drop is the one it is met under.
     """
     layout = _layout(model, hf_quantizer, no_split=[], tied=_tied_groups(model))
-    sizes = layout.stored_sizes(buffers_only=buffers_only)
+    sizes = layout.stored_sizes(buffers_only=bool(buffers_only))
     modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
     direct: dict[str, int | float] = {}
     for name, size in sizes.items():
@@ -220,6 +224,8 @@ def _quantized_bits(model: Any, hf_quantizer: Any) -> dict[str, int]:
     Raises:
         InvalidTreeError: the quantizer's answer is negative, not finite, or more than can be planned. Fields: ``name``.
     """
+    if not hasattr(hf_quantizer, "param_element_size"):
+        raise InvalidInputError(f"hf_quantizer must tell param_element_size; got {shown(hf_quantizer)}")
     bits = {}
     for tensors in (model.named_parameters(), model.named_buffers()):
         for name, tensor in tensors:

@@ -253,8 +253,9 @@ class Settings:
         mode: whether something may lie on cpu and disk ("any"), not on disk ("no_disk"), or on accelerators only.
         dtype: what the weights will be loaded as; None for what they are.
         special_dtypes: element type by name of a tensor, against ``dtype``.
-        no_split_module_classes: classes, or base classes, whose modules stay on one device; empty for the model's own.
-        no_split_modules: paths of modules that stay on one device.
+        no_split_module_classes: classes, or base classes, whose modules stay on one device; empty for the model's own. The
+            root is taken apart whatever its class.
+        no_split_modules: paths of modules that stay on one device; "" is the whole model.
         granularity: what a block is: "block", "module" (blocks that would be offloaded are taken apart, unless they were
             named here), "expert" (each expert is a block).
         pin: device by path of a module.

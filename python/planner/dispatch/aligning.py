@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from planner.dispatch.at_rest import TiedCopies
+from planner.arguments import require_weights
+from planner.dispatch.at_rest import TiedCopies, require_tied_copies
 from planner.dispatch.bases import hook_base
 from planner.dispatch.borders import is_elsewhere, new_loans
 from planner.dispatch.crossings import NoValuesError
@@ -60,6 +61,9 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         skip_keys: keyword arguments, and keys of mappings among arguments and results, that stay where they are.
         tied_params_map: by address, copies that modules with the same tensor share.
 
+    Raises:
+        InvalidDevicesError, InvalidInputError: anything that is no device, mapping or keys.
+
     Source: accelerate 1.15, hooks.py.
     """
 
@@ -74,6 +78,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         skip_keys: str | Iterable[str] | None = None,
         tied_params_map: TiedCopies | None = None,
     ) -> None:
+        require_tied_copies(tied_params_map)
         self.device: torch.device | None = None
         self.residencies: tuple[Residency, ...] = ()
         # Of modules inside, which a block brings in with its own.
@@ -172,6 +177,8 @@ class AlignDevicesHook(_AlignBase, ModelHook):
 
     @weights_map.setter
     def weights_map(self, weights: Any) -> None:
+        if weights is not None:
+            require_weights(weights)
         self.__dict__["weights_map"] = weights
         for residency in self.residencies:
             residency.at_rest.exchange(weights)

@@ -14,12 +14,19 @@ from planner.dispatch.guard import OffloadedTensor
 from planner.dispatch.journal import Journal
 from planner.dispatch.slots import Slot
 from planner.dispatch.whereabouts import Whereabouts
-from planner.errors import OffloadError
+from planner.errors import InvalidInputError, OffloadError
+from planner.spelling import shown
 
-__all__ = ["AtRest", "TiedCopies", "is_foreign"]
+__all__ = ["AtRest", "TiedCopies", "is_foreign", "require_tied_copies"]
 
 # By address of a resting tensor: its copies by device. accelerate's type, so that its readers find what they expect.
 TiedCopies = dict[int, dict[Any, Any]]
+
+
+def require_tied_copies(tied: Any) -> None:
+    """Raises InvalidInputError unless something is a mapping that copies can be added to, or None."""
+    if not isinstance(tied, MutableMapping | None):
+        raise InvalidInputError(f"tied_params_map must map addresses to copies by device; got {shown(tied)}")
 
 
 class AtRest:

@@ -8,37 +8,27 @@ from typing import Any
 import torch
 from torch import nn
 
+from planner.arguments import require_text, require_weights
 from planner.dispatch.aligning import AlignDevicesHook, aligns
-from planner.dispatch.at_rest import TiedCopies
+from planner.dispatch.at_rest import TiedCopies, require_tied_copies
 from planner.dispatch.forwards import Forward, Hooked, installed, take_off
 from planner.dispatch.hooks import SequentialHook
-from planner.dispatch.moving_hooks import LayerwiseCastingHook
 from planner.dispatch.placing import require_all_offloadable
 from planner.dispatch.refusal import allow_moves
 from planner.dispatch.slots import require_initialised
 from planner.dispatch.weight_files import PrefixedDataset
-from planner.dotted import require_module
+from planner.dotted import require_module, text_set
+from planner.errors import InvalidInputError
+from planner.spelling import shown
 
 __all__ = [
     "add_hook_to_module",
     "attach_align_device_hook",
     "attach_align_device_hook_on_blocks",
     "attach_execution_device_hook",
-    "attach_layerwise_casting_hooks",
     "remove_hook_from_module",
     "remove_hook_from_submodules",
 ]
-
-# accelerate 1.15, utils/constants.py.
-_CASTABLE = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Linear,
-)
 
 
 def add_hook_to_module(module: nn.Module, hook: Any, append: bool = False) -> nn.Module:
@@ -52,6 +42,9 @@ def add_hook_to_module(module: nn.Module, hook: Any, append: bool = False) -> nn
     Returns:
         The module.
 
+    Raises:
+        InvalidInputError: no module, or no hook.
+
     Guarantee: name and signature of the forward stay; the module can be copied, pickled and compiled.
 
     Source: accelerate 1.15, hooks.py.
@@ -62,6 +55,8 @@ def add_hook_to_module(module: nn.Module, hook: Any, append: bool = False) -> nn
         'method'
     """
     require_module(module)
+    if isinstance(hook, type) or not hasattr(hook, "init_hook"):
+        raise InvalidInputError(f"expected a hook such as planner.ModelHook(), got {shown(hook)}")
     for each in getattr(hook, "hooks", None) or (hook,):
         if aligns(each) and (each.offload or each.execution_device is not None):
             require_initialised(module, recurse=each.place_submodules)
@@ -148,15 +143,15 @@ def attach_execution_device_hook(
     Source: accelerate 1.15, hooks.py.
     """
     require_initialised(module)
+    preloaded = text_set(preload_module_classes, "preload_module_classes")
+    require_tied_copies(tied_params_map)
     if not hasattr(module, "_hf_hook") and len(module.state_dict()) > 0:
         hook = AlignDevicesHook(execution_device, skip_keys=skip_keys, tied_params_map=tied_params_map)
         add_hook_to_module(module, hook)
-    if _is_preloaded(module, preload_module_classes):
+    if _is_preloaded(module, preloaded):
         return
     for child in module.children():
-        attach_execution_device_hook(
-            child, execution_device, skip_keys, preload_module_classes, tied_params_map
-        )
+        attach_execution_device_hook(child, execution_device, skip_keys, preloaded, tied_params_map)
 
 
 def attach_align_device_hook(
@@ -181,10 +176,13 @@ def attach_align_device_hook(
 
     Raises:
         OffloadError: a tensor that cannot rest elsewhere, before anything is attached. Fields: ``name``.
+        InvalidInputError, InvalidDevicesError: anything that is no module, device, mapping or names, likewise.
 
     Source: accelerate 1.15, hooks.py.
     """
     require_initialised(module)
+    _require_resting(weights_map, module_name, tied_params_map)
+    preloaded = text_set(preload_module_classes, "preload_module_classes")
     if offload:
         require_all_offloadable(module, module_name, offload_buffers=offload_buffers)
     _attach_aligning(
@@ -195,9 +193,16 @@ def attach_align_device_hook(
         offload_buffers,
         module_name,
         skip_keys,
-        preload_module_classes,
+        preloaded,
         tied_params_map,
     )
+
+
+def _require_resting(weights_map: Any, module_name: Any, tied_params_map: Any) -> None:
+    if weights_map is not None:
+        require_weights(weights_map)
+    require_text(module_name, "module_name")
+    require_tied_copies(tied_params_map)
 
 
 def _attach_aligning(
@@ -208,7 +213,7 @@ def _attach_aligning(
     offload_buffers: bool,
     module_name: str,
     skip_keys: Any,
-    preload_module_classes: Iterable[str] | None,
+    preload_module_classes: frozenset[str],
     tied_params_map: TiedCopies | None,
 ) -> None:
     whole = offload and _is_preloaded(module, preload_module_classes)
@@ -262,11 +267,13 @@ def attach_align_device_hook_on_blocks(
         offload_buffers, skip_keys, preload_module_classes, tied_params_map: as for :func:`attach_align_device_hook`.
 
     Raises:
-        OffloadError: as :func:`attach_align_device_hook`. Fields: ``name``.
+        OffloadError, InvalidInputError, InvalidDevicesError: as :func:`attach_align_device_hook`.
 
     Source: accelerate 1.15, hooks.py.
     """
     require_initialised(module)
+    _require_resting(weights_map, module_name, tied_params_map)
+    preload_module_classes = text_set(preload_module_classes, "preload_module_classes")
     if not isinstance(execution_device, Mapping) and not isinstance(offload, Mapping):
         if offload:
             attach_align_device_hook(
@@ -349,51 +356,9 @@ def _holds_tensors(module: nn.Module) -> bool:
     return any(value is not None for value in (*module._parameters.values(), *module._buffers.values()))
 
 
-def _is_preloaded(module: nn.Module, classes: Iterable[str] | None) -> bool:
-    return classes is not None and type(module).__name__ in classes
+def _is_preloaded(module: nn.Module, classes: Iterable[str]) -> bool:
+    return type(module).__name__ in classes
 
 
 def _below(weights_map: Mapping[str, Any] | None, name: str) -> PrefixedDataset | None:
     return None if weights_map is None else PrefixedDataset(weights_map, f"{name}." if name else "")
-
-
-def attach_layerwise_casting_hooks(
-    module: nn.Module,
-    storage_dtype: torch.dtype,
-    compute_dtype: torch.dtype,
-    skip_modules_pattern: str | tuple[str, ...] | None = None,
-    skip_modules_classes: tuple[type[nn.Module], ...] | None = None,
-    non_blocking: bool = False,
-) -> None:
-    """Keeps linear and convolution layers in one dtype between forwards and computes in another.
-
-    Args:
-        module: the outermost one.
-        storage_dtype, compute_dtype, non_blocking: as for :class:`LayerwiseCastingHook`.
-        skip_modules_pattern: regular expressions of names to leave out.
-        skip_modules_classes: classes to leave out.
-
-    Source: accelerate 1.15, big_modeling.py.
-    """
-    require_module(module)
-    _cast_layers(
-        module,
-        "",
-        lambda: LayerwiseCastingHook(storage_dtype, compute_dtype, non_blocking),
-        (skip_modules_pattern,) if isinstance(skip_modules_pattern, str) else skip_modules_pattern or (),
-        skip_modules_classes or (),
-    )
-
-
-def _cast_layers(
-    module: nn.Module, name: str, make: Any, patterns: tuple[str, ...], classes: tuple[type[nn.Module], ...]
-) -> None:
-    import re
-
-    if isinstance(module, classes) or any(re.search(pattern, name) for pattern in patterns):
-        return
-    if isinstance(module, _CASTABLE):
-        add_hook_to_module(module, make(), append=True)
-        return
-    for key, child in module.named_children():
-        _cast_layers(child, f"{name}.{key}" if name else key, make, patterns, classes)

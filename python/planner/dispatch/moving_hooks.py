@@ -14,6 +14,8 @@ from planner.dispatch.forwards import installed, sent
 from planner.dispatch.guard import is_offloaded
 from planner.dispatch.hooks import ModelHook
 from planner.dispatch.slots import modules_of, own_slots, resolve_device
+from planner.errors import InvalidInputError
+from planner.spelling import shown
 
 __all__ = ["CpuOffload", "LayerwiseCastingHook", "UserCpuOffloadHook"]
 
@@ -160,15 +162,21 @@ class LayerwiseCastingHook(_CastingBase, ModelHook):
         compute_dtype: during a forward.
         non_blocking: as in ``Tensor.to``.
 
+    Raises:
+        InvalidInputError: no dtypes.
+
     Source: accelerate 1.15, hooks.py.
     """
 
     _is_stateful = False
 
     def __init__(self, storage_dtype: torch.dtype, compute_dtype: torch.dtype, non_blocking: bool) -> None:
+        for dtype in (storage_dtype, compute_dtype):
+            if not isinstance(dtype, torch.dtype):
+                raise InvalidInputError(f"expected a dtype such as torch.bfloat16, got {shown(dtype)}")
         self.storage_dtype = storage_dtype
         self.compute_dtype = compute_dtype
-        self.non_blocking = non_blocking
+        self.non_blocking = bool(non_blocking)
 
     def init_hook(self, module: nn.Module) -> nn.Module:
         """Casts for storage."""

@@ -22,6 +22,7 @@ __all__ = [
     "refuse_uninitialised",
     "require_initialised",
     "resolve_device",
+    "usable_device",
 ]
 
 
@@ -115,17 +116,34 @@ def resolve_device(device: Any) -> torch.device:
         device: a number, a string or a ``torch.device``.
 
     Raises:
-        InvalidDevicesError: nothing of these, or a name that torch does not know. Fields: ``device``.
+        InvalidDevicesError: nothing of these, or a name that torch or this machine does not know. Fields: ``device``.
 
     Example:
         >>> resolve_device("cpu")
         device(type='cpu')
     """
-    try:
-        resolved = torch.device(device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidDevicesError(f"{shown(device)} is no device of torch", device=device) from error
+    resolved = _known_device(device)
     if resolved.index is None and resolved.type not in ("cpu", "meta"):
         # Only the back end knows which one "cuda" or "mps" is just now.
-        return torch.empty(0, device=resolved).device
+        return usable_device(resolved)
     return resolved
+
+
+def usable_device(device: Any) -> torch.device:
+    """The device with its index, as tensors on it call it, if any can be made there.
+
+    Raises:
+        InvalidDevicesError: as :func:`resolve_device`, or this machine has no such device. Fields: ``device``.
+    """
+    resolved = _known_device(device)
+    try:
+        return torch.empty(0, device=resolved).device
+    except (RuntimeError, AssertionError) as error:  # a torch without the back end asserts that it is there
+        raise InvalidDevicesError(f"{shown(device)} cannot be used: {error}", device=device) from error
+
+
+def _known_device(device: Any) -> torch.device:
+    try:
+        return torch.device(device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidDevicesError(f"{shown(device)} is no device of torch", device=device) from error

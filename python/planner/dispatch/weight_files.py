@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from planner.arguments import name_list, path_text, require_weights
 from planner.dispatch.bases import weights_base
+from planner.dotted import is_text
 from planner.errors import InvalidInputError, OffloadError
 from planner.spelling import shown
 
@@ -56,9 +58,14 @@ def offload_weight(
 
     Raises:
         OffloadError: a name that leads out of the folder, or a folder that cannot be written to. Fields: ``name``.
+        InvalidInputError: no tensor, path or index.
 
     Source: accelerate 1.15, utils/offload.py: the same bytes and rows, also for dtypes that NumPy does not know.
     """
+    if not isinstance(weight, torch.Tensor):
+        raise InvalidInputError(f"expected a tensor to offload, got {shown(weight)}")
+    if not isinstance(index, dict | None):
+        raise InvalidInputError(f"index must be a dict of rows by name; got {shown(index)}")
     path = _data_file(offload_folder, weight_name)
     bytes_of = _flat_bytes(weight.detach().cpu())
     try:
@@ -79,12 +86,12 @@ def _flat_bytes(tensor: torch.Tensor) -> bytes:
 
 
 def _data_file(folder: str | os.PathLike[str], name: str) -> Path:
-    if name in ("", ".", "..") or any(mark in name for mark in ("/", "\\", "\0")):
+    if not is_text(name) or name in ("", ".", "..") or any(mark in name for mark in ("/", "\\", "\0")):
         raise OffloadError(
-            f"cannot offload {name!r}: the name of a weight must be a plain file name, so that its file lies in the folder",
+            f"cannot offload {shown(name)}: the name of a weight must be a plain file name, so that its file lies in the folder",
             name=name,
         )
-    return Path(folder) / f"{name}.dat"
+    return Path(path_text(folder, "the folder for weights")) / f"{name}.dat"
 
 
 def load_offloaded_weight(
@@ -101,17 +108,25 @@ def load_offloaded_weight(
 
     Raises:
         OffloadError: the file is missing, or its length does not fit dtype and shape. Fields: ``name``.
+        InvalidInputError: no path, or no row.
 
     Source: accelerate 1.15, utils/offload.py.
     """
-    path = Path(weight_file)
-    shape, dtype = tuple(weight_info["shape"]), getattr(torch, str(weight_info["dtype"]), None)
+    path = Path(path_text(weight_file, "the file of a weight"))
+    if not (isinstance(weight_info, Mapping) and {"shape", "dtype"} <= weight_info.keys()):
+        raise InvalidInputError(f"the row of {path.name} must have dtype and shape; got {shown(weight_info)}")
+    shape, dtype = weight_info["shape"], getattr(torch, str(weight_info["dtype"]), None)
     if not isinstance(dtype, torch.dtype):
         raise OffloadError(
             f"{path.name}: the index says dtype {weight_info['dtype']!r}, which torch does not have",
             name=path.stem,
         )
-    empty = torch.empty(shape, dtype=dtype)
+    try:
+        empty = torch.empty(tuple(shape), dtype=dtype)
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise OffloadError(
+            f"{path.name}: the index says shape {shown(shape)}, which no tensor has", name=path.stem
+        ) from error
     try:
         found = path.read_bytes()
     except OSError as error:
@@ -131,19 +146,24 @@ def save_offload_index(index: Mapping[str, Any] | None, offload_folder: str | os
     """Adds rows to the ``index.json`` of a folder; nothing for no rows.
 
     Raises:
-        InvalidInputError: there is a file of that name that is no index.
+        InvalidInputError: there is a file of that name that is no index; or no folder, or no rows.
 
     Guarantee: the file is replaced as a whole; a reader sees the old or the new one.
 
     Source: accelerate 1.15, utils/offload.py.
     """
+    if not isinstance(index, Mapping | None):
+        raise InvalidInputError(f"index must map names to rows; got {shown(index)}")
     if not index:
         return
-    path = Path(offload_folder) / INDEX
+    path = Path(path_text(offload_folder, "the folder for weights")) / INDEX
     merged = {**(read_index(offload_folder) if path.is_file() else {}), **index}
     half = path.with_name(f".{INDEX}.{os.getpid()}")
-    half.write_text(json.dumps(merged, indent=2), encoding="utf-8")
-    half.replace(path)
+    try:
+        half.write_text(json.dumps(merged, indent=2), encoding="utf-8")
+        half.replace(path)
+    except (OSError, TypeError, ValueError) as error:
+        raise InvalidInputError(f"cannot write {path}: {error}") from error
 
 
 def read_index(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -152,7 +172,7 @@ def read_index(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         InvalidInputError: the file is missing or no index.
     """
-    path = Path(folder) / INDEX
+    path = Path(path_text(folder, "the folder for weights")) / INDEX
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -165,13 +185,23 @@ def read_index(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def offload_state_dict(save_dir: str | os.PathLike[str], state_dict: Mapping[str, torch.Tensor]) -> None:
     """Writes tensors and their index to a folder, which is made if it is not there.
 
+    Raises:
+        OffloadError: as :func:`offload_weight`. Fields: ``name``.
+        InvalidInputError: no mapping to tensors, or a folder that cannot be made.
+
     Source: accelerate 1.15, utils/offload.py.
     """
-    os.makedirs(save_dir, exist_ok=True)
+    folder = path_text(save_dir, "the folder for weights")
+    if not isinstance(state_dict, Mapping):
+        raise InvalidInputError(f"state_dict must map names to weights; got {shown(state_dict)}")
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"the folder for weights cannot be made: {error}") from error
     index: dict[str, Any] = {}
     for name, tensor in state_dict.items():
-        offload_weight(tensor, name, save_dir, index)
-    save_offload_index(index, save_dir)
+        offload_weight(tensor, name, folder, index)
+    save_offload_index(index, folder)
 
 
 class PrefixedDataset(_PrefixedBase):
@@ -185,6 +215,7 @@ class PrefixedDataset(_PrefixedBase):
     """
 
     def __init__(self, dataset: Mapping[str, Any], prefix: str) -> None:
+        require_weights(dataset, "dataset")
         self.dataset = dataset
         self.prefix = prefix
 
@@ -229,7 +260,9 @@ class OffloadedWeightsLoader(_LoaderBase):
                 raise InvalidInputError(f"{name} must map names to weights; got {shown(rows)}")
         self.state_dict: Mapping[str, Any] = {} if state_dict is None else state_dict
         # A relative folder must be the same one after the process has changed its own.
-        self.save_folder = None if save_folder is None else os.path.abspath(save_folder)
+        if save_folder is not None:
+            save_folder = os.path.abspath(path_text(save_folder, "the folder for weights"))
+        self.save_folder = save_folder
         if index is None:
             index = {} if save_folder is None else read_index(save_folder)
         self.index = index
@@ -266,14 +299,21 @@ def extract_submodules_state_dict(
 ) -> dict[str, Any]:
     """The entries of a state dict that belong to some modules; "" is the whole model.
 
+    Raises:
+        InvalidInputError: no mapping, or no names.
+
     Source: accelerate 1.15, utils/offload.py, which leaves out everything for "".
 
     Example:
         >>> extract_submodules_state_dict({"a.1.w": 1, "a.10.w": 2}, ["a.1"])
         {'a.1.w': 1}
     """
+    if not isinstance(state_dict, Mapping):
+        raise InvalidInputError(f"state_dict must map names to weights; got {shown(state_dict)}")
+    if not all(map(is_text, state_dict)):
+        raise InvalidInputError(f"state_dict has keys that are no names: {shown(list(state_dict))}")
     result: dict[str, Any] = {}
-    for module in submodule_names:
+    for module in name_list(submodule_names, "submodule_names"):
         result.update(
             {
                 key: value

@@ -252,7 +252,7 @@ impl<'a> Cutter<'a> {
         let mut blocks = Vec::new();
         let mut open = vec![0];
         while let Some(row) = open.pop() {
-            if row == 0 || (self.is_open.contains(row) && !self.whole.contains(row)) {
+            if (row == 0 || self.is_open.contains(row)) && !self.whole.contains(row) {
                 let children: Vec<NodeId> = tree.children(row).filter(|&child| !self.layout.is_twin(child)).collect();
                 open.extend(children.into_iter().rev());
             } else if (row..tree.end(row)).any(|inner| !tree.is_module(inner)) {

@@ -60,6 +60,8 @@ pub enum Tied {
 pub struct LayoutOptions {
     /// Exact class names of modules that stay on one device.
     pub no_split_classes: Vec<String>,
+    /// Modules that may be taken apart all the same.
+    pub containers: Vec<NodeId>,
     /// Whose rules.
     pub dialect: Dialect,
     /// The dtype of the load, if it differs.
@@ -105,7 +107,7 @@ impl Layout {
     pub fn new(tree: Arc<Tree>, options: LayoutOptions) -> Result<Self, Error> {
         let len = tree.len();
         let twin = twin_rows(&tree);
-        let (no_split, splittable) = split_masks(&tree, &twin, &options.no_split_classes);
+        let (no_split, splittable) = split_masks(&tree, &twin, &options);
         let one_tensor = merged(&tree, &options.tied);
         let planned_bits = planned_bits(&tree, &options, &one_tensor)?;
         let formula_bits = formula_bits(&tree, &options)?;
@@ -264,8 +266,10 @@ fn twin_rows(tree: &Tree) -> BitSet {
     rows
 }
 
-fn split_masks(tree: &Tree, twin: &BitSet, classes: &[String]) -> (BitSet, BitSet) {
-    let keep = tree.class_mask(classes);
+fn split_masks(tree: &Tree, twin: &BitSet, options: &LayoutOptions) -> (BitSet, BitSet) {
+    let keep = tree.class_mask(&options.no_split_classes);
+    let mut is_container = BitSet::new(tree.len());
+    options.containers.iter().for_each(|&node| is_container.insert(node));
     let (mut no_split, mut splittable) = (BitSet::new(tree.len()), BitSet::new(tree.len()));
     splittable.insert(0);
     if tree.is_module(0) && keep[tree.class_id(0) as usize] {
@@ -275,7 +279,7 @@ fn split_masks(tree: &Tree, twin: &BitSet, classes: &[String]) -> (BitSet, BitSe
         if !tree.is_module(node) {
             continue;
         }
-        if keep[tree.class_id(node) as usize] {
+        if keep[tree.class_id(node) as usize] && !is_container.contains(node) {
             no_split.insert(node);
         }
         let parent = tree.parent(node);

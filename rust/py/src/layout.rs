@@ -28,7 +28,7 @@ pub(crate) struct Layout {
 impl Layout {
     #[new]
     #[pyo3(signature = (tree, *, no_split=Vec::new(), dialect="accelerate", cast=None, special=Vec::new(),
-                        sizes=Vec::new(), tied=None, uncounted=Vec::new(), exempt=Vec::new()))]
+                        sizes=Vec::new(), tied=None, uncounted=Vec::new(), exempt=Vec::new(), containers=Vec::new()))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only, one per option of the reading")]
     fn new(
         py: Python<'_>,
@@ -41,6 +41,7 @@ impl Layout {
         tied: Option<Vec<Vec<String>>>,
         uncounted: Vec<String>,
         exempt: Vec<String>,
+        containers: Vec<String>,
     ) -> PyResult<Self> {
         let dialect = match dialect {
             "accelerate" => Dialect::Accelerate,
@@ -60,6 +61,7 @@ impl Layout {
                 exempt: exempt_rows(&rows, &no_split, &exempt),
                 explicit: explicit_sizes(&rows, &special, &sizes),
                 no_split_classes: no_split,
+                containers: rows.resolve(&containers).into_iter().flatten().collect(),
                 dialect,
                 cast: cast.map(|(formula_bits, planned_bits)| Cast { formula_bits, planned_bits }),
                 tied,
