@@ -18,10 +18,11 @@ from planner.dispatch.carrying import relocated
 from planner.dispatch.copies import copied, like_parameter
 from planner.dispatch.dispatched import engaged_models
 from planner.dispatch.resting import Resting
-from planner.dispatch.slots import Slot, refuse_uninitialised, resolve_device
+from planner.dispatch.slots import Slot, present_device, refuse_uninitialised
 from planner.dispatch.weight_files import load_offloaded_weight
-from planner.dotted import require_module, text_set
+from planner.dotted import is_text, require_module, text_set
 from planner.errors import InvalidInputError
+from planner.spelling import shown
 
 __all__ = [
     "align_module_device",
@@ -69,7 +70,7 @@ def set_module_tensor_to_device(
     Source: accelerate 1.15, utils/modeling.py.
     """
     slot = _slot(module, tensor_name)
-    old, target = slot.read(), resolve_device(device)
+    old, target = slot.read(), present_device(device)
     refuse_uninitialised(old, tensor_name)
     reference = old if value is None else value
     shared = _shared(tied_params_map, [value, old])
@@ -100,6 +101,8 @@ def set_module_tensor_to_device(
 
 
 def _slot(module: nn.Module, name: str) -> Slot:
+    if not is_text(name):
+        raise InvalidInputError(f"a tensor's name is a string, not {shown(name)}")
     path, _, local = name.rpartition(".")
     try:
         owner = module.get_submodule(path)
@@ -111,7 +114,10 @@ def _slot(module: nn.Module, name: str) -> Slot:
 
 
 def _fitting(old: torch.Tensor, value: Any, name: str, dtype: str | torch.dtype | None) -> torch.Tensor:
-    tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
+    try:
+        tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(f'what shall be set in "{name}" is no tensor: {shown(value)}') from error
     if old.shape != tensor.shape and type(old).__name__ != "Params4bit":
         raise InvalidInputError(
             f'Trying to set a tensor of shape {tensor.shape} in "{name}" (which has shape {old.shape}), this looks incorrect.'
@@ -243,12 +249,18 @@ def _return(module: nn.Module, before: Mapping[str, Any], moved: Mapping[str, An
         if now is parameter or not is_there:
             continue
         has_values = not now.is_meta and not parameter.is_meta
-        if has_values and now.shape != parameter.shape:
+        if has_values and not _is_alike(now, parameter):
             parameter.data = now.detach().to(parameter.device)
         elif has_values and not now.detach().to(parameter.device).equal(parameter.detach()):
             with torch.no_grad():
                 parameter.copy_(now)
+        if now.requires_grad != parameter.requires_grad:
+            parameter.requires_grad_(now.requires_grad)
         module._parameters[name] = parameter
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    return bool(one.shape == other.shape and one.dtype == other.dtype and one.layout == other.layout)
 
 
 def get_state_dict_offloaded_model(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -358,7 +370,7 @@ def send_to_device(
     """
     skip = text_set(skip_keys, "skip_keys")
     return moved(
-        tensor, resolve_device(device), skip, lambda item, where: item.to(where, non_blocking=non_blocking)
+        tensor, present_device(device), skip, lambda item, where: item.to(where, non_blocking=non_blocking)
     )
 
 
