@@ -280,8 +280,15 @@ def _traced(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ]
         if _are_apart(operands):
             home = _home(name, operands, args, kwargs)
+            written = _tensors([kwargs.get("out"), args[:1] if _is_writing(name) else None])
             args = _brought(args, home, _sent)
             kwargs = {key: _brought(value, home, _sent) for key, value in kwargs.items()}
+            result = func(*args, **kwargs)
+            made = _tensors([kwargs.get("out"), args[:1] if _is_writing(name) else None])
+            for tensor, copy in zip(written, made, strict=True):
+                if tensor.device != home:
+                    tensor.copy_(copy)
+            return result
     return func(*args, **kwargs)
 
 

@@ -547,6 +547,19 @@ def test_a_model_that_mixes_is_one_graph_as_well(mix: str) -> None:
 
 
 @torch.no_grad()
+def test_compiled_code_writes_into_all_that_an_operator_fills() -> None:
+    def filled(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        values, places = torch.zeros_like(b), torch.zeros_like(a, dtype=torch.long)
+        torch.sort(a, out=(values, places))
+        return values.to(a.device) + places
+
+    torch._dynamo.reset()
+    plain, spread = nets(filled)
+    compiled = torch.compile(spread, backend="aot_eager")
+    assert compiled(X.to(0)).equal(plain(X.to(0)))
+
+
+@torch.no_grad()
 def test_compiled_blocks_and_helpers_inside_of_what_runs_as_it_is() -> None:
     torch._dynamo.reset()
     plain, spread = nets(torch.compile(lambda a, b: a * b + 1, backend="aot_eager", fullgraph=True))
