@@ -19,7 +19,7 @@ from planner.dispatch.carrying import relocated
 from planner.dispatch.copies import copied, like_parameter
 from planner.dispatch.dispatched import engaged_models
 from planner.dispatch.resting import Resting
-from planner.dispatch.slots import Slot, refuse_uninitialised, resolve_device
+from planner.dispatch.slots import Slot, present_device, refuse_uninitialised
 from planner.dispatch.weight_files import load_offloaded_weight
 from planner.dotted import require_module, require_texts, text_set
 from planner.dtypes import resolve_dtype
@@ -74,7 +74,7 @@ def set_module_tensor_to_device(
     """
     slot = _slot(module, tensor_name)
     _require_companions(fp16_statistics, tied_params_map)
-    old, target, non_blocking = slot.read(), resolve_device(device), bool(non_blocking)
+    old, target, non_blocking = slot.read(), present_device(device), bool(non_blocking)
     refuse_uninitialised(old, tensor_name)
     reference = old if value is None else value
     shared = _shared(tied_params_map, [value, old])
@@ -125,7 +125,7 @@ def _fitting(old: torch.Tensor, value: Any, name: str, dtype: str | torch.dtype 
     try:
         tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidInputError(f"{shown(value)} has no values for {name}") from error
+        raise InvalidInputError(f'what shall be set in "{name}" is no tensor: {shown(value)}') from error
     if old.shape != tensor.shape and type(old).__name__ != "Params4bit":
         raise InvalidInputError(
             f'Trying to set a tensor of shape {tensor.shape} in "{name}" (which has shape {old.shape}), this looks incorrect.'
@@ -250,12 +250,18 @@ def _return(module: nn.Module, before: Mapping[str, Any], moved: Mapping[str, An
         if now is parameter or not is_there:
             continue
         has_values = not now.is_meta and not parameter.is_meta
-        if has_values and now.shape != parameter.shape:
+        if has_values and not _is_alike(now, parameter):
             parameter.data = now.detach().to(parameter.device)
         elif has_values and not now.detach().to(parameter.device).equal(parameter.detach()):
             with torch.no_grad():
                 parameter.copy_(now)
+        if now.requires_grad != parameter.requires_grad:
+            parameter.requires_grad_(now.requires_grad)
         module._parameters[name] = parameter
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    return bool(one.shape == other.shape and one.dtype == other.dtype and one.layout == other.layout)
 
 
 def get_state_dict_offloaded_model(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -380,7 +386,7 @@ def send_to_device(
     """
     skip = text_set(skip_keys, "skip_keys")
     return moved(
-        tensor, resolve_device(device), skip, lambda item, where: item.to(where, non_blocking=non_blocking)
+        tensor, present_device(device), skip, lambda item, where: item.to(where, non_blocking=non_blocking)
     )
 
 

@@ -15,7 +15,7 @@ from planner.dispatch.forwards import Forward, Hooked, installed, take_off
 from planner.dispatch.hooks import SequentialHook
 from planner.dispatch.placing import require_all_offloadable
 from planner.dispatch.refusal import allow_moves
-from planner.dispatch.slots import require_initialised
+from planner.dispatch.slots import present_device, require_initialised
 from planner.dispatch.weight_files import PrefixedDataset
 from planner.dotted import require_module, text_set
 from planner.errors import InvalidInputError
@@ -145,6 +145,7 @@ def attach_execution_device_hook(
     require_initialised(module)
     preloaded = text_set(preload_module_classes, "preload_module_classes")
     require_tied_copies(tied_params_map)
+    present_device(execution_device)
     if not hasattr(module, "_hf_hook") and len(module.state_dict()) > 0:
         hook = AlignDevicesHook(execution_device, skip_keys=skip_keys, tied_params_map=tied_params_map)
         add_hook_to_module(module, hook)

@@ -235,7 +235,9 @@ def has_forward(module: nn.Module) -> bool:
     found = module.__dict__.get("forward")
     while isinstance(found, Forward):
         found = found.previous
-    return found is not None or type(module).forward is not nn.Module.forward
+    # A traced module's class makes its forward for an instance only.
+    is_traced = isinstance(module, torch.jit.ScriptModule)
+    return found is not None or is_traced or type(module).forward is not nn.Module.forward
 
 
 def _holds_tensors(module: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from planner.dispatch.forwards import Forward, Hooked, Membership, installed
 from planner.dispatch.guard import is_offloaded
 from planner.dispatch.journal import Journal
 from planner.dispatch.pickling import Pickling
-from planner.dispatch.placing import moves_in_place, placed
+from planner.dispatch.placing import moves_in_place, placed, require_values
 from planner.dispatch.recomputing import end_bringing_in_again
 from planner.dispatch.refusal import Conversion
 from planner.dispatch.residency import Residency
@@ -142,7 +142,7 @@ class Dispatched:
             yield from forward.hook.residencies
 
     def require_in_place(self, error: RuntimeError | None = None) -> None:
-        """Raises OffloadError if somebody has moved a tensor away from where its module runs.
+        """Raises OffloadError if somebody has moved a tensor away from where its module runs, or added one without values.
 
         Args:
             error: what a forward has raised; without one, only tensors without values count, since others may do.
@@ -158,6 +158,10 @@ class Dispatched:
                     name=name,
                 ) from error
         if error is not None:
+            try:
+                require_values(self.model, [])
+            except OffloadError as found:
+                raise found from error
             self._require_nothing_new(error)
 
     def _require_nothing_new(self, error: RuntimeError) -> None:

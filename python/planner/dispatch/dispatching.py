@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from planner.devices import read_budgets
 from planner.dispatch.journal import Journal
 from planner.dotted import text_set
-from planner.errors import InvalidDevicesError, PlanMismatchError
+from planner.errors import InvalidDevicesError, InvalidInputError, PlanMismatchError
 from planner.plan import Plan
+from planner.spelling import shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,8 +56,8 @@ def dispatch(
         PlanMismatchError: names or devices that do not fit, weights that are not in memory, other libraries' hooks, or
             a disk. Fields: ``findings``.
         OffloadError: a tensor that cannot rest elsewhere. Fields: ``name``.
-        InvalidInputError, InvalidConstraintError, InvalidDevicesError: no plan, and no mapping from names to devices; or room
-            for staging that is none.
+        InvalidInputError, InvalidConstraintError, InvalidDevicesError: no plan, and no mapping from names to devices; room
+            for staging that is none; another word for ``outside``.
 
     Guarantee: everything is checked before anything is moved, and a failure half-way leaves the model as it was. The
         outputs are those of the undispatched model. Between forwards no offloaded weight is on an accelerator. With one
@@ -73,6 +74,8 @@ def dispatch(
     from planner.dispatch.engagement import Engagement
     from planner.dispatch.homes import Assignment, require_fit, require_whole
 
+    if not (isinstance(outside, str) and outside in ("raise", "fetch")):
+        raise InvalidInputError(f"outside is 'raise' or 'fetch', not {shown(outside)}")
     assignment = (
         Assignment.of_plan(plan) if isinstance(plan, Plan) else Assignment(plan, execution_map=execution_map)
     )
@@ -128,8 +131,10 @@ def carry_out(model: nn.Module, engagement: Engagement) -> None:
     Guarantee: when it raises, the model is as it was.
     """
     from planner.dispatch.dispatched import engaged_models
+    from planner.dispatch.homes import require_unscripted
     from planner.dispatch.preparing import prepare
 
+    require_unscripted(model, engagement.assignment)
     engaged = engaged_models(model)
     prepared = prepare(model, engagement, engaged)
     journal = Journal()

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
 from planner.dispatch.crossing_log import CrossingLog
@@ -103,7 +104,7 @@ class Glue(TorchFunctionMode):
         if torch.compiler.is_compiling():
             return _traced(func, args, kwargs)
         name = _name(func)
-        before = _Before.of(name, args, kwargs)
+        before = _Before.of(func, name, args, kwargs)
         try:
             return func(*args, **kwargs)
         except RuntimeError as error:
@@ -141,9 +142,9 @@ class Glue(TorchFunctionMode):
 
 
 class _Before:
-    """What a call may change before it raises: tensors that it writes, and random generators.
+    """What a call may change before it raises: tensors that it gets, and random generators.
 
-    Only where operands lie apart; nobody else is called again.
+    Only where operands lie apart; nobody else is called again. Of a custom operator's kernel, nothing else is known.
     """
 
     __slots__ = ("generators", "written")
@@ -153,17 +154,14 @@ class _Before:
         self.generators = generators
 
     @classmethod
-    def of(cls, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Before | None:
-        is_random = name in RANDOM
-        if not (is_random or _is_writing(name)):
+    def of(cls, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Before | None:
+        operands = _tensors((args, kwargs)) if kwargs else _tensors(args)
+        if len(operands) < 2 or not _are_apart(operands):
             return None
-        operands = _tensors((args, kwargs))
-        if not _are_apart(operands):
-            return None
-        written = (
-            [(t, t._version) for t in _tensors(args[:1]) if not t.is_inference()] if _is_writing(name) else []
-        )
-        return cls(written, list(_rewinds(operands, kwargs)) if is_random else [])
+        # What is given as `out` is written anew.
+        given = _tensors((args, {key: value for key, value in kwargs.items() if key != "out"}))
+        written = [(tensor, tensor._version) for tensor in given if not tensor.is_inference()]
+        return cls(written, list(_rewinds(operands, kwargs)) if _may_draw(func, name) else [])
 
     def has_written(self) -> bool:
         return any(tensor._version != version for tensor, version in self.written)
@@ -198,6 +196,13 @@ def _name(func: Any) -> str:
 def _is_writing(name: str) -> bool:
     """Whether an operator writes its first operand: torch ends the names of those with an underscore."""
     return name in _WRITES or (name.endswith("_") and not name.endswith("__"))
+
+
+def _may_draw(func: Any, name: str) -> bool:
+    """Whether an operator may draw random numbers: of those that are not torch's own kernels, nobody knows."""
+    if isinstance(func, OpOverload | OpOverloadPacket):
+        return name in RANDOM or str(func).partition(".")[0] not in ("aten", "prims")
+    return name in RANDOM or isinstance(func, FunctionType)
 
 
 def _is_torchs(func: Any) -> bool:
@@ -275,8 +280,15 @@ def _traced(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ]
         if _are_apart(operands):
             home = _home(name, operands, args, kwargs)
+            written = _tensors([kwargs.get("out"), args[:1] if _is_writing(name) else None])
             args = _brought(args, home, _sent)
             kwargs = {key: _brought(value, home, _sent) for key, value in kwargs.items()}
+            result = func(*args, **kwargs)
+            made = _tensors([kwargs.get("out"), args[:1] if _is_writing(name) else None])
+            for tensor, copy in zip(written, made, strict=True):
+                if tensor.device != home:
+                    tensor.copy_(copy)
+            return result
     return func(*args, **kwargs)
 
 

@@ -16,7 +16,7 @@ from planner.errors import InvalidDevicesError, PlanMismatchError
 from planner.plan import Plan
 from planner.tree import ModuleTree
 
-__all__ = ["Assignment", "require_fit", "require_present", "require_whole"]
+__all__ = ["Assignment", "require_fit", "require_present", "require_unscripted", "require_whole"]
 
 _CPU = torch.device("cpu")
 
@@ -167,6 +167,23 @@ def require_whole(model: nn.Module, assignment: Assignment) -> None:
                 f"the device map splits one {type(module).__name__}: {where}; it can run on one device only, so give it "
                 f"one with the key {name!r}",
                 findings=tuple(runs),
+            )
+
+
+def require_unscripted(model: nn.Module, assignment: Assignment) -> None:
+    """Raises if something would have to stand in the place of a forward, or of a weight, that is TorchScript.
+
+    Raises:
+        PlanMismatchError: a scripted or traced module under a map with more than one device. Fields: ``findings``.
+    """
+    if assignment.is_single:
+        return
+    for name, module in modules_of(model):
+        if isinstance(module, torch.jit.ScriptModule):
+            raise PlanMismatchError(
+                f"{name!r} is a {type(module).__name__}, whose forward and weights are TorchScript's and cannot be exchanged; give "
+                "the whole model one device, or dispatch the model that it was made from",
+                findings=(name,),
             )
 
 

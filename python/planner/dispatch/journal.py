@@ -23,7 +23,8 @@ class Journal:
 
     def set(self, table: MutableMapping[str, Any], key: str, value: Any) -> None:
         """Sets a key."""
-        self._before.append((table, key, table.get(key, _ABSENT)))
+        before = table[key] if key in table else _ABSENT  # noqa: SIM401 (TorchScript's has no `get`)
+        self._before.append((table, key, before))
         table[key] = value
 
     def remove(self, table: MutableMapping[str, Any], key: str) -> None:

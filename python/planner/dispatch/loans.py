@@ -274,6 +274,9 @@ def rebuilt(value: Any, items: list[Any]) -> Any:
     cls = type(value)
     if cls is tuple:
         return tuple(items)
+    if hasattr(cls, "n_sequence_fields"):
+        # What torch.max and the like return: classes of C with a constructor of their own.
+        return cls(items)
     # Named ones, and subclasses with a constructor of their own.
     made = tuple.__new__(cls, items)
     if hasattr(value, "__dict__"):

@@ -12,13 +12,14 @@ from torch.nn.parameter import is_lazy
 
 from planner.dotted import require_module
 from planner.errors import InvalidDevicesError, InvalidTreeError
-from planner.spelling import shown
+from planner.spelling import device_words, shown
 
 __all__ = [
     "Slot",
     "flat_weights",
     "modules_of",
     "own_slots",
+    "present_device",
     "refuse_uninitialised",
     "require_initialised",
     "resolve_device",
@@ -46,7 +47,8 @@ class Slot:
 
     def read(self) -> Any:
         """What lies there now; None if the slot is empty or gone."""
-        return self.table.get(self.name)
+        table = self.table
+        return table[self.name] if self.name in table else None  # noqa: SIM401 (TorchScript's has no `get`)
 
     def write(self, tensor: Any) -> None:
         """Puts a tensor there, without the checks of ``Module.__setattr__``, which would unregister some."""
@@ -144,6 +146,28 @@ def usable_device(device: Any) -> torch.device:
 
 def _known_device(device: Any) -> torch.device:
     try:
-        return torch.device(device)
+        resolved = torch.device(device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidDevicesError(f"{shown(device)} is no device of torch", device=device) from error
+    said = (device_words(device) or ("", None))[1] if isinstance(device, str) else device
+    if isinstance(said, int | str) and resolved.index != int(said):
+        # torch keeps eight bits of a number.
+        raise InvalidDevicesError(f"{shown(device)} is no device of torch", device=device)
+    return resolved
+
+
+def present_device(device: Any) -> torch.device:
+    """The same, for whoever moves something there at once.
+
+    Raises:
+        InvalidDevicesError: also for a number that the accelerators of this machine do not have. Fields: ``device``.
+    """
+    resolved = resolve_device(device)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is not None and resolved.type == accelerator.type:
+        count = torch.accelerator.device_count()
+        if resolved.index >= count:
+            raise InvalidDevicesError(
+                f"this machine has no {resolved}: numbers below {count} would do", device=device
+            )
+    return resolved

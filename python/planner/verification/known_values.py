@@ -34,6 +34,7 @@ _MIXING = {
     aten.lift_fresh.default,
     aten._pack_padded_sequence.default,
     aten.is_same_size.default,
+    aten._has_compatible_shallow_copy_type.default,
 }
 # Their indices may lie on the CPU as well.
 _INDEXING = {
@@ -68,6 +69,10 @@ class KnownValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if value.numel() <= MOST_ELEMENTS:
             with without_fakes(), torch.no_grad():
                 self._values[fake] = value.detach().to("cpu", copy=True)
+
+    def forget(self, fake: torch.Tensor) -> None:
+        """What a fake tensor holds cannot be told."""
+        self._values.pop(fake, None)
 
     def value(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The value of a tensor, or None."""

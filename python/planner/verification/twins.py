@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from planner.verification.known_values import KnownValues
 
 __all__ = ["twin_of"]
 
+# A cell of a closure whose variable was never set.
+_EMPTY = (CellType(),)
 # What a dispatch leaves in a module, beside forwards and hooks.
 _OF_DISPATCH = frozenset([RECORD, "hf_device_map", "__reduce_ex__"])
 
@@ -64,6 +67,10 @@ def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any], installed: s
                 if value is None:
                     continue
             table[key] = _copied(value, memo)
+    # Compiled, a module computes what it is; its compiled code would run the model's own modules.
+    table.pop("_compiled_call_impl", None)
+    if "forward" in table and "_orig_mod" in table["_modules"]:
+        table["forward"] = table["_modules"]["_orig_mod"].__call__
 
 
 def _below(forward: Any, installed: set[int]) -> Any:
@@ -75,6 +82,10 @@ def _below(forward: Any, installed: set[int]) -> Any:
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     """A deep copy as far as that can be; locks, streams, files and whatever else refuses to be copied are shared."""
+    if isinstance(value, FunctionType):
+        return _rebound(value, memo)
+    if isinstance(value, dict) and any(isinstance(item, FunctionType) for item in value.values()):
+        return type(value)((key, _copied(item, memo)) for key, item in value.items())  # hooks
     known = len(memo)
     try:
         return copy.deepcopy(value, memo)
@@ -94,6 +105,40 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     memo[id(value)] = twin
     vars(twin).update((key, _copied(item, memo)) for key, item in vars(value).items())
     return twin
+
+
+def _rebound(function: FunctionType, memo: dict[int, Any]) -> Any:
+    """A function that calls the twin's modules where it was closed over the model's; the function itself if it was not."""
+    if id(function) in memo:
+        return memo[id(function)]
+    cells = function.__closure__ or ()
+    if not any(_leads_in(cell, memo, {id(function)}) for cell in cells):
+        return function
+    closure = tuple(CellType() for _ in cells)
+    twin = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, closure
+    )
+    twin.__kwdefaults__ = function.__kwdefaults__
+    vars(twin).update(vars(function))
+    memo[id(function)] = twin
+    for cell, made in zip(cells, closure, strict=True):
+        if cell not in _EMPTY:
+            held = cell.cell_contents
+            made.cell_contents = _copied(held, memo) if _leads_in(cell, memo, set()) else held
+    return twin
+
+
+def _leads_in(cell: CellType, memo: dict[int, Any], seen: set[int]) -> bool:
+    """Whether a closure holds a module or tensor of the model, a method of one, or a function that does."""
+    if cell in _EMPTY:
+        return False
+    held = cell.cell_contents
+    if id(held) in memo or (isinstance(held, MethodType) and id(held.__self__) in memo):
+        return True
+    if not isinstance(held, FunctionType) or id(held) in seen:
+        return False
+    seen.add(id(held))
+    return any(_leads_in(each, memo, seen) for each in held.__closure__ or ())
 
 
 def _fake(tensor: Any, mode: FakeTensorMode, known: KnownValues | None) -> Any:

@@ -16,7 +16,7 @@ from torch import nn
 
 from planner.devices import DeviceKey, accelerator_count
 from planner.dispatch.dispatched import RECORD, is_part
-from planner.dispatch.homes import Assignment, require_fit, require_whole
+from planner.dispatch.homes import Assignment, require_fit, require_unscripted, require_whole
 from planner.dotted import require_module
 from planner.errors import InvalidInputError, PlanMismatchError, PlannerError
 from planner.plan import Plan
@@ -67,6 +67,7 @@ def verify(model: nn.Module, plan: Plan | Mapping[str, Any], inputs: Any = None)
         _require_whole_model(model)
         require_fit(model, assignment)
         require_whole(model, assignment)
+        require_unscripted(model, assignment)
     except PlannerError as error:
         return Verification(False, str(error), ())
     with _as_before(), asked_here():

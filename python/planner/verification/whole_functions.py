@@ -20,6 +20,8 @@ _RECURRENT = frozenset([torch._VF.lstm, torch._VF.gru, torch._VF.rnn_tanh, torch
 
 _ARRAYS = frozenset([torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.tolist])
 
+_CONSTRUCTORS = frozenset([torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor])
+
 _INDEXING = frozenset([torch.Tensor.__getitem__, torch.Tensor.__setitem__])
 
 
@@ -40,6 +42,8 @@ class WholeFunctions(TorchFunctionMode):
         if func in _RECURRENT:
             with enable_python_dispatcher():
                 return func(*args, **kwargs)
+        if func in _CONSTRUCTORS and args and (numbers := _fakes_in(args[-1])):
+            return self._constructed(numbers, func, *args, **kwargs)
         if func in _ARRAYS and not is_offloaded(args[0]):
             value = self.known.value(args[0])
             if value is not None:
@@ -56,6 +60,24 @@ class WholeFunctions(TorchFunctionMode):
             return self._padded(func, *args, **kwargs)
         return func(*args, **kwargs)
 
+    def _constructed(self, numbers: list[torch.Tensor], func: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """A tensor of a list in which some numbers are tensors of one element, which torch reads past all modes."""
+        values = {id(number): self.known.value(number) for number in numbers}
+        device, dtype = kwargs.get("device", "cpu"), kwargs.get("dtype")
+        if func is torch.Tensor.new_tensor:
+            device, dtype = kwargs.get("device", args[0].device), dtype or args[0].dtype
+        with without_fakes():
+            for number in numbers:
+                if values[id(number)] is None:
+                    values[id(number)] = torch.zeros(number.shape, dtype=number.dtype, device="cpu")
+            real = torch.tensor(_with_values(args[-1], values), dtype=dtype, device="cpu")
+        made = torch.empty(real.shape, dtype=real.dtype, device=device)
+        if any(self.known.value(number) is None for number in numbers):
+            self.known.forget(made)
+        else:
+            self.known.learn(made, real)
+        return made
+
     def _padded(
         self, func: Any, rows: Any, counts: Any, batch_first: bool, value: float, total_length: int
     ) -> tuple[Any, Any]:
@@ -68,3 +90,17 @@ class WholeFunctions(TorchFunctionMode):
         lengths = torch.empty(real.shape, dtype=real.dtype, device="cpu")
         self.known.learn(lengths, real)
         return rows.new_empty((*padded.shape[:2], *rows.shape[1:])), lengths
+
+
+def _fakes_in(data: Any) -> list[torch.Tensor]:
+    """Fake tensors inside of lists, however deep."""
+    found: list[torch.Tensor] = []
+    for item in data if isinstance(data, list | tuple) else ():
+        found += [item] if is_fake(item) else _fakes_in(item)
+    return found
+
+
+def _with_values(data: Any, values: dict[int, Any]) -> Any:
+    if isinstance(data, list | tuple):
+        return [_with_values(item, values) for item in data]
+    return values.get(id(data), data)

@@ -77,6 +77,7 @@ CONTAINERS: dict[str, tuple[Any, Any]] = {
     "default dict": (lambda x: defaultdict(list, a=x), lambda v: v["a"]),
     "proxy": (lambda x: MappingProxyType({"a": x}), lambda v: v["a"]),
     "named tuple": (lambda x: Pair(x, 2), lambda v: v.left),
+    "maximum": (lambda x: torch.max(x, 0), lambda v: v.values),
     "dataclass": (lambda x: Record(x), lambda v: v.tensor),
     "frozen dataclass": (lambda x: Frozen(x), lambda v: v.tensor),
     "model output": (lambda x: BaseModelOutput(last_hidden_state=x), lambda v: v.last_hidden_state),
@@ -107,6 +108,25 @@ def test_tensors_cross_inside_containers_and_the_callers_stay(kind: str) -> None
         assert type(got) is type(value)
         if isinstance(value, defaultdict):
             assert got.default_factory is list
+
+
+@torch.no_grad()
+def test_what_torch_returns_crosses_in_compiled_code_as_well() -> None:
+    class Best(nn.Linear):
+        def forward(self, x: torch.Tensor) -> Any:
+            return super().forward(x).topk(2)
+
+    class Summing(nn.Linear):
+        def forward(self, best: Any) -> torch.Tensor:
+            return super().forward(best.values * best.indices)
+
+    plain = nn.Sequential(Best(4, 4), Summing(2, 2))
+    x = torch.linspace(-1, 1, 8).reshape(2, 4)
+    want = plain(x)
+    planner.dispatch(plain, {"0": 0, "1": 1})
+    torch._dynamo.reset()
+    compiled = torch.compile(plain, backend="aot_eager", fullgraph=True)
+    assert plain(x).equal(want) and compiled(x).equal(want)
 
 
 def test_what_lies_right_is_handed_on_as_it_is() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import planner
-from planner.errors import PlanMismatchError, PlannerError
+from planner.errors import InvalidDevicesError, InvalidInputError, PlanMismatchError, PlannerError
 from rig import Accelerators
 
 
@@ -75,3 +75,46 @@ def test_room_for_staging_on_a_device_that_is_not_there(
 ) -> None:
     with pytest.raises(PlanMismatchError, match="this machine has 2"):
         planner.dispatch(Half(), {"fc": 0, "norm": 1}, staging_bytes={device: 5})
+
+
+@pytest.mark.parametrize("device", [2, 256, 10**8, "virtual:5", "virtual:256"])
+def test_helpers_name_a_device_that_is_not_there(virtual_accelerators: Accelerators, device: Any) -> None:
+    model = Half()
+    for call in (
+        lambda: planner.send_to_device([torch.ones(1)], device),
+        lambda: planner.set_module_tensor_to_device(model, "fc.weight", device),
+        lambda: planner.attach_execution_device_hook(model, device),
+    ):
+        with pytest.raises(InvalidDevicesError):
+            call()
+    assert not hasattr(model, "_hf_hook") and model.fc.weight.device.type == "cpu"
+
+
+@pytest.mark.parametrize("outside", ["Fetch", "", None, 1, ["fetch"]])
+def test_no_word_for_readers_outside(virtual_accelerators: Accelerators, outside: Any) -> None:
+    with pytest.raises(InvalidInputError, match="'raise' or 'fetch'"):
+        planner.dispatch(Half(), {"fc": "cpu", "norm": 0}, outside=outside)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(5, None), (None, None), (["fc.weight"], None), ("fc.weight", "x")]
+)
+def test_what_is_no_tensor_of_a_module(virtual_accelerators: Accelerators, name: Any, value: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"name is a string|is no tensor"):
+        planner.set_module_tensor_to_device(Half(), name, 0, value=value)
+
+
+@pytest.mark.parametrize("make", [torch.jit.script, lambda part: torch.jit.trace(part, torch.ones(2, 4))])
+def test_scripted_parts_run_on_one_device_and_are_refused_on_several(
+    virtual_accelerators: Accelerators, make: Any
+) -> None:
+    model, x = nn.Sequential(make(nn.Linear(4, 4)), nn.Linear(4, 4)), torch.ones(2, 4)
+    want = model(x)
+    for device_map in ({"0": 0, "1": 1}, {"0": "cpu", "1": 0}):
+        with pytest.raises(PlanMismatchError, match="'0' is a"):
+            planner.dispatch(model, device_map)
+        found = planner.verify(model, device_map, x)
+        assert found.runs is False and "TorchScript" in str(found)
+    planner.dispatch(model, {"": 1})
+    assert torch.allclose(model(x.to(1)).cpu(), want)
+    assert torch.allclose(planner.undispatch(model).cpu()(x), want)

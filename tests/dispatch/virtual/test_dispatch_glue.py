@@ -198,6 +198,29 @@ def test_a_generator_of_the_callers_draws_once() -> None:
     assert found[0][0].equal(found[1][0]) and found[0][1].equal(found[1][1])
 
 
+CUSTOM = torch.library.Library("glued", "DEF")
+CUSTOM.define("noisy(Tensor x, Tensor y) -> Tensor")
+CUSTOM.define("twice(Tensor(a!) x, Tensor y) -> ()")
+CUSTOM.impl(
+    "noisy", lambda x, y: torch.rand(3, 8).to(x.device) + x + y, dispatch_key="CompositeExplicitAutograd"
+)
+CUSTOM.impl(
+    "twice",
+    lambda x, y: (x.add_(1), x.add_(y), None)[-1],
+    dispatch_key="CompositeExplicitAutograd",
+)
+
+
+@torch.no_grad()
+def test_a_custom_operator_draws_once() -> None:
+    plain, spread = nets(torch.ops.glued.noisy)
+    found = []
+    for net in (plain, spread):
+        torch.manual_seed(3)
+        found.append((net(X.to(0)), torch.rand(1)))
+    assert found[0][0].equal(found[1][0]) and found[0][1].equal(found[1][1])
+
+
 def test_every_random_operator_of_two_tensors_is_known_as_one() -> None:
     names = [name for name in dir(torch.ops.aten) if not name.startswith("_")]
     seen = set()
@@ -228,6 +251,14 @@ def test_an_operator_that_was_partly_done_is_not_done_again(monkeypatch: pytest.
         spread(X.to(0))
     assert any("_foreach_add_ had written" in note for note in caught.value.__notes__)
     assert stack_size() == 0
+
+
+@torch.no_grad()
+def test_one_whose_name_does_not_say_that_it_writes_is_not_done_again() -> None:
+    _, spread = nets(torch.ops.glued.twice)
+    with pytest.raises(RuntimeError, match="same device") as caught:
+        spread(X.to(0))
+    assert any("twice had written" in note for note in caught.value.__notes__)
 
 
 @torch.no_grad()
@@ -513,6 +544,19 @@ def test_a_model_that_mixes_is_one_graph_as_well(mix: str) -> None:
     for _ in range(2):
         assert compiled(X.to(0)).equal(plain(X.to(0)))
     assert stack_size() == 0
+
+
+@torch.no_grad()
+def test_compiled_code_writes_into_all_that_an_operator_fills() -> None:
+    def filled(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        values, places = torch.zeros_like(b), torch.zeros_like(a, dtype=torch.long)
+        torch.sort(a, out=(values, places))
+        return values.to(a.device) + places
+
+    torch._dynamo.reset()
+    plain, spread = nets(filled)
+    compiled = torch.compile(spread, backend="aot_eager")
+    assert compiled(X.to(0)).equal(plain(X.to(0)))
 
 
 @torch.no_grad()

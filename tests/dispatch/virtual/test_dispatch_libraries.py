@@ -317,6 +317,27 @@ def test_models_dispatched_by_accelerate_tell_their_weights(tmp_path: Path) -> N
         dict(planner.state_dict(empty))
 
 
+class Scaled(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        return y * self.scale if hasattr(self, "scale") else y
+
+
+@pytest.mark.parametrize("has_run", [False, True])
+@torch.no_grad()
+def test_a_parameter_added_without_values_is_named(has_run: bool) -> None:
+    """As compressed-tensors adds one: its values beside those of the hook, "meta" in the module."""
+    model = nn.Sequential(Scaled(2, 2), Scaled(2, 2))
+    planner.dispatch_model(model, {"0": 0, "1": "cpu"}, main_device=0, state_dict=model.state_dict())
+    if has_run:
+        model(torch.ones(1, 2))
+    weights = model[1]._hf_hook.weights_map
+    weights.dataset.state_dict[weights.prefix + "scale"] = torch.ones(2)
+    model[1].register_parameter("scale", nn.Parameter(torch.ones(2, device="meta")))
+    with pytest.raises(planner.OffloadError, match=r"'1\.scale' .* has no values"):
+        model(torch.ones(1, 2))
+
+
 def mamba() -> Any:
     torch.manual_seed(0)
     sizes = {"vocab_size": 64, "hidden_size": 32, "state_size": 4, "num_hidden_layers": 3}

@@ -172,6 +172,22 @@ def test_what_is_written_while_aligned(does: Callable[[Any], None], where: Any) 
     assert torch.allclose(planner.state_dict(model)["0.w"], want, equal_nan=True)
 
 
+@pytest.mark.parametrize("does", [*WRITES, cast, cast_exactly, freeze, thaw])
+@torch.no_grad()
+def test_what_is_written_while_a_module_that_is_not_offloaded_is_elsewhere(
+    does: Callable[[Any], None],
+) -> None:
+    plain, module = (Writing(lambda _: None).requires_grad_(does is freeze) for _ in range(2))
+    kept = module.w
+    does(plain)
+    with planner.align_module_device(module, 0):
+        assert module.w.device == torch.device(0)
+        does(module)
+    assert module.w.device.type == "cpu" and (module.w is kept or does not in (cast, cast_exactly))
+    assert module.w.dtype == plain.w.dtype and module.w.requires_grad == plain.w.requires_grad
+    assert torch.allclose(module.w, plain.w, equal_nan=True)
+
+
 @torch.no_grad()
 def test_a_weight_whose_data_is_only_read_is_not_kept_in_memory(tmp_path: Path) -> None:
     plain = nn.Sequential(Writing(lambda module: module.w.data.sum()), nn.Identity()).requires_grad_(False)

@@ -226,6 +226,75 @@ def test_values_of_inputs_are_there(virtual_accelerators: Accelerators) -> None:
     assert planner.verify(model, {"a": 0, "b": 1, "limit": 0}, (X, sizes)).runs
 
 
+NUMBERS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "list": lambda x, y: y[: int(torch.tensor([len(x), x.sum() > 9])[0])],
+    "nested": lambda x, y: y * torch.tensor(([x[0, 0], 2], [x.sum(), 1.5])).sum(),
+    "new": lambda x, y: y * x.new_tensor((x.argmax(), True))[0].to(y.device),
+    "of weights": lambda x, y: torch.as_tensor([y.sum(), y.mean()], device=y.device) + y[:, :2],
+    "as an index": lambda x, y: y[torch.asarray([x.argmax(), 1]) % 2],
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_tensors_made_of_tensors_of_one_element(virtual_accelerators: Accelerators, name: str) -> None:
+    class Making(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = Res(), Res()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return NUMBERS[name](x, self.b(self.a(x)))
+
+    assert agree(Making().eval(), {"a": 0, "b": 1}, (X,)).runs
+
+
+def test_numbers_of_weights_in_a_list_are_unknown(virtual_accelerators: Accelerators) -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = Res(), Res()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.b(self.a(x))
+            return y[: int(torch.tensor([y.sum(), 1])[1])]
+
+    assert planner.verify(Counting(), {"a": 0, "b": 1}, X).runs is None
+
+
+def closed_over(model: Summed) -> None:
+    first, old = model.parts[0], model.parts[1].forward
+    model.parts[1].forward = lambda x: old(x) * 2
+    model.parts[0].register_forward_hook(lambda *given: given[2] + first.fc.bias)
+
+
+def compiled(model: Summed) -> None:
+    model.parts[0] = torch.compile(model.parts[0], backend="eager")
+    model.parts[1].compile(backend="eager")
+
+
+@pytest.mark.parametrize("change", [closed_over, compiled])
+def test_functions_that_hold_the_models_modules(
+    virtual_accelerators: Accelerators, change: Callable[[Summed], None]
+) -> None:
+    model = Summed(Res(), Res()).eval()
+    change(model)
+    assert len(agree(model, {"parts.0": 0, "parts.1": 1}, (X,)).crossings) == 1
+
+
+def test_data_from_another_device(virtual_accelerators: Accelerators) -> None:
+    class Setting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = Res(), Res()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.a(x)
+            x.data = self.b(x)
+            return x
+
+    assert agree(Setting().eval(), {"a": 0, "b": 1}, (X,)).runs
+
+
 def test_values_of_weights_are_not(virtual_accelerators: Accelerators) -> None:
     model = nn.Sequential(nn.Linear(8, 8), Branching(), nn.Linear(8, 8))
     found = planner.verify(model, {"0": 0, "1": 0, "2": 1}, X)
