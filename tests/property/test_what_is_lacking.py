@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 import planner
 from planner.errors import InfeasibleError, InvalidConstraintError
+from planner.rooms import device_rooms
 
 Device = int | str
 Budgets = dict[Device, int]
@@ -121,16 +123,10 @@ def test_everything_rests_where_the_widest_cards_are_full() -> None:
 
 
 def test_full_cards_that_share_a_memory_are_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
-    from planner import request
-
-    rooms_of = request.device_rooms
-
     def pooled(*words: Any) -> Any:
-        rooms = rooms_of(*words)
+        rooms = device_rooms(*words)
         return tuple(replace(room, pool="shared" if room.kind == "accelerator" else None) for room in rooms)
 
-    monkeypatch.setattr(request, "device_rooms", pooled)
+    monkeypatch.setattr("planner.request.device_rooms", pooled)
     with pytest.raises(InfeasibleError):
         planner.plan(Net(4), max_memory={0: 0, 1: 0, "cpu": 100}, mode="gpu_only")
