@@ -73,13 +73,17 @@ class AutoSearch:
                 name="",
             )
 
-    def solve(self) -> AutoAnswer:
+    def solve(self, enough_bytes: Mapping[DeviceKey, int] | None = None) -> AutoAnswer:
         """The best plan that the search finds.
+
+        Args:
+            enough_bytes: by device, what alone would be enough as far as is known.
 
         Raises:
             InfeasibleError: none within budgets, constraints and mode.
         """
-        return self.read(self.blocks.columns.solve(self.row(), list(self.homes), self.options()))
+        result = self.blocks.columns.solve(self.row(), list(self.homes), self.options())
+        return self.read(result, enough_bytes)
 
     def row(self, least_bits: int = 0) -> tuple[list[tuple[str, int | None, int | None]], list[int]]:
         """Devices and pools as the extension takes them.
@@ -89,9 +93,11 @@ class AutoSearch:
                 them would change gives them a single bit.
         """
         pools = list(dict.fromkeys(room.pool for room in self.rooms if room.pool))
-        sizes = [max(_bits(room) for room in self.rooms if room.pool == pool) for pool in pools]
         if self.mode == "gpu_only" and not self._has_accelerator_room:
             least_bits = 1  # a full accelerator is still one: the cpu does not take its place
+        sizes = [
+            max(least_bits, *(_bits(room) for room in self.rooms if room.pool == pool)) for pool in pools
+        ]
         devices: list[tuple[str, int | None, int | None]] = [
             (
                 room.kind,
@@ -106,10 +112,12 @@ class AutoSearch:
         """The search's options as the extension takes them."""
         return (self.fill, self.search_steps, self.mode, self.execute_offloaded, self.staging_blocks)
 
-    def read(self, result: _core.AutoPlan | _core.AutoFailure) -> AutoAnswer:
-        """The answer to this problem."""
+    def read(
+        self, result: _core.AutoPlan | _core.AutoFailure, enough_bytes: Mapping[DeviceKey, int] | None = None
+    ) -> AutoAnswer:
+        """The answer to this problem; see :meth:`solve`."""
         if isinstance(result, _core.AutoFailure):
-            raise self._infeasible(result)
+            raise self._infeasible(result, enough_bytes or {})
         keys = [room.device for room in self.rooms]
         usage_bytes = tuple((-(-used // 8), -(-reserved // 8)) for used, reserved in result.usage)
         return AutoAnswer(
@@ -182,9 +190,12 @@ class AutoSearch:
         offloaded = self._offloaded_units(result)
         if not offloaded:
             return None
-        more = self.blocks.columns.shortfall(self.row(1), list(self.homes), self.options())
         largest = max(offloaded, key=lambda unit: (sizes[unit], -unit))
-        return Shortfall(name=self.blocks.unit_name(largest), more_bytes=self._by_device(more))
+        return Shortfall(name=self.blocks.unit_name(largest), more_bytes=self.lacking_bytes())
+
+    def lacking_bytes(self) -> dict[DeviceKey, int]:
+        """By device, the least that would keep everything on the accelerators."""
+        return self._by_device(self.blocks.columns.shortfall(self.row(1), list(self.homes), self.options()))
 
     def _by_device(self, more_bits: Sequence[int | None]) -> dict[DeviceKey, int]:
         pairs = zip(self.rooms, more_bits, strict=True)
@@ -195,12 +206,14 @@ class AutoSearch:
             if bits is not None
         }
 
-    def _infeasible(self, failure: _core.AutoFailure) -> InfeasibleError:
+    def _infeasible(
+        self, failure: _core.AutoFailure, enough_bytes: Mapping[DeviceKey, int]
+    ) -> InfeasibleError:
         keys = [room.device for room in self.rooms]
         if any(room.capacity_bytes == 0 for room in self.rooms):
             again = self.blocks.columns.solve(self.row(1), list(self.homes), self.options())
             failure = again if isinstance(again, _core.AutoFailure) else failure
-        more = self._by_device(failure.more_bits)
+        more = _least_of(self._by_device(failure.more_bits), enough_bytes)
         block = self.blocks.unit_name(failure.unit) if len(self.blocks.columns) else ""
         placed = {
             self.blocks.unit_name(unit): keys[home]
@@ -243,7 +256,7 @@ def solve_in_parts(
         # Constraints that contradict each other in a whole block may be about different parts of it.
         is_proven = isinstance(error, InvalidConstraintError) or error.is_proven
         try:
-            found = parts.solve()
+            found = parts.solve(error.more_bytes if isinstance(error, InfeasibleError) else None)
         except InfeasibleError as finer_error:
             raise (finer_error if is_proven else error) from None
         bound_bytes = found.certificate.lower_bound_bytes if is_proven else 0
@@ -268,7 +281,22 @@ def solve_in_parts(
             best = (search, finer)
     if answer.has_oversized:
         bound_bytes = min(bound_bytes, answer.certificate.lower_bound_bytes)
-    return best[0], _certified(best[1], bound_bytes, steps)
+    found = replace(best[1], shortfall=partial(_finer_shortfall, best[1], parts))
+    return best[0], _certified(found, bound_bytes, steps)
+
+
+def _finer_shortfall(answer: AutoAnswer, parts: AutoSearch) -> Shortfall | None:
+    """That of an answer, or less where less is enough for all blocks in parts."""
+    coarse = answer.shortfall()
+    return coarse and replace(coarse, more_bytes=_least_of(parts.lacking_bytes(), coarse.more_bytes))
+
+
+def _least_of(one: Mapping[DeviceKey, int], other: Mapping[DeviceKey, int]) -> dict[DeviceKey, int]:
+    """The less of two amounts for each device that has either."""
+    return {
+        device: min(each[device] for each in (one, other) if device in each)
+        for device in dict.fromkeys((*one, *other))
+    }
 
 
 def _certified(answer: AutoAnswer, bound_bytes: int, steps: int) -> AutoAnswer:

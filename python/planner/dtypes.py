@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from planner.errors import InvalidInputError
+from planner.spelling import shown
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +48,8 @@ def resolve_dtype(dtype: Any) -> Any:
     elif isinstance(dtype, torch.dtype) or _custom_bits(dtype) is not None:
         return dtype
     raise InvalidInputError(
-        f"dtype {dtype!r} is not a torch dtype; write one as in 'bfloat16' or torch.bfloat16", dtype=dtype
+        f"dtype {shown(dtype)} is not a torch dtype; write one as in 'bfloat16' or torch.bfloat16",
+        dtype=dtype,
     )
 
 

@@ -9,6 +9,7 @@ from planner.devices import DeviceKey, canonical_device
 from planner.dotted import named, nearest_key
 from planner.errors import InvalidConstraintError, InvalidInputError
 from planner.plan import Plan, Reason
+from planner.spelling import shown
 from planner.units import format_bytes
 
 __all__ = [
@@ -102,9 +103,9 @@ def explain(plan: Plan, name: str) -> str:
         raise InvalidInputError(f"what is explained is a plan; got {type(plan).__name__}")
     home = home_of(plan.device_map, name) if isinstance(name, str) else None
     if home is None:
-        nearest = difflib.get_close_matches(str(name), list(plan.device_map), n=3)
+        nearest = difflib.get_close_matches(name, list(plan.device_map), n=3) if isinstance(name, str) else []
         raise InvalidConstraintError(
-            f"the plan has no place for {name!r}", names=(name,), suggestions=tuple(nearest)
+            f"the plan has no place for {shown(name)}", names=(name,), suggestions=tuple(nearest)
         )
     own = reasons_about(plan, name)
     block = next((reason.name for reason in own if _covers(reason.name, name)), name)

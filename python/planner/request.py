@@ -314,7 +314,8 @@ class _Request:
 
 def _budget_rows(budgets: Any) -> list[dict[DeviceKey, int]]:
     """Budgets of many plans, each read as ``max_memory`` of one. Raises InvalidDevicesError, InvalidConfigError."""
-    if isinstance(budgets, str | Mapping) or not isinstance(budgets, Iterable):
+    is_list = isinstance(budgets, Iterable) and not isinstance(budgets, str | Mapping)
+    if not is_list or getattr(budgets, "ndim", 1) == 0:  # an array of one number has no rows
         raise InvalidDevicesError(
             f"plan_many needs a list of budgets such as [{{0: '80GiB'}}, {{0: '40GiB'}}], got {shown(budgets)}",
             device=None,

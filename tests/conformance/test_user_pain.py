@@ -166,6 +166,13 @@ def test_b6_the_fallback_with_a_tie_to_what_it_skipped() -> None:
     assert placed == {"layers": 0, "embed": "cpu", "lm_head": "cpu", "big": "cpu"}
 
 
+@pytest.mark.parametrize("card", [4, 5])
+def test_the_fallback_takes_no_buffer_out_of_a_module(card: int) -> None:
+    model = root(a=root(b=Leaf(3), c=Leaf(3)))
+    model.a.register_buffer("scale", buffer(1))
+    assert same_as_accelerate(model, {0: card, **CPU}, fallback_allocation=True) == {"": "cpu"}
+
+
 def test_b6b_a_layer_larger_than_every_card_still_keeps_all_on_the_cpu() -> None:
     model = root(big=Leaf(700), layers=Blk(100, 100), tail=Blk(50, 50, 50))
     budgets = {0: 600, 1: 600, **CPU}

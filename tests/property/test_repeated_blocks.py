@@ -302,3 +302,64 @@ def test_over_drawn_containers_the_blocks_are_what_has_a_forward_and_two_cards_h
         assert plan.source.blocks == count + 2, seed
         assert sum(plan.offloaded_bytes.values()) == 0, seed
         assert cut_inside(model, plan, "Res") == [], seed
+
+
+class Flat(nn.Module):
+    """Leaves without numbers: nothing repeats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.query(x) + self.key(x) * self.value(x)) + x
+
+
+class Around(nn.Module):
+    def __init__(self, body: nn.Module, **more: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        for name, module in more.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self.children():
+            x = module(x)
+        return x
+
+
+class Link(nn.Module):
+    """A list by links: each holds the next."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.own = nn.Linear(8, 8)
+        self.next = Link(length - 1) if length else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.own(x)
+        return x if self.next is None else self.next(x)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Around(Flat()),
+        lambda: Around(Around(Flat())),
+        lambda: Around(Flat(), head=nn.Linear(8, 8)),
+        lambda: Link(7),
+    ],
+    ids=["around", "twice around", "backbone and head", "links"],
+)
+def test_where_nothing_repeats_two_cards_are_enough_all_the_same(build: Any) -> None:
+    model = build()
+    for percent in (60, 90):
+        plan = two_cards(model, percent)
+        assert sum(plan.offloaded_bytes.values()) == 0
+        assert planner.verify(model, plan, (torch.ones(2, 8),)).runs
+
+
+def test_a_module_that_may_use_its_own_tensors_with_those_inside_stays_whole() -> None:
+    model = Around(nn.MultiheadAttention(8, 2))
+    plan = planner.plan(model, max_memory={0: size_bytes(model) // 2, "cpu": 10 * size_bytes(model)})
+    assert plan.source.blocks == 1

@@ -531,3 +531,18 @@ def test_the_checker_and_the_flags_take_what_accelerate_takes() -> None:
 def test_a_file_that_cannot_have_its_name_is_a_problem_of_the_configuration(name: str) -> None:
     error = refuses(lambda: planner.plan(model(), max_memory={"cpu": 5000}, config=name))
     assert isinstance(error, InvalidConfigError) and "cannot be read" in str(error)
+
+
+def test_what_is_absurd_is_refused_without_being_spelled_out() -> None:
+    """Python writes no int of so many digits, and numpy and torch iterate over no single number."""
+    plan = planner.plan(model(), max_memory={0: 800, "cpu": 2000})
+    for call in (
+        lambda: planner.explain(plan, 10**5000),
+        lambda: planner.explain(plan, [10**5000]),
+        lambda: planner.explain(plan, "x" * 10_000),
+        lambda: planner.infer_auto_device_map(model(), max_memory={0: 800}, dtype=10**5000),
+        lambda: planner.plan_many(model(), np.array(5)),
+        lambda: planner.plan_many(model(), torch.tensor(5)),
+    ):
+        error = refuses(call)
+        assert error is not None and len(str(error)) < 500

@@ -5,7 +5,8 @@
 //! but leaves repeat is a block as well, unless it is more than a fifth of the model. Two more rules keep blocks from being
 //! half a model. Siblings without numbers in their names (`encoder`, `decoder`), larger than a fifth of the model, give way to
 //! numbered blocks inside them. And as long as the model cannot be cut into two parts of at most 60 %, the block in the way
-//! gives way to blocks inside it: its class, or where modules of one class lie in each other, that module alone.
+//! gives way to blocks inside it: its class, or where modules of one class lie in each other, that module alone. So does a
+//! module in which nothing repeats and that has no tensors of its own, to its parts.
 
 use std::collections::{HashMap, HashSet};
 
@@ -219,8 +220,14 @@ impl<'a> Finder<'a> {
                 continue;
             }
             let after_bits = before_bits + self.layout.formula_bits(row);
+            let is_in_the_way = 5 * before_bits < 2 * total_bits && 5 * after_bits > 3 * total_bits;
             let class = tree.class_name(row).filter(|_| is_block(row));
-            if let Some(class) = class.filter(|_| 5 * before_bits < 2 * total_bits && 5 * after_bits > 3 * total_bits) {
+            if is_in_the_way && class.is_none() && self.has_parts(row) {
+                containers.push(row);
+                open.extend(self.parts(row));
+                continue;
+            }
+            if let Some(class) = class.filter(|_| is_in_the_way) {
                 let as_class = || blocks[class].is_lone || self.holds_others(class, blocks);
                 if *gives_way.entry(class).or_insert_with(as_class) {
                     in_the_way = Some(class);
@@ -233,6 +240,12 @@ impl<'a> Finder<'a> {
             before_bits = after_bits;
         }
         (containers, in_the_way)
+    }
+
+    /// Whether all its tensors are in modules inside: one that has tensors of its own may use them together.
+    fn has_parts(&self, row: NodeId) -> bool {
+        let tree = self.tree;
+        self.has_tensors.contains(row) && tree.children(row).all(|child| tree.is_module(child))
     }
 
     /// What is directly in a module, last first.

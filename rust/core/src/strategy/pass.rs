@@ -268,8 +268,8 @@ impl<'a> Pass<'a> {
                 small_rows.forget(row);
                 continue;
             };
-            if !path.is_empty() && layout.tree().is_buffer(row) {
-                continue; // accelerate's search meets children and parameters of what it splits, and no buffers
+            if self.is_lone(row) {
+                continue;
             }
             let trial = self.measure_candidate(row, limit_bits);
             if self.fits(&trial) {
@@ -283,6 +283,12 @@ impl<'a> Pass<'a> {
         found
     }
 
+    /// A buffer of a module that would be, or was, split: accelerate's search meets children and parameters, and no buffers.
+    fn is_lone(&self, row: NodeId) -> bool {
+        let tree = self.layout.tree();
+        tree.is_buffer(row) && tree.parent(row) != 0
+    }
+
     fn measure_candidate(&self, row: NodeId, limit_bits: i64) -> Trial {
         let partners = Partners::of_candidate(self.layout, &self.frontier, row);
         self.measure(row, partners, limit_bits)
@@ -293,10 +299,8 @@ impl<'a> Pass<'a> {
         for row in passed {
             let Some(bits) = small_rows.bits(row).filter(|&bits| bits > limit_bits) else { continue };
             if self.margin.may_narrow(self.device, bits.saturating_sub(limit_bits)) {
-                let Some(path) = self.frontier.ancestors_to_split(row).filter(|_| !self.frontier.is_split(row)) else {
-                    continue;
-                };
-                if path.is_empty() || !self.layout.tree().is_buffer(row) {
+                let path = self.frontier.ancestors_to_split(row).filter(|_| !self.frontier.is_split(row));
+                if path.is_some() && !self.is_lone(row) {
                     let trial = self.measure_candidate(row, limit_bits);
                     self.fits(&trial);
                 }

@@ -1,6 +1,6 @@
 //! The least capacity which, added to one device alone, changes the answer.
 
-use super::model::{Mode, Options, Unit};
+use super::model::{Execute, Mode, Options, Unit};
 use super::scene::{Scene, UNLIMITED};
 use super::solve::Search;
 use super::steps::Steps;
@@ -11,6 +11,9 @@ const PARTS: u64 = 16;
 
 /// Units times devices that all questions together may look at.
 const MOST_WORK: u64 = 1 << 25;
+
+/// Sizes of blocks that are looked at one by one.
+const MOST_TURNS: usize = 32;
 
 /// Least extra capacity of each single device with which nothing is offloaded; `None` where no amount helps. An answer is
 /// too large where the step limit, or the number of questions that so large a problem is worth, came before a better one.
@@ -53,6 +56,17 @@ impl Deficit<'_> {
         }
         // From what is lacking in sum in growing steps, for that is near the answer, and then by halves.
         let mut low = total.saturating_sub(self.joint_capacity()).saturating_sub(1).min(high - 1);
+        for turn in self.turns().into_iter().filter(|turn| (low + 1..high).contains(turn)).collect::<Vec<u64>>() {
+            if self.questions == 0 {
+                break;
+            }
+            self.questions -= 1;
+            if self.works(turn, steps_left) {
+                high = turn;
+                break;
+            }
+            low = turn;
+        }
         let mut step = Some(staged.max(1));
         while high - low > 1 && self.questions > 0 {
             self.questions -= 1;
@@ -66,6 +80,24 @@ impl Deficit<'_> {
             }
         }
         Some(high)
+    }
+
+    /// The last amounts before more room asks for more: with one bit more, a block that was larger than every accelerator,
+    /// and ran on the cpu, is streamed and needs room. Between two of them, more only helps.
+    fn turns(&self) -> Vec<u64> {
+        let is_card = |device: &&Device| device.kind == DeviceKind::Accelerator;
+        let capacity = |device: &Device| device.capacity_bits.unwrap_or(UNLIMITED);
+        let own = &self.devices[self.device];
+        if !is_card(&own) || self.options.mode == Mode::GpuOnly || self.options.execute_offloaded == Execute::Cpu {
+            return Vec::new();
+        }
+        let widest = self.devices.iter().filter(is_card).map(capacity).max().unwrap_or(0);
+        let blocks = self.units.iter().flat_map(|unit| unit.block_bits.iter().map(|&bits| bits.min(unit.bits)));
+        let mut turns: Vec<u64> = blocks.filter(|&bits| bits > widest).map(|bits| bits - 1 - capacity(own)).collect();
+        turns.sort_unstable();
+        turns.dedup();
+        turns.truncate(MOST_TURNS);
+        turns
     }
 
     /// What all devices that may hold anything hold at most.

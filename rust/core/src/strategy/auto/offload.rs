@@ -244,10 +244,12 @@ impl<'a> Candidates<'a> {
         })
     }
 
-    /// The widest kinds of bins with the largest size that each has room for; then nothing streamed.
+    /// The widest kinds of bins, less what must lie there, with the largest size that each has room for; then nothing
+    /// streamed.
     fn widest(&self, most: usize) -> impl Iterator<Item = Option<(usize, u64)>> {
+        let pinned = pinned_bits(self.scene);
         let mut kinds = self.kinds.clone();
-        kinds.sort_by_key(|&bin| Reverse(self.scene.bins[bin].capacity));
+        kinds.sort_by_key(|&bin| Reverse(self.scene.bins[bin].capacity.saturating_sub(pinned[bin])));
         let largest = |bin: usize| self.descending.iter().copied().find(|&size| self.takes(bin, size));
         let streamed = kinds.into_iter().take(most).filter_map(move |bin| Some(Some((bin, largest(bin)?))));
         streamed.chain([None])
@@ -273,6 +275,15 @@ fn sizes(scene: &Scene) -> Vec<(u64, u64)> {
         must += bits(class);
     }
     sizes
+}
+
+/// Bits on each bin of what can lie nowhere else.
+fn pinned_bits(scene: &Scene) -> Vec<u64> {
+    let mut bits = vec![0u64; scene.bins.len()];
+    for class in scene.classes.iter().filter(|class| !class.can_offload() && class.bins.count_ones() == 1) {
+        bits[class.bins.trailing_zeros() as usize] += class.bits * u64::from(class.count());
+    }
+    bits
 }
 
 /// One bin of each kind; like ones give like packings.
