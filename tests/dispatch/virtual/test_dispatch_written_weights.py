@@ -193,3 +193,62 @@ def test_a_weight_that_was_brought_in_is_a_parameter_like_any_other() -> None:
     plain = nn.Sequential(Writing(does), nn.Identity()).requires_grad_(False)
     model = planner.dispatch(copy.deepcopy(plain), {"0": "cpu", "1": 0})
     assert model(X).equal(plain(X)) and all(seen) and len(seen) == 4
+
+
+def count_up(module: Any, name: str) -> Any:
+    tensor = getattr(module, name)
+    tensor.calls = getattr(tensor, "calls", 0) + 1
+    return tensor.calls
+
+
+def scale_up(module: Any, name: str) -> Any:
+    tensor = getattr(module, name)
+    tensor.scale = getattr(tensor, "scale", torch.ones(4, device=tensor.device)) * 2
+    return tensor.scale
+
+
+def switch(module: Any, name: str) -> Any:
+    tensor = getattr(module, name)
+    if hasattr(tensor, "seen"):
+        del tensor.seen
+        return 1.0
+    tensor.seen = True
+    return 2.0
+
+
+def mark_another(module: Any, name: str) -> Any:
+    calls = getattr(module.b, "calls", 0) + 1
+    module.b = module.b + 1
+    module.b.calls = calls
+    return calls
+
+
+class Marking(nn.Module):
+    """Computes with what it has set on a tensor of its own."""
+
+    def __init__(self, does: Callable[[Any, str], Any], name: str) -> None:
+        super().__init__()
+        self.w, self.does, self.name = nn.Parameter(torch.arange(1.0, 5.0), requires_grad=False), does, name
+        self.register_buffer("b", torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return (x * self.w + self.b) * self.does(self, self.name)
+
+
+@pytest.mark.parametrize("where", [0, "cpu", "disk"])
+@pytest.mark.parametrize("name", ["w", "b"])
+@pytest.mark.parametrize("does", [count_up, scale_up, switch, mark_another])
+def test_attributes_that_a_forward_sets_on_its_tensors(
+    does: Callable[[Any, str], Any], name: str, where: Any, tmp_path: Path
+) -> None:
+    plain = nn.Sequential(Marking(does, name), nn.Identity())
+    model = copy.deepcopy(plain)
+    if where == "disk":
+        planner.disk_offload(model, tmp_path, execution_device=0, offload_buffers=True)
+    else:
+        planner.dispatch(model, {"0": "cpu"}, execution_map={"0": where}, offload_buffers=True)
+    plain.to(0)
+    for _ in range(3):
+        assert model(X).equal(plain(X.to(0)).cpu())
+    planner.undispatch(model)
+    assert vars(model[0].w).keys() == vars(plain[0].w).keys()
