@@ -238,6 +238,9 @@ def rebuilt(value: Any, items: list[Any]) -> Any:
     cls = type(value)
     if cls is tuple:
         return tuple(items)
+    if hasattr(cls, "n_sequence_fields"):
+        # What `torch.max` and its like return; C makes them, and wants the items and nothing else.
+        return cls(items)
     # Named ones, and subclasses with a constructor of their own.
     made = tuple.__new__(cls, items)
     if hasattr(value, "__dict__"):
