@@ -156,6 +156,46 @@ def thaw(module: Any) -> None:
     module.w.requires_grad_(True)
 
 
+def replace(module: Any) -> None:
+    module.w = nn.Parameter(module.w * 2, requires_grad=False)
+
+
+def mark(module: Any) -> None:
+    module.w.scale = 2.0
+
+
+# What a buffer does to a weight wants both in one place, and buffers stay where they are.
+ELSEWHERE = [does for does in WRITES if does is not swapped]
+
+
+@pytest.mark.parametrize("lies_on", [0, "cpu"])
+@pytest.mark.parametrize("goes_to", [1, "cpu"])
+@pytest.mark.parametrize("does", [*ELSEWHERE, cast, cast_exactly, freeze, thaw, replace, mark])
+@torch.no_grad()
+def test_what_is_written_while_aligned_elsewhere(
+    does: Callable[[Any], None], goes_to: Any, lies_on: Any
+) -> None:
+    plain = nn.Sequential(Writing(lambda _: None), nn.Linear(4, 4)).requires_grad_(does is freeze)
+    model = planner.dispatch(copy.deepcopy(plain), {"0": lies_on, "1": 1}, execution_map={"0": lies_on})
+    does(plain[0])
+    with planner.align_module_device(model[0], goes_to):
+        does(model[0])
+    mine, its = model[0].w, plain[0].w
+    assert (mine.dtype, mine.shape, mine.requires_grad) == (its.dtype, its.shape, its.requires_grad)
+    assert torch.allclose(mine.cpu(), its, equal_nan=True) and vars(mine) == vars(its)
+    assert torch.allclose(model(X), plain(X), equal_nan=True)
+
+
+def test_a_gradient_that_arrives_while_aligned_elsewhere() -> None:
+    plain = nn.Linear(4, 4)
+    model = planner.dispatch(copy.deepcopy(plain), {"": 0})
+    for _ in range(2):
+        plain(X).sum().backward()
+        with planner.align_module_device(model, 1):
+            model(X.to(1)).sum().backward()
+    assert torch.allclose(model.weight.grad.cpu(), plain.weight.grad)
+
+
 @pytest.mark.parametrize("where", [0, "cpu"])
 @pytest.mark.parametrize("does", [*WRITES, cast, cast_exactly, freeze, thaw])
 @torch.no_grad()
