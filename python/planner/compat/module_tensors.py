@@ -16,7 +16,7 @@ from planner.dispatch.at_rest import TiedCopies, require_tied_copies
 from planner.dispatch.borders import find_device as _find_device
 from planner.dispatch.borders import moved
 from planner.dispatch.carrying import relocated
-from planner.dispatch.copies import copied, like_parameter
+from planner.dispatch.copies import copied, has_same_values, like_parameter, return_marks
 from planner.dispatch.dispatched import engaged_models
 from planner.dispatch.resting import Resting
 from planner.dispatch.slots import Slot, present_device, refuse_uninitialised
@@ -194,8 +194,7 @@ def align_module_device(
         execution_device: where they shall be; by default where the module runs, for offloaded ones, and as they are for
             others.
 
-    Guarantee: afterwards, also when the block raises, they are where they were; what was written to offloaded weights
-        is kept.
+    Guarantee: afterwards, also when the block raises, they are where they were, and what was written to them is kept.
 
     Source: accelerate 1.15, utils/modeling.py.
 
@@ -213,12 +212,13 @@ def align_module_device(
         yield
     else:
         before = dict(module._parameters)
-        moved: dict[str, Any] = {}
+        moved: dict[str, tuple[Any, dict[str, Any]]] = {}
         try:
             for name, parameter in before.items():
                 if parameter is not None:
                     set_module_tensor_to_device(module, name, execution_device)
-                    moved[name] = module._parameters[name]
+                    now: Any = module._parameters[name]
+                    moved[name] = now, dict(vars(now))
             yield
         finally:
             _return(module, before, moved)
@@ -242,22 +242,34 @@ def _fetched(module: nn.Module, device: Any) -> Iterator[None]:
         hook.execution_device = usual
 
 
-def _return(module: nn.Module, before: Mapping[str, Any], moved: Mapping[str, Any]) -> None:
-    """Puts back what was moved and is still there, with what was written to it; what else somebody did stays."""
-    for name, now in moved.items():
+def _return(
+    module: nn.Module, before: Mapping[str, Any], moved: Mapping[str, tuple[Any, dict[str, Any]]]
+) -> None:
+    """Puts back what was moved, with what was done to it; what somebody has put in its place lies where that was."""
+    for name, (now, marks) in moved.items():
         parameter: Any = before[name]
-        is_there: bool = module._parameters.get(name) is now
-        if now is parameter or not is_there:
-            continue
-        has_values = not now.is_meta and not parameter.is_meta
-        if has_values and not _is_alike(now, parameter):
-            parameter.data = now.detach().to(parameter.device)
-        elif has_values and not now.detach().to(parameter.device).equal(parameter.detach()):
+        found = module._parameters.get(name)
+        if found is now is not parameter:
+            _take_over(parameter, now)
+            return_marks(parameter, now, marks)
+            module._parameters[name] = parameter
+        elif found is not None and found is not now and not found.is_meta:
+            set_module_tensor_to_device(module, name, parameter.device)
+
+
+def _take_over(parameter: Any, now: Any) -> None:
+    if not (now.is_meta or parameter.is_meta):
+        there = now.detach().to(parameter.device)
+        if not _is_alike(there, parameter):
+            parameter.data = there
+        elif not has_same_values(there, parameter.detach()):
             with torch.no_grad():
-                parameter.copy_(now)
-        if now.requires_grad != parameter.requires_grad:
-            parameter.requires_grad_(now.requires_grad)
-        module._parameters[name] = parameter
+                parameter.copy_(there)
+    if now.requires_grad != parameter.requires_grad:
+        parameter.requires_grad_(now.requires_grad)
+    if now.grad is not None:
+        gradient = copied(now.grad, parameter.device)
+        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 
 def _is_alike(one: Any, other: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from planner.dispatch.copies import SharedCopies, copied, has_storage_alone
+from planner.dispatch.copies import SharedCopies, copied, copy_marks, has_storage_alone
 from planner.dispatch.fakes import address_of
 from planner.dispatch.guard import OffloadedTensor
 from planner.dispatch.journal import Journal
@@ -221,7 +221,9 @@ def is_foreign(found: Any) -> bool:
 
 def _as_parameter(tensor: Any, guard: OffloadedTensor, journal: Journal) -> Any:
     if not isinstance(tensor, nn.Parameter):
-        return nn.Parameter(tensor, requires_grad=guard.requires_grad)
+        made = nn.Parameter(tensor, requires_grad=guard.requires_grad)
+        copy_marks(guard, made)
+        return made
     # The caller's own parameter: the stand-in may have been frozen or thawed meanwhile.
     journal.require_gradient(tensor, guard.requires_grad)
     return tensor

@@ -116,6 +116,8 @@ class _Entry:
     block: Block | None
     # The nearest module around it that is called.
     owner: nn.Module
+    # Where that runs, if it computes with this one's tensors itself and never calls it.
+    used_on: torch.device | None = None
 
 
 class _Walk:
@@ -138,7 +140,7 @@ class _Walk:
         stack = [_Entry(self.model, "", "", None, None, self.model)]
         while stack:
             entry = stack.pop()
-            home = self.homes.get(entry.name, entry.home)
+            home = _used(self.homes.get(entry.name, entry.home), entry.used_on)
             # Keys of its tensors that agree are as good as one of its own, for itself.
             own_home = self._agreed(entry) if home is None else home
             is_known = self._is_known(entry, own_home)
@@ -146,13 +148,15 @@ class _Walk:
             self.met.append(self._meet(entry, own_home, block))
             if is_known:
                 continue
-            if own_home is not None and block is None:
+            if own_home is not None and block is None and entry.used_on is None:
                 block = self._begin(entry, own_home)
-            self._place(entry, own_home, block)
+            own = self._place(entry, own_home, block)
             prefix = f"{entry.name}." if entry.name else ""
             owner = entry.module if has_forward(entry.module) else entry.owner
+            # torch's attention computes with the weights of its last layer itself.
+            used_on = own if isinstance(entry.module, nn.MultiheadAttention) else None
             children = [
-                _Entry(child, prefix + key, key, home, block if home is not None else None, owner)
+                _Entry(child, prefix + key, key, home, block if home is not None else None, owner, used_on)
                 for key, child in entry.module._modules.items()
                 if child is not None
             ]
@@ -201,9 +205,14 @@ class _Walk:
             return False
         return local.isdigit() or (id(module) not in self.holds_blocks and id(module) in self.users)
 
-    def _place(self, entry: _Entry, home: Home | None, block: Block | None) -> None:
+    def _place(self, entry: _Entry, home: Home | None, block: Block | None) -> torch.device | None:
+        """The places of a module's own tensors.
+
+        Returns:
+            Where the first of them runs; None without any.
+        """
         prefix = f"{entry.name}." if entry.name else ""
-        found = False
+        first = len(self.places)
         for slot in own_slots(entry.module):
             name = prefix + slot.name
             own = self.homes.get(name)
@@ -211,11 +220,19 @@ class _Walk:
                 # A tensor with a key of its own lies there, and runs where its module does.
                 own = Home(own.rests_on, home.runs_on, own.rests_on != home.runs_on)
             self.places.append(Place(slot, name, own or home or self.root_home))
-            found = True
+        found = self.places[first].home.runs_on if len(self.places) > first else None
         if found and block is not None:
             block.members.append(entry.module)
-        elif found and home is not None and not has_forward(entry.module):
+        elif found and home is not None and (entry.used_on is not None or not has_forward(entry.module)):
             self.lodgers.append(Lodger(entry.module, entry.owner, home))
+        return found
+
+
+def _used(home: Home | None, used_on: torch.device | None) -> Home | None:
+    """The home of what is used on a device, whatever its key says of where it runs."""
+    if home is None or used_on is None:
+        return home
+    return Home(home.rests_on, used_on, home.rests_on != used_on)
 
 
 def _holders(model: nn.Module, no_split: frozenset[str]) -> set[int]:

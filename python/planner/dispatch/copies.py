@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from planner.carried import carried_tensors
+from planner.dispatch.contents import is_same
 from planner.dispatch.fakes import address_of, is_fake
 from planner.dispatch.guard import is_offloaded
 from planner.errors import OffloadError
@@ -29,6 +30,7 @@ __all__ = [
     "like_parameter",
     "require_offloadable",
     "require_plain",
+    "return_marks",
     "visitor",
 ]
 
@@ -143,6 +145,25 @@ def copy_marks(model: Any, tensor: Any) -> None:
     for key, value in vars(model).items():
         if key not in _OWN_MARKS and key not in vars(tensor):
             setattr(tensor, key, value)
+
+
+def return_marks(tensor: Any, made: Any, before: dict[str, Any]) -> None:
+    """Does to a tensor's marks what was done to those of a copy.
+
+    Args:
+        tensor: the tensor.
+        made: its copy.
+        before: marks of the copy when it was made.
+    """
+    now = vars(made)
+    if is_same(now, before):
+        return
+    for key in before.keys() - now.keys():
+        vars(tensor).pop(key, None)
+    vars(tensor).update((key, mark) for key, mark in now.items() if before.get(key, _ABSENT) is not mark)
+
+
+_ABSENT = object()
 
 
 def has_marks(model: Any, tensor: Any) -> bool:

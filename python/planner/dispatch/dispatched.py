@@ -32,6 +32,7 @@ __all__ = [
     "is_part",
     "joined",
     "refresh_flat_weights",
+    "settle",
 ]
 
 RECORD = "_planner_dispatch"
@@ -136,6 +137,10 @@ class Dispatched:
         self.extras.append(Extra(module, name, value, name in table, table.get(name)))
         journal.set(table, name, value)
 
+    def settle_before_reading(self, journal: Journal, module: nn.Module) -> None:
+        """Lets a module's state dict have what was written into copies of its tensors elsewhere."""
+        journal.set(_readers_of(module), _SETTLING, settle)
+
     def residencies(self) -> Iterator[Residency]:
         """Those of all modules, each once."""
         for forward in self.forwards:
@@ -214,6 +219,7 @@ class Dispatched:
         if go_home:
             self._send_home(journal, apart)
         for forward in reversed(self.forwards):
+            journal.remove(_readers_of(forward.module), _SETTLING)
             _uninstall(journal, forward)
         for extra in reversed(self.extras):
             extra.take_off(journal)
@@ -262,6 +268,23 @@ class Dispatched:
                 if device is not None or home is None or home.type == "meta" or tensor.is_meta:
                     continue
                 _send(journal, slot, tensor, home, made)
+
+
+_SETTLING = "planner"
+
+
+def _readers_of(module: nn.Module) -> Any:
+    """What torch calls before it makes a state dict."""
+    return module._state_dict_pre_hooks
+
+
+def settle(module: nn.Module, _prefix: str = "", _keep_vars: bool = False) -> None:
+    """Brings copies of one tensor along that a module knows of; called by torch before it makes a state dict."""
+    forward: Any = installed(module)
+    while isinstance(forward, Forward):
+        for tie in getattr(forward.hook, "ties", ()):
+            tie.settle()
+        forward = forward.previous
 
 
 def _send(journal: Journal, slot: Slot, tensor: Any, device: torch.device, made: _Made) -> None:

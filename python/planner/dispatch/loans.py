@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from planner.dispatch.contents import Contents, contents_of, is_same, keeps_order, write
-from planner.dispatch.copies import copied, is_transformed
+from planner.dispatch.contents import Contents, contents_of, keeps_order, write
+from planner.dispatch.copies import copied, is_transformed, return_marks
 from planner.dispatch.kinds import INERT, TENSOR, kind_of
 from planner.dispatch.overlaps import shares_bytes
 from planner.errors import OffloadError
@@ -245,17 +245,7 @@ def _return_tensor(row: _LentTensor) -> None:
         tensor.data = copied(made, tensor.device)
     elif _is_written(row):
         tensor.copy_(made)
-    if not is_same(made.__dict__, row.marks):
-        _return_marks(tensor, row)
-
-
-def _return_marks(tensor: torch.Tensor, row: _LentTensor) -> None:
-    now = row.made.__dict__
-    for key in row.marks.keys() - now.keys():
-        tensor.__dict__.pop(key, None)
-    for key, mark in now.items():
-        if key not in row.marks or row.marks[key] is not mark:
-            tensor.__dict__[key] = mark
+    return_marks(tensor, made, row.marks)
 
 
 def _merged(found: Any, changed: dict[Any, Any]) -> dict[Any, Any]:

@@ -305,6 +305,8 @@ class Prepared:
         journal.set(module.__dict__, "forward", forward)
         journal.set(module.__dict__, "_hf_hook", hook)
         record.forwards.append(forward)
+        if hook.ties:
+            record.settle_before_reading(journal, module)
 
     def _refuse_moves(self, journal: Journal, record: Dispatched, resting: set[int]) -> None:
         """Whoever moves a module that has tensors inside hears of it: that is refused where some of them rest elsewhere."""

@@ -13,6 +13,7 @@ from planner.dispatch.dispatched import Dispatched
 from planner.dispatch.guard import OffloadedTensor
 from planner.dispatch.placing import named_slots
 from planner.dispatch.slots import Slot, modules_of
+from planner.dispatch.ties import Tie
 from planner.dispatch.weight_files import OffloadedWeightsLoader, PrefixedDataset
 from planner.errors import OffloadError
 
@@ -48,7 +49,9 @@ class Resting:
                     for name, slot in named_slots(module, recurse=hook.place_submodules):
                         row = (id(slot.table), slot.name)
                         self._rows.setdefault(row, partial(hook.weights_map.__getitem__, name))
+        self._ties: list[Tie] = []
         for dispatched in engaged:
+            self._ties.extend(dispatched.ties)
             for at_rest in (residency.at_rest for residency in dispatched.residencies()):
                 for index, slot in enumerate(at_rest.slots):
                     self._rows[id(slot.table), slot.name] = partial(at_rest.value, index)
@@ -57,8 +60,11 @@ class Resting:
         """The tensor.
 
         Raises:
-            OffloadError: a stand-in that nobody knows. Fields: ``name``.
+            OffloadError: a stand-in that nobody knows, or copies on several devices that are no longer one tensor. Fields:
+                ``name``.
         """
+        for tie in self._ties:
+            tie.settle()
         found = slot.read()
         if not found.is_meta:
             return found

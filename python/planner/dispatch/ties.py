@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from planner.dispatch.copies import copied, has_same_values
 from planner.dispatch.fakes import address_of
@@ -76,10 +79,11 @@ class Tie:
     Args:
         copies: the first one is the object that optimizers made before the dispatch hold.
 
-    Guarantee: gradients of the others are added to that one's when backward ends.
+    Guarantee: gradients of the others are added to that one's when backward ends, and what an optimizer writes into a copy, the
+        others have when its step ends.
     """
 
-    __slots__ = ("_handles", "_lock", "copies")
+    __slots__ = ("__weakref__", "_handles", "_lock", "copies")
 
     def __init__(self, copies: Sequence[TiedCopy]) -> None:
         self.__setstate__(tuple(copies))
@@ -94,6 +98,13 @@ class Tie:
         self.copies = copies
         self._lock = threading.RLock()
         self._handles: dict[int, Any] = {}
+        _listen()
+        with _living_lock:
+            _living.add(self)
+
+    def is_held_by(self, tensors: set[int]) -> bool:
+        """Whether one of the copies is among tensors, said by identity."""
+        return any(id(copy.tensor) in tensors for copy in self.copies)
 
     def settle(self) -> None:
         """Brings the others along where one has been written to.
@@ -188,10 +199,37 @@ class Tie:
                     tensor.grad = None
 
     def close(self) -> None:
-        """Adds no gradients any more."""
+        """Adds no gradients any more, and hears of no optimizer."""
+        with _living_lock:
+            _living.discard(self)
         for handle in self._handles.values():
             handle.remove()
         self._handles.clear()
+
+
+_living: weakref.WeakSet[Tie] = weakref.WeakSet()
+_living_lock = threading.Lock()
+
+
+@cache
+def _listen() -> None:
+    """Hears of every optimizer's step from now on: it may be the last thing before the model is saved.
+
+    Also of its beginning, because compiled code has not said what it has brought along.
+    """
+    register_optimizer_step_pre_hook(_settle_held)
+    register_optimizer_step_post_hook(_settle_held)
+
+
+def _settle_held(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+    if torch.compiler.is_compiling():
+        return  # versions cannot be traced; the next forward settles
+    with _living_lock:
+        ties = list(_living)
+    held = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]} if ties else set()
+    for tie in ties:
+        if tie.is_held_by(held):
+            tie.settle()
 
 
 def _is_sparse(gradient: torch.Tensor) -> bool:

@@ -19,6 +19,7 @@ from planner.dispatch.copies import (
     is_same_tensor,
     is_transformed,
     like_parameter,
+    return_marks,
     visitor,
 )
 from planner.dispatch.guard import is_offloaded
@@ -56,7 +57,7 @@ class _Guest:
         tensor: what lies there meanwhile.
     """
 
-    __slots__ = ("found", "index", "left", "origin", "tensor", "version", "was_trainable")
+    __slots__ = ("found", "index", "left", "marks", "origin", "tensor", "version", "was_trainable")
 
     def __init__(self, index: int, found: Any, origin: Any, tensor: Any) -> None:
         self.index = index
@@ -65,6 +66,7 @@ class _Guest:
         self.tensor = tensor
         self.version = version_of(tensor)
         self.was_trainable = tensor.requires_grad
+        self.marks = dict(vars(tensor))
         # What the forward has left in the slot.
         self.left: Any = _UNSEEN
 
@@ -129,6 +131,9 @@ class Visit:
         tensor = resting.detach().to(self.device) if ready is None else ready
         if not self.at_rest.slots[index].is_buffer:
             tensor = self._as_live(index, resting, tensor)
+        elif tensor is not resting:
+            copy_marks(resting, tensor)
+            copy_marks(self.at_rest.placeholders[index], tensor)
         if shared is not None:
             self.published.append((shared, tensor))
             if isinstance(shared, SharedCopies):
@@ -184,6 +189,7 @@ class Visit:
             if back is not None:
                 self._keep_written(guest, back)
         for guest in self.guests:
+            self._keep_marks(guest)
             self._follow(guest)
             slot, left = self.at_rest.slots[guest.index], guest.left
             is_new = left is not guest.tensor and isinstance(left, torch.Tensor) and not is_offloaded(left)
@@ -226,10 +232,19 @@ class Visit:
     def _keep_replaced(self, guest: _Guest) -> None:
         """A buffer that the forward has replaced."""
         back = copied(unwatched(guest.left), guest.origin.device)
+        copy_marks(guest.left, back)
         if guest.found is guest.origin:
             self.at_rest.slots[guest.index].write(back)
         else:
+            return_marks(guest.found, guest.left, guest.marks)
             self._exchange(guest, back)
+
+    def _keep_marks(self, guest: _Guest) -> None:
+        """Attributes that the forward has set on a tensor, or taken away."""
+        if guest.left is guest.tensor:
+            for tensor in (guest.found, guest.origin):
+                if tensor is not guest.tensor:
+                    return_marks(tensor, guest.tensor, guest.marks)
 
     def _follow(self, guest: _Guest) -> None:
         """A stand-in is what its tensor has become: of another dtype or shape, or frozen."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -69,20 +71,27 @@ class Whereabouts:
         return self.at_rest.fetch(self.index)
 
     def _is_running(self) -> bool:
-        """Whether a module that holds the tensor runs in this thread.
+        """Whether a module that holds the tensor runs in this thread, or this one works for the thread where it does.
 
         Read from the stack: it belongs to the thread, knows modules that have no hook, and is right after any error.
         """
         if torch._C._current_graph_task_id() != -1:
             return True  # backward: a part of a forward is computed again
-        frame = sys._getframe(1)
+        if self._is_running_in(sys._getframe(1)):
+            return True
+        if threading.current_thread() is threading.main_thread():
+            return False
+        # A thread that a forward has started, or has given work to, has none of it on its own stack.
+        return any(self._is_running_in(frame) for frame in list(sys._current_frames().values()))
+
+    def _is_running_in(self, frame: FrameType | None) -> bool:
         while frame is not None:
             code = frame.f_code
             if code.co_name in _CALLS and code.co_argcount > 0:
                 caller = frame.f_locals.get(code.co_varnames[0])
                 if isinstance(caller, nn.Module) and self._is_inside(caller):
                     return True
-            frame = frame.f_back  # type: ignore[assignment]
+            frame = frame.f_back
         return False
 
     def _is_inside(self, model: nn.Module) -> bool:

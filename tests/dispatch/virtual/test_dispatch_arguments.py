@@ -343,3 +343,16 @@ def test_arguments_do_not_stay(virtual_accelerators: Accelerators) -> None:
     model(X)
     model.total = None
     assert [virtual_accelerators.used_bytes(index) for index in (0, 1)] == used_bytes
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("make", [torch.sort, lambda x: x.max(0), lambda x: torch.topk(x, 2)])
+def test_what_torch_returns_from_its_own_operators_crosses(make: Callable[..., Any], compiled: bool) -> None:
+    def handed_on(weight: torch.Tensor, found: Any) -> Any:
+        return type(found)((found.values * weight.sum(), found.indices))
+
+    model: Any = spread(Passing(weighted(handed_on)))
+    want = Passing(weighted(handed_on))(make(X))
+    found = (torch.compile(model, backend="eager") if compiled else model)(make(X))
+    assert type(found) is type(want) and found.indices.equal(want.indices) and found.values.equal(want.values)
+    assert found.values.device.type == "cpu"

@@ -373,3 +373,56 @@ def _rests(name: str, device_map: dict[str, Any]) -> bool:
     while name not in device_map:
         name = name.rpartition(".")[0]
     return all(device_map[key] == "cpu" for key in (name, *inside))
+
+
+class Attending(nn.Module):
+    """torch's attention computes with the weights of its last layer and never calls it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.attention = nn.Linear(8, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.before(x)[None]
+        found: torch.Tensor = self.attention(x, x, x)[0][0]
+        return found
+
+
+IN = {"attention.in_proj_weight": 1, "attention.in_proj_bias": 1}
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+@pytest.mark.parametrize("execution_map", [{}, {"attention.out_proj": 0}, {"attention.out_proj": "cpu"}])
+@pytest.mark.parametrize(
+    "where",
+    [
+        {**IN, "attention.out_proj": "cpu"},
+        {**IN, "attention.out_proj": 0},
+        {"attention": 1, "attention.out_proj": "cpu"},
+        {"attention": "cpu", "attention.out_proj": 1},
+        {"attention": "cpu", "attention.out_proj.bias": 0},
+        {**dict.fromkeys(IN, "cpu"), "attention.out_proj": 1},
+    ],
+)
+def test_attention_with_its_last_layer_elsewhere(where: Any, execution_map: Any, is_trained: bool) -> None:
+    torch.manual_seed(0)
+    plain = Attending().eval().requires_grad_(False)
+    plain.before.requires_grad_(is_trained)
+    model = planner.dispatch(
+        copy.deepcopy(plain),
+        {"before": 0, **where},
+        execution_map=execution_map if where.get("attention.out_proj") == "cpu" else None,
+    )
+    x = torch.randn(3, 8)
+    for _ in range(2):
+        found, want = model(x), plain(x)
+        assert torch.allclose(found, want, atol=1e-6)
+    if is_trained:
+        found.sum().backward()
+        want.sum().backward()
+        assert torch.allclose(model.before.weight.grad.cpu(), plain.before.weight.grad, atol=1e-6)
+    planner.undispatch(model)
+    assert all(
+        mine.equal(its)
+        for mine, its in zip(model.state_dict().values(), plain.state_dict().values(), strict=True)
+    )

@@ -7,6 +7,7 @@ import pickle
 import tempfile
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -56,6 +57,20 @@ def by_buffer(y: torch.Tensor, w: torch.Tensor, net: Net) -> torch.Tensor:
 
 def by_kind(y: torch.Tensor, w: torch.Tensor, net: Net) -> torch.Tensor:
     return y * 2 if (w.device.type, w.is_cpu, w.is_cuda) == (y.device.type, y.is_cpu, y.is_cuda) else y
+
+
+def in_thread(y: torch.Tensor, w: torch.Tensor, net: Net) -> torch.Tensor:
+    made: list[torch.Tensor] = []
+    worker = threading.Thread(target=lambda: made.append(y @ torch.ones(8, 8, device=w.device)))
+    worker.start()
+    worker.join()
+    return made[0]
+
+
+def in_pool(y: torch.Tensor, w: torch.Tensor, net: Net) -> torch.Tensor:
+    with ThreadPoolExecutor(2) as pool:
+        parts = list(pool.map(lambda row: row + torch.arange(8, device=w.device), y))
+    return torch.stack(parts)
 
 
 def by_number(y: torch.Tensor, w: torch.Tensor, net: Net) -> torch.Tensor:
@@ -109,6 +124,8 @@ USES: dict[str, Use] = {
     "view": lambda y, w, net: y + torch.ones(8, device=w.T[0].device) + torch.zeros_like(w[0]),
     "adapter": add_lora,
     "buffer": by_buffer,
+    "thread": in_thread,
+    "pool": in_pool,
     "random": lambda y, w, net: y + torch.randn(8, device=w.device) * 0,
 }
 

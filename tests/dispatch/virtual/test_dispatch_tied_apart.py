@@ -202,10 +202,64 @@ def test_compiled_inference_is_one_graph() -> None:
     assert torch.compile(model, backend="eager", fullgraph=True)(IDS).equal(want)
 
 
-def test_compiled_training() -> None:
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_training(backend: str) -> None:
     plain, model = Tied().to(0), planner.dispatch(Tied(), {"emb": 0, "mid": 0, "head": 1})
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
     want = losses(plain, torch.optim.SGD(plain.parameters(), lr=0.1), IDS.to(0))
     assert losses(compiled, torch.optim.SGD(model.parameters(), lr=0.1), IDS) == pytest.approx(want, abs=1e-6)
     assert model.emb.weight.grad is not None and model.head.weight.grad is None
+    with torch.no_grad():
+        compiled(IDS)
+        for each in (plain, model):
+            each.emb.weight.mul_(0.5)
+    assert torch.allclose(model(IDS), plain(IDS.to(0)).cpu(), atol=1e-5)
+
+
+def as_it_is(model: nn.Module) -> nn.Module:
+    return model
+
+
+def pickled(model: nn.Module) -> Any:
+    held = io.BytesIO()
+    torch.save(model, held)
+    held.seek(0)
+    return torch.load(held, weights_only=False)
+
+
+READERS: dict[str, Any] = {
+    "state_dict": lambda model: model.state_dict()["head.weight"],
+    "part": lambda model: model.head.state_dict()["weight"],
+    "planner": lambda model: planner.state_dict(model)["head.weight"],
+    "weight": lambda model: model.head.weight.detach(),
+}
+
+
+@pytest.mark.parametrize("copied", [as_it_is, copy.deepcopy, pickled])
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_what_an_optimizer_has_written_is_saved_and_read_by_every_name(read: Any, copied: Any) -> None:
+    plain = Tied()
+    model = copied(planner.dispatch(Tied(), {"emb": 0, "mid": 0, "head": 1}))
+    for each in (plain, model):
+        optimizer = torch.optim.SGD(each.parameters(), 0.5)
+        nn.functional.cross_entropy(each(IDS), IDS).backward()
+        optimizer.step()
+    assert torch.allclose(read(model).cpu(), plain.head.weight.detach(), atol=1e-6)
+
+
+def test_a_write_to_one_copy_is_in_every_state_dict_and_may_follow_a_step() -> None:
+    plain, model = Tied(), planner.dispatch(Tied(), {"emb": 0, "mid": 0, "head": 1})
+    for each in (plain, model):
+        optimizer = torch.optim.AdamW(each.parameters(), 0.1)
+        for written in (each.head, each.emb):
+            nn.functional.cross_entropy(each(IDS), IDS).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            with torch.no_grad():
+                written.weight.mul_(0.5)
+    for name, tensor in plain.state_dict().items():
+        assert torch.allclose(model.state_dict()[name].cpu(), tensor, atol=1e-6)
+    assert torch.allclose(model(IDS), plain(IDS), atol=1e-5)
+    planner.undispatch(model)
+    assert not any(module._state_dict_pre_hooks for module in model.modules())

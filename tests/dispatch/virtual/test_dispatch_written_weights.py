@@ -156,6 +156,46 @@ def thaw(module: Any) -> None:
     module.w.requires_grad_(True)
 
 
+def replace(module: Any) -> None:
+    module.w = nn.Parameter(module.w * 2, requires_grad=False)
+
+
+def mark(module: Any) -> None:
+    module.w.scale = 2.0
+
+
+# What a buffer does to a weight wants both in one place, and buffers stay where they are.
+ELSEWHERE = [does for does in WRITES if does is not swapped]
+
+
+@pytest.mark.parametrize("lies_on", [0, "cpu"])
+@pytest.mark.parametrize("goes_to", [1, "cpu"])
+@pytest.mark.parametrize("does", [*ELSEWHERE, cast, cast_exactly, freeze, thaw, replace, mark])
+@torch.no_grad()
+def test_what_is_written_while_aligned_elsewhere(
+    does: Callable[[Any], None], goes_to: Any, lies_on: Any
+) -> None:
+    plain = nn.Sequential(Writing(lambda _: None), nn.Linear(4, 4)).requires_grad_(does is freeze)
+    model = planner.dispatch(copy.deepcopy(plain), {"0": lies_on, "1": 1}, execution_map={"0": lies_on})
+    does(plain[0])
+    with planner.align_module_device(model[0], goes_to):
+        does(model[0])
+    mine, its = model[0].w, plain[0].w
+    assert (mine.dtype, mine.shape, mine.requires_grad) == (its.dtype, its.shape, its.requires_grad)
+    assert torch.allclose(mine.cpu(), its, equal_nan=True) and vars(mine) == vars(its)
+    assert torch.allclose(model(X), plain(X), equal_nan=True)
+
+
+def test_a_gradient_that_arrives_while_aligned_elsewhere() -> None:
+    plain = nn.Linear(4, 4)
+    model = planner.dispatch(copy.deepcopy(plain), {"": 0})
+    for _ in range(2):
+        plain(X).sum().backward()
+        with planner.align_module_device(model, 1):
+            model(X.to(1)).sum().backward()
+    assert torch.allclose(model.weight.grad.cpu(), plain.weight.grad)
+
+
 @pytest.mark.parametrize("where", [0, "cpu"])
 @pytest.mark.parametrize("does", [*WRITES, cast, cast_exactly, freeze, thaw])
 @torch.no_grad()
@@ -209,3 +249,62 @@ def test_a_weight_that_was_brought_in_is_a_parameter_like_any_other() -> None:
     plain = nn.Sequential(Writing(does), nn.Identity()).requires_grad_(False)
     model = planner.dispatch(copy.deepcopy(plain), {"0": "cpu", "1": 0})
     assert model(X).equal(plain(X)) and all(seen) and len(seen) == 4
+
+
+def count_up(module: Any, name: str) -> Any:
+    tensor = getattr(module, name)
+    tensor.calls = getattr(tensor, "calls", 0) + 1
+    return tensor.calls
+
+
+def scale_up(module: Any, name: str) -> Any:
+    tensor = getattr(module, name)
+    tensor.scale = getattr(tensor, "scale", torch.ones(4, device=tensor.device)) * 2
+    return tensor.scale
+
+
+def switch(module: Any, name: str) -> Any:
+    tensor = getattr(module, name)
+    if hasattr(tensor, "seen"):
+        del tensor.seen
+        return 1.0
+    tensor.seen = True
+    return 2.0
+
+
+def mark_another(module: Any, name: str) -> Any:
+    calls = getattr(module.b, "calls", 0) + 1
+    module.b = module.b + 1
+    module.b.calls = calls
+    return calls
+
+
+class Marking(nn.Module):
+    """Computes with what it has set on a tensor of its own."""
+
+    def __init__(self, does: Callable[[Any, str], Any], name: str) -> None:
+        super().__init__()
+        self.w, self.does, self.name = nn.Parameter(torch.arange(1.0, 5.0), requires_grad=False), does, name
+        self.register_buffer("b", torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return (x * self.w + self.b) * self.does(self, self.name)
+
+
+@pytest.mark.parametrize("where", [0, "cpu", "disk"])
+@pytest.mark.parametrize("name", ["w", "b"])
+@pytest.mark.parametrize("does", [count_up, scale_up, switch, mark_another])
+def test_attributes_that_a_forward_sets_on_its_tensors(
+    does: Callable[[Any, str], Any], name: str, where: Any, tmp_path: Path
+) -> None:
+    plain = nn.Sequential(Marking(does, name), nn.Identity())
+    model = copy.deepcopy(plain)
+    if where == "disk":
+        planner.disk_offload(model, tmp_path, execution_device=0, offload_buffers=True)
+    else:
+        planner.dispatch(model, {"0": "cpu"}, execution_map={"0": where}, offload_buffers=True)
+    plain.to(0)
+    for _ in range(3):
+        assert model(X).equal(plain(X.to(0)).cpu())
+    planner.undispatch(model)
+    assert vars(model[0].w).keys() == vars(plain[0].w).keys()
