@@ -35,8 +35,8 @@ import transformers
 
 import model_zoo
 import planner
-from planner.check import check
-from planner.tree import ModuleTree
+from planner.checker.check import check
+from planner.model.tree import ModuleTree
 
 KINDS = ("causal", "seq2seq", "image-text")
 SLACKS = (1.02, 1.05, 1.1, 1.25, 1.5, 2.0, 3.0)

@@ -17,9 +17,9 @@ import time
 import yaml
 
 from planner.config import Resolved, Stack
-from planner.config.hf import import_config
-from planner.config.settings import Settings
-from planner.request import resolve_settings
+from planner.planning import resolve_settings
+from planner.settings.model_facts import import_config
+from planner.settings.schema import Settings
 
 RUNS = 100
 LIMIT_MS = 5.0

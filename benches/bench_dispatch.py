@@ -23,8 +23,8 @@ from torch import nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import planner
-from planner.dispatch.aligning import AlignDevicesHook
-from planner.dispatch.forwards import Border
+from planner.dispatching.hooks.align import AlignDevicesHook
+from planner.dispatching.methods.forward import Border
 from timing import no_collector, table
 
 CALLS = 1_000

@@ -31,10 +31,10 @@ from transformers.integrations.accelerate import infer_auto_device_map as transf
 
 import models
 import planner
-from planner.check import check, is_valid
+from planner.checker.check import check, is_valid
 from planner.compat.transformers import infer_auto_device_map as planner_transformers_map
-from planner.planning import Layout, sequential, sequential_many
-from planner.tree import ModuleTree
+from planner.model.tree import ModuleTree
+from planner.strategies.sequential import Layout, sequential, sequential_many
 from timing import NOT_RUN, TURN_S, Timing, race, ratio, slope, table, times, words
 
 GIB = 1 << 30

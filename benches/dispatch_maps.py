@@ -11,7 +11,7 @@ from torch import nn
 
 import model_zoo
 import planner
-from planner.dotted import nearest_key
+from planner.names import nearest_key
 
 __all__ = ["Case", "cases", "covering"]
 

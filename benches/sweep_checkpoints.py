@@ -22,7 +22,7 @@ from transformers.core_model_loading import revert_weight_conversion
 import model_zoo
 import planner
 from checkpoints import Tensor, write_file
-from planner.check import check
+from planner.checker.check import check
 from planner.checkpoint.architecture import known_architecture
 
 TYPES = {

@@ -13,9 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import planner
-from planner.explain import sentence
-from planner.planning import Layout, sequential
-from planner.tree import ModuleTree
+from planner.model.tree import ModuleTree
+from planner.plans.wording import sentence
+from planner.strategies.sequential import Layout, sequential
 from planner.units import format_bytes
 
 BUDGETS = {0: "80GiB", 1: "24GiB", "cpu": "200GiB"}

@@ -12,7 +12,7 @@ stay whole instead, and each experts module is pinned. On the command line:
 from __future__ import annotations
 
 import planner
-from planner.explain import home_of
+from planner.plans.wording import home_of
 from tiny_models import mixtral_folder
 
 LAYERS = 4

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import pydoc
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+import planner
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "python" / "planner"
@@ -18,20 +24,27 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # Where a live model is handed in; and the checker, which has to read the same model on its own.
 MAY_USE_TORCH = (
-    "tree.py",
-    "detect.py",
-    "devices.py",
-    "dtypes.py",
-    "carried.py",
-    "check.py",
+    "model/tree.py",
+    "model/dtypes.py",
+    "model/carried.py",
+    "devices/keys.py",
+    "devices/detect.py",
+    "checker/check.py",
     "compat/",
-    "dispatch/",
+    "dispatching/",
     "verification/",
     "checkpoint/describe.py",
 )
-MAY_OPEN_CORE = ("planning.py", "layout.py", "tree.py", "blocks.py", "automatic.py", "checkpoint/files.py")
+MAY_OPEN_CORE = (
+    "model/blocks.py",
+    "model/layout.py",
+    "model/tree.py",
+    "strategies/auto.py",
+    "strategies/sequential.py",
+    "checkpoint/files.py",
+)
 # Tensor and module subclasses need torch when they are defined; nobody above loads these before they are wanted.
-LATE = ("dispatch/", "verification/", "compat/dispatching.py", "compat/module_tensors.py")
+LATE = ("dispatching/", "verification/", "compat/dispatching.py", "compat/tensors.py")
 
 
 def place(source: Path) -> str:
@@ -136,7 +149,7 @@ def test_nobody_inside_imports_from_the_front_door(source: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["planner", "planner.units", "planner.check", "planner.errors", "planner.config"]
+    "module", ["planner", "planner.units", "planner.checker.check", "planner.errors", "planner.config"]
 )
 def test_importing_does_not_load_a_framework(module: str) -> None:
     """In a fresh interpreter: neither torch nor any library that we stand beside."""
@@ -146,3 +159,50 @@ def test_importing_does_not_load_a_framework(module: str) -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.split() == []
+
+
+def test_the_stub_lists_the_names_of_the_table() -> None:
+    """`__init__.pyi` is what type checkers read, the table in `__init__.py` what Python does."""
+    tree = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    said = {
+        alias.asname: statement.module
+        for statement in tree.body
+        if isinstance(statement, ast.ImportFrom)
+        for alias in statement.names
+    }
+    assert said == planner._MODULE_OF
+    listed = next(
+        statement.value
+        for statement in tree.body
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__"
+    )
+    assert ast.literal_eval(listed) == planner.__all__ == sorted(said)
+
+
+def test_no_module_is_called_as_a_function_is() -> None:
+    """`import planner.plan as p` would give the function, and `pydoc planner.plan` the module, or the other way round."""
+    modules = {path.stem for path in PACKAGE.iterdir()} - {"__init__"}
+    coming = {"load", "pipeline", "verify", "measure", "largest", "integrate", "install"}
+    assert not modules & {*planner.__all__, *coming}
+
+
+IMPORTED = re.compile(
+    r"^(?:>>> )?(?:from (planner[\w.]*) import ([\w, ]+)|import (planner[\w.]+))", re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda page: page.name
+)
+def test_what_is_documented_can_be_imported(page: Path) -> None:
+    for module, names, alone in IMPORTED.findall(page.read_text()):
+        found = importlib.import_module(module or alone)
+        assert isinstance(found, ModuleType)
+        for name in names.replace(" ", "").split(",") if names else ():
+            assert hasattr(found, name), f"{page.name}: from {module} import {name}"
+
+
+@pytest.mark.parametrize("name", [name for name in planner.__all__ if name.islower()])
+def test_pydoc_finds_each_function(name: str) -> None:
+    found, _ = pydoc.resolve(f"planner.{name}") or (None, "")
+    assert found is getattr(planner, name)

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from planner.dotted import is_text
 from planner.errors import InvalidInputError
+from planner.names import is_text
 from planner.spelling import count_of, shown
 
 __all__ = [

@@ -1,246 +1,452 @@
-"""The door to the strategies: a layout, budgets, and what comes out."""
+"""`plan()`: from a model and settings to a plan."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, Unpack
 
-from planner import _core
-from planner.devices import Budgets, DeviceKey, device_kind, read_budgets
-from planner.dotted import named, require_map, require_texts
-from planner.errors import InfeasibleError, InvalidInputError
-from planner.layout import Layout, bits_to_bytes
-from planner.minimum import MOST_BYTES, DeviceRow, least_budget_bytes
-from planner.plan import DeviceUsage, Reason
-from planner.units import format_bytes
+from planner.checkpoint.source import Opened, open_source
+from planner.config import Resolved, Stack
+from planner.config.answer import Answer
+from planner.config.layer import Layer
+from planner.devices.keys import DeviceKey
+from planner.devices.rooms import Room, device_rooms
+from planner.errors import InfeasibleError, InvalidConfigError, InvalidConstraintError, InvalidDevicesError
+from planner.model.blocks import Blocks, Constraints, allowed_homes, expand_classes, require_names
+from planner.model.layout import Layout, repeated
+from planner.model.tree import ModuleTree
+from planner.plans.plan import Account, Certificate, DevicePlan, Plan, Setting, Source, doubts
+from planner.settings.keywords import PlanSettings
+from planner.settings.schema import Auto, Settings, read_budget_row
+from planner.spelling import shown
+from planner.strategies.auto import AutoAnswer, AutoSearch, solve_in_parts
+from planner.strategies.modes import ModeProblem
+from planner.strategies.sequential import Outcome
 
-__all__ = ["Layout", "Outcome", "Reserve", "clean", "sequential", "sequential_many"]
+if TYPE_CHECKING:
+    from torch import nn
 
-Reserve = Literal["always", "if_offloaded"]
-
-
-class Outcome:
-    """Result of a strategy for one set of budgets; names are made when asked for.
-
-    Guarantee: immutable.
-    """
-
-    __slots__ = ("_budgets", "_core", "_keys", "_problem")
-
-    def __init__(self, core: _core.Outcome, rows: _Rows, problem: _Problem) -> None:
-        self._core, self._keys, self._budgets, self._problem = core, rows.keys, rows.budgets, problem
-
-    def device_map(self, *, clean: bool = True) -> dict[str, DeviceKey]:
-        """Names to devices, in the order of placement.
-
-        Args:
-            clean: one key for each module that lies on one device as a whole, instead of a key for each decision.
-        """
-        return {name: self._keys[device] for name, device in self._core.device_map(clean)}
-
-    @property
-    def usage(self) -> tuple[DeviceUsage, ...]:
-        """Bytes per device, in the order in which they are filled."""
-        return tuple(
-            DeviceUsage(
-                device=key,
-                budget_bytes=self._budgets.get(key),
-                used_bytes=-(-used // 8),
-                reserved_bytes=-(-reserved // 8),
-            )
-            for key, (used, _, reserved) in zip(self._keys, self._core.usage, strict=True)
-        )
-
-    @property
-    def formula_used_bytes(self) -> dict[DeviceKey, int | float]:
-        """Bytes per device by the dialect's formula, with what was kept free on devices that were left."""
-        return {
-            key: bits_to_bytes(used) for key, (_, used, _) in zip(self._keys, self._core.usage, strict=True)
-        }
-
-    @property
-    def empty_devices(self) -> tuple[DeviceKey, ...]:
-        """Devices that were left for the next one without a byte of a tensor, in order."""
-        return tuple(self._keys[device] for device in self._core.empty_devices)
-
-    @property
-    def minimum_bytes(self) -> dict[DeviceKey, int]:
-        """For each empty device, the least budget with which it gets a byte, the others as they are; without those that no
-        budget gives one."""
-        found = self.minimums(lambda device, size: {**self._budgets, device: size})
-        return {device: size for device, size in found.items() if size is not None}
-
-    def minimums(self, budgets_of: Callable[[DeviceKey, int], Budgets]) -> dict[DeviceKey, int | None]:
-        """For each empty device, the least size with which it gets a byte, or None where there is none.
-
-        Args:
-            budgets_of: all budgets, in canonical order, when a device is said to have so many bytes; see
-                :func:`planner.minimum.least_budget_bytes` for what must hold of them.
-        """
-
-        def least(device: DeviceKey) -> int | None:
-            return least_budget_bytes(
-                lambda size: _Rows(budgets_of(device, size)).devices,
-                self._keys.index(device),
-                self._problem.probe,
-            )
-
-        return {device: least(device) for device in self.empty_devices}
-
-    @property
-    def reasons(self) -> tuple[Reason, ...]:
-        """Every decision, in order."""
-        return tuple(
-            Reason(
-                rule=rule,
-                name=name,
-                device=self._keys[device],
-                needed_bytes=-(-needed // 8),
-                available_bytes=None if available is None else available // 8,
-            )
-            for rule, name, device, needed, available in self._core.reasons()
-        )
-
-    @property
-    def has_offloaded(self) -> bool:
-        """Whether anything lies on cpu or disk."""
-        return self._core.has_offloaded
-
-    def offloaded_buffer_bytes(self) -> int | float:
-        """Bytes of buffers in modules on cpu or disk, as accelerate counts them."""
-        return bits_to_bytes(self._core.offloaded_buffer_bits())
+__all__ = ["plan", "plan_many", "resolve_settings"]
 
 
-def sequential(
-    layout: Layout,
-    max_memory: Mapping[Any, Any],
+def plan(
+    source: nn.Module | ModuleTree | Opened | str | os.PathLike[str],
+    /,
     *,
-    fallback_allocation: bool = False,
-    reserve: Reserve = "always",
-) -> Outcome:
-    """Plans with accelerate's strategy, repaired.
+    checkpoint: str | os.PathLike[str] | None = None,
+    config: Any = None,
+    **settings: Unpack[PlanSettings],
+) -> Plan:
+    """Where a model goes: by default, as little offloaded as can be.
 
     Args:
-        layout: the model.
-        max_memory: device to budget in bytes; disk is without limit unless it is named.
-        fallback_allocation: place a smaller module where the next one would leave a device empty.
-        reserve: keep room for the largest layer on the main devices "always", or only "if_offloaded": when a first pass
-            without it had to offload something.
+        source: a live model, one that was flattened before, or the path of a checkpoint: a folder, a safetensors file, an
+            index, or a ``config.json`` alone. Of files, nothing but headers is read.
+        checkpoint: for a live model, files whose tensors' sizes count instead of the model's own.
+        config: a file, a mapping, a ``Stack`` or a ``Resolved`` that ``settings`` go on top of. Nothing else is read.
+        settings: as in :class:`planner.settings.schema.Settings`: ``max_memory``, ``strategy``, ``mode``, ``pin``, …
 
     Returns:
-        The outcome.
+        The plan, with reasons and a certificate.
 
     Raises:
-        InvalidDevicesError, InvalidByteSizeError: budgets that make no sense.
-        InfeasibleError: a disk budget was named and is exhausted. Fields: ``block``, ``device``, ``shortfall_bytes``,
-            ``best_partial``.
+        InvalidConfigError: settings that are wrong, all at once. Fields: ``problems``.
+        InvalidConstraintError: names that the model does not have, or constraints that contradict each other. Fields:
+            ``names``, ``suggestions``.
+        InvalidTreeError, InvalidDevicesError: a model or budgets that cannot be planned.
+        CheckpointError: files that are missing, malformed or hostile. Fields: ``file``, ``reason``.
+        InfeasibleError: no plan within budgets and mode. Fields: ``block``, ``shortfall_bytes``, ``more_bytes``,
+            ``best_partial``, ``is_proven``.
 
-    Guarantee: every tensor under every name has a device, tied tensors share one, no device exceeds its budget in stored
-        bytes. Not optimal: it never goes back to an earlier device.
+    Guarantee: every tensor has a home; shared tensors have one; on every device used + reserved + headroom is within the
+        budget; with ``auto``, nothing is offloaded if any assignment at all is found to fit, and the certificate says
+        whether the offloaded bytes are proven least. The same problem gives the same plan.
 
-    Cost: O((modules + devices) · log modules); the GIL is released.
+    Cost: O(modules + tensors) when blocks fit in order; else at most ``search_steps`` steps more.
 
-    Source: ``infer_auto_device_map``, accelerate 1.15, with the repairs listed in ARCHITECTURE.md; the two passes were
-        proposed in the discussion of huggingface/accelerate#3066.
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(10, 10, bias=False) for _ in range(4)))
+        >>> dict(plan(model, max_memory={0: 800, 1: 800}).device_map)
+        {'0': 0, '1': 0, '2': 1, '3': 1}
     """
-    rows = _Rows(read_budgets(max_memory))
-    problem = _Problem(layout, fallback_allocation, _if_offloaded(reserve))
-    result = layout.columns.sequential(rows.devices, problem.fallback, problem.if_offloaded)
-    return rows.wrap(result, problem)
+    return _Request.of(source, config, settings, checkpoint).plan()
 
 
-def sequential_many(
-    layout: Layout,
+def plan_many(
+    source: nn.Module | ModuleTree | Opened | str | os.PathLike[str],
     budgets: Iterable[Mapping[Any, Any]],
+    /,
     *,
-    fallback_allocation: bool = False,
-    reserve: Reserve = "always",
-) -> list[Outcome]:
-    """Plans as :func:`sequential` does for each of many budgets, on all cores, in the order given.
+    checkpoint: str | os.PathLike[str] | None = None,
+    config: Any = None,
+    **settings: Unpack[PlanSettings],
+) -> list[Plan | InfeasibleError]:
+    """Plans one model for many budgets, in the order given.
+
+    Args:
+        source: as in :func:`plan`; flattened once.
+        budgets: device to budget, in bytes or words, one mapping for each plan.
+        checkpoint: as in :func:`plan`.
+        config: as in :func:`plan`.
+        settings: as in :func:`plan`, without ``max_memory``.
+
+    Returns:
+        A plan for each, or the error where there is none.
 
     Raises:
-        As :func:`sequential`, for the first row that fails.
+        As :func:`plan`, for anything but a budget that is too small.
+
+    Cost: the searches run on all cores with the GIL released.
     """
-    rows = [_Rows(read_budgets(row)) for row in budgets]
-    problem = _Problem(layout, fallback_allocation, _if_offloaded(reserve))
-    results = layout.columns.sequential_many(
-        [row.devices for row in rows], problem.fallback, problem.if_offloaded
-    )
-    return [row.wrap(result, problem) for row, result in zip(rows, results, strict=True)]
+    rows = _budget_rows(budgets)
+    if not rows:
+        return []
+    request = _Request.of(source, config, {**settings, "max_memory": rows[0]}, checkpoint)
+    return request.plan_many(rows)
 
 
-def clean(device_map: Mapping[str, Any]) -> dict[str, Any]:
-    """One key for each module below which all keys have one device; values are compared with ``==``.
-
-    Raises:
-        InvalidInputError: no mapping.
-        InvalidConstraintError: a key that is no string, or no text. Fields: ``names``.
-
-    Cost: O(keys · depth).
-    """
-    require_map(device_map)
-    require_texts(device_map)
-    ids: dict[Any, int] = {}
-    numbers = [ids.setdefault(value, len(ids)) for value in device_map.values()]
-    values = list(ids)
-    return {name: values[number] for name, number in _core.clean_keys(list(device_map), numbers)}
+def resolve_settings(
+    config: Any, settings: Mapping[str, Any], facts: Layer | None = None
+) -> Resolved[Settings]:
+    """The settings of one request: what the model says of itself, ``config``, keywords."""
+    stack: Stack[Settings] = Stack.of(Settings, config)
+    if facts is not None:
+        stack = stack.imported(facts)
+    return (stack.set(**settings) if settings else stack).resolve()
 
 
-class _Problem(NamedTuple):
-    """What is planned, and how; all but the devices."""
+def _with_facts(
+    resolved: Resolved[Settings], config: Any, settings: Mapping[str, Any], opened: Opened
+) -> tuple[Resolved[Settings], Opened]:
+    """The settings with what the model says of itself. Facts that make no sense stop no plan: a note says so."""
+    if opened.facts is None:
+        return resolved, opened
+    try:
+        return resolve_settings(config, settings, opened.facts), opened
+    except InvalidConfigError as error:
+        note = f"the model's configuration makes no sense ({error.problems[0]}); its facts are left out"
+        return resolved, replace(opened, notes=(*opened.notes, note))
 
+
+@dataclass(frozen=True)
+class _Request:
+    """A model and settings, understood."""
+
+    resolved: Resolved[Settings]
+    opened: Opened
     layout: Layout
-    fallback: bool
-    if_offloaded: bool
+    containers: tuple[str, ...]  # never blocks
+    explicit_no_split: bool
+    budgets: Mapping[DeviceKey, int]
+    has_own_budgets: bool = False  # one row of many, in place of what the settings say
 
-    def probe(self, rows: list[DeviceRow], device: int) -> tuple[bool, int | None, list[int | None]]:
-        return self.layout.columns.probe(rows, self.fallback, self.if_offloaded, device)
+    @classmethod
+    def of(cls, source: Any, config: Any, settings: Mapping[str, Any], checkpoint: Any = None) -> _Request:
+        resolved = resolve_settings(config, settings)
+        resolved, opened = _with_facts(resolved, config, settings, open_source(source, checkpoint))
+        said = resolved.config
+        tree = opened.tree
+        classes = expand_classes(tree.columns, said.no_split_module_classes)
+        own = not classes and tree.no_split_classes
+        if own:  # a model may name classes that it does not have
+            classes, _ = tree.columns.derived_classes(list(tree.no_split_classes))
+        containers: list[str] = []
+        if not classes and not own:
+            classes, containers = repeated(tree)
+        layout = Layout(
+            tree,
+            no_split=classes,
+            dtype=said.dtype,
+            special_dtypes=dict(said.special_dtypes),
+            sizes=opened.sizes(said.dtype, said.special_dtypes),
+            containers=containers,
+        )
+        require_names(layout, "special_dtypes", list(said.special_dtypes))
+        require_names(layout, "no_split_modules", list(said.no_split_modules))
+        require_names(layout, "keep_together", [name for group in said.keep_together for name in group])
+        budgets = said.max_memory or {}
+        is_explicit = bool(said.no_split_module_classes)
+        return cls(resolved, opened, layout, tuple(containers), is_explicit, budgets)
 
+    @property
+    def settings(self) -> Settings:
+        return self.resolved.config
 
-class _Rows:
-    """Devices as the extension takes them, and the way back to their keys."""
+    def plan(self) -> Plan:
+        rooms = self._rooms()
+        try:
+            if not isinstance(self.settings.strategy, Auto):
+                return self._sequential(rooms)
+            return self._automatic(self._blocks(), rooms)
+        except InfeasibleError as error:
+            raise self.noted(error) from error
 
-    __slots__ = ("budgets", "devices", "keys")
+    def noted(self, error: InfeasibleError) -> InfeasibleError:
+        """The error with what is to be known of the sizes that it compares."""
+        return InfeasibleError("; ".join((error.message, *doubts(self.opened.notes))), **error.fields)
 
-    def __init__(self, budgets: Budgets) -> None:
-        self.budgets = budgets
-        self.keys = tuple(budgets) if "disk" in budgets else (*budgets, "disk")
-        main = _main_devices(budgets)
-        self.devices: list[DeviceRow] = [
-            (device_kind(key), _budget_bits(budgets.get(key)), key in main) for key in self.keys
+    def plan_many(self, rows: Sequence[Mapping[DeviceKey, int]]) -> list[Plan | InfeasibleError]:
+        requests = [replace(self, budgets=row, has_own_budgets=True) for row in rows]
+        if not isinstance(self.settings.strategy, Auto) or self.settings.granularity == "module":
+            return [_or_error(request) for request in requests]
+        blocks = self._blocks()
+        rooms = [request._rooms() for request in requests]
+        homes = cache(partial(self._homes, blocks))  # by devices: rows may name different ones
+        searches = [self._search(blocks, each, homes(_devices(each))) for each in rooms]
+        groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        for number, search in enumerate(searches):
+            groups.setdefault(search.homes, []).append(number)
+        results: dict[int, Any] = {}
+        for same, numbers in groups.items():
+            budgets_rows = [searches[number].row() for number in numbers]
+            found = blocks.columns.solve_many(budgets_rows, list(same), searches[0].options())
+            results.update(zip(numbers, found, strict=True))
+        return [
+            _read_or_error(request, search, results[number])
+            for number, (request, search) in enumerate(zip(requests, searches, strict=True))
         ]
 
-    def wrap(self, result: _core.Outcome | _core.Exhausted, problem: _Problem) -> Outcome:
-        if isinstance(result, _core.Outcome):
-            return Outcome(result, self, problem)
-        device = self.keys[result.device]
-        shortfall = -(-result.shortfall_bits // 8)
-        raise InfeasibleError(
-            f"{named(result.block)} fits nowhere: {device}, the last device, lacks {shortfall} bytes ({format_bytes(shortfall)}) "
-            f"of its budget of {self.budgets.get(device)} bytes; raise that budget, or leave out 'disk' from max_memory "
-            "to let it grow without limit",
-            block=result.block,
-            device=device,
-            shortfall_bytes=shortfall,
-            best_partial={name: self.keys[index] for name, index in result.placed},
+    def _automatic(self, blocks: Blocks, rooms: tuple[Room, ...]) -> Plan:
+        if self.settings.granularity == "module" and not self.explicit_no_split:
+            names = [name for unit in blocks.unit_names for name in unit]
+            search, answer = solve_in_parts(
+                names, lambda split: self._search(self._blocks(split) if split else blocks, rooms)
+            )
+            return self.answered(search, answer)
+        search = self._search(blocks, rooms)
+        return self.answered(search, search.solve())
+
+    def _homes(self, blocks: Blocks, devices: tuple[DeviceKey, ...]) -> tuple[tuple[int, int], ...]:
+        said = self.settings
+        constraints = Constraints(pin=said.pin, forbid=said.forbid)
+        return tuple(allowed_homes(blocks, constraints, devices, said.mode))
+
+    def _search(
+        self, blocks: Blocks, rooms: tuple[Room, ...], homes: tuple[tuple[int, int], ...] | None = None
+    ) -> AutoSearch:
+        said = self.settings
+        assert isinstance(said.strategy, Auto)
+        return AutoSearch(
+            blocks=blocks,
+            rooms=rooms,
+            homes=self._homes(blocks, _devices(rooms)) if homes is None else homes,
+            fill=said.strategy.fill,
+            search_steps=said.strategy.search_steps,
+            mode=said.mode,
+            execute_offloaded=said.execute_offloaded,
+            staging_blocks=said.staging_blocks,
         )
 
-
-def _main_devices(budgets: Budgets) -> tuple[DeviceKey, ...]:
-    """Devices that keep room for an offloaded layer: where it runs, and where it passes through."""
-    if "mps" in budgets:
-        return ("mps",)
-    accelerators = [device for device in budgets if device_kind(device) == "accelerator"]
-    return (*accelerators[:1], "cpu")
-
-
-def _budget_bits(budget_bytes: int | float | None) -> int | None:
-    return None if budget_bytes is None else int(min(budget_bytes, MOST_BYTES) * 8)
-
-
-def _if_offloaded(reserve: str) -> bool:
-    if reserve not in ("always", "if_offloaded"):
-        raise InvalidInputError(
-            f"reserve must be 'always' or 'if_offloaded', not {reserve!r}", reserve=reserve
+    def answered(self, search: AutoSearch, answer: AutoAnswer) -> Plan:
+        devices = tuple(
+            _device_plan(room, used, reserved)
+            for room, (used, reserved) in zip(search.rooms, answer.usage_bytes, strict=True)
         )
-    return reserve == "if_offloaded"
+        return Plan(
+            devices=devices,
+            device_map=answer.device_map,
+            execution_map=answer.execution_map,
+            offloaded_bytes=_offloaded(devices),
+            certificate=answer.certificate,
+            account=Account(
+                source=partial(_source, search.blocks, self.opened),
+                reasons=answer.reasons,
+                shortfall=answer.shortfall,
+                minimum_bytes={device.id: None for device in devices if _is_idle(device)},
+                settings=self.setting_values,
+                provenance=self.provenance,
+            ),
+        )
+
+    def _rooms(self) -> tuple[Room, ...]:
+        said = self.settings
+        return device_rooms(self.budgets, said.headroom, said.offload_folder)
+
+    def _blocks(self, split: Sequence[str] = ()) -> Blocks:
+        said = self.settings
+        return Blocks(
+            self.layout,
+            granularity="expert" if said.granularity == "expert" else "block",
+            no_split=said.no_split_modules,
+            split=(*self.containers, *split),
+            together=said.keep_together,
+        )
+
+    def _sequential(self, rooms: tuple[Room, ...]) -> Plan:
+        strategy = self.settings.strategy
+        assert not isinstance(strategy, Auto)
+        for name in ("pin", "forbid", "keep_together", "no_split_modules"):
+            if getattr(self.settings, name):
+                raise InvalidConstraintError(
+                    f"{name} needs strategy 'auto'; accelerate's strategies know no constraints",
+                    names=(name,),
+                    suggestions=(),
+                )
+        problem = ModeProblem(layout=self.layout, rooms=rooms, strategy=strategy, mode=self.settings.mode)
+        return _sequential_plan(self, problem, problem.solve())
+
+    def setting_values(self) -> dict[str, Setting]:
+        found = {
+            _dotted(path): Setting(value=answer.written, rank=answer.origin.rank.name.lower())
+            for path, answer in self._leaves()
+        }
+        if self.has_own_budgets:
+            found.update(
+                {f"max_memory.{key}": Setting(value=size, rank="user") for key, size in self.budgets.items()}
+            )
+        return dict(sorted(found.items()))
+
+    def provenance(self) -> dict[str, str]:
+        return {_dotted(path): str(answer.origin) for path, answer in self._leaves()}
+
+    def _leaves(self) -> list[tuple[tuple[Any, ...], Answer]]:
+        """Answers to the settings, without budgets that this request replaces."""
+        return [
+            (path, answer)
+            for path, answer in self.resolved.answers.items()
+            if answer.shape == "leaf" and not (self.has_own_budgets and path[0] == "max_memory")
+        ]
+
+
+def _budget_rows(budgets: Any) -> list[dict[DeviceKey, int]]:
+    """Budgets of many plans, each read as ``max_memory`` of one. Raises InvalidDevicesError, InvalidConfigError."""
+    is_list = isinstance(budgets, Iterable) and not isinstance(budgets, str | Mapping)
+    if not is_list or getattr(budgets, "ndim", 1) == 0:  # an array of one number has no rows
+        raise InvalidDevicesError(
+            f"plan_many needs a list of budgets such as [{{0: '80GiB'}}, {{0: '40GiB'}}], got {shown(budgets)}",
+            device=None,
+        )
+    return [_budget_row(row, number) for number, row in enumerate(budgets)]
+
+
+def _budget_row(row: Any, number: int) -> dict[DeviceKey, int]:
+    try:
+        return read_budget_row(row)
+    except ValueError:
+        pass  # the settings say what is wrong; reading through them each time would take as long as a plan
+    try:
+        return dict(resolve_settings(None, {"max_memory": row}).config.max_memory or {})
+    except InvalidConfigError as error:
+        raise InvalidConfigError(
+            f"budgets {number} of plan_many: {error.message}", problems=error.problems
+        ) from error
+
+
+def _devices(rooms: tuple[Room, ...]) -> tuple[DeviceKey, ...]:
+    return tuple(room.device for room in rooms)
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path))
+
+
+def _or_error(request: _Request) -> Plan | InfeasibleError:
+    try:
+        return request.plan()
+    except InfeasibleError as error:
+        return error
+
+
+def _read_or_error(request: _Request, search: AutoSearch, result: Any) -> Plan | InfeasibleError:
+    try:
+        return request.answered(search, search.read(result))
+    except InfeasibleError as error:
+        return request.noted(error)
+
+
+def _sequential_plan(request: _Request, problem: ModeProblem, outcome: Outcome) -> Plan:
+    used = {usage.device: usage for usage in outcome.usage}
+    devices = tuple(
+        _device_plan(
+            room, usage.used_bytes, min(usage.reserved_bytes, room.capacity_bytes - usage.used_bytes)
+        )
+        for room in problem.rooms
+        for usage in [used[room.device]]  # more may be wanted than there is
+    )
+    if "disk" not in {device.id for device in devices} and used["disk"].used_bytes:
+        disk = DevicePlan(
+            id="disk", kind="disk", pool=None, budget_bytes=None, headroom_bytes=0, used_bytes=used["disk"].used_bytes,
+            reserved_bytes=0, free_bytes=None, origin="accelerate's strategies use disk without being asked",
+        )  # fmt: skip
+        devices = (*devices, disk)
+    offloaded = _offloaded(devices)
+    total = sum(offloaded.values())
+    device_map = outcome.device_map()
+    return Plan(
+        devices=devices,
+        device_map=device_map,
+        execution_map=_execution_map(device_map),
+        offloaded_bytes=offloaded,
+        certificate=Certificate(
+            proven=total == 0,
+            lower_bound_bytes=0,
+            gap_bytes=total,
+            returns=0,
+            returns_lower_bound=0,
+            steps=0,
+            stage=str(request.resolved.answers["strategy", "type"].written),
+        ),
+        account=Account(
+            source=partial(_source, request._blocks(), request.opened),
+            reasons=lambda: outcome.reasons,
+            shortfall=None,
+            minimum_bytes=partial(problem.minimum_bytes, outcome),
+            settings=request.setting_values,
+            provenance=request.provenance,
+        ),
+    )
+
+
+def _execution_map(device_map: Mapping[str, DeviceKey]) -> dict[str, DeviceKey]:
+    """Where offloaded parts run: accelerate's strategies keep room for them on the first accelerator that holds anything."""
+    numbers = sorted(key for key in device_map.values() if isinstance(key, int))
+    if numbers:
+        return {name: numbers[0] for name, key in device_map.items() if key in ("cpu", "disk")}
+    # Memory of an "mps" device is the cpu's.
+    return {name: "mps" for name, key in device_map.items() if key == "disk" and "mps" in device_map.values()}
+
+
+def _source(blocks: Blocks, opened: Opened) -> Source:
+    columns = blocks.layout.columns
+    return Source(
+        kind=opened.kind,
+        fingerprint=columns.fingerprint(),
+        blocks=blocks.block_count,
+        total_bytes=-(-columns.total_bits // 8),
+        notes=opened.notes,
+    )
+
+
+def _device_plan(room: Room, used_bytes: int, reserved_bytes: int) -> DevicePlan:
+    return DevicePlan(
+        id=room.device,
+        kind=room.kind,
+        pool=room.pool,
+        budget_bytes=room.budget_bytes,
+        headroom_bytes=min(room.headroom_bytes, room.budget_bytes),
+        used_bytes=used_bytes,
+        reserved_bytes=reserved_bytes,
+        free_bytes=max(0, room.capacity_bytes - used_bytes - reserved_bytes),
+        origin=room.origin,
+    )
+
+
+def _is_idle(device: DevicePlan) -> bool:
+    """Whether an accelerator holds no weights."""
+    return device.kind == "accelerator" and device.used_bytes == 0
+
+
+def _offloaded(devices: Sequence[DevicePlan]) -> dict[str, int]:
+    """Bytes by tier; where there is no accelerator, what lies on the cpu runs there."""
+    on = {"cpu": 0, "disk": 0}
+    has_accelerator = False
+    for device in devices:
+        if device.kind in on:
+            on[device.kind] += device.used_bytes
+        elif device.budget_bytes and device.budget_bytes > device.headroom_bytes:
+            has_accelerator = True
+    return {"cpu": on["cpu"] if has_accelerator else 0, "disk": on["disk"]}

@@ -11,8 +11,8 @@ from command_line import Command, answer
 from planner.cli.ordered import Spoken
 from planner.cli.settings import SETTING_OPTIONS, stack_of
 from planner.config import Stack
-from planner.config.settings import Settings
 from planner.errors import InvalidInputError
+from planner.settings.schema import Settings
 
 
 def settings(*options: tuple[str, str]) -> Settings:

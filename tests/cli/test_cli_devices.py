@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from command_line import Command, answer
-from planner.detect import Free, free_host_memory
+from planner.devices.detect import Free, free_host_memory
 from planner.units import format_bytes
 
 FOUND = (

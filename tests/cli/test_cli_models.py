@@ -9,7 +9,7 @@ import pytest
 
 import planner
 from command_line import Command, answer, llama_bytes, tensor_shapes, write_llama
-from planner.explain import home_of
+from planner.plans.wording import home_of
 from planner.units import format_bytes
 
 ROOM = ("-d", "0=4KiB", "-d", "cpu=1MiB")

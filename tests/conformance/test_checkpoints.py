@@ -17,8 +17,8 @@ import transformers
 from tests.checkpoint_files import write_tensors
 
 import planner
-from planner.check import check
-from planner.plan import Plan
+from planner.checker.check import check
+from planner.plans.plan import Plan
 
 SMALL = {
     "num_hidden_layers": 3,

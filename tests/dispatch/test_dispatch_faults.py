@@ -21,7 +21,7 @@ from torch.nn import functional
 
 import planner
 from planner import InvalidInputError, InvalidTreeError, OffloadError, PlanMismatchError
-from planner.dispatch.guard import is_offloaded
+from planner.dispatching.tensors.placeholder import is_offloaded
 from rig.faults import Verdict, judge
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import planner
-from planner.dispatch.guard import is_offloaded
+from planner.dispatching.tensors.placeholder import is_offloaded
 
 pytestmark = [
     pytest.mark.gpu,

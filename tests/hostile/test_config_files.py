@@ -17,8 +17,8 @@ CHILD = """
 import json, resource, sys, time
 import yaml
 from planner.config import Stack
-from planner.config.hf import import_config
-from planner.config.settings import Settings
+from planner.settings.model_facts import import_config
+from planner.settings.schema import Settings
 from planner.errors import InvalidConfigError
 
 def peak_kib():

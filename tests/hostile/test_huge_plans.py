@@ -17,7 +17,7 @@ from planner.errors import (
     InvalidTreeError,
     PlannerError,
 )
-from planner.explain import notices
+from planner.plans.wording import notices
 
 STRATEGIES = ("auto", "sequential", "balanced", "balanced_low_0")
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)

@@ -11,7 +11,7 @@ from oracle import ordered_transformers
 from oracle.ordered_transformers import transformers_answer
 from oracle.repaired_accelerate import accelerate_answer
 from oracle.upstream import Answer
-from planner.check import check
+from planner.checker.check import check
 from planner.compat import transformers as ours_for_transformers
 
 JUDGED = ("dtype", "special_dtypes", "no_split_module_classes")

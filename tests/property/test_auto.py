@@ -20,7 +20,7 @@ from torch import nn
 
 import planner
 from planner import Plan
-from planner.check import check, is_valid
+from planner.checker.check import check, is_valid
 from planner.errors import InfeasibleError, InvalidConstraintError
 
 Device = int | str

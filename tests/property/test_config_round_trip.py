@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from planner.config import UNSET, Rank, Replace, Stack, config, setting
 from planner.config.frozen import FrozenMap
 from planner.config.problem import Origin, one_line
-from planner.config.settings import Settings
+from planner.settings.schema import Settings
 
 MANY = settings(max_examples=200, deadline=None)
 

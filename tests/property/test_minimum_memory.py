@@ -16,10 +16,10 @@ from torch import nn
 import planner
 from generators import case
 from planner.errors import InfeasibleError
-from planner.explain import notices
-from planner.modes import ModeProblem
-from planner.planning import Layout, Outcome, Reserve, sequential
-from planner.tree import ModuleTree
+from planner.model.tree import ModuleTree
+from planner.plans.wording import notices
+from planner.strategies.modes import ModeProblem
+from planner.strategies.sequential import Layout, Outcome, Reserve, sequential
 
 WAYS: list[tuple[bool, Reserve]] = [
     (fallback, reserve) for fallback in (False, True) for reserve in ("always", "if_offloaded")

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import planner
 from look_alikes import LOOK_ALIKES
-from planner.dotted import nearest_key
-from planner.layout import repeated
-from planner.tree import ModuleTree
+from planner.model.layout import repeated
+from planner.model.tree import ModuleTree
+from planner.names import nearest_key
 
 
 class Res(nn.Module):

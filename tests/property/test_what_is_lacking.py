@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import planner
+from planner.devices.rooms import device_rooms
 from planner.errors import InfeasibleError, InvalidConstraintError
-from planner.rooms import device_rooms
 
 Device = int | str
 Budgets = dict[Device, int]
@@ -127,6 +127,6 @@ def test_full_cards_that_share_a_memory_are_cards(monkeypatch: pytest.MonkeyPatc
         rooms = device_rooms(*words)
         return tuple(replace(room, pool="shared" if room.kind == "accelerator" else None) for room in rooms)
 
-    monkeypatch.setattr("planner.request.device_rooms", pooled)
+    monkeypatch.setattr("planner.planning.device_rooms", pooled)
     with pytest.raises(InfeasibleError):
         planner.plan(Net(4), max_memory={0: 0, 1: 0, "cpu": 100}, mode="gpu_only")

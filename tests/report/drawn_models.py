@@ -10,9 +10,9 @@ from torch import nn
 
 import planner
 from planner import Plan
-from planner.devices import DeviceKey
+from planner.devices.keys import DeviceKey
+from planner.model.tree import ModuleTree
 from planner.report.rows import Rows
-from planner.tree import ModuleTree
 
 MIB = 1 << 20
 

@@ -16,10 +16,10 @@ from drawn_models import drawn_bytes, offloaded, renamed, resident, sequential, 
 from torch import nn
 
 import planner
-from planner.explain import sentence
+from planner.model.tree import ModuleTree
+from planner.plans.wording import sentence
 from planner.report.html import html_report
 from planner.report.rows import plan_rows
-from planner.tree import ModuleTree
 from planner.units import format_bytes
 
 PLANS = pytest.mark.parametrize("made", [offloaded, resident, sequential])

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from pages import Page, read_page
 
 from planner import Plan
-from planner.explain import WORDS, notices
-from planner.plan_html import snippet
+from planner.plans.notebook import snippet
+from planner.plans.wording import WORDS, notices
 from planner.report.html import html_report
 from planner.report.rows import plan_rows
 

@@ -15,10 +15,10 @@ import planner
 from generators import Case, cases
 from planner import Plan
 from planner.errors import InfeasibleError, PlanMismatchError
+from planner.model.tree import ModuleTree
 from planner.report.folding import Fold, fold_rows
 from planner.report.rows import NOTHING, SEVERAL, plan_rows, uncounted_notices
 from planner.report.trie import preorder
-from planner.tree import ModuleTree
 
 Made = Callable[[], tuple[Plan, ModuleTree]]
 PLANS = pytest.mark.parametrize("made", [offloaded, resident, sequential])

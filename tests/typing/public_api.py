@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import planner
-from planner.check import is_valid
+from planner.checker.check import is_valid
 from planner.compat import transformers
-from planner.plan import DeviceUsage, Reason
-from planner.planning import Layout, Outcome, sequential, sequential_many
-from planner.tree import ModuleTree
+from planner.model.tree import ModuleTree
+from planner.plans.plan import DeviceUsage, Reason
+from planner.strategies.sequential import Layout, Outcome, sequential, sequential_many
 
 
 def drop_in(model: nn.Module) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 
 from generators import case, tree
 from oracle.repaired_accelerate import invalid
-from planner.check import Finding, check, is_valid
+from planner.checker.check import Finding, check, is_valid
 from planner.errors import InvalidDevicesError, InvalidInputError, InvalidTreeError
 
 
@@ -493,7 +493,7 @@ def test_the_judge_is_read_from_three_small_modules_of_ours_only() -> None:
         alias.name for node in ast.walk(tree_of_code) if isinstance(node, ast.Import) for alias in node.names
     }
     ours = {name for name in imported | plain if name and name.startswith("planner")}
-    assert ours == {"planner.errors", "planner.units", "planner.described"}
+    assert ours == {"planner.errors", "planner.units", "planner.checker.described"}
     assert "torch" not in imported | plain
 
 

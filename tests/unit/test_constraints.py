@@ -10,7 +10,7 @@ from torch import nn
 
 import planner
 from planner import Plan
-from planner.check import check
+from planner.checker.check import check
 from planner.errors import InfeasibleError, InvalidConfigError, InvalidConstraintError, InvalidDevicesError
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from generators import CLASSES, tree
-from planner.check import Finding, check
-from planner.described import DescribedModule, describe
+from planner.checker.check import Finding, check
+from planner.checker.described import DescribedModule, describe
 from planner.errors import InvalidTreeError
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 import planner
-from planner import detect
-from planner.detect import free_devices, free_disk, free_host_memory
+from planner.devices import detect
+from planner.devices.detect import free_devices, free_disk, free_host_memory
 
 GIB = 1 << 30
 
@@ -342,5 +342,7 @@ def test_where_processes_have_no_limits_none_is_asked_for(
 
 
 def test_the_package_is_imported_where_there_is_no_resource_module() -> None:
-    code = "import sys; sys.modules['resource'] = None; import planner, planner.detect, planner.cli.app"
+    code = (
+        "import sys; sys.modules['resource'] = None; import planner, planner.devices.detect, planner.cli.app"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

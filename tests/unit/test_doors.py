@@ -22,8 +22,7 @@ from torch import nn
 import planner
 import planner.compat.transformers
 from planner.cli.files import read_budget_rows
-from planner.config.settings import read_bytes, read_device
-from planner.devices import canonical_device, read_budget, size_to_bytes
+from planner.devices.keys import canonical_device, read_budget, size_to_bytes
 from planner.errors import (
     InfeasibleError,
     InvalidConfigError,
@@ -32,6 +31,7 @@ from planner.errors import (
     InvalidInputError,
     PlannerError,
 )
+from planner.settings.schema import read_bytes, read_device
 from planner.spelling import count_of, shown
 
 
@@ -136,7 +136,7 @@ def test_drawn_sizes_are_taken_by_all_doors_or_by_none(said: Any) -> None:
 @given(st.decimals(0, 100, places=6))
 def test_a_share_keeps_all_its_digits(share: decimal.Decimal) -> None:
     from planner.config import Stack
-    from planner.config.settings import Settings
+    from planner.settings.schema import Settings
 
     kept = Stack(Settings).set(headroom={0: f"{share}%"}).resolve().config.headroom
     assert kept is not None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from planner.config.settings import DTYPES
-from planner.dtypes import element_bits, formula_bits, stored_bits
 from planner.errors import InvalidInputError
+from planner.model.dtypes import element_bits, formula_bits, stored_bits
+from planner.settings.schema import DTYPES
 
 
 @pytest.mark.parametrize("name", [name for name in DTYPES if hasattr(torch, name)])

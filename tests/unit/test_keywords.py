@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from planner.config import Stack
-from planner.config.keywords import ModelKeywords, PlanSettings, StrategyKeywords, StrategyName
-from planner.config.kinds import Blocks
-from planner.config.schema import schema_of
-from planner.config.settings import Model, Settings, Strategy
+from planner.config.types import Blocks, schema_of
+from planner.settings.keywords import ModelKeywords, PlanSettings, StrategyKeywords, StrategyName
+from planner.settings.schema import Model, Settings, Strategy
 
 
 def words_of(hint: Any) -> set[object]:

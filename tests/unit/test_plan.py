@@ -17,8 +17,8 @@ from torch import nn
 
 import planner
 from planner import Plan
-from planner.difference import PlanDifference, UsageDifference
 from planner.errors import InvalidConfigError, InvalidInputError, PlannerError
+from planner.plans.diff import PlanDifference, UsageDifference
 
 
 def leaf(size_bytes: int) -> nn.Module:

@@ -11,9 +11,9 @@ from torch import nn
 
 from planner import infer_auto_device_map
 from planner.errors import InfeasibleError, InvalidInputError
-from planner.explain import sentence
-from planner.planning import Layout, sequential, sequential_many
-from planner.tree import ModuleTree
+from planner.model.tree import ModuleTree
+from planner.plans.wording import sentence
+from planner.strategies.sequential import Layout, sequential, sequential_many
 
 
 def leaf(size_bytes: int) -> nn.Module:

@@ -13,10 +13,9 @@ from torch import nn
 
 import planner
 from planner import Plan
-from planner.config.kinds import Blocks
-from planner.config.schema import schema_of
-from planner.config.settings import Settings
+from planner.config.types import Blocks, schema_of
 from planner.errors import PlannerError
+from planner.settings.schema import Settings
 
 
 class Block(nn.Module):

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from planner.errors import InvalidTreeError
-from planner.planning import Layout
-from planner.tree import ModuleTree
+from planner.model.tree import ModuleTree
+from planner.strategies.sequential import Layout
 
 
 def stored_bytes(model: nn.Module, **options: object) -> float:
@@ -188,7 +188,7 @@ def test_a_script_module_is_walked_through_its_own_dicts() -> None:
 
 
 def test_one_layout_serves_many_threads() -> None:
-    from planner.planning import sequential
+    from planner.strategies.sequential import sequential
 
     layout = Layout(
         ModuleTree.from_module(nn.Sequential(*(nn.Linear(8, 8, device="meta") for _ in range(50))))

@@ -13,12 +13,12 @@ from planner.checkpoint.files import CheckpointFiles, Headers, find_files
 from planner.checkpoint.known import class_name, find_architecture, has_transformers
 from planner.checkpoint.names import LiveNames, live_names, names_as_stored
 from planner.checkpoint.reading import fault, printable
-from planner.config.hf import import_config, import_values
 from planner.config.layer import Layer
 from planner.errors import InvalidInputError
-from planner.layout import Layout
-from planner.plan import BEFORE_QUANTIZATION
-from planner.tree import ModuleTree
+from planner.model.layout import Layout
+from planner.model.tree import ModuleTree
+from planner.plans.plan import BEFORE_QUANTIZATION
+from planner.settings.model_facts import import_config, import_values
 
 __all__ = ["Opened", "open_source"]
 

@@ -16,11 +16,11 @@ from planner.cli.beside import accelerate_plan
 from planner.cli.exits import OK
 from planner.cli.output import noted, show_table, write, write_json, write_notes
 from planner.cli.synthetic import write_synthetic
-from planner.devices import DeviceKey
+from planner.devices.keys import DeviceKey
 from planner.errors import InvalidInputError
-from planner.layout import Layout
-from planner.request import plan, plan_many
-from planner.tree import ModuleTree
+from planner.model.layout import Layout
+from planner.model.tree import ModuleTree
+from planner.planning import plan, plan_many
 from planner.units import format_bytes
 
 __all__ = ["command"]

@@ -8,9 +8,9 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from planner.devices import DeviceKey
-from planner.layout import Layout, repeated
-from planner.tree import ModuleTree
+from planner.devices.keys import DeviceKey
+from planner.model.layout import Layout, repeated
+from planner.model.tree import ModuleTree
 
 __all__ = ["accelerate_plan"]
 

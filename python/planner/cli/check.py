@@ -6,17 +6,17 @@ from typing import Annotated
 
 import typer
 
-from planner.check import check, is_valid
+from planner.checker.check import check, is_valid
+from planner.checker.described import DescribedModule, describe
 from planner.checkpoint.source import open_source
 from planner.cli.arguments import Json, SourcePath
 from planner.cli.exits import NEGATIVE, OK
 from planner.cli.files import read_device_map
 from planner.cli.output import noted, write, write_json, write_notes
 from planner.cli.settings import settings_of, takes_settings
-from planner.config.settings import Settings
-from planner.described import DescribedModule, describe
-from planner.layout import Layout
-from planner.tree import ModuleTree
+from planner.model.layout import Layout
+from planner.model.tree import ModuleTree
+from planner.settings.schema import Settings
 
 __all__ = ["command"]
 

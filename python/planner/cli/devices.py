@@ -11,7 +11,7 @@ import typer
 from planner.cli.arguments import Json
 from planner.cli.exits import OK
 from planner.cli.output import show_table, write, write_json
-from planner.detect import Free, free_devices, free_disk, free_host_memory
+from planner.devices.detect import Free, free_devices, free_disk, free_host_memory
 from planner.units import format_bytes
 
 __all__ = ["command"]

@@ -10,7 +10,7 @@ from planner.cli.arguments import Json, PlanFile
 from planner.cli.exits import OK
 from planner.cli.files import read_plan
 from planner.cli.output import noted, write, write_json
-from planner.explain import explain, home_of, reasons_about
+from planner.plans.wording import explain, home_of, reasons_about
 
 __all__ = ["command"]
 

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
-from planner.config.settings import read_budget_row
-from planner.devices import DeviceKey, canonical_device
+from planner.devices.keys import DeviceKey, canonical_device
 from planner.errors import InvalidInputError
-from planner.plan import Plan
+from planner.plans.plan import Plan
+from planner.settings.schema import read_budget_row
 
 __all__ = ["read_budget_rows", "read_device_map", "read_plan", "write_file"]
 

@@ -11,11 +11,11 @@ from planner.cli.exits import NEGATIVE, OK, failure_of
 from planner.cli.files import read_budget_rows, write_file
 from planner.cli.output import console, json_text, write_json_text
 from planner.config import Stack
-from planner.config.settings import Settings
-from planner.devices import DeviceKey
+from planner.devices.keys import DeviceKey
 from planner.errors import InfeasibleError
-from planner.plan import Plan
-from planner.request import plan_many
+from planner.planning import plan_many
+from planner.plans.plan import Plan
+from planner.settings.schema import Settings
 
 __all__ = ["plan_fleet"]
 

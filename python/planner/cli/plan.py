@@ -15,9 +15,9 @@ from planner.cli.ordered import spoken_options
 from planner.cli.output import show, write_json_text
 from planner.cli.settings import settings_of, takes_settings
 from planner.errors import InvalidInputError
-from planner.plan import Plan
-from planner.request import plan
-from planner.tree import ModuleTree
+from planner.model.tree import ModuleTree
+from planner.planning import plan
+from planner.plans.plan import Plan
 
 __all__ = ["command"]
 

@@ -13,8 +13,8 @@ import typer
 
 from planner.cli.ordered import Spoken, spoken_options
 from planner.config import Stack
-from planner.config.settings import Settings
 from planner.errors import InvalidInputError
+from planner.settings.schema import Settings
 
 __all__ = ["SETTING_OPTIONS", "SettingOption", "settings_of", "stack_of", "takes_settings"]
 
@@ -221,7 +221,7 @@ def _completion(name: str) -> Callable[[], list[str]] | None:
 def _choices(name: str) -> list[str]:
     from typing import get_args, get_type_hints
 
-    from planner.config.settings import DTYPES, Auto
+    from planner.settings.schema import DTYPES, Auto
 
     if name == "dtype":
         return list(DTYPES)

@@ -10,10 +10,10 @@ from planner.checkpoint.source import open_source
 from planner.cli.arguments import Json, SourcePath
 from planner.cli.exits import OK
 from planner.cli.output import noted, show_table, write_json, write_notes
-from planner.config.settings import read_dtype
 from planner.errors import InvalidInputError
-from planner.layout import Layout
-from planner.tree import ModuleTree
+from planner.model.layout import Layout
+from planner.model.tree import ModuleTree
+from planner.settings.schema import read_dtype
 from planner.units import format_bytes
 
 __all__ = ["command"]

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from planner.arguments import require_text
-from planner.balanced import accelerators_in_use, balanced_budgets
 from planner.caller import warn_caller
 from planner.compat.budgets import available_budgets, shave_single_device
 from planner.compat.empty_init import init_empty_weights
@@ -24,14 +23,15 @@ from planner.compat.ties import (
     find_tied_parameters,
     warn_if_untied,
 )
-from planner.devices import Budgets, DeviceKey, device_kind, size_to_bytes
-from planner.dotted import require_map, require_module, require_texts, text_set
-from planner.dtypes import resolve_dtype, stored_bits
+from planner.devices.keys import Budgets, DeviceKey, device_kind, size_to_bytes
 from planner.errors import InvalidConstraintError
-from planner.explain import empty_devices_notice, sentence
-from planner.layout import Layout
-from planner.planning import Outcome, Reserve, clean, sequential
-from planner.tree import ModuleTree
+from planner.model.dtypes import resolve_dtype, stored_bits
+from planner.model.layout import Layout
+from planner.model.tree import ModuleTree
+from planner.names import require_map, require_module, require_texts, text_set
+from planner.plans.wording import empty_devices_notice, sentence
+from planner.strategies.balanced import accelerators_in_use, balanced_budgets
+from planner.strategies.sequential import Outcome, Reserve, clean, sequential
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from planner.devices import Budgets, detect_budgets, read_budgets, warn_of_absent
+from planner.devices.keys import Budgets, detect_budgets, read_budgets, warn_of_absent
 
 __all__ = ["available_budgets", "shave_single_device"]
 

@@ -12,22 +12,22 @@ from torch import nn
 
 from planner.arguments import path_text
 from planner.compat.accelerate import check_device_map
-from planner.dispatch.attaching import add_hook_to_module
-from planner.dispatch.blocks import Home
-from planner.dispatch.copies import require_plain
-from planner.dispatch.dispatching import carry_out
-from planner.dispatch.engagement import Engagement
-from planner.dispatch.homes import Assignment, require_whole
-from planner.dispatch.moving_hooks import CpuOffload, UserCpuOffloadHook
-from planner.dispatch.slots import require_initialised, resolve_device
-from planner.dispatch.weight_files import (
+from planner.dispatching.api import carry_out
+from planner.dispatching.hooks.attach import add_hook_to_module
+from planner.dispatching.hooks.moving import CpuOffload, UserCpuOffloadHook
+from planner.dispatching.install.device_map import Assignment, require_whole
+from planner.dispatching.install.regions import Home
+from planner.dispatching.install.request import Engagement
+from planner.dispatching.offload.weight_files import (
     INDEX,
     OffloadedWeightsLoader,
     extract_submodules_state_dict,
     offload_state_dict,
 )
-from planner.dotted import text_set
+from planner.dispatching.tensors.copies import require_plain
+from planner.dispatching.tensors.slots import require_initialised, resolve_device
 from planner.errors import InvalidConstraintError, InvalidInputError
+from planner.names import text_set
 
 __all__ = ["cpu_offload", "cpu_offload_with_hook", "disk_offload", "dispatch_model"]
 

@@ -56,7 +56,7 @@ def init_on_device(device: Any, include_buffers: bool = False) -> Iterator[None]
     """
     import torch
 
-    from planner.dispatch.slots import usable_device
+    from planner.dispatching.tensors.slots import usable_device
 
     target = usable_device(device)
     if include_buffers:

@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from planner.arguments import name_groups, name_list, named_parts, require_sizes, size_named
-from planner.devices import size_to_bytes
-from planner.dotted import text_set
+from planner.devices.keys import size_to_bytes
 from planner.errors import InvalidConstraintError, InvalidInputError
+from planner.names import text_set
 
 __all__ = ["fallback_allocate", "get_max_layer_size", "get_module_size_with_ties"]
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from planner.arguments import name_groups
-from planner.dotted import nearest_key, require_map
 from planner.errors import InvalidConstraintError
-from planner.layout import Layout
-from planner.tree import ModuleTree
+from planner.model.layout import Layout
+from planner.model.tree import ModuleTree
+from planner.names import nearest_key, require_map
 
 if TYPE_CHECKING:
     from torch import nn

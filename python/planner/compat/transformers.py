@@ -14,16 +14,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from planner.arguments import name_groups
-from planner.balanced import accelerators_in_use, balance
 from planner.compat.accelerate import class_names, homeless_buffers, log_empty_devices, print_reasons
 from planner.compat.budgets import available_budgets, shave_single_device
 from planner.compat.ties import check_tied_parameters_on_same_device
-from planner.devices import Budgets, DeviceKey
+from planner.devices.keys import Budgets, DeviceKey
 from planner.errors import InvalidInputError, InvalidTreeError
-from planner.layout import Layout
-from planner.planning import sequential
+from planner.model.layout import Layout
+from planner.model.tree import ModuleTree
 from planner.spelling import shown
-from planner.tree import ModuleTree
+from planner.strategies.balanced import accelerators_in_use, balance
+from planner.strategies.sequential import sequential
 
 if TYPE_CHECKING:
     from torch import nn

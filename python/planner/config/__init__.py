@@ -1,11 +1,11 @@
 """Layered configuration: every value knows where it came from. Knows nothing of planning; see docs/configuration.md."""
 
-from planner.config.kinds import Leaf
 from planner.config.layer import UNSET, Layer, Replace
 from planner.config.problem import Origin, Place, Problem, Rank
 from planner.config.resolved import Difference, Resolved, diff
 from planner.config.schema import config, rule, setting
 from planner.config.stack import Stack
+from planner.config.types import Leaf
 
 __all__ = [
     "UNSET",

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from planner.config.kinds import TAG, Blocks, Keyed, Type
 from planner.config.layer import UPDATE, Node, escaped
 from planner.config.problem import Origin, Path, Rank, Spoken, one_line, short
-from planner.config.schema import NOTHING, Field, schema_of
+from planner.config.types import NOTHING, TAG, Blocks, Field, Keyed, Type, schema_of
 
 __all__ = ["Answer", "Past"]
 

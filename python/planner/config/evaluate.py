@@ -7,11 +7,10 @@ from typing import Any
 
 from planner.config.answer import Answer
 from planner.config.frozen import FrozenMap
-from planner.config.kinds import Blocks, Type
 from planner.config.layer import UNSET, Node, SourceError, escaped, from_python
 from planner.config.problem import CODE_ERRORS, Origin, Path, Problem, Rank, Spoken, path_text
 from planner.config.replay import Replay
-from planner.config.schema import NOTHING, Check, Compute, Field, is_constant, schema_of
+from planner.config.types import NOTHING, Blocks, Check, Compute, Field, Type, is_constant, schema_of
 
 __all__ = ["Evaluation"]
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from planner.config.answer import Answer
-from planner.config.kinds import Blocks, Keyed
 from planner.config.layer import UPDATE, Node, is_unset, unescaped
 from planner.config.problem import CODE_ERRORS, Origin, Path, Problem, path_text, suggestion
-from planner.config.schema import Field, schema_of
+from planner.config.types import Blocks, Field, Keyed, schema_of
 
 __all__ = ["Replay"]
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar, cast
 
 from planner.config.answer import Answer, Past
-from planner.config.kinds import Keyed, split_path
 from planner.config.layer import UNSET, UPDATE, Layer, escaped
 from planner.config.problem import Origin, Path, Rank, path_text, suggestion
-from planner.config.schema import NOTHING, Field, place_of, schema_of
+from planner.config.types import NOTHING, Field, Keyed, place_of, schema_of, split_path
 from planner.config.written import yaml_lines
 
 __all__ = ["Difference", "Resolved", "diff"]
@@ -240,7 +239,7 @@ def diff(left: Resolved[T], right: Resolved[T]) -> tuple[Difference, ...]:
 
     Example:
         >>> from planner.config import Stack
-        >>> from planner.config.settings import Settings
+        >>> from planner.settings.schema import Settings
         >>> base = Stack(Settings)
         >>> [found.path for found in diff(base.resolve(), base.set(offload_buffers=True).resolve())]
         [('offload_buffers',)]

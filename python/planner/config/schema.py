@@ -2,79 +2,34 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
-import inspect
-import os
-import textwrap
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
+from planner.config.annotations import parse_type
 from planner.config.frozen import FrozenMap
-from planner.config.kinds import Blocks, Keyed, Type, is_block, parse_type
 from planner.config.layer import from_python
 from planner.config.problem import Origin, Rank
+from planner.config.types import (
+    NOTHING,
+    Blocks,
+    Check,
+    Compute,
+    Field,
+    Keyed,
+    Schema,
+    Transform,
+    Type,
+    is_block,
+    schema_of,
+)
 
-__all__ = ["NOTHING", "Field", "Schema", "config", "is_constant", "place_of", "rule", "schema_of", "setting"]
+__all__ = ["config", "rule", "setting"]
 
 T = typing.TypeVar("T")
-Compute = Callable[[typing.Any, typing.Any], object]
-Check = Callable[[typing.Any, typing.Any], "str | Iterable[str] | None"]
-Transform = Callable[[typing.Any], object]
 
 MISSING = dataclasses.MISSING
-
-NOTHING = object()
-"""What stands for a default or a value that is not there."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Field:
-    """One field of a configuration class, as its declaration says.
-
-    Args:
-        declared_in: the class whose body declares it.
-        owner: the class that declared it first; two variants share a field if they inherit it from one owner.
-        default: the plain default, or ``NOTHING``.
-        compute: gives the value if nobody says one (or always, if ``derived``), from the block and the root.
-        renamed: old names, each with a function that translates an old value, or None.
-    """
-
-    name: str
-    declared_in: type
-    owner: type
-    type: Type
-    default: object
-    compute: Compute | None
-    derived: bool
-    renamed: Mapping[str, Transform | None]
-
-    @property
-    def place(self) -> str:
-        """``file.py:line`` of the declaration."""
-        return place_of(self.declared_in, self.name)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Schema:
-    """What ``@config`` knows of one class."""
-
-    tag: str | None
-    fields: Mapping[str, Field]
-    rules: Mapping[str, Check]
-
-    @functools.cached_property
-    def names(self) -> Mapping[str, Field]:
-        """The fields by present and former names."""
-        former = {old: field for field in self.fields.values() for old in field.renamed}
-        return {**former, **self.fields}
-
-    @functools.cached_property
-    def is_constant(self) -> bool:
-        """Whether an instance stays as it is if nobody says anything: nothing is computed or checked."""
-        fields = self.fields.values()
-        return not self.rules and all(not field.compute and is_constant(field.default) for field in fields)
 
 
 def setting(
@@ -218,33 +173,3 @@ def _checked(name: str, kind: Type, default: object) -> object:
         return kind.read(from_python(default, Origin(Rank.DEFAULT, name))[0])
     except ValueError as error:
         raise TypeError(f"{name}: the default does not fit: {error}") from error
-
-
-def schema_of(cls: type) -> Schema:
-    """What ``@config`` knows of a class."""
-    return typing.cast(Schema, vars(cls)["__config__"])
-
-
-def is_constant(default: object) -> bool:
-    """Whether a default is the value if nobody says anything, without looking further."""
-    return schema_of(type(default)).is_constant if is_block(type(default)) else default is not NOTHING
-
-
-def place_of(cls: type, name: str = "") -> str:
-    """``file.py:line`` of a field in the body of a class, or of the class itself; its module if it has no source."""
-    file, lines = _source_lines(cls)
-    return f"{file}:{lines[name]}" if name in lines else file
-
-
-@functools.cache
-def _source_lines(cls: type) -> tuple[str, Mapping[str, int]]:
-    """The file of a class, and the line of each field; the class itself stands under the empty name."""
-    try:
-        source, start = inspect.getsourcelines(cls)
-        tree = ast.parse(textwrap.dedent("".join(source))).body[0]
-    except (OSError, TypeError, SyntaxError):  # typed in at a prompt, or without its source
-        return cls.__module__, {}
-    assert isinstance(tree, ast.ClassDef)
-    fields = {ast.unparse(item.target): item for item in tree.body if isinstance(item, ast.AnnAssign)}
-    lines = {name: start + item.lineno - 1 for name, item in {"": tree, **fields}.items()}
-    return os.path.basename(inspect.getsourcefile(cls) or cls.__module__), lines

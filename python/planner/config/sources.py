@@ -11,7 +11,6 @@ from functools import partial
 from typing import Final
 
 from planner.config.document import Event, compose, core_scalar, json_events, parsed, yaml_events
-from planner.config.kinds import Type, split_path
 from planner.config.layer import (
     MAX_DEPTH,
     UNSET,
@@ -24,6 +23,7 @@ from planner.config.layer import (
     put,
 )
 from planner.config.problem import Origin, Place, Problem, Rank
+from planner.config.types import Type, split_path
 
 __all__ = [
     "MAX_BYTES",

@@ -10,14 +10,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from planner.caller import warn_caller
+from planner.config.annotations import parse_type
 from planner.config.answer import Answer
 from planner.config.evaluate import Evaluation
-from planner.config.kinds import Type, parse_type
 from planner.config.layer import UNSET, Layer, from_python, layer_of
 from planner.config.problem import Origin, Path, Place, Rank, invalid
 from planner.config.replay import Replay
 from planner.config.resolved import Resolved
 from planner.config.sources import FilePath, argument_layers, environment_layers, file_layer, option_layer
+from planner.config.types import Type
 
 __all__ = ["Stack"]
 
@@ -36,7 +37,7 @@ class Stack(Generic[T]):
         < keywords; within one of these the later call wins.
 
     Example:
-        >>> from planner.config.settings import Settings
+        >>> from planner.settings.schema import Settings
         >>> stack = Stack(Settings).set(strategy="balanced", max_memory={0: "10GiB"})
         >>> stack.resolve().config.max_memory[0]
         10737418240

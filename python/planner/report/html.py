@@ -8,12 +8,12 @@ import re
 from collections.abc import Iterable
 from importlib.resources import files
 
-from planner.explain import notices
-from planner.plan import Plan
-from planner.plan_html import devices_table, markup
+from planner.model.tree import ModuleTree
+from planner.plans.notebook import devices_table, markup
+from planner.plans.plan import Plan
+from planner.plans.wording import notices
 from planner.report.payload import page_json, payload
 from planner.report.rows import plan_rows, uncounted_notices
-from planner.tree import ModuleTree
 
 __all__ = ["html_report"]
 

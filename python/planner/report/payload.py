@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from planner.device_bar import device_classes
-from planner.explain import UNDECIDED, WORDS
-from planner.plan import Plan
+from planner.plans.bars import device_classes
+from planner.plans.plan import Plan
+from planner.plans.wording import UNDECIDED, WORDS
 from planner.report.rows import PLACING, Rows
 
 __all__ = ["page_json", "payload"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from planner.devices import DeviceKey
+from planner.devices.keys import DeviceKey
 from planner.errors import PlanMismatchError
-from planner.layout import Layout
-from planner.plan import Plan
+from planner.model.layout import Layout
+from planner.model.tree import ModuleTree
+from planner.plans.plan import Plan
 from planner.report.trie import preorder
-from planner.tree import ModuleTree
 from planner.units import format_bytes
 
 __all__ = ["NOTHING", "PLACING", "SEVERAL", "Rows", "plan_rows", "uncounted_notices"]

@@ -10,13 +10,13 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from planner.explain import notices
-from planner.plan import Plan
+from planner.model.tree import ModuleTree
+from planner.plans.plan import Plan
+from planner.plans.wording import notices
 from planner.report.folding import Fold, fold_rows
 from planner.report.rows import Rows, plan_rows, uncounted_notices
 from planner.report.terminal_bars import bars_table
 from planner.report.terminal_style import device_styles, visible
-from planner.tree import ModuleTree
 from planner.units import format_bytes
 
 __all__ = ["PlanView", "plan_view"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from planner.device_bar import Part, device_classes
-from planner.devices import DeviceKey
+from planner.devices.keys import DeviceKey
+from planner.plans.bars import Part, device_classes
 
 __all__ = ["PART_CHARACTERS", "device_styles", "visible"]
 

@@ -18,15 +18,15 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._pytree import tree_map_only
 
-from planner.crossing import Crossing
-from planner.dispatch.copies import require_offloadable
-from planner.dispatch.dispatched import RECORD, Dispatched
-from planner.dispatch.dispatching import carry_out
-from planner.dispatch.engagement import Engagement
-from planner.dispatch.homes import Assignment
-from planner.dispatch.slots import modules_of
-from planner.dotted import nearest_key
+from planner.dispatching.api import carry_out
+from planner.dispatching.install.device_map import Assignment
+from planner.dispatching.install.record import RECORD, Dispatched
+from planner.dispatching.install.request import Engagement
+from planner.dispatching.mixed.crossing import Crossing
+from planner.dispatching.tensors.copies import require_offloadable
+from planner.dispatching.tensors.slots import modules_of
 from planner.errors import PlannerError
+from planner.names import nearest_key
 from planner.verification.absent_devices import is_question
 from planner.verification.known_values import KnownValues, MixedDevicesError
 from planner.verification.twins import twin_of

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-from planner.dispatch.fakes import is_fake, without_fakes
-from planner.dispatch.guard import is_offloaded
+from planner.dispatching.tensors.fakes import is_fake, without_fakes
+from planner.dispatching.tensors.placeholder import is_offloaded
 
 __all__ = ["KnownValues", "MixedDevicesError"]
 

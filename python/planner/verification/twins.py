@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
-from planner.dispatch.dispatched import RECORD, engaged_models
-from planner.dispatch.forwards import Forward
-from planner.dispatch.guard import is_offloaded
-from planner.dispatch.refusal import Conversion
-from planner.dispatch.slots import modules_of, own_slots
+from planner.dispatching.install.record import RECORD, engaged_models
+from planner.dispatching.methods.forward import Forward
+from planner.dispatching.methods.refusal import Conversion
+from planner.dispatching.tensors.placeholder import is_offloaded
+from planner.dispatching.tensors.slots import modules_of, own_slots
 from planner.verification.known_values import KnownValues
 
 __all__ = ["twin_of"]

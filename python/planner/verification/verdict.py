@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planner.crossing import Crossing
+from planner.dispatching.mixed.crossing import Crossing
 from planner.units import format_bytes
 
 __all__ = ["Verification"]

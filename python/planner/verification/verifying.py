@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from planner.devices import DeviceKey, accelerator_count
-from planner.dispatch.dispatched import RECORD, is_part
-from planner.dispatch.homes import Assignment, require_fit, require_unscripted, require_whole
-from planner.dotted import require_module
+from planner.devices.keys import DeviceKey, accelerator_count
+from planner.dispatching.install.device_map import Assignment, require_fit, require_unscripted, require_whole
+from planner.dispatching.install.record import RECORD, is_part
 from planner.errors import InvalidInputError, PlanMismatchError, PlannerError
-from planner.plan import Plan
+from planner.names import require_module
+from planner.plans.plan import Plan
 from planner.verification.absent_devices import asked_here
 from planner.verification.attempts import Attempt
 from planner.verification.sample_inputs import sample_inputs

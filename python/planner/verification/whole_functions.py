@@ -8,8 +8,8 @@ import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch.overrides import TorchFunctionMode
 
-from planner.dispatch.fakes import address_of, is_fake, without_fakes
-from planner.dispatch.guard import is_offloaded
+from planner.dispatching.tensors.fakes import address_of, is_fake, without_fakes
+from planner.dispatching.tensors.placeholder import is_offloaded
 from planner.verification.absent_devices import is_there
 from planner.verification.known_values import KnownValues
 

@@ -16,7 +16,7 @@ from transformers import BatchEncoding, DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
 import planner
-from planner.dispatch.guard import is_offloaded
+from planner.dispatching.tensors.placeholder import is_offloaded
 from rig import Accelerators
 from tiny_models import TINY, built, mapped
 

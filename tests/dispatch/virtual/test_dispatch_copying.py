@@ -14,7 +14,7 @@ from torch import nn
 
 import planner
 from planner import OffloadError
-from planner.dispatch.guard import is_offloaded
+from planner.dispatching.tensors.placeholder import is_offloaded
 from rig import Accelerators
 
 X = torch.linspace(-1, 1, 8).reshape(2, 4)

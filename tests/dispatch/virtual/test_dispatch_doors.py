@@ -100,7 +100,7 @@ def test_no_word_for_readers_outside(virtual_accelerators: Accelerators, outside
     ("name", "value"), [(5, None), (None, None), (["fc.weight"], None), ("fc.weight", "x")]
 )
 def test_what_is_no_tensor_of_a_module(virtual_accelerators: Accelerators, name: Any, value: Any) -> None:
-    with pytest.raises(InvalidInputError, match=r"name is a string|is no tensor"):
+    with pytest.raises(InvalidInputError, match=r"must be a name|is no tensor"):
         planner.set_module_tensor_to_device(Half(), name, 0, value=value)
 
 

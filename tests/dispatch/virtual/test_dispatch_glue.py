@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import planner
-from planner.dispatch.glue import RANDOM
+from planner.dispatching.mixed.operators import RANDOM
 
 X = torch.arange(24.0).reshape(3, 8) / 10 - 1
 

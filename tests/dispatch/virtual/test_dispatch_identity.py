@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import planner
-from planner.dispatch.guard import is_offloaded
+from planner.dispatching.tensors.placeholder import is_offloaded
 from rig import Accelerators
 
 TWO = {"0": 0, "1": 1}
@@ -44,7 +44,7 @@ def test_undispatching_gives_back_the_parameters(device_map: dict[str, Any]) -> 
 
 
 def test_a_failure_moves_parameters_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    from planner.dispatch.preparing import Prepared
+    from planner.dispatching.install.prepare import Prepared
 
     model = pair()
     model[0].weight.grad = torch.ones(3, 3)
@@ -159,7 +159,7 @@ def test_another_order_stays_within_the_room(virtual_accelerators: Accelerators)
 def test_arguments_cross_once_where_the_model_owns_an_offloaded_weight(
     virtual_accelerators: Accelerators,
 ) -> None:
-    from planner.dispatch import crossings
+    from planner.dispatching import crossings
 
     model = layers("cpu")
     seen: list[bool] = []

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 import planner
-from planner.dispatch import hooks as hooks_module
-from planner.dispatch.dispatched import RECORD
-from planner.dispatch.guard import is_offloaded
+from planner.dispatching import hooks as hooks_module
+from planner.dispatching.install.record import RECORD
+from planner.dispatching.tensors.placeholder import is_offloaded
 from rig import Accelerators
 
 X = torch.arange(6.0).reshape(2, 3)

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 import planner
-from planner.dispatch.guard import is_offloaded
+from planner.dispatching.tensors.placeholder import is_offloaded
 from rig import Accelerators
 from tiny_models import TINY, built, mapped
 

@@ -14,10 +14,10 @@ from torch import nn
 
 import planner
 from planner import OffloadError, check
-from planner.carried import carried_tensors
-from planner.dispatch.guard import is_offloaded
+from planner.dispatching.tensors.placeholder import is_offloaded
 from planner.errors import InfeasibleError
-from planner.tree import describe_tensor
+from planner.model.carried import carried_tensors
+from planner.model.tree import describe_tensor
 from wrapper_tensors import Flat, Int8, Packed, Scaled, Slotted, State, Telling
 
 X = torch.linspace(-1, 1, 16).reshape(2, 8)

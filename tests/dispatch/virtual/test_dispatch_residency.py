@@ -13,7 +13,7 @@ from torch import nn
 
 import planner
 from planner import OffloadError
-from planner.dispatch.guard import is_offloaded
+from planner.dispatching.tensors.placeholder import is_offloaded
 from rig import Accelerators
 
 X = torch.arange(6.0).reshape(2, 3)

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 import planner
 from planner import OffloadError, PlanMismatchError
-from planner.dispatch.guard import is_offloaded
+from planner.dispatching.tensors.placeholder import is_offloaded
 from rig import Accelerators
 from tiny_models import built, mapped
 from wrapper_tensors import Flat, Telling
@@ -195,7 +195,7 @@ def test_a_dispatch_without_room_changes_nothing(
 
 @pytest.mark.parametrize("after_writes", [0, 1, 40, 120])
 def test_an_interrupted_dispatch_changes_nothing(after_writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from planner.dispatch.journal import Journal
+    from planner.dispatching.tensors.journal import Journal
 
     model = built("llama")
     before = snapshot(model)

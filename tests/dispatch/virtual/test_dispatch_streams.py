@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import planner
-from planner.dispatch.guard import is_offloaded
-from planner.dispatch.streams import Prefetcher
+from planner.dispatching.offload.prefetch import Prefetcher
+from planner.dispatching.tensors.placeholder import is_offloaded
 from rig import Accelerators
 from tiny_models import built, mapped
 

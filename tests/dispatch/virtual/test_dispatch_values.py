@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import planner
-from planner.dispatch.guard import is_offloaded
+from planner.dispatching.tensors.placeholder import is_offloaded
 from rig import Accelerators
 from wrapper_tensors import Telling
 

@@ -9,8 +9,8 @@ import pytest
 
 from planner.config import Rank, Stack, config, diff, rule, setting
 from planner.config.frozen import FrozenMap
-from planner.config.settings import Balanced, Sequential, Settings
 from planner.errors import InvalidConfigError
+from planner.settings.schema import Balanced, Sequential, Settings
 
 
 @config

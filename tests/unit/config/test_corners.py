@@ -9,8 +9,8 @@ from typing import Literal
 import pytest
 
 from planner.config import UNSET, Rank, Stack, config, setting
-from planner.config.settings import DTYPES, Settings, read_dtype
 from planner.errors import InvalidConfigError
+from planner.settings.schema import DTYPES, Settings, read_dtype
 
 
 class Spelling(enum.StrEnum):

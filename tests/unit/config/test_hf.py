@@ -10,9 +10,9 @@ import torch
 import transformers
 
 from planner.config import Rank, Stack
-from planner.config.hf import import_config, unlisted_keys
-from planner.config.settings import Model, Settings
 from planner.errors import InvalidConfigError
+from planner.settings.model_facts import import_config, unlisted_keys
+from planner.settings.schema import Model, Settings
 
 SMALL = {
     "llama": {"hidden_size": 96, "num_attention_heads": 6, "num_hidden_layers": 3, "num_key_value_heads": 2},

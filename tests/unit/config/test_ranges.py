@@ -13,10 +13,9 @@ from torch import nn
 
 import planner
 from planner.config import Stack
-from planner.config.kinds import Blocks, Keyed, Type
-from planner.config.schema import schema_of
-from planner.config.settings import Settings
+from planner.config.types import Blocks, Keyed, Type, schema_of
 from planner.errors import InvalidConfigError
+from planner.settings.schema import Settings
 
 RANGES = {
     "strategy.search_steps": (0, 2**53),
@@ -131,7 +130,7 @@ def test_plans_hold_at_the_ends(staged: int, steps: int) -> None:
 
 
 def test_a_config_file_with_absurd_facts_is_an_error_that_names_it(tmp_path: Path) -> None:
-    from planner.config.hf import import_config
+    from planner.settings.model_facts import import_config
 
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"model_type": "llama", "hidden_size": -1, "num_hidden_layers": 10**30}))

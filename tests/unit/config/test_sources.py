@@ -11,8 +11,8 @@ import pytest
 
 from planner.config import Place, Replace, Stack, config, setting
 from planner.config.document import core_scalar
-from planner.config.settings import Settings
 from planner.errors import InvalidConfigError
+from planner.settings.schema import Settings
 
 
 @config
@@ -244,7 +244,7 @@ def test_config_argument_takes_path_mapping_stack_and_resolved(tmp_path):
 
 
 def test_importing_loads_neither_torch_nor_yaml():
-    code = "import sys, planner.config, planner.config.settings, planner.config.hf; print([m for m in ('torch', 'yaml', 'transformers') if m in sys.modules])"
+    code = "import sys, planner.config, planner.settings.schema, planner.settings.model_facts; print([m for m in ('torch', 'yaml', 'transformers') if m in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "[]\n"

@@ -1,0 +1,323 @@
+"""The public names of planner. Held against the table of the package by a test."""
+
+from planner.checker.check import (
+    Finding as Finding,
+)
+from planner.checker.check import (
+    check as check,
+)
+from planner.checker.check import (
+    is_valid as is_valid,
+)
+from planner.compat.accelerate import (
+    calculate_maximum_sizes as calculate_maximum_sizes,
+)
+from planner.compat.accelerate import (
+    check_device_map as check_device_map,
+)
+from planner.compat.accelerate import (
+    check_tied_parameters_in_config as check_tied_parameters_in_config,
+)
+from planner.compat.accelerate import (
+    check_tied_parameters_on_same_device as check_tied_parameters_on_same_device,
+)
+from planner.compat.accelerate import (
+    clean_device_map as clean_device_map,
+)
+from planner.compat.accelerate import (
+    compute_module_sizes as compute_module_sizes,
+)
+from planner.compat.accelerate import (
+    compute_module_total_buffer_size as compute_module_total_buffer_size,
+)
+from planner.compat.accelerate import (
+    convert_file_size_to_int as convert_file_size_to_int,
+)
+from planner.compat.accelerate import (
+    dtype_byte_size as dtype_byte_size,
+)
+from planner.compat.accelerate import (
+    fallback_allocate as fallback_allocate,
+)
+from planner.compat.accelerate import (
+    find_tied_parameters as find_tied_parameters,
+)
+from planner.compat.accelerate import (
+    get_balanced_memory as get_balanced_memory,
+)
+from planner.compat.accelerate import (
+    get_max_layer_size as get_max_layer_size,
+)
+from planner.compat.accelerate import (
+    get_max_memory as get_max_memory,
+)
+from planner.compat.accelerate import (
+    get_module_size_with_ties as get_module_size_with_ties,
+)
+from planner.compat.accelerate import (
+    infer_auto_device_map as infer_auto_device_map,
+)
+from planner.compat.accelerate import (
+    init_empty_weights as init_empty_weights,
+)
+from planner.compat.accelerate import (
+    named_module_tensors as named_module_tensors,
+)
+from planner.compat.dispatching import (
+    cpu_offload as cpu_offload,
+)
+from planner.compat.dispatching import (
+    cpu_offload_with_hook as cpu_offload_with_hook,
+)
+from planner.compat.dispatching import (
+    disk_offload as disk_offload,
+)
+from planner.compat.dispatching import (
+    dispatch_model as dispatch_model,
+)
+from planner.compat.empty_init import (
+    init_on_device as init_on_device,
+)
+from planner.compat.tensors import (
+    align_module_device as align_module_device,
+)
+from planner.compat.tensors import (
+    find_device as find_device,
+)
+from planner.compat.tensors import (
+    get_non_persistent_buffers as get_non_persistent_buffers,
+)
+from planner.compat.tensors import (
+    get_state_dict_from_offload as get_state_dict_from_offload,
+)
+from planner.compat.tensors import (
+    get_state_dict_offloaded_model as get_state_dict_offloaded_model,
+)
+from planner.compat.tensors import (
+    has_offloaded_params as has_offloaded_params,
+)
+from planner.compat.tensors import (
+    load_offloaded_weights as load_offloaded_weights,
+)
+from planner.compat.tensors import (
+    retie_parameters as retie_parameters,
+)
+from planner.compat.tensors import (
+    send_to_device as send_to_device,
+)
+from planner.compat.tensors import (
+    set_module_tensor_to_device as set_module_tensor_to_device,
+)
+from planner.dispatching.api import (
+    crossings as crossings,
+)
+from planner.dispatching.api import (
+    dispatch as dispatch,
+)
+from planner.dispatching.api import (
+    undispatch as undispatch,
+)
+from planner.dispatching.hooks.align import (
+    AlignDevicesHook as AlignDevicesHook,
+)
+from planner.dispatching.hooks.attach import (
+    add_hook_to_module as add_hook_to_module,
+)
+from planner.dispatching.hooks.attach import (
+    attach_align_device_hook as attach_align_device_hook,
+)
+from planner.dispatching.hooks.attach import (
+    attach_align_device_hook_on_blocks as attach_align_device_hook_on_blocks,
+)
+from planner.dispatching.hooks.attach import (
+    attach_execution_device_hook as attach_execution_device_hook,
+)
+from planner.dispatching.hooks.attach import (
+    remove_hook_from_module as remove_hook_from_module,
+)
+from planner.dispatching.hooks.attach import (
+    remove_hook_from_submodules as remove_hook_from_submodules,
+)
+from planner.dispatching.hooks.base import (
+    ModelHook as ModelHook,
+)
+from planner.dispatching.hooks.base import (
+    SequentialHook as SequentialHook,
+)
+from planner.dispatching.hooks.casting import (
+    attach_layerwise_casting_hooks as attach_layerwise_casting_hooks,
+)
+from planner.dispatching.hooks.moving import (
+    CpuOffload as CpuOffload,
+)
+from planner.dispatching.hooks.moving import (
+    LayerwiseCastingHook as LayerwiseCastingHook,
+)
+from planner.dispatching.hooks.moving import (
+    UserCpuOffloadHook as UserCpuOffloadHook,
+)
+from planner.dispatching.mixed.crossing import (
+    Crossing as Crossing,
+)
+from planner.dispatching.offload.weight_files import (
+    OffloadedWeightsLoader as OffloadedWeightsLoader,
+)
+from planner.dispatching.offload.weight_files import (
+    PrefixedDataset as PrefixedDataset,
+)
+from planner.dispatching.offload.weight_files import (
+    extract_submodules_state_dict as extract_submodules_state_dict,
+)
+from planner.dispatching.offload.weight_files import (
+    load_offloaded_weight as load_offloaded_weight,
+)
+from planner.dispatching.offload.weight_files import (
+    offload_state_dict as offload_state_dict,
+)
+from planner.dispatching.offload.weight_files import (
+    offload_weight as offload_weight,
+)
+from planner.dispatching.offload.weight_files import (
+    save_offload_index as save_offload_index,
+)
+from planner.dispatching.state import (
+    StateDict as StateDict,
+)
+from planner.dispatching.state import (
+    state_dict as state_dict,
+)
+from planner.errors import (
+    CheckpointError as CheckpointError,
+)
+from planner.errors import (
+    InfeasibleError as InfeasibleError,
+)
+from planner.errors import (
+    InvalidByteSizeError as InvalidByteSizeError,
+)
+from planner.errors import (
+    InvalidConfigError as InvalidConfigError,
+)
+from planner.errors import (
+    InvalidConstraintError as InvalidConstraintError,
+)
+from planner.errors import (
+    InvalidDevicesError as InvalidDevicesError,
+)
+from planner.errors import (
+    InvalidInputError as InvalidInputError,
+)
+from planner.errors import (
+    InvalidTreeError as InvalidTreeError,
+)
+from planner.errors import (
+    OffloadError as OffloadError,
+)
+from planner.errors import (
+    PlanMismatchError as PlanMismatchError,
+)
+from planner.errors import (
+    PlannerError as PlannerError,
+)
+from planner.planning import (
+    plan as plan,
+)
+from planner.planning import (
+    plan_many as plan_many,
+)
+from planner.plans.plan import (
+    Plan as Plan,
+)
+from planner.plans.wording import (
+    explain as explain,
+)
+from planner.verification.verdict import (
+    Verification as Verification,
+)
+from planner.verification.verifying import (
+    verify as verify,
+)
+
+__version__: str
+
+__all__ = [
+    "AlignDevicesHook",
+    "CheckpointError",
+    "CpuOffload",
+    "Crossing",
+    "Finding",
+    "InfeasibleError",
+    "InvalidByteSizeError",
+    "InvalidConfigError",
+    "InvalidConstraintError",
+    "InvalidDevicesError",
+    "InvalidInputError",
+    "InvalidTreeError",
+    "LayerwiseCastingHook",
+    "ModelHook",
+    "OffloadError",
+    "OffloadedWeightsLoader",
+    "Plan",
+    "PlanMismatchError",
+    "PlannerError",
+    "PrefixedDataset",
+    "SequentialHook",
+    "StateDict",
+    "UserCpuOffloadHook",
+    "Verification",
+    "add_hook_to_module",
+    "align_module_device",
+    "attach_align_device_hook",
+    "attach_align_device_hook_on_blocks",
+    "attach_execution_device_hook",
+    "attach_layerwise_casting_hooks",
+    "calculate_maximum_sizes",
+    "check",
+    "check_device_map",
+    "check_tied_parameters_in_config",
+    "check_tied_parameters_on_same_device",
+    "clean_device_map",
+    "compute_module_sizes",
+    "compute_module_total_buffer_size",
+    "convert_file_size_to_int",
+    "cpu_offload",
+    "cpu_offload_with_hook",
+    "crossings",
+    "disk_offload",
+    "dispatch",
+    "dispatch_model",
+    "dtype_byte_size",
+    "explain",
+    "extract_submodules_state_dict",
+    "fallback_allocate",
+    "find_device",
+    "find_tied_parameters",
+    "get_balanced_memory",
+    "get_max_layer_size",
+    "get_max_memory",
+    "get_module_size_with_ties",
+    "get_non_persistent_buffers",
+    "get_state_dict_from_offload",
+    "get_state_dict_offloaded_model",
+    "has_offloaded_params",
+    "infer_auto_device_map",
+    "init_empty_weights",
+    "init_on_device",
+    "is_valid",
+    "load_offloaded_weight",
+    "load_offloaded_weights",
+    "named_module_tensors",
+    "offload_state_dict",
+    "offload_weight",
+    "plan",
+    "plan_many",
+    "remove_hook_from_module",
+    "remove_hook_from_submodules",
+    "retie_parameters",
+    "save_offload_index",
+    "send_to_device",
+    "set_module_tensor_to_device",
+    "state_dict",
+    "undispatch",
+    "verify",
+]

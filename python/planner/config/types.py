@@ -1,0 +1,322 @@
+"""Types of fields and what is known of a configuration class: how a word is read as one value, and the trees that have paths below."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import functools
+import inspect
+import os
+import pathlib
+import textwrap
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from planner.config.document import core_scalar
+from planner.config.layer import Node, is_unset
+from planner.config.problem import Path, short, suggestion
+
+__all__ = [
+    "NOTHING",
+    "TAG",
+    "Blocks",
+    "Check",
+    "Compute",
+    "Field",
+    "Keyed",
+    "Leaf",
+    "Schema",
+    "Transform",
+    "Type",
+    "exact",
+    "got",
+    "is_block",
+    "is_constant",
+    "place_of",
+    "schema_of",
+    "split_path",
+]
+
+Compute = Callable[[typing.Any, typing.Any], object]
+Check = Callable[[typing.Any, typing.Any], "str | Iterable[str] | None"]
+Transform = Callable[[typing.Any], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A type that is read as one value. Annotate with it to register: ``Annotated[int, Leaf("bytes", …)]``.
+
+    Args:
+        name: for messages: ``expected {name}``.
+        read: from what was said to the value; raises ValueError or TypeError with a reason.
+        write: from the value to plain data that ``read`` takes back; None for the value itself.
+        is_list: whether it reads a tuple of words instead of a scalar.
+    """
+
+    name: str
+    read: Callable[[typing.Any], object]
+    write: Callable[[typing.Any], object] | None = None
+    is_list: bool = False
+
+    def take(self, content: object) -> object:
+        """The value meant by the content of a node. Raises ValueError."""
+        if isinstance(content, dict) or isinstance(content, tuple) != self.is_list:
+            raise ValueError(f"expected {self.name}, got {got(content)}")
+        try:
+            return self.read(content)
+        except (TypeError, ArithmeticError) as error:
+            raise ValueError(str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Keyed:
+    """A Mapping: updated key by key, or, if ``whole``, replaced by each mapping that is said."""
+
+    key: Type
+    value: Type
+    whole: bool = False
+
+    def child(self, key: object, *, is_text: bool, chosen: type | None) -> tuple[object, Type, None]:
+        """The canonical spelling of a key, and what stands there. Raises ValueError."""
+        if is_text and isinstance(key, str):
+            with contextlib.suppress(ValueError):  # then it is a word, or fails as one below
+                return self.key.take(core_scalar(key)), self.value, None
+        try:
+            return self.key.take(key), self.value, None
+        except ValueError as error:
+            raise ValueError(f"the key does not fit: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """One nested class, or several of which a tag (the key ``type``) picks one.
+
+    Args:
+        members: the classes by tag; a class without a tag stands under None.
+        first: the class that is meant as long as nobody says a type.
+    """
+
+    members: Mapping[str | None, type]
+    first: type
+
+    @property
+    def classes(self) -> Collection[type]:
+        return self.members.values()
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The values that ``type`` may have; empty if the class is always the same."""
+        return tuple(tag for tag in self.members if tag is not None)
+
+    def child(self, key: object, *, is_text: bool, chosen: type | None) -> tuple[object, Type, Field | None]:
+        """The present name of a field, and its declaration. Raises ValueError.
+
+        Args:
+            chosen: the class; before anybody chose one, a key of any of the classes will do.
+        """
+        if self.tags and key == "type":
+            return key, TAG, None
+        current = chosen or self.first
+        for cls in [chosen] if chosen else [current, *self.classes]:
+            field = vars(cls)["__config__"].names.get(key)
+            if field is not None:
+                return field.name, field.type, field
+        known = [*vars(current)["__config__"].fields, *(["type"] if self.tags else [])]
+        raise ValueError(f"unknown key in {current.__name__}{suggestion(key, known)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """A field's type: what it may be as one value, and the one tree (block or mapping) it may be."""
+
+    members: tuple[Leaf, ...]
+    tree: Blocks | Keyed | None = None
+
+    def __str__(self) -> str:
+        tree = "a mapping" if isinstance(self.tree, Keyed) else self.tree and self.tree.first.__name__
+        return " or ".join([*([tree] if tree else []), *(member.name for member in self.members)])
+
+    def read(self, node: Node) -> object:
+        """The value of a word. Raises ValueError with the reason of every member that refused it."""
+        try:
+            return self.take(node.content)
+        except ValueError:
+            if node.text is None:
+                raise
+        return self.take(node.text)
+
+    def take(self, content: object) -> object:
+        """The value of the first member that takes the content. Raises ValueError."""
+        reasons = []
+        for member in self.members:
+            try:
+                return member.take(content)
+            except ValueError as error:
+                reasons.append(str(error))
+        if self.tree is not None:
+            reasons.insert(0, f"expected {self}, got {got(content)}")
+        raise ValueError("; ".join(reasons))
+
+    def write(self, value: object) -> object:
+        """Plain data (None, bool, int, float, str, list) that reads back as the value; empty for a tree."""
+        if self.tree is not None and (isinstance(value, Mapping) or is_block(type(value))):
+            return {}
+        for member in self.members:
+            if member.is_list == isinstance(value, tuple) and (member.is_list or _takes(member, value)):
+                return member.write(value) if member.write else value
+        raise TypeError(f"{short(value)} is not {self}")
+
+    def with_type(self, node: Node) -> Node:
+        """``{type: word}`` for a plain word where a tag picks the class, unless a member takes such a word."""
+        if not (isinstance(node.content, str) and isinstance(self.tree, Blocks) and self.tree.tags):
+            return node
+        if is_unset(node.content):
+            return node
+        if any(_takes(member, node.content) for member in self.members):
+            return node
+        return Node(node.origin, {"type": node}, partial=True)
+
+
+def split_path(kind: Type, text: str) -> tuple[Path, Type | None]:
+    """The keys of a dotted path, and the type found there; under a mapping of leaves all that is left is one key.
+
+    Example:
+        >>> from planner.settings.schema import SETTINGS
+        >>> split_path(SETTINGS, "special_dtypes.model.layers.0.weight")[0]
+        ('special_dtypes', 'model.layers.0.weight')
+    """
+    path: list[object] = []
+    found, dot = typing.cast("Type | None", kind), "."
+    while dot:
+        tree = found.tree if found else None
+        is_last = tree is None or (isinstance(tree, Keyed) and tree.value.tree is None)
+        word, dot, text = (text, "", "") if is_last else text.partition(".")
+        key: object = word
+        found = None
+        if tree is not None:
+            with contextlib.suppress(ValueError):  # resolve reports it, with its origin
+                key, found, _ = tree.child(word, is_text=True, chosen=None)
+        path.append(key)
+    return tuple(path), found
+
+
+def is_block(cls: type) -> bool:
+    """Whether ``@config`` was applied to this very class (not only to a parent)."""
+    return "__config__" in vars(cls)
+
+
+def _takes(leaf: Leaf, value: object) -> bool:
+    try:
+        return leaf.take(value) == value or value != value
+    except ValueError:
+        return False
+
+
+def got(content: object) -> str:
+    """What was said, for messages."""
+    if isinstance(content, dict):
+        return "a mapping"
+    if isinstance(content, tuple):
+        return "a list"
+    if is_block(type(content)):
+        return f"an instance of {type(content).__name__}, which would say all its defaults; pass a mapping"
+    return "null" if content is None else f"{type(content).__name__} {short(content)}"
+
+
+def exact(name: str, *kinds: type, make: Callable[[typing.Any], object] | None = None) -> Leaf:
+    """Reads values of exactly these types, and makes something of them."""
+
+    def read(value: object) -> object:
+        if type(value) not in kinds:
+            raise ValueError(f"expected {name}, got {got(value)}")
+        return make(value) if make else value
+
+    return Leaf(name, read, str if make is pathlib.Path else None)
+
+
+TAG = Type((exact("a type", str),))
+"""What ``type`` holds; which tags there are is checked where it is said."""
+
+
+NOTHING = object()
+"""What stands for a default or a value that is not there."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Field:
+    """One field of a configuration class, as its declaration says.
+
+    Args:
+        declared_in: the class whose body declares it.
+        owner: the class that declared it first; two variants share a field if they inherit it from one owner.
+        default: the plain default, or ``NOTHING``.
+        compute: gives the value if nobody says one (or always, if ``derived``), from the block and the root.
+        renamed: old names, each with a function that translates an old value, or None.
+    """
+
+    name: str
+    declared_in: type
+    owner: type
+    type: Type
+    default: object
+    compute: Compute | None
+    derived: bool
+    renamed: Mapping[str, Transform | None]
+
+    @property
+    def place(self) -> str:
+        """``file.py:line`` of the declaration."""
+        return place_of(self.declared_in, self.name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schema:
+    """What ``@config`` knows of one class."""
+
+    tag: str | None
+    fields: Mapping[str, Field]
+    rules: Mapping[str, Check]
+
+    @functools.cached_property
+    def names(self) -> Mapping[str, Field]:
+        """The fields by present and former names."""
+        former = {old: field for field in self.fields.values() for old in field.renamed}
+        return {**former, **self.fields}
+
+    @functools.cached_property
+    def is_constant(self) -> bool:
+        """Whether an instance stays as it is if nobody says anything: nothing is computed or checked."""
+        fields = self.fields.values()
+        return not self.rules and all(not field.compute and is_constant(field.default) for field in fields)
+
+
+def schema_of(cls: type) -> Schema:
+    """What ``@config`` knows of a class."""
+    return typing.cast(Schema, vars(cls)["__config__"])
+
+
+def is_constant(default: object) -> bool:
+    """Whether a default is the value if nobody says anything, without looking further."""
+    return schema_of(type(default)).is_constant if is_block(type(default)) else default is not NOTHING
+
+
+def place_of(cls: type, name: str = "") -> str:
+    """``file.py:line`` of a field in the body of a class, or of the class itself; its module if it has no source."""
+    file, lines = _source_lines(cls)
+    return f"{file}:{lines[name]}" if name in lines else file
+
+
+@functools.cache
+def _source_lines(cls: type) -> tuple[str, Mapping[str, int]]:
+    """The file of a class, and the line of each field; the class itself stands under the empty name."""
+    try:
+        source, start = inspect.getsourcelines(cls)
+        tree = ast.parse(textwrap.dedent("".join(source))).body[0]
+    except (OSError, TypeError, SyntaxError):  # typed in at a prompt, or without its source
+        return cls.__module__, {}
+    assert isinstance(tree, ast.ClassDef)
+    fields = {ast.unparse(item.target): item for item in tree.body if isinstance(item, ast.AnnAssign)}
+    lines = {name: start + item.lineno - 1 for name, item in {"": tree, **fields}.items()}
+    return os.path.basename(inspect.getsourcefile(cls) or cls.__module__), lines

@@ -1,0 +1,181 @@
+"""What this machine has free: accelerators, host memory, disk; each with where the number comes from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from planner.devices.keys import DeviceKey, accelerator_backend
+from planner.errors import InvalidDevicesError
+
+__all__ = ["Free", "free_devices", "free_disk", "free_host_memory"]
+
+_CGROUP = Path("/sys/fs/cgroup")
+_HOST_POOL = "host memory"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Free:
+    """Free bytes of one device, and who says so.
+
+    Args:
+        device: its key.
+        free_bytes: what could be allocated now.
+        origin: where the number comes from, in words.
+        pool: devices of one pool share their memory; None for memory of its own.
+    """
+
+    device: DeviceKey
+    free_bytes: int
+    origin: str
+    pool: str | None = None
+
+
+def free_devices(offload_folder: str | os.PathLike[str] | None = None) -> tuple[Free, ...]:
+    """Every accelerator that torch can use, host memory, and the disk of an offload folder if one is given.
+
+    Guarantee: memory that an allocator has reserved but does not use counts as free; memory that accelerators share with the
+        host is one pool, counted once.
+
+    Raises:
+        InvalidDevicesError: torch is not installed, and accelerators cannot be found without it. Fields: ``device``.
+
+    Cost: importing torch, and one query for each device.
+    """
+    accelerators = list(_free_accelerators())
+    host = free_host_memory()
+    shares = any(free.pool for free in accelerators)
+    found = [
+        *accelerators,
+        Free(
+            device="cpu", free_bytes=host.free_bytes, origin=host.origin, pool=_HOST_POOL if shares else None
+        ),
+    ]
+    if offload_folder is not None:
+        found.append(free_disk(offload_folder))
+    return tuple(found)
+
+
+def _free_accelerators() -> Iterator[Free]:
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise InvalidDevicesError(
+            "accelerators are found by torch, which is not installed: name what may be used, as in "
+            "max_memory={0: '80GiB', 'cpu': '200GiB'} or -d 0=80GiB -d cpu=200GiB",
+            device=None,
+        ) from error
+    if torch.backends.mps.is_available():
+        host = free_host_memory()
+        yield Free(
+            device="mps",
+            free_bytes=host.free_bytes,
+            origin=f"shared with the host: {host.origin}",
+            pool=_HOST_POOL,
+        )
+        return
+    backend = accelerator_backend()
+    if backend is None:
+        return
+    name = backend.__name__.rpartition(".")[2]
+    for index in range(int(backend.device_count())):
+        free_bytes = int(backend.mem_get_info(index)[0])
+        idle = _idle_bytes(backend, index)
+        properties = (
+            backend.get_device_properties(index) if hasattr(backend, "get_device_properties") else None
+        )
+        is_shared = bool(getattr(properties, "is_integrated", False))
+        origin = f"torch.{name}.mem_get_info({index})" + (" + reserved but unused" if idle else "")
+        yield Free(
+            device=index, free_bytes=free_bytes + idle, origin=origin, pool=_HOST_POOL if is_shared else None
+        )
+
+
+def _idle_bytes(backend: object, index: int) -> int:
+    """What torch's caching allocator holds and does not use."""
+    reserved, allocated = (
+        getattr(backend, "memory_reserved", None),
+        getattr(backend, "memory_allocated", None),
+    )
+    return int(reserved(index) - allocated(index)) if reserved and allocated else 0
+
+
+def free_host_memory() -> Free:
+    """The least of what the system, the cgroup (v1 or v2, at any level) and the process's limits leave.
+
+    Example:
+        >>> free_host_memory().free_bytes > 0
+        True
+    """
+    import psutil
+
+    found = [(int(psutil.virtual_memory().available), "psutil.virtual_memory().available")]
+    found.extend(_cgroup_limits())
+    found.extend(_process_limits(int(psutil.Process().memory_info().vms)))
+    free_bytes, origin = min(found)
+    return Free(device="cpu", free_bytes=free_bytes, origin=origin)
+
+
+def _process_limits(used_bytes: int) -> Iterator[tuple[int, str]]:
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows, whose processes have no such limits
+        return
+    for name in ("RLIMIT_AS", "RLIMIT_DATA"):
+        limit = resource.getrlimit(getattr(resource, name))[0]
+        if limit != resource.RLIM_INFINITY:
+            yield max(0, limit - used_bytes), name
+
+
+def _cgroup_limits() -> Iterator[tuple[int, str]]:
+    for folder in _cgroup_folders():
+        for limit, used, cache in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            limit_bytes, used_bytes = _number(folder / limit), _number(folder / used)
+            if limit_bytes is not None and used_bytes is not None:
+                # Page cache counts as used there, but gives way when memory is needed.
+                busy_bytes = max(0, used_bytes - _statistic(folder / "memory.stat", cache))
+                yield max(0, limit_bytes - busy_bytes), f"{folder / limit}"
+
+
+def _cgroup_folders() -> Iterator[Path]:
+    """This process's cgroup and all above it: every level's limit holds."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return  # no cgroups on this system
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory") or "memory" in controllers.split(","):
+            base = _CGROUP if not controllers else _CGROUP / "memory"
+            here = Path(path.lstrip("/"))
+            yield from (base / part for part in (here, *here.parents))
+
+
+def _number(file: Path) -> int | None:
+    try:
+        text = file.read_text().strip()
+    except OSError:
+        return None  # that version of cgroups, or that level, has no such file
+    return int(text) if text.isdigit() else None
+
+
+def _statistic(file: Path, name: str) -> int:
+    try:
+        rows = dict(line.split() for line in file.read_text().splitlines())
+    except (OSError, ValueError):
+        return 0  # without it, the whole cache counts as used: less free, never more
+    return int(rows.get(name, 0))
+
+
+def free_disk(folder: str | os.PathLike[str]) -> Free:
+    """Free bytes where an offload folder is, or will be made."""
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    return Free(device="disk", free_bytes=shutil.disk_usage(place).free, origin=f"free space at {place}")

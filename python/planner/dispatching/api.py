@@ -1,0 +1,247 @@
+"""Carrying out a plan: tensors to where they lie, borders around what runs elsewhere; and undoing it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from planner.devices.keys import read_budgets
+from planner.dispatching.tensors.journal import Journal
+from planner.errors import InvalidDevicesError, InvalidInputError, PlanMismatchError
+from planner.names import text_set
+from planner.plans.plan import Plan
+from planner.spelling import shown
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from planner.dispatching.install.record import Dispatched
+    from planner.dispatching.install.request import Engagement
+    from planner.dispatching.mixed.crossing import Crossing
+
+__all__ = ["crossings", "dispatch", "undispatch"]
+
+
+def dispatch(
+    model: nn.Module,
+    plan: Plan | Mapping[str, Any],
+    *,
+    execution_map: Mapping[str, Any] | None = None,
+    offload_buffers: bool | None = None,
+    skip_keys: str | Iterable[str] | None = None,
+    outside: Literal["raise", "fetch"] = "raise",
+    staging_bytes: Mapping[Any, int] | None = None,
+) -> nn.Module:
+    """Puts a model where a plan says, and makes it run there.
+
+    Args:
+        model: a model with its weights in memory; changed in place. One that was dispatched before is dispatched anew.
+        plan: a plan, or a device map: names to devices.
+        execution_map: for a device map, where parts that rest on the CPU run; by default on the first accelerator of
+            the map. A plan has its own.
+        offload_buffers: saved buffers rest with the weights; otherwise they stay where their module runs. By default what the
+            plan's settings say; of a device map, they stay.
+        skip_keys: keyword arguments and keys that never cross, beside the model's own ``_skip_keys_device_placement``.
+        outside: whoever reads an offloaded weight outside of its module's forward gets an error ("raise"), or the
+            values, copied where the module runs ("fetch").
+
+        staging_bytes: by accelerator, what offloaded blocks may take there while they run. Where two fit, the next one is
+            copied from pinned memory while one computes. By default what the plan reserved or left free there; nothing
+            for a device map.
+
+    Returns:
+        The model.
+
+    Raises:
+        PlanMismatchError: names or devices that do not fit, weights that are not in memory, other libraries' hooks, or
+            a disk. Fields: ``findings``.
+        OffloadError: a tensor that cannot rest elsewhere. Fields: ``name``.
+        InvalidInputError, InvalidConstraintError, InvalidDevicesError: no plan, and no mapping from names to devices; room
+            for staging that is none; another word for ``outside``.
+
+    Guarantee: everything is checked before anything is moved, and a failure half-way leaves the model as it was. The
+        outputs are those of the undispatched model. Between forwards no offloaded weight is on an accelerator. With one
+        device, nothing is attached to the model.
+
+    Cost: one copy of every tensor that moves; each border costs about a microsecond when nothing moves.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
+        >>> dispatch(model, {"": "cpu"}).hf_device_map
+        {'': 'cpu'}
+    """
+    from planner.dispatching.install.device_map import Assignment, require_fit, require_whole
+    from planner.dispatching.install.request import Engagement
+
+    if not (isinstance(outside, str) and outside in ("raise", "fetch")):
+        raise InvalidInputError(f"outside is 'raise' or 'fetch', not {shown(outside)}")
+    assignment = (
+        Assignment.of_plan(plan) if isinstance(plan, Plan) else Assignment(plan, execution_map=execution_map)
+    )
+    require_fit(model, assignment)
+    require_whole(model, assignment)
+    on_disk = [name for name, key in assignment.keys.items() if key == "disk"]
+    if on_disk:
+        raise PlanMismatchError(
+            f"the plan puts {on_disk[0]!r} and {len(on_disk) - 1} more on disk; weights in memory are written there by "
+            "planner.dispatch_model(model, device_map, offload_dir=...)",
+            findings=tuple(on_disk),
+        )
+    engagement = Engagement(
+        assignment=assignment,
+        offload_buffers=_offloads_buffers(plan) if offload_buffers is None else offload_buffers,
+        skip_keys=text_set(skip_keys, "skip_keys"),
+        outside=outside,
+        says_device=True,
+        room_bytes=_staging_room(plan, staging_bytes),
+    )
+    carry_out(model, engagement)
+    return model
+
+
+def _offloads_buffers(plan: Any) -> bool:
+    said = plan.settings.get("offload_buffers") if isinstance(plan, Plan) else None
+    return said is not None and bool(said.value)
+
+
+def _staging_room(plan: Any, staging_bytes: Mapping[Any, int] | None) -> dict[Any, int]:
+    from planner.dispatching.install.device_map import require_present
+    from planner.dispatching.tensors.slots import resolve_device
+
+    if staging_bytes is not None:
+        said = read_budgets(staging_bytes, "staging_bytes")
+        if "disk" in said:
+            raise InvalidDevicesError(
+                "staging_bytes names disk, where nothing runs; name accelerators", device="disk"
+            )
+        require_present(said)
+        return {resolve_device(device): int(size) for device, size in said.items()}
+    devices = plan.devices if isinstance(plan, Plan) else ()
+    kept = {
+        row.id: row.reserved_bytes + (row.free_bytes or 0) for row in devices if row.kind == "accelerator"
+    }
+    present = {*plan.device_map.values(), *plan.execution_map.values()} if kept else set()
+    return {resolve_device(device): size for device, size in kept.items() if device in present}
+
+
+def carry_out(model: nn.Module, engagement: Engagement) -> None:
+    """Everything between a checked request and a running model.
+
+    Guarantee: when it raises, the model is as it was.
+    """
+    from planner.dispatching.install.device_map import require_unscripted
+    from planner.dispatching.install.prepare import prepare
+    from planner.dispatching.install.record import engaged_models
+
+    require_unscripted(model, engagement.assignment)
+    engaged = engaged_models(model)
+    prepared = prepare(model, engagement, engaged)
+    journal = Journal()
+    try:
+        _take_off_later_hooks(model, engaged, journal)
+        for earlier in engaged:
+            earlier.withdraw(journal)
+        prepared.engage(journal)
+    except BaseException:
+        journal.roll_back()
+        raise
+    for earlier in engaged:
+        earlier.close()
+
+
+def _take_off_later_hooks(model: nn.Module, engaged: list[Dispatched], journal: Journal) -> None:
+    """Hooks that only move arguments, put on a dispatched model by others: generate() of encoder-decoder models does."""
+    from planner.dispatching.install.prepare import is_later_hook
+    from planner.dispatching.tensors.slots import modules_of
+
+    ours = {id(forward.hook) for dispatched in engaged for forward in dispatched.forwards}
+    for _, module in modules_of(model) if engaged else ():
+        table = module.__dict__
+        hook = table.get("_hf_hook")
+        if hook is None or id(hook) in ours or not is_later_hook(hook):
+            continue
+        before = table.get("_old_forward")
+        journal.remove(table, "_hf_hook")
+        journal.remove(table, "_old_forward")
+        if before is None or before == type(module).forward.__get__(module):
+            journal.remove(table, "forward")
+        else:
+            journal.set(table, "forward", before)
+
+
+def undispatch(model: nn.Module) -> nn.Module:
+    """Undoes :func:`dispatch`: every tensor back where it was before, no hook left.
+
+    Args:
+        model: a dispatched model, or one with dispatched models inside; changed in place.
+
+    Returns:
+        The model.
+
+    Raises:
+        PlanMismatchError: it is not dispatched. Fields: ``findings``.
+        OffloadError: it runs just now. Fields: ``name``.
+
+    Guarantee: when it raises, the model is as it was. What others have wrapped around the model's modules stays.
+
+    Example:
+        >>> import torch
+        >>> model = dispatch(torch.nn.Linear(2, 2), {"": "cpu"})
+        >>> hasattr(undispatch(model), "hf_device_map")
+        False
+    """
+    from planner.dispatching.install.record import engaged_models, is_part
+
+    engaged = engaged_models(model)
+    if not engaged and is_part(model):
+        raise PlanMismatchError(
+            f"this {type(model).__name__} is part of a larger model that is dispatched; undispatch that one",
+            findings=(),
+        )
+    if not engaged:
+        raise PlanMismatchError(
+            f"this {type(model).__name__} is not dispatched, so there is nothing to undo; "
+            "for accelerate's own hooks call planner.remove_hook_from_submodules(model)",
+            findings=(),
+        )
+    journal = Journal()
+    try:
+        _take_off_later_hooks(model, engaged, journal)
+        for dispatched in engaged:
+            dispatched.withdraw(journal, go_home=True)
+    except BaseException:
+        journal.roll_back()
+        raise
+    for dispatched in engaged:
+        dispatched.close(go_home=True)
+    return model
+
+
+def crossings(model: nn.Module) -> tuple[Crossing, ...]:
+    """What the model's own code, outside of blocks, had brought from one device to another since it was dispatched.
+
+    Args:
+        model: a dispatched model, or one with dispatched models inside.
+
+    Returns:
+        One row for each line, operator and pair of devices, in the order in which they were first met. Compiled code moves the
+        same, and counts nothing. What is handed to a block crosses at its border and is not among these.
+
+    Raises:
+        PlanMismatchError: it is not dispatched. Fields: ``findings``.
+
+    Example:
+        >>> import torch
+        >>> crossings(dispatch(torch.nn.Linear(2, 2), {"": "cpu"}))
+        ()
+    """
+    from planner.dispatching.install.record import engaged_models
+
+    engaged = engaged_models(model)
+    if not engaged:
+        raise PlanMismatchError(
+            f"this {type(model).__name__} is not dispatched, so nothing was counted; ask the model that was dispatched",
+            findings=(),
+        )
+    return tuple(row for dispatched in engaged for row in dispatched.membership.log.crossings())

@@ -1,0 +1,349 @@
+"""The hook that brings weights and arguments to where a module runs: accelerate's name, attributes and meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from planner.arguments import require_weights
+from planner.dispatching.bases import hook_base
+from planner.dispatching.hooks.base import ModelHook
+from planner.dispatching.hooks.open_calls import OpenCall, end_since, last_of, mark
+from planner.dispatching.hooks.place import (
+    KnownModules,
+    offload_tensors,
+    place_tensors,
+    require_values,
+    restore_others,
+)
+from planner.dispatching.methods.forward import Forward, bring, device_of, installed, sent, take_off
+from planner.dispatching.methods.pickling import end_pickling
+from planner.dispatching.methods.recomputing import bring_in_again
+from planner.dispatching.offload.refcount import Residency, Use
+from planner.dispatching.offload.store import TiedCopies, require_tied_copies
+from planner.dispatching.tensors.journal import Journal
+from planner.dispatching.tensors.slots import resolve_device
+from planner.dispatching.tensors.ties import Tie
+from planner.dispatching.transfer.loans import Loans
+from planner.dispatching.transfer.move import is_elsewhere, new_loans
+from planner.dispatching.transfer.once import NoValuesError
+from planner.dispatching.transfer.traced import TracedLoans
+from planner.errors import OffloadError
+from planner.names import text_set
+
+__all__ = ["AlignDevicesHook", "aligns"]
+
+_CPU = torch.device("cpu")
+
+if TYPE_CHECKING:
+    from planner.dispatching.offload.prefetch import Prefetcher
+
+    class _AlignBase: ...
+
+else:
+    _AlignBase = hook_base("AlignDevicesHook")
+
+
+class AlignDevicesHook(_AlignBase, ModelHook):
+    """Brings a module's arguments, and its weights if they rest elsewhere, to the device where it runs.
+
+    Args:
+        execution_device: where the module runs; None moves nothing.
+        offload: the weights rest in ``weights_map`` between forwards.
+        io_same_device: the result goes to the device of the first tensor among the arguments.
+        weights_map: resting weights by name; by default copies on the CPU. May be exchanged at any time.
+        offload_buffers: saved buffers rest there, too.
+        place_submodules: act on all tensors inside, not only on the module's own.
+        skip_keys: keyword arguments, and keys of mappings among arguments and results, that stay where they are.
+        tied_params_map: by address, copies that modules with the same tensor share.
+
+    Raises:
+        InvalidDevicesError, InvalidInputError: anything that is no device, mapping or keys.
+
+    Source: accelerate 1.15, hooks.py.
+    """
+
+    def __init__(
+        self,
+        execution_device: int | str | torch.device | None = None,
+        offload: bool = False,
+        io_same_device: bool = False,
+        weights_map: Mapping[str, Any] | None = None,
+        offload_buffers: bool = False,
+        place_submodules: bool = False,
+        skip_keys: str | Iterable[str] | None = None,
+        tied_params_map: TiedCopies | None = None,
+    ) -> None:
+        require_tied_copies(tied_params_map)
+        self.device: torch.device | None = None
+        self.residencies: tuple[Residency, ...] = ()
+        # Of modules inside, which a block brings in with its own.
+        self.inner: tuple[Residency, ...] = ()
+        self.bound: nn.Module | None = None
+        # Which offloaded block runs after this one, as learnt; and who copies it ahead.
+        self.follower: AlignDevicesHook | None = None
+        self.prefetcher: Prefetcher | None = None
+        self.known: KnownModules = []
+        # Copies on several devices of a tensor that the module has.
+        self.ties: tuple[Tie, ...] = ()
+        self.module_name = ""
+        self.made_weights_map = False
+        self.input_device: torch.device | None = None
+        self._no_grad = False
+        self.io_same_device = io_same_device
+        self.execution_device = execution_device
+        self.offload = offload
+        self.weights_map = weights_map
+        self.offload_buffers = offload_buffers
+        self.place_submodules = place_submodules
+        self.skip_keys = skip_keys
+        self.original_devices: dict[str, torch.device] = {}
+        self.param_original_devices: dict[str, torch.device] = {}
+        self.buffer_original_devices: dict[str, torch.device] = {}
+        self.tied_params_names: set[str] = set()
+        self.tied_params_map = tied_params_map
+
+    def __repr__(self) -> str:
+        return (
+            f"AlignDevicesHook(execution_device={self.execution_device}, offload={self.offload}, "
+            f"io_same_device={self.io_same_device}, offload_buffers={self.offload_buffers}, "
+            f"place_submodules={self.place_submodules}, skip_keys={self.skip_keys!r})"
+        )
+
+    @property
+    def execution_device(self) -> Any:
+        """Where the module runs, as it was said."""
+        return self.__dict__["execution_device"]
+
+    @execution_device.setter
+    def execution_device(self, device: Any) -> None:
+        # Under the public name, because PEFT makes hooks from `vars` of others.
+        self.__dict__["execution_device"] = device
+        self.device = None if device is None else resolve_device(device)
+        # As Tensor.get_device tells it, which costs half of what Tensor.device does; the CPU and the meta device are -1.
+        self.index = -1 if self.device is None or self.device.index is None else self.device.index
+        for residency in self.residencies:
+            residency.at_rest.runs_on = self.device
+        self._refresh()
+
+    @property
+    def io_same_device(self) -> bool:
+        """Whether results go where the arguments came from."""
+        same: bool = self.__dict__["io_same_device"]
+        return same
+
+    @io_same_device.setter
+    def io_same_device(self, io_same_device: bool) -> None:
+        self.__dict__["io_same_device"] = io_same_device
+        self._refresh()
+
+    @property
+    def no_grad(self) -> bool:
+        """Whether the module runs without a graph."""
+        return self._no_grad
+
+    @no_grad.setter
+    def no_grad(self, no_grad: bool) -> None:
+        self._no_grad = no_grad
+        self._refresh()
+
+    def _refresh(self) -> None:
+        self.is_special = self.io_same_device or self.no_grad or self.device is None or bool(self.ties)
+
+    def tie(self, tie: Tie) -> None:
+        """Looks after one more tensor that has copies on several devices."""
+        if tie not in self.ties:
+            self.ties = (*self.ties, tie)
+            self._refresh()
+
+    @property
+    def skip_keys(self) -> Any:
+        """What stays where it is, as it was said."""
+        return self.__dict__["skip_keys"]
+
+    @skip_keys.setter
+    def skip_keys(self, keys: Any) -> None:
+        self.__dict__["skip_keys"] = keys
+        self.skip = text_set(keys, "skip_keys")
+
+    @property
+    def weights_map(self) -> Any:
+        """Where the weights rest, by name."""
+        return self.__dict__["weights_map"]
+
+    @weights_map.setter
+    def weights_map(self, weights: Any) -> None:
+        if weights is not None:
+            require_weights(weights)
+        self.__dict__["weights_map"] = weights
+        for residency in self.residencies:
+            residency.at_rest.exchange(weights)
+
+    @property
+    def needed(self) -> tuple[Residency, ...]:
+        """All that has to be there during a forward."""
+        return self.residencies + self.inner
+
+    def init_hook(self, module: nn.Module) -> nn.Module:
+        """Moves the tensors where they shall run or rest."""
+        if self.offload:
+            offload_tensors(self, module)
+        elif self.device is not None:
+            place_tensors(self, module)
+        self.bound = module
+        return module
+
+    def is_elsewhere(self, value: Any) -> bool:
+        """Whether something in an argument does not lie where the module runs."""
+        return is_elsewhere(value, self.device, self.skip)
+
+    def bring(self, args: tuple[Any, ...], loans: Loans | TracedLoans) -> tuple[Any, ...]:
+        """Positional arguments where the module runs; ``loans`` gets what has to be given back."""
+        found = tuple([self._brought(value, loans) for value in args])
+        loans.handed.extend(found)
+        return found
+
+    def bring_keywords(self, kwargs: dict[str, Any], loans: Loans | TracedLoans) -> dict[str, Any]:
+        """Keyword arguments where the module runs; ``loans`` gets what has to be given back."""
+        skip = self.skip
+        found = {key: value if key in skip else self._brought(value, loans) for key, value in kwargs.items()}
+        loans.handed.extend(found.values())
+        return found
+
+    def _brought(self, value: Any, loans: Loans | TracedLoans) -> Any:
+        if self.device is None:
+            return value
+        try:
+            return bring(value, self.device, self.skip, loans)
+        except NoValuesError as error:
+            where = f"an argument of '{self.module_name}'" if self.module_name else "an argument"
+            raise OffloadError(f"{where}, {error}", name=self.module_name) from error
+
+    def is_held(self) -> bool:
+        """Whether all that the module needs is there already, by this thread's doing."""
+        if self.is_special or self.inner or self.prefetcher is not None:
+            return False
+        return all(residency.is_held(self.device) for residency in self.residencies)
+
+    def around(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A whole forward: fetch, bring, compute, let go."""
+        device = self.device
+        ties = self.ties
+        if ties and torch.compiler.is_compiling():
+            for tie in ties if self.io_same_device else ():
+                tie.settle_traced()
+            ties = ()
+        for tie in ties:
+            tie.settle()
+        back = device_of(args, kwargs) if self.io_same_device else None
+        loans = new_loans()
+        args, kwargs = self.bring(args, loans), self.bring_keywords(kwargs, loans)
+        if self.inner:
+            require_values(forward.module, self.known)
+        needed = self.needed
+        if forward.module.training and needed:
+            bring_in_again(forward.module, needed, device or _CPU)
+        use, opened = Use(needed), mark()
+        try:
+            try:
+                use.begin(device or _CPU)
+                if self.prefetcher is not None:
+                    self.prefetcher.computing(self)
+                with torch.no_grad() if self.no_grad else nullcontext(), _casting_anew(use):
+                    output = forward.original(*args, **kwargs)
+            finally:
+                try:
+                    loans.give_back()
+                finally:
+                    use.end()
+                for tie in ties:
+                    tie.settle()
+        except BaseException:
+            use.end()  # again, in case that an interrupt came just before it
+            end_since(opened)
+            raise
+        output = loans.returned(output)
+        return output if back is None else sent(output, back, self.skip)
+
+    def resting_bytes(self) -> int:
+        """Bytes that are brought in for a forward."""
+        return sum(residency.at_rest.size_bytes() for residency in self.needed)
+
+    def pre_forward(
+        self, module: nn.Module, *args: Any, **kwargs: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Brings weights and arguments; :meth:`post_forward` lets the weights go."""
+        if self.io_same_device:
+            self.input_device = device_of(args, kwargs)
+        use, loans = Use(self.needed), Loans()
+        call = OpenCall(self, self.input_device if self.io_same_device else None, use, loans)
+        try:
+            call.open()
+            use.begin(self.device or _CPU)
+            args, kwargs = self.bring(args, loans), self.bring_keywords(kwargs, loans)
+        except BaseException:
+            call.end()
+            raise
+        return args, kwargs
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        """Lets the weights go and sends the result back."""
+        call = last_of(self)
+        if call is None:
+            return output
+        call.end()
+        output = call.loans.returned(output)
+        return output if call.back is None else sent(output, call.back, self.skip)
+
+    def cancel_forward(self, module: nn.Module) -> None:
+        """Lets the weights go."""
+        call = last_of(self)
+        if call is not None:
+            call.end()
+
+    def detach_hook(self, module: nn.Module) -> nn.Module:
+        """Brings offloaded weights back to where they came from, and takes off what dispatch installed."""
+        made: dict[int, Any] = {}
+        for residency in self.residencies:
+            for slot, tensor in residency.at_rest.restored(self.original_devices, made, Journal()):
+                slot.write(tensor)
+        if self.residencies and module is self.bound:
+            restore_others(module, self.original_devices, recurse=self.place_submodules)
+        for residency in self.residencies:
+            for slot in residency.at_rest.slots:
+                end_pickling(slot.module)
+            residency.close()
+        self.residencies, self.inner = (), ()
+        forward = installed(module)
+        while isinstance(forward, Forward):
+            below = forward.previous
+            if forward.hook is self:
+                take_off(module, forward)
+            forward = below
+        return module
+
+
+@contextmanager
+def _without_cast_cache() -> Iterator[None]:
+    was_cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(was_cached)
+
+
+def _casting_anew(use: Use) -> AbstractContextManager[None]:
+    """Autocast keeps casts of trainable weights until its context ends; those of weights that go must go, too."""
+    if use.residencies and torch.is_autocast_cache_enabled() and torch._C._is_any_autocast_enabled():
+        return _without_cast_cache()
+    return nullcontext()
+
+
+def aligns(hook: object) -> bool:
+    """Whether a hook aligns devices: ours or, where accelerate is installed, its own."""
+    return isinstance(hook, _AlignBase)

@@ -1,0 +1,75 @@
+"""Forwards that were begun by calling a hook's ``pre_forward``, and have not ended."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from planner.dispatching.offload.refcount import Use
+from planner.dispatching.transfer.loans import Loans
+
+__all__ = ["OpenCall", "end_since", "last_of", "mark"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenCall:
+    """One forward.
+
+    Args:
+        hook: whose.
+        back: where the result goes; None leaves it where it is.
+        use: of the weights.
+        loans: arguments that were copied.
+    """
+
+    hook: Any
+    back: torch.device | None
+    use: Use
+    loans: Loans
+
+    def open(self) -> None:
+        """Writes it down, for this thread."""
+        _open.calls.append(self)
+
+    def end(self) -> None:
+        """Gives back what was lent, and lets the weights go."""
+        try:
+            try:
+                self.loans.give_back()
+            finally:
+                self.use.end()
+        except BaseException:
+            self.use.end()  # again, in case that an interrupt came just before it
+            raise
+        finally:
+            if self in _open.calls:
+                _open.calls.remove(self)
+
+
+class _Open(threading.local):
+    """Of this thread."""
+
+    def __init__(self) -> None:
+        self.calls: list[OpenCall] = []
+
+
+_open = _Open()
+
+
+def last_of(hook: Any) -> OpenCall | None:
+    """A hook's last call that is open in this thread."""
+    return next((call for call in reversed(_open.calls) if call.hook is hook), None)
+
+
+def mark() -> int:
+    """How many calls are open in this thread."""
+    return len(_open.calls)
+
+
+def end_since(count: int) -> None:
+    """Ends the calls that were opened since there were so many: nobody else will, if what has opened them has raised."""
+    while len(_open.calls) > count:
+        _open.calls[-1].end()

@@ -1,0 +1,192 @@
+"""Reading a plan or a device map: where each name lies and where it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from planner.devices.keys import DeviceKey, accelerator_count, canonical_device
+from planner.dispatching.install.regions import Home
+from planner.dispatching.tensors.slots import modules_of, own_slots, resolve_device
+from planner.errors import InvalidDevicesError, PlanMismatchError
+from planner.model.tree import ModuleTree
+from planner.names import nearest_key, require_map, require_texts
+from planner.plans.plan import Plan
+
+__all__ = ["Assignment", "require_fit", "require_present", "require_unscripted", "require_whole"]
+
+_CPU = torch.device("cpu")
+
+
+class Assignment:
+    """A device map with everything resolved.
+
+    Args:
+        device_map: names to devices.
+        execution_map: names to devices, for what runs elsewhere than it lies; the nearest name counts.
+        main_device: where offloaded modules run that ``execution_map`` does not name; None is the first accelerator of
+            the map.
+        assumed: what each key is, for devices that need not be there.
+
+    Raises:
+        InvalidInputError, InvalidConstraintError: no mapping from names.
+        InvalidDevicesError: something that is no device, or on which nothing can run.
+        PlanMismatchError: a device that this machine does not have. Fields: ``findings``.
+    """
+
+    def __init__(
+        self,
+        device_map: Mapping[str, Any],
+        execution_map: Mapping[str, Any] | None = None,
+        main_device: Any = None,
+        assumed: Callable[[DeviceKey], torch.device] | None = None,
+    ) -> None:
+        self.keys = _device_keys(device_map, "the device map")
+        self.device_map = dict(device_map)
+        running = {} if execution_map is None else _device_keys(execution_map, "the execution map")
+        main_key = _main_key(self.keys) if main_device is None else canonical_device(main_device)
+        for key in {*running.values(), main_key} & {"disk"}:
+            raise InvalidDevicesError("nothing can run on disk; name an accelerator or the cpu", device=key)
+        if assumed is None:
+            require_present({*self.keys.values(), *running.values(), main_key})
+        named = {*self.keys.values(), *running.values(), main_key} - {"disk"}
+        devices = {key: (assumed or resolve_device)(key) for key in named}
+        self.main_device = devices[main_key]
+        # accelerate offloads to the CPU only where something faster computes.
+        runs_on_main = ("disk",) if main_key in ("cpu", "mps") else ("cpu", "disk")
+        self.homes: dict[str, Home] = {}
+        for name, key in self.keys.items():
+            run = _nearest(name, running)
+            if run is None:
+                run = main_key if key in runs_on_main else key
+            self.homes[name] = Home(devices.get(key), devices[run], key != run)
+        self.running = tuple(running)
+        for name, run in running.items():
+            # Parts of what a key of the device map names.
+            around = nearest_key(name, self.keys)
+            if around is not None and name not in self.keys:
+                key = self.keys[around]
+                self.homes[name] = Home(devices.get(key), devices[run], key != run)
+
+    @classmethod
+    def of_plan(cls, plan: Plan, assumed: Callable[[DeviceKey], torch.device] | None = None) -> Assignment:
+        """What a plan says. What its execution map does not name runs where it lies, on disk: on the CPU."""
+        lying: dict[str, DeviceKey] = {
+            name: "cpu" if key == "disk" else key
+            for name, key in plan.device_map.items()
+            if nearest_key(name, plan.execution_map) is None
+        }
+        return cls(plan.device_map, {**lying, **plan.execution_map}, assumed=assumed)
+
+    @property
+    def root_home(self) -> Home:
+        """For what no name covers: where all that is named runs, else on the main device."""
+        runs = {home.runs_on for home in self.homes.values()}
+        device = next(iter(runs)) if len(runs) == 1 else self.main_device
+        return Home(device, device, False)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether everything lies and runs on one device."""
+        homes = set(self.homes.values())
+        return len(homes) == 1 and not next(iter(homes)).is_offloaded
+
+
+def _device_keys(device_map: Mapping[str, Any], what: str) -> dict[str, DeviceKey]:
+    require_map(device_map, what)
+    require_texts(device_map, what)
+    return {name: canonical_device(device) for name, device in device_map.items()}
+
+
+def _main_key(keys: Mapping[str, DeviceKey]) -> DeviceKey:
+    numbers = sorted(key for key in keys.values() if isinstance(key, int))
+    return numbers[0] if numbers else "mps" if "mps" in keys.values() else "cpu"
+
+
+def _nearest(name: str, table: Mapping[str, DeviceKey]) -> DeviceKey | None:
+    """What a name or the nearest one around it maps to."""
+    key = nearest_key(name, table)
+    return None if key is None else table[key]
+
+
+def require_present(keys: Iterable[DeviceKey]) -> None:
+    """Raises PlanMismatchError for accelerators that this machine does not have. Fields: ``findings``."""
+    wanted = sorted(key for key in keys if isinstance(key, int))
+    if not wanted:
+        return
+    count = accelerator_count()
+    absent = [key for key in wanted if key >= count]
+    if absent:
+        raise PlanMismatchError(
+            f"the plan names accelerators {absent}; this machine has {count} (numbers below {count} would do)",
+            findings=tuple(absent),
+        )
+
+
+def require_fit(model: nn.Module, assignment: Assignment) -> None:
+    """Raises unless the keys of both maps name parts of the model, and the device map covers all its saved tensors.
+
+    Raises:
+        PlanMismatchError: names on either side without the other. Fields: ``findings``.
+        InvalidTreeError: a model that cannot be walked. Fields: ``name``.
+    """
+    tree = ModuleTree.from_module(model)
+    unknown, uncovered = tree.uncovered(assignment.device_map, persistent_only=True)
+    strange, _ = tree.uncovered(assignment.running)
+    if strange:
+        raise PlanMismatchError(
+            f"the execution map names {_some(strange)}, which this {type(model).__name__} does not have",
+            findings=tuple(strange),
+        )
+    if unknown or uncovered:
+        parts = [f"it names {_some(unknown)}, which the model does not have"] if unknown else []
+        parts += [f"no device for {_some(uncovered)}"] if uncovered else []
+        raise PlanMismatchError(
+            f"the device map does not fit this {type(model).__name__}: {'; '.join(parts)}; plan this very model",
+            findings=(*unknown, *uncovered),
+        )
+
+
+def require_whole(model: nn.Module, assignment: Assignment) -> None:
+    """Raises if a module without modules inside would run on several devices at once.
+
+    Raises:
+        PlanMismatchError: keys of single tensors that split such a module. Fields: ``findings``.
+    """
+    for name, module in modules_of(model):
+        if module._modules or nearest_key(name, assignment.homes) is not None:
+            continue
+        names = [f"{name}.{slot.name}" if name else slot.name for slot in own_slots(module)]
+        runs = {key: assignment.homes[key].runs_on for key in names if key in assignment.homes}
+        if len(set(runs.values())) > 1:
+            where = ", ".join(f"{key!r} on {device}" for key, device in runs.items())
+            raise PlanMismatchError(
+                f"the device map splits one {type(module).__name__}: {where}; it can run on one device only, so give it "
+                f"one with the key {name!r}",
+                findings=tuple(runs),
+            )
+
+
+def require_unscripted(model: nn.Module, assignment: Assignment) -> None:
+    """Raises if something would have to stand in the place of a forward, or of a weight, that is TorchScript.
+
+    Raises:
+        PlanMismatchError: a scripted or traced module under a map with more than one device. Fields: ``findings``.
+    """
+    if assignment.is_single:
+        return
+    for name, module in modules_of(model):
+        if isinstance(module, torch.jit.ScriptModule):
+            raise PlanMismatchError(
+                f"{name!r} is a {type(module).__name__}, whose forward and weights are TorchScript's and cannot be exchanged; give "
+                "the whole model one device, or dispatch the model that it was made from",
+                findings=(name,),
+            )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:5]))
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

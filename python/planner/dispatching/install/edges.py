@@ -1,0 +1,166 @@
+"""Which modules get a border: whatever is called and holds tensors, so that it finds its arguments where it runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from planner.dispatching.install.regions import Layout, Met, has_forward
+
+__all__ = ["Edge", "edges_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A module with something around it.
+
+    Args:
+        module: the module.
+        name: its first name.
+        runs_on: where its arguments go; None leaves them where they are.
+        is_mixed: what is inside runs on several devices, which its own code may mix.
+        is_apart: it runs on one device, directly inside of one that is mixed, and mixes nothing itself.
+    """
+
+    module: nn.Module
+    name: str
+    runs_on: torch.device | None
+    is_mixed: bool
+    is_apart: bool
+
+
+def edges_of(
+    model: nn.Module, layout: Layout, named: frozenset[str], main_device: torch.device
+) -> Iterator[Edge]:
+    """The borders of a model under a device map; that of the model itself is always among them.
+
+    Args:
+        model: the model.
+        layout: the map, applied to it.
+        named: keys of the map.
+        main_device: where the model's arguments go, if something in it runs there.
+
+    A name runs where all that is inside runs. Where that is on several devices, a module with tensors of its own runs where the
+    first of those does; one that is named, or called as a whole, where the map says, if anything inside runs there.
+
+    The parts of a block that its class says is called as a whole have none, because hundreds of them would cost what a few do not:
+    where they are called by themselves nevertheless, that is in the model's own code. Embeddings are called by themselves.
+    """
+    return _Edges(model, layout, named, main_device).found()
+
+
+class _Edges:
+    def __init__(
+        self, model: nn.Module, layout: Layout, named: frozenset[str], main_device: torch.device
+    ) -> None:
+        self.model = model
+        self.named = named
+        self.main_device = main_device
+        self.own: dict[int, list[torch.device]] = {}
+        for place in layout.places:
+            self.own.setdefault(id(place.slot.module), []).append(place.home.runs_on)
+        self.names: dict[int, list[Met]] = {}
+        for met in layout.met:
+            self.names.setdefault(id(met.module), []).append(met)
+        self.inside = _inside(model, self.own)
+        self.apart = _directly_inside_mixed(model, self.inside)
+
+    def found(self) -> Iterator[Edge]:
+        for names in self.names.values():
+            module, inside = names[0].module, self.inside[id(names[0].module)]
+            if not has_forward(module) and module is not self.model:
+                continue
+            runs_on, is_mixed = self._runs_on(names, inside), len(inside) > 1
+            is_inside_mixed = len(inside) == 1 and id(module) in self.apart
+            # Whoever is told a device makes tensors there, which need not be where it runs.
+            is_apart = is_inside_mixed and not _takes_device(type(module))
+            if is_mixed or is_inside_mixed or (runs_on is not None and not self._is_inner(names)):
+                yield Edge(module, names[0].name, runs_on, is_mixed, is_apart)
+
+    def _is_inner(self, names: Sequence[Met]) -> bool:
+        is_named = any(met.name in self.named for met in names)
+        return (
+            all(met.is_inner for met in names)
+            and not is_named
+            and not isinstance(names[0].module, nn.Embedding)
+        )
+
+    def _runs_on(self, names: Sequence[Met], inside: tuple[torch.device, ...]) -> torch.device | None:
+        module = names[0].module
+        if len(inside) == 1:
+            return inside[0]
+        if not inside:
+            # A module without tensors, an activation, runs where it is called, whatever the map says.
+            return self.main_device if module is self.model else None
+        own = self._owned(module)
+        if own is not None:
+            return own
+        for met in names:
+            if (
+                met.home is not None
+                and met.home.runs_on in inside
+                and (met.name in self.named or met.is_whole)
+            ):
+                return met.home.runs_on
+        if module is self.model:
+            return self.main_device if self.main_device in inside else inside[0]
+        return None
+
+    def _owned(self, module: nn.Module) -> torch.device | None:
+        """Where the first tensor runs that a module uses itself: one of its own, or in a list of parameters."""
+        own = self.own.get(id(module))
+        if own:
+            return own[0]
+        for child in module._modules.values():
+            if child is not None and not has_forward(child) and child._modules == {}:
+                found = self._owned(child)
+                if found is not None:
+                    return found
+        return None
+
+
+def _takes_device(cls: type[nn.Module]) -> bool:
+    """Whether the forward of a class has an argument called ``device``, as those of position embeddings have."""
+    try:
+        return "device" in inspect.signature(cls.forward).parameters
+    except (TypeError, ValueError):  # a forward that is no Python function
+        return False
+
+
+def _inside(model: nn.Module, own: dict[int, list[torch.device]]) -> dict[int, tuple[torch.device, ...]]:
+    """By module, the devices of everything inside, in the order in which they are met."""
+    found: dict[int, tuple[torch.device, ...]] = {}
+    stack = [(model, False)]
+    while stack:
+        module, is_ready = stack.pop()
+        if is_ready:
+            devices = dict.fromkeys(own.get(id(module), ()))
+            for child in module._modules.values():
+                devices.update(dict.fromkeys(found[id(child)] if child is not None else ()))
+            found[id(module)] = tuple(devices)
+        elif id(module) not in found:
+            found[id(module)] = ()
+            stack.append((module, True))
+            stack.extend((child, False) for child in reversed(module._modules.values()) if child is not None)
+    return found
+
+
+def _directly_inside_mixed(model: nn.Module, inside: dict[int, tuple[torch.device, ...]]) -> set[int]:
+    """Modules that the own code of a mixed one may call."""
+    found: set[int] = set()
+    seen: set[tuple[int, bool]] = set()
+    stack = [(model, False)]
+    while stack:
+        module, is_inside = stack.pop()
+        if (id(module), is_inside) in seen:
+            continue
+        seen.add((id(module), is_inside))
+        if is_inside:
+            found.add(id(module))
+        is_mixed = len(inside[id(module)]) > 1 if has_forward(module) else is_inside
+        stack.extend((child, is_mixed) for child in module._modules.values() if child is not None)
+    return found

@@ -1,0 +1,84 @@
+"""Which tensor belongs in a slot, whoever has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from planner.dispatching.hooks.align import aligns
+from planner.dispatching.hooks.place import named_slots
+from planner.dispatching.install.record import Dispatched
+from planner.dispatching.offload.weight_files import OffloadedWeightsLoader, PrefixedDataset
+from planner.dispatching.tensors.placeholder import OffloadedTensor
+from planner.dispatching.tensors.slots import Slot, modules_of
+from planner.dispatching.tensors.ties import Tie
+from planner.errors import OffloadError
+
+__all__ = ["Resting", "RestingWeights"]
+
+
+class RestingWeights(dict[str, Any], PrefixedDataset):
+    """Resting tensors of one module by local name; to other libraries, a dataset with an empty prefix."""
+
+    def __init__(self, rows: Iterable[tuple[str, Any]] = ()) -> None:
+        dict.__init__(self, rows)
+        self.prefix = ""
+
+    @property
+    def dataset(self) -> OffloadedWeightsLoader:  # type: ignore[override]
+        """The same as a loader; other libraries look for its ``index``."""
+        return OffloadedWeightsLoader(state_dict=self)
+
+
+class Resting:
+    """Which tensor belongs in a slot, whether it lies there or elsewhere.
+
+    Args:
+        model: a model, dispatched or with hooks that were attached by hand or by accelerate.
+        engaged: what is installed in it.
+    """
+
+    def __init__(self, model: nn.Module, engaged: Iterable[Dispatched]) -> None:
+        self._rows: dict[tuple[int, str], Callable[[], Any]] = {}
+        for _, module in modules_of(model):
+            for hook in _hooks_of(module):
+                if aligns(hook) and hook.offload and hook.weights_map is not None:
+                    for name, slot in named_slots(module, recurse=hook.place_submodules):
+                        row = (id(slot.table), slot.name)
+                        self._rows.setdefault(row, partial(hook.weights_map.__getitem__, name))
+        self._ties: list[Tie] = []
+        for dispatched in engaged:
+            self._ties.extend(dispatched.ties)
+            for at_rest in (residency.at_rest for residency in dispatched.residencies()):
+                for index, slot in enumerate(at_rest.slots):
+                    self._rows[id(slot.table), slot.name] = partial(at_rest.value, index)
+
+    def value(self, slot: Slot) -> Any:
+        """The tensor.
+
+        Raises:
+            OffloadError: a stand-in that nobody knows, or copies on several devices that are no longer one tensor. Fields:
+                ``name``.
+        """
+        for tie in self._ties:
+            tie.settle()
+        found = slot.read()
+        if not found.is_meta:
+            return found
+        row = self._rows.get((id(slot.table), slot.name))
+        if row is not None:
+            return row()
+        if isinstance(found, OffloadedTensor):
+            raise OffloadError(
+                f"'{found.offloaded_name}' is a stand-in of a dispatch that this model is not part of",
+                name=found.offloaded_name,
+            )
+        return found
+
+
+def _hooks_of(module: nn.Module) -> tuple[Any, ...]:
+    hook = module.__dict__.get("_hf_hook")
+    return getattr(hook, "hooks", None) or (hook,)

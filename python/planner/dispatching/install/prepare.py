@@ -1,0 +1,357 @@
+"""Checks and copies before a dispatch, and everything that is then installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from planner.dispatching.hooks.align import AlignDevicesHook, aligns
+from planner.dispatching.hooks.place import moves_in_place
+from planner.dispatching.install.edges import Edge, edges_of
+from planner.dispatching.install.lookup import RestingWeights
+from planner.dispatching.install.record import (
+    RECORD,
+    CameFrom,
+    Dispatched,
+    refresh_flat_weights,
+)
+from planner.dispatching.install.regions import Layout, lay_out
+from planner.dispatching.install.request import Engagement
+from planner.dispatching.install.tensors import Values
+from planner.dispatching.methods.forward import Border, Fetching, FetchingRoot, Forward, Root, installed
+from planner.dispatching.methods.mixed_forward import (
+    Apart,
+    FetchingApart,
+    FetchingMixed,
+    FetchingMixedRoot,
+    Mixed,
+    MixedRoot,
+)
+from planner.dispatching.methods.pickling import Pickling
+from planner.dispatching.methods.refusal import Conversion, Refusal
+from planner.dispatching.offload.prefetch import Prefetcher
+from planner.dispatching.offload.refcount import Residency
+from planner.dispatching.offload.store import AtRest, TiedCopies
+from planner.dispatching.offload.weight_files import PrefixedDataset
+from planner.dispatching.tensors.copies import SharedCopies
+from planner.dispatching.tensors.fakes import address_of
+from planner.dispatching.tensors.journal import Journal
+from planner.dispatching.tensors.placeholder import OffloadedTensor, placeholder
+from planner.dispatching.tensors.slots import modules_of
+from planner.dispatching.tensors.ties import Tie, TiedCopy
+from planner.errors import PlanMismatchError
+
+__all__ = ["Prepared", "is_later_hook", "prepare"]
+
+
+def prepare(model: nn.Module, engagement: Engagement, engaged: list[Dispatched]) -> Prepared:
+    """Checks what has to be seen in the model itself, and makes all copies; the model stays as it is.
+
+    Args:
+        engaged: what is installed in it.
+
+    Raises:
+        PlanMismatchError, OffloadError: see :func:`planner.dispatching.api.dispatch`.
+    """
+    no_split = frozenset(_declared_classes(model)) | engagement.whole_classes
+    assignment = engagement.assignment
+    layout = lay_out(model, assignment.homes, assignment.root_home, no_split)
+    _refuse_other_hooks(model, engaged)
+    values = Values(model, layout, engaged, engagement)
+    values.check()
+    values.move()
+    edges = tuple(edges_of(model, layout, frozenset(assignment.homes), assignment.root_home.runs_on))
+    return Prepared(model, engagement, layout, values, edges)
+
+
+def _declared_classes(model: nn.Module) -> set[str]:
+    """What models themselves, also those inside, say must not be split."""
+    found: set[str] = set()
+    for _, module in modules_of(model):
+        found.update(getattr(type(module), "_no_split_modules", None) or ())
+    return found
+
+
+def _refuse_other_hooks(model: nn.Module, engaged: list[Dispatched]) -> None:
+    ours = {id(forward.hook) for dispatched in engaged for forward in dispatched.forwards}
+    for name, module in modules_of(model):
+        hook = module.__dict__.get("_hf_hook")
+        if hook is None or id(hook) in ours:
+            continue
+        if isinstance(installed(module), Border):
+            what = f"'{name}'" if name else f"this {type(module).__name__}"
+            raise PlanMismatchError(
+                f"{what} is part of a larger model that is dispatched; dispatch or undispatch that one",
+                findings=(name,),
+            )
+        if not (engaged and is_later_hook(hook)):
+            raise PlanMismatchError(
+                f"'{name}' has a hook already ({type(hook).__name__}); take it off with "
+                "planner.remove_hook_from_submodules(model) first",
+                findings=(name,),
+            )
+
+
+def is_later_hook(hook: Any) -> bool:
+    """Whether a hook that is not ours goes with the dispatch: it moves arguments and holds no weights."""
+    return aligns(hook) and not hook.offload
+
+
+@dataclass(slots=True, eq=False)
+class Prepared:
+    """Copies and hooks, ready to be installed."""
+
+    model: nn.Module
+    engagement: Engagement
+    layout: Layout
+    values: Values
+    edges: tuple[Edge, ...]
+    stand_ins: dict[int, OffloadedTensor] = field(default_factory=dict)
+    tied: TiedCopies = field(default_factory=dict)
+    shares: dict[int, SharedCopies] = field(default_factory=dict)
+    hooks: dict[int, AlignDevicesHook] = field(default_factory=dict)
+    skip_keys: frozenset[str] = frozenset()
+
+    def engage(self, journal: Journal) -> None:
+        """Installs everything."""
+        record = Dispatched(self.model)
+        self.skip_keys = self.engagement.skip_keys | _declared_skips(self.model)
+        self._keep_objects(journal)
+        for place, value in zip(self.layout.places, self.values.after, strict=True):
+            journal.set(place.slot.table, place.slot.name, value)
+        has_resting = any(self.values.is_resting)
+        if has_resting or self.engagement.force_borders or not self.engagement.assignment.is_single:
+            self._install(journal, record)
+        refresh_flat_weights(self.model, journal)
+        record.homes.extend(self._homes())
+        if self.engagement.assignment.device_map:
+            device_map = dict(self.engagement.assignment.device_map)
+            record.install(journal, self.model, "hf_device_map", device_map)
+        journal.set(self.model.__dict__, RECORD, record)
+
+    def _homes(self) -> Iterator[CameFrom]:
+        """Where everything came from; of tied tensors that are apart now, also what lies there instead."""
+        groups: dict[int, int] = {}
+        copies: dict[int, set[int]] = {}
+        for before, after in zip(self.values.before, self.values.after, strict=True):
+            copies.setdefault(id(before), set()).add(id(after))
+        rows = zip(self.layout.places, self.values.before, self.values.home_devices, strict=True)
+        for index, (place, before, device) in enumerate(rows):
+            group = groups.setdefault(id(before), index)
+            is_apart = len(copies[id(before)]) > 1
+            runs_on = None if self.values.is_resting[index] else place.home.runs_on
+            yield CameFrom(place.slot, device, group, place.slot.read() if is_apart else None, runs_on)
+
+    def _keep_objects(self, journal: Journal) -> None:
+        """The first copy of each parameter becomes the parameter itself: optimizers and callers hold that one."""
+        kept: dict[int, Any] = {}
+        taken: set[int] = set()
+        for before, after in zip(self.values.before, self.values.after, strict=True):
+            if id(before) in taken:
+                continue
+            taken.add(id(before))
+            if moves_in_place(before, after):
+                journal.move(before, after)
+                kept[id(after)] = before
+        self.values.after = [kept.get(id(after), after) for after in self.values.after]
+
+    def _install(self, journal: Journal, record: Dispatched) -> None:
+        own = self._rest(journal)
+        for module_id, (module, name, residency, weights, devices) in own.items():
+            hook = self._hook(residency.at_rest.runs_on)
+            hook.offload, hook.offload_buffers = True, self.engagement.offload_buffers
+            hook.module_name, hook.bound = name, module
+            hook.original_devices = devices
+            hook.weights_map = weights
+            hook.residencies = (residency,)
+            self.hooks[module_id] = hook
+        for edge in self.edges:
+            if id(edge.module) not in self.hooks:
+                self.hooks[id(edge.module)] = self._hook(edge.runs_on)
+                self.hooks[id(edge.module)].module_name = edge.name
+        for block in self.layout.blocks:
+            members = [member for member in block.members if member is not block.module]
+            self.hooks[id(block.module)].inner = tuple(own[id(m)][2] for m in members if id(m) in own)
+        for lodger in self.layout.lodgers:
+            # Whoever uses what is in a list of parameters brings it in.
+            if id(lodger.module) in own:
+                hook = self.hooks.setdefault(id(lodger.owner), self._hook(lodger.home.runs_on))
+                hook.inner += (own[id(lodger.module)][2],)
+        root_id = id(self.model)
+        self.hooks[root_id].io_same_device = True
+        self._tie(record, own)
+        self._prefetch(root_id)
+        edges = {id(edge.module): edge for edge in self.edges}
+        for _, module in modules_of(self.model):
+            if id(module) in self.hooks:
+                self._install_forward(journal, record, module, edges.get(id(module)))
+        for module, _, residency, _, _ in own.values():
+            record.install(journal, module, "__reduce_ex__", Pickling(module, residency))
+        self._refuse_moves(journal, record, set(own))
+
+    def _hook(self, device: torch.device | None) -> AlignDevicesHook:
+        return AlignDevicesHook(
+            execution_device=device, skip_keys=sorted(self.skip_keys) or None, tied_params_map=self.tied
+        )
+
+    def _rest(
+        self, journal: Journal
+    ) -> dict[int, tuple[nn.Module, str, Residency, Any, dict[str, torch.device]]]:
+        """Stand-ins for what rests, and a residency for each module that holds some."""
+        counts: dict[int, int] = {}
+        groups: dict[int, list[int]] = {}
+        for index, place in enumerate(self.layout.places):
+            if self.values.is_resting[index]:
+                groups.setdefault(id(place.slot.module), []).append(index)
+                counts[id(self.values.after[index])] = counts.get(id(self.values.after[index]), 0) + 1
+        for index in (index for group in groups.values() for index in group):
+            value = self.values.after[index]
+            if counts[id(value)] > 1 and value.device.type != "meta":
+                # Others look by address, we by the tensor itself: wrapper subclasses have none, and views their base's.
+                self.shares[id(value)] = SharedCopies()
+                self.tied[address_of(value)] = self.shares[id(value)]
+        return {module_id: self._rest_module(journal, rows) for module_id, rows in groups.items()}
+
+    def _rest_module(
+        self, journal: Journal, rows: list[int]
+    ) -> tuple[nn.Module, str, Residency, Any, dict[str, torch.device]]:
+        places = [self.layout.places[index] for index in rows]
+        module, name = places[0].slot.module, places[0].name.rpartition(".")[0]
+        keys = [place.slot.name for place in places]
+        weights: Any = RestingWeights(
+            (key, self.values.after[index]) for key, index in zip(keys, rows, strict=True)
+        )
+        if self.engagement.weights is not None and all(
+            place.name in self.engagement.weights for place in places
+        ):
+            weights = PrefixedDataset(self.engagement.weights, f"{name}." if name else "")
+        slots, names = [place.slot for place in places], [place.name for place in places]
+        shares = [self.shares.get(id(self.values.after[index])) for index in rows]
+        at_rest = AtRest(
+            slots,
+            keys,
+            names,
+            weights,
+            places[0].home.runs_on,
+            shares=shares,
+            says_device=self.engagement.says_device,
+        )
+        at_rest.adopt([self._stand_in(index, at_rest, at) for at, index in enumerate(rows)])
+        for place, guard in zip(places, at_rest.placeholders, strict=True):
+            # What lies on another accelerator is a real tensor, and its gradient arrives there.
+            if place.home.rests_on is None or place.home.rests_on.type == "cpu":
+                journal.set(place.slot.table, place.slot.name, guard)
+        devices = {key: self.values.home_devices[index] for key, index in zip(keys, rows, strict=True)}
+        return module, name, Residency(at_rest), weights, devices
+
+    def _stand_in(self, index: int, at_rest: AtRest, at: int) -> OffloadedTensor:
+        value, place = self.values.before[index], self.layout.places[index]
+        found = self.stand_ins.get(id(value))
+        if found is None:
+            found = placeholder(
+                value,
+                place.name,
+                is_parameter=isinstance(value, nn.Parameter),
+                requires_grad=value.requires_grad,
+            )
+            if self.engagement.outside == "fetch":
+                found.fetch = partial(at_rest.fetch, at)
+            self.stand_ins[id(value)] = found
+        return found
+
+    def _tie(self, record: Dispatched, own: Mapping[int, Any]) -> None:
+        """Whoever has a tensor with copies on several devices looks whether it was written to."""
+        groups: dict[int, dict[int, list[int]]] = {}
+        for index, (before, after) in enumerate(zip(self.values.before, self.values.after, strict=True)):
+            groups.setdefault(id(before), {}).setdefault(id(after), []).append(index)
+        owners = {id(lodger.module): lodger.owner for lodger in self.layout.lodgers}
+        for rows in (list(copies.values()) for copies in groups.values() if len(copies) > 1):
+            tie = Tie([self._tied_copy(indices) for indices in rows])
+            record.ties.append(tie)
+            self.hooks[id(self.model)].tie(tie)
+            for place in (self.layout.places[index] for indices in rows for index in indices):
+                owner = owners.get(id(place.slot.module), place.slot.module)
+                if id(owner) not in self.hooks:
+                    self.hooks[id(owner)] = self._hook(place.home.runs_on)
+                self.hooks[id(owner)].tie(tie)
+
+    def _tied_copy(self, indices: list[int]) -> TiedCopy:
+        places = [self.layout.places[index] for index in indices]
+        tensor, is_resting = self.values.after[indices[0]], self.values.is_resting[indices[0]]
+        weights = self.engagement.weights
+        if is_resting and weights is not None and places[0].name in weights:
+            tensor = weights[places[0].name]
+            if weights[places[0].name] is not tensor:
+                tensor = None  # read from a file each time
+        return TiedCopy(tensor, [place.slot for place in places], places[0].name, is_resting)
+
+    def _prefetch(self, root_id: int) -> None:
+        """Blocks that run on accelerators with room for two are copied ahead."""
+        room = {
+            device: size for device, size in self.engagement.room_bytes.items() if Prefetcher.serves(device)
+        }
+        hooks = [self.hooks[id(block.module)] for block in self.layout.blocks]
+        fetching = [hook for hook in hooks if hook.needed and hook.device in room]
+        if len(fetching) < 2:
+            return
+        prefetcher = Prefetcher(room)
+        for hook in (*fetching, self.hooks[root_id]):
+            hook.prefetcher = prefetcher
+
+    def _install_forward(
+        self, journal: Journal, record: Dispatched, module: nn.Module, edge: Edge | None
+    ) -> None:
+        hook = self.hooks[id(module)]
+        kind = _kind(edge, is_fetching=bool(hook.needed), is_root=module is self.model)
+        forward = kind(module, hook, record.membership)
+        journal.set(module.__dict__, "forward", forward)
+        journal.set(module.__dict__, "_hf_hook", hook)
+        record.forwards.append(forward)
+        if hook.ties:
+            record.settle_before_reading(journal, module)
+
+    def _refuse_moves(self, journal: Journal, record: Dispatched, resting: set[int]) -> None:
+        """Whoever moves a module that has tensors inside hears of it: that is refused where some of them rest elsewhere."""
+        listed = [module for _, module in modules_of(self.model)]
+        holders = _around(listed, resting)
+        owners = _around(listed, {id(place.slot.module) for place in self.layout.places})
+        for module in listed:
+            if id(module) in owners:
+                kind = Refusal if id(module) in holders else Conversion
+                record.install(journal, module, "_apply", kind(module, record.membership))
+
+
+def _around(preorder: list[nn.Module], inner: set[int]) -> set[int]:
+    """Some modules and all that have one of them inside."""
+    found = set(inner)
+    for module in reversed(preorder):
+        if any(id(child) in found for child in module._modules.values() if child is not None):
+            found.add(id(module))
+    return found
+
+
+def _kind(edge: Edge | None, *, is_fetching: bool, is_root: bool) -> type[Forward]:
+    """What stands in the place of a module's forward."""
+    if is_root:
+        if edge is not None and edge.is_mixed:
+            return FetchingMixedRoot if is_fetching else MixedRoot
+        return FetchingRoot if is_fetching else Root
+    if edge is not None and edge.is_mixed:
+        return FetchingMixed if is_fetching else Mixed
+    if edge is not None and edge.is_apart:
+        return FetchingApart if is_fetching else Apart
+    return Fetching if is_fetching else Border
+
+
+def _declared_skips(model: nn.Module) -> frozenset[str]:
+    """What models themselves, also those inside, say must not cross."""
+    found: set[str] = set()
+    for _, module in modules_of(model):
+        keys = getattr(module, "_skip_keys_device_placement", None) or ()
+        found.update([keys] if isinstance(keys, str) else keys)
+    return frozenset(found)

@@ -1,0 +1,361 @@
+"""What a dispatch has installed in a model, and how that is taken off."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from planner.dispatching.hooks.place import moves_in_place, placed, require_values
+from planner.dispatching.methods.forward import Forward, Hooked, Membership, installed
+from planner.dispatching.methods.pickling import Pickling
+from planner.dispatching.methods.recomputing import end_bringing_in_again
+from planner.dispatching.methods.refusal import Conversion
+from planner.dispatching.offload.refcount import Residency
+from planner.dispatching.offload.store import AtRest
+from planner.dispatching.tensors.copies import has_same_values
+from planner.dispatching.tensors.journal import Journal
+from planner.dispatching.tensors.placeholder import is_offloaded
+from planner.dispatching.tensors.slots import Slot, flat_weights, modules_of, own_slots
+from planner.dispatching.tensors.ties import Tie
+from planner.errors import OffloadError
+
+__all__ = [
+    "RECORD",
+    "CameFrom",
+    "Dispatched",
+    "engaged_models",
+    "is_part",
+    "joined",
+    "refresh_flat_weights",
+    "settle",
+]
+
+RECORD = "_planner_dispatch"
+
+# Tensors on devices, by what they were made from.
+_Made = dict[tuple[int, torch.device], Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CameFrom:
+    """Where a tensor lay before the first dispatch.
+
+    Args:
+        slot: its slot.
+        device: where it lay.
+        group: a number that tied tensors share.
+        installed: of tied tensors that are apart now, what was put into the slot.
+        runs_on: where it was put to stay; None for what rests elsewhere.
+    """
+
+    slot: Slot
+    device: torch.device
+    group: int
+    installed: Any
+    runs_on: torch.device | None
+
+    def is_displaced(self) -> bool:
+        """Whether what lies in the slot now is not where its module runs. Numbers on the CPU go with anything."""
+        found = self.slot.read()
+        if self.runs_on is None or found is None or is_offloaded(found) or found.device == self.runs_on:
+            return False
+        return not (found.dim() == 0 and found.device.type == "cpu")
+
+    def is_apart(self) -> bool:
+        """Whether the slot still holds a copy of a tensor that was one before; what others put there is theirs."""
+        return self.installed is not None and self.slot.read() is self.installed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Extra:
+    """An attribute that was installed in a module.
+
+    Args:
+        module: the module.
+        name: the attribute's name.
+        value: what was installed.
+        had: whether there was one before.
+        before: what that was.
+    """
+
+    module: nn.Module
+    name: str
+    value: Any
+    had: bool
+    before: Any
+
+    def take_off(self, journal: Journal) -> None:
+        """What was there before; what others have put there since stays."""
+        table = self.module.__dict__
+        if table.get(self.name) is not self.value:
+            return
+        if self.had:
+            journal.set(table, self.name, self.before)
+        else:
+            journal.remove(table, self.name)
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Dispatched:
+    """What is installed in a model; hangs in the model itself, so that a copy of the model has its own.
+
+    Args:
+        model: the model.
+        forwards: what stands in the modules' places of ``forward``.
+        homes: where every tensor lay before the first dispatch.
+        extras: other attributes that are installed in modules.
+        ties: tensors that have copies on several devices.
+    """
+
+    model: nn.Module
+    forwards: list[Forward] = field(default_factory=list)
+    homes: list[CameFrom] = field(default_factory=list)
+    extras: list[Extra] = field(default_factory=list)
+    ties: list[Tie] = field(default_factory=list)
+    membership: Membership = field(default_factory=Membership)
+
+    def __post_init__(self) -> None:
+        self.membership.record = weakref.ref(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("model", "forwards", "homes", "extras", "ties", "membership")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+        self.__post_init__()
+
+    def install(self, journal: Journal, module: nn.Module, name: str, value: Any) -> None:
+        """Sets an attribute of a module that goes with the dispatch."""
+        table = module.__dict__
+        self.extras.append(Extra(module, name, value, name in table, table.get(name)))
+        journal.set(table, name, value)
+
+    def settle_before_reading(self, journal: Journal, module: nn.Module) -> None:
+        """Lets a module's state dict have what was written into copies of its tensors elsewhere."""
+        journal.set(_readers_of(module), _SETTLING, settle)
+
+    def residencies(self) -> Iterator[Residency]:
+        """Those of all modules, each once."""
+        for forward in self.forwards:
+            yield from forward.hook.residencies
+
+    def require_in_place(self, error: RuntimeError | None = None) -> None:
+        """Raises OffloadError if somebody has moved a tensor away from where its module runs, or added one without values.
+
+        Args:
+            error: what a forward has raised; without one, only tensors without values count, since others may do.
+        """
+        for row in self.homes:
+            if row.is_displaced() and (error is not None or row.slot.read().device.type == "meta"):
+                names = {id(module): name for name, module in modules_of(self.model)}
+                around = names.get(id(row.slot.module))
+                name = f"{around}.{row.slot.name}" if around else row.slot.name
+                raise OffloadError(
+                    f"'{name}' lies on {row.slot.read().device}, but its module runs on {row.runs_on}: it was moved or replaced after "
+                    "dispatching; move it back, or call planner.dispatch(model, plan) again",
+                    name=name,
+                ) from error
+        if error is not None:
+            try:
+                require_values(self.model, [])
+            except OffloadError as found:
+                raise found from error
+            self._require_nothing_new(error)
+
+    def _require_nothing_new(self, error: RuntimeError) -> None:
+        """Raises OffloadError for a tensor that is new in a block and does not lie where that runs."""
+        known = {(id(row.slot.table), row.slot.name) for row in self.homes}
+        blocks = {
+            id(forward.module): forward.hook.execution_device
+            for forward in self.forwards
+            # Whatever of the whole model's own lies elsewhere is brought together there.
+            if forward.module is not self.model
+        }
+        runs_on: dict[str, torch.device | None] = {}
+        for name, module in modules_of(self.model):
+            device = runs_on[name] = blocks.get(id(module)) or runs_on.get(name.rpartition(".")[0])
+            for slot in own_slots(module) if device is not None else ():
+                found = slot.read()
+                if (id(slot.table), slot.name) not in known and found.dim() and found.device != device:
+                    shown = f"{name}.{slot.name}"
+                    raise OffloadError(
+                        f"'{shown}' lies on {found.device}, but the module around it runs on {device}: it was put in after "
+                        "dispatching; move it there, or call planner.dispatch(model, plan) again",
+                        name=shown,
+                    ) from error
+
+    def withdraw(self, journal: Journal, *, go_home: bool = False) -> None:
+        """Takes everything off; resting tensors return to their slots.
+
+        Args:
+            journal: where changes are written down.
+            go_home: move all tensors to where they lay before the first dispatch; otherwise they stay.
+        """
+        for residency in self.residencies():
+            if residency.is_live:
+                name = residency.at_rest.names[0]
+                raise OffloadError(
+                    f"'{name}' is in use: the model runs just now; wait until its forward has ended",
+                    name=name,
+                )
+        for tie in self.ties:
+            tie.settle()
+            if go_home:
+                tie.require_one_tensor()
+        apart = [row.is_apart() for row in self.homes]
+        made: dict[int, Any] = {}
+        for residency in self.residencies():
+            for slot, tensor in residency.at_rest.restored(
+                _resting_devices(residency.at_rest), made, journal
+            ):
+                journal.set(slot.table, slot.name, tensor)
+        if go_home:
+            self._send_home(journal, apart)
+        for forward in reversed(self.forwards):
+            journal.remove(_readers_of(forward.module), _SETTLING)
+            _uninstall(journal, forward)
+        for extra in reversed(self.extras):
+            extra.take_off(journal)
+        refresh_flat_weights(self.model, journal)
+        journal.remove(self.model.__dict__, RECORD)
+
+    def close(self, *, go_home: bool = False) -> None:
+        """After a withdrawal: whoever still calls an old forward gets the module as it is now.
+
+        Args:
+            go_home: what lies in pinned memory returns to ordinary memory.
+        """
+        for tie in self.ties:
+            tie.close()
+        for forward in self.forwards:
+            hook = forward.hook
+            for residency in hook.residencies:
+                if go_home:
+                    residency.at_rest.unpin()
+                residency.close()
+            hook.residencies, hook.inner = (), ()
+            hook.execution_device, hook.io_same_device, hook.prefetcher = None, False, None
+
+    def _send_home(self, journal: Journal, apart: list[bool]) -> None:
+        made: _Made = {}
+        first: dict[int, Any] = {}
+        for row, is_apart in zip(self.homes, apart, strict=True):
+            slot, device, tensor = row.slot, row.device, row.slot.read()
+            if tensor is None or device.type == "meta" or tensor.is_meta:
+                continue
+            if is_apart:
+                tensor = joined(tensor, first.setdefault(row.group, tensor))
+            _send(journal, slot, tensor, device, made)
+        self._send_new_home(journal, made)
+
+    def _send_new_home(self, journal: Journal, made: _Made) -> None:
+        """What the model has made or got while it was dispatched goes where its neighbours go."""
+        homes = {(id(row.slot.table), row.slot.name): row.device for row in self.homes}
+        usual = next(iter(homes.values()), None)
+        for _, module in modules_of(self.model):
+            slots = list(own_slots(module))
+            known = [homes.get((id(slot.table), slot.name)) for slot in slots]
+            home = next((device for device in known if device is not None), usual)
+            for slot, device in zip(slots, known, strict=True):
+                tensor = slot.read()
+                if device is not None or home is None or home.type == "meta" or tensor.is_meta:
+                    continue
+                _send(journal, slot, tensor, home, made)
+
+
+_SETTLING = "planner"
+
+
+def _readers_of(module: nn.Module) -> Any:
+    """What torch calls before it makes a state dict."""
+    return module._state_dict_pre_hooks
+
+
+def settle(module: nn.Module, _prefix: str = "", _keep_vars: bool = False) -> None:
+    """Brings copies of one tensor along that a module knows of; called by torch before it makes a state dict."""
+    forward: Any = installed(module)
+    while isinstance(forward, Forward):
+        for tie in getattr(forward.hook, "ties", ()):
+            tie.settle()
+        forward = forward.previous
+
+
+def _send(journal: Journal, slot: Slot, tensor: Any, device: torch.device, made: _Made) -> None:
+    """Moves what lies in a slot to a device; plain parameters stay the objects they are, and tied tensors tied."""
+    key = (id(tensor), device)
+    if key not in made:
+        made[key] = placed(tensor, device, slot.name)
+        if moves_in_place(tensor, made[key]):
+            journal.move(tensor, made[key])
+            made[key] = tensor
+    journal.set(slot.table, slot.name, made[key])
+
+
+def refresh_flat_weights(model: nn.Module, journal: Journal) -> None:
+    """Recurrent modules read their weights from a list of their own."""
+    for _, module in modules_of(model):
+        if "_flat_weights" in module.__dict__:
+            journal.set(module.__dict__, "_flat_weights", flat_weights(module))
+
+
+def joined(tensor: Any, first: Any) -> Any:
+    """The first of tied tensors that were apart on several devices, unless somebody has changed one of them."""
+    if tensor is first or tensor.shape != first.shape or tensor.dtype != first.dtype:
+        return tensor
+    with torch.no_grad():
+        return first if has_same_values(tensor.cpu(), first.cpu()) else tensor
+
+
+def _resting_devices(at_rest: AtRest) -> dict[str, torch.device]:
+    return {key: at_rest.value(index).device for index, key in enumerate(at_rest.keys)}
+
+
+def _uninstall(journal: Journal, forward: Forward) -> None:
+    table = forward.module.__dict__
+    for place in ("forward", "_old_forward"):
+        if table.get(place) is forward:
+            if forward.previous is not None:
+                journal.set(table, place, forward.previous)
+            elif place == "forward":
+                journal.remove(table, place)
+            else:
+                journal.set(table, place, type(forward.module).forward.__get__(forward.module))
+    if table.get("_hf_hook") is forward.hook:
+        journal.remove(table, "_hf_hook")
+    end_bringing_in_again(journal, forward.module)
+
+
+def is_part(model: nn.Module) -> bool:
+    """Whether a model that is not dispatched itself is a part of a larger one that is."""
+    forwards = [installed(module) for _, module in modules_of(model)]
+    return any(forward is not None and _belongs(forward) for forward in forwards)
+
+
+def _belongs(forward: Forward) -> bool:
+    return forward.membership is not None and forward.membership.is_alive()
+
+
+def engaged_models(model: nn.Module) -> list[Dispatched]:
+    """What is installed in a model and in models inside it, and in modules that were copied from such into it."""
+    modules = [module for _, module in modules_of(model)]
+    found: list[Dispatched] = [module.__dict__[RECORD] for module in modules if RECORD in module.__dict__]
+    known = {id(forward) for dispatched in found for forward in dispatched.forwards}
+    strays = Dispatched(model)
+    for module in modules:
+        forward = installed(module)
+        if forward is None or type(forward) is Hooked or id(forward) in known or _belongs(forward):
+            continue
+        strays.forwards.append(forward)
+        for name, kind in (("_apply", Conversion), ("__reduce_ex__", Pickling)):
+            value = module.__dict__.get(name)
+            if isinstance(value, kind):
+                before = getattr(value, "previous", None)
+                strays.extras.append(Extra(module, name, value, before is not None, before))
+    return [*found, strays] if strays.forwards else found

@@ -1,0 +1,284 @@
+"""Where each tensor of a model lies and runs, and which modules are brought in as a whole: a device map applied to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from planner.dispatching.methods.forward import Forward
+from planner.dispatching.tensors.slots import Slot, modules_of, own_slots
+from planner.errors import PlanMismatchError
+
+__all__ = ["Block", "Home", "Layout", "Lodger", "Met", "Place", "has_forward", "lay_out"]
+
+# They only hold others: iterating over one is as usual as calling it.
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where what a key names lies, None for disk; where it runs; whether weights go back there after each forward."""
+
+    rests_on: torch.device | None
+    runs_on: torch.device
+    is_offloaded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One tensor: its slot, its full name, and where it lies and runs."""
+
+    slot: Slot
+    name: str
+    home: Home
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """A module that is called as a whole: weights of all modules inside are brought in with its own.
+
+    Args:
+        module: the module.
+        name: its full name.
+        home: where its weights lie and where it runs.
+        members: modules inside with tensors of their own, itself included.
+    """
+
+    module: nn.Module
+    name: str
+    home: Home
+    members: list[nn.Module] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Lodger:
+    """A module that is never called, like a list of parameters, and the nearest one around it that is."""
+
+    module: nn.Module
+    owner: nn.Module
+    home: Home
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """A module under one of its names.
+
+    Args:
+        module: the module.
+        name: the name.
+        home: where the map says that it lies and runs; None where it has no word for it.
+        is_whole: whether it is called as a whole.
+        is_inner: whether it is a part of a block that its class says is called as a whole.
+    """
+
+    module: nn.Module
+    name: str
+    home: Home | None
+    is_whole: bool
+    is_inner: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A device map applied to a model, nothing done yet."""
+
+    places: tuple[Place, ...]
+    blocks: tuple[Block, ...]
+    lodgers: tuple[Lodger, ...]
+    met: tuple[Met, ...]
+
+
+def lay_out(model: nn.Module, homes: Mapping[str, Home], root_home: Home, no_split: frozenset[str]) -> Layout:
+    """Tensors and blocks of a model under a device map.
+
+    Args:
+        model: the model; only looked at.
+        homes: by full name of a module or tensor; a nearer name wins over a farther one.
+        root_home: for tensors that no name covers (buffers that are not saved).
+        no_split: classes whose instances are one block.
+
+    Raises:
+        PlanMismatchError: one module under two names with different homes.
+    """
+    return _Walk(model, homes, root_home, no_split).layout()
+
+
+@dataclass(slots=True)
+class _Entry:
+    module: nn.Module
+    name: str
+    local: str
+    home: Home | None
+    block: Block | None
+    # The nearest module around it that is called.
+    owner: nn.Module
+    # Where that runs, if it computes with this one's tensors itself and never calls it.
+    used_on: torch.device | None = None
+
+
+class _Walk:
+    def __init__(
+        self, model: nn.Module, homes: Mapping[str, Home], root_home: Home, no_split: frozenset[str]
+    ) -> None:
+        self.model = model
+        self.homes = homes
+        self.root_home = root_home
+        self.no_split = no_split
+        self.places: list[Place] = []
+        self.blocks: list[Block] = []
+        self.lodgers: list[Lodger] = []
+        self.met: list[Met] = []
+        self.seen: dict[int, tuple[str, Home | None]] = {}
+        self.holds_blocks = _holders(model, no_split)
+        self.users = _users(model)
+
+    def layout(self) -> Layout:
+        stack = [_Entry(self.model, "", "", None, None, self.model)]
+        while stack:
+            entry = stack.pop()
+            home = _used(self.homes.get(entry.name, entry.home), entry.used_on)
+            # Keys of its tensors that agree are as good as one of its own, for itself.
+            own_home = self._agreed(entry) if home is None else home
+            is_known = self._is_known(entry, own_home)
+            block = entry.block if home == entry.home else None
+            self.met.append(self._meet(entry, own_home, block))
+            if is_known:
+                continue
+            if own_home is not None and block is None and entry.used_on is None:
+                block = self._begin(entry, own_home)
+            own = self._place(entry, own_home, block)
+            prefix = f"{entry.name}." if entry.name else ""
+            owner = entry.module if has_forward(entry.module) else entry.owner
+            # torch's attention computes with the weights of its last layer itself.
+            used_on = own if isinstance(entry.module, nn.MultiheadAttention) else None
+            children = [
+                _Entry(child, prefix + key, key, home, block if home is not None else None, owner, used_on)
+                for key, child in entry.module._modules.items()
+                if child is not None
+            ]
+            stack.extend(reversed(children))
+        blocks = tuple(block for block in self.blocks if block.members)
+        return Layout(tuple(self.places), blocks, tuple(self.lodgers), tuple(self.met))
+
+    def _meet(self, entry: _Entry, home: Home | None, around: Block | None) -> Met:
+        is_whole = self._is_whole(entry.module, entry.local)
+        is_inner = around is not None and type(around.module).__name__ in self.no_split
+        return Met(entry.module, entry.name, home, is_whole, is_inner)
+
+    def _agreed(self, entry: _Entry) -> Home | None:
+        """The home that all tensors of a module have by keys of their own, if they have one."""
+        prefix = f"{entry.name}." if entry.name else ""
+        homes = [self.homes.get(prefix + slot.name) for slot in own_slots(entry.module)]
+        first = homes[0] if homes else None
+        if first is None or any(home is None or home.runs_on != first.runs_on for home in homes):
+            return None
+        return first
+
+    def _is_known(self, entry: _Entry, home: Home | None) -> bool:
+        """Whether the module was met under another name; then both must say the same."""
+        before = self.seen.setdefault(id(entry.module), (entry.name, home))
+        if before[0] == entry.name:
+            return False
+        if before[1] != home and _holds_tensors(entry.module):
+            raise PlanMismatchError(
+                f"'{before[0]}' and '{entry.name}' are one module, but the device map gives {_words(before[1])} and {_words(home)}",
+                findings=(before[0], entry.name),
+            )
+        return True
+
+    def _begin(self, entry: _Entry, home: Home) -> Block | None:
+        """The block that begins here, if one does."""
+        if not has_forward(entry.module) or not self._is_whole(entry.module, entry.local):
+            return None
+        block = Block(entry.module, entry.name, home)
+        self.blocks.append(block)
+        return block
+
+    def _is_whole(self, module: nn.Module, local: str) -> bool:
+        if type(module).__name__ in self.no_split or not module._modules:
+            return True
+        if type(module) in _CONTAINERS:
+            return False
+        return local.isdigit() or (id(module) not in self.holds_blocks and id(module) in self.users)
+
+    def _place(self, entry: _Entry, home: Home | None, block: Block | None) -> torch.device | None:
+        """The places of a module's own tensors.
+
+        Returns:
+            Where the first of them runs; None without any.
+        """
+        prefix = f"{entry.name}." if entry.name else ""
+        first = len(self.places)
+        for slot in own_slots(entry.module):
+            name = prefix + slot.name
+            own = self.homes.get(name)
+            if own is not None and home is not None:
+                # A tensor with a key of its own lies there, and runs where its module does.
+                own = Home(own.rests_on, home.runs_on, own.rests_on != home.runs_on)
+            self.places.append(Place(slot, name, own or home or self.root_home))
+        found = self.places[first].home.runs_on if len(self.places) > first else None
+        if found and block is not None:
+            block.members.append(entry.module)
+        elif found and home is not None and (entry.used_on is not None or not has_forward(entry.module)):
+            self.lodgers.append(Lodger(entry.module, entry.owner, home))
+        return found
+
+
+def _used(home: Home | None, used_on: torch.device | None) -> Home | None:
+    """The home of what is used on a device, whatever its key says of where it runs."""
+    if home is None or used_on is None:
+        return home
+    return Home(home.rests_on, used_on, home.rests_on != used_on)
+
+
+def _holders(model: nn.Module, no_split: frozenset[str]) -> set[int]:
+    """Modules with a no-split module or a numbered one somewhere inside."""
+    holders: set[int] = set()
+    for _, module in reversed(list(modules_of(model))):
+        for key, child in module._modules.items():
+            if child is not None and (
+                id(child) in holders or key.isdigit() or type(child).__name__ in no_split
+            ):
+                holders.add(id(module))
+    return holders
+
+
+def has_forward(module: nn.Module) -> bool:
+    """Whether a module can be called, whatever an earlier dispatch has installed in it."""
+    found = module.__dict__.get("forward")
+    while isinstance(found, Forward):
+        found = found.previous
+    # A traced module's class makes its forward for an instance only.
+    is_traced = isinstance(module, torch.jit.ScriptModule)
+    return found is not None or is_traced or type(module).forward is not nn.Module.forward
+
+
+def _holds_tensors(module: nn.Module) -> bool:
+    return any(next(own_slots(inner), None) is not None for _, inner in modules_of(module))
+
+
+def _users(model: nn.Module) -> set[int]:
+    """Modules that use tensors of their own: in their slots, or in a list of parameters."""
+    users: set[int] = set()
+    seen: set[int] = set()
+    stack = [(model, False)]
+    while stack:
+        module, is_ready = stack.pop()
+        inside = [child for child in module._modules.values() if child is not None]
+        if is_ready:
+            has_list = any(id(child) in users and not has_forward(child) for child in inside)
+            if has_list or next(own_slots(module), None) is not None:
+                users.add(id(module))
+        elif id(module) not in seen:
+            seen.add(id(module))
+            stack.append((module, True))
+            stack.extend((child, False) for child in inside)
+    return users
+
+
+def _words(home: Home | None) -> Any:
+    return "no device" if home is None else "disk" if home.rests_on is None else str(home.rests_on)

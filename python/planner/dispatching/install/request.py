@@ -1,0 +1,40 @@
+"""What a dispatch is asked to do, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from planner.dispatching.install.device_map import Assignment
+
+__all__ = ["Engagement"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engagement:
+    """A checked request.
+
+    Args:
+        assignment: where everything lies and runs.
+        offload_buffers: saved buffers rest with the weights.
+        skip_keys: what never crosses.
+        outside: what happens to readers of offloaded weights.
+        says_device: offloaded weights say where their module runs whoever asks; otherwise, outside of forwards, "meta".
+        weights: resting tensors by full name, where they come from elsewhere than the model.
+        force_borders: borders, too, if there is one device.
+        whole_classes: classes whose instances are brought in whole.
+        room_bytes: by device, what offloaded blocks may take there together; room for two lets one be copied ahead.
+    """
+
+    assignment: Assignment
+    offload_buffers: bool = False
+    skip_keys: frozenset[str] = frozenset()
+    outside: Literal["raise", "fetch"] = "raise"
+    says_device: bool = False
+    weights: Mapping[str, Any] | None = None
+    force_borders: bool = False
+    whole_classes: frozenset[str] = frozenset()
+    room_bytes: Mapping[torch.device, int] = field(default_factory=dict)

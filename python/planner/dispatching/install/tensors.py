@@ -1,0 +1,118 @@
+"""The tensors of a model before and after a dispatch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from planner.dispatching.hooks.place import moves_in_place, placed, rests
+from planner.dispatching.install.lookup import Resting
+from planner.dispatching.install.record import Dispatched, joined
+from planner.dispatching.install.regions import Layout, Place
+from planner.dispatching.install.request import Engagement
+from planner.dispatching.tensors.copies import like_parameter, require_offloadable
+from planner.dispatching.tensors.placeholder import OffloadedTensor
+from planner.dispatching.tensors.slots import Slot
+from planner.errors import OffloadError, PlanMismatchError
+
+__all__ = ["Values"]
+
+
+def _value(resting: Resting, slot: Slot, known: dict[int, Any]) -> Any:
+    found = slot.read()
+    if not isinstance(found, OffloadedTensor):
+        return found
+    if id(found) not in known:
+        known[id(found)] = resting.value(slot)
+    return known[id(found)]
+
+
+class Values:
+    """The tensors of a model: where each comes from, and the copies that the plan asks for."""
+
+    def __init__(
+        self, model: nn.Module, layout: Layout, engaged: list[Dispatched], engagement: Engagement
+    ) -> None:
+        self.places = layout.places
+        self.engagement = engagement
+        resting = Resting(model, engaged)
+        # By stand-in, because files give a new tensor each time, and tied ones are one.
+        known: dict[int, Any] = {}
+        self.before = [_value(resting, place.slot, known) for place in self.places]
+        self.home_devices = [value.device for value in self.before]
+        self._recall(engaged)
+        resident = {
+            (id(value), place.home.runs_on)
+            for place, value in zip(self.places, self.before, strict=True)
+            if not self._wants_rest(place)
+        }
+        # A tied tensor that lies where the other one runs is simply there.
+        self.is_resting = [
+            self._wants_rest(place) and (id(value), place.home.runs_on) not in resident
+            for place, value in zip(self.places, self.before, strict=True)
+        ]
+        self.after: list[Any] = []
+
+    def _recall(self, engaged: list[Dispatched]) -> None:
+        """What an earlier dispatch knows: where tensors came from, and which were tied before they were apart."""
+        known = {
+            (id(row.slot.table), row.slot.name): row for dispatched in engaged for row in dispatched.homes
+        }
+        first: dict[int, Any] = {}
+        for index, place in enumerate(self.places):
+            row = known.get((id(place.slot.table), place.slot.name))
+            if row is None:
+                continue
+            self.home_devices[index] = row.device
+            if row.is_apart():
+                value = self.before[index]
+                self.before[index] = joined(value, first.setdefault(row.group, value))
+
+    def _wants_rest(self, place: Place) -> bool:
+        return place.home.is_offloaded and rests(place.slot, offload_buffers=self.engagement.offload_buffers)
+
+    def check(self) -> None:
+        """Raises before anything is copied."""
+        absent = [
+            place.name
+            for place, value in zip(self.places, self.before, strict=True)
+            if value.device.type == "meta" and not self._has_weight(place)
+        ]
+        if absent:
+            raise PlanMismatchError(
+                f"{len(absent)} tensors are on the meta device, where there is nothing to place, the first is '{absent[0]}'; "
+                "load the weights before dispatching",
+                findings=tuple(absent),
+            )
+        for place, value, is_resting in zip(self.places, self.before, self.is_resting, strict=True):
+            if not is_resting:
+                continue
+            if place.home.rests_on is None and not self._has_weight(place):
+                raise OffloadError(f"'{place.name}' shall lie on disk, but no file has it", name=place.name)
+            require_offloadable(value, place.name)
+
+    def _has_weight(self, place: Place) -> bool:
+        weights = self.engagement.weights
+        return weights is not None and self._wants_rest(place) and place.name in weights
+
+    def move(self) -> None:
+        """Makes the copies. Tied tensors become one copy for each device."""
+        made: dict[tuple[int, torch.device], Any] = {}
+        first: dict[int, Any] = {}
+        for place, value, is_resting in zip(self.places, self.before, self.is_resting, strict=True):
+            device = place.home.rests_on if is_resting else place.home.runs_on
+            if is_resting and self._has_weight(place):
+                self.after.append(value)
+                continue
+            assert device is not None
+            key = (id(value), device)
+            if key not in made:
+                tensor = placed(value, device, place.name)
+                if tensor is value and moves_in_place(value, first.get(id(value), value)):
+                    # The tensor itself goes with the first of its places.
+                    tensor = like_parameter(value, value.detach().clone())
+                made[key] = tensor
+                first.setdefault(id(value), tensor)
+            self.after.append(made[key])

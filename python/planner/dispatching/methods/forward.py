@@ -1,0 +1,373 @@
+"""What stands in a module's place of ``forward``: objects that bring arguments and weights where the module runs.
+
+An object, not a closure: a deep copy leads to the copied module, and it can be pickled. It keeps no copy of the original
+method, but asks the module's class for it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from planner.dispatching.mixed.log import CrossingLog
+from planner.dispatching.transfer.kinds import INERT, KINDS
+from planner.dispatching.transfer.loans import Loans
+from planner.dispatching.transfer.move import find_device, moved, new_loans
+from planner.dispatching.transfer.once import carry_alone, lend, one_forward
+from planner.dispatching.transfer.traced import TracedLoans
+from planner.errors import PlannerError
+
+__all__ = [
+    "Border",
+    "Fetching",
+    "FetchingRoot",
+    "Forward",
+    "Hooked",
+    "Membership",
+    "Root",
+    "Runtime",
+    "installed",
+    "take_off",
+    "untraced",
+]
+
+
+class Runtime(Protocol):
+    """What a border needs while it runs.
+
+    Args:
+        is_special: more has to be done than to move arguments.
+        index: the number of the accelerator where the module runs, -1 for the CPU.
+        skip: keys that stay where they are.
+        prefetcher: who copies offloaded blocks ahead, if anybody.
+    """
+
+    is_special: bool
+    index: int
+    skip: frozenset[str]
+    prefetcher: Any
+
+    def is_elsewhere(self, value: Any) -> bool:
+        """Whether something has to move."""
+
+    def bring(self, args: tuple[Any, ...], loans: Loans | TracedLoans) -> tuple[Any, ...]:
+        """Arguments where the module runs."""
+
+    def bring_keywords(self, kwargs: dict[str, Any], loans: Loans | TracedLoans) -> dict[str, Any]:
+        """The same for keyword arguments."""
+
+    def is_held(self) -> bool:
+        """Whether the block around has brought the weights in."""
+
+    def around(self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The module's forward with everything that belongs before and after it."""
+
+
+class Membership:
+    """Which dispatch a forward belongs to: the same object for all of one.
+
+    Guarantee: where a layer is copied without its model, the copy belongs to none.
+    """
+
+    __slots__ = ("is_disturbed", "log", "record")
+
+    def __init__(self) -> None:
+        self.record: weakref.ref[Any] | None = None
+        # What the model's own code had brought together.
+        self.log = CrossingLog()
+        # Whether somebody has moved modules since.
+        self.is_disturbed = False
+
+    def __reduce__(self) -> Any:
+        return (Membership, ())
+
+    def is_alive(self) -> bool:
+        """Whether the dispatch is there."""
+        return self.record is not None and self.record() is not None
+
+    def require_in_place(self, error: RuntimeError | None = None) -> None:
+        """Raises OffloadError if a tensor is not where its module runs, and that may be why a forward has raised."""
+        if error is not None and not _is_about_devices(error):
+            return
+        record = None if self.record is None else self.record()
+        if record is not None:
+            record.require_in_place(error)
+
+
+class Forward:
+    """Base of what is installed as a module's ``forward``.
+
+    Args:
+        module: the module it is installed in.
+        hook: the hook that says where to.
+        membership: the dispatch that it belongs to; None for a hook that was attached alone.
+    """
+
+    __slots__ = ("__weakref__", "hook", "membership", "module", "previous")
+
+    def __init__(self, module: nn.Module, hook: Any, membership: Membership | None = None) -> None:
+        self.module = module
+        self.hook = hook
+        self.membership = membership
+        # What somebody else had installed there, if anything.
+        self.previous: Any = module.__dict__.get("forward")
+
+    def install(self) -> None:
+        """Takes the place of the module's forward."""
+        self.module.__dict__["forward"] = self
+
+    def original(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module would have computed without us."""
+        if self.previous is not None:
+            return self.previous(*args, **kwargs)
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        if self.previous is not None:
+            previous: Callable[..., Any] = self.previous
+            return previous
+        own: Callable[..., Any] = type(self.module).forward.__get__(self.module)
+        return own
+
+    @property
+    def __name__(self) -> str:
+        return str(getattr(self.__wrapped__, "__name__", "forward"))
+
+    @property
+    def __self__(self) -> nn.Module:
+        return self.module
+
+    @property
+    def __code__(self) -> Any:
+        """torch.export reads the names of arguments there."""
+        return type(self.module).forward.__code__
+
+    @property
+    def __func__(self) -> Callable[..., Any]:
+        return type(self.module).forward
+
+
+class Border(Forward):
+    """Moves arguments that lie elsewhere to the device of a module whose weights stay."""
+
+    __slots__ = ()
+
+    hook: Runtime
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: C901 (one loop, because each call costs a tenth)
+        hook = self.hook
+        if hook.is_special:
+            return hook.around(self, args, kwargs)
+        # This runs for every block, so the common cases are spelled out: plain tensors, tuples of them, and what is inert.
+        index = hook.index
+        loans: Loans | TracedLoans | None = None
+        for value in args:
+            if (
+                (value.get_device() != index or (index < 0 and value.is_meta))
+                if type(value) is Tensor
+                else hook.is_elsewhere(value)
+            ):
+                loans = new_loans()
+                args = hook.bring(args, loans)
+                break
+        for key, value in kwargs.items():
+            cls = type(value)
+            if cls is Tensor:
+                if value.get_device() == index and (index >= 0 or not value.is_meta):
+                    continue
+            elif cls is tuple:
+                for item in value:
+                    if (
+                        (item.get_device() != index or (index < 0 and item.is_meta))
+                        if type(item) is Tensor
+                        else hook.is_elsewhere(item)
+                    ):
+                        break
+                else:
+                    continue
+            elif KINDS.get(cls) == INERT or not hook.is_elsewhere(value):
+                continue
+            if key not in hook.skip:
+                loans = loans or new_loans()
+                kwargs = hook.bring_keywords(kwargs, loans)
+                break
+        if loans is not None:
+            try:
+                output = self.original(*args, **kwargs)
+            finally:
+                loans.give_back()
+            return loans.returned(output)
+        if self.previous is not None:
+            return self.previous(*args, **kwargs)
+        module = self.module
+        return type(module).forward(module, *args, **kwargs)
+
+
+class Root(Border):
+    """The border around the whole model: what crosses inside crosses once."""
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.hook.around(self, args, kwargs)
+        return _whole(self, args, kwargs)
+
+
+class Fetching(Border):
+    """Brings weights and arguments to a module whose weights rest elsewhere, and lets the weights go afterwards."""
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            # Weights change hands, which cannot be traced: one break in the graph, and the module runs as it is.
+            return untraced()(self, args, kwargs)
+        if self.hook.is_held():
+            # The block around has brought them in.
+            return Border.__call__(self, *args, **kwargs)
+        return self.hook.around(self, args, kwargs)
+
+
+class FetchingRoot(Fetching):
+    """The same around the whole model, where that has an offloaded weight of its own."""
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return untraced()(self, args, kwargs)
+        return _whole(self, args, kwargs)
+
+
+def _is_about_devices(error: RuntimeError) -> bool:
+    # The last one since torch 2.8.
+    others = (PlannerError, torch.OutOfMemoryError, getattr(torch, "AcceleratorError", PlannerError))
+    if isinstance(error, others):
+        return False
+    words = str(error)
+    # The last are those of convolutions.
+    return isinstance(error, NotImplementedError) or "device" in words or "should be the same" in words
+
+
+def _whole(forward: Root | FetchingRoot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A forward of the whole model; where it fails because somebody has moved a tensor, the error says so."""
+    membership = forward.membership
+    if membership is None:
+        return _with_crossings(forward, args, kwargs)
+    if membership.is_disturbed:
+        membership.require_in_place()
+        membership.is_disturbed = False
+    try:
+        return _with_crossings(forward, args, kwargs)
+    except RuntimeError as error:
+        membership.require_in_place(error)
+        raise
+
+
+def _with_crossings(forward: Root | FetchingRoot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Tensors cross once, and nothing that was copied ahead stays."""
+    prefetcher = forward.hook.prefetcher
+    with one_forward():
+        if prefetcher is None:
+            return forward.hook.around(forward, args, kwargs)
+        this = object()
+        try:
+            try:
+                prefetcher.begin(this)
+                return forward.hook.around(forward, args, kwargs)
+            finally:
+                prefetcher.finish(this)
+        except BaseException:
+            prefetcher.finish(this)  # again, in case that an interrupt came just before it
+            raise
+
+
+class Hooked(Forward):
+    """Calls any hook around the module, as accelerate does, and tells ours when the module raises."""
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module = self.module
+        hook: Any = module._hf_hook
+        args, kwargs = hook.pre_forward(module, *args, **kwargs)
+        try:
+            if hook.no_grad:
+                with torch.no_grad():
+                    output = self.original(*args, **kwargs)
+            else:
+                output = self.original(*args, **kwargs)
+        except BaseException:
+            cancel = getattr(hook, "cancel_forward", None)
+            if cancel is not None:
+                cancel(module)
+            raise
+        return hook.post_forward(module, output)
+
+
+def _run(forward: Fetching, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return forward.hook.around(forward, args, kwargs)
+
+
+def untraced() -> Callable[..., Any]:
+    """Runs a forward outside of torch.compile. Made where it is used: making it loads the compiler, which takes seconds."""
+    disabled: Callable[..., Any] = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
+    return disabled
+
+
+def installed(module: nn.Module) -> Forward | None:
+    """What of ours is installed in a module, if anything, also below what others have installed over it."""
+    found = module.__dict__.get("forward")
+    if isinstance(found, Forward):
+        return found
+    below = module.__dict__.get("_old_forward")
+    return below if isinstance(below, Forward) else None
+
+
+def take_off(module: nn.Module, forward: Forward) -> None:
+    """Removes one of ours from a module and leaves what others have installed."""
+    for place in ("forward", "_old_forward"):
+        found = module.__dict__.get(place)
+        if found is forward:
+            _put_back(module, place, forward.previous)
+            return
+        while isinstance(found, Forward):
+            if found.previous is forward:
+                found.previous = forward.previous
+                return
+            found = found.previous
+
+
+def _put_back(module: nn.Module, place: str, previous: Any) -> None:
+    if previous is not None:
+        module.__dict__[place] = previous
+    elif place == "forward":
+        del module.__dict__["forward"]
+    else:
+        module.__dict__[place] = type(module).forward.__get__(module)
+
+
+def bring(value: Any, device: torch.device, skip: frozenset[str], loans: Loans | TracedLoans) -> Any:
+    """Arguments on a device, sharing what has crossed before.
+
+    Args:
+        loans: gets what has to be given back after the call.
+    """
+    return moved(value, device, skip, lend(loans), loans)
+
+
+def sent(value: Any, device: torch.device, skip: frozenset[str]) -> Any:
+    """A value on a device, in a copy of its own where something moves."""
+    return moved(value, device, skip, carry_alone)
+
+
+def device_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device | None:
+    """The device of the first tensor among arguments."""
+    found = find_device(args)
+    return found if found is not None else find_device(kwargs)

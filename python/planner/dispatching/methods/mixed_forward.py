@@ -1,0 +1,95 @@
+"""Forwards of a model over several devices: where its own code may mix these, the mode is on, and where it cannot, off."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from planner.dispatching.methods.forward import Border, Fetching, FetchingRoot, Forward, Root, untraced
+from planner.dispatching.mixed.operators import Glue, gluing, lifted, pop, push, size, top
+
+__all__ = ["Apart", "FetchingApart", "FetchingMixed", "FetchingMixedRoot", "Mixed", "MixedRoot"]
+
+
+class Apart(Border):
+    """Around a module that runs on one device, inside of one whose own code may mix devices."""
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # As `lifted`, spelled out, because this runs for every block.
+        count = size()
+        if count and type(mode := top(count - 1)) is Glue:
+            pop()
+            try:
+                return Border.__call__(self, *args, **kwargs)
+            finally:
+                push(mode)
+        return Border.__call__(self, *args, **kwargs)
+
+
+class FetchingApart(Fetching):
+    """The same where weights are brought in."""
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        mode = lifted()
+        if mode is None:
+            return Fetching.__call__(self, *args, **kwargs)
+        try:
+            return Fetching.__call__(self, *args, **kwargs)
+        finally:
+            push(mode)
+
+
+class Mixed(Border):
+    """Around a module with parts on several devices, whose own code may mix these."""
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.hook.around(self, args, kwargs)
+
+    def original(self, *args: Any, **kwargs: Any) -> Any:
+        return _glued(self, args, kwargs)
+
+
+class FetchingMixed(Fetching):
+    """The same where weights are brought in."""
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return untraced()(self, args, kwargs)
+        return self.hook.around(self, args, kwargs)
+
+    def original(self, *args: Any, **kwargs: Any) -> Any:
+        return _glued(self, args, kwargs)
+
+
+class MixedRoot(Root):
+    """Around a whole model with parts on several devices."""
+
+    __slots__ = ()
+
+    def original(self, *args: Any, **kwargs: Any) -> Any:
+        return _glued(self, args, kwargs)
+
+
+class FetchingMixedRoot(FetchingRoot):
+    """The same where it has an offloaded weight of its own."""
+
+    __slots__ = ()
+
+    def original(self, *args: Any, **kwargs: Any) -> Any:
+        return _glued(self, args, kwargs)
+
+
+def _glued(forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a module computes that may mix devices."""
+    membership, call = forward.membership, partial(Forward.original, forward, *args, **kwargs)
+    return call() if membership is None else gluing(membership.log, call)

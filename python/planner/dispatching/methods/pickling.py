@@ -1,0 +1,58 @@
+"""Pickling modules with stand-ins in them: alone, a stand-in refuses to be pickled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from planner.dispatching.offload.refcount import Residency
+from planner.dispatching.tensors.placeholder import OffloadedTensor
+
+__all__ = ["Pickling", "end_pickling", "let_pickle"]
+
+_PLACE = "__reduce_ex__"
+
+
+class Pickling:
+    """Stands in the place of a module's ``__reduce_ex__``.
+
+    Args:
+        module: the module.
+        residency: of its offloaded tensors; a copy that is made while they are in use has stand-ins as well.
+    """
+
+    __slots__ = ("module", "residency")
+
+    def __init__(self, module: nn.Module, residency: Residency) -> None:
+        self.module = module
+        self.residency = residency
+
+    def __call__(self, protocol: Any) -> Any:
+        reduced: Any = type(self.module).__reduce_ex__(self.module, protocol)
+        if not isinstance(reduced, tuple) or len(reduced) < 3 or not isinstance(reduced[2], dict):
+            return reduced
+        state = {
+            key: self._in_model(value) if key in ("_parameters", "_buffers") else value
+            for key, value in reduced[2].items()
+        }
+        return (*reduced[:2], state, *reduced[3:])
+
+    def _in_model(self, table: dict[str, Any]) -> dict[str, Any]:
+        found = {name: self.residency.outside(tensor) for name, tensor in table.items()}
+        return {
+            name: tensor.in_model() if isinstance(tensor, OffloadedTensor) else tensor
+            for name, tensor in found.items()
+        }
+
+
+def let_pickle(residency: Residency) -> None:
+    """Lets the module of a residency be pickled and copied with its stand-ins."""
+    module = residency.at_rest.slots[0].module
+    module.__dict__[_PLACE] = Pickling(module, residency)
+
+
+def end_pickling(module: nn.Module) -> None:
+    """Undoes :func:`let_pickle`."""
+    if isinstance(module.__dict__.get(_PLACE), Pickling):
+        del module.__dict__[_PLACE]

@@ -1,0 +1,188 @@
+"""Copying the next offloaded block to its accelerator while this one computes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from planner.dispatching.offload.materialize import version_of
+from planner.dispatching.offload.refcount import Residency, is_capturing
+from planner.dispatching.offload.store import AtRest
+from planner.dispatching.tensors.copies import copied
+
+__all__ = ["OffloadedBlock", "Prefetcher", "Staged"]
+
+logger = logging.getLogger(__name__)
+
+
+class OffloadedBlock(Protocol):
+    """What copying ahead knows of a block.
+
+    Args:
+        device: where it runs.
+        follower: the offloaded block that ran after it, as learnt.
+        module_name: its name, for messages.
+    """
+
+    device: torch.device | None
+    follower: Any
+    module_name: str
+
+    @property
+    def needed(self) -> tuple[Residency, ...]:
+        """The offloaded tensors that are brought in for it."""
+
+    def resting_bytes(self) -> int:
+        """Bytes of these."""
+
+
+class Staged:
+    """Tensors of one residency on their way to a device.
+
+    Args:
+        origins: the resting tensors.
+        tensors: their copies.
+        device: where they go.
+        event: when they have arrived.
+    """
+
+    __slots__ = ("device", "event", "origins", "tensors", "versions")
+
+    def __init__(
+        self,
+        origins: Sequence[torch.Tensor],
+        tensors: Sequence[torch.Tensor],
+        device: torch.device,
+        event: Any,
+    ) -> None:
+        self.origins = origins
+        self.versions = [version_of(tensor) for tensor in origins]
+        self.tensors = tensors
+        self.device = device
+        self.event = event
+
+    def take(self, device: torch.device, at_rest: AtRest) -> Sequence[torch.Tensor] | None:
+        """The copies, once this thread's stream may use them; None if they are not what is wanted now."""
+        if device != self.device or not self._is_current(at_rest):
+            return None
+        stream = torch.get_device_module(device).current_stream(device)
+        stream.wait_event(self.event)
+        for tensor in self.tensors:
+            # Freed memory goes back to the stream that it was taken from; it must not be handed out before we are done.
+            tensor.record_stream(stream)
+        return self.tensors
+
+    def _is_current(self, at_rest: AtRest) -> bool:
+        """Whether the resting tensors are those that were copied, and as they were then."""
+        if [version_of(tensor) for tensor in self.origins] != self.versions:
+            return False
+        # Files make a new tensor each time, and reading them again is what copying ahead saves.
+        return not isinstance(at_rest.source, MutableMapping) or all(
+            at_rest.value(index) is origin for index, origin in enumerate(self.origins)
+        )
+
+
+class _Lane(threading.local):
+    """What this thread did last in the forward that it is in."""
+
+    def __init__(self) -> None:
+        self.last: OffloadedBlock | None = None
+        self.staged: list[Residency] = []
+        # Forwards of the whole model that have begun and not ended.
+        self.forwards: set[object] = set()
+
+    def __reduce__(self) -> Any:
+        return (_Lane, ())
+
+
+class Prefetcher:
+    """Learns in the first forward which block follows which, and from then on copies one block ahead.
+
+    Args:
+        room_bytes: by device, what blocks may take there together: that in use and the next one.
+
+    Guarantee: outputs are the same. A block that does not fit into the room is not copied ahead; what was copied ahead
+        and not used is gone after the forward. Copies start from pinned memory, which takes the place of the resting
+        tensors.
+    """
+
+    def __init__(self, room_bytes: Mapping[torch.device, int]) -> None:
+        self.room_bytes = dict(room_bytes)
+        self._streams: dict[torch.device, Any] = {}
+        self._lane = _Lane()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"room_bytes": self.room_bytes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["room_bytes"])  # type: ignore[misc]
+
+    @staticmethod
+    def serves(device: torch.device) -> bool:
+        """Whether a device has streams."""
+        return device.type not in ("cpu", "meta") and hasattr(torch.get_device_module(device), "Stream")
+
+    def computing(self, hook: OffloadedBlock) -> None:
+        """To be called when a block has its weights and is about to compute: sends for the next one."""
+        lane = self._lane
+        if not lane.forwards:
+            return  # one layer called alone: nobody would clean up after the next one
+        if lane.last is not None:
+            lane.last.follower = hook
+        lane.last = hook
+        following = hook.follower
+        self._drop_unused(lane, following)
+        if following is None or following.device is None or following is hook:
+            return
+        if is_capturing(following.device):
+            return  # the block itself will say that this cannot be
+        if hook.resting_bytes() + following.resting_bytes() <= self.room_bytes.get(following.device, 0):
+            self._stage(following, following.device, lane)
+
+    def begin(self, forward: object) -> None:
+        """To be called before a forward of the whole model; :meth:`finish` ends it."""
+        self._lane.forwards.add(forward)
+
+    def finish(self, forward: object) -> None:
+        """To be called after a forward, once or more: nothing that was copied ahead stays."""
+        lane = self._lane
+        lane.forwards.discard(forward)
+        if not lane.forwards:
+            lane.last = None
+            self._drop_unused(lane, None)
+
+    @staticmethod
+    def _drop_unused(lane: _Lane, following: OffloadedBlock | None) -> None:
+        """Another order than the learnt one: what was copied ahead and is not next gives back its room."""
+        kept = () if following is None else following.needed
+        wanted = {id(residency) for residency in kept}
+        for residency in lane.staged:
+            if id(residency) not in wanted:
+                residency.unstage()
+        lane.staged = [residency for residency in lane.staged if id(residency) in wanted]
+
+    def _stage(self, hook: OffloadedBlock, device: torch.device, lane: _Lane) -> None:
+        module = torch.get_device_module(device)
+        stream = self._streams.get(device)
+        if stream is None:
+            stream = self._streams[device] = module.Stream(device=device)
+        try:
+            for residency in hook.needed:
+                # Written down first, so that an interrupt leaves nothing behind.
+                lane.staged.append(residency)
+                residency.stage(lambda found: _on_stream(found, device, module, stream))
+        except RuntimeError as error:
+            # No room on the accelerator, or no pinned memory. What else there may be, the block itself will say.
+            logger.info("'%s' cannot be copied ahead: %s", hook.module_name, error)
+            self.room_bytes[device] = 0
+            self._drop_unused(lane, None)
+
+
+def _on_stream(tensors: Sequence[torch.Tensor], device: torch.device, module: Any, stream: Any) -> Staged:
+    with module.stream(stream):
+        copies = [copied(tensor, device, non_blocking=True) for tensor in tensors]
+    return Staged(tensors, copies, device, stream.record_event())

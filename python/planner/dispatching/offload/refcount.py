@@ -1,0 +1,216 @@
+"""Who uses the offloaded tensors of a module: brought in for the first one, and out again after the last."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from planner.dispatching.offload.materialize import Visit
+from planner.dispatching.offload.store import AtRest
+from planner.errors import OffloadError
+
+__all__ = ["Residency", "Use", "is_capturing"]
+
+
+class Residency:
+    """Offloaded tensors of one module, and who uses them.
+
+    Args:
+        at_rest: the tensors.
+
+    Guarantee: used by several threads, or again from inside, tensors are brought in once and go with the last user. When
+        :meth:`acquire` raises, everything is as before.
+    """
+
+    __slots__ = ("_lock", "_users", "_visit", "at_rest", "staged")
+
+    def __init__(self, at_rest: AtRest) -> None:
+        self.at_rest = at_rest
+        self._begin_unused()
+
+    def _begin_unused(self) -> None:
+        self._lock = threading.Lock()
+        self._users: set[Use] = set()
+        self._visit: Visit | None = None
+        # Copies on their way, and what they are copies of.
+        self.staged: Any = None
+
+    def __getstate__(self) -> AtRest:
+        return self.at_rest
+
+    def __setstate__(self, at_rest: AtRest) -> None:
+        self.at_rest = at_rest
+        self._begin_unused()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether somebody uses the tensors now."""
+        return bool(self._users)
+
+    def is_held(self, device: torch.device | None) -> bool:
+        """Whether this thread uses the tensors on a device already, and so will find them until it has ended that use."""
+        use, visit = _held.uses.get(self), self._visit
+        return use is not None and visit is not None and use in self._users and visit.device == device
+
+    def acquire(self, device: torch.device, use: Use) -> None:
+        """Brings the tensors to a device, or joins those who have.
+
+        Raises:
+            OffloadError: they are in use on another device, or a tensor cannot be had. Fields: ``name``.
+        """
+        with self._lock:
+            if not self.at_rest.slots:
+                return
+            visit = self._visit
+            if self._users and visit is not None and visit.device != device:
+                name = self.at_rest.names[0]
+                raise OffloadError(
+                    f"'{name}' is in use on {visit.device} and cannot be brought to {device} at the same time",
+                    name=name,
+                )
+            if visit is not None and not visit.is_complete:
+                self._end_visit()  # somebody was interrupted there
+            # Counted first, so that an interrupt at any point finds here what has to be undone.
+            self._users.add(use)
+            try:
+                if self._visit is None:
+                    self._begin_visit(device)
+            except BaseException:
+                self._leave(use)
+                raise
+
+    def compare_all(self) -> None:
+        """Lets the end of this visit find every write, also those that torch does not count."""
+        with self._lock:
+            if self._visit is not None:
+                self._visit.is_thorough = True
+
+    def release(self, use: Use) -> None:
+        """Ends one use, if it has not ended; the last one puts the stand-ins back."""
+        with self._lock:
+            self._leave(use)
+
+    def outside(self, tensor: Any) -> Any:
+        """What lies in a slot outside of forwards, where this tensor lies now."""
+        visit = self._visit
+        guests = [] if visit is None else visit.guests
+        return next((guest.found for guest in guests if guest.tensor is tensor), tensor)
+
+    def stage(self, send: Callable[[Sequence[torch.Tensor]], Any]) -> None:
+        """Copies the resting tensors ahead of their use; not if they are in use, or on their way already.
+
+        Args:
+            send: starts the copies of tensors in pinned memory.
+        """
+        with self._lock:
+            rest = self.at_rest
+            if self._users or self.staged is not None or not rest.slots or rest.is_shared():
+                return
+            rest.pin()
+            self.staged = send([rest.value(index) for index in range(len(rest.slots))])
+
+    def unstage(self) -> None:
+        """Forgets copies that were made ahead, if nobody has used them."""
+        with self._lock:
+            self.staged = None
+
+    def close(self) -> None:
+        """Lets go of the slots for good, leaving what lies in them."""
+        with self._lock:
+            self.at_rest = AtRest((), (), (), {})
+            self._visit, self.staged = None, None
+            self._users = set()
+
+    def _begin_visit(self, device: torch.device) -> None:
+        rest = self.at_rest
+        refuse_capture(device, rest.names[0])
+        staged, self.staged = self.staged, None
+        rest.runs_on = device
+        ready = None if staged is None else staged.take(device, rest)
+        visit = self._visit = Visit(rest, device)
+        if staged is None or ready is None:
+            visit.bring_in()
+        else:
+            visit.bring_in(staged.origins, ready)
+
+    def _leave(self, use: Use) -> None:
+        self._users.discard(use)
+        if not self._users:
+            self._end_visit()
+
+    def _end_visit(self) -> None:
+        visit = self._visit
+        if visit is None:
+            return
+        try:
+            visit.put_back()
+            visit.keep_changes()
+        except Exception:
+            self._visit = None  # trying again would not help; after an interrupt it does
+            raise
+        self._visit = None
+
+
+class Use:
+    """One use of some residencies, for one forward.
+
+    Args:
+        residencies: those that the forward needs.
+
+    Guarantee: ending it a second time does nothing, or what an interrupt has left undone.
+    """
+
+    __slots__ = ("residencies",)
+
+    def __init__(self, residencies: Sequence[Residency]) -> None:
+        self.residencies = residencies
+
+    def begin(self, device: torch.device) -> None:
+        """Brings all to a device; whoever calls this calls :meth:`end`, also when it raises."""
+        if not self.residencies:
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            for residency in self.residencies:
+                residency.acquire(device, self)
+                _held.uses.setdefault(residency, self)
+
+    def end(self) -> None:
+        """Ends the use of all, also when one of them raises."""
+        try:
+            for residency in self.residencies:
+                if _held.uses.get(residency) is self:
+                    del _held.uses[residency]
+                residency.release(self)
+        except BaseException:
+            self.end()
+            raise
+
+
+class _Held(threading.local):
+    """The outermost use of each residency by this thread."""
+
+    def __init__(self) -> None:
+        self.uses: dict[Residency, Use] = {}
+
+
+_held = _Held()
+
+
+def refuse_capture(device: torch.device, name: str) -> None:
+    """Raises OffloadError while a CUDA graph is captured: a replay would run on memory that was given back."""
+    if is_capturing(device):
+        raise OffloadError(
+            f"a CUDA graph cannot be captured over '{name}', which is offloaded: a replay would read memory that was given "
+            "back; place the module on the accelerator",
+            name=name,
+        )
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether work for a device is recorded into a CUDA graph just now."""
+    if device.type != "cuda" or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    return torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,105 @@
+"""Which device a stand-in says: the one where its module runs, or "meta" for those who look for what is offloaded."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from planner.dispatching.tensors.slots import Slot, modules_of
+
+__all__ = ["Whereabouts"]
+
+_META = torch.device("meta")
+_CPU = torch.device("cpu")
+# What runs a module, as the interpreter calls it.
+_CALLS = frozenset({"_call_impl", "forward", "generate"})
+
+
+class _AtRest(Protocol):
+    """Of :class:`planner.dispatching.offload.store.AtRest`, what a stand-in needs."""
+
+    @property
+    def slots(self) -> Sequence[Slot]: ...
+
+    @property
+    def placeholders(self) -> Sequence[Any]: ...
+
+    @property
+    def runs_on(self) -> torch.device | None: ...
+
+    def fetch(self, index: int) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Whereabouts:
+    """Where the values of a stand-in are, and who is told where they are wanted.
+
+    Args:
+        at_rest: the tensors that it is one of.
+        index: which one.
+        is_open: everybody is told; otherwise only who asks inside a forward, and everybody else gets "meta", as accelerate
+            has it.
+    """
+
+    at_rest: _AtRest
+    index: int
+    is_open: bool
+
+    def device(self) -> torch.device:
+        """The device to say to who asks now."""
+        if self.is_open or self._is_running():
+            return self.at_rest.runs_on or _CPU
+        return _META
+
+    def closed(self) -> Whereabouts:
+        """The same, told inside a forward only."""
+        return replace(self, is_open=False)
+
+    def is_of(self, guard: Any) -> bool:
+        """Whether a stand-in stands for the tensor itself and not for a view of it."""
+        return self.at_rest.placeholders[self.index] is guard
+
+    def values(self) -> torch.Tensor:
+        """A copy of the tensor where its module runs."""
+        return self.at_rest.fetch(self.index)
+
+    def _is_running(self) -> bool:
+        """Whether a module that holds the tensor runs in this thread, or this one works for the thread where it does.
+
+        Read from the stack: it belongs to the thread, knows modules that have no hook, and is right after any error.
+        """
+        if torch._C._current_graph_task_id() != -1:
+            return True  # backward: a part of a forward is computed again
+        if self._is_running_in(sys._getframe(1)):
+            return True
+        if threading.current_thread() is threading.main_thread():
+            return False
+        # A thread that a forward has started, or has given work to, has none of it on its own stack.
+        return any(self._is_running_in(frame) for frame in list(sys._current_frames().values()))
+
+    def _is_running_in(self, frame: FrameType | None) -> bool:
+        while frame is not None:
+            code = frame.f_code
+            if code.co_name in _CALLS and code.co_argcount > 0:
+                caller = frame.f_locals.get(code.co_varnames[0])
+                if isinstance(caller, nn.Module) and self._is_inside(caller):
+                    return True
+            frame = frame.f_back
+        return False
+
+    def _is_inside(self, model: nn.Module) -> bool:
+        owner, guard = self.at_rest.slots[self.index].module, self.at_rest.placeholders[self.index]
+        return any(
+            module is owner
+            or any(
+                held is guard for table in (module._parameters, module._buffers) for held in table.values()
+            )
+            for _, module in modules_of(model)
+        )

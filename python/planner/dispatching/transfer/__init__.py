@@ -1,0 +1,1 @@
+"""What crosses between devices: arguments, containers, and what is written into them."""

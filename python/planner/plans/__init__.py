@@ -1,0 +1,1 @@
+"""What a plan says, in data, words and pictures."""

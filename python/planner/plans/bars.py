@@ -1,0 +1,107 @@
+"""A device's budget as the bar that every picture draws: used, reserved, headroom, free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from planner.units import format_bytes
+
+__all__ = ["PARTS", "HasRoom", "Part", "Segment", "bar_words", "device_classes", "segments"]
+
+Part = Literal["used", "reserved", "headroom", "free"]
+PARTS: tuple[Part, ...] = ("used", "reserved", "headroom", "free")
+_ACCELERATOR_COLOURS = 8
+
+
+class HasRoom(Protocol):
+    """A device in a plan, as far as a bar needs it."""
+
+    @property
+    def id(self) -> int | str: ...
+    @property
+    def budget_bytes(self) -> int | None: ...
+    @property
+    def headroom_bytes(self) -> int: ...
+    @property
+    def used_bytes(self) -> int: ...
+    @property
+    def reserved_bytes(self) -> int: ...
+    @property
+    def free_bytes(self) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One part of a bar.
+
+    Args:
+        part: which.
+        size_bytes: its bytes; None is without limit.
+        share: its share of the bar, from 0 to 1.
+    """
+
+    part: Part
+    size_bytes: int | None
+    share: float
+
+
+def segments(device: HasRoom) -> tuple[Segment, ...]:
+    """The four parts of a device's bar, in the order of ``PARTS``.
+
+    Guarantee: bytes are the plan's; shares add up to 1, or to 0 for a device without any byte. Free room without limit
+        has no share: there is nothing to measure it by.
+
+    Example:
+        >>> from planner.plans.plan import DevicePlan
+        >>> device = DevicePlan(id=0, kind="accelerator", pool=None, budget_bytes=100, headroom_bytes=10,
+        ...                     used_bytes=50, reserved_bytes=15, free_bytes=25, origin="user")
+        >>> [(segment.part, segment.share) for segment in segments(device)]
+        [('used', 0.5), ('reserved', 0.15), ('headroom', 0.1), ('free', 0.25)]
+    """
+    sizes = {
+        "used": device.used_bytes,
+        "reserved": device.reserved_bytes,
+        "headroom": device.headroom_bytes,
+        "free": device.free_bytes,
+    }
+    whole = sum(size or 0 for size in sizes.values())
+    return tuple(Segment(part, sizes[part], (sizes[part] or 0) / whole if whole else 0.0) for part in PARTS)
+
+
+def bar_words(device: HasRoom) -> str:
+    """A bar for those who hear it.
+
+    Example:
+        >>> from planner.plans.plan import DevicePlan
+        >>> print(bar_words(DevicePlan(id="disk", kind="disk", pool=None, budget_bytes=None, headroom_bytes=0,
+        ...                            used_bytes=2048, reserved_bytes=0, free_bytes=None, origin="user")))
+        disk: 2.00 KiB used, 0 B reserved, 0 B headroom, no limit
+    """
+    parts = [
+        f"{format_bytes(segment.size_bytes)} {segment.part}"
+        for segment in segments(device)
+        if segment.size_bytes is not None
+    ]
+    if device.budget_bytes is None:
+        parts.append("no limit")
+    return f"{device.id}: {', '.join(parts)}"
+
+
+def device_classes(ids: Sequence[int | str]) -> tuple[str, ...]:
+    """What decides each device's colour: its kind, and for accelerators their order.
+
+    Example:
+        >>> device_classes([0, 3, "cpu", "disk"])
+        ('a0', 'a1', 'cpu', 'disk')
+    """
+    classes: list[str] = []
+    accelerators = 0
+    for each in ids:
+        if each in ("cpu", "disk"):
+            classes.append(str(each))
+        else:
+            classes.append(f"a{accelerators % _ACCELERATOR_COLOURS}")
+            accelerators += 1
+    return tuple(classes)

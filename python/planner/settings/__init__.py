@@ -1,0 +1,1 @@
+"""The planner's own settings, and what a model's configuration tells of it."""

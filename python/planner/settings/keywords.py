@@ -1,0 +1,65 @@
+"""The settings as keyword arguments, in types: what `plan()` takes, field for field as in the schema."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias, TypedDict, Union
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["ModelKeywords", "PlanSettings", "StrategyKeywords"]
+
+# What is read as each; see planner.settings.schema. Keys of mappings are devices or names: a Mapping's key type would refuse a
+# dict[int, int] where int | str is meant.
+DeviceLike: TypeAlias = Union[int, str, "torch.device"]
+ByteSizeLike: TypeAlias = float | str | SupportsIndex
+DTypeLike: TypeAlias = Union[str, "torch.dtype"]
+StrategyName: TypeAlias = Literal["auto", "sequential", "balanced", "balanced_low_0"]
+
+
+class StrategyKeywords(TypedDict, total=False):
+    """A strategy with its options; see the classes of :data:`planner.settings.schema.Strategy`."""
+
+    type: StrategyName
+    fill: Literal["even", "fewest", "in_order"]
+    search_steps: int
+    fallback_allocation: bool
+    reserve: Literal["always", "if_offloaded"]
+
+
+class ModelKeywords(TypedDict, total=False):
+    """Facts about the model; see :class:`planner.settings.schema.Model`."""
+
+    model_type: str | None
+    dtype: DTypeLike | None
+    num_hidden_layers: int | None
+    hidden_size: int | None
+    num_attention_heads: int | None
+    num_key_value_heads: int | None
+    head_dim: int | None
+    max_position_embeddings: int | None
+    quant_method: str | None
+
+
+class PlanSettings(TypedDict, total=False):
+    """All settings of a plan; see :class:`planner.settings.schema.Settings`."""
+
+    strategy: StrategyName | StrategyKeywords
+    max_memory: Mapping[Any, ByteSizeLike] | None
+    headroom: Mapping[Any, ByteSizeLike] | None
+    mode: Literal["any", "no_disk", "gpu_only"]
+    dtype: DTypeLike | None
+    special_dtypes: Mapping[str, DTypeLike]
+    no_split_module_classes: Sequence[str]
+    no_split_modules: Sequence[str]
+    granularity: Literal["block", "module", "expert"]
+    pin: Mapping[str, DeviceLike]
+    forbid: Mapping[str, Sequence[DeviceLike]]
+    keep_together: Sequence[Sequence[str]]
+    execute_offloaded: Literal["accelerator", "cpu"]
+    staging_blocks: int
+    offload_folder: str | os.PathLike[str] | None
+    offload_buffers: bool
+    model: ModelKeywords

@@ -1,0 +1,292 @@
+"""The planner's own settings: one schema, first user of the engine. A field enters with the code that reads it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from planner.config.annotations import parse_type
+from planner.config.problem import suggestion
+from planner.config.schema import config, setting
+from planner.config.types import Leaf
+from planner.spelling import NAMED, count_of, device_words, known_device, shown
+from planner.units import parse_bytes
+
+__all__ = [
+    "DTYPES",
+    "SETTINGS",
+    "Auto",
+    "Balanced",
+    "BalancedLow0",
+    "Bytes",
+    "DType",
+    "Device",
+    "Model",
+    "Sequential",
+    "Settings",
+    "Strategy",
+    "read_budget_row",
+    "read_bytes",
+    "read_device",
+    "read_dtype",
+]
+
+DTYPES: Final = (
+    *("float64", "float32", "float16", "bfloat16"),
+    *(
+        "float8_e4m3fn",
+        "float8_e4m3fnuz",
+        "float8_e5m2",
+        "float8_e5m2fnuz",
+        "float8_e8m0fnu",
+        "float4_e2m1fn_x2",
+    ),
+    *(
+        "int64",
+        "int32",
+        "int16",
+        "int8",
+        "uint64",
+        "uint32",
+        "uint16",
+        "uint8",
+        "bool",
+        "complex64",
+        "complex128",
+    ),
+)
+"""torch's names of element types; listed here because reading a configuration must not need torch."""
+
+_SHORT_DTYPES: Final = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def read_device(said: object) -> int | str:
+    """One spelling for each device: the number of an accelerator, or ``cpu``, ``disk``, ``mps``.
+
+    Returns:
+        A back end that only torch knows stays in words, as in ``virtual:1``: reading a configuration does not need torch.
+
+    Raises:
+        ValueError: not a device.
+
+    Example:
+        >>> [read_device(said) for said in (0, "0", "cuda:0", "xpu:1", "cpu", "virtual:1")]
+        [0, 0, 0, 1, 'cpu', 'virtual:1']
+    """
+    device = known_device(said)
+    if device is not None:
+        return device
+    kind, number = device_words(said) or ("", None)
+    if not kind or kind in NAMED:
+        raise ValueError(f"expected a device such as 0, 'cuda:0', 'cpu' or 'disk', got {shown(said)}")
+    return kind if number is None else f"{kind}:{int(number)}"
+
+
+def read_bytes(said: object) -> int:
+    """Whole bytes from a number of any kind, rounded down, or from a size in words. Raises ValueError."""
+    if isinstance(said, str):
+        return parse_bytes(said)
+    count = count_of(said)
+    if count is None:
+        raise ValueError(
+            f"expected a finite number of bytes of at least 0, or a size such as '10GiB', got {shown(said)}"
+        )
+    return int(count)
+
+
+def read_room(said: object) -> int | str:
+    """Bytes, or a share of the budget as in "10%". Raises ValueError."""
+    if isinstance(said, str) and said.rstrip().endswith("%"):
+        share = said.rstrip()[:-1].strip()
+        if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,6})?", share) or float(share) > 100:
+            raise ValueError(f"expected a share from 0% to 100%, got {shown(said)}")
+        return f"{float(share):.9g}%"  # all digits that it may have
+    return read_bytes(said)
+
+
+def read_budget_row(row: object) -> dict[int | str, int]:
+    """Budgets by device, read as those of ``max_memory``; None is all that there is.
+
+    Raises:
+        ValueError: no budgets, or one device twice.
+
+    Example:
+        >>> read_budget_row({"cuda:0": "1KB", "cpu": 2.5})
+        {0: 1000, 'cpu': 2}
+    """
+    if row is not None and not isinstance(row, Mapping):
+        raise ValueError(f"expected budgets such as {{0: '80GiB', 'cpu': '200GiB'}}, got {shown(row)}")
+    found: dict[int | str, int] = {}
+    for said, size in (row or {}).items():
+        device = read_device(said)
+        if device in found:
+            raise ValueError(f"device {device!r} is named twice")
+        found[device] = read_bytes(size)
+    return found
+
+
+def read_name(said: object) -> str:
+    """A name of a module, tensor or class: a str that is text. Raises ValueError."""
+    if type(said) is not str or said.encode(errors="ignore").decode() != said:
+        raise ValueError(f"expected a name, got {shown(said)}")
+    return said
+
+
+def counted(least: int, most: int) -> Leaf:
+    """Reads an int of a range; exact, as every int."""
+
+    def read(said: object) -> object:
+        if type(said) is not int or not least <= said <= most:
+            raise ValueError(f"expected an int from {least} to {most}, got {shown(said)}")
+        return said
+
+    return Leaf(f"an int from {least} to {most}", read)
+
+
+def read_dtype(said: object) -> str:
+    """torch's name of an element type, from the name, with or without ``torch.``, or from the object itself.
+
+    Raises:
+        ValueError: no such type.
+
+    Example:
+        >>> read_dtype("torch.bfloat16"), read_dtype("fp16")
+        ('bfloat16', 'float16')
+    """
+    is_torch = (type(said).__module__, type(said).__qualname__) == ("torch", "dtype")
+    name = str(said).removeprefix("torch.") if is_torch or type(said) is str else ""
+    name = _SHORT_DTYPES.get(name, name)
+    if name not in DTYPES:
+        raise ValueError(
+            f"expected an element type such as 'float16', got {shown(said)}{suggestion(name, DTYPES)}"
+        )
+    return name
+
+
+Device = Annotated[int | str, Leaf("a device", read_device)]
+Bytes = Annotated[int, Leaf("a size in bytes", read_bytes)]
+Room = Annotated[int | str, Leaf("bytes or a share such as '10%'", read_room)]
+DType = Annotated[str, Leaf("an element type", read_dtype)]
+Name = Annotated[str, Leaf("a name", read_name)]
+# JSON's readers tell whole numbers apart up to here.
+_MOST: Final = 2**53
+Steps = Annotated[int, counted(0, _MOST)]
+Staged = Annotated[int, counted(1, 1000)]
+Fact = Annotated[int, counted(0, _MOST)]
+
+
+@config(tag="sequential")
+class Sequential:
+    """Fill the devices one after the other."""
+
+    fallback_allocation: bool = False
+    reserve: Literal["always", "if_offloaded"] = "always"
+
+
+@config(tag="balanced")
+class Balanced(Sequential):
+    """Spread the model evenly over the accelerators."""
+
+
+@config(tag="balanced_low_0")
+class BalancedLow0(Sequential):
+    """Spread evenly, but leave the first accelerator room for what generation needs."""
+
+
+@config(tag="auto")
+class Auto:
+    """As little offloaded as can be, proven where the search ends."""
+
+    fill: Literal["even", "fewest", "in_order"] = "even"
+    search_steps: Steps = 120_000
+
+
+Strategy = Auto | Sequential | Balanced | BalancedLow0
+"""All strategies. ``type`` picks one: ``strategy: balanced`` is short for ``strategy: {type: balanced}``."""
+
+
+def _head_dim(model: Any, root: object) -> int | None:
+    if model.hidden_size is None or not model.num_attention_heads:
+        return None
+    return int(model.hidden_size) // int(model.num_attention_heads)
+
+
+@config
+class Model:
+    """Facts about the model, filled by the import from its ``config.json``; None means that nobody said it.
+
+    They decide no plan: they stand in it, for the estimate of run-time memory, which reads each of them.
+
+    Args:
+        model_type: the family, which tells the kind of cache.
+        dtype: what keys, values and activations are computed in.
+        num_hidden_layers: layers with a cache.
+        hidden_size: numbers in an activation of one token.
+        num_attention_heads: heads of a layer.
+        num_key_value_heads: heads whose keys and values are cached.
+        head_dim: numbers in a key.
+        max_position_embeddings: the longest context.
+        quant_method: how weights are packed, and so what they are unpacked into.
+    """
+
+    model_type: str | None = None
+    dtype: DType | None = None
+    num_hidden_layers: Fact | None = None
+    hidden_size: Fact | None = None
+    num_attention_heads: Fact | None = None
+    num_key_value_heads: Fact | None = None
+    head_dim: Fact | None = setting(default=None, compute=_head_dim)
+    max_position_embeddings: Fact | None = None
+    quant_method: str | None = None
+
+
+@config
+class Settings:
+    """Everything that decides a plan, apart from the model itself.
+
+    Args:
+        strategy: how devices are filled.
+        max_memory: budget by device; empty or None for all that is detected, else only what is named.
+        headroom: what stays free of a budget, by device, "all" for every device without a word of its own; None for a tenth
+            of what was detected and nothing of what was said.
+        mode: whether something may lie on cpu and disk ("any"), not on disk ("no_disk"), or on accelerators only.
+        dtype: what the weights will be loaded as; None for what they are.
+        special_dtypes: element type by name of a tensor, against ``dtype``.
+        no_split_module_classes: classes, or base classes, whose modules stay on one device; empty for the model's own. The
+            root is taken apart whatever its class.
+        no_split_modules: paths of modules that stay on one device; "" is the whole model.
+        granularity: what a block is: "block", "module" (blocks that would be offloaded are taken apart, unless they were
+            named here), "expert" (each expert is a block).
+        pin: device by path of a module.
+        forbid: devices that a module may not lie on, by path.
+        keep_together: groups of paths that share a device.
+        execute_offloaded: where offloaded blocks run.
+        staging_blocks: blocks for which room is kept at once while they are streamed.
+        offload_folder: where disk offload would go; without it disk is not detected.
+        offload_buffers: whether buffers are offloaded with the parameters.
+        model: facts about the model.
+    """
+
+    strategy: Strategy = Auto()
+    max_memory: Mapping[Device, Bytes] | None = setting(default={}, whole=True)
+    headroom: Mapping[Device, Room] | None = None
+    mode: Literal["any", "no_disk", "gpu_only"] = "any"
+    dtype: DType | None = None
+    special_dtypes: Mapping[Name, DType] = setting(default={})
+    no_split_module_classes: tuple[Name, ...] = ()
+    no_split_modules: tuple[Name, ...] = ()
+    granularity: Literal["block", "module", "expert"] = "block"
+    pin: Mapping[Name, Device] = setting(default={})
+    forbid: Mapping[Name, tuple[Device, ...]] = setting(default={})
+    keep_together: tuple[tuple[Name, ...], ...] = ()
+    execute_offloaded: Literal["accelerator", "cpu"] = "accelerator"
+    staging_blocks: Staged = 1
+    offload_folder: Path | None = None
+    offload_buffers: bool = False
+    model: Model = Model()
+
+
+SETTINGS: Final = parse_type(Settings)
+"""The schema as a type, for code that reads paths."""

@@ -1,0 +1,336 @@
+"""The `auto` strategy on units: rows for the search, and its answer in names and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from planner import _core
+from planner.devices.keys import DeviceKey
+from planner.devices.rooms import Room
+from planner.errors import InfeasibleError, InvalidConstraintError, InvalidDevicesError, InvalidTreeError
+from planner.model.blocks import Blocks
+from planner.plans.plan import Certificate, Reason, Shortfall
+from planner.plans.wording import infeasible_message
+from planner.strategies.minimum import MOST_BYTES
+from planner.units import format_bytes
+
+__all__ = ["AutoAnswer", "AutoSearch", "solve_in_parts"]
+
+_MOST_DEVICES = 64  # a set of devices is a word of the machine
+_MOST_MODEL_BYTES = 1 << 53  # the search adds up to 256 sizes of a model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoAnswer:
+    """What the search found, in names and bytes."""
+
+    device_map: Mapping[str, DeviceKey]
+    execution_map: Mapping[str, DeviceKey]
+    usage_bytes: tuple[tuple[int, int], ...]  # used and reserved, by room
+    certificate: Certificate
+    reasons: Callable[[], tuple[Reason, ...]]
+    shortfall: Callable[[], Shortfall | None]
+    cost_bytes: tuple[int, int]  # offloaded, on disk
+    has_oversized: bool
+    displaced: Callable[[], tuple[str, ...]]  # blocks that are offloaded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoSearch:
+    """One problem for the search.
+
+    Args:
+        blocks: the model.
+        rooms: devices in order of preference.
+        homes: masks of devices by unit, for those that may not lie everywhere.
+        fill, search_steps, mode, execute_offloaded, staging_blocks: see :class:`planner.settings.schema.Settings`.
+    """
+
+    blocks: Blocks
+    rooms: tuple[Room, ...]
+    homes: tuple[tuple[int, int], ...]
+    fill: str
+    search_steps: int
+    mode: str
+    execute_offloaded: str
+    staging_blocks: int
+
+    def __post_init__(self) -> None:
+        if len(self.rooms) > _MOST_DEVICES:
+            raise InvalidDevicesError(
+                f"{len(self.rooms)} devices have budgets; strategy 'auto' takes at most {_MOST_DEVICES}: leave some out, or "
+                "use strategy 'sequential' or 'balanced'",
+                device=self.rooms[_MOST_DEVICES].device,
+            )
+        total_bytes = -(-self.blocks.layout.columns.total_bits // 8)
+        if total_bytes >= _MOST_MODEL_BYTES:
+            raise InvalidTreeError(
+                f"the model has {total_bytes} bytes ({format_bytes(total_bytes)}); strategy 'auto' plans models of less than "
+                f"{_MOST_MODEL_BYTES} ({format_bytes(_MOST_MODEL_BYTES)}): use strategy 'sequential' or 'balanced'",
+                name="",
+            )
+
+    def solve(self, enough_bytes: Mapping[DeviceKey, int] | None = None) -> AutoAnswer:
+        """The best plan that the search finds.
+
+        Args:
+            enough_bytes: by device, what alone would be enough as far as is known.
+
+        Raises:
+            InfeasibleError: none within budgets, constraints and mode.
+        """
+        result = self.blocks.columns.solve(self.row(), list(self.homes), self.options())
+        return self.read(result, enough_bytes)
+
+    def row(self, least_bits: int = 0) -> tuple[list[tuple[str, int | None, int | None]], list[int]]:
+        """Devices and pools as the extension takes them.
+
+        Args:
+            least_bits: capacity of devices that have none. The search passes those over; whoever asks what more room on
+                them would change gives them a single bit.
+        """
+        pools = list(dict.fromkeys(room.pool for room in self.rooms if room.pool))
+        if self.mode == "gpu_only" and not self._has_accelerator_room:
+            least_bits = 1  # a full accelerator is still one: the cpu does not take its place
+        sizes = [
+            max(least_bits, *(_bits(room) for room in self.rooms if room.pool == pool)) for pool in pools
+        ]
+        devices: list[tuple[str, int | None, int | None]] = [
+            (
+                room.kind,
+                max(_bits(room), least_bits),
+                pools.index(room.pool) if room.pool else None,
+            )
+            for room in self.rooms
+        ]
+        return devices, sizes
+
+    def options(self) -> tuple[str, int, str, str, int]:
+        """The search's options as the extension takes them."""
+        return (self.fill, self.search_steps, self.mode, self.execute_offloaded, self.staging_blocks)
+
+    def read(
+        self, result: _core.AutoPlan | _core.AutoFailure, enough_bytes: Mapping[DeviceKey, int] | None = None
+    ) -> AutoAnswer:
+        """The answer to this problem; see :meth:`solve`."""
+        if isinstance(result, _core.AutoFailure):
+            raise self._infeasible(result, enough_bytes or {})
+        keys = [room.device for room in self.rooms]
+        usage_bytes = tuple((-(-used // 8), -(-reserved // 8)) for used, reserved in result.usage)
+        return AutoAnswer(
+            device_map=result.device_map(keys),
+            execution_map=result.execution_map(keys),
+            usage_bytes=usage_bytes,
+            certificate=_certificate(result),
+            cost_bytes=self._cost(usage_bytes),
+            has_oversized=any(name is not None for name in result.oversized),
+            reasons=partial(self._reasons, result),
+            shortfall=partial(self._shortfall, result),
+            displaced=partial(self._displaced, result),
+        )
+
+    @property
+    def _has_accelerator_room(self) -> bool:
+        return any(room.kind == "accelerator" and room.capacity_bytes for room in self.rooms)
+
+    def _slow(self) -> frozenset[str]:
+        """Kinds of devices where what lies is offloaded: the cpu only beside an accelerator."""
+        return frozenset({"cpu", "disk"} if self._has_accelerator_room else {"disk"})
+
+    def _cost(self, usage_bytes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        slow, pairs = self._slow(), list(zip(self.rooms, usage_bytes, strict=True))
+        offloaded = sum(used for room, (used, _) in pairs if room.kind in slow)
+        return offloaded, sum(used for room, (used, _) in pairs if room.kind == "disk")
+
+    def _offloaded_units(self, result: _core.AutoPlan) -> list[int]:
+        """Units that are offloaded, in execution order."""
+        slow = self._slow()
+        is_slow = [room.kind in slow for room in self.rooms]
+        return [unit for unit, home in enumerate(result.home) if is_slow[home]]
+
+    def _displaced(self, result: _core.AutoPlan) -> tuple[str, ...]:
+        return tuple(name for unit in self._offloaded_units(result) for name in self.blocks.unit_names[unit])
+
+    def _reasons(self, result: _core.AutoPlan) -> tuple[Reason, ...]:
+        """One for each unit at home, one more for each accelerator that has no room for an offloaded one, and one for
+        experts that could not be taken apart."""
+        left = [
+            room.capacity_bytes - (used + kept) // 8
+            for room, (used, kept) in zip(self.rooms, result.usage, strict=True)
+        ]
+        reasons = []
+        offloaded = set(self._offloaded_units(result))
+        for unit, (home, oversized) in enumerate(zip(result.home, result.oversized, strict=True)):
+            name, size, room = (
+                self.blocks.unit_name(unit) if oversized is None else oversized,
+                self.blocks.unit_bytes[unit],
+                self.rooms[home],
+            )
+            is_offloaded = unit in offloaded
+            rule = "resident" if not is_offloaded else "offloaded" if oversized is None else "oversized"
+            reasons.append(_reason(rule, name, room.device, size, room.capacity_bytes))
+            if is_offloaded:
+                reasons.extend(
+                    _reason("no_room", name, other.device, size, free)
+                    for other, free in zip(self.rooms, left, strict=True)
+                    if other.kind == "accelerator"
+                )
+        reasons.extend(
+            _reason("fused_experts", name, room.device, self.blocks.unit_bytes[unit], room.capacity_bytes)
+            for name, unit in self.blocks.fused_experts
+            for room in [self.rooms[result.home[unit]]]
+        )
+        return tuple(reasons)
+
+    def _shortfall(self, result: _core.AutoPlan) -> Shortfall | None:
+        sizes = self.blocks.unit_bytes
+        offloaded = self._offloaded_units(result)
+        if not offloaded:
+            return None
+        largest = max(offloaded, key=lambda unit: (sizes[unit], -unit))
+        return Shortfall(name=self.blocks.unit_name(largest), more_bytes=self.lacking_bytes())
+
+    def lacking_bytes(self) -> dict[DeviceKey, int]:
+        """By device, the least that would keep everything on the accelerators."""
+        return self._by_device(self.blocks.columns.shortfall(self.row(1), list(self.homes), self.options()))
+
+    def _by_device(self, more_bits: Sequence[int | None]) -> dict[DeviceKey, int]:
+        pairs = zip(self.rooms, more_bits, strict=True)
+        # Headroom beyond the budget has to be made up for, too.
+        return {
+            room.device: -(-bits // 8) + max(0, room.headroom_bytes - room.budget_bytes)
+            for room, bits in pairs
+            if bits is not None
+        }
+
+    def _infeasible(
+        self, failure: _core.AutoFailure, enough_bytes: Mapping[DeviceKey, int]
+    ) -> InfeasibleError:
+        keys = [room.device for room in self.rooms]
+        if any(room.capacity_bytes == 0 for room in self.rooms):
+            again = self.blocks.columns.solve(self.row(1), list(self.homes), self.options())
+            failure = again if isinstance(again, _core.AutoFailure) else failure
+        more = _least_of(self._by_device(failure.more_bits), enough_bytes)
+        block = self.blocks.unit_name(failure.unit) if len(self.blocks.columns) else ""
+        placed = {
+            self.blocks.unit_name(unit): keys[home]
+            for unit, home in enumerate(failure.best_partial)
+            if home is not None
+        }
+        size = self.blocks.unit_bytes[failure.unit] if len(self.blocks.columns) else 0
+        fields: dict[str, Any] = {"more_bytes": more, "best_partial": placed, "is_proven": failure.is_proven}
+        return InfeasibleError(
+            infeasible_message(block, size, self.mode, more, failure.is_proven),
+            block=block,
+            device=None,
+            shortfall_bytes=min(more.values(), default=None),
+            **fields,
+        )
+
+
+def solve_in_parts(
+    names: Sequence[str], cut: Callable[[Sequence[str]], AutoSearch]
+) -> tuple[AutoSearch, AutoAnswer]:
+    """The best answer of three cuts: all blocks whole, those in parts that would be offloaded, and all in parts.
+
+    Args:
+        names: all blocks.
+        cut: the problem with some of them in parts.
+
+    Returns:
+        The answer that offloads least, the coarsest of equal ones, and its problem. Its certificate is about every plan
+        that has all blocks whole, or each part by itself.
+
+    Raises:
+        InfeasibleError: no plan of either cut.
+        InvalidConstraintError: a part that may lie nowhere.
+    """
+    parts = cut(names)
+    try:
+        whole = cut(())
+        answer = whole.solve()
+    except (InfeasibleError, InvalidConstraintError) as error:
+        # Constraints that contradict each other in a whole block may be about different parts of it.
+        is_proven = isinstance(error, InvalidConstraintError) or error.is_proven
+        try:
+            found = parts.solve(error.more_bytes if isinstance(error, InfeasibleError) else None)
+        except InfeasibleError as finer_error:
+            raise (finer_error if is_proven else error) from None
+        bound_bytes = found.certificate.lower_bound_bytes if is_proven else 0
+        return parts, _certified(found, bound_bytes, found.certificate.steps)
+    displaced = answer.displaced()
+    if not displaced:
+        return whole, _certified(answer, 0, answer.certificate.steps)
+    best, steps = (whole, answer), answer.certificate.steps
+    bound_bytes = 0
+    for search in (cut(displaced), parts):
+        try:
+            finer = search.solve()
+        except InfeasibleError as error:
+            # Parts that fit a card are streamed to it, where a block above every card runs on the cpu and needs no room.
+            bound_bytes = answer.certificate.lower_bound_bytes if error.is_proven else 0
+            continue
+        bound_bytes = (
+            finer.certificate.lower_bound_bytes
+        )  # in the end that of all parts: they can do what blocks can
+        steps += finer.certificate.steps
+        if finer.cost_bytes < best[1].cost_bytes:
+            best = (search, finer)
+    if answer.has_oversized:
+        bound_bytes = min(bound_bytes, answer.certificate.lower_bound_bytes)
+    found = replace(best[1], shortfall=partial(_finer_shortfall, best[1], parts))
+    return best[0], _certified(found, bound_bytes, steps)
+
+
+def _finer_shortfall(answer: AutoAnswer, parts: AutoSearch) -> Shortfall | None:
+    """That of an answer, or less where less is enough for all blocks in parts."""
+    coarse = answer.shortfall()
+    return coarse and replace(coarse, more_bytes=_least_of(parts.lacking_bytes(), coarse.more_bytes))
+
+
+def _least_of(one: Mapping[DeviceKey, int], other: Mapping[DeviceKey, int]) -> dict[DeviceKey, int]:
+    """The less of two amounts for each device that has either."""
+    return {
+        device: min(each[device] for each in (one, other) if device in each)
+        for device in dict.fromkeys((*one, *other))
+    }
+
+
+def _certified(answer: AutoAnswer, bound_bytes: int, steps: int) -> AutoAnswer:
+    """The answer with what is known of all cuts: of returns nothing, for a finer cut may have fewer."""
+    gap_bytes = answer.cost_bytes[0] - bound_bytes
+    certificate = replace(
+        answer.certificate,
+        proven=gap_bytes == 0,
+        lower_bound_bytes=bound_bytes,
+        gap_bytes=gap_bytes,
+        returns_lower_bound=0,
+        steps=steps,
+    )
+    return replace(answer, certificate=certificate)
+
+
+def _bits(room: Room) -> int:
+    return min(room.capacity_bytes, MOST_BYTES) * 8
+
+
+def _certificate(result: _core.AutoPlan) -> Certificate:
+    proven, bound_bits, gap_bits, returns, returns_bound, steps, stage = result.certificate
+    return Certificate(
+        proven=proven,
+        lower_bound_bytes=bound_bits // 8,
+        gap_bytes=-(-gap_bits // 8),
+        returns=returns,
+        returns_lower_bound=returns_bound,
+        steps=steps,
+        stage=stage,
+    )
+
+
+def _reason(rule: str, name: str, device: DeviceKey, needed_bytes: int, available_bytes: int) -> Reason:
+    return Reason(
+        rule=rule, name=name, device=device, needed_bytes=needed_bytes, available_bytes=available_bytes
+    )
