@@ -135,7 +135,7 @@ def covering(model: nn.Module, device_map: Mapping[str, Any]) -> dict[str, Any]:
     wanted = same_for_aliases(model, device_map)
     found: dict[str, Any] = {}
 
-    def visit(name: str, module: nn.Module) -> None:
+    def materialized(name: str, module: nn.Module) -> None:
         prefix = f"{name}." if name else ""
         if not any(key.startswith(prefix) and key != name for key in wanted):
             found[name] = place(name, wanted)
@@ -144,9 +144,9 @@ def covering(model: nn.Module, device_map: Mapping[str, Any]) -> dict[str, Any]:
             found[prefix + key] = place(name, wanted)
         for key, child in module._modules.items():
             if child is not None:
-                visit(prefix + key, child)
+                materialized(prefix + key, child)
 
-    visit("", model)
+    materialized("", model)
     return found
 
 

@@ -262,7 +262,7 @@ def reason(error: BaseException) -> str:
 def judge_case(at: Subject, case: Case, accelerators: Accelerators) -> tuple[str, str]:
     """Dispatches, runs, undoes; a word and what there is to say."""
     verdict = judge_forward(at, case, accelerators)
-    withdraw(at.model)
+    remove(at.model)
     if what := at.before.against(State.of(at.model)):
         return "left behind", f"after undispatch: {what}"
     if what := differences(run(at.model, at.given, "cpu"), at.on_cpu, same_bits):
@@ -342,7 +342,7 @@ def mixes_devices(at: Subject, case: Case) -> bool:
     """
     from accelerate.utils import send_to_device
 
-    withdraw(at.model)
+    remove(at.model)
     twin = copy.deepcopy(at.model)
     for name, module in twin.named_modules():
         device = case.runs_on(name)
@@ -368,7 +368,7 @@ def reads_meta(at: Subject, case: Case) -> bool:
     from accelerate import cpu_offload, dispatch_model
 
     said = covering(at.model, case.places)
-    withdraw(at.model)
+    remove(at.model)
     twin = copy.deepcopy(at.model)
     try:
         if set(said) == {""}:
@@ -388,7 +388,7 @@ def moved(tensor: torch.Tensor, device: Any) -> torch.Tensor:
     return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made
 
 
-def withdraw(model: nn.Module) -> None:
+def remove(model: nn.Module) -> None:
     """Undoes a dispatch, if there is one."""
     if getattr(model, "hf_device_map", None) is not None:
         planner.undispatch(model)
@@ -412,7 +412,7 @@ def judge_gradients(at: Subject, case: Case) -> tuple[str, str]:
     except RuntimeError as error:
         return verdict_on(error, at, case)
     finally:
-        withdraw(at.model)
+        remove(at.model)
     what = differences(found, wanted, close)
     return ("wrong", what) if what else ("equal", "")
 

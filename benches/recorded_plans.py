@@ -98,12 +98,15 @@ def problems(drawn: int) -> Iterator[tuple[str, Any]]:
         yield f"drawn {seed} accelerate", answer(drop_in, case)
         yield f"drawn {seed} transformers", answer(theirs, case)
         settings = {
-            "max_memory": {key: int(size) for key, size in case.max_memory.items()},
+            # What this machine has free just now is no part of a problem.
+            "max_memory": {key: int(size) for key, size in case.max_memory.items()} or {"cpu": 10**6},
             "strategy": rng.choice(STRATEGIES),
             **rng.choice(OPTIONS),
         }
         yield f"drawn {seed} plan", answer(planned, case.model, settings)
-        pins = {"pin": {name: rng.choice(list(case.max_memory)) for name in names(case.model, rng)}}
+        pins = {
+            "pin": {name: rng.choice(list(case.max_memory) or ["cpu"]) for name in names(case.model, rng)}
+        }
         yield (
             f"drawn {seed} pinned",
             answer(planned, case.model, {**settings, "strategy": "auto", **pins}),

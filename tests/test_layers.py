@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
 import pydoc
 import re
@@ -206,3 +207,63 @@ def test_what_is_documented_can_be_imported(page: Path) -> None:
 def test_pydoc_finds_each_function(name: str) -> None:
     found, _ = pydoc.resolve(f"planner.{name}") or (None, "")
     assert found is getattr(planner, name)
+
+
+# ---- Rust: the core's modules, from the bottom to the top
+
+CORE = ROOT / "rust" / "core" / "src"
+CORE_LAYERS = (
+    ("ids", "names", "sets", "keys", "devices"),
+    ("error", "outcome"),
+    ("model",),
+    ("device_map", "checkpoint"),
+    ("strategy",),
+)
+
+
+def core_modules() -> dict[tuple[str, ...], Path]:
+    """Files of the core by path of module; `mod.rs` is its folder's module."""
+    found = {}
+    for file in sorted(CORE.rglob("*.rs")):
+        parts = file.relative_to(CORE).with_suffix("").parts
+        found[parts[:-1] if parts[-1] == "mod" else parts] = file
+    return {parts: file for parts, file in found.items() if parts != ("lib",)}
+
+
+def core_arrows() -> dict[tuple[str, ...], set[tuple[str, ...]]]:
+    """Which module of the core names which other one, by its full path."""
+    modules = core_modules()
+    arrows = {}
+    for parts, file in modules.items():
+        text = file.read_text().partition("#[cfg(test)]")[0]
+        named = [tuple(words.split("::")) for words in re.findall(r"\bcrate::([a-z_]+(?:::[a-z_]+)*)", text)]
+        assert "super::" not in text, f"{file.name}: write the full path, from crate"
+        reached = {
+            max((words[:length] for length in range(1, len(words) + 1) if words[:length] in modules), key=len)
+            for words in named
+        }
+        arrows[parts] = reached - {parts}
+    return arrows
+
+
+def test_the_core_has_layers() -> None:
+    level = {name: height for height, names in enumerate(CORE_LAYERS) for name in names}
+    arrows = core_arrows()
+    assert {parts[0] for parts in arrows} == set(level)
+    upward = [
+        (one, other)
+        for one, reached in arrows.items()
+        for other in reached
+        if level[other[0]] > level[one[0]]
+    ]
+    beside = [
+        (one, other)
+        for one, reached in arrows.items()
+        for other in reached
+        if level[other[0]] == level[one[0]] > 0 and other[0] != one[0]
+    ]
+    assert not upward and not beside
+
+
+def test_the_core_has_no_circles() -> None:
+    graphlib.TopologicalSorter(core_arrows()).prepare()  # raises CycleError with the circle

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from planner.errors import InvalidConstraintError, InvalidDevicesError, InvalidInputError
 from planner.spelling import shown
 
-__all__ = ["is_text", "named", "nearest_key", "require_map", "require_module", "require_texts", "text_set"]
+__all__ = [
+    "device_of",
+    "is_text",
+    "is_within",
+    "listed",
+    "named",
+    "nearest_key",
+    "require_map",
+    "require_module",
+    "require_texts",
+    "text_set",
+]
+
+
+T = TypeVar("T")
 
 
 def require_module(module: Any) -> None:
@@ -100,3 +114,36 @@ def nearest_key(name: str, keys: Container[str]) -> str | None:
     while name and name not in keys:
         name = name.rpartition(".")[0]
     return name if name in keys else None
+
+
+def is_within(name: str, outer: str) -> bool:
+    """Whether a name is another one or lies inside of it; everything lies in "".
+
+    Example:
+        >>> is_within("layers.1.mlp", "layers.1"), is_within("layers.10", "layers.1"), is_within("layers", "")
+        (True, False, True)
+    """
+    return not outer or name == outer or name.startswith(f"{outer}.")
+
+
+def device_of(name: str, device_map: Mapping[str, T]) -> T | None:
+    """Where a device map puts a name: as its nearest key says; None where it says nothing of it as a whole.
+
+    Example:
+        >>> device_of("layers.1.mlp", {"layers.1": "cpu"}), device_of("layers", {"layers.1": "cpu"})
+        ('cpu', None)
+    """
+    key = nearest_key(name, device_map)
+    return None if key is None else device_map[key]
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """Names in a sentence, of which only the first ones are said.
+
+    Example:
+        >>> listed("abc", most=5), listed("abcdefgh", most=3)
+        ('a, b, c', 'a, b, c and 5 more')
+    """
+    found = list(names)
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(found[:most]) + more

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from planner.checkpoint.source import Opened, open_source
 from planner.config import Resolved, Stack
-from planner.config.answer import Answer
+from planner.config.answer import ResolvedNode
 from planner.config.layer import Layer
+from planner.devices.budgets import DeviceBudget, device_budgets
 from planner.devices.keys import DeviceKey
-from planner.devices.rooms import Room, device_rooms
 from planner.errors import InfeasibleError, InvalidConfigError, InvalidConstraintError, InvalidDevicesError
-from planner.model.blocks import Blocks, Constraints, allowed_homes, expand_classes, require_names
+from planner.model.blocks import Blocks, Constraints, allowed_devices, expand_classes, require_names
 from planner.model.layout import Layout, repeated
 from planner.model.tree import ModuleTree
 from planner.plans.plan import Account, Certificate, DevicePlan, Plan, Setting, Source, doubts
@@ -177,11 +177,11 @@ class _Request:
         return self.resolved.config
 
     def plan(self) -> Plan:
-        rooms = self._rooms()
+        device_budgets = self._device_budgets()
         try:
             if not isinstance(self.settings.strategy, Auto):
-                return self._sequential(rooms)
-            return self._automatic(self._blocks(), rooms)
+                return self._sequential(device_budgets)
+            return self._automatic(self._blocks(), device_budgets)
         except InfeasibleError as error:
             raise self.noted(error) from error
 
@@ -194,9 +194,9 @@ class _Request:
         if not isinstance(self.settings.strategy, Auto) or self.settings.granularity == "module":
             return [_or_error(request) for request in requests]
         blocks = self._blocks()
-        rooms = [request._rooms() for request in requests]
+        device_budgets = [request._device_budgets() for request in requests]
         homes = cache(partial(self._homes, blocks))  # by devices: rows may name different ones
-        searches = [self._search(blocks, each, homes(_devices(each))) for each in rooms]
+        searches = [self._search(blocks, each, homes(_devices(each))) for each in device_budgets]
         groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
         for number, search in enumerate(searches):
             groups.setdefault(search.homes, []).append(number)
@@ -210,30 +210,33 @@ class _Request:
             for number, (request, search) in enumerate(zip(requests, searches, strict=True))
         ]
 
-    def _automatic(self, blocks: Blocks, rooms: tuple[Room, ...]) -> Plan:
+    def _automatic(self, blocks: Blocks, device_budgets: tuple[DeviceBudget, ...]) -> Plan:
         if self.settings.granularity == "module" and not self.explicit_no_split:
             names = [name for unit in blocks.unit_names for name in unit]
             search, answer = solve_in_parts(
-                names, lambda split: self._search(self._blocks(split) if split else blocks, rooms)
+                names, lambda split: self._search(self._blocks(split) if split else blocks, device_budgets)
             )
             return self.answered(search, answer)
-        search = self._search(blocks, rooms)
+        search = self._search(blocks, device_budgets)
         return self.answered(search, search.solve())
 
     def _homes(self, blocks: Blocks, devices: tuple[DeviceKey, ...]) -> tuple[tuple[int, int], ...]:
         said = self.settings
         constraints = Constraints(pin=said.pin, forbid=said.forbid)
-        return tuple(allowed_homes(blocks, constraints, devices, said.mode))
+        return tuple(allowed_devices(blocks, constraints, devices, said.mode))
 
     def _search(
-        self, blocks: Blocks, rooms: tuple[Room, ...], homes: tuple[tuple[int, int], ...] | None = None
+        self,
+        blocks: Blocks,
+        device_budgets: tuple[DeviceBudget, ...],
+        homes: tuple[tuple[int, int], ...] | None = None,
     ) -> AutoSearch:
         said = self.settings
         assert isinstance(said.strategy, Auto)
         return AutoSearch(
             blocks=blocks,
-            rooms=rooms,
-            homes=self._homes(blocks, _devices(rooms)) if homes is None else homes,
+            device_budgets=device_budgets,
+            homes=self._homes(blocks, _devices(device_budgets)) if homes is None else homes,
             fill=said.strategy.fill,
             search_steps=said.strategy.search_steps,
             mode=said.mode,
@@ -243,8 +246,8 @@ class _Request:
 
     def answered(self, search: AutoSearch, answer: AutoAnswer) -> Plan:
         devices = tuple(
-            _device_plan(room, used, reserved)
-            for room, (used, reserved) in zip(search.rooms, answer.usage_bytes, strict=True)
+            _device_plan(budget, used, reserved)
+            for budget, (used, reserved) in zip(search.device_budgets, answer.usage_bytes, strict=True)
         )
         return Plan(
             devices=devices,
@@ -262,9 +265,9 @@ class _Request:
             ),
         )
 
-    def _rooms(self) -> tuple[Room, ...]:
+    def _device_budgets(self) -> tuple[DeviceBudget, ...]:
         said = self.settings
-        return device_rooms(self.budgets, said.headroom, said.offload_folder)
+        return device_budgets(self.budgets, said.headroom, said.offload_folder)
 
     def _blocks(self, split: Sequence[str] = ()) -> Blocks:
         said = self.settings
@@ -273,10 +276,10 @@ class _Request:
             granularity="expert" if said.granularity == "expert" else "block",
             no_split=said.no_split_modules,
             split=(*self.containers, *split),
-            together=said.keep_together,
+            keep_together=said.keep_together,
         )
 
-    def _sequential(self, rooms: tuple[Room, ...]) -> Plan:
+    def _sequential(self, device_budgets: tuple[DeviceBudget, ...]) -> Plan:
         strategy = self.settings.strategy
         assert not isinstance(strategy, Auto)
         for name in ("pin", "forbid", "keep_together", "no_split_modules"):
@@ -286,7 +289,9 @@ class _Request:
                     names=(name,),
                     suggestions=(),
                 )
-        problem = ModeProblem(layout=self.layout, rooms=rooms, strategy=strategy, mode=self.settings.mode)
+        problem = ModeProblem(
+            layout=self.layout, device_budgets=device_budgets, strategy=strategy, mode=self.settings.mode
+        )
         return _sequential_plan(self, problem, problem.solve())
 
     def setting_values(self) -> dict[str, Setting]:
@@ -303,7 +308,7 @@ class _Request:
     def provenance(self) -> dict[str, str]:
         return {_dotted(path): str(answer.origin) for path, answer in self._leaves()}
 
-    def _leaves(self) -> list[tuple[tuple[Any, ...], Answer]]:
+    def _leaves(self) -> list[tuple[tuple[Any, ...], ResolvedNode]]:
         """Answers to the settings, without budgets that this request replaces."""
         return [
             (path, answer)
@@ -336,8 +341,8 @@ def _budget_row(row: Any, number: int) -> dict[DeviceKey, int]:
         ) from error
 
 
-def _devices(rooms: tuple[Room, ...]) -> tuple[DeviceKey, ...]:
-    return tuple(room.device for room in rooms)
+def _devices(device_budgets: tuple[DeviceBudget, ...]) -> tuple[DeviceKey, ...]:
+    return tuple(budget.device for budget in device_budgets)
 
 
 def _dotted(path: tuple[Any, ...]) -> str:
@@ -362,10 +367,12 @@ def _sequential_plan(request: _Request, problem: ModeProblem, outcome: Outcome) 
     used = {usage.device: usage for usage in outcome.usage}
     devices = tuple(
         _device_plan(
-            room, usage.used_bytes, min(usage.reserved_bytes, room.capacity_bytes - usage.used_bytes)
+            budget,
+            usage.used_bytes,
+            min(usage.reserved_bytes, budget.capacity_bytes - usage.used_bytes),
         )
-        for room in problem.rooms
-        for usage in [used[room.device]]  # more may be wanted than there is
+        for budget in problem.device_budgets
+        for usage in [used[budget.device]]  # more may be wanted than there is
     )
     if "disk" not in {device.id for device in devices} and used["disk"].used_bytes:
         disk = DevicePlan(
@@ -421,17 +428,17 @@ def _source(blocks: Blocks, opened: Opened) -> Source:
     )
 
 
-def _device_plan(room: Room, used_bytes: int, reserved_bytes: int) -> DevicePlan:
+def _device_plan(budget: DeviceBudget, used_bytes: int, reserved_bytes: int) -> DevicePlan:
     return DevicePlan(
-        id=room.device,
-        kind=room.kind,
-        pool=room.pool,
-        budget_bytes=room.budget_bytes,
-        headroom_bytes=min(room.headroom_bytes, room.budget_bytes),
+        id=budget.device,
+        kind=budget.kind,
+        pool=budget.pool,
+        budget_bytes=budget.budget_bytes,
+        headroom_bytes=min(budget.headroom_bytes, budget.budget_bytes),
         used_bytes=used_bytes,
         reserved_bytes=reserved_bytes,
-        free_bytes=max(0, room.capacity_bytes - used_bytes - reserved_bytes),
-        origin=room.origin,
+        free_bytes=max(0, budget.capacity_bytes - used_bytes - reserved_bytes),
+        origin=budget.origin,
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import planner
 from command_line import Command, answer, llama_bytes, tensor_shapes, write_llama
-from planner.plans.wording import home_of
+from planner.plans.wording import first_device_of
 from planner.units import format_bytes
 
 ROOM = ("-d", "0=4KiB", "-d", "cpu=1MiB")
@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_a_negative_answer(command: Command, llama: str) ->
 def test_settings_reach_the_plan(command: Command, llama: str) -> None:
     options = ["-d", "0=1MiB", "-d", "1=1MiB", "--pin", "lm_head=1", "--fill", "fewest"]
     made = planner.Plan.from_json(command("plan", llama, *options, "--json").stdout)
-    assert home_of(made.device_map, "lm_head") == 1
+    assert first_device_of(made.device_map, "lm_head") == 1
     doubled = planner.Plan.from_json(command("plan", llama, *options, "--dtype", "fp32", "--json").stdout)
     assert [device.used_bytes for device in doubled.devices] == [0, 2 * llama_bytes()]
 

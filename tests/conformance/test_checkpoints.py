@@ -169,7 +169,7 @@ def test_a_plan_from_headers_equals_the_plan_from_the_model(
     live_bytes = planner.plan(model, max_memory={"cpu": 10**12}).source.total_bytes
     assert live_bytes - total_bytes == unsaved_bytes(model)
     unsaved = [name for name, _ in model.named_buffers() if name not in model.state_dict()]
-    # Room for what no file has, so that its bytes decide nothing.
+    # DeviceBudget for what no file has, so that its bytes decide nothing.
     slack = 8 * unsaved_bytes(model)
     for room in budgets(total_bytes):
         room = {device: size + slack for device, size in room.items()}

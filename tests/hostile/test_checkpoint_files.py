@@ -28,6 +28,7 @@ PROGRAM = """
 import json, os, resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
 import planner
+planner.plan, planner.CheckpointError  # loaded when they are asked for
 try:
     plan = planner.plan(os.fsencode(sys.argv[1]).decode("utf-8", "surrogateescape"), max_memory={0: "1TiB"})
     print(json.dumps({"bytes": plan.source.total_bytes, "notes": plan.source.notes}))

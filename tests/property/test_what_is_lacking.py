@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import planner
-from planner.devices.rooms import device_rooms
+from planner.devices.budgets import device_budgets
 from planner.errors import InfeasibleError, InvalidConstraintError
 
 Device = int | str
@@ -124,9 +124,9 @@ def test_everything_rests_where_the_widest_cards_are_full() -> None:
 
 def test_full_cards_that_share_a_memory_are_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     def pooled(*words: Any) -> Any:
-        rooms = device_rooms(*words)
+        rooms = device_budgets(*words)
         return tuple(replace(room, pool="shared" if room.kind == "accelerator" else None) for room in rooms)
 
-    monkeypatch.setattr("planner.planning.device_rooms", pooled)
+    monkeypatch.setattr("planner.planning.device_budgets", pooled)
     with pytest.raises(InfeasibleError):
         planner.plan(Net(4), max_memory={0: 0, 1: 0, "cpu": 100}, mode="gpu_only")

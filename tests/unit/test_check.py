@@ -454,7 +454,7 @@ def test_a_model_that_contains_itself_is_named() -> None:
 
 
 def test_a_tree_of_doubled_modules_ends_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["planner.check"], "_MOST_MODULES", 1000)
+    monkeypatch.setattr(sys.modules["planner.checker.check"], "_MOST_MODULES", 1000)
     root = Leaf(1)
     for _ in range(30):
         parent = nn.Module()
@@ -487,7 +487,7 @@ def test_a_map_of_many_keys_is_judged_in_linear_time() -> None:
 
 
 def test_the_judge_is_read_from_three_small_modules_of_ours_only() -> None:
-    tree_of_code = ast.parse(Path(str(sys.modules["planner.check"].__file__)).read_text())
+    tree_of_code = ast.parse(Path(str(sys.modules["planner.checker.check"].__file__)).read_text())
     imported = {node.module for node in ast.walk(tree_of_code) if isinstance(node, ast.ImportFrom)}
     plain = {
         alias.name for node in ast.walk(tree_of_code) if isinstance(node, ast.Import) for alias in node.names

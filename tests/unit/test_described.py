@@ -12,7 +12,7 @@ from torch import nn
 
 from generators import CLASSES, tree
 from planner.checker.check import Finding, check
-from planner.checker.described import DescribedModule, describe
+from planner.checker.described import DescribedModule, model_from_sizes
 from planner.errors import InvalidTreeError
 
 
@@ -30,7 +30,7 @@ def in_words(model: nn.Module) -> DescribedModule:
     for name, tensor in tensors.items():
         groups.setdefault(id(tensor), []).append(name)
     modules = model.named_modules(remove_duplicate=False)
-    return describe(
+    return model_from_sizes(
         {name: tensor.numel() * tensor.itemsize for name, tensor in tensors.items()},
         tied=groups.values(),
         classes={name: type(module).__name__ for name, module in modules},
@@ -66,9 +66,9 @@ def test_words_and_the_live_model_get_the_same_verdicts(seed: int) -> None:
 @pytest.mark.parametrize("names", [[""], ["a."], [".a"], ["a..b"], ["a", "a.b"], ["a.b", "a"]], ids=str)
 def test_names_that_no_model_can_have_are_refused(names: list[str]) -> None:
     with pytest.raises(InvalidTreeError):
-        describe(dict.fromkeys(names, 1))
+        model_from_sizes(dict.fromkeys(names, 1))
 
 
 def test_depth_is_no_limit() -> None:
     name = ".".join(["a"] * 20_000)
-    assert check(describe({name: 5}), {"": 0}, {0: 4})[0].needed_bytes == 5
+    assert check(model_from_sizes({name: 5}), {"": 0}, {0: 4})[0].needed_bytes == 5

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from planner.config import Stack
-from planner.config.types import Blocks, schema_of
+from planner.config.types import Classes, schema_of
 from planner.settings.keywords import ModelKeywords, PlanSettings, StrategyKeywords, StrategyName
 from planner.settings.schema import Model, Settings, Strategy
 
@@ -39,7 +39,7 @@ def test_closed_sets_of_words_are_the_same() -> None:
         for cls in classes:
             schema = typing.get_type_hints(cls)
             for name, declared in schema_of(cls).fields.items():
-                if not isinstance(declared.type.tree, Blocks) and get_origin(schema[name]) is typing.Literal:
+                if not isinstance(declared.type.tree, Classes) and get_origin(schema[name]) is typing.Literal:
                     assert words_of(hints[name]) == words_of(schema[name]), name
 
 

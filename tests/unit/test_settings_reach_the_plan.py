@@ -13,7 +13,7 @@ from torch import nn
 
 import planner
 from planner import Plan
-from planner.config.types import Blocks, schema_of
+from planner.config.types import Classes, schema_of
 from planner.errors import PlannerError
 from planner.settings.schema import Settings
 
@@ -149,7 +149,7 @@ def leaf_paths(cls: type, prefix: str = "") -> Iterator[str]:
     """Each leaf of a schema; below a union, the leaves of each of its classes stand under the tag."""
     for name, declared in schema_of(cls).fields.items():
         tree = declared.type.tree
-        if not isinstance(tree, Blocks):
+        if not isinstance(tree, Classes):
             yield f"{prefix}{name}"
             continue
         if tree.tags:

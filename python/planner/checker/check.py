@@ -119,7 +119,7 @@ def check(
 
     Args:
         model: an ``nn.Module``, on any device, the meta device included; or names and bytes in words, as
-            :func:`planner.checker.described.describe` makes them, whose sizes are then those that are planned.
+            :func:`planner.checker.described.model_from_sizes` makes them, whose sizes are then those that are planned.
         device_map: dotted name of a module, parameter or buffer → device; "" is the whole model. Devices are
             spelled 0, "0", "cuda:0" or ``torch.device("cuda:0")``, "cpu", "disk", "mps".
         max_memory: device → budget in bytes, or a size in words ("10GiB"). None: budgets are not judged. A listed
@@ -418,7 +418,7 @@ def _only_wraps(tensor: Any) -> bool:
 def _attached_bytes(tensor: Any) -> int:
     """Bytes of tensors in the attributes of a tensor of another class than torch's, each storage once.
 
-    Modules, and stand-ins for offloaded tensors, lead elsewhere.
+    Modules, and placeholders for offloaded tensors, lead elsewhere.
     """
     torch: Any = sys.modules["torch"]
     if type(tensor) in (torch.Tensor, torch.nn.Parameter) or hasattr(tensor, "carries_nothing"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from planner.errors import InvalidTreeError
 
-__all__ = ["DescribedModule", "DescribedTensor", "describe"]
+__all__ = ["DescribedModule", "DescribedTensor", "model_from_sizes"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,7 +27,7 @@ class DescribedModule:
     _buffers: dict[str, DescribedTensor] = field(default_factory=dict)
 
 
-def describe(
+def model_from_sizes(
     sizes_bytes: Mapping[str, int],
     *,
     tied: Iterable[Iterable[str]] = (),
@@ -48,7 +48,7 @@ def describe(
 
     Example:
         >>> from planner.checker.check import check
-        >>> model = describe({"embed.weight": 20, "head.weight": 20}, tied=[["embed.weight", "head.weight"]])
+        >>> model = model_from_sizes({"embed.weight": 20, "head.weight": 20}, tied=[["embed.weight", "head.weight"]])
         >>> for finding in check(model, {"embed": 0, "head": 1}, {0: 10, 1: 20}):
         ...     print(finding)
         one tensor is on several devices: embed.weight on 0, head.weight on 1

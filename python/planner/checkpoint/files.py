@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from planner import _core
 from planner.checkpoint.inside import resolve_inside
 from planner.checkpoint.reading import fault, printable, read_json_object, read_regular, system_reason
 from planner.errors import InvalidInputError
+from planner.names import listed
 from planner.spelling import shown
 
 __all__ = ["CheckpointFiles", "Headers", "find_files"]
@@ -26,7 +27,6 @@ _WEIGHTS_END = ".safetensors"
 _INDEX_END = ".safetensors.index.json"
 _PICKLED_ENDS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".bin.index.json")
 _NUMBERED = re.compile(r"(.*)-([0-9]{1,9})-of-([0-9]{1,9})\.safetensors")
-_MOST_LISTED = 20
 _MOST_NUMBERED = 100_000
 
 
@@ -100,7 +100,7 @@ def _from_folder(folder: str) -> CheckpointFiles:
     if indices:
         index = _SINGLE + ".index.json"
         if index not in indices and len(indices) > 1:
-            raise fault(folder, f"holds several indices, name one of them: {_listed(indices)}")
+            raise fault(folder, f"holds several indices, name one of them: {listed(indices, most=20)}")
         (path,) = _resolved(folder, [index if index in indices else indices[0]], folder)
         return _from_index(path, folder, folder)
     if weights:
@@ -109,7 +109,7 @@ def _from_folder(folder: str) -> CheckpointFiles:
     if pickled:
         raise fault(
             folder,
-            f"holds only pickled weights ({_listed(pickled)}), which run code when they are read; planner reads "
+            f"holds only pickled weights ({listed(pickled, most=20)}), which run code when they are read; planner reads "
             "safetensors files only: save the model with save_pretrained, which writes them",
         )
     if _CONFIG not in names:
@@ -140,7 +140,7 @@ def _resolved(folder: str, names: Sequence[str], said_by: str) -> tuple[str, ...
     paths = {name: resolve_inside(folder, name, said_by) for name in names}
     missing = [name for name, path in paths.items() if path is None]
     if missing:
-        raise fault(said_by, f"{len(missing)} of {len(names)} files are missing: {_listed(missing)}")
+        raise fault(said_by, f"{len(missing)} of {len(names)} files are missing: {listed(missing, most=20)}")
     return tuple(path for path in paths.values() if path is not None)
 
 
@@ -176,9 +176,3 @@ def _content(path: str) -> str:
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
         return "index" if path.endswith(".index.json") else "config"
     raise fault(path, "neither a safetensors file, an index nor a config.json")
-
-
-def _listed(names: Iterable[str]) -> str:
-    known = list(names)
-    more = f" and {len(known) - _MOST_LISTED} more" if len(known) > _MOST_LISTED else ""
-    return ", ".join(known[:_MOST_LISTED]) + more

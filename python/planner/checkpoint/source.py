@@ -17,12 +17,12 @@ from planner.config.layer import Layer
 from planner.errors import InvalidInputError
 from planner.model.layout import Layout
 from planner.model.tree import ModuleTree
+from planner.names import listed
 from planner.plans.plan import BEFORE_QUANTIZATION
 from planner.settings.model_facts import import_config, import_values
 
 __all__ = ["Opened", "open_source"]
 
-_MOST_SHOWN = 5
 _QUANTISED = ("quantization_config", "compression_config")
 
 
@@ -174,7 +174,7 @@ def _build(files: CheckpointFiles, headers: Headers, known: Architecture | None)
         quantised=quantised,
     )
     tree = ModuleTree(columns, known.no_split if known else ())
-    notes = tuple(_notes(headers, names, known, doubled, columns.unsaved()))
+    notes = tuple(_notes(headers, names, known, doubled, columns.non_persistent()))
     return _Built(tree=tree, notes=notes)
 
 
@@ -189,7 +189,7 @@ def _notes(
     names: LiveNames,
     known: Architecture | None,
     doubled: Sequence[str],
-    unsaved: Sequence[str],
+    non_persistent: Sequence[str],
 ) -> Iterator[str]:
     foreign = headers.foreign()
     if foreign:
@@ -203,11 +203,10 @@ def _notes(
         yield f"{len(names.dropped)} tensors are of layers that {described} does not load; not counted"
     if names.unknown:
         yield f"{_shown(names.unknown)} not known of {described}; counted all the same"
-    if unsaved:
-        yield f"{_shown(unsaved)} of the model but in no file, being buffers that are not saved; counted as nothing"
+    if non_persistent:
+        yield f"{_shown(non_persistent)} of the model but in no file, being buffers that are not saved; counted as nothing"
 
 
 def _shown(names: Sequence[str]) -> str:
     """Names as the beginning of a sentence, with its verb."""
-    more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
-    return f"{', '.join(names[:_MOST_SHOWN])}{more} {'is' if len(names) == 1 else 'are'}"
+    return f"{listed(names)} {'is' if len(names) == 1 else 'are'}"

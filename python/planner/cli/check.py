@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from planner.checker.check import check, is_valid
-from planner.checker.described import DescribedModule, describe
+from planner.checker.described import DescribedModule, model_from_sizes
 from planner.checkpoint.source import open_source
 from planner.cli.arguments import Json, SourcePath
 from planner.cli.exits import NEGATIVE, OK
@@ -66,7 +66,7 @@ def _described(tree: ModuleTree, said: Settings) -> DescribedModule:
     layout = Layout(tree, dtype=said.dtype, special_dtypes=dict(said.special_dtypes))
     sizes = layout.stored_sizes()
     _, tensors = tree.uncovered([])
-    return describe(
+    return model_from_sizes(
         {name: int(sizes.get(name, 0)) for name in tensors},
         tied=layout.tied_groups(),
         classes=dict(tree.columns.module_classes()),

@@ -11,7 +11,7 @@ import typer
 from planner.cli.arguments import Json
 from planner.cli.exits import OK
 from planner.cli.output import show_table, write, write_json
-from planner.devices.detect import Free, free_devices, free_disk, free_host_memory
+from planner.devices.detect import FreeMemory, free_devices, free_disk, free_host_memory
 from planner.units import format_bytes
 
 __all__ = ["command"]
@@ -45,12 +45,12 @@ def command(
     return OK
 
 
-def _without_accelerators(offload_folder: str | None) -> tuple[Free, ...]:
+def _without_accelerators(offload_folder: str | None) -> tuple[FreeMemory, ...]:
     disk = () if offload_folder is None else (free_disk(offload_folder),)
     return (free_host_memory(), *disk)
 
 
-def _data(free: Free) -> dict[str, object]:
+def _data(free: FreeMemory) -> dict[str, object]:
     return {
         "device": str(free.device),
         "free_bytes": free.free_bytes,

@@ -10,7 +10,7 @@ from planner.cli.arguments import Json, PlanFile
 from planner.cli.exits import OK
 from planner.cli.files import read_plan
 from planner.cli.output import noted, write, write_json
-from planner.plans.wording import explain, home_of, reasons_about
+from planner.plans.wording import explain, first_device_of, reasons_about
 
 __all__ = ["command"]
 
@@ -31,8 +31,8 @@ def command(
     write_json(
         {
             "name": name,
-            "device": home_of(made.device_map, name),
-            "runs_on": home_of(made.execution_map, name),
+            "device": first_device_of(made.device_map, name),
+            "runs_on": first_device_of(made.execution_map, name),
             "reasons": reasons_about(made, name),
             "text": text,
             **noted(made.source.notes),

@@ -15,9 +15,9 @@ from planner.compat.accelerate import check_device_map
 from planner.dispatching.api import carry_out
 from planner.dispatching.hooks.attach import add_hook_to_module
 from planner.dispatching.hooks.moving import CpuOffload, UserCpuOffloadHook
-from planner.dispatching.install.device_map import Assignment, require_whole
-from planner.dispatching.install.regions import Home
-from planner.dispatching.install.request import Engagement
+from planner.dispatching.install.device_map import ResolvedDeviceMap, require_whole
+from planner.dispatching.install.regions import Placement
+from planner.dispatching.install.request import DispatchRequest
 from planner.dispatching.offload.weight_files import (
     INDEX,
     OffloadedWeightsLoader,
@@ -71,10 +71,10 @@ def dispatch_model(
 
     Source: accelerate 1.15, big_modeling.py; differences are listed in docs/divergences.md.
     """
-    assignment = Assignment(device_map, main_device=main_device)
+    resolved_map = ResolvedDeviceMap(device_map, main_device=main_device)
     _require_cover(model, device_map)
-    require_whole(model, assignment)
-    on_disk = [name for name, key in assignment.keys.items() if key == "disk"]
+    require_whole(model, resolved_map)
+    on_disk = [name for name, key in resolved_map.keys.items() if key == "disk"]
     if on_disk and offload_dir is None and offload_index is None:
         raise InvalidInputError(
             "We need an `offload_dir` to dispatch this model according to this `device_map`, the following submodules need to "
@@ -90,8 +90,8 @@ def dispatch_model(
         weights = OffloadedWeightsLoader(state_dict, folder, offload_index if on_disk else {})
     carry_out(
         model,
-        Engagement(
-            assignment=assignment,
+        DispatchRequest(
+            resolved_map=resolved_map,
             offload_buffers=offload_buffers,
             skip_keys=text_set(skip_keys, "skip_keys"),
             weights=weights,
@@ -144,8 +144,10 @@ def cpu_offload(
     Source: accelerate 1.15, big_modeling.py.
     """
     weights = None if state_dict is None else OffloadedWeightsLoader(state_dict)
-    rests_on = torch.device("cpu")
-    return _offload_all(model, rests_on, execution_device, offload_buffers, weights, preload_module_classes)
+    storage_device = torch.device("cpu")
+    return _offload_all(
+        model, storage_device, execution_device, offload_buffers, weights, preload_module_classes
+    )
 
 
 def disk_offload(
@@ -178,7 +180,7 @@ def disk_offload(
 
 def _offload_all(
     model: nn.Module,
-    rests_on: torch.device | None,
+    storage_device: torch.device | None,
     execution_device: Any,
     offload_buffers: bool,
     weights: OffloadedWeightsLoader | None,
@@ -189,12 +191,12 @@ def _offload_all(
         first = next(chain(model.parameters(), model.buffers()), None)
         execution_device = "cpu" if first is None else first.device
     device = resolve_device(execution_device)
-    assignment = Assignment({}, main_device="cpu" if device.type == "cpu" else device)
-    assignment.homes[""] = Home(rests_on, device, True)
+    resolved_map = ResolvedDeviceMap({}, main_device="cpu" if device.type == "cpu" else device)
+    resolved_map.placements[""] = Placement(storage_device, device, True)
     carry_out(
         model,
-        Engagement(
-            assignment=assignment,
+        DispatchRequest(
+            resolved_map=resolved_map,
             offload_buffers=offload_buffers,
             weights=weights,
             whole_classes=text_set(preload_module_classes, "preload_module_classes"),

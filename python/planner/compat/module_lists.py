@@ -8,7 +8,7 @@ from typing import Any
 from planner.arguments import name_groups, name_list, named_parts, require_sizes, size_named
 from planner.devices.keys import size_to_bytes
 from planner.errors import InvalidConstraintError, InvalidInputError
-from planner.names import text_set
+from planner.names import is_within, text_set
 
 __all__ = ["fallback_allocate", "get_max_layer_size", "get_module_size_with_ties"]
 
@@ -138,7 +138,7 @@ def fallback_allocate(
     for name, module in _depth_first(rest, no_split):
         if size_named(module_sizes, name) > limit:
             continue  # what is tied to it only adds
-        tied = [p for group in _crossing(groups, name) for p in group if not _inside(p, name)]
+        tied = [p for group in _crossing(groups, name) for p in group if not is_within(p, name)]
         others = [(n, m) for n, m in _open_ancestors(rest, name) if n != name]
         size, _, _ = get_module_size_with_ties(tied, size_named(module_sizes, name), module_sizes, others)
         if size <= limit:
@@ -178,11 +178,7 @@ def _members(name: str, module: Any) -> list[tuple[str, Any]]:
 
 
 def _crossing(groups: list[list[str]], name: str) -> list[list[str]]:
-    return [group for group in groups if len({_inside(parameter, name) for parameter in group}) == 2]
-
-
-def _inside(parameter: str, name: str) -> bool:
-    return parameter == name or parameter.startswith(f"{name}.")
+    return [group for group in groups if len({is_within(parameter, name) for parameter in group}) == 2]
 
 
 def _prefixes(name: str) -> Iterator[str]:

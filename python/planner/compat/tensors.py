@@ -12,8 +12,8 @@ from torch import nn
 
 from planner.arguments import name_groups, path_text, require_text
 from planner.dispatching.hooks.align import aligns
-from planner.dispatching.install.lookup import Resting
-from planner.dispatching.install.record import engaged_models
+from planner.dispatching.install.lookup import TensorLookup
+from planner.dispatching.install.record import dispatched_models
 from planner.dispatching.offload.store import TiedCopies, require_tied_copies
 from planner.dispatching.offload.weight_files import load_offloaded_weight
 from planner.dispatching.tensors.carrying import relocated
@@ -232,8 +232,8 @@ def _fetched(module: nn.Module, device: Any) -> Iterator[None]:
         if device is not None:
             hook.execution_device = device
         hook.pre_forward(module)
-        for residency in getattr(hook, "residencies", ()):
-            residency.compare_all()
+        for offloaded_module in getattr(hook, "offloaded_modules", ()):
+            offloaded_module.compare_all()
         try:
             yield
         finally:
@@ -286,7 +286,7 @@ def get_state_dict_offloaded_model(model: nn.Module) -> dict[str, torch.Tensor]:
     """
     state: dict[str, torch.Tensor] = {}
     missing: list[str] = []
-    resting = Resting(model, engaged_models(model))
+    resting = TensorLookup(model, dispatched_models(model))
     for prefix, module in model.named_modules(remove_duplicate=False):
         for name in [*module._parameters, *module._buffers]:
             is_buffer = name in module._buffers

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 
 from planner.config.layer import Node
-from planner.config.types import Blocks, Keyed, Leaf, Type, exact, got, is_block
+from planner.config.types import Classes, Leaf, MappingType, Type, exact, got, is_block
 
 __all__ = ["parse_type"]
 
@@ -65,14 +65,14 @@ def _list_of(hint: object) -> Leaf:
     return Leaf(name, read, lambda values: [item.write(value) for _, item, value in paired(values)], True)
 
 
-_GENERIC: Mapping[object, Callable[[typing.Any], Leaf | Keyed]] = {
+_GENERIC: Mapping[object, Callable[[typing.Any], Leaf | MappingType]] = {
     tuple: _list_of,
-    Mapping: lambda hint: Keyed(*map(parse_type, typing.get_args(hint))),  # type: ignore[arg-type]
+    Mapping: lambda hint: MappingType(*map(parse_type, typing.get_args(hint))),  # type: ignore[arg-type]
     typing.Literal: lambda hint: _choice({value: value for value in typing.get_args(hint)}),
 }
 
 
-def _member(hint: typing.Any) -> Leaf | Keyed | type:
+def _member(hint: typing.Any) -> Leaf | MappingType | type:
     """What one part of a union means."""
     for note in getattr(hint, "__metadata__", ()):
         if isinstance(note, Leaf):
@@ -99,15 +99,15 @@ def parse_type(hint: object) -> Type:
     """
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     members = [_member(part) for part in (typing.get_args(hint) if is_union else [hint])]
-    trees: list[Blocks | Keyed] = [member for member in members if isinstance(member, Keyed)]
+    trees: list[Classes | MappingType] = [member for member in members if isinstance(member, MappingType)]
     trees += _blocks(hint, [member for member in members if isinstance(member, type)])
     if len(trees) > 1:
         raise TypeError(f"{hint}: a mapping could mean more than one of these")
     return Type(tuple(member for member in members if isinstance(member, Leaf)), *trees)
 
 
-def _blocks(hint: object, classes: list[type]) -> list[Blocks]:
+def _blocks(hint: object, classes: list[type]) -> list[Classes]:
     tags = {vars(cls)["__config__"].tag: cls for cls in classes}
     if len(tags) < len(classes):
         raise TypeError(f"{hint}: two classes have the same tag")
-    return [Blocks(tags, classes[0])] if classes else []
+    return [Classes(tags, classes[0])] if classes else []

@@ -9,13 +9,13 @@ from typing import Literal
 
 from planner.config.layer import UPDATE, Node, escaped
 from planner.config.problem import Origin, Path, Rank, Spoken, one_line, short
-from planner.config.types import NOTHING, TAG, Blocks, Field, Keyed, Type, schema_of
+from planner.config.types import NOTHING, TAG, Classes, Field, MappingType, Type, schema_of
 
-__all__ = ["Answer", "Past"]
+__all__ = ["ResolvedNode", "Superseded"]
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class Superseded:
     """A word that does not count any more, and why: shadowed, unset, replaced or dropped."""
 
     node: Node
@@ -35,7 +35,7 @@ class Past:
 
 
 @dataclass(slots=True)
-class Answer:
+class ResolvedNode:
     """One path of a configuration; grows while it is resolved, read-only afterwards.
 
     Args:
@@ -54,8 +54,8 @@ class Answer:
     kind: Type
     field: Field | None = None
     word: Node | None = None
-    past: list[Past] = dataclasses.field(default_factory=list)
-    kids: dict[object, Answer] = dataclasses.field(default_factory=dict)
+    past: list[Superseded] = dataclasses.field(default_factory=list)
+    kids: dict[object, ResolvedNode] = dataclasses.field(default_factory=dict)
     chosen: type | None = None
     default: object = NOTHING
     place: str = dataclasses.field(default="", compare=False)
@@ -63,29 +63,29 @@ class Answer:
     reads: tuple[Path, ...] = ()
     value: object = NOTHING
 
-    def kid(self, key: object, kind: Type, declared: Field | None = None) -> Answer:
+    def kid(self, key: object, kind: Type, declared: Field | None = None) -> ResolvedNode:
         """The answer below a key, made if it is new; its type may be another one since it was made."""
-        found = self.kids.setdefault(key, Answer((*self.path, key), kind))
+        found = self.kids.setdefault(key, ResolvedNode((*self.path, key), kind))
         found.kind, found.field = kind, declared
         return found
 
-    def field_answer(self, cls: type, declared: Field) -> Answer:
+    def field_answer(self, cls: type, declared: Field) -> ResolvedNode:
         """The answer of a field of this block, with its default; a new one if nobody said anything there."""
         name = declared.name
-        found = self.kids.get(name) or Answer((*self.path, name), declared.type)
+        found = self.kids.get(name) or ResolvedNode((*self.path, name), declared.type)
         found.kind, found.field = declared.type, declared
         found.default = getattr(self.default, name) if type(self.default) is cls else declared.default
         found.stray = found.default != declared.default
         found.place = self.place if found.stray else declared.place
         return found
 
-    def tag_answer(self, tag: str) -> Answer:
+    def tag_answer(self, tag: str) -> ResolvedNode:
         """The same for ``type``."""
-        found = self.kids.get("type") or Answer((*self.path, "type"), TAG)
+        found = self.kids.get("type") or ResolvedNode((*self.path, "type"), TAG)
         found.value, found.place, found.stray = tag, self.place, self.stray
         return found
 
-    def below(self) -> dict[object, Answer]:
+    def below(self) -> dict[object, ResolvedNode]:
         """The answers one level deeper, fields in the order of the class.
 
         Fields that nobody said get theirs only here, when somebody asks: the value is the default.
@@ -93,7 +93,7 @@ class Answer:
         cls = self.cls
         if cls is None or not self.counts:
             return self.kids
-        found: dict[object, Answer] = {"type": self.tag_answer(self.tag)} if self.tag else {}
+        found: dict[object, ResolvedNode] = {"type": self.tag_answer(self.tag)} if self.tag else {}
         for name, declared in schema_of(cls).fields.items():
             kid = found[name] = self.field_answer(cls, declared)
             if not kid.counts:
@@ -103,16 +103,16 @@ class Answer:
     def plain_key(self, key: object) -> object:
         """A key as plain data, as ``dump`` writes it."""
         tree = self.kind.tree
-        return escaped(tree.key.write(key), UPDATE) if isinstance(tree, Keyed) else key
+        return escaped(tree.key.write(key), UPDATE) if isinstance(tree, MappingType) else key
 
-    def plain_kid(self, key: object) -> Answer | None:
+    def plain_kid(self, key: object) -> ResolvedNode | None:
         """The answer below a key, which may be spelled as ``dump`` writes it."""
         below = self.below()
         return below.get(key) or next(
             (kid for each, kid in below.items() if self.plain_key(each) == key), None
         )
 
-    def walk(self) -> Iterator[Answer]:
+    def walk(self) -> Iterator[ResolvedNode]:
         """This answer and all below."""
         yield self
         for kid in self.below().values():
@@ -128,7 +128,7 @@ class Answer:
     def end(self, fate: str, by: Node) -> None:
         """Turns the word, if there is one, into a past one."""
         if self.word is not None:
-            self.past.insert(0, Past(self.word, fate, by.origin))
+            self.past.insert(0, Superseded(self.word, fate, by.origin))
             self.word = None
 
     def end_all(self, fate: str, by: Node) -> None:
@@ -152,7 +152,7 @@ class Answer:
         tree = self.kind.tree
         if tree is None or (self.word is not None and not isinstance(self.word.content, dict)):
             return "leaf"
-        if isinstance(tree, Keyed):
+        if isinstance(tree, MappingType):
             return "map" if self.word is not None or isinstance(self.default, Mapping) else "leaf"
         is_on = self.word is not None or self.default is NOTHING or type(self.default) in tree.classes
         return "block" if is_on else "leaf"
@@ -178,7 +178,7 @@ class Answer:
     def cls(self) -> type | None:
         """For a block, its class: what was chosen, else that of the default."""
         tree, given = self.kind.tree, type(self.default)
-        if not isinstance(tree, Blocks) or self.shape != "block":
+        if not isinstance(tree, Classes) or self.shape != "block":
             return None
         return self.chosen or (given if given in tree.classes else tree.first)
 

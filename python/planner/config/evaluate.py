@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from planner.config.answer import Answer
+from planner.config.answer import ResolvedNode
 from planner.config.frozen import FrozenMap
 from planner.config.layer import UNSET, Node, SourceError, escaped, from_python
 from planner.config.problem import CODE_ERRORS, Origin, Path, Problem, Rank, Spoken, path_text
 from planner.config.replay import Replay
-from planner.config.types import NOTHING, Blocks, Check, Compute, Field, Type, is_constant, schema_of
+from planner.config.types import NOTHING, Check, Classes, Compute, Field, Type, is_constant, schema_of
 
 __all__ = ["Evaluation"]
 
@@ -26,7 +26,7 @@ class View:
 
     __slots__ = ("_seen",)
 
-    def __init__(self, evaluation: Evaluation, block: Answer, reads: dict[Path, Answer]) -> None:
+    def __init__(self, evaluation: Evaluation, block: ResolvedNode, reads: dict[Path, ResolvedNode]) -> None:
         object.__setattr__(self, "_seen", (evaluation, block, block.cls, reads))
 
     def __getattr__(self, name: str) -> Any:
@@ -49,11 +49,11 @@ class Evaluation:
         replay: says computed values.
     """
 
-    def __init__(self, root: Answer, replay: Replay) -> None:
+    def __init__(self, root: ResolvedNode, replay: Replay) -> None:
         self.rule_reads: dict[str, tuple[Path, ...]] = {}
         self._root = root
         self._replay = replay
-        self._blocks: list[tuple[Answer, type]] = []
+        self._blocks: list[tuple[ResolvedNode, type]] = []
         self._busy: list[Path] = []
 
     def run(self) -> Any:
@@ -64,11 +64,11 @@ class Evaluation:
                 self._check(block, name, check)
         return config
 
-    def read(self, block: Answer, answer: Answer, reads: dict[Path, Answer]) -> object:
+    def read(self, block: ResolvedNode, answer: ResolvedNode, reads: dict[Path, ResolvedNode]) -> object:
         """What a view sees in a field: a view of a block that is on, or a value. Raises _UnresolvedError."""
         block.kids[answer.path[-1]] = answer
         tree = answer.kind.tree
-        if answer.kind.members or not isinstance(tree, Blocks) or len(tree.members) > 1:
+        if answer.kind.members or not isinstance(tree, Classes) or len(tree.members) > 1:
             reads[answer.path] = answer  # what can be off, or of another class, is read by being looked at
         if answer.shape == "block":
             return View(self, answer, reads)
@@ -77,7 +77,7 @@ class Evaluation:
             raise _UnresolvedError
         return value
 
-    def _value(self, answer: Answer, block: Answer | None = None) -> object:
+    def _value(self, answer: ResolvedNode, block: ResolvedNode | None = None) -> object:
         """The value of a path, worked out once; ``block`` is what it is a field of."""
         if answer.path in self._busy:
             ring = [*self._busy[self._busy.index(answer.path) :], answer.path]
@@ -92,7 +92,7 @@ class Evaluation:
             self._busy.pop()
         return answer.value
 
-    def _plain(self, answer: Answer) -> object:
+    def _plain(self, answer: ResolvedNode) -> object:
         """The value by what was said or by default."""
         word, cls = answer.word, answer.cls
         if cls is not None:
@@ -106,7 +106,7 @@ class Evaluation:
             return self._fail(answer.path, f"required, but nobody said it; expected {answer.kind}")
         return answer.default
 
-    def _block(self, block: Answer, cls: type) -> object:
+    def _block(self, block: ResolvedNode, cls: type) -> object:
         schema, is_example = schema_of(cls), type(block.default) is cls
         self._blocks.append((block, cls))
         if schema.tag is not None:
@@ -122,14 +122,14 @@ class Evaluation:
         self._foreign(block, cls)
         return cls(**values)
 
-    def _foreign(self, block: Answer, cls: type) -> None:
+    def _foreign(self, block: ResolvedNode, cls: type) -> None:
         """Keys that were said before anybody chose a class, and that the class does not have after all."""
         for key, kid in block.kids.items():
             if kid.word is not None and key != "type" and key not in schema_of(cls).fields:
                 what = f"unknown key in {cls.__name__}; another type has it"
                 self._fail(kid.path, what, [kid.word.spoken(kid.path)])
 
-    def _said(self, answer: Answer, word: Node) -> object:
+    def _said(self, answer: ResolvedNode, word: Node) -> object:
         try:
             value = answer.kind.read(word)
         except ValueError as error:
@@ -138,16 +138,16 @@ class Evaluation:
             self._agree(answer, word, value)
         return value
 
-    def _agree(self, answer: Answer, word: Node, value: object) -> None:
+    def _agree(self, answer: ResolvedNode, word: Node, value: object) -> None:
         """Two imports that contradict each other are an error unless the user decides: neither knows better."""
         others = [past.node for past in answer.past if past.fate == "shadowed"]
         if any(_reads_otherwise(answer.kind, other, value) for other in others):
             words = [node.spoken(answer.path) for node in (word, *others)]
             self._fail(answer.path, "imports disagree; say which one is right", words)
 
-    def _computed(self, answer: Answer, block: Answer, field: Field, compute: Compute) -> object:
+    def _computed(self, answer: ResolvedNode, block: ResolvedNode, field: Field, compute: Compute) -> object:
         """A computed value passes through the same exact reading as a word."""
-        reads: dict[Path, Answer] = {}
+        reads: dict[Path, ResolvedNode] = {}
         try:
             found = compute(View(self, block, reads), View(self, self._root, reads))
         except _UnresolvedError:
@@ -164,7 +164,7 @@ class Evaluation:
         answer.reads = tuple(reads)
         return self._as_word(answer, found, origin)
 
-    def _as_word(self, answer: Answer, found: object, origin: Origin) -> object:
+    def _as_word(self, answer: ResolvedNode, found: object, origin: Origin) -> object:
         try:
             node, problems = from_python(escaped(found, UNSET.value), origin)
         except SourceError as error:
@@ -173,8 +173,8 @@ class Evaluation:
         self._replay.say(answer, node)
         return self._plain(answer)
 
-    def _check(self, block: Answer, name: str, check: Check) -> None:
-        reads: dict[Path, Answer] = {}
+    def _check(self, block: ResolvedNode, name: str, check: Check) -> None:
+        reads: dict[Path, ResolvedNode] = {}
         try:
             found = check(View(self, block, reads), View(self, self._root, reads))
             texts = [found] if isinstance(found, str) else list(found or ())
@@ -191,7 +191,7 @@ class Evaluation:
         return _FAILED
 
 
-def _spoken(reads: dict[Path, Answer]) -> list[Spoken]:
+def _spoken(reads: dict[Path, ResolvedNode]) -> list[Spoken]:
     read = [answer for answer in reads.values() if answer.counts and answer.value is not _FAILED]
     return [Spoken(answer.path, answer.written, answer.origin) for answer in read]
 

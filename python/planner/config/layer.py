@@ -7,7 +7,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from planner.config.problem import Origin, Path, Place, Problem, Rank, Spoken
+from planner.config.problem import Origin, Path, Problem, Rank, Spoken, UserSource
 
 __all__ = [
     "MAX_DEPTH",
@@ -136,13 +136,13 @@ class Layer:
     """Everything that one source said, and what was wrong with the source itself."""
 
     rank: Rank
-    place: Place
+    place: UserSource
     root: Node
     problems: tuple[Problem, ...] = ()
 
 
 def layer_of(
-    place: Place, origin: Origin, read: Callable[[], tuple[Node | None, Iterable[Problem]]]
+    place: UserSource, origin: Origin, read: Callable[[], tuple[Node | None, Iterable[Problem]]]
 ) -> Layer:
     """What a source says; if it cannot be understood at all, that is a problem of its layer."""
     try:

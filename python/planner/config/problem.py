@@ -14,10 +14,10 @@ __all__ = [
     "CODE_ERRORS",
     "Origin",
     "Path",
-    "Place",
     "Problem",
     "Rank",
     "Spoken",
+    "UserSource",
     "invalid",
     "one_line",
     "path_text",
@@ -75,7 +75,7 @@ class Rank(enum.IntEnum):
     DERIVED = 4
 
 
-class Place(enum.IntEnum):
+class UserSource(enum.IntEnum):
     """In which way the user said it. Within the rank ``USER`` a higher place wins."""
 
     FILE = 0

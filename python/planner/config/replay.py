@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from planner.config.answer import Answer
+from planner.config.answer import ResolvedNode
 from planner.config.layer import UPDATE, Node, is_unset, unescaped
 from planner.config.problem import CODE_ERRORS, Origin, Path, Problem, path_text, suggestion
-from planner.config.types import Blocks, Field, Keyed, schema_of
+from planner.config.types import Classes, Field, MappingType, schema_of
 
 __all__ = ["Replay"]
 
@@ -17,7 +17,7 @@ class Replay:
         self.problems: list[Problem] = []
         self.renamed: list[Problem] = []
 
-    def say_root(self, root: Answer, node: Node) -> None:
+    def say_root(self, root: ResolvedNode, node: Node) -> None:
         """All that one layer says. What cannot be meant for a whole configuration is wrong even where more is said on top."""
         if not isinstance(node.content, dict) and not is_unset(node.content):
             try:
@@ -27,7 +27,7 @@ class Replay:
                 return
         self.say(root, node)
 
-    def say(self, answer: Answer, node: Node) -> None:
+    def say(self, answer: ResolvedNode, node: Node) -> None:
         """One word, on top of what was said before."""
         if is_unset(node.content):
             answer.end_all("unset", node)
@@ -40,16 +40,16 @@ class Replay:
             answer.end_all("shadowed", node)
             answer.word = node
             return
-        if isinstance(tree, Keyed) and tree.whole and not node.partial:
+        if isinstance(tree, MappingType) and tree.whole and not node.partial:
             answer.end_all("replaced whole", node)
         if node.speaks:
             answer.switch_on(node)
         self._say_below(answer, tree, node.content, is_text=node.text_keys)
 
     def _say_below(
-        self, answer: Answer, tree: Keyed | Blocks, words: dict[object, Node], *, is_text: bool
+        self, answer: ResolvedNode, tree: MappingType | Classes, words: dict[object, Node], *, is_text: bool
     ) -> None:
-        if isinstance(tree, Blocks) and tree.tags and "type" in words:
+        if isinstance(tree, Classes) and tree.tags and "type" in words:
             self._choose(answer, tree, words["type"])
         spellings: dict[object, object] = {}
         for raw, node in words.items():
@@ -64,7 +64,7 @@ class Replay:
             spellings[key] = raw
             self.say(kid, self._translated(answer.path, field, raw, node) if field else node)
 
-    def _choose(self, answer: Answer, blocks: Blocks, node: Node) -> None:
+    def _choose(self, answer: ResolvedNode, blocks: Classes, node: Node) -> None:
         """A word for ``type``: what was said for another class is dropped, unless both inherit the field."""
         tag = node.content if isinstance(node.content, str) else node.text
         if not is_unset(tag) and tag not in blocks.tags:

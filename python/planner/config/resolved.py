@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar, cast
 
-from planner.config.answer import Answer, Past
+from planner.config.answer import ResolvedNode, Superseded
 from planner.config.layer import UNSET, UPDATE, Layer, escaped
 from planner.config.problem import Origin, Path, Rank, path_text, suggestion
-from planner.config.types import NOTHING, Field, Keyed, place_of, schema_of, split_path
+from planner.config.types import NOTHING, Field, MappingType, place_of, schema_of, split_path
 from planner.config.written import yaml_lines
 
 __all__ = ["Difference", "Resolved", "diff"]
@@ -31,16 +31,16 @@ class Resolved(Generic[T]):
 
     config: T
     layers: tuple[Layer, ...]
-    root: Answer = dataclasses.field(compare=False)  # follows from the layers
+    root: ResolvedNode = dataclasses.field(compare=False)  # follows from the layers
     rule_reads: Mapping[str, tuple[Path, ...]]
 
     @property
-    def answers(self) -> dict[Path, Answer]:
+    def answers(self) -> dict[Path, ResolvedNode]:
         """By path, who said the value and where."""
         return {answer.path: answer for answer in self.root.walk() if answer.counts}
 
     @property
-    def past(self) -> dict[Path, tuple[Past, ...]]:
+    def past(self) -> dict[Path, tuple[Superseded, ...]]:
         """By path, the words that do not count any more, the latest first."""
         return {answer.path: tuple(answer.past) for answer in self.root.walk() if answer.past}
 
@@ -62,7 +62,7 @@ class Resolved(Generic[T]):
         known = [answer for answer in self._at(path).walk() if answer.counts or answer.past]
         return "\n".join(line for answer in known for line in self._lines(answer, readers))
 
-    def _lines(self, answer: Answer, readers: Mapping[Path, list[str]]) -> Iterator[str]:
+    def _lines(self, answer: ResolvedNode, readers: Mapping[Path, list[str]]) -> Iterator[str]:
         yield f"{path_text(answer.path)}{_outcome(answer)}"
         yield from (f"    {past}" for past in answer.past if not isinstance(past.value, dict))
         for read in map(self._at, answer.reads):
@@ -108,9 +108,9 @@ class Resolved(Generic[T]):
         is_unset = answer.word is None and answer.past
         return f"{answer.past[0].fate} by {answer.past[0].by}" if is_unset else str(answer.origin)
 
-    def _at(self, path: str | Path) -> Answer:
+    def _at(self, path: str | Path) -> ResolvedNode:
         keys = split_path(self.root.kind, path)[0] if isinstance(path, str) and path else tuple(path)
-        found: Answer | None = self.root
+        found: ResolvedNode | None = self.root
         for key in keys:
             found = found.plain_kid(key) if found else None
         if found is None or not (found.counts or found.past):
@@ -119,14 +119,14 @@ class Resolved(Generic[T]):
         return found
 
 
-def _declared(answer: Answer, field: Field) -> Iterator[str]:
+def _declared(answer: ResolvedNode, field: Field) -> Iterator[str]:
     """What the declaration of a field says: the default, where a word hides it, and whether it can be set."""
     if answer.word and answer.default is not NOTHING and not field.compute:
         yield f"    {answer.kind.write(answer.default)!r}  <- default · {answer.place}  [shadowed]"
     yield "    derived: it cannot be set" if field.derived else "    settable"
 
 
-def _outcome(answer: Answer) -> str:
+def _outcome(answer: ResolvedNode) -> str:
     """What counts in the end, and who said it."""
     if not answer.counts:
         return ": nothing counts"
@@ -136,14 +136,14 @@ def _outcome(answer: Answer) -> str:
     return f" = {answer.written!r}  <- {answer.origin}{said}"
 
 
-def _everything(answer: Answer) -> object:
+def _everything(answer: ResolvedNode) -> object:
     """The value, with all that is below, as plain data."""
     if answer.shape == "leaf":
         return _plain(answer.written)
     return {answer.plain_key(key): _everything(kid) for key, kid in answer.below().items() if kid.counts}
 
 
-def _of_class(block: Answer, found: dict[object, object]) -> dict[object, object]:
+def _of_class(block: ResolvedNode, found: dict[object, object]) -> dict[object, object]:
     """What is written of a block with its type, and with it alone: the default type may be another one where it is read.
 
     Choosing a type drops the keys of all others, so these need no word.
@@ -163,7 +163,7 @@ class _Dump:
     part: Path
     ranks: frozenset[Rank]
 
-    def below(self, top: Answer) -> dict[object, object]:
+    def below(self, top: ResolvedNode) -> dict[object, object]:
         """What is written of a block or mapping, by key."""
         found = {key: self._one(kid) for key, kid in top.below().items()}
         is_part = bool(self.part) and top.path == self.part
@@ -171,7 +171,7 @@ class _Dump:
             found = _of_class(top, found)
         return {top.plain_key(key): value for key, value in found.items() if value is not NOTHING}
 
-    def _one(self, answer: Answer) -> object:
+    def _one(self, answer: ResolvedNode) -> object:
         if self._comes_back(answer):
             return UNSET.value
         if not answer.counts:
@@ -184,14 +184,14 @@ class _Dump:
             return NOTHING
         return self._mapping(answer, answer.kind.tree, found) if answer.shape == "map" else found
 
-    def _mapping(self, answer: Answer, tree: object, found: dict[object, object]) -> object:
+    def _mapping(self, answer: ResolvedNode, tree: object, found: dict[object, object]) -> object:
         """What is written of a mapping: all of it where it was computed or said as a whole, else the keys that were said."""
-        assert isinstance(tree, Keyed)
+        assert isinstance(tree, MappingType)
         if self._is_whole(answer) if tree.whole else answer.reads:
             return _everything(answer)
         return {UPDATE: True, **found} if tree.whole else found
 
-    def _is_written(self, answer: Answer) -> bool:
+    def _is_written(self, answer: ResolvedNode) -> bool:
         if answer.field and answer.field.derived:
             return False
         # Without its parent, a part would compute or default these otherwise.
@@ -202,14 +202,14 @@ class _Dump:
     def _is_inside(self, path: Path) -> bool:
         return path[: len(self.part)] == self.part
 
-    def _is_whole(self, answer: Answer) -> bool:
+    def _is_whole(self, answer: ResolvedNode) -> bool:
         """Whether a mapping that means something as a whole was said, or ended, as a whole; else keys were said of it."""
         nodes = [*([answer.word] if answer.word else []), *(past.node for past in answer.past)]
         said = any(node.origin.rank in self.ranks and not node.partial for node in nodes)
         ended = any(past.by.rank in self.ranks and past.fate != "shadowed" for past in answer.past)
         return said or ended or bool(answer.reads)
 
-    def _comes_back(self, answer: Answer) -> bool:
+    def _comes_back(self, answer: ResolvedNode) -> bool:
         """What the import said, the user ended, and nobody said again: it would come back on top of the import."""
         if self.part or Rank.USER not in self.ranks or Rank.IMPORTED in self.ranks:
             return False
@@ -223,8 +223,8 @@ class Difference:
     """One path where two configurations differ; None stands for a side that does not have it."""
 
     path: Path
-    left: Answer | None
-    right: Answer | None
+    left: ResolvedNode | None
+    right: ResolvedNode | None
 
     def __str__(self) -> str:
         left, right = (
@@ -249,6 +249,6 @@ def diff(left: Resolved[T], right: Resolved[T]) -> tuple[Difference, ...]:
     return tuple(Difference(path, a, b) for path, a, b in pairs if _identity(a) != _identity(b))
 
 
-def _identity(answer: Answer | None) -> object:
+def _identity(answer: ResolvedNode | None) -> object:
     # repr tells 1 from 1.0 and takes nan for itself, at any depth of lists.
     return answer and (answer.shape, repr(answer.written), answer.cls)

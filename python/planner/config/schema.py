@@ -13,11 +13,11 @@ from planner.config.layer import from_python
 from planner.config.problem import Origin, Rank
 from planner.config.types import (
     NOTHING,
-    Blocks,
     Check,
+    Classes,
     Compute,
     Field,
-    Keyed,
+    MappingType,
     Schema,
     Transform,
     Type,
@@ -145,18 +145,18 @@ def _field(cls: type, name: str, hint: object) -> Field:
 def _with_notes(place: str, kind: Type, notes: Mapping[str, typing.Any], given: type) -> Type:
     """The type, knowing whether a mapping is one whole, and which class the default has."""
     tree = kind.tree
-    if isinstance(tree, Keyed):
+    if isinstance(tree, MappingType):
         tree = dataclasses.replace(tree, whole=notes["whole"])
-    elif isinstance(tree, Blocks) and notes["compute"]:
+    elif isinstance(tree, Classes) and notes["compute"]:
         raise TypeError(f"{place}: a block cannot be computed; compute its fields")
-    elif isinstance(tree, Blocks) and given in tree.classes:
+    elif isinstance(tree, Classes) and given in tree.classes:
         tree = dataclasses.replace(tree, first=given)
     return dataclasses.replace(kind, tree=tree)
 
 
 def _checked(name: str, kind: Type, default: object) -> object:
     """The default as a word for it would be read. Raises TypeError if it does not fit."""
-    if isinstance(kind.tree, Blocks) and type(default) in kind.tree.classes:
+    if isinstance(kind.tree, Classes) and type(default) in kind.tree.classes:
         fields = schema_of(type(default)).fields
         return dataclasses.replace(
             default,  # type: ignore[type-var]
@@ -165,7 +165,7 @@ def _checked(name: str, kind: Type, default: object) -> object:
                 for key, each in fields.items()
             },
         )
-    if isinstance(kind.tree, Keyed) and isinstance(default, Mapping):
+    if isinstance(kind.tree, MappingType) and isinstance(default, Mapping):
         if default:
             raise TypeError(f"{name}: a mapping starts empty, or its default keys could not be deleted")
         return FrozenMap()

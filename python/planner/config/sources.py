@@ -22,7 +22,7 @@ from planner.config.layer import (
     layer_of,
     put,
 )
-from planner.config.problem import Origin, Place, Problem, Rank
+from planner.config.problem import Origin, Problem, Rank, UserSource
 from planner.config.types import Type, split_path
 
 __all__ = [
@@ -46,7 +46,7 @@ FilePath = str | os.PathLike[str]
 def file_layer(path: FilePath) -> Layer:
     """What a YAML, TOML or JSON file says, by its suffix; what is wrong with the file is a problem of the layer."""
     origin = Origin(Rank.USER, os.fspath(path))
-    return layer_of(Place.FILE, origin, partial(_parse, origin))
+    return layer_of(UserSource.FILE, origin, partial(_parse, origin))
 
 
 def _parse(origin: Origin) -> tuple[Node | None, list[Problem]]:
@@ -130,7 +130,7 @@ def argument_layers(kind: Type, argv: Sequence[str], first: int = 1) -> Iterator
             yield file_layer(value)
         else:
             origin = _option_origin(number, f"{option} {value}")
-            yield layer_of(Place.ARGUMENTS, origin, partial(_argument, kind, option, value, origin))
+            yield layer_of(UserSource.ARGUMENTS, origin, partial(_argument, kind, option, value, origin))
 
 
 def option_layer(kind: Type, path: str, value: object, spelled: str, number: int) -> Layer:
@@ -147,7 +147,7 @@ def option_layer(kind: Type, path: str, value: object, spelled: str, number: int
         node, problems = _text_node(value, origin), list[Problem]()
     else:
         node, problems = from_python(value, origin, text_keys=True)
-    return Layer(Rank.USER, Place.ARGUMENTS, along(split_path(kind, path)[0], node), tuple(problems))
+    return Layer(Rank.USER, UserSource.ARGUMENTS, along(split_path(kind, path)[0], node), tuple(problems))
 
 
 def _option_origin(number: int, spelled: str) -> Origin:
@@ -182,4 +182,4 @@ def environment_layers(kind: Type, environ: Mapping[str, str], prefix: str) -> I
             path, found = split_path(kind, path_text.replace("__", "."))
             node = _text_node(environ[name], Origin(Rank.USER, f"environment {name}"[:200]))
             problems += put(root, path[0], along(path[1:], found.with_type(node) if found else node))
-    yield Layer(Rank.USER, Place.ENVIRONMENT, root, tuple(problems))
+    yield Layer(Rank.USER, UserSource.ENVIRONMENT, root, tuple(problems))

@@ -11,10 +11,10 @@ from typing import Any, Generic, TypeVar
 
 from planner.caller import warn_caller
 from planner.config.annotations import parse_type
-from planner.config.answer import Answer
+from planner.config.answer import ResolvedNode
 from planner.config.evaluate import Evaluation
 from planner.config.layer import UNSET, Layer, from_python, layer_of
-from planner.config.problem import Origin, Path, Place, Rank, invalid
+from planner.config.problem import Origin, Path, Rank, UserSource, invalid
 from planner.config.replay import Replay
 from planner.config.resolved import Resolved
 from planner.config.sources import FilePath, argument_layers, environment_layers, file_layer, option_layer
@@ -112,7 +112,7 @@ class Stack(Generic[T]):
         if not isinstance(other, (Stack, Resolved)):
             return self.set(other)
         words = [layer for layer in other.layers if layer.rank is Rank.USER]
-        return self.push(*(replace(layer, place=Place.KEYWORDS) for layer in words))
+        return self.push(*(replace(layer, place=UserSource.KEYWORDS) for layer in words))
 
     def resolve(self) -> Resolved[T]:
         """The configuration that these layers mean.
@@ -127,7 +127,7 @@ class Stack(Generic[T]):
         Cost:
             O(words + fields), where a field that nobody said costs next to nothing; see ``benches/bench_config.py``.
         """
-        replay, root = Replay(), Answer((), self.kind, place=_where())
+        replay, root = Replay(), ResolvedNode((), self.kind, place=_where())
         for layer in self.layers:
             replay.problems += layer.problems
             replay.say_root(root, layer.root)
@@ -165,7 +165,7 @@ def _class_type(schema: type) -> Type:
 def _python_layer(words: Mapping[Any, object], rank: Rank) -> Layer:
     kind = "keyword arguments" if rank is Rank.USER else "import"
     origin = Origin(rank, f"{kind} at {_where()}")
-    return layer_of(Place.KEYWORDS, origin, lambda: from_python(words, origin))
+    return layer_of(UserSource.KEYWORDS, origin, lambda: from_python(words, origin))
 
 
 def _where() -> str:

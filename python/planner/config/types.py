@@ -21,12 +21,12 @@ from planner.config.problem import Path, short, suggestion
 __all__ = [
     "NOTHING",
     "TAG",
-    "Blocks",
     "Check",
+    "Classes",
     "Compute",
     "Field",
-    "Keyed",
     "Leaf",
+    "MappingType",
     "Schema",
     "Transform",
     "Type",
@@ -71,7 +71,7 @@ class Leaf:
 
 
 @dataclass(frozen=True, slots=True)
-class Keyed:
+class MappingType:
     """A Mapping: updated key by key, or, if ``whole``, replaced by each mapping that is said."""
 
     key: Type
@@ -90,7 +90,7 @@ class Keyed:
 
 
 @dataclass(frozen=True, slots=True)
-class Blocks:
+class Classes:
     """One nested class, or several of which a tag (the key ``type``) picks one.
 
     Args:
@@ -132,10 +132,10 @@ class Type:
     """A field's type: what it may be as one value, and the one tree (block or mapping) it may be."""
 
     members: tuple[Leaf, ...]
-    tree: Blocks | Keyed | None = None
+    tree: Classes | MappingType | None = None
 
     def __str__(self) -> str:
-        tree = "a mapping" if isinstance(self.tree, Keyed) else self.tree and self.tree.first.__name__
+        tree = "a mapping" if isinstance(self.tree, MappingType) else self.tree and self.tree.first.__name__
         return " or ".join([*([tree] if tree else []), *(member.name for member in self.members)])
 
     def read(self, node: Node) -> object:
@@ -170,7 +170,7 @@ class Type:
 
     def with_type(self, node: Node) -> Node:
         """``{type: word}`` for a plain word where a tag picks the class, unless a member takes such a word."""
-        if not (isinstance(node.content, str) and isinstance(self.tree, Blocks) and self.tree.tags):
+        if not (isinstance(node.content, str) and isinstance(self.tree, Classes) and self.tree.tags):
             return node
         if is_unset(node.content):
             return node
@@ -191,7 +191,7 @@ def split_path(kind: Type, text: str) -> tuple[Path, Type | None]:
     found, dot = typing.cast("Type | None", kind), "."
     while dot:
         tree = found.tree if found else None
-        is_last = tree is None or (isinstance(tree, Keyed) and tree.value.tree is None)
+        is_last = tree is None or (isinstance(tree, MappingType) and tree.value.tree is None)
         word, dot, text = (text, "", "") if is_last else text.partition(".")
         key: object = word
         found = None

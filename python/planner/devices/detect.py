@@ -11,15 +11,15 @@ from pathlib import Path
 from planner.devices.keys import DeviceKey, accelerator_backend
 from planner.errors import InvalidDevicesError
 
-__all__ = ["Free", "free_devices", "free_disk", "free_host_memory"]
+__all__ = ["FreeMemory", "free_devices", "free_disk", "free_host_memory"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 _HOST_POOL = "host memory"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Free:
-    """Free bytes of one device, and who says so.
+class FreeMemory:
+    """FreeMemory bytes of one device, and who says so.
 
     Args:
         device: its key.
@@ -34,7 +34,7 @@ class Free:
     pool: str | None = None
 
 
-def free_devices(offload_folder: str | os.PathLike[str] | None = None) -> tuple[Free, ...]:
+def free_devices(offload_folder: str | os.PathLike[str] | None = None) -> tuple[FreeMemory, ...]:
     """Every accelerator that torch can use, host memory, and the disk of an offload folder if one is given.
 
     Guarantee: memory that an allocator has reserved but does not use counts as free; memory that accelerators share with the
@@ -50,7 +50,7 @@ def free_devices(offload_folder: str | os.PathLike[str] | None = None) -> tuple[
     shares = any(free.pool for free in accelerators)
     found = [
         *accelerators,
-        Free(
+        FreeMemory(
             device="cpu", free_bytes=host.free_bytes, origin=host.origin, pool=_HOST_POOL if shares else None
         ),
     ]
@@ -59,7 +59,7 @@ def free_devices(offload_folder: str | os.PathLike[str] | None = None) -> tuple[
     return tuple(found)
 
 
-def _free_accelerators() -> Iterator[Free]:
+def _free_accelerators() -> Iterator[FreeMemory]:
     try:
         import torch
     except ModuleNotFoundError as error:
@@ -70,7 +70,7 @@ def _free_accelerators() -> Iterator[Free]:
         ) from error
     if torch.backends.mps.is_available():
         host = free_host_memory()
-        yield Free(
+        yield FreeMemory(
             device="mps",
             free_bytes=host.free_bytes,
             origin=f"shared with the host: {host.origin}",
@@ -89,7 +89,7 @@ def _free_accelerators() -> Iterator[Free]:
         )
         is_shared = bool(getattr(properties, "is_integrated", False))
         origin = f"torch.{name}.mem_get_info({index})" + (" + reserved but unused" if idle else "")
-        yield Free(
+        yield FreeMemory(
             device=index, free_bytes=free_bytes + idle, origin=origin, pool=_HOST_POOL if is_shared else None
         )
 
@@ -103,7 +103,7 @@ def _idle_bytes(backend: object, index: int) -> int:
     return int(reserved(index) - allocated(index)) if reserved and allocated else 0
 
 
-def free_host_memory() -> Free:
+def free_host_memory() -> FreeMemory:
     """The least of what the system, the cgroup (v1 or v2, at any level) and the process's limits leave.
 
     Example:
@@ -116,7 +116,7 @@ def free_host_memory() -> Free:
     found.extend(_cgroup_limits())
     found.extend(_process_limits(int(psutil.Process().memory_info().vms)))
     free_bytes, origin = min(found)
-    return Free(device="cpu", free_bytes=free_bytes, origin=origin)
+    return FreeMemory(device="cpu", free_bytes=free_bytes, origin=origin)
 
 
 def _process_limits(used_bytes: int) -> Iterator[tuple[int, str]]:
@@ -173,9 +173,11 @@ def _statistic(file: Path, name: str) -> int:
     return int(rows.get(name, 0))
 
 
-def free_disk(folder: str | os.PathLike[str]) -> Free:
-    """Free bytes where an offload folder is, or will be made."""
+def free_disk(folder: str | os.PathLike[str]) -> FreeMemory:
+    """FreeMemory bytes where an offload folder is, or will be made."""
     place = Path(folder).absolute()
     while not place.exists():
         place = place.parent
-    return Free(device="disk", free_bytes=shutil.disk_usage(place).free, origin=f"free space at {place}")
+    return FreeMemory(
+        device="disk", free_bytes=shutil.disk_usage(place).free, origin=f"free space at {place}"
+    )

@@ -148,7 +148,7 @@ def warn_of_absent(budgets: Budgets) -> None:
 
 
 def detect_budgets() -> Budgets:
-    """Free bytes of every accelerator and of host memory, now.
+    """FreeMemory bytes of every accelerator and of host memory, now.
 
     Source: ``get_max_memory(None)``, accelerate 1.15: free device memory; host memory unless the accelerator shares it
     (then it would count twice).

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from planner.dispatching.install.record import Dispatched
-    from planner.dispatching.install.request import Engagement
+    from planner.dispatching.install.request import DispatchRequest
     from planner.dispatching.mixed.crossing import Crossing
 
 __all__ = ["crossings", "dispatch", "undispatch"]
@@ -71,32 +71,34 @@ def dispatch(
         >>> dispatch(model, {"": "cpu"}).hf_device_map
         {'': 'cpu'}
     """
-    from planner.dispatching.install.device_map import Assignment, require_fit, require_whole
-    from planner.dispatching.install.request import Engagement
+    from planner.dispatching.install.device_map import ResolvedDeviceMap, require_fit, require_whole
+    from planner.dispatching.install.request import DispatchRequest
 
     if not (isinstance(outside, str) and outside in ("raise", "fetch")):
         raise InvalidInputError(f"outside is 'raise' or 'fetch', not {shown(outside)}")
-    assignment = (
-        Assignment.of_plan(plan) if isinstance(plan, Plan) else Assignment(plan, execution_map=execution_map)
+    resolved_map = (
+        ResolvedDeviceMap.of_plan(plan)
+        if isinstance(plan, Plan)
+        else ResolvedDeviceMap(plan, execution_map=execution_map)
     )
-    require_fit(model, assignment)
-    require_whole(model, assignment)
-    on_disk = [name for name, key in assignment.keys.items() if key == "disk"]
+    require_fit(model, resolved_map)
+    require_whole(model, resolved_map)
+    on_disk = [name for name, key in resolved_map.keys.items() if key == "disk"]
     if on_disk:
         raise PlanMismatchError(
             f"the plan puts {on_disk[0]!r} and {len(on_disk) - 1} more on disk; weights in memory are written there by "
             "planner.dispatch_model(model, device_map, offload_dir=...)",
             findings=tuple(on_disk),
         )
-    engagement = Engagement(
-        assignment=assignment,
+    request = DispatchRequest(
+        resolved_map=resolved_map,
         offload_buffers=_offloads_buffers(plan) if offload_buffers is None else offload_buffers,
         skip_keys=text_set(skip_keys, "skip_keys"),
         outside=outside,
         says_device=True,
         room_bytes=_staging_room(plan, staging_bytes),
     )
-    carry_out(model, engagement)
+    carry_out(model, request)
     return model
 
 
@@ -125,24 +127,24 @@ def _staging_room(plan: Any, staging_bytes: Mapping[Any, int] | None) -> dict[An
     return {resolve_device(device): size for device, size in kept.items() if device in present}
 
 
-def carry_out(model: nn.Module, engagement: Engagement) -> None:
+def carry_out(model: nn.Module, request: DispatchRequest) -> None:
     """Everything between a checked request and a running model.
 
     Guarantee: when it raises, the model is as it was.
     """
     from planner.dispatching.install.device_map import require_unscripted
     from planner.dispatching.install.prepare import prepare
-    from planner.dispatching.install.record import engaged_models
+    from planner.dispatching.install.record import dispatched_models
 
-    require_unscripted(model, engagement.assignment)
-    engaged = engaged_models(model)
-    prepared = prepare(model, engagement, engaged)
+    require_unscripted(model, request.resolved_map)
+    engaged = dispatched_models(model)
+    prepared = prepare(model, request, engaged)
     journal = Journal()
     try:
         _take_off_later_hooks(model, engaged, journal)
         for earlier in engaged:
-            earlier.withdraw(journal)
-        prepared.engage(journal)
+            earlier.remove(journal)
+        prepared.install(journal)
     except BaseException:
         journal.roll_back()
         raise
@@ -191,9 +193,9 @@ def undispatch(model: nn.Module) -> nn.Module:
         >>> hasattr(undispatch(model), "hf_device_map")
         False
     """
-    from planner.dispatching.install.record import engaged_models, is_part
+    from planner.dispatching.install.record import dispatched_models, is_part
 
-    engaged = engaged_models(model)
+    engaged = dispatched_models(model)
     if not engaged and is_part(model):
         raise PlanMismatchError(
             f"this {type(model).__name__} is part of a larger model that is dispatched; undispatch that one",
@@ -209,7 +211,7 @@ def undispatch(model: nn.Module) -> nn.Module:
     try:
         _take_off_later_hooks(model, engaged, journal)
         for dispatched in engaged:
-            dispatched.withdraw(journal, go_home=True)
+            dispatched.remove(journal, go_home=True)
     except BaseException:
         journal.roll_back()
         raise
@@ -236,9 +238,9 @@ def crossings(model: nn.Module) -> tuple[Crossing, ...]:
         >>> crossings(dispatch(torch.nn.Linear(2, 2), {"": "cpu"}))
         ()
     """
-    from planner.dispatching.install.record import engaged_models
+    from planner.dispatching.install.record import dispatched_models
 
-    engaged = engaged_models(model)
+    engaged = dispatched_models(model)
     if not engaged:
         raise PlanMismatchError(
             f"this {type(model).__name__} is not dispatched, so nothing was counted; ask the model that was dispatched",

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from planner.dispatching.install.lookup import Resting
-from planner.dispatching.install.record import engaged_models
+from planner.dispatching.install.lookup import TensorLookup
+from planner.dispatching.install.record import dispatched_models
 from planner.dispatching.tensors.slots import Slot, refuse_uninitialised
 from planner.errors import OffloadError
 
@@ -26,7 +26,7 @@ class StateDict(Mapping[str, torch.Tensor]):
 
     def __init__(self, model: nn.Module) -> None:
         self._slots: dict[str, Slot] = {}
-        self._resting = Resting(model, engaged_models(model))
+        self._resting = TensorLookup(model, dispatched_models(model))
         for prefix, module in model.named_modules(remove_duplicate=False):
             for table, is_buffer in ((module._parameters, False), (module._buffers, True)):
                 for name, value in table.items():

@@ -13,7 +13,7 @@ from planner.errors import InvalidConstraintError
 from planner.model.layout import Layout
 from planner.names import named
 
-__all__ = ["Blocks", "Constraints", "allowed_homes", "expand_classes", "is_usable", "require_names"]
+__all__ = ["Blocks", "Constraints", "allowed_devices", "expand_classes", "is_usable", "require_names"]
 
 _MOST_CANDIDATES = 2000  # names that a misspelt one is compared with
 
@@ -24,7 +24,7 @@ class Constraints:
 
     pin: Mapping[str, DeviceKey] = field(default_factory=dict)
     forbid: Mapping[str, tuple[DeviceKey, ...]] = field(default_factory=dict)
-    together: tuple[tuple[str, ...], ...] = ()
+    keep_together: tuple[tuple[str, ...], ...] = ()
 
 
 class Blocks:
@@ -35,7 +35,7 @@ class Blocks:
         granularity: "block", or "expert" for each numbered expert inside a block.
         no_split: paths of modules that stay whole.
         split: paths of blocks that are taken apart all the same.
-        together: groups of paths that share a device.
+        keep_together: groups of paths that share a device.
 
     Guarantee: immutable.
     """
@@ -47,7 +47,7 @@ class Blocks:
         granularity: str = "block",
         no_split: Iterable[str] = (),
         split: Iterable[str] = (),
-        together: Iterable[Iterable[str]] = (),
+        keep_together: Iterable[Iterable[str]] = (),
     ) -> None:
         self.layout = layout
         self.granularity = granularity
@@ -56,7 +56,7 @@ class Blocks:
             granularity=granularity,
             no_split=list(no_split),
             split=list(split),
-            together=[list(names) for names in together],
+            keep_together=[list(names) for names in keep_together],
         )
 
     @cached_property
@@ -123,7 +123,7 @@ def _unknown(message: str, unknown: list[str], known: Sequence[str]) -> InvalidC
     )
 
 
-def allowed_homes(
+def allowed_devices(
     blocks: Blocks, constraints: Constraints, devices: Sequence[DeviceKey], mode: str = "any"
 ) -> list[tuple[int, int]]:
     """Masks of devices for the units that may not lie everywhere.

@@ -8,10 +8,10 @@ from itertools import groupby
 from typing import Any
 
 from planner.devices.keys import DeviceKey
-from planner.names import nearest_key
+from planner.names import device_of
 from planner.units import format_bytes
 
-__all__ = ["PlanDiff", "PlanDifference", "UsageDifference", "device_of", "moved_names"]
+__all__ = ["PlanDiff", "PlanDifference", "UsageDifference", "moved_names"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +113,3 @@ def _parents(device_map: Mapping[str, DeviceKey]) -> set[str]:
             key = key.rpartition(".")[0]
             parents.add(key)
     return parents
-
-
-def device_of(name: str, device_map: Mapping[str, DeviceKey]) -> DeviceKey | None:
-    """Where a device map puts a name: by its longest prefix; None where it says nothing of it as a whole."""
-    key = nearest_key(name, device_map)
-    return None if key is None else device_map[key]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from planner.devices.keys import DeviceKey, canonical_device
 from planner.errors import InvalidConstraintError, InvalidInputError
-from planner.names import named, nearest_key
+from planner.names import device_of, is_within, listed, named
 from planner.plans.plan import Plan, Reason
 from planner.spelling import shown
 from planner.units import format_bytes
@@ -17,7 +17,7 @@ __all__ = [
     "WORDS",
     "empty_devices_notice",
     "explain",
-    "home_of",
+    "first_device_of",
     "infeasible_message",
     "notices",
     "reasons_about",
@@ -101,15 +101,15 @@ def explain(plan: Plan, name: str) -> str:
     """
     if not isinstance(plan, Plan):
         raise InvalidInputError(f"what is explained is a plan; got {type(plan).__name__}")
-    home = home_of(plan.device_map, name) if isinstance(name, str) else None
+    home = first_device_of(plan.device_map, name) if isinstance(name, str) else None
     if home is None:
         nearest = difflib.get_close_matches(name, list(plan.device_map), n=3) if isinstance(name, str) else []
         raise InvalidConstraintError(
             f"the plan has no place for {shown(name)}", names=(name,), suggestions=tuple(nearest)
         )
     own = reasons_about(plan, name)
-    block = next((reason.name for reason in own if _covers(reason.name, name)), name)
-    runs = home_of(plan.execution_map, name)
+    block = next((reason.name for reason in own if is_within(name, reason.name)), name)
+    runs = first_device_of(plan.execution_map, name)
     runs_there = "" if runs is None else f" and runs on {runs}"
     lines = [
         f"{name or 'the model'} lies on {home}{runs_there}, as {f'block {block!r}' if block else 'one block'}."
@@ -167,7 +167,7 @@ _LEFT_OUT: Mapping[str, tuple[str, ...]] = {"gpu_only": ("cpu", "disk"), "no_dis
 
 
 def _is_about(name: str, block: str) -> bool:
-    return _covers(name, block) or _covers(block, name)
+    return is_within(block, name) or is_within(name, block)
 
 
 def notices(plan: Plan) -> tuple[str, ...]:
@@ -214,8 +214,7 @@ def _offloaded_notices(plan: Plan) -> list[str]:
         )
     oversized = [reason.name for reason in plan.reasons if reason.rule == "oversized"]
     if oversized:
-        more = f" and {len(oversized) - 1} more" if oversized[1:] else ""
-        said.append(f"Larger than every accelerator, so it runs where it lies: {oversized[0]}{more}.")
+        said.append(f"Larger than every accelerator, so it runs where it lies: {listed(oversized, most=1)}.")
     return said
 
 
@@ -280,25 +279,21 @@ def _tried(plan: Plan) -> list[str]:
 def reasons_about(plan: Plan, name: str) -> tuple[Reason, ...]:
     """The decisions about a module, about what it lies in, and about what lies in it."""
     return tuple(
-        reason for reason in plan.reasons if _covers(reason.name, name) or _covers(name, reason.name)
+        reason for reason in plan.reasons if is_within(name, reason.name) or is_within(reason.name, name)
     )
 
 
-def home_of(device_map: Mapping[str, DeviceKey], name: str) -> DeviceKey | None:
+def first_device_of(device_map: Mapping[str, DeviceKey], name: str) -> DeviceKey | None:
     """The device of a name: of the nearest key above it, else of the first key inside it, else None.
 
     Example:
-        >>> home_of({"layers.0": 0, "layers.1": "cpu"}, "layers.1.mlp")
+        >>> first_device_of({"layers.0": 0, "layers.1": "cpu"}, "layers.1.mlp")
         'cpu'
     """
-    around = nearest_key(name, device_map)
+    around = device_of(name, device_map)
     if around is not None:
-        return device_map[around]
-    return next((device for key, device in device_map.items() if _covers(name, key)), None)
-
-
-def _covers(outer: str, inner: str) -> bool:
-    return not outer or inner == outer or inner.startswith(f"{outer}.")
+        return around
+    return next((device for key, device in device_map.items() if is_within(key, name)), None)
 
 
 def empty_devices_notice(required_bytes: Mapping[DeviceKey, int], *, are_bare: bool = True) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from planner.config.layer import Layer, Node, SourceError, from_python
-from planner.config.problem import Origin, Place, Problem, Rank
+from planner.config.problem import Origin, Problem, Rank, UserSource
 from planner.config.sources import FilePath, json_tree
 
 __all__ = ["FAMILIES", "Family", "HasToDict", "import_config", "import_values", "unlisted_keys"]
@@ -188,7 +188,7 @@ def import_config(source: FilePath | HasToDict) -> Layer:
         if not isinstance(root.content, dict):
             raise SourceError("the file must hold a mapping")
     except SourceError as error:
-        return Layer(Rank.IMPORTED, Place.FILE, empty, (Problem((), f"{source}: {error}"),))
+        return Layer(Rank.IMPORTED, UserSource.FILE, empty, (Problem((), f"{source}: {error}"),))
     return _layer(root)
 
 
@@ -208,14 +208,14 @@ def import_values(values: Mapping[str, object], where: str) -> Layer:
     try:
         return _layer(from_python(root, origin)[0])
     except SourceError as error:
-        return Layer(Rank.IMPORTED, Place.FILE, Node(origin, {}), (Problem((), f"{where}: {error}"),))
+        return Layer(Rank.IMPORTED, UserSource.FILE, Node(origin, {}), (Problem((), f"{where}: {error}"),))
 
 
 def _layer(root: Node) -> Layer:
     problems: list[Problem] = []
     facts = dict(_facts(root, problems))
     words = Node(root.origin, {"model": Node(root.origin, facts, partial=True)}, partial=True)
-    return Layer(Rank.IMPORTED, Place.FILE, words, tuple(problems))
+    return Layer(Rank.IMPORTED, UserSource.FILE, words, tuple(problems))
 
 
 def _facts(root: Node, problems: list[Problem]) -> Iterator[tuple[str, Node]]:

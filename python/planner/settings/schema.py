@@ -96,7 +96,7 @@ def read_bytes(said: object) -> int:
     return int(count)
 
 
-def read_room(said: object) -> int | str:
+def read_headroom(said: object) -> int | str:
     """Bytes, or a share of the budget as in "10%". Raises ValueError."""
     if isinstance(said, str) and said.rstrip().endswith("%"):
         share = said.rstrip()[:-1].strip()
@@ -167,7 +167,7 @@ def read_dtype(said: object) -> str:
 
 Device = Annotated[int | str, Leaf("a device", read_device)]
 Bytes = Annotated[int, Leaf("a size in bytes", read_bytes)]
-Room = Annotated[int | str, Leaf("bytes or a share such as '10%'", read_room)]
+Headroom = Annotated[int | str, Leaf("bytes or a share such as '10%'", read_headroom)]
 DType = Annotated[str, Leaf("an element type", read_dtype)]
 Name = Annotated[str, Leaf("a name", read_name)]
 # JSON's readers tell whole numbers apart up to here.
@@ -271,7 +271,7 @@ class Settings:
 
     strategy: Strategy = Auto()
     max_memory: Mapping[Device, Bytes] | None = setting(default={}, whole=True)
-    headroom: Mapping[Device, Room] | None = None
+    headroom: Mapping[Device, Headroom] | None = None
     mode: Literal["any", "no_disk", "gpu_only"] = "any"
     dtype: DType | None = None
     special_dtypes: Mapping[Name, DType] = setting(default={})

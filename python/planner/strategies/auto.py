@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from planner import _core
+from planner.devices.budgets import DeviceBudget
 from planner.devices.keys import DeviceKey
-from planner.devices.rooms import Room
 from planner.errors import InfeasibleError, InvalidConstraintError, InvalidDevicesError, InvalidTreeError
 from planner.model.blocks import Blocks
 from planner.plans.plan import Certificate, Reason, Shortfall
@@ -29,7 +29,7 @@ class AutoAnswer:
 
     device_map: Mapping[str, DeviceKey]
     execution_map: Mapping[str, DeviceKey]
-    usage_bytes: tuple[tuple[int, int], ...]  # used and reserved, by room
+    usage_bytes: tuple[tuple[int, int], ...]  # used and reserved, by device
     certificate: Certificate
     reasons: Callable[[], tuple[Reason, ...]]
     shortfall: Callable[[], Shortfall | None]
@@ -44,13 +44,13 @@ class AutoSearch:
 
     Args:
         blocks: the model.
-        rooms: devices in order of preference.
+        device_budgets: devices in order of preference.
         homes: masks of devices by unit, for those that may not lie everywhere.
         fill, search_steps, mode, execute_offloaded, staging_blocks: see :class:`planner.settings.schema.Settings`.
     """
 
     blocks: Blocks
-    rooms: tuple[Room, ...]
+    device_budgets: tuple[DeviceBudget, ...]
     homes: tuple[tuple[int, int], ...]
     fill: str
     search_steps: int
@@ -59,11 +59,11 @@ class AutoSearch:
     staging_blocks: int
 
     def __post_init__(self) -> None:
-        if len(self.rooms) > _MOST_DEVICES:
+        if len(self.device_budgets) > _MOST_DEVICES:
             raise InvalidDevicesError(
-                f"{len(self.rooms)} devices have budgets; strategy 'auto' takes at most {_MOST_DEVICES}: leave some out, or "
+                f"{len(self.device_budgets)} devices have budgets; strategy 'auto' takes at most {_MOST_DEVICES}: leave some out, or "
                 "use strategy 'sequential' or 'balanced'",
-                device=self.rooms[_MOST_DEVICES].device,
+                device=self.device_budgets[_MOST_DEVICES].device,
             )
         total_bytes = -(-self.blocks.layout.columns.total_bits // 8)
         if total_bytes >= _MOST_MODEL_BYTES:
@@ -92,19 +92,23 @@ class AutoSearch:
             least_bits: capacity of devices that have none. The search passes those over; whoever asks what more room on
                 them would change gives them a single bit.
         """
-        pools = list(dict.fromkeys(room.pool for room in self.rooms if room.pool))
+        pools = list(dict.fromkeys(budget.pool for budget in self.device_budgets if budget.pool))
         if self.mode == "gpu_only" and not self._has_accelerator_room:
             least_bits = 1  # a full accelerator is still one: the cpu does not take its place
         sizes = [
-            max(least_bits, *(_bits(room) for room in self.rooms if room.pool == pool)) for pool in pools
+            max(
+                least_bits,
+                *(_bits(budget) for budget in self.device_budgets if budget.pool == pool),
+            )
+            for pool in pools
         ]
         devices: list[tuple[str, int | None, int | None]] = [
             (
-                room.kind,
-                max(_bits(room), least_bits),
-                pools.index(room.pool) if room.pool else None,
+                budget.kind,
+                max(_bits(budget), least_bits),
+                pools.index(budget.pool) if budget.pool else None,
             )
-            for room in self.rooms
+            for budget in self.device_budgets
         ]
         return devices, sizes
 
@@ -118,7 +122,7 @@ class AutoSearch:
         """The answer to this problem; see :meth:`solve`."""
         if isinstance(result, _core.AutoFailure):
             raise self._infeasible(result, enough_bytes or {})
-        keys = [room.device for room in self.rooms]
+        keys = [budget.device for budget in self.device_budgets]
         usage_bytes = tuple((-(-used // 8), -(-reserved // 8)) for used, reserved in result.usage)
         return AutoAnswer(
             device_map=result.device_map(keys),
@@ -134,21 +138,21 @@ class AutoSearch:
 
     @property
     def _has_accelerator_room(self) -> bool:
-        return any(room.kind == "accelerator" and room.capacity_bytes for room in self.rooms)
+        return any(budget.kind == "accelerator" and budget.capacity_bytes for budget in self.device_budgets)
 
     def _slow(self) -> frozenset[str]:
         """Kinds of devices where what lies is offloaded: the cpu only beside an accelerator."""
         return frozenset({"cpu", "disk"} if self._has_accelerator_room else {"disk"})
 
     def _cost(self, usage_bytes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-        slow, pairs = self._slow(), list(zip(self.rooms, usage_bytes, strict=True))
-        offloaded = sum(used for room, (used, _) in pairs if room.kind in slow)
-        return offloaded, sum(used for room, (used, _) in pairs if room.kind == "disk")
+        slow, pairs = self._slow(), list(zip(self.device_budgets, usage_bytes, strict=True))
+        offloaded = sum(used for budget, (used, _) in pairs if budget.kind in slow)
+        return offloaded, sum(used for budget, (used, _) in pairs if budget.kind == "disk")
 
     def _offloaded_units(self, result: _core.AutoPlan) -> list[int]:
         """Units that are offloaded, in execution order."""
         slow = self._slow()
-        is_slow = [room.kind in slow for room in self.rooms]
+        is_slow = [budget.kind in slow for budget in self.device_budgets]
         return [unit for unit, home in enumerate(result.home) if is_slow[home]]
 
     def _displaced(self, result: _core.AutoPlan) -> tuple[str, ...]:
@@ -158,30 +162,36 @@ class AutoSearch:
         """One for each unit at home, one more for each accelerator that has no room for an offloaded one, and one for
         experts that could not be taken apart."""
         left = [
-            room.capacity_bytes - (used + kept) // 8
-            for room, (used, kept) in zip(self.rooms, result.usage, strict=True)
+            budget.capacity_bytes - (used + kept) // 8
+            for budget, (used, kept) in zip(self.device_budgets, result.usage, strict=True)
         ]
         reasons = []
         offloaded = set(self._offloaded_units(result))
         for unit, (home, oversized) in enumerate(zip(result.home, result.oversized, strict=True)):
-            name, size, room = (
+            name, size, budget = (
                 self.blocks.unit_name(unit) if oversized is None else oversized,
                 self.blocks.unit_bytes[unit],
-                self.rooms[home],
+                self.device_budgets[home],
             )
             is_offloaded = unit in offloaded
             rule = "resident" if not is_offloaded else "offloaded" if oversized is None else "oversized"
-            reasons.append(_reason(rule, name, room.device, size, room.capacity_bytes))
+            reasons.append(_reason(rule, name, budget.device, size, budget.capacity_bytes))
             if is_offloaded:
                 reasons.extend(
                     _reason("no_room", name, other.device, size, free)
-                    for other, free in zip(self.rooms, left, strict=True)
+                    for other, free in zip(self.device_budgets, left, strict=True)
                     if other.kind == "accelerator"
                 )
         reasons.extend(
-            _reason("fused_experts", name, room.device, self.blocks.unit_bytes[unit], room.capacity_bytes)
+            _reason(
+                "fused_experts",
+                name,
+                budget.device,
+                self.blocks.unit_bytes[unit],
+                budget.capacity_bytes,
+            )
             for name, unit in self.blocks.fused_experts
-            for room in [self.rooms[result.home[unit]]]
+            for budget in [self.device_budgets[result.home[unit]]]
         )
         return tuple(reasons)
 
@@ -198,19 +208,19 @@ class AutoSearch:
         return self._by_device(self.blocks.columns.shortfall(self.row(1), list(self.homes), self.options()))
 
     def _by_device(self, more_bits: Sequence[int | None]) -> dict[DeviceKey, int]:
-        pairs = zip(self.rooms, more_bits, strict=True)
+        pairs = zip(self.device_budgets, more_bits, strict=True)
         # Headroom beyond the budget has to be made up for, too.
         return {
-            room.device: -(-bits // 8) + max(0, room.headroom_bytes - room.budget_bytes)
-            for room, bits in pairs
+            budget.device: -(-bits // 8) + max(0, budget.headroom_bytes - budget.budget_bytes)
+            for budget, bits in pairs
             if bits is not None
         }
 
     def _infeasible(
         self, failure: _core.AutoFailure, enough_bytes: Mapping[DeviceKey, int]
     ) -> InfeasibleError:
-        keys = [room.device for room in self.rooms]
-        if any(room.capacity_bytes == 0 for room in self.rooms):
+        keys = [budget.device for budget in self.device_budgets]
+        if any(budget.capacity_bytes == 0 for budget in self.device_budgets):
             again = self.blocks.columns.solve(self.row(1), list(self.homes), self.options())
             failure = again if isinstance(again, _core.AutoFailure) else failure
         more = _least_of(self._by_device(failure.more_bits), enough_bytes)
@@ -313,8 +323,8 @@ def _certified(answer: AutoAnswer, bound_bytes: int, steps: int) -> AutoAnswer:
     return replace(answer, certificate=certificate)
 
 
-def _bits(room: Room) -> int:
-    return min(room.capacity_bytes, MOST_BYTES) * 8
+def _bits(budget: DeviceBudget) -> int:
+    return min(budget.capacity_bytes, MOST_BYTES) * 8
 
 
 def _certificate(result: _core.AutoPlan) -> Certificate:

@@ -1,4 +1,4 @@
-"""accelerate's modes for `plan()`: rooms into the budgets of a mode, and what the sequential strategy makes of them."""
+"""accelerate's modes for `plan()`: device_budgets into the budgets of a mode, and what the sequential strategy makes of them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from planner.devices.budgets import DeviceBudget
 from planner.devices.keys import Budgets, DeviceKey
-from planner.devices.rooms import Room
 from planner.errors import InfeasibleError
 from planner.model.blocks import is_usable
 from planner.model.layout import BalanceFacts, Layout
@@ -25,13 +25,13 @@ class ModeProblem:
 
     Args:
         layout: the model.
-        rooms: devices in order of preference.
+        device_budgets: devices in order of preference.
         strategy: which of them, with its options.
         mode: what may hold weights; see :class:`planner.settings.schema.Settings`.
     """
 
     layout: Layout
-    rooms: tuple[Room, ...]
+    device_budgets: tuple[DeviceBudget, ...]
     strategy: Sequential | Balanced | BalancedLow0
     mode: str
 
@@ -44,7 +44,7 @@ class ModeProblem:
         try:
             return sequential(
                 self.layout,
-                self._budgets(self.rooms),
+                self._budgets(self.device_budgets),
                 fallback_allocation=self.strategy.fallback_allocation,
                 reserve=self.strategy.reserve,
             )
@@ -55,7 +55,9 @@ class ModeProblem:
 
     def minimum_bytes(self, outcome: Outcome) -> dict[DeviceKey, int | None]:
         """For each device that was left without a byte, the least budget, as the user says it, with which it gets one."""
-        return outcome.minimums(lambda device, size: self._budgets(_with_budget(self.rooms, device, size)))
+        return outcome.minimums(
+            lambda device, size: self._budgets(_with_budget(self.device_budgets, device, size))
+        )
 
     @cached_property
     def _facts(self) -> BalanceFacts:
@@ -63,11 +65,11 @@ class ModeProblem:
 
     @cached_property
     def _left_out(self) -> list[DeviceKey]:
-        devices = [room.device for room in self.rooms]
+        devices = [budget.device for budget in self.device_budgets]
         return [device for device in devices if not is_usable(device, devices, self.mode)]
 
-    def _budgets(self, rooms: Sequence[Room]) -> Budgets:
-        budgets: Budgets = {room.device: room.capacity_bytes for room in rooms}
+    def _budgets(self, device_budgets: Sequence[DeviceBudget]) -> Budgets:
+        budgets: Budgets = {budget.device: budget.capacity_bytes for budget in device_budgets}
         if isinstance(self.strategy, Balanced | BalancedLow0):
             low_zero = isinstance(self.strategy, BalancedLow0)
             budgets = balanced_budgets(self._facts, budgets, low_zero=low_zero)
@@ -77,8 +79,13 @@ class ModeProblem:
         return budgets
 
 
-def _with_budget(rooms: Sequence[Room], device: DeviceKey, size_bytes: int) -> list[Room]:
-    return [replace(room, budget_bytes=size_bytes) if room.device == device else room for room in rooms]
+def _with_budget(
+    device_budgets: Sequence[DeviceBudget], device: DeviceKey, size_bytes: int
+) -> list[DeviceBudget]:
+    return [
+        replace(budget, budget_bytes=size_bytes) if budget.device == device else budget
+        for budget in device_budgets
+    ]
 
 
 def _excluded(error: InfeasibleError, mode: str) -> InfeasibleError:

@@ -19,9 +19,9 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._pytree import tree_map_only
 
 from planner.dispatching.api import carry_out
-from planner.dispatching.install.device_map import Assignment
+from planner.dispatching.install.device_map import ResolvedDeviceMap
 from planner.dispatching.install.record import RECORD, Dispatched
-from planner.dispatching.install.request import Engagement
+from planner.dispatching.install.request import DispatchRequest
 from planner.dispatching.mixed.crossing import Crossing
 from planner.dispatching.tensors.copies import require_offloadable
 from planner.dispatching.tensors.slots import modules_of
@@ -52,7 +52,7 @@ class Attempt:
 
     Args:
         model: the model; only looked at.
-        assignment: how the twin is dispatched; None leaves it undispatched.
+        resolved_map: how the twin is dispatched; None leaves it undispatched.
         args: positional inputs.
         kwargs: inputs by keyword.
         kind: what accelerators are called here, where that says nothing to the reader; None where it does.
@@ -61,13 +61,13 @@ class Attempt:
     def __init__(
         self,
         model: nn.Module,
-        assignment: Assignment | None,
+        resolved_map: ResolvedDeviceMap | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         kind: str | None = None,
     ) -> None:
         self.model = model
-        self.assignment = assignment
+        self.resolved_map = resolved_map
         self.kind = kind
         self.twin: nn.Module | None = None
         self.error: Exception | None = None
@@ -85,24 +85,28 @@ class Attempt:
             twin = self.twin = twin_of(self.model, mode, known)
             given = tree_map_only(torch.Tensor, lambda tensor: _input(tensor, known), (args, kwargs))
             with known, WholeFunctions(known):
-                if self.assignment is not None:
-                    self._dispatch(twin, self.assignment)
-                    if self.assignment.is_single:
+                if self.resolved_map is not None:
+                    self._dispatch(twin, self.resolved_map)
+                    if self.resolved_map.is_single:
                         # Whoever runs a model on one device takes the inputs there.
-                        device = next(iter(self.assignment.homes.values())).runs_on
+                        device = next(iter(self.resolved_map.placements.values())).runs_on
                         given = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), given)
                 twin(*given[0], **given[1])
 
-    def _dispatch(self, twin: nn.Module, assignment: Assignment) -> None:
-        carry_out(twin, Engagement(assignment=assignment, weights=_on_disk(twin, assignment)))
+    def _dispatch(self, twin: nn.Module, resolved_map: ResolvedDeviceMap) -> None:
+        carry_out(twin, DispatchRequest(resolved_map=resolved_map, weights=_on_disk(twin, resolved_map)))
         # Whether a tensor can rest elsewhere is a matter of its class, which a fake one has not.
         originals = _tensors(self.model)
         names = {id(module): name for name, module in modules_of(twin)}
         record: Dispatched = twin.__dict__[RECORD]
-        for row in record.homes:
+        for row in record.originals:
             name = _joined(names[id(row.slot.module)], row.slot.name)
-            key = nearest_key(name, assignment.homes)
-            if row.runs_on is None and key is not None and assignment.homes[key].rests_on is not None:
+            key = nearest_key(name, resolved_map.placements)
+            if (
+                row.runs_on is None
+                and key is not None
+                and resolved_map.placements[key].storage_device is not None
+            ):
                 require_offloadable(originals[name], name)
 
     @property
@@ -171,9 +175,9 @@ def _tensors(model: nn.Module) -> dict[str, Any]:
     )
 
 
-def _on_disk(twin: nn.Module, assignment: Assignment) -> dict[str, Any] | None:
+def _on_disk(twin: nn.Module, resolved_map: ResolvedDeviceMap) -> dict[str, Any] | None:
     """Stands for the files of what a map puts on disk."""
-    is_needed = any(home.rests_on is None for home in assignment.homes.values())
+    is_needed = any(placement.storage_device is None for placement in resolved_map.placements.values())
     return _tensors(twin) if is_needed else None
 
 

@@ -105,7 +105,7 @@ class KnownValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)  # that of the fake tensor
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         if any(is_offloaded(tensor) for tensor in tensors):
-            return func(*args, **kwargs)  # stand-ins speak for themselves
+            return func(*args, **kwargs)  # placeholders speak for themselves
         _require_together(func, tensors)
         values = [self.value(tensor) for tensor in tensors]
         if any(value is None for value in values):
@@ -222,11 +222,11 @@ def _require_together(func: Any, tensors: list[torch.Tensor]) -> None:
     if func in _INDEXING:
         wrong = next((t.device for t in tensors[1:] if t.device not in (first, _CPU)), None)
     else:
-        home = next((t.device for t in tensors if t.dim() or t.device.type != "cpu"), first)
+        placement = next((t.device for t in tensors if t.dim() or t.device.type != "cpu"), first)
         wrong = next(
-            (t.device for t in tensors if t.device != home and (t.dim() or t.device.type != "cpu")), None
+            (t.device for t in tensors if t.device != placement and (t.dim() or t.device.type != "cpu")), None
         )
-        first = home
+        first = placement
     if wrong is not None:
         raise MixedDevicesError(
             f"Expected all tensors to be on the same device, but found at least two devices, {first} and {wrong}! "

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
-from planner.dispatching.install.record import RECORD, engaged_models
+from planner.dispatching.install.record import RECORD, dispatched_models
 from planner.dispatching.methods.forward import Forward
 from planner.dispatching.methods.refusal import Conversion
 from planner.dispatching.tensors.placeholder import is_offloaded
@@ -46,7 +46,9 @@ def twin_of(model: nn.Module, mode: FakeTensorMode, known: KnownValues) -> nn.Mo
             tensor = slot.read()
             if id(tensor) not in memo:
                 memo[id(tensor)] = _fake(tensor, mode, known if slot.is_buffer else None)
-    installed = {id(forward.hook) for dispatched in engaged_models(model) for forward in dispatched.forwards}
+    installed = {
+        id(forward.hook) for dispatched in dispatched_models(model) for forward in dispatched.forwards
+    }
     with FakeCopyMode(mode):
         for module in modules:
             _fill(memo[id(module)], module, memo, installed)

@@ -15,7 +15,12 @@ import torch
 from torch import nn
 
 from planner.devices.keys import DeviceKey, accelerator_count
-from planner.dispatching.install.device_map import Assignment, require_fit, require_unscripted, require_whole
+from planner.dispatching.install.device_map import (
+    ResolvedDeviceMap,
+    require_fit,
+    require_unscripted,
+    require_whole,
+)
 from planner.dispatching.install.record import RECORD, is_part
 from planner.errors import InvalidInputError, PlanMismatchError, PlannerError
 from planner.names import require_module
@@ -46,7 +51,7 @@ def verify(model: nn.Module, plan: Plan | Mapping[str, Any], inputs: Any = None)
         InvalidDevicesError: a device that is none.
 
     Guarantee: the model, its hooks, its buffers, random numbers and the gradient mode stay as they are, also when this raises. No byte
-        of a weight is read or allocated. Borders, stand-ins and crossings are those of :func:`planner.dispatch`. Values that follow
+        of a weight is read or allocated. Borders, placeholders and crossings are those of :func:`planner.dispatch`. Values that follow
         from the inputs alone (masks, lengths, positions) are computed, and may be branched on.
 
     Cost: a forward's time in Python, some 50 ms for a decoder layer; nothing grows with the size of the weights.
@@ -61,17 +66,17 @@ def verify(model: nn.Module, plan: Plan | Mapping[str, Any], inputs: Any = None)
         raise InvalidInputError(
             f"verify() wants a plan, or a device map (names to devices), not {plan!r}; planner.plan(model, …) makes one"
         )
-    assignment = _assignment(plan)
+    resolved_map = _resolved_map(plan)
     args, kwargs = _arguments(sample_inputs(model) if inputs is None else inputs)
     try:
         _require_whole_model(model)
-        require_fit(model, assignment)
-        require_whole(model, assignment)
-        require_unscripted(model, assignment)
+        require_fit(model, resolved_map)
+        require_whole(model, resolved_map)
+        require_unscripted(model, resolved_map)
     except PlannerError as error:
         return Verification(False, str(error), ())
     with _as_before(), asked_here():
-        return _verdict(model, assignment, args, kwargs)
+        return _verdict(model, resolved_map, args, kwargs)
 
 
 # ---- Devices
@@ -83,7 +88,7 @@ def _kind() -> str | None:
     return None if found is None or found.type == "mps" else found.type
 
 
-def _assignment(plan: Plan | Mapping[str, Any]) -> Assignment:
+def _resolved_map(plan: Plan | Mapping[str, Any]) -> ResolvedDeviceMap:
     # Of those that are not there, torch knows these best.
     kind = _kind() or "cuda"
 
@@ -92,7 +97,11 @@ def _assignment(plan: Plan | Mapping[str, Any]) -> Assignment:
             return torch.device(kind, key)
         return torch.device(key) if key == "cpu" else torch.device(key, 0)
 
-    return Assignment.of_plan(plan, assumed) if isinstance(plan, Plan) else Assignment(plan, assumed=assumed)
+    return (
+        ResolvedDeviceMap.of_plan(plan, assumed)
+        if isinstance(plan, Plan)
+        else ResolvedDeviceMap(plan, assumed=assumed)
+    )
 
 
 # ---- Inputs
@@ -122,11 +131,11 @@ def _require_whole_model(model: nn.Module) -> None:
 
 
 def _verdict(
-    model: nn.Module, assignment: Assignment, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: nn.Module, resolved_map: ResolvedDeviceMap, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Verification:
     # Devices that are not there are called as the plan calls them.
     kind = "cuda" if _kind() is None else None
-    planned = Attempt(model, assignment, args, kwargs, kind)
+    planned = Attempt(model, resolved_map, args, kwargs, kind)
     if planned.error is None:
         return Verification(True, None, planned.crossings())
     if planned.is_refused:
@@ -144,7 +153,7 @@ def _verdict(
             f"without any plan, a forward of this {type(model).__name__} with these inputs fails, too: {alone.words()}; give inputs "
             "that it takes: verify(model, plan, inputs=…)"
         ) from alone.error
-    if any(Attempt(model, each, args, kwargs, kind).error for each in _on_one_accelerator(assignment)):
+    if any(Attempt(model, each, args, kwargs, kind).error for each in _on_one_accelerator(resolved_map)):
         return Verification(None, _asked(planned), planned.crossings())
     return Verification(False, planned.words(), planned.crossings())
 
@@ -157,13 +166,15 @@ def _asked(attempt: Attempt) -> str:
     return f"on an accelerator, its code asks for what is not there: {attempt.words()}"
 
 
-def _on_one_accelerator(assignment: Assignment) -> Iterator[Assignment]:
+def _on_one_accelerator(resolved_map: ResolvedDeviceMap) -> Iterator[ResolvedDeviceMap]:
     """The whole model on the first of the accelerators that a plan names, and on the last if that is not there."""
-    named = {home.runs_on for home in assignment.homes.values() if home.runs_on.type != "cpu"}
+    named = {
+        placement.runs_on for placement in resolved_map.placements.values() if placement.runs_on.type != "cpu"
+    }
     devices = sorted(named, key=lambda device: (device.type, device.index))
     absent = [device for device in devices[-1:] if device.index >= accelerator_count()]
     for device in dict.fromkeys(devices[:1] + absent):
-        yield Assignment({"": 0}, assumed=partial(_only, device))
+        yield ResolvedDeviceMap({"": 0}, assumed=partial(_only, device))
 
 
 def _only(device: torch.device, key: DeviceKey) -> torch.device:

@@ -1,94 +1,11 @@
-//! From placements to a device map: twins get their original's device, and subtrees on one device become one key.
+//! From placements to a device map: aliases get their original's device, and subtrees on one device become one key.
 
 use std::collections::HashMap;
 
-use crate::bits::BitSet;
+use crate::ids::NodeId;
+use crate::model::tree::Tree;
 use crate::outcome::Placement;
-use crate::tree::{NodeId, Tree};
-
-/// Dotted keys as a trie; place 0 is the empty key.
-#[derive(Debug)]
-pub struct KeyTrie {
-    parent: Vec<u32>,
-    children: Vec<Option<HashMap<Box<str>, u32>>>,
-    keys: Vec<u32>,
-    names: Vec<Box<str>>,
-}
-
-impl KeyTrie {
-    /// The trie of these keys; equal keys share a place.
-    pub fn new<S: AsRef<str>>(keys: &[S]) -> Self {
-        let mut trie = Self { parent: vec![0], children: vec![None], keys: Vec::new(), names: vec!["".into()] };
-        for key in keys {
-            let place = trie.insert(key.as_ref());
-            trie.keys.push(place);
-        }
-        trie
-    }
-
-    fn insert(&mut self, key: &str) -> u32 {
-        let mut place = 0;
-        if key.is_empty() {
-            return place;
-        }
-        for part in key.split('.') {
-            let next = self.parent.len() as u32;
-            let map = self.children[place as usize].get_or_insert_default();
-            place = match map.get(part) {
-                Some(&below) => below,
-                None => {
-                    map.insert(part.into(), next);
-                    self.parent.push(place);
-                    self.children.push(None);
-                    self.names.push(part.into());
-                    next
-                }
-            };
-        }
-        place
-    }
-
-    /// Number of places.
-    pub fn len(&self) -> usize {
-        self.parent.len()
-    }
-
-    /// Whether there is no key but the empty one.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 1
-    }
-
-    /// Place of each key, in the order given.
-    pub fn keys(&self) -> &[u32] {
-        &self.keys
-    }
-
-    /// The place above.
-    pub fn parent(&self, place: u32) -> u32 {
-        self.parent[place as usize]
-    }
-
-    /// Whether any key goes on below a place.
-    pub fn has_children(&self, place: u32) -> bool {
-        self.children[place as usize].is_some()
-    }
-
-    /// The place below, by the next part of the key.
-    pub fn child(&self, place: u32, part: &str) -> Option<u32> {
-        self.children[place as usize].as_ref()?.get(part).copied()
-    }
-
-    /// The dotted key of a place.
-    pub fn name(&self, mut place: u32) -> String {
-        let mut parts = Vec::new();
-        while place != 0 {
-            parts.push(&*self.names[place as usize]);
-            place = self.parent(place);
-        }
-        parts.reverse();
-        parts.join(".")
-    }
-}
+use crate::sets::BitSet;
 
 /// What is known of the keys strictly below a place.
 #[derive(Debug)]
@@ -201,23 +118,23 @@ pub fn clean_nodes(tree: &Tree, placements: &[(NodeId, u32)]) -> Vec<(NodeId, u3
     clean(tree.len(), |node| tree.parent(node), placements)
 }
 
-/// Placements with every twin that holds a tensor right behind its original.
+/// Placements with every alias that holds a tensor right behind its original.
 ///
 /// # Guarantee
 ///
-/// Without twins, the placements as they are.
-pub fn with_twins(tree: &Tree, placements: &[Placement]) -> Vec<(NodeId, u32)> {
-    if tree.twins().is_empty() {
+/// Without aliases, the placements as they are.
+pub fn with_aliases(tree: &Tree, placements: &[Placement]) -> Vec<(NodeId, u32)> {
+    if tree.aliases().is_empty() {
         return placements.iter().map(|p| (p.node, p.device)).collect();
     }
-    let mut twins: HashMap<NodeId, Vec<NodeId>> = HashMap::new();
-    for &(twin, original) in tree.twins() {
-        twins.entry(original).or_default().push(twin);
+    let mut aliases: HashMap<NodeId, Vec<NodeId>> = HashMap::new();
+    for &(alias, original) in tree.aliases() {
+        aliases.entry(original).or_default().push(alias);
     }
     let mut result = Vec::new();
     for placement in placements {
         let holds_tensor = (placement.node..tree.end(placement.node)).any(|node| !tree.is_module(node));
-        for node in mirrors(tree, &twins, placement.node) {
+        for node in mirrors(tree, &aliases, placement.node) {
             if node == placement.node || holds_tensor {
                 result.push((node, placement.device));
             }
@@ -226,15 +143,15 @@ pub fn with_twins(tree: &Tree, placements: &[Placement]) -> Vec<(NodeId, u32)> {
     result
 }
 
-/// A node under all its names: itself first, then with each ancestor (or itself) replaced by its twins.
-fn mirrors(tree: &Tree, twins: &HashMap<NodeId, Vec<NodeId>>, node: NodeId) -> Vec<NodeId> {
+/// A node under all its names: itself first, then with each ancestor (or itself) replaced by its aliases.
+fn mirrors(tree: &Tree, aliases: &HashMap<NodeId, Vec<NodeId>>, node: NodeId) -> Vec<NodeId> {
     let mut found = vec![node];
     let mut above = node;
     while above != 0 {
         let known = found.len();
-        for &twin in twins.get(&above).into_iter().flatten() {
+        for &alias in aliases.get(&above).into_iter().flatten() {
             for index in 0..known {
-                found.push(twin + (found[index] - above));
+                found.push(alias + (found[index] - above));
             }
         }
         above = tree.parent(above);

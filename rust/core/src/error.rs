@@ -1,6 +1,6 @@
 //! Every way in which planning can fail, as values with numbers; wording for people is made outside.
 
-use crate::tree::NodeId;
+use crate::ids::NodeId;
 
 /// Why there is no tree, no layout or no plan.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -23,39 +23,32 @@
 //! # Ok::<(), planner_core::Error>(())
 //! ```
 
-mod assemble;
-mod balance;
-mod bits;
-mod blocks;
-mod bonds;
+mod checkpoint;
 mod device_map;
 mod devices;
 mod error;
-mod frontier;
-mod layout;
-mod ledger;
+mod ids;
+mod keys;
+mod model;
 mod names;
-mod order;
 mod outcome;
-mod outline;
-mod repeated;
 mod sets;
 mod strategy;
-mod ties;
-mod tree;
 
-pub use assemble::{Named, assemble};
-pub use balance::BalanceFacts;
-pub use blocks::{BlockOptions, BlockUnit, Blocks, Granularity};
-pub use device_map::{KeyTrie, clean, clean_nodes, with_twins};
+pub use checkpoint::assemble::{Named, assemble};
+pub use checkpoint::outline::{Form, FormId, Outline, Slot};
+pub use device_map::{clean, clean_nodes, with_aliases};
 pub use devices::{Device, DeviceKind, Reserve, SequentialOptions};
 pub use error::Error;
-pub use layout::{Cast, Dialect, Explicit, Layout, LayoutOptions, Tied};
+pub use ids::{DTypeId, NodeId, TensorId};
+pub use keys::KeyTrie;
+pub use model::balance::BalanceFacts;
+pub use model::blocks::{BlockOptions, BlockUnit, Blocks, Granularity};
+pub use model::layout::{Cast, Dialect, Explicit, Layout, LayoutOptions, Tied};
+pub use model::repeated::{Containers, Repeated};
+pub use model::tree::{DType, Kind, Tensor, Tree, TreeBuilder};
 pub use names::is_number;
 pub use outcome::{Outcome, Placement, Reason, Rule, Usage};
-pub use outline::{Form, FormId, Outline, Slot};
-pub use repeated::{Containers, Repeated};
 pub use strategy::auto;
-pub use strategy::margin::Margin;
+pub use strategy::sequential::margin::Margin;
 pub use strategy::sequential::{sequential, sequential_with_margin};
-pub use tree::{DType, DTypeId, Kind, NodeId, Tensor, TensorId, Tree, TreeBuilder};

@@ -1,6 +1,6 @@
 //! What a strategy found, and why, in numbers.
 
-use crate::tree::NodeId;
+use crate::ids::NodeId;
 
 /// One key of the device map, before grouping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

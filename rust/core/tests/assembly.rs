@@ -72,7 +72,7 @@ fn an_outline_gives_order_and_classes_and_what_no_file_holds() {
     ];
     assert_eq!(rows(&tree), expected);
     assert_eq!((tree.class_name(4), tree.class_name(8)), (Some("Dense"), Some("Sparse")));
-    assert_eq!(tree.kind(2), Kind::ScratchBuffer);
+    assert_eq!(tree.kind(2), Kind::NonPersistentBuffer);
 }
 
 #[test]

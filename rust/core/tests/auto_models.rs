@@ -16,7 +16,7 @@ fn units(sizes: &[u64]) -> Vec<Unit> {
         bits,
         block_bits: vec![bits],
         positions: vec![position],
-        is_silent: false,
+        buffers_only: false,
         homes: u64::MAX,
     };
     (0..).zip(sizes).map(unit).collect()

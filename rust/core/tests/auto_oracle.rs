@@ -85,7 +85,7 @@ fn unit(random: &mut Random, sizes: &[u64], devices: usize) -> Unit {
     let bits = sizes[random.below(sizes.len() as u64) as usize];
     let all = (1u64 << devices) - 1;
     let homes = if random.chance(15) { 1 + random.below(all) } else { all };
-    Unit { bits, block_bits: Vec::new(), positions: Vec::new(), is_silent: random.chance(4), homes }
+    Unit { bits, block_bits: Vec::new(), positions: Vec::new(), buffers_only: random.chance(4), homes }
 }
 
 /// One position for each unit, further ones for some.
@@ -214,7 +214,7 @@ fn oracle(instance: &Instance) -> Option<(u64, u64, bool, u32)> {
     let Instance { units, devices, .. } = instance;
     let mut states: HashSet<State> =
         HashSet::from([(vec![0; devices.len()], vec![0; devices.len()], usize::MAX, 0, 0, false)]);
-    let first = units.iter().position(|unit| !unit.is_silent);
+    let first = units.iter().position(|unit| !unit.buffers_only);
     for (index, unit) in units.iter().enumerate() {
         let mut next = HashSet::new();
         let homes = (0..devices.len()).filter(|&home| rules.may_hold[home] && unit.homes >> home & 1 == 1);
@@ -229,7 +229,7 @@ fn oracle(instance: &Instance) -> Option<(u64, u64, bool, u32)> {
                 if !rules.fits(&used, &reserved) {
                     continue;
                 }
-                next.insert(match unit.is_silent || last == *executor {
+                next.insert(match unit.buffers_only || last == *executor {
                     true => (used, reserved, last, seen, runs, is_off),
                     false => (used, reserved, *executor, seen | 1 << executor, runs + 1, is_off),
                 });
@@ -270,7 +270,7 @@ fn check(instance: &Instance, solution: &Solution) {
         let is_oversized = unit.block_bits.iter().any(|&block| rules.is_above_every_card(block));
         assert_eq!(solution.oversized[index].is_some(), is_oversized && rules.cpu.is_some());
         let executor = solution.execution[index][0] as usize;
-        if !unit.is_silent && executor != last {
+        if !unit.buffers_only && executor != last {
             (runs, last) = (runs + 1, executor);
             seen |= 1 << executor;
         }
@@ -315,13 +315,13 @@ fn compare(instance: &Instance, tally: &mut Tally) {
                 tally.more_on_disk += u32::from(solution.disk_bits > disk);
             }
             let rules = Rules::new(instance);
-            let first = instance.units.iter().position(|unit| !unit.is_silent);
+            let first = instance.units.iter().position(|unit| !unit.buffers_only);
             let is_off = first.is_some_and(|first| !rules.executes[solution.home[first] as usize]);
             let is_equal = (solution.offloaded_bits, solution.disk_bits) == (offloaded, disk);
             tally.first_missed += u32::from(is_equal && is_off && !is_first_off);
             if is_equal && is_off == is_first_off {
                 assert!(certificate.returns_lower_bound <= returns, "returns: {truth:?} {solution:?}");
-                let is_loud = instance.units.iter().all(|unit| !unit.is_silent && unit.bits > 0);
+                let is_loud = instance.units.iter().all(|unit| !unit.buffers_only && unit.bits > 0);
                 tally.no_return_missed += u32::from(is_plain && is_loud && returns == 0 && certificate.returns > 0);
                 tally.more_returns += u32::from(certificate.returns > returns);
                 tally.excess_returns += certificate.returns - returns;

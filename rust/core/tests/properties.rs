@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use planner_core::{
     Cast, DType, Device, Error, Explicit, Kind, Layout, LayoutOptions, NodeId, Outcome, Reserve, SequentialOptions,
-    Tensor, Tied, Tree, TreeBuilder, clean_nodes, sequential, with_twins,
+    Tensor, Tied, Tree, TreeBuilder, clean_nodes, sequential, with_aliases,
 };
 use proptest::prelude::*;
 
@@ -105,7 +105,7 @@ fn options() -> impl Strategy<Value = SequentialOptions> {
 /// Every row has a device, shared tensors have one, budgets hold: recounted from the placements alone.
 fn assert_valid(layout: &Layout, outcome: &Outcome, devices: &[Device]) {
     let tree = layout.tree();
-    let entries = with_twins(tree, &outcome.placements);
+    let entries = with_aliases(tree, &outcome.placements);
     let mut device_of = vec![u32::MAX; tree.len()];
     for &(node, device) in &entries {
         for row in node..tree.end(node) {
@@ -184,7 +184,7 @@ proptest! {
             }
             (0..tree.len()).filter(|&row| !tree.is_module(row as NodeId)).map(|row| device_of[row]).collect::<Vec<_>>()
         };
-        let plain = with_twins(tree, &outcome.placements);
+        let plain = with_aliases(tree, &outcome.placements);
         let cleaned = clean_nodes(tree, &plain);
         prop_assert!(cleaned.len() <= plain.len());
         prop_assert_eq!(spread(&plain), spread(&cleaned));

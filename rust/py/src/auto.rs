@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use planner_core::auto::{self, Attempt, Execute, Failure, Fill, Mode, Options, Solution, Stage, UNPLACED, Verdict};
-use planner_core::{BlockOptions, Device, DeviceKind, Granularity, Placement, clean_nodes, with_twins};
+use planner_core::{BlockOptions, Device, DeviceKind, Granularity, Placement, clean_nodes, with_aliases};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -30,14 +30,14 @@ pub(crate) struct Blocks {
 impl Blocks {
     /// Cuts a layout. Names are of rows that exist; `homes` are masks of devices by unit, for units that may not lie anywhere.
     #[new]
-    #[pyo3(signature = (layout, *, granularity="block", no_split=Vec::new(), split=Vec::new(), together=Vec::new()))]
+    #[pyo3(signature = (layout, *, granularity="block", no_split=Vec::new(), split=Vec::new(), keep_together=Vec::new()))]
     fn new(
         py: Python<'_>,
         layout: &Layout,
         granularity: &str,
         no_split: Vec<String>,
         split: Vec<String>,
-        together: Vec<Vec<String>>,
+        keep_together: Vec<Vec<String>>,
     ) -> PyResult<Self> {
         let granularity = match granularity {
             "block" => Granularity::Block,
@@ -52,7 +52,7 @@ impl Blocks {
                 no_split_rows: rows(&no_split),
                 split_rows: rows(&split),
                 granularity,
-                together: together.iter().map(|names| rows(names)).collect(),
+                keep_together: keep_together.iter().map(|names| rows(names)).collect(),
             };
             planner_core::Blocks::new(&layout, &options)
         });
@@ -60,7 +60,7 @@ impl Blocks {
             bits: unit.bits,
             block_bits: unit.block_bits.clone(),
             positions: unit.positions.clone(),
-            is_silent: unit.is_silent,
+            buffers_only: unit.buffers_only,
             homes: u64::MAX,
         };
         let units = Arc::new(inner.units.iter().map(unit).collect());
@@ -267,7 +267,7 @@ impl AutoPlan {
         }
         let is_partial = placements.len() < self.blocks.blocks.iter().map(Vec::len).sum();
         debug_assert_eq!(self.solution.home.len(), self.units.len());
-        let entries = with_twins(tree, &placements);
+        let entries = with_aliases(tree, &placements);
         // Keys that leave others out must not be grouped under a name that covers those, too.
         let mut entries = if is_partial { entries } else { clean_nodes(tree, &entries) };
         entries.sort_unstable(); // Rows are in execution order.

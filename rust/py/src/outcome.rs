@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use planner_core::{Device, DeviceKind, clean_nodes, with_twins};
+use planner_core::{Device, DeviceKind, clean_nodes, with_aliases};
 use pyo3::prelude::*;
 
 /// A plan, by device index.
@@ -19,7 +19,7 @@ impl Outcome {
     fn device_map(&self, py: Python<'_>, clean: bool) -> Vec<(String, u32)> {
         py.detach(|| {
             let tree = self.layout.tree();
-            let mut entries = with_twins(tree, &self.outcome.placements);
+            let mut entries = with_aliases(tree, &self.outcome.placements);
             if clean {
                 entries = clean_nodes(tree, &entries);
             }

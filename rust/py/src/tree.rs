@@ -178,9 +178,9 @@ impl Tree {
     }
 
     /// Names of buffers that are not saved with the model.
-    fn unsaved(&self) -> Vec<String> {
+    fn non_persistent(&self) -> Vec<String> {
         let rows = 1..self.inner.len() as u32;
-        rows.filter(|&node| self.inner.kind(node) == Kind::ScratchBuffer)
+        rows.filter(|&node| self.inner.kind(node) == Kind::NonPersistentBuffer)
             .map(|node| self.inner.full_name(node))
             .collect()
     }
@@ -202,7 +202,7 @@ impl Tree {
                 let is_asked = match tree.kind(node) {
                     Kind::Module => false,
                     Kind::Parameter | Kind::Buffer => true,
-                    Kind::ScratchBuffer => !persistent_only,
+                    Kind::NonPersistentBuffer => !persistent_only,
                 };
                 if is_asked {
                     missing.push(node);

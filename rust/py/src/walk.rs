@@ -133,7 +133,7 @@ impl<'py> Walk<'py> {
             let first = (seen.parent == parent).then_some(seen.node);
             let original = first.or_else(|| self.elsewhere.get(&(child.as_ptr() as usize, parent)).copied());
             match original {
-                Some(original) => self.builder.twin(node, original),
+                Some(original) => self.builder.alias(node, original),
                 None => {
                     self.elsewhere.insert((child.as_ptr() as usize, parent), node);
                 }
@@ -158,7 +158,7 @@ impl<'py> Walk<'py> {
             let row = self.builder.leaf_id(name, Kind::Parameter, id).map_err(|e| self.core_error(e))?;
             let last = &mut self.registered[id as usize].parameter;
             if last.0 == node {
-                self.builder.twin(row, last.1);
+                self.builder.alias(row, last.1);
             } else {
                 *last = (node, row);
             }
@@ -182,7 +182,7 @@ impl<'py> Walk<'py> {
         let scratch = module.getattr(intern!(self.py, "_non_persistent_buffers_set"))?;
         for (name, buffer) in members {
             let id = self.tensor(node, &name, &buffer)?;
-            let kind = if scratch.contains(&name)? { Kind::ScratchBuffer } else { Kind::Buffer };
+            let kind = if scratch.contains(&name)? { Kind::NonPersistentBuffer } else { Kind::Buffer };
             buffers.push((self.name(node, &name)?, kind, id));
         }
         Ok(buffers)
@@ -194,7 +194,7 @@ impl<'py> Walk<'py> {
             let row = self.builder.leaf_id(name, kind, id).map_err(|e| self.core_error(e))?;
             let last = &mut self.registered[id as usize].buffer;
             if last.0 == frame.node {
-                self.builder.twin(row, last.1);
+                self.builder.alias(row, last.1);
             } else {
                 *last = (frame.node, row);
             }

@@ -106,7 +106,7 @@ class Enabling(nn.Module):
 
 
 def enabling() -> tuple[nn.Module, nn.Parameter]:
-    """An offloaded part with a parameter that was assigned over its stand-in."""
+    """An offloaded part with a parameter that was assigned over its placeholder."""
     model = planner.dispatch(nn.Sequential(Enabling(), nn.Identity()), {"0": "cpu", "1": 0})
     mine = model[0].weight = nn.Parameter(torch.full((4,), 2.0))
     return model[0], mine

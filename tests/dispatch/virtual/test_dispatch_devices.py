@@ -224,8 +224,8 @@ def test_a_copy_says_the_same(way: str, copied: Callable[[nn.Module], nn.Module]
     twin = copied(net)
     assert twin.enc.weight.device == net.enc.weight.device
     assert twin(X.to(0)).equal(want) and twin.enc.weight is not net.enc.weight
-    where, own = twin.enc.weight.whereabouts, twin.enc._hf_hook.residencies[0].at_rest
-    assert where.at_rest is own
+    where, own = twin.enc.weight.whereabouts, twin.enc._hf_hook.offloaded_modules[0].store
+    assert where.store is own
 
 
 def at_ones(y: torch.Tensor, w: torch.Tensor, net: Net) -> torch.Tensor:
@@ -397,7 +397,7 @@ def test_a_layer_with_an_offloaded_part_reads_its_weights(part: str) -> None:
 
 
 def test_what_has_no_values_raises_when_they_are_read() -> None:
-    """Outside of a forward under accelerate's names, a tensor made like a stand-in is on the meta device."""
+    """Outside of a forward under accelerate's names, a tensor made like a placeholder is on the meta device."""
     weight = planner.cpu_offload(Net(at_ones), 0).enc.weight
     for made in (torch.zeros_like(weight), torch.rand_like(weight), weight.new_zeros(8, 8)):
         with pytest.raises(OffloadError, match=r"'enc\.weight' is offloaded"):

@@ -151,7 +151,7 @@ def test_a_list_of_modules_as_a_key_means_each_of_them() -> None:
     planner.dispatch(spread, {"model.layers": "cpu", "": 0})
     given = TINY["llama"].inputs(0)
     assert spread(**given).logits.equal(plain(**given).logits)
-    assert [type(layer.forward).__name__ for layer in spread.model.layers] == ["Fetching"] * 4
+    assert [type(layer.forward).__name__ for layer in spread.model.layers] == ["OffloadedForward"] * 4
     assert not hasattr(spread.model.layers, "_hf_hook")
 
 

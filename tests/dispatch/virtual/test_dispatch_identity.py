@@ -129,7 +129,7 @@ def layers(scale_on: Any, blocks: float = 2.5) -> nn.Module:
 
 def staged(model: nn.Module) -> list[str]:
     hooks = [layer._hf_hook for layer in model.layers]
-    return [r.names[0] for hook in hooks for r in hook.residencies if r.staged is not None]
+    return [r.names[0] for hook in hooks for r in hook.offloaded_modules if r.staged is not None]
 
 
 @pytest.mark.parametrize("scale_on", [0, "cpu"])
@@ -159,13 +159,11 @@ def test_another_order_stays_within_the_room(virtual_accelerators: Accelerators)
 def test_arguments_cross_once_where_the_model_owns_an_offloaded_weight(
     virtual_accelerators: Accelerators,
 ) -> None:
-    from planner.dispatching import crossings
+    from planner.dispatching.transfer import once
 
     model = layers("cpu")
     seen: list[bool] = []
-    model.layers[0].register_forward_pre_hook(
-        lambda *_: seen.append(crossings._forwards.crossings is not None)
-    )
+    model.layers[0].register_forward_pre_hook(lambda *_: seen.append(once._forwards.crossings is not None))
     model(torch.ones(1, 64), [0])
     assert seen == [True]
 

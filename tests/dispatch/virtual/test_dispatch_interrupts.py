@@ -41,7 +41,7 @@ class Counting(nn.Module):
         return x + self.n
 
 
-DISPATCH = str(Path(hooks_module.__file__).parent)
+DISPATCH = str(Path(hooks_module.__file__).parents[1])
 # After these, and nowhere else, CPython lets a signal's handler run (3.11, ceval.c: CHECK_EVAL_BREAKER).
 TAKES_SIGNALS = {"RESUME", "CALL", "CALL_FUNCTION_EX", "JUMP_BACKWARD"}
 
@@ -57,7 +57,7 @@ def signal_points(code: CodeType, found: dict[CodeType, set[int]]) -> set[int]:
 
 
 def interrupted(run: Callable[[], Any], stop_at: int) -> bool:
-    """Runs with a KeyboardInterrupt at the n-th point inside of planner.dispatch; False if there are fewer."""
+    """Runs with a KeyboardInterrupt at the n-th point inside of planner.dispatching; False if there are fewer."""
     steps, points = 0, {}  # type: ignore[var-annotated]
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
@@ -97,7 +97,7 @@ def test_an_interrupt_anywhere_in_a_forward_leaves_nothing(
     used_bytes = virtual_accelerators.used_bytes(0)
     stops = 1
     while interrupted(lambda: model(X), stops):
-        resting = [r for layer in model[1:] for r in layer._hf_hook.residencies]
+        resting = [r for layer in model[1:] for r in layer._hf_hook.offloaded_modules]
         assert not any(r.is_live or r.staged is not None or r._lock.locked() for r in resting), stops
         assert all(is_offloaded(t) for layer in model[1:] for t in (*layer.parameters(), *layer.buffers()))
         assert virtual_accelerators.used_bytes(0) == used_bytes, stops

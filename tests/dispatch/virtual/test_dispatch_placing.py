@@ -185,7 +185,7 @@ class Mixing(nn.Module):
         return x * self.factors[0] * self.factors[1] + self.named["shift"]
 
 
-class Mixed(nn.Module):
+class MixedForward(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
@@ -208,7 +208,7 @@ class Mixed(nn.Module):
 )
 @torch.no_grad()
 def test_parameters_in_lists_are_brought_in_with_their_owner(device_map: dict[str, Any]) -> None:
-    model = Mixed()
+    model = MixedForward()
     want = copy.deepcopy(model).to(0)(X.to(0)).cpu()
     planner.dispatch(model, device_map, execution_map=None if 0 in device_map.values() else {"": 0})
     for _ in range(2):

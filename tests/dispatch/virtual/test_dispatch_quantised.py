@@ -265,7 +265,7 @@ def drawn(draw: random.Random) -> Any:
 
 
 def test_a_dispatched_model_is_planned_as_before() -> None:
-    """Marks of stand-ins lead to the model; nothing of that is theirs."""
+    """Marks of placeholders lead to the model; nothing of that is theirs."""
     net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     plan = planner.plan(net, max_memory={0: 300, "cpu": 10_000})
     planner.dispatch(net, plan, outside="fetch")

@@ -93,10 +93,10 @@ def test_copies_of_a_model_share_what_is_tied(how: Any) -> None:
     )
     made(X)
     shared = [
-        r.at_rest.shares
+        r.store.shares
         for f in made._planner_dispatch.forwards
-        for r in f.hook.residencies
-        if any(s is not None for s in r.at_rest.shares)
+        for r in f.hook.offloaded_modules
+        if any(s is not None for s in r.store.shares)
     ]
     assert len(shared) == 4
     assert shared[0][0] is shared[1][0]

@@ -43,7 +43,7 @@ def answer(model: nn.Module) -> torch.Tensor:
 
 
 def materialised(model: nn.Module) -> list[str]:
-    """Weights of the offloaded layers that are not stand-ins."""
+    """Weights of the offloaded layers that are not placeholders."""
     layers = [
         (name, p) for name, p in model.named_parameters() if ".layers.1." in name or ".layers.3." in name
     ]
@@ -292,7 +292,7 @@ def test_a_weight_can_be_read_and_written_while_its_module_is_aligned() -> None:
 
 
 def test_a_replaced_weight_is_computed_with_where_it_is_left() -> None:
-    """Somebody assigns a parameter in place of the stand-in."""
+    """Somebody assigns a parameter in place of the placeholder."""
     model, plain = dispatched(), built("llama")
     fresh = nn.Parameter(torch.full_like(plain.model.layers[1].mlp.gate_proj.weight, 0.01))
     for each in (model, plain):

@@ -44,7 +44,7 @@ def answer(model: nn.Module) -> torch.Tensor:
 
 
 class Staging:
-    """Counts how many residencies were copied ahead."""
+    """Counts how many offloaded_modules were copied ahead."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0

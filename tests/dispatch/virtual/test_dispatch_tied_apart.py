@@ -52,7 +52,7 @@ def test_what_a_forward_writes(device_map: Any, max_norm: Any, writes: str, mode
     model = copy.deepcopy(plain)
     plain.to(0)
     if writes and device_map[writes] == "cpu":
-        pytest.skip("writing to a stand-in outside of its module is an error")
+        pytest.skip("writing to a placeholder outside of its module is an error")
     execution_map = {name: 1 for name, device in device_map.items() if device == "cpu" and name == "head"}
     planner.dispatch(model, device_map, execution_map=execution_map)
     with mode():

@@ -13,7 +13,7 @@ from torch import nn
 
 import planner
 from planner.config import Stack
-from planner.config.types import Blocks, Keyed, Type, schema_of
+from planner.config.types import Classes, MappingType, Type, schema_of
 from planner.errors import InvalidConfigError
 from planner.settings.schema import Settings
 
@@ -37,7 +37,7 @@ HUGE = (10**30, 2**64, 2**63, 10**5000, -(10**30))
 
 def leaves(cls: type, path: str = "") -> Iterator[tuple[str, Type]]:
     for name, field in schema_of(cls).fields.items():
-        if isinstance(field.type.tree, Blocks):
+        if isinstance(field.type.tree, Classes):
             for member in field.type.tree.classes:
                 yield from leaves(member, f"{path}{name}.")
         else:
@@ -45,7 +45,7 @@ def leaves(cls: type, path: str = "") -> Iterator[tuple[str, Type]]:
 
 
 def takes_any_number(kind: Type) -> bool:
-    inner = kind.tree.value if isinstance(kind.tree, Keyed) else kind
+    inner = kind.tree.value if isinstance(kind.tree, MappingType) else kind
     for number in (*HUGE, -1):
         try:
             inner.take(number)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from planner.config import Place, Replace, Stack, config, setting
+from planner.config import Replace, Stack, UserSource, config, setting
 from planner.config.document import core_scalar
 from planner.errors import InvalidConfigError
 from planner.settings.schema import Settings
@@ -148,7 +148,7 @@ def test_command_line_options_in_all_forms(tmp_path):
     path = write(tmp_path, "a.yaml", "text: file\nitems: [1]\n")
     argv = ["--set", "text=a=b", "--config", str(path), "--unset=items", "--set", "inner:={size: 4}"]
     stack = Stack(Outer).arguments(argv)
-    assert [layer.place for layer in stack.layers] == [Place.FILE, *[Place.ARGUMENTS] * 3]
+    assert [layer.place for layer in stack.layers] == [UserSource.FILE, *[UserSource.ARGUMENTS] * 3]
     config_ = stack.resolve().config
     assert (config_.text, config_.items, config_.inner.size) == ("a=b", (), 4)
     assert stack.resolve().origin("text").where == "command line argument 1 `--set text=a=b`"

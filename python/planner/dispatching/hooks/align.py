@@ -22,16 +22,16 @@ from planner.dispatching.hooks.place import (
 )
 from planner.dispatching.methods.forward import Forward, bring, device_of, installed, sent, take_off
 from planner.dispatching.methods.pickling import end_pickling
-from planner.dispatching.methods.recomputing import bring_in_again
-from planner.dispatching.offload.refcount import Residency, Use
+from planner.dispatching.methods.recomputing import materialize_again
+from planner.dispatching.offload.refcount import OffloadedModule, Use
 from planner.dispatching.offload.store import TiedCopies, require_tied_copies
 from planner.dispatching.tensors.journal import Journal
 from planner.dispatching.tensors.slots import resolve_device
 from planner.dispatching.tensors.ties import Tie
-from planner.dispatching.transfer.loans import Loans
-from planner.dispatching.transfer.move import is_elsewhere, new_loans
+from planner.dispatching.transfer.argument_copies import ArgumentCopies
+from planner.dispatching.transfer.move import is_elsewhere, new_argument_copies
 from planner.dispatching.transfer.once import NoValuesError
-from planner.dispatching.transfer.traced import TracedLoans
+from planner.dispatching.transfer.traced import TracedArgumentCopies
 from planner.errors import OffloadError
 from planner.names import text_set
 
@@ -80,9 +80,9 @@ class AlignDevicesHook(_AlignBase, ModelHook):
     ) -> None:
         require_tied_copies(tied_params_map)
         self.device: torch.device | None = None
-        self.residencies: tuple[Residency, ...] = ()
+        self.offloaded_modules: tuple[OffloadedModule, ...] = ()
         # Of modules inside, which a block brings in with its own.
-        self.inner: tuple[Residency, ...] = ()
+        self.inner: tuple[OffloadedModule, ...] = ()
         self.bound: nn.Module | None = None
         # Which offloaded block runs after this one, as learnt; and who copies it ahead.
         self.follower: AlignDevicesHook | None = None
@@ -126,8 +126,8 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         self.device = None if device is None else resolve_device(device)
         # As Tensor.get_device tells it, which costs half of what Tensor.device does; the CPU and the meta device are -1.
         self.index = -1 if self.device is None or self.device.index is None else self.device.index
-        for residency in self.residencies:
-            residency.at_rest.runs_on = self.device
+        for offloaded_module in self.offloaded_modules:
+            offloaded_module.store.runs_on = self.device
         self._refresh()
 
     @property
@@ -180,13 +180,13 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         if weights is not None:
             require_weights(weights)
         self.__dict__["weights_map"] = weights
-        for residency in self.residencies:
-            residency.at_rest.exchange(weights)
+        for offloaded_module in self.offloaded_modules:
+            offloaded_module.store.exchange(weights)
 
     @property
-    def needed(self) -> tuple[Residency, ...]:
+    def needed(self) -> tuple[OffloadedModule, ...]:
         """All that has to be there during a forward."""
-        return self.residencies + self.inner
+        return self.offloaded_modules + self.inner
 
     def init_hook(self, module: nn.Module) -> nn.Module:
         """Moves the tensors where they shall run or rest."""
@@ -201,24 +201,31 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         """Whether something in an argument does not lie where the module runs."""
         return is_elsewhere(value, self.device, self.skip)
 
-    def bring(self, args: tuple[Any, ...], loans: Loans | TracedLoans) -> tuple[Any, ...]:
-        """Positional arguments where the module runs; ``loans`` gets what has to be given back."""
-        found = tuple([self._brought(value, loans) for value in args])
-        loans.handed.extend(found)
+    def bring(
+        self, args: tuple[Any, ...], argument_copies: ArgumentCopies | TracedArgumentCopies
+    ) -> tuple[Any, ...]:
+        """Positional arguments where the module runs; ``argument_copies`` gets what has to be given back."""
+        found = tuple([self._brought(value, argument_copies) for value in args])
+        argument_copies.handed.extend(found)
         return found
 
-    def bring_keywords(self, kwargs: dict[str, Any], loans: Loans | TracedLoans) -> dict[str, Any]:
-        """Keyword arguments where the module runs; ``loans`` gets what has to be given back."""
+    def bring_keywords(
+        self, kwargs: dict[str, Any], argument_copies: ArgumentCopies | TracedArgumentCopies
+    ) -> dict[str, Any]:
+        """Keyword arguments where the module runs; ``argument_copies`` gets what has to be given back."""
         skip = self.skip
-        found = {key: value if key in skip else self._brought(value, loans) for key, value in kwargs.items()}
-        loans.handed.extend(found.values())
+        found = {
+            key: value if key in skip else self._brought(value, argument_copies)
+            for key, value in kwargs.items()
+        }
+        argument_copies.handed.extend(found.values())
         return found
 
-    def _brought(self, value: Any, loans: Loans | TracedLoans) -> Any:
+    def _brought(self, value: Any, argument_copies: ArgumentCopies | TracedArgumentCopies) -> Any:
         if self.device is None:
             return value
         try:
-            return bring(value, self.device, self.skip, loans)
+            return bring(value, self.device, self.skip, argument_copies)
         except NoValuesError as error:
             where = f"an argument of '{self.module_name}'" if self.module_name else "an argument"
             raise OffloadError(f"{where}, {error}", name=self.module_name) from error
@@ -227,7 +234,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         """Whether all that the module needs is there already, by this thread's doing."""
         if self.is_special or self.inner or self.prefetcher is not None:
             return False
-        return all(residency.is_held(self.device) for residency in self.residencies)
+        return all(offloaded_module.is_held(self.device) for offloaded_module in self.offloaded_modules)
 
     def around(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A whole forward: fetch, bring, compute, let go."""
@@ -240,13 +247,13 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         for tie in ties:
             tie.settle()
         back = device_of(args, kwargs) if self.io_same_device else None
-        loans = new_loans()
-        args, kwargs = self.bring(args, loans), self.bring_keywords(kwargs, loans)
+        argument_copies = new_argument_copies()
+        args, kwargs = self.bring(args, argument_copies), self.bring_keywords(kwargs, argument_copies)
         if self.inner:
             require_values(forward.module, self.known)
         needed = self.needed
         if forward.module.training and needed:
-            bring_in_again(forward.module, needed, device or _CPU)
+            materialize_again(forward.module, needed, device or _CPU)
         use, opened = Use(needed), mark()
         try:
             try:
@@ -257,7 +264,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
                     output = forward.original(*args, **kwargs)
             finally:
                 try:
-                    loans.give_back()
+                    argument_copies.write_back()
                 finally:
                     use.end()
                 for tie in ties:
@@ -266,12 +273,12 @@ class AlignDevicesHook(_AlignBase, ModelHook):
             use.end()  # again, in case that an interrupt came just before it
             end_since(opened)
             raise
-        output = loans.returned(output)
+        output = argument_copies.returned(output)
         return output if back is None else sent(output, back, self.skip)
 
     def resting_bytes(self) -> int:
         """Bytes that are brought in for a forward."""
-        return sum(residency.at_rest.size_bytes() for residency in self.needed)
+        return sum(offloaded_module.store.size_bytes() for offloaded_module in self.needed)
 
     def pre_forward(
         self, module: nn.Module, *args: Any, **kwargs: Any
@@ -279,12 +286,12 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         """Brings weights and arguments; :meth:`post_forward` lets the weights go."""
         if self.io_same_device:
             self.input_device = device_of(args, kwargs)
-        use, loans = Use(self.needed), Loans()
-        call = OpenCall(self, self.input_device if self.io_same_device else None, use, loans)
+        use, argument_copies = Use(self.needed), ArgumentCopies()
+        call = OpenCall(self, self.input_device if self.io_same_device else None, use, argument_copies)
         try:
             call.open()
             use.begin(self.device or _CPU)
-            args, kwargs = self.bring(args, loans), self.bring_keywords(kwargs, loans)
+            args, kwargs = self.bring(args, argument_copies), self.bring_keywords(kwargs, argument_copies)
         except BaseException:
             call.end()
             raise
@@ -296,7 +303,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         if call is None:
             return output
         call.end()
-        output = call.loans.returned(output)
+        output = call.argument_copies.returned(output)
         return output if call.back is None else sent(output, call.back, self.skip)
 
     def cancel_forward(self, module: nn.Module) -> None:
@@ -308,16 +315,16 @@ class AlignDevicesHook(_AlignBase, ModelHook):
     def detach_hook(self, module: nn.Module) -> nn.Module:
         """Brings offloaded weights back to where they came from, and takes off what dispatch installed."""
         made: dict[int, Any] = {}
-        for residency in self.residencies:
-            for slot, tensor in residency.at_rest.restored(self.original_devices, made, Journal()):
+        for offloaded_module in self.offloaded_modules:
+            for slot, tensor in offloaded_module.store.restored(self.original_devices, made, Journal()):
                 slot.write(tensor)
-        if self.residencies and module is self.bound:
+        if self.offloaded_modules and module is self.bound:
             restore_others(module, self.original_devices, recurse=self.place_submodules)
-        for residency in self.residencies:
-            for slot in residency.at_rest.slots:
+        for offloaded_module in self.offloaded_modules:
+            for slot in offloaded_module.store.slots:
                 end_pickling(slot.module)
-            residency.close()
-        self.residencies, self.inner = (), ()
+            offloaded_module.close()
+        self.offloaded_modules, self.inner = (), ()
         forward = installed(module)
         while isinstance(forward, Forward):
             below = forward.previous
@@ -339,7 +346,7 @@ def _without_cast_cache() -> Iterator[None]:
 
 def _casting_anew(use: Use) -> AbstractContextManager[None]:
     """Autocast keeps casts of trainable weights until its context ends; those of weights that go must go, too."""
-    if use.residencies and torch.is_autocast_cache_enabled() and torch._C._is_any_autocast_enabled():
+    if use.offloaded_modules and torch.is_autocast_cache_enabled() and torch._C._is_any_autocast_enabled():
         return _without_cast_cache()
     return nullcontext()
 

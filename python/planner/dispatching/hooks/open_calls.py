@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from planner.dispatching.offload.refcount import Use
-from planner.dispatching.transfer.loans import Loans
+from planner.dispatching.transfer.argument_copies import ArgumentCopies
 
 __all__ = ["OpenCall", "end_since", "last_of", "mark"]
 
@@ -22,13 +22,13 @@ class OpenCall:
         hook: whose.
         back: where the result goes; None leaves it where it is.
         use: of the weights.
-        loans: arguments that were copied.
+        argument_copies: arguments that were copied.
     """
 
     hook: Any
     back: torch.device | None
     use: Use
-    loans: Loans
+    argument_copies: ArgumentCopies
 
     def open(self) -> None:
         """Writes it down, for this thread."""
@@ -38,7 +38,7 @@ class OpenCall:
         """Gives back what was lent, and lets the weights go."""
         try:
             try:
-                self.loans.give_back()
+                self.argument_copies.write_back()
             finally:
                 self.use.end()
         except BaseException:

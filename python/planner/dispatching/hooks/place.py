@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from planner.dispatching.methods.pickling import let_pickle
-from planner.dispatching.offload.refcount import Residency
-from planner.dispatching.offload.store import AtRest
+from planner.dispatching.offload.refcount import OffloadedModule
+from planner.dispatching.offload.store import OffloadStore
 from planner.dispatching.tensors.carrying import relocated
 from planner.dispatching.tensors.copies import copied, fits, require_offloadable
-from planner.dispatching.tensors.placeholder import OffloadedTensor, is_offloaded, placeholder
+from planner.dispatching.tensors.placeholder import PlaceholderTensor, is_offloaded, placeholder
 from planner.dispatching.tensors.slots import Slot, modules_of, own_slots
 from planner.errors import InvalidInputError, OffloadError
 
@@ -35,7 +35,7 @@ class PlacingHook(Protocol):
     Args:
         device: where the module runs.
         bound: the module that the hook was made for.
-        residencies: the offloaded tensors, by module.
+        offloaded_modules: the offloaded tensors, by module.
         made_weights_map: whether the weights map was made here, from the model itself.
     """
 
@@ -46,12 +46,12 @@ class PlacingHook(Protocol):
     offload_buffers: bool
     tied_params_map: Any
     original_devices: dict[str, torch.device]
-    residencies: tuple[Residency, ...]
+    offloaded_modules: tuple[OffloadedModule, ...]
     made_weights_map: bool
 
     @property
     def weights_map(self) -> Any:
-        """Resting weights by name."""
+        """TensorLookup weights by name."""
 
     @weights_map.setter
     def weights_map(self, weights: Any) -> None: ...
@@ -145,7 +145,7 @@ def place_tensors(hook: PlacingHook, module: nn.Module) -> None:
 
 
 def offload_tensors(hook: PlacingHook, module: nn.Module) -> None:
-    """Puts stand-ins in place of a module's weights, and its other tensors on the device where it runs.
+    """Puts placeholders in place of a module's weights, and its other tensors on the device where it runs.
 
     Raises:
         OffloadError: a tensor that cannot rest elsewhere, or that ``weights_map`` does not have. Fields: ``name``.
@@ -157,9 +157,9 @@ def offload_tensors(hook: PlacingHook, module: nn.Module) -> None:
     by_module: dict[int, list[tuple[str, Slot]]] = {}
     for name, slot in resting:
         by_module.setdefault(id(slot.module), []).append((name, slot))
-    hook.residencies = tuple(_offloaded(hook, rows) for rows in by_module.values())
-    for residency in hook.residencies:
-        let_pickle(residency)
+    hook.offloaded_modules = tuple(_offloaded(hook, rows) for rows in by_module.values())
+    for offloaded_module in hook.offloaded_modules:
+        let_pickle(offloaded_module)
     if hook.device is not None:
         for name, slot in slots:
             if not rests(slot, offload_buffers=hook.offload_buffers):
@@ -207,24 +207,24 @@ def _rest(hook: PlacingHook, module: nn.Module, resting: list[tuple[str, Slot]])
             raise OffloadError(f"'{full}' shall be offloaded, but weights_map does not have it", name=full)
 
 
-def _offloaded(hook: PlacingHook, rows: list[tuple[str, Slot]]) -> Residency:
-    """Stand-ins for tensors of one module object."""
+def _offloaded(hook: PlacingHook, rows: list[tuple[str, Slot]]) -> OffloadedModule:
+    """Placeholders for tensors of one module object."""
     prefix = f"{hook.module_name}." if hook.module_name else ""
     names = [prefix + name for name, _ in rows]
     keys = [name for name, _ in rows]
     slots = [slot for _, slot in rows]
-    at_rest = AtRest(slots, keys, names, hook.weights_map, hook.device, tied=hook.tied_params_map)
-    at_rest.engage([_stand_in(slot.read(), name) for slot, name in zip(slots, names, strict=True)])
-    return Residency(at_rest)
+    store = OffloadStore(slots, keys, names, hook.weights_map, hook.device, tied=hook.tied_params_map)
+    store.install([_stand_in(slot.read(), name) for slot, name in zip(slots, names, strict=True)])
+    return OffloadedModule(store)
 
 
 def _lies_on(tensor: Any) -> torch.device:
-    """What a tensor says, but for a stand-in, whose values this module does not have."""
+    """What a tensor says, but for a placeholder, whose values this module does not have."""
     return torch.device("meta") if is_offloaded(tensor) else tensor.device
 
 
-def _stand_in(tensor: Any, name: str) -> OffloadedTensor:
-    if isinstance(tensor, OffloadedTensor):
+def _stand_in(tensor: Any, name: str) -> PlaceholderTensor:
+    if isinstance(tensor, PlaceholderTensor):
         tensor.whereabouts = None  # it has another owner now
         return tensor
     return placeholder(

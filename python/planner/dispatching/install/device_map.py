@@ -9,19 +9,19 @@ import torch
 from torch import nn
 
 from planner.devices.keys import DeviceKey, accelerator_count, canonical_device
-from planner.dispatching.install.regions import Home
+from planner.dispatching.install.regions import Placement
 from planner.dispatching.tensors.slots import modules_of, own_slots, resolve_device
 from planner.errors import InvalidDevicesError, PlanMismatchError
 from planner.model.tree import ModuleTree
-from planner.names import nearest_key, require_map, require_texts
+from planner.names import listed, nearest_key, require_map, require_texts
 from planner.plans.plan import Plan
 
-__all__ = ["Assignment", "require_fit", "require_present", "require_unscripted", "require_whole"]
+__all__ = ["ResolvedDeviceMap", "require_fit", "require_present", "require_unscripted", "require_whole"]
 
 _CPU = torch.device("cpu")
 
 
-class Assignment:
+class ResolvedDeviceMap:
     """A device map with everything resolved.
 
     Args:
@@ -57,22 +57,24 @@ class Assignment:
         self.main_device = devices[main_key]
         # accelerate offloads to the CPU only where something faster computes.
         runs_on_main = ("disk",) if main_key in ("cpu", "mps") else ("cpu", "disk")
-        self.homes: dict[str, Home] = {}
+        self.placements: dict[str, Placement] = {}
         for name, key in self.keys.items():
             run = _nearest(name, running)
             if run is None:
                 run = main_key if key in runs_on_main else key
-            self.homes[name] = Home(devices.get(key), devices[run], key != run)
+            self.placements[name] = Placement(devices.get(key), devices[run], key != run)
         self.running = tuple(running)
         for name, run in running.items():
             # Parts of what a key of the device map names.
             around = nearest_key(name, self.keys)
             if around is not None and name not in self.keys:
                 key = self.keys[around]
-                self.homes[name] = Home(devices.get(key), devices[run], key != run)
+                self.placements[name] = Placement(devices.get(key), devices[run], key != run)
 
     @classmethod
-    def of_plan(cls, plan: Plan, assumed: Callable[[DeviceKey], torch.device] | None = None) -> Assignment:
+    def of_plan(
+        cls, plan: Plan, assumed: Callable[[DeviceKey], torch.device] | None = None
+    ) -> ResolvedDeviceMap:
         """What a plan says. What its execution map does not name runs where it lies, on disk: on the CPU."""
         lying: dict[str, DeviceKey] = {
             name: "cpu" if key == "disk" else key
@@ -82,17 +84,17 @@ class Assignment:
         return cls(plan.device_map, {**lying, **plan.execution_map}, assumed=assumed)
 
     @property
-    def root_home(self) -> Home:
+    def root_home(self) -> Placement:
         """For what no name covers: where all that is named runs, else on the main device."""
-        runs = {home.runs_on for home in self.homes.values()}
+        runs = {placement.runs_on for placement in self.placements.values()}
         device = next(iter(runs)) if len(runs) == 1 else self.main_device
-        return Home(device, device, False)
+        return Placement(device, device, False)
 
     @property
     def is_single(self) -> bool:
         """Whether everything lies and runs on one device."""
-        homes = set(self.homes.values())
-        return len(homes) == 1 and not next(iter(homes)).is_offloaded
+        placements = set(self.placements.values())
+        return len(placements) == 1 and not next(iter(placements)).is_offloaded
 
 
 def _device_keys(device_map: Mapping[str, Any], what: str) -> dict[str, DeviceKey]:
@@ -126,7 +128,7 @@ def require_present(keys: Iterable[DeviceKey]) -> None:
         )
 
 
-def require_fit(model: nn.Module, assignment: Assignment) -> None:
+def require_fit(model: nn.Module, resolved_map: ResolvedDeviceMap) -> None:
     """Raises unless the keys of both maps name parts of the model, and the device map covers all its saved tensors.
 
     Raises:
@@ -134,33 +136,33 @@ def require_fit(model: nn.Module, assignment: Assignment) -> None:
         InvalidTreeError: a model that cannot be walked. Fields: ``name``.
     """
     tree = ModuleTree.from_module(model)
-    unknown, uncovered = tree.uncovered(assignment.device_map, persistent_only=True)
-    strange, _ = tree.uncovered(assignment.running)
+    unknown, uncovered = tree.uncovered(resolved_map.device_map, persistent_only=True)
+    strange, _ = tree.uncovered(resolved_map.running)
     if strange:
         raise PlanMismatchError(
-            f"the execution map names {_some(strange)}, which this {type(model).__name__} does not have",
+            f"the execution map names {listed(map(repr, strange))}, which this {type(model).__name__} does not have",
             findings=tuple(strange),
         )
     if unknown or uncovered:
-        parts = [f"it names {_some(unknown)}, which the model does not have"] if unknown else []
-        parts += [f"no device for {_some(uncovered)}"] if uncovered else []
+        parts = [f"it names {listed(map(repr, unknown))}, which the model does not have"] if unknown else []
+        parts += [f"no device for {listed(map(repr, uncovered))}"] if uncovered else []
         raise PlanMismatchError(
             f"the device map does not fit this {type(model).__name__}: {'; '.join(parts)}; plan this very model",
             findings=(*unknown, *uncovered),
         )
 
 
-def require_whole(model: nn.Module, assignment: Assignment) -> None:
+def require_whole(model: nn.Module, resolved_map: ResolvedDeviceMap) -> None:
     """Raises if a module without modules inside would run on several devices at once.
 
     Raises:
         PlanMismatchError: keys of single tensors that split such a module. Fields: ``findings``.
     """
     for name, module in modules_of(model):
-        if module._modules or nearest_key(name, assignment.homes) is not None:
+        if module._modules or nearest_key(name, resolved_map.placements) is not None:
             continue
         names = [f"{name}.{slot.name}" if name else slot.name for slot in own_slots(module)]
-        runs = {key: assignment.homes[key].runs_on for key in names if key in assignment.homes}
+        runs = {key: resolved_map.placements[key].runs_on for key in names if key in resolved_map.placements}
         if len(set(runs.values())) > 1:
             where = ", ".join(f"{key!r} on {device}" for key, device in runs.items())
             raise PlanMismatchError(
@@ -170,13 +172,13 @@ def require_whole(model: nn.Module, assignment: Assignment) -> None:
             )
 
 
-def require_unscripted(model: nn.Module, assignment: Assignment) -> None:
+def require_unscripted(model: nn.Module, resolved_map: ResolvedDeviceMap) -> None:
     """Raises if something would have to stand in the place of a forward, or of a weight, that is TorchScript.
 
     Raises:
         PlanMismatchError: a scripted or traced module under a map with more than one device. Fields: ``findings``.
     """
-    if assignment.is_single:
+    if resolved_map.is_single:
         return
     for name, module in modules_of(model):
         if isinstance(module, torch.jit.ScriptModule):
@@ -185,8 +187,3 @@ def require_unscripted(model: nn.Module, assignment: Assignment) -> None:
                 "the whole model one device, or dispatch the model that it was made from",
                 findings=(name,),
             )
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(map(repr, names[:5]))
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

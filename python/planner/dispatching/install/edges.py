@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from planner.dispatching.install.regions import Layout, Met, has_forward
+from planner.dispatching.install.regions import Met, Regions, has_forward
 
 __all__ = ["Edge", "edges_of"]
 
@@ -34,7 +34,7 @@ class Edge:
 
 
 def edges_of(
-    model: nn.Module, layout: Layout, named: frozenset[str], main_device: torch.device
+    model: nn.Module, layout: Regions, named: frozenset[str], main_device: torch.device
 ) -> Iterator[Edge]:
     """The borders of a model under a device map; that of the model itself is always among them.
 
@@ -55,14 +55,14 @@ def edges_of(
 
 class _Edges:
     def __init__(
-        self, model: nn.Module, layout: Layout, named: frozenset[str], main_device: torch.device
+        self, model: nn.Module, layout: Regions, named: frozenset[str], main_device: torch.device
     ) -> None:
         self.model = model
         self.named = named
         self.main_device = main_device
         self.own: dict[int, list[torch.device]] = {}
         for place in layout.places:
-            self.own.setdefault(id(place.slot.module), []).append(place.home.runs_on)
+            self.own.setdefault(id(place.slot.module), []).append(place.placement.runs_on)
         self.names: dict[int, list[Met]] = {}
         for met in layout.met:
             self.names.setdefault(id(met.module), []).append(met)
@@ -101,11 +101,11 @@ class _Edges:
             return own
         for met in names:
             if (
-                met.home is not None
-                and met.home.runs_on in inside
+                met.placement is not None
+                and met.placement.runs_on in inside
                 and (met.name in self.named or met.is_whole)
             ):
-                return met.home.runs_on
+                return met.placement.runs_on
         if module is self.model:
             return self.main_device if self.main_device in inside else inside[0]
         return None

@@ -12,16 +12,16 @@ from planner.dispatching.hooks.align import aligns
 from planner.dispatching.hooks.place import named_slots
 from planner.dispatching.install.record import Dispatched
 from planner.dispatching.offload.weight_files import OffloadedWeightsLoader, PrefixedDataset
-from planner.dispatching.tensors.placeholder import OffloadedTensor
+from planner.dispatching.tensors.placeholder import PlaceholderTensor
 from planner.dispatching.tensors.slots import Slot, modules_of
 from planner.dispatching.tensors.ties import Tie
 from planner.errors import OffloadError
 
-__all__ = ["Resting", "RestingWeights"]
+__all__ = ["OffloadedWeights", "TensorLookup"]
 
 
-class RestingWeights(dict[str, Any], PrefixedDataset):
-    """Resting tensors of one module by local name; to other libraries, a dataset with an empty prefix."""
+class OffloadedWeights(dict[str, Any], PrefixedDataset):
+    """TensorLookup tensors of one module by local name; to other libraries, a dataset with an empty prefix."""
 
     def __init__(self, rows: Iterable[tuple[str, Any]] = ()) -> None:
         dict.__init__(self, rows)
@@ -33,7 +33,7 @@ class RestingWeights(dict[str, Any], PrefixedDataset):
         return OffloadedWeightsLoader(state_dict=self)
 
 
-class Resting:
+class TensorLookup:
     """Which tensor belongs in a slot, whether it lies there or elsewhere.
 
     Args:
@@ -52,15 +52,15 @@ class Resting:
         self._ties: list[Tie] = []
         for dispatched in engaged:
             self._ties.extend(dispatched.ties)
-            for at_rest in (residency.at_rest for residency in dispatched.residencies()):
-                for index, slot in enumerate(at_rest.slots):
-                    self._rows[id(slot.table), slot.name] = partial(at_rest.value, index)
+            for store in (offloaded_module.store for offloaded_module in dispatched.offloaded_modules()):
+                for index, slot in enumerate(store.slots):
+                    self._rows[id(slot.table), slot.name] = partial(store.value, index)
 
     def value(self, slot: Slot) -> Any:
         """The tensor.
 
         Raises:
-            OffloadError: a stand-in that nobody knows, or copies on several devices that are no longer one tensor. Fields:
+            OffloadError: a placeholder that nobody knows, or copies on several devices that are no longer one tensor. Fields:
                 ``name``.
         """
         for tie in self._ties:
@@ -71,9 +71,9 @@ class Resting:
         row = self._rows.get((id(slot.table), slot.name))
         if row is not None:
             return row()
-        if isinstance(found, OffloadedTensor):
+        if isinstance(found, PlaceholderTensor):
             raise OffloadError(
-                f"'{found.offloaded_name}' is a stand-in of a dispatch that this model is not part of",
+                f"'{found.offloaded_name}' is a placeholder of a dispatch that this model is not part of",
                 name=found.offloaded_name,
             )
         return found

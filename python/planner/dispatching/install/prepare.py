@@ -13,35 +13,42 @@ from torch import nn
 from planner.dispatching.hooks.align import AlignDevicesHook, aligns
 from planner.dispatching.hooks.place import moves_in_place
 from planner.dispatching.install.edges import Edge, edges_of
-from planner.dispatching.install.lookup import RestingWeights
+from planner.dispatching.install.lookup import OffloadedWeights
 from planner.dispatching.install.record import (
     RECORD,
-    CameFrom,
     Dispatched,
+    OriginalPlacement,
     refresh_flat_weights,
 )
-from planner.dispatching.install.regions import Layout, lay_out
-from planner.dispatching.install.request import Engagement
+from planner.dispatching.install.regions import Regions, find_regions
+from planner.dispatching.install.request import DispatchRequest
 from planner.dispatching.install.tensors import Values
-from planner.dispatching.methods.forward import Border, Fetching, FetchingRoot, Forward, Root, installed
+from planner.dispatching.methods.forward import (
+    Border,
+    Forward,
+    OffloadedForward,
+    OffloadedRootForward,
+    RootForward,
+    installed,
+)
 from planner.dispatching.methods.mixed_forward import (
-    Apart,
-    FetchingApart,
-    FetchingMixed,
-    FetchingMixedRoot,
-    Mixed,
-    MixedRoot,
+    MixedForward,
+    MixedRootForward,
+    OffloadedMixedForward,
+    OffloadedMixedRootForward,
+    OffloadedUnmixedForward,
+    UnmixedForward,
 )
 from planner.dispatching.methods.pickling import Pickling
 from planner.dispatching.methods.refusal import Conversion, Refusal
 from planner.dispatching.offload.prefetch import Prefetcher
-from planner.dispatching.offload.refcount import Residency
-from planner.dispatching.offload.store import AtRest, TiedCopies
+from planner.dispatching.offload.refcount import OffloadedModule
+from planner.dispatching.offload.store import OffloadStore, TiedCopies
 from planner.dispatching.offload.weight_files import PrefixedDataset
 from planner.dispatching.tensors.copies import SharedCopies
 from planner.dispatching.tensors.fakes import address_of
 from planner.dispatching.tensors.journal import Journal
-from planner.dispatching.tensors.placeholder import OffloadedTensor, placeholder
+from planner.dispatching.tensors.placeholder import PlaceholderTensor, placeholder
 from planner.dispatching.tensors.slots import modules_of
 from planner.dispatching.tensors.ties import Tie, TiedCopy
 from planner.errors import PlanMismatchError
@@ -49,7 +56,7 @@ from planner.errors import PlanMismatchError
 __all__ = ["Prepared", "is_later_hook", "prepare"]
 
 
-def prepare(model: nn.Module, engagement: Engagement, engaged: list[Dispatched]) -> Prepared:
+def prepare(model: nn.Module, request: DispatchRequest, engaged: list[Dispatched]) -> Prepared:
     """Checks what has to be seen in the model itself, and makes all copies; the model stays as it is.
 
     Args:
@@ -58,15 +65,15 @@ def prepare(model: nn.Module, engagement: Engagement, engaged: list[Dispatched])
     Raises:
         PlanMismatchError, OffloadError: see :func:`planner.dispatching.api.dispatch`.
     """
-    no_split = frozenset(_declared_classes(model)) | engagement.whole_classes
-    assignment = engagement.assignment
-    layout = lay_out(model, assignment.homes, assignment.root_home, no_split)
+    no_split = frozenset(_declared_classes(model)) | request.whole_classes
+    resolved_map = request.resolved_map
+    layout = find_regions(model, resolved_map.placements, resolved_map.root_home, no_split)
     _refuse_other_hooks(model, engaged)
-    values = Values(model, layout, engaged, engagement)
+    values = Values(model, layout, engaged, request)
     values.check()
     values.move()
-    edges = tuple(edges_of(model, layout, frozenset(assignment.homes), assignment.root_home.runs_on))
-    return Prepared(model, engagement, layout, values, edges)
+    edges = tuple(edges_of(model, layout, frozenset(resolved_map.placements), resolved_map.root_home.runs_on))
+    return Prepared(model, request, layout, values, edges)
 
 
 def _declared_classes(model: nn.Module) -> set[str]:
@@ -107,34 +114,34 @@ class Prepared:
     """Copies and hooks, ready to be installed."""
 
     model: nn.Module
-    engagement: Engagement
-    layout: Layout
+    request: DispatchRequest
+    layout: Regions
     values: Values
     edges: tuple[Edge, ...]
-    stand_ins: dict[int, OffloadedTensor] = field(default_factory=dict)
+    stand_ins: dict[int, PlaceholderTensor] = field(default_factory=dict)
     tied: TiedCopies = field(default_factory=dict)
     shares: dict[int, SharedCopies] = field(default_factory=dict)
     hooks: dict[int, AlignDevicesHook] = field(default_factory=dict)
     skip_keys: frozenset[str] = frozenset()
 
-    def engage(self, journal: Journal) -> None:
+    def install(self, journal: Journal) -> None:
         """Installs everything."""
         record = Dispatched(self.model)
-        self.skip_keys = self.engagement.skip_keys | _declared_skips(self.model)
+        self.skip_keys = self.request.skip_keys | _declared_skips(self.model)
         self._keep_objects(journal)
         for place, value in zip(self.layout.places, self.values.after, strict=True):
             journal.set(place.slot.table, place.slot.name, value)
         has_resting = any(self.values.is_resting)
-        if has_resting or self.engagement.force_borders or not self.engagement.assignment.is_single:
+        if has_resting or self.request.force_borders or not self.request.resolved_map.is_single:
             self._install(journal, record)
         refresh_flat_weights(self.model, journal)
-        record.homes.extend(self._homes())
-        if self.engagement.assignment.device_map:
-            device_map = dict(self.engagement.assignment.device_map)
+        record.originals.extend(self._originals())
+        if self.request.resolved_map.device_map:
+            device_map = dict(self.request.resolved_map.device_map)
             record.install(journal, self.model, "hf_device_map", device_map)
         journal.set(self.model.__dict__, RECORD, record)
 
-    def _homes(self) -> Iterator[CameFrom]:
+    def _originals(self) -> Iterator[OriginalPlacement]:
         """Where everything came from; of tied tensors that are apart now, also what lies there instead."""
         groups: dict[int, int] = {}
         copies: dict[int, set[int]] = {}
@@ -144,8 +151,10 @@ class Prepared:
         for index, (place, before, device) in enumerate(rows):
             group = groups.setdefault(id(before), index)
             is_apart = len(copies[id(before)]) > 1
-            runs_on = None if self.values.is_resting[index] else place.home.runs_on
-            yield CameFrom(place.slot, device, group, place.slot.read() if is_apart else None, runs_on)
+            runs_on = None if self.values.is_resting[index] else place.placement.runs_on
+            yield OriginalPlacement(
+                place.slot, device, group, place.slot.read() if is_apart else None, runs_on
+            )
 
     def _keep_objects(self, journal: Journal) -> None:
         """The first copy of each parameter becomes the parameter itself: optimizers and callers hold that one."""
@@ -162,13 +171,13 @@ class Prepared:
 
     def _install(self, journal: Journal, record: Dispatched) -> None:
         own = self._rest(journal)
-        for module_id, (module, name, residency, weights, devices) in own.items():
-            hook = self._hook(residency.at_rest.runs_on)
-            hook.offload, hook.offload_buffers = True, self.engagement.offload_buffers
+        for module_id, (module, name, offloaded_module, weights, devices) in own.items():
+            hook = self._hook(offloaded_module.store.runs_on)
+            hook.offload, hook.offload_buffers = True, self.request.offload_buffers
             hook.module_name, hook.bound = name, module
             hook.original_devices = devices
             hook.weights_map = weights
-            hook.residencies = (residency,)
+            hook.offloaded_modules = (offloaded_module,)
             self.hooks[module_id] = hook
         for edge in self.edges:
             if id(edge.module) not in self.hooks:
@@ -180,7 +189,7 @@ class Prepared:
         for lodger in self.layout.lodgers:
             # Whoever uses what is in a list of parameters brings it in.
             if id(lodger.module) in own:
-                hook = self.hooks.setdefault(id(lodger.owner), self._hook(lodger.home.runs_on))
+                hook = self.hooks.setdefault(id(lodger.owner), self._hook(lodger.placement.runs_on))
                 hook.inner += (own[id(lodger.module)][2],)
         root_id = id(self.model)
         self.hooks[root_id].io_same_device = True
@@ -190,8 +199,8 @@ class Prepared:
         for _, module in modules_of(self.model):
             if id(module) in self.hooks:
                 self._install_forward(journal, record, module, edges.get(id(module)))
-        for module, _, residency, _, _ in own.values():
-            record.install(journal, module, "__reduce_ex__", Pickling(module, residency))
+        for module, _, offloaded_module, _, _ in own.values():
+            record.install(journal, module, "__reduce_ex__", Pickling(module, offloaded_module))
         self._refuse_moves(journal, record, set(own))
 
     def _hook(self, device: torch.device | None) -> AlignDevicesHook:
@@ -201,8 +210,8 @@ class Prepared:
 
     def _rest(
         self, journal: Journal
-    ) -> dict[int, tuple[nn.Module, str, Residency, Any, dict[str, torch.device]]]:
-        """Stand-ins for what rests, and a residency for each module that holds some."""
+    ) -> dict[int, tuple[nn.Module, str, OffloadedModule, Any, dict[str, torch.device]]]:
+        """Placeholders for what rests, and a offloaded_module for each module that holds some."""
         counts: dict[int, int] = {}
         groups: dict[int, list[int]] = {}
         for index, place in enumerate(self.layout.places):
@@ -219,37 +228,35 @@ class Prepared:
 
     def _rest_module(
         self, journal: Journal, rows: list[int]
-    ) -> tuple[nn.Module, str, Residency, Any, dict[str, torch.device]]:
+    ) -> tuple[nn.Module, str, OffloadedModule, Any, dict[str, torch.device]]:
         places = [self.layout.places[index] for index in rows]
         module, name = places[0].slot.module, places[0].name.rpartition(".")[0]
         keys = [place.slot.name for place in places]
-        weights: Any = RestingWeights(
+        weights: Any = OffloadedWeights(
             (key, self.values.after[index]) for key, index in zip(keys, rows, strict=True)
         )
-        if self.engagement.weights is not None and all(
-            place.name in self.engagement.weights for place in places
-        ):
-            weights = PrefixedDataset(self.engagement.weights, f"{name}." if name else "")
+        if self.request.weights is not None and all(place.name in self.request.weights for place in places):
+            weights = PrefixedDataset(self.request.weights, f"{name}." if name else "")
         slots, names = [place.slot for place in places], [place.name for place in places]
         shares = [self.shares.get(id(self.values.after[index])) for index in rows]
-        at_rest = AtRest(
+        store = OffloadStore(
             slots,
             keys,
             names,
             weights,
-            places[0].home.runs_on,
+            places[0].placement.runs_on,
             shares=shares,
-            says_device=self.engagement.says_device,
+            says_device=self.request.says_device,
         )
-        at_rest.adopt([self._stand_in(index, at_rest, at) for at, index in enumerate(rows)])
-        for place, guard in zip(places, at_rest.placeholders, strict=True):
+        store.adopt([self._stand_in(index, store, at) for at, index in enumerate(rows)])
+        for place, guard in zip(places, store.placeholders, strict=True):
             # What lies on another accelerator is a real tensor, and its gradient arrives there.
-            if place.home.rests_on is None or place.home.rests_on.type == "cpu":
+            if place.placement.storage_device is None or place.placement.storage_device.type == "cpu":
                 journal.set(place.slot.table, place.slot.name, guard)
         devices = {key: self.values.home_devices[index] for key, index in zip(keys, rows, strict=True)}
-        return module, name, Residency(at_rest), weights, devices
+        return module, name, OffloadedModule(store), weights, devices
 
-    def _stand_in(self, index: int, at_rest: AtRest, at: int) -> OffloadedTensor:
+    def _stand_in(self, index: int, store: OffloadStore, at: int) -> PlaceholderTensor:
         value, place = self.values.before[index], self.layout.places[index]
         found = self.stand_ins.get(id(value))
         if found is None:
@@ -259,8 +266,8 @@ class Prepared:
                 is_parameter=isinstance(value, nn.Parameter),
                 requires_grad=value.requires_grad,
             )
-            if self.engagement.outside == "fetch":
-                found.fetch = partial(at_rest.fetch, at)
+            if self.request.outside == "fetch":
+                found.fetch = partial(store.fetch, at)
             self.stand_ins[id(value)] = found
         return found
 
@@ -277,13 +284,13 @@ class Prepared:
             for place in (self.layout.places[index] for indices in rows for index in indices):
                 owner = owners.get(id(place.slot.module), place.slot.module)
                 if id(owner) not in self.hooks:
-                    self.hooks[id(owner)] = self._hook(place.home.runs_on)
+                    self.hooks[id(owner)] = self._hook(place.placement.runs_on)
                 self.hooks[id(owner)].tie(tie)
 
     def _tied_copy(self, indices: list[int]) -> TiedCopy:
         places = [self.layout.places[index] for index in indices]
         tensor, is_resting = self.values.after[indices[0]], self.values.is_resting[indices[0]]
-        weights = self.engagement.weights
+        weights = self.request.weights
         if is_resting and weights is not None and places[0].name in weights:
             tensor = weights[places[0].name]
             if weights[places[0].name] is not tensor:
@@ -292,9 +299,7 @@ class Prepared:
 
     def _prefetch(self, root_id: int) -> None:
         """Blocks that run on accelerators with room for two are copied ahead."""
-        room = {
-            device: size for device, size in self.engagement.room_bytes.items() if Prefetcher.serves(device)
-        }
+        room = {device: size for device, size in self.request.room_bytes.items() if Prefetcher.serves(device)}
         hooks = [self.hooks[id(block.module)] for block in self.layout.blocks]
         fetching = [hook for hook in hooks if hook.needed and hook.device in room]
         if len(fetching) < 2:
@@ -339,13 +344,13 @@ def _kind(edge: Edge | None, *, is_fetching: bool, is_root: bool) -> type[Forwar
     """What stands in the place of a module's forward."""
     if is_root:
         if edge is not None and edge.is_mixed:
-            return FetchingMixedRoot if is_fetching else MixedRoot
-        return FetchingRoot if is_fetching else Root
+            return OffloadedMixedRootForward if is_fetching else MixedRootForward
+        return OffloadedRootForward if is_fetching else RootForward
     if edge is not None and edge.is_mixed:
-        return FetchingMixed if is_fetching else Mixed
+        return OffloadedMixedForward if is_fetching else MixedForward
     if edge is not None and edge.is_apart:
-        return FetchingApart if is_fetching else Apart
-    return Fetching if is_fetching else Border
+        return OffloadedUnmixedForward if is_fetching else UnmixedForward
+    return OffloadedForward if is_fetching else Border
 
 
 def _declared_skips(model: nn.Module) -> frozenset[str]:

@@ -13,10 +13,10 @@ from torch import nn
 from planner.dispatching.hooks.place import moves_in_place, placed, require_values
 from planner.dispatching.methods.forward import Forward, Hooked, Membership, installed
 from planner.dispatching.methods.pickling import Pickling
-from planner.dispatching.methods.recomputing import end_bringing_in_again
+from planner.dispatching.methods.recomputing import end_materializing_again
 from planner.dispatching.methods.refusal import Conversion
-from planner.dispatching.offload.refcount import Residency
-from planner.dispatching.offload.store import AtRest
+from planner.dispatching.offload.refcount import OffloadedModule
+from planner.dispatching.offload.store import OffloadStore
 from planner.dispatching.tensors.copies import has_same_values
 from planner.dispatching.tensors.journal import Journal
 from planner.dispatching.tensors.placeholder import is_offloaded
@@ -26,9 +26,9 @@ from planner.errors import OffloadError
 
 __all__ = [
     "RECORD",
-    "CameFrom",
     "Dispatched",
-    "engaged_models",
+    "OriginalPlacement",
+    "dispatched_models",
     "is_part",
     "joined",
     "refresh_flat_weights",
@@ -42,7 +42,7 @@ _Made = dict[tuple[int, torch.device], Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CameFrom:
+class OriginalPlacement:
     """Where a tensor lay before the first dispatch.
 
     Args:
@@ -107,14 +107,14 @@ class Dispatched:
     Args:
         model: the model.
         forwards: what stands in the modules' places of ``forward``.
-        homes: where every tensor lay before the first dispatch.
+        originals: where every tensor lay before the first dispatch.
         extras: other attributes that are installed in modules.
         ties: tensors that have copies on several devices.
     """
 
     model: nn.Module
     forwards: list[Forward] = field(default_factory=list)
-    homes: list[CameFrom] = field(default_factory=list)
+    originals: list[OriginalPlacement] = field(default_factory=list)
     extras: list[Extra] = field(default_factory=list)
     ties: list[Tie] = field(default_factory=list)
     membership: Membership = field(default_factory=Membership)
@@ -123,7 +123,7 @@ class Dispatched:
         self.membership.record = weakref.ref(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("model", "forwards", "homes", "extras", "ties", "membership")
+        names = ("model", "forwards", "originals", "extras", "ties", "membership")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -141,10 +141,10 @@ class Dispatched:
         """Lets a module's state dict have what was written into copies of its tensors elsewhere."""
         journal.set(_readers_of(module), _SETTLING, settle)
 
-    def residencies(self) -> Iterator[Residency]:
+    def offloaded_modules(self) -> Iterator[OffloadedModule]:
         """Those of all modules, each once."""
         for forward in self.forwards:
-            yield from forward.hook.residencies
+            yield from forward.hook.offloaded_modules
 
     def require_in_place(self, error: RuntimeError | None = None) -> None:
         """Raises OffloadError if somebody has moved a tensor away from where its module runs, or added one without values.
@@ -152,7 +152,7 @@ class Dispatched:
         Args:
             error: what a forward has raised; without one, only tensors without values count, since others may do.
         """
-        for row in self.homes:
+        for row in self.originals:
             if row.is_displaced() and (error is not None or row.slot.read().device.type == "meta"):
                 names = {id(module): name for name, module in modules_of(self.model)}
                 around = names.get(id(row.slot.module))
@@ -171,7 +171,7 @@ class Dispatched:
 
     def _require_nothing_new(self, error: RuntimeError) -> None:
         """Raises OffloadError for a tensor that is new in a block and does not lie where that runs."""
-        known = {(id(row.slot.table), row.slot.name) for row in self.homes}
+        known = {(id(row.slot.table), row.slot.name) for row in self.originals}
         blocks = {
             id(forward.module): forward.hook.execution_device
             for forward in self.forwards
@@ -191,16 +191,16 @@ class Dispatched:
                         name=shown,
                     ) from error
 
-    def withdraw(self, journal: Journal, *, go_home: bool = False) -> None:
+    def remove(self, journal: Journal, *, go_home: bool = False) -> None:
         """Takes everything off; resting tensors return to their slots.
 
         Args:
             journal: where changes are written down.
             go_home: move all tensors to where they lay before the first dispatch; otherwise they stay.
         """
-        for residency in self.residencies():
-            if residency.is_live:
-                name = residency.at_rest.names[0]
+        for offloaded_module in self.offloaded_modules():
+            if offloaded_module.is_live:
+                name = offloaded_module.store.names[0]
                 raise OffloadError(
                     f"'{name}' is in use: the model runs just now; wait until its forward has ended",
                     name=name,
@@ -209,11 +209,11 @@ class Dispatched:
             tie.settle()
             if go_home:
                 tie.require_one_tensor()
-        apart = [row.is_apart() for row in self.homes]
+        apart = [row.is_apart() for row in self.originals]
         made: dict[int, Any] = {}
-        for residency in self.residencies():
-            for slot, tensor in residency.at_rest.restored(
-                _resting_devices(residency.at_rest), made, journal
+        for offloaded_module in self.offloaded_modules():
+            for slot, tensor in offloaded_module.store.restored(
+                _resting_devices(offloaded_module.store), made, journal
             ):
                 journal.set(slot.table, slot.name, tensor)
         if go_home:
@@ -236,17 +236,17 @@ class Dispatched:
             tie.close()
         for forward in self.forwards:
             hook = forward.hook
-            for residency in hook.residencies:
+            for offloaded_module in hook.offloaded_modules:
                 if go_home:
-                    residency.at_rest.unpin()
-                residency.close()
-            hook.residencies, hook.inner = (), ()
+                    offloaded_module.store.unpin()
+                offloaded_module.close()
+            hook.offloaded_modules, hook.inner = (), ()
             hook.execution_device, hook.io_same_device, hook.prefetcher = None, False, None
 
     def _send_home(self, journal: Journal, apart: list[bool]) -> None:
         made: _Made = {}
         first: dict[int, Any] = {}
-        for row, is_apart in zip(self.homes, apart, strict=True):
+        for row, is_apart in zip(self.originals, apart, strict=True):
             slot, device, tensor = row.slot, row.device, row.slot.read()
             if tensor is None or device.type == "meta" or tensor.is_meta:
                 continue
@@ -257,11 +257,11 @@ class Dispatched:
 
     def _send_new_home(self, journal: Journal, made: _Made) -> None:
         """What the model has made or got while it was dispatched goes where its neighbours go."""
-        homes = {(id(row.slot.table), row.slot.name): row.device for row in self.homes}
-        usual = next(iter(homes.values()), None)
+        originals = {(id(row.slot.table), row.slot.name): row.device for row in self.originals}
+        usual = next(iter(originals.values()), None)
         for _, module in modules_of(self.model):
             slots = list(own_slots(module))
-            known = [homes.get((id(slot.table), slot.name)) for slot in slots]
+            known = [originals.get((id(slot.table), slot.name)) for slot in slots]
             home = next((device for device in known if device is not None), usual)
             for slot, device in zip(slots, known, strict=True):
                 tensor = slot.read()
@@ -313,8 +313,8 @@ def joined(tensor: Any, first: Any) -> Any:
         return first if has_same_values(tensor.cpu(), first.cpu()) else tensor
 
 
-def _resting_devices(at_rest: AtRest) -> dict[str, torch.device]:
-    return {key: at_rest.value(index).device for index, key in enumerate(at_rest.keys)}
+def _resting_devices(store: OffloadStore) -> dict[str, torch.device]:
+    return {key: store.value(index).device for index, key in enumerate(store.keys)}
 
 
 def _uninstall(journal: Journal, forward: Forward) -> None:
@@ -329,7 +329,7 @@ def _uninstall(journal: Journal, forward: Forward) -> None:
                 journal.set(table, place, type(forward.module).forward.__get__(forward.module))
     if table.get("_hf_hook") is forward.hook:
         journal.remove(table, "_hf_hook")
-    end_bringing_in_again(journal, forward.module)
+    end_materializing_again(journal, forward.module)
 
 
 def is_part(model: nn.Module) -> bool:
@@ -342,7 +342,7 @@ def _belongs(forward: Forward) -> bool:
     return forward.membership is not None and forward.membership.is_alive()
 
 
-def engaged_models(model: nn.Module) -> list[Dispatched]:
+def dispatched_models(model: nn.Module) -> list[Dispatched]:
     """What is installed in a model and in models inside it, and in modules that were copied from such into it."""
     modules = [module for _, module in modules_of(model)]
     found: list[Dispatched] = [module.__dict__[RECORD] for module in modules if RECORD in module.__dict__]

@@ -13,28 +13,37 @@ from planner.dispatching.methods.forward import Forward
 from planner.dispatching.tensors.slots import Slot, modules_of, own_slots
 from planner.errors import PlanMismatchError
 
-__all__ = ["Block", "Home", "Layout", "Lodger", "Met", "Place", "has_forward", "lay_out"]
+__all__ = [
+    "Block",
+    "Met",
+    "PlacedTensor",
+    "Placement",
+    "Regions",
+    "UncalledModule",
+    "find_regions",
+    "has_forward",
+]
 
 # They only hold others: iterating over one is as usual as calling it.
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True, slots=True)
-class Home:
+class Placement:
     """Where what a key names lies, None for disk; where it runs; whether weights go back there after each forward."""
 
-    rests_on: torch.device | None
+    storage_device: torch.device | None
     runs_on: torch.device
     is_offloaded: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PlacedTensor:
     """One tensor: its slot, its full name, and where it lies and runs."""
 
     slot: Slot
     name: str
-    home: Home
+    placement: Placement
 
 
 @dataclass(slots=True, eq=False)
@@ -44,23 +53,23 @@ class Block:
     Args:
         module: the module.
         name: its full name.
-        home: where its weights lie and where it runs.
+        placement: where its weights lie and where it runs.
         members: modules inside with tensors of their own, itself included.
     """
 
     module: nn.Module
     name: str
-    home: Home
+    placement: Placement
     members: list[nn.Module] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class Lodger:
+class UncalledModule:
     """A module that is never called, like a list of parameters, and the nearest one around it that is."""
 
     module: nn.Module
     owner: nn.Module
-    home: Home
+    placement: Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,41 +79,43 @@ class Met:
     Args:
         module: the module.
         name: the name.
-        home: where the map says that it lies and runs; None where it has no word for it.
+        placement: where the map says that it lies and runs; None where it has no word for it.
         is_whole: whether it is called as a whole.
         is_inner: whether it is a part of a block that its class says is called as a whole.
     """
 
     module: nn.Module
     name: str
-    home: Home | None
+    placement: Placement | None
     is_whole: bool
     is_inner: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class Regions:
     """A device map applied to a model, nothing done yet."""
 
-    places: tuple[Place, ...]
+    places: tuple[PlacedTensor, ...]
     blocks: tuple[Block, ...]
-    lodgers: tuple[Lodger, ...]
+    lodgers: tuple[UncalledModule, ...]
     met: tuple[Met, ...]
 
 
-def lay_out(model: nn.Module, homes: Mapping[str, Home], root_home: Home, no_split: frozenset[str]) -> Layout:
+def find_regions(
+    model: nn.Module, placements: Mapping[str, Placement], root_home: Placement, no_split: frozenset[str]
+) -> Regions:
     """Tensors and blocks of a model under a device map.
 
     Args:
         model: the model; only looked at.
-        homes: by full name of a module or tensor; a nearer name wins over a farther one.
+        placements: by full name of a module or tensor; a nearer name wins over a farther one.
         root_home: for tensors that no name covers (buffers that are not saved).
         no_split: classes whose instances are one block.
 
     Raises:
-        PlanMismatchError: one module under two names with different homes.
+        PlanMismatchError: one module under two names with different placements.
     """
-    return _Walk(model, homes, root_home, no_split).layout()
+    return _Walk(model, placements, root_home, no_split).layout()
 
 
 @dataclass(slots=True)
@@ -112,7 +123,7 @@ class _Entry:
     module: nn.Module
     name: str
     local: str
-    home: Home | None
+    placement: Placement | None
     block: Block | None
     # The nearest module around it that is called.
     owner: nn.Module
@@ -122,29 +133,33 @@ class _Entry:
 
 class _Walk:
     def __init__(
-        self, model: nn.Module, homes: Mapping[str, Home], root_home: Home, no_split: frozenset[str]
+        self,
+        model: nn.Module,
+        placements: Mapping[str, Placement],
+        root_home: Placement,
+        no_split: frozenset[str],
     ) -> None:
         self.model = model
-        self.homes = homes
+        self.placements = placements
         self.root_home = root_home
         self.no_split = no_split
-        self.places: list[Place] = []
+        self.places: list[PlacedTensor] = []
         self.blocks: list[Block] = []
-        self.lodgers: list[Lodger] = []
+        self.lodgers: list[UncalledModule] = []
         self.met: list[Met] = []
-        self.seen: dict[int, tuple[str, Home | None]] = {}
+        self.seen: dict[int, tuple[str, Placement | None]] = {}
         self.holds_blocks = _holders(model, no_split)
         self.users = _users(model)
 
-    def layout(self) -> Layout:
+    def layout(self) -> Regions:
         stack = [_Entry(self.model, "", "", None, None, self.model)]
         while stack:
             entry = stack.pop()
-            home = _used(self.homes.get(entry.name, entry.home), entry.used_on)
+            placement = _used(self.placements.get(entry.name, entry.placement), entry.used_on)
             # Keys of its tensors that agree are as good as one of its own, for itself.
-            own_home = self._agreed(entry) if home is None else home
+            own_home = self._agreed(entry) if placement is None else placement
             is_known = self._is_known(entry, own_home)
-            block = entry.block if home == entry.home else None
+            block = entry.block if placement == entry.placement else None
             self.met.append(self._meet(entry, own_home, block))
             if is_known:
                 continue
@@ -156,45 +171,55 @@ class _Walk:
             # torch's attention computes with the weights of its last layer itself.
             used_on = own if isinstance(entry.module, nn.MultiheadAttention) else None
             children = [
-                _Entry(child, prefix + key, key, home, block if home is not None else None, owner, used_on)
+                _Entry(
+                    child,
+                    prefix + key,
+                    key,
+                    placement,
+                    block if placement is not None else None,
+                    owner,
+                    used_on,
+                )
                 for key, child in entry.module._modules.items()
                 if child is not None
             ]
             stack.extend(reversed(children))
         blocks = tuple(block for block in self.blocks if block.members)
-        return Layout(tuple(self.places), blocks, tuple(self.lodgers), tuple(self.met))
+        return Regions(tuple(self.places), blocks, tuple(self.lodgers), tuple(self.met))
 
-    def _meet(self, entry: _Entry, home: Home | None, around: Block | None) -> Met:
+    def _meet(self, entry: _Entry, placement: Placement | None, around: Block | None) -> Met:
         is_whole = self._is_whole(entry.module, entry.local)
         is_inner = around is not None and type(around.module).__name__ in self.no_split
-        return Met(entry.module, entry.name, home, is_whole, is_inner)
+        return Met(entry.module, entry.name, placement, is_whole, is_inner)
 
-    def _agreed(self, entry: _Entry) -> Home | None:
-        """The home that all tensors of a module have by keys of their own, if they have one."""
+    def _agreed(self, entry: _Entry) -> Placement | None:
+        """The placement that all tensors of a module have by keys of their own, if they have one."""
         prefix = f"{entry.name}." if entry.name else ""
-        homes = [self.homes.get(prefix + slot.name) for slot in own_slots(entry.module)]
-        first = homes[0] if homes else None
-        if first is None or any(home is None or home.runs_on != first.runs_on for home in homes):
+        placements = [self.placements.get(prefix + slot.name) for slot in own_slots(entry.module)]
+        first = placements[0] if placements else None
+        if first is None or any(
+            placement is None or placement.runs_on != first.runs_on for placement in placements
+        ):
             return None
         return first
 
-    def _is_known(self, entry: _Entry, home: Home | None) -> bool:
+    def _is_known(self, entry: _Entry, placement: Placement | None) -> bool:
         """Whether the module was met under another name; then both must say the same."""
-        before = self.seen.setdefault(id(entry.module), (entry.name, home))
+        before = self.seen.setdefault(id(entry.module), (entry.name, placement))
         if before[0] == entry.name:
             return False
-        if before[1] != home and _holds_tensors(entry.module):
+        if before[1] != placement and _holds_tensors(entry.module):
             raise PlanMismatchError(
-                f"'{before[0]}' and '{entry.name}' are one module, but the device map gives {_words(before[1])} and {_words(home)}",
+                f"'{before[0]}' and '{entry.name}' are one module, but the device map gives {_words(before[1])} and {_words(placement)}",
                 findings=(before[0], entry.name),
             )
         return True
 
-    def _begin(self, entry: _Entry, home: Home) -> Block | None:
+    def _begin(self, entry: _Entry, placement: Placement) -> Block | None:
         """The block that begins here, if one does."""
         if not has_forward(entry.module) or not self._is_whole(entry.module, entry.local):
             return None
-        block = Block(entry.module, entry.name, home)
+        block = Block(entry.module, entry.name, placement)
         self.blocks.append(block)
         return block
 
@@ -205,7 +230,7 @@ class _Walk:
             return False
         return local.isdigit() or (id(module) not in self.holds_blocks and id(module) in self.users)
 
-    def _place(self, entry: _Entry, home: Home | None, block: Block | None) -> torch.device | None:
+    def _place(self, entry: _Entry, placement: Placement | None, block: Block | None) -> torch.device | None:
         """The places of a module's own tensors.
 
         Returns:
@@ -215,24 +240,26 @@ class _Walk:
         first = len(self.places)
         for slot in own_slots(entry.module):
             name = prefix + slot.name
-            own = self.homes.get(name)
-            if own is not None and home is not None:
+            own = self.placements.get(name)
+            if own is not None and placement is not None:
                 # A tensor with a key of its own lies there, and runs where its module does.
-                own = Home(own.rests_on, home.runs_on, own.rests_on != home.runs_on)
-            self.places.append(Place(slot, name, own or home or self.root_home))
-        found = self.places[first].home.runs_on if len(self.places) > first else None
+                own = Placement(
+                    own.storage_device, placement.runs_on, own.storage_device != placement.runs_on
+                )
+            self.places.append(PlacedTensor(slot, name, own or placement or self.root_home))
+        found = self.places[first].placement.runs_on if len(self.places) > first else None
         if found and block is not None:
             block.members.append(entry.module)
-        elif found and home is not None and (entry.used_on is not None or not has_forward(entry.module)):
-            self.lodgers.append(Lodger(entry.module, entry.owner, home))
+        elif found and placement is not None and (entry.used_on is not None or not has_forward(entry.module)):
+            self.lodgers.append(UncalledModule(entry.module, entry.owner, placement))
         return found
 
 
-def _used(home: Home | None, used_on: torch.device | None) -> Home | None:
-    """The home of what is used on a device, whatever its key says of where it runs."""
-    if home is None or used_on is None:
-        return home
-    return Home(home.rests_on, used_on, home.rests_on != used_on)
+def _used(placement: Placement | None, used_on: torch.device | None) -> Placement | None:
+    """The placement of what is used on a device, whatever its key says of where it runs."""
+    if placement is None or used_on is None:
+        return placement
+    return Placement(placement.storage_device, used_on, placement.storage_device != used_on)
 
 
 def _holders(model: nn.Module, no_split: frozenset[str]) -> set[int]:
@@ -280,5 +307,11 @@ def _users(model: nn.Module) -> set[int]:
     return users
 
 
-def _words(home: Home | None) -> Any:
-    return "no device" if home is None else "disk" if home.rests_on is None else str(home.rests_on)
+def _words(placement: Placement | None) -> Any:
+    return (
+        "no device"
+        if placement is None
+        else "disk"
+        if placement.storage_device is None
+        else str(placement.storage_device)
+    )

@@ -8,17 +8,17 @@ from typing import Any, Literal
 
 import torch
 
-from planner.dispatching.install.device_map import Assignment
+from planner.dispatching.install.device_map import ResolvedDeviceMap
 
-__all__ = ["Engagement"]
+__all__ = ["DispatchRequest"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Engagement:
+class DispatchRequest:
     """A checked request.
 
     Args:
-        assignment: where everything lies and runs.
+        resolved_map: where everything lies and runs.
         offload_buffers: saved buffers rest with the weights.
         skip_keys: what never crosses.
         outside: what happens to readers of offloaded weights.
@@ -29,7 +29,7 @@ class Engagement:
         room_bytes: by device, what offloaded blocks may take there together; room for two lets one be copied ahead.
     """
 
-    assignment: Assignment
+    resolved_map: ResolvedDeviceMap
     offload_buffers: bool = False
     skip_keys: frozenset[str] = frozenset()
     outside: Literal["raise", "fetch"] = "raise"

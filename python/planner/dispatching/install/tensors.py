@@ -8,21 +8,21 @@ import torch
 from torch import nn
 
 from planner.dispatching.hooks.place import moves_in_place, placed, rests
-from planner.dispatching.install.lookup import Resting
+from planner.dispatching.install.lookup import TensorLookup
 from planner.dispatching.install.record import Dispatched, joined
-from planner.dispatching.install.regions import Layout, Place
-from planner.dispatching.install.request import Engagement
+from planner.dispatching.install.regions import PlacedTensor, Regions
+from planner.dispatching.install.request import DispatchRequest
 from planner.dispatching.tensors.copies import like_parameter, require_offloadable
-from planner.dispatching.tensors.placeholder import OffloadedTensor
+from planner.dispatching.tensors.placeholder import PlaceholderTensor
 from planner.dispatching.tensors.slots import Slot
 from planner.errors import OffloadError, PlanMismatchError
 
 __all__ = ["Values"]
 
 
-def _value(resting: Resting, slot: Slot, known: dict[int, Any]) -> Any:
+def _value(resting: TensorLookup, slot: Slot, known: dict[int, Any]) -> Any:
     found = slot.read()
-    if not isinstance(found, OffloadedTensor):
+    if not isinstance(found, PlaceholderTensor):
         return found
     if id(found) not in known:
         known[id(found)] = resting.value(slot)
@@ -33,24 +33,24 @@ class Values:
     """The tensors of a model: where each comes from, and the copies that the plan asks for."""
 
     def __init__(
-        self, model: nn.Module, layout: Layout, engaged: list[Dispatched], engagement: Engagement
+        self, model: nn.Module, layout: Regions, engaged: list[Dispatched], request: DispatchRequest
     ) -> None:
         self.places = layout.places
-        self.engagement = engagement
-        resting = Resting(model, engaged)
-        # By stand-in, because files give a new tensor each time, and tied ones are one.
+        self.request = request
+        resting = TensorLookup(model, engaged)
+        # By placeholder, because files give a new tensor each time, and tied ones are one.
         known: dict[int, Any] = {}
         self.before = [_value(resting, place.slot, known) for place in self.places]
         self.home_devices = [value.device for value in self.before]
         self._recall(engaged)
         resident = {
-            (id(value), place.home.runs_on)
+            (id(value), place.placement.runs_on)
             for place, value in zip(self.places, self.before, strict=True)
             if not self._wants_rest(place)
         }
         # A tied tensor that lies where the other one runs is simply there.
         self.is_resting = [
-            self._wants_rest(place) and (id(value), place.home.runs_on) not in resident
+            self._wants_rest(place) and (id(value), place.placement.runs_on) not in resident
             for place, value in zip(self.places, self.before, strict=True)
         ]
         self.after: list[Any] = []
@@ -58,7 +58,7 @@ class Values:
     def _recall(self, engaged: list[Dispatched]) -> None:
         """What an earlier dispatch knows: where tensors came from, and which were tied before they were apart."""
         known = {
-            (id(row.slot.table), row.slot.name): row for dispatched in engaged for row in dispatched.homes
+            (id(row.slot.table), row.slot.name): row for dispatched in engaged for row in dispatched.originals
         }
         first: dict[int, Any] = {}
         for index, place in enumerate(self.places):
@@ -70,8 +70,10 @@ class Values:
                 value = self.before[index]
                 self.before[index] = joined(value, first.setdefault(row.group, value))
 
-    def _wants_rest(self, place: Place) -> bool:
-        return place.home.is_offloaded and rests(place.slot, offload_buffers=self.engagement.offload_buffers)
+    def _wants_rest(self, place: PlacedTensor) -> bool:
+        return place.placement.is_offloaded and rests(
+            place.slot, offload_buffers=self.request.offload_buffers
+        )
 
     def check(self) -> None:
         """Raises before anything is copied."""
@@ -89,12 +91,12 @@ class Values:
         for place, value, is_resting in zip(self.places, self.before, self.is_resting, strict=True):
             if not is_resting:
                 continue
-            if place.home.rests_on is None and not self._has_weight(place):
+            if place.placement.storage_device is None and not self._has_weight(place):
                 raise OffloadError(f"'{place.name}' shall lie on disk, but no file has it", name=place.name)
             require_offloadable(value, place.name)
 
-    def _has_weight(self, place: Place) -> bool:
-        weights = self.engagement.weights
+    def _has_weight(self, place: PlacedTensor) -> bool:
+        weights = self.request.weights
         return weights is not None and self._wants_rest(place) and place.name in weights
 
     def move(self) -> None:
@@ -102,7 +104,7 @@ class Values:
         made: dict[tuple[int, torch.device], Any] = {}
         first: dict[int, Any] = {}
         for place, value, is_resting in zip(self.places, self.before, self.is_resting, strict=True):
-            device = place.home.rests_on if is_resting else place.home.runs_on
+            device = place.placement.storage_device if is_resting else place.placement.runs_on
             if is_resting and self._has_weight(place):
                 self.after.append(value)
                 continue

@@ -14,21 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from planner.dispatching.mixed.log import CrossingLog
+from planner.dispatching.transfer.argument_copies import ArgumentCopies
 from planner.dispatching.transfer.kinds import INERT, KINDS
-from planner.dispatching.transfer.loans import Loans
-from planner.dispatching.transfer.move import find_device, moved, new_loans
+from planner.dispatching.transfer.move import find_device, moved, new_argument_copies
 from planner.dispatching.transfer.once import carry_alone, lend, one_forward
-from planner.dispatching.transfer.traced import TracedLoans
+from planner.dispatching.transfer.traced import TracedArgumentCopies
 from planner.errors import PlannerError
 
 __all__ = [
     "Border",
-    "Fetching",
-    "FetchingRoot",
     "Forward",
     "Hooked",
     "Membership",
-    "Root",
+    "OffloadedForward",
+    "OffloadedRootForward",
+    "RootForward",
     "Runtime",
     "installed",
     "take_off",
@@ -54,10 +54,14 @@ class Runtime(Protocol):
     def is_elsewhere(self, value: Any) -> bool:
         """Whether something has to move."""
 
-    def bring(self, args: tuple[Any, ...], loans: Loans | TracedLoans) -> tuple[Any, ...]:
+    def bring(
+        self, args: tuple[Any, ...], argument_copies: ArgumentCopies | TracedArgumentCopies
+    ) -> tuple[Any, ...]:
         """Arguments where the module runs."""
 
-    def bring_keywords(self, kwargs: dict[str, Any], loans: Loans | TracedLoans) -> dict[str, Any]:
+    def bring_keywords(
+        self, kwargs: dict[str, Any], argument_copies: ArgumentCopies | TracedArgumentCopies
+    ) -> dict[str, Any]:
         """The same for keyword arguments."""
 
     def is_held(self) -> bool:
@@ -165,15 +169,15 @@ class Border(Forward):
             return hook.around(self, args, kwargs)
         # This runs for every block, so the common cases are spelled out: plain tensors, tuples of them, and what is inert.
         index = hook.index
-        loans: Loans | TracedLoans | None = None
+        argument_copies: ArgumentCopies | TracedArgumentCopies | None = None
         for value in args:
             if (
                 (value.get_device() != index or (index < 0 and value.is_meta))
                 if type(value) is Tensor
                 else hook.is_elsewhere(value)
             ):
-                loans = new_loans()
-                args = hook.bring(args, loans)
+                argument_copies = new_argument_copies()
+                args = hook.bring(args, argument_copies)
                 break
         for key, value in kwargs.items():
             cls = type(value)
@@ -193,22 +197,22 @@ class Border(Forward):
             elif KINDS.get(cls) == INERT or not hook.is_elsewhere(value):
                 continue
             if key not in hook.skip:
-                loans = loans or new_loans()
-                kwargs = hook.bring_keywords(kwargs, loans)
+                argument_copies = argument_copies or new_argument_copies()
+                kwargs = hook.bring_keywords(kwargs, argument_copies)
                 break
-        if loans is not None:
+        if argument_copies is not None:
             try:
                 output = self.original(*args, **kwargs)
             finally:
-                loans.give_back()
-            return loans.returned(output)
+                argument_copies.write_back()
+            return argument_copies.returned(output)
         if self.previous is not None:
             return self.previous(*args, **kwargs)
         module = self.module
         return type(module).forward(module, *args, **kwargs)
 
 
-class Root(Border):
+class RootForward(Border):
     """The border around the whole model: what crosses inside crosses once."""
 
     __slots__ = ()
@@ -219,7 +223,7 @@ class Root(Border):
         return _whole(self, args, kwargs)
 
 
-class Fetching(Border):
+class OffloadedForward(Border):
     """Brings weights and arguments to a module whose weights rest elsewhere, and lets the weights go afterwards."""
 
     __slots__ = ()
@@ -234,7 +238,7 @@ class Fetching(Border):
         return self.hook.around(self, args, kwargs)
 
 
-class FetchingRoot(Fetching):
+class OffloadedRootForward(OffloadedForward):
     """The same around the whole model, where that has an offloaded weight of its own."""
 
     __slots__ = ()
@@ -255,7 +259,7 @@ def _is_about_devices(error: RuntimeError) -> bool:
     return isinstance(error, NotImplementedError) or "device" in words or "should be the same" in words
 
 
-def _whole(forward: Root | FetchingRoot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _whole(forward: RootForward | OffloadedRootForward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A forward of the whole model; where it fails because somebody has moved a tensor, the error says so."""
     membership = forward.membership
     if membership is None:
@@ -270,7 +274,9 @@ def _whole(forward: Root | FetchingRoot, args: tuple[Any, ...], kwargs: dict[str
         raise
 
 
-def _with_crossings(forward: Root | FetchingRoot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _with_crossings(
+    forward: RootForward | OffloadedRootForward, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     """Tensors cross once, and nothing that was copied ahead stays."""
     prefetcher = forward.hook.prefetcher
     with one_forward():
@@ -311,7 +317,7 @@ class Hooked(Forward):
         return hook.post_forward(module, output)
 
 
-def _run(forward: Fetching, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _run(forward: OffloadedForward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return forward.hook.around(forward, args, kwargs)
 
 
@@ -353,13 +359,18 @@ def _put_back(module: nn.Module, place: str, previous: Any) -> None:
         module.__dict__[place] = type(module).forward.__get__(module)
 
 
-def bring(value: Any, device: torch.device, skip: frozenset[str], loans: Loans | TracedLoans) -> Any:
+def bring(
+    value: Any,
+    device: torch.device,
+    skip: frozenset[str],
+    argument_copies: ArgumentCopies | TracedArgumentCopies,
+) -> Any:
     """Arguments on a device, sharing what has crossed before.
 
     Args:
-        loans: gets what has to be given back after the call.
+        argument_copies: gets what has to be given back after the call.
     """
-    return moved(value, device, skip, lend(loans), loans)
+    return moved(value, device, skip, lend(argument_copies), argument_copies)
 
 
 def sent(value: Any, device: torch.device, skip: frozenset[str]) -> Any:

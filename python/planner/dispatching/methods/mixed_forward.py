@@ -7,13 +7,27 @@ from typing import Any
 
 import torch
 
-from planner.dispatching.methods.forward import Border, Fetching, FetchingRoot, Forward, Root, untraced
+from planner.dispatching.methods.forward import (
+    Border,
+    Forward,
+    OffloadedForward,
+    OffloadedRootForward,
+    RootForward,
+    untraced,
+)
 from planner.dispatching.mixed.operators import Glue, gluing, lifted, pop, push, size, top
 
-__all__ = ["Apart", "FetchingApart", "FetchingMixed", "FetchingMixedRoot", "Mixed", "MixedRoot"]
+__all__ = [
+    "MixedForward",
+    "MixedRootForward",
+    "OffloadedMixedForward",
+    "OffloadedMixedRootForward",
+    "OffloadedUnmixedForward",
+    "UnmixedForward",
+]
 
 
-class Apart(Border):
+class UnmixedForward(Border):
     """Around a module that runs on one device, inside of one whose own code may mix devices."""
 
     __slots__ = ()
@@ -30,7 +44,7 @@ class Apart(Border):
         return Border.__call__(self, *args, **kwargs)
 
 
-class FetchingApart(Fetching):
+class OffloadedUnmixedForward(OffloadedForward):
     """The same where weights are brought in."""
 
     __slots__ = ()
@@ -38,14 +52,14 @@ class FetchingApart(Fetching):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         mode = lifted()
         if mode is None:
-            return Fetching.__call__(self, *args, **kwargs)
+            return OffloadedForward.__call__(self, *args, **kwargs)
         try:
-            return Fetching.__call__(self, *args, **kwargs)
+            return OffloadedForward.__call__(self, *args, **kwargs)
         finally:
             push(mode)
 
 
-class Mixed(Border):
+class MixedForward(Border):
     """Around a module with parts on several devices, whose own code may mix these."""
 
     __slots__ = ()
@@ -57,7 +71,7 @@ class Mixed(Border):
         return _glued(self, args, kwargs)
 
 
-class FetchingMixed(Fetching):
+class OffloadedMixedForward(OffloadedForward):
     """The same where weights are brought in."""
 
     __slots__ = ()
@@ -71,7 +85,7 @@ class FetchingMixed(Fetching):
         return _glued(self, args, kwargs)
 
 
-class MixedRoot(Root):
+class MixedRootForward(RootForward):
     """Around a whole model with parts on several devices."""
 
     __slots__ = ()
@@ -80,7 +94,7 @@ class MixedRoot(Root):
         return _glued(self, args, kwargs)
 
 
-class FetchingMixedRoot(FetchingRoot):
+class OffloadedMixedRootForward(OffloadedRootForward):
     """The same where it has an offloaded weight of its own."""
 
     __slots__ = ()

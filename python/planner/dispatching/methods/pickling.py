@@ -1,4 +1,4 @@
-"""Pickling modules with stand-ins in them: alone, a stand-in refuses to be pickled."""
+"""Pickling modules with placeholders in them: alone, a placeholder refuses to be pickled."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from planner.dispatching.offload.refcount import Residency
-from planner.dispatching.tensors.placeholder import OffloadedTensor
+from planner.dispatching.offload.refcount import OffloadedModule
+from planner.dispatching.tensors.placeholder import PlaceholderTensor
 
 __all__ = ["Pickling", "end_pickling", "let_pickle"]
 
@@ -19,14 +19,14 @@ class Pickling:
 
     Args:
         module: the module.
-        residency: of its offloaded tensors; a copy that is made while they are in use has stand-ins as well.
+        offloaded_module: of its offloaded tensors; a copy that is made while they are in use has placeholders as well.
     """
 
-    __slots__ = ("module", "residency")
+    __slots__ = ("module", "offloaded_module")
 
-    def __init__(self, module: nn.Module, residency: Residency) -> None:
+    def __init__(self, module: nn.Module, offloaded_module: OffloadedModule) -> None:
         self.module = module
-        self.residency = residency
+        self.offloaded_module = offloaded_module
 
     def __call__(self, protocol: Any) -> Any:
         reduced: Any = type(self.module).__reduce_ex__(self.module, protocol)
@@ -39,17 +39,17 @@ class Pickling:
         return (*reduced[:2], state, *reduced[3:])
 
     def _in_model(self, table: dict[str, Any]) -> dict[str, Any]:
-        found = {name: self.residency.outside(tensor) for name, tensor in table.items()}
+        found = {name: self.offloaded_module.outside(tensor) for name, tensor in table.items()}
         return {
-            name: tensor.in_model() if isinstance(tensor, OffloadedTensor) else tensor
+            name: tensor.in_model() if isinstance(tensor, PlaceholderTensor) else tensor
             for name, tensor in found.items()
         }
 
 
-def let_pickle(residency: Residency) -> None:
-    """Lets the module of a residency be pickled and copied with its stand-ins."""
-    module = residency.at_rest.slots[0].module
-    module.__dict__[_PLACE] = Pickling(module, residency)
+def let_pickle(offloaded_module: OffloadedModule) -> None:
+    """Lets the module of a offloaded_module be pickled and copied with its placeholders."""
+    module = offloaded_module.store.slots[0].module
+    module.__dict__[_PLACE] = Pickling(module, offloaded_module)
 
 
 def end_pickling(module: nn.Module) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from planner.dispatching.offload.refcount import Residency, Use
+from planner.dispatching.offload.refcount import OffloadedModule, Use
 from planner.dispatching.tensors.journal import Journal
 
-__all__ = ["bring_in_again", "end_bringing_in_again"]
+__all__ = ["end_materializing_again", "materialize_again"]
 
 # Where transformers keeps torch's function for that, in each layer.
 _PLACE = "_gradient_checkpointing_func"
@@ -22,17 +22,17 @@ class _Recomputing:
 
     Args:
         usual: that function.
-        residencies: what the layer needs each time.
+        offloaded_modules: what the layer needs each time.
         device: where it runs.
     """
 
-    __slots__ = ("device", "residencies", "usual")
+    __slots__ = ("device", "offloaded_modules", "usual")
 
     def __init__(
-        self, usual: Callable[..., Any], residencies: tuple[Residency, ...], device: torch.device
+        self, usual: Callable[..., Any], offloaded_modules: tuple[OffloadedModule, ...], device: torch.device
     ) -> None:
         self.usual = usual
-        self.residencies = residencies
+        self.offloaded_modules = offloaded_modules
         self.device = device
 
     def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -49,7 +49,7 @@ class _Fetched:
         self.function = function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        use = Use(self.recomputing.residencies)
+        use = Use(self.recomputing.offloaded_modules)
         try:
             try:
                 use.begin(self.recomputing.device)
@@ -61,15 +61,17 @@ class _Fetched:
             raise
 
 
-def bring_in_again(module: nn.Module, residencies: tuple[Residency, ...], device: torch.device) -> None:
+def materialize_again(
+    module: nn.Module, offloaded_modules: tuple[OffloadedModule, ...], device: torch.device
+) -> None:
     """Lets a layer that is about to be checkpointed find its weights whenever it is computed again."""
     usual = module.__dict__.get(_PLACE)
     if usual is not None and not isinstance(usual, _Recomputing):
-        module.__dict__[_PLACE] = _Recomputing(usual, residencies, device)
+        module.__dict__[_PLACE] = _Recomputing(usual, offloaded_modules, device)
 
 
-def end_bringing_in_again(journal: Journal, module: nn.Module) -> None:
-    """Undoes :func:`bring_in_again`."""
+def end_materializing_again(journal: Journal, module: nn.Module) -> None:
+    """Undoes :func:`materialize_again`."""
     found = module.__dict__.get(_PLACE)
     if isinstance(found, _Recomputing):
         journal.set(module.__dict__, _PLACE, found.usual)

@@ -84,7 +84,7 @@ class Refusal(Conversion):
             for slot in own_slots(module)
         ]
         offloaded = [name for name, tensor in found if is_offloaded(tensor)]
-        # Stand-ins first: some conversions work in place.
+        # Placeholders first: some conversions work in place.
         found.sort(key=lambda row: not is_offloaded(row[1]))
         if offloaded and all(_is_kept(fn, tensor) for _, tensor in found):
             return self.module  # some models cast a part of them in every forward
@@ -101,7 +101,7 @@ class Refusal(Conversion):
 
 
 def _is_kept(fn: Any, tensor: Any) -> bool:
-    """Whether a conversion changes nothing about a tensor; for a stand-in, tried with an ordinary meta tensor."""
+    """Whether a conversion changes nothing about a tensor; for a placeholder, tried with an ordinary meta tensor."""
     twin = tensor
     if is_offloaded(tensor):
         twin = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from planner.dispatching.mixed.log import CrossingLog
 from planner.dispatching.tensors.fakes import is_fake
-from planner.dispatching.transfer.loans import Loans
+from planner.dispatching.transfer.argument_copies import ArgumentCopies
 from planner.dispatching.transfer.once import lend
 from planner.errors import PlannerError
 
@@ -126,13 +126,13 @@ class Glue(TorchFunctionMode):
     def _together(
         self, func: Any, name: str, operands: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        home, loans = _home(name, operands, args, kwargs), Loans()
-        carry = lend(loans)
+        home, argument_copies = _home(name, operands, args, kwargs), ArgumentCopies()
+        carry = lend(argument_copies)
         result = func(
             *_brought(args, home, carry),
             **{key: _brought(value, home, carry) for key, value in kwargs.items()},
         )
-        loans.give_back()
+        argument_copies.write_back()
         where, seen = _line(), set[int]()
         for tensor in operands:
             if tensor.device != home and id(tensor) not in seen:

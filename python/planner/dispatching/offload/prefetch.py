@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from planner.dispatching.offload.materialize import version_of
-from planner.dispatching.offload.refcount import Residency, is_capturing
-from planner.dispatching.offload.store import AtRest
+from planner.dispatching.offload.refcount import OffloadedModule, is_capturing
+from planner.dispatching.offload.store import OffloadStore
 from planner.dispatching.tensors.copies import copied
 
 __all__ = ["OffloadedBlock", "Prefetcher", "Staged"]
@@ -33,7 +33,7 @@ class OffloadedBlock(Protocol):
     module_name: str
 
     @property
-    def needed(self) -> tuple[Residency, ...]:
+    def needed(self) -> tuple[OffloadedModule, ...]:
         """The offloaded tensors that are brought in for it."""
 
     def resting_bytes(self) -> int:
@@ -41,7 +41,7 @@ class OffloadedBlock(Protocol):
 
 
 class Staged:
-    """Tensors of one residency on their way to a device.
+    """Tensors of one offloaded_module on their way to a device.
 
     Args:
         origins: the resting tensors.
@@ -65,9 +65,9 @@ class Staged:
         self.device = device
         self.event = event
 
-    def take(self, device: torch.device, at_rest: AtRest) -> Sequence[torch.Tensor] | None:
+    def take(self, device: torch.device, store: OffloadStore) -> Sequence[torch.Tensor] | None:
         """The copies, once this thread's stream may use them; None if they are not what is wanted now."""
-        if device != self.device or not self._is_current(at_rest):
+        if device != self.device or not self._is_current(store):
             return None
         stream = torch.get_device_module(device).current_stream(device)
         stream.wait_event(self.event)
@@ -76,13 +76,13 @@ class Staged:
             tensor.record_stream(stream)
         return self.tensors
 
-    def _is_current(self, at_rest: AtRest) -> bool:
+    def _is_current(self, store: OffloadStore) -> bool:
         """Whether the resting tensors are those that were copied, and as they were then."""
         if [version_of(tensor) for tensor in self.origins] != self.versions:
             return False
         # Files make a new tensor each time, and reading them again is what copying ahead saves.
-        return not isinstance(at_rest.source, MutableMapping) or all(
-            at_rest.value(index) is origin for index, origin in enumerate(self.origins)
+        return not isinstance(store.source, MutableMapping) or all(
+            store.value(index) is origin for index, origin in enumerate(self.origins)
         )
 
 
@@ -91,7 +91,7 @@ class _Lane(threading.local):
 
     def __init__(self) -> None:
         self.last: OffloadedBlock | None = None
-        self.staged: list[Residency] = []
+        self.staged: list[OffloadedModule] = []
         # Forwards of the whole model that have begun and not ended.
         self.forwards: set[object] = set()
 
@@ -159,11 +159,11 @@ class Prefetcher:
     def _drop_unused(lane: _Lane, following: OffloadedBlock | None) -> None:
         """Another order than the learnt one: what was copied ahead and is not next gives back its room."""
         kept = () if following is None else following.needed
-        wanted = {id(residency) for residency in kept}
-        for residency in lane.staged:
-            if id(residency) not in wanted:
-                residency.unstage()
-        lane.staged = [residency for residency in lane.staged if id(residency) in wanted]
+        wanted = {id(offloaded_module) for offloaded_module in kept}
+        for offloaded_module in lane.staged:
+            if id(offloaded_module) not in wanted:
+                offloaded_module.unstage()
+        lane.staged = [offloaded_module for offloaded_module in lane.staged if id(offloaded_module) in wanted]
 
     def _stage(self, hook: OffloadedBlock, device: torch.device, lane: _Lane) -> None:
         module = torch.get_device_module(device)
@@ -171,10 +171,10 @@ class Prefetcher:
         if stream is None:
             stream = self._streams[device] = module.Stream(device=device)
         try:
-            for residency in hook.needed:
+            for offloaded_module in hook.needed:
                 # Written down first, so that an interrupt leaves nothing behind.
-                lane.staged.append(residency)
-                residency.stage(lambda found: _on_stream(found, device, module, stream))
+                lane.staged.append(offloaded_module)
+                offloaded_module.stage(lambda found: _on_stream(found, device, module, stream))
         except RuntimeError as error:
             # No room on the accelerator, or no pinned memory. What else there may be, the block itself will say.
             logger.info("'%s' cannot be copied ahead: %s", hook.module_name, error)

@@ -8,41 +8,41 @@ from typing import Any
 
 import torch
 
-from planner.dispatching.offload.materialize import Visit
-from planner.dispatching.offload.store import AtRest
+from planner.dispatching.offload.materialize import Materialized
+from planner.dispatching.offload.store import OffloadStore
 from planner.errors import OffloadError
 
-__all__ = ["Residency", "Use", "is_capturing"]
+__all__ = ["OffloadedModule", "Use", "is_capturing"]
 
 
-class Residency:
+class OffloadedModule:
     """Offloaded tensors of one module, and who uses them.
 
     Args:
-        at_rest: the tensors.
+        store: the tensors.
 
     Guarantee: used by several threads, or again from inside, tensors are brought in once and go with the last user. When
         :meth:`acquire` raises, everything is as before.
     """
 
-    __slots__ = ("_lock", "_users", "_visit", "at_rest", "staged")
+    __slots__ = ("_lock", "_materialized", "_users", "staged", "store")
 
-    def __init__(self, at_rest: AtRest) -> None:
-        self.at_rest = at_rest
+    def __init__(self, store: OffloadStore) -> None:
+        self.store = store
         self._begin_unused()
 
     def _begin_unused(self) -> None:
         self._lock = threading.Lock()
         self._users: set[Use] = set()
-        self._visit: Visit | None = None
+        self._materialized: Materialized | None = None
         # Copies on their way, and what they are copies of.
         self.staged: Any = None
 
-    def __getstate__(self) -> AtRest:
-        return self.at_rest
+    def __getstate__(self) -> OffloadStore:
+        return self.store
 
-    def __setstate__(self, at_rest: AtRest) -> None:
-        self.at_rest = at_rest
+    def __setstate__(self, store: OffloadStore) -> None:
+        self.store = store
         self._begin_unused()
 
     @property
@@ -52,8 +52,13 @@ class Residency:
 
     def is_held(self, device: torch.device | None) -> bool:
         """Whether this thread uses the tensors on a device already, and so will find them until it has ended that use."""
-        use, visit = _held.uses.get(self), self._visit
-        return use is not None and visit is not None and use in self._users and visit.device == device
+        use, materialized = _held.uses.get(self), self._materialized
+        return (
+            use is not None
+            and materialized is not None
+            and use in self._users
+            and materialized.device == device
+        )
 
     def acquire(self, device: torch.device, use: Use) -> None:
         """Brings the tensors to a device, or joins those who have.
@@ -62,41 +67,41 @@ class Residency:
             OffloadError: they are in use on another device, or a tensor cannot be had. Fields: ``name``.
         """
         with self._lock:
-            if not self.at_rest.slots:
+            if not self.store.slots:
                 return
-            visit = self._visit
-            if self._users and visit is not None and visit.device != device:
-                name = self.at_rest.names[0]
+            materialized = self._materialized
+            if self._users and materialized is not None and materialized.device != device:
+                name = self.store.names[0]
                 raise OffloadError(
-                    f"'{name}' is in use on {visit.device} and cannot be brought to {device} at the same time",
+                    f"'{name}' is in use on {materialized.device} and cannot be brought to {device} at the same time",
                     name=name,
                 )
-            if visit is not None and not visit.is_complete:
+            if materialized is not None and not materialized.is_complete:
                 self._end_visit()  # somebody was interrupted there
             # Counted first, so that an interrupt at any point finds here what has to be undone.
             self._users.add(use)
             try:
-                if self._visit is None:
+                if self._materialized is None:
                     self._begin_visit(device)
             except BaseException:
                 self._leave(use)
                 raise
 
     def compare_all(self) -> None:
-        """Lets the end of this visit find every write, also those that torch does not count."""
+        """Lets the end of this materialization find every write, also those that torch does not count."""
         with self._lock:
-            if self._visit is not None:
-                self._visit.is_thorough = True
+            if self._materialized is not None:
+                self._materialized.is_thorough = True
 
     def release(self, use: Use) -> None:
-        """Ends one use, if it has not ended; the last one puts the stand-ins back."""
+        """Ends one use, if it has not ended; the last one puts the placeholders back."""
         with self._lock:
             self._leave(use)
 
     def outside(self, tensor: Any) -> Any:
         """What lies in a slot outside of forwards, where this tensor lies now."""
-        visit = self._visit
-        guests = [] if visit is None else visit.guests
+        materialized = self._materialized
+        guests = [] if materialized is None else materialized.guests
         return next((guest.found for guest in guests if guest.tensor is tensor), tensor)
 
     def stage(self, send: Callable[[Sequence[torch.Tensor]], Any]) -> None:
@@ -106,7 +111,7 @@ class Residency:
             send: starts the copies of tensors in pinned memory.
         """
         with self._lock:
-            rest = self.at_rest
+            rest = self.store
             if self._users or self.staged is not None or not rest.slots or rest.is_shared():
                 return
             rest.pin()
@@ -120,21 +125,21 @@ class Residency:
     def close(self) -> None:
         """Lets go of the slots for good, leaving what lies in them."""
         with self._lock:
-            self.at_rest = AtRest((), (), (), {})
-            self._visit, self.staged = None, None
+            self.store = OffloadStore((), (), (), {})
+            self._materialized, self.staged = None, None
             self._users = set()
 
     def _begin_visit(self, device: torch.device) -> None:
-        rest = self.at_rest
+        rest = self.store
         refuse_capture(device, rest.names[0])
         staged, self.staged = self.staged, None
         rest.runs_on = device
         ready = None if staged is None else staged.take(device, rest)
-        visit = self._visit = Visit(rest, device)
+        materialized = self._materialized = Materialized(rest, device)
         if staged is None or ready is None:
-            visit.bring_in()
+            materialized.materialize()
         else:
-            visit.bring_in(staged.origins, ready)
+            materialized.materialize(staged.origins, ready)
 
     def _leave(self, use: Use) -> None:
         self._users.discard(use)
@@ -142,58 +147,58 @@ class Residency:
             self._end_visit()
 
     def _end_visit(self) -> None:
-        visit = self._visit
-        if visit is None:
+        materialized = self._materialized
+        if materialized is None:
             return
         try:
-            visit.put_back()
-            visit.keep_changes()
+            materialized.release()
+            materialized.keep_changes()
         except Exception:
-            self._visit = None  # trying again would not help; after an interrupt it does
+            self._materialized = None  # trying again would not help; after an interrupt it does
             raise
-        self._visit = None
+        self._materialized = None
 
 
 class Use:
-    """One use of some residencies, for one forward.
+    """One use of some offloaded_modules, for one forward.
 
     Args:
-        residencies: those that the forward needs.
+        offloaded_modules: those that the forward needs.
 
     Guarantee: ending it a second time does nothing, or what an interrupt has left undone.
     """
 
-    __slots__ = ("residencies",)
+    __slots__ = ("offloaded_modules",)
 
-    def __init__(self, residencies: Sequence[Residency]) -> None:
-        self.residencies = residencies
+    def __init__(self, offloaded_modules: Sequence[OffloadedModule]) -> None:
+        self.offloaded_modules = offloaded_modules
 
     def begin(self, device: torch.device) -> None:
         """Brings all to a device; whoever calls this calls :meth:`end`, also when it raises."""
-        if not self.residencies:
+        if not self.offloaded_modules:
             return
         with torch.inference_mode(False), torch.no_grad():
-            for residency in self.residencies:
-                residency.acquire(device, self)
-                _held.uses.setdefault(residency, self)
+            for offloaded_module in self.offloaded_modules:
+                offloaded_module.acquire(device, self)
+                _held.uses.setdefault(offloaded_module, self)
 
     def end(self) -> None:
         """Ends the use of all, also when one of them raises."""
         try:
-            for residency in self.residencies:
-                if _held.uses.get(residency) is self:
-                    del _held.uses[residency]
-                residency.release(self)
+            for offloaded_module in self.offloaded_modules:
+                if _held.uses.get(offloaded_module) is self:
+                    del _held.uses[offloaded_module]
+                offloaded_module.release(self)
         except BaseException:
             self.end()
             raise
 
 
 class _Held(threading.local):
-    """The outermost use of each residency by this thread."""
+    """The outermost use of each offloaded_module by this thread."""
 
     def __init__(self) -> None:
-        self.uses: dict[Residency, Use] = {}
+        self.uses: dict[OffloadedModule, Use] = {}
 
 
 _held = _Held()

@@ -11,13 +11,13 @@ from torch import nn
 from planner.dispatching.tensors.copies import SharedCopies, copied, copy_marks, has_storage_alone
 from planner.dispatching.tensors.fakes import address_of
 from planner.dispatching.tensors.journal import Journal
-from planner.dispatching.tensors.placeholder import OffloadedTensor
-from planner.dispatching.tensors.placeholder_device import Whereabouts
+from planner.dispatching.tensors.placeholder import PlaceholderTensor
+from planner.dispatching.tensors.placeholder_device import PlaceholderDevice
 from planner.dispatching.tensors.slots import Slot
 from planner.errors import InvalidInputError, OffloadError
 from planner.spelling import shown
 
-__all__ = ["AtRest", "TiedCopies", "is_foreign", "require_tied_copies"]
+__all__ = ["OffloadStore", "TiedCopies", "is_foreign", "require_tied_copies"]
 
 # By address of a resting tensor: its copies by device. accelerate's type, so that its readers find what they expect.
 TiedCopies = dict[int, dict[Any, Any]]
@@ -29,7 +29,7 @@ def require_tied_copies(tied: Any) -> None:
         raise InvalidInputError(f"tied_params_map must map addresses to copies by device; got {shown(tied)}")
 
 
-class AtRest:
+class OffloadStore:
     """Tensors of one module that rest elsewhere.
 
     Args:
@@ -40,7 +40,7 @@ class AtRest:
         runs_on: where their module runs, as far as that is known.
         tied: by address, copies shared with other modules.
         shares: instead, for each slot what it shares with other owners of its tensor, if anything.
-        says_device: stand-ins say where their module runs whoever asks, not only inside a forward.
+        says_device: placeholders say where their module runs whoever asks, not only inside a forward.
     """
 
     __slots__ = (
@@ -76,7 +76,7 @@ class AtRest:
         self.tied = tied
         self.shares = tuple(shares)
         self.says_device = says_device
-        self.placeholders: list[OffloadedTensor] = []
+        self.placeholders: list[PlaceholderTensor] = []
         # Keys of what lies in pinned memory by our doing; None before anybody asked for that.
         self.pinned: list[str] | None = None
 
@@ -94,15 +94,15 @@ class AtRest:
             setattr(self, name, value)
         self.adopt(self.placeholders)
 
-    def adopt(self, placeholders: Sequence[OffloadedTensor]) -> None:
-        """Takes stand-ins as its own; one that several modules share says where the first of them runs."""
+    def adopt(self, placeholders: Sequence[PlaceholderTensor]) -> None:
+        """Takes placeholders as its own; one that several modules share says where the first of them runs."""
         self.placeholders = list(placeholders)
         for index, guard in enumerate(self.placeholders):
             if guard.whereabouts is None:
-                guard.whereabouts = Whereabouts(self, index, self.says_device)
+                guard.whereabouts = PlaceholderDevice(self, index, self.says_device)
 
-    def engage(self, placeholders: Sequence[OffloadedTensor]) -> None:
-        """Puts stand-ins into the slots."""
+    def install(self, placeholders: Sequence[PlaceholderTensor]) -> None:
+        """Puts placeholders into the slots."""
         self.adopt(placeholders)
         for slot, guard in zip(self.slots, self.placeholders, strict=True):
             slot.write(guard)
@@ -194,8 +194,8 @@ class AtRest:
         """What would have to be written to leave every tensor in its module.
 
         Args:
-            devices: by key, where each shall lie; "meta" leaves the stand-in.
-            made: by stand-in, what was made for another module that shares it; added to.
+            devices: by key, where each shall lie; "meta" leaves the placeholder.
+            made: by placeholder, what was made for another module that shares it; added to.
             journal: where it is written down that a parameter is frozen or thawed.
         """
         writes: list[tuple[Slot, Any]] = []
@@ -214,16 +214,16 @@ class AtRest:
 
 
 def is_foreign(found: Any) -> bool:
-    """Whether somebody put a real tensor in place of a stand-in: for one call, or for good."""
+    """Whether somebody put a real tensor in place of a placeholder: for one call, or for good."""
     # As the object says now: torch can swap what two tensors are and leave the objects in place.
     return found is not None and not found.is_meta
 
 
-def _as_parameter(tensor: Any, guard: OffloadedTensor, journal: Journal) -> Any:
+def _as_parameter(tensor: Any, guard: PlaceholderTensor, journal: Journal) -> Any:
     if not isinstance(tensor, nn.Parameter):
         made = nn.Parameter(tensor, requires_grad=guard.requires_grad)
         copy_marks(guard, made)
         return made
-    # The caller's own parameter: the stand-in may have been frozen or thawed meanwhile.
+    # The caller's own parameter: the placeholder may have been frozen or thawed meanwhile.
     journal.require_gradient(tensor, guard.requires_grad)
     return tensor

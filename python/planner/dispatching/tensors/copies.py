@@ -13,8 +13,9 @@ from planner.dispatching.tensors.fakes import address_of, is_fake
 from planner.dispatching.tensors.placeholder import is_offloaded
 from planner.errors import OffloadError
 from planner.model.carried import carried_tensors
+from planner.names import listed
 
-# Of stand-ins; they say nothing about a real tensor.
+# Of placeholders; they say nothing about a real tensor.
 _OWN_MARKS = {"offloaded_name", "fetch", "kept", "twin", "stands_for", "whereabouts", "_is_param"}
 
 __all__ = [
@@ -172,7 +173,7 @@ def has_marks(model: Any, tensor: Any) -> bool:
 
 
 def visitor(found: Any, device: torch.device) -> Any:
-    """A tensor that somebody put in place of a stand-in, on a device: gradients flow back to it."""
+    """A tensor that somebody put in place of a placeholder, on a device: gradients flow back to it."""
     if found.device == device:
         return found
     if isinstance(found, nn.Parameter) and not found.requires_grad:
@@ -195,8 +196,7 @@ def require_offloadable(tensor: torch.Tensor, name: str) -> None:
     own_dispatch = cls.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
     carried = list(carried_tensors(tensor))
     if own_dispatch or carried:
-        shown = ", ".join(carried[:3]) + (f" and {len(carried) - 3} more" if len(carried) > 3 else "")
-        why = f"carries {shown}" if carried else "keeps its values elsewhere"
+        why = f"carries {listed(carried, most=3)}" if carried else "keeps its values elsewhere"
         raise OffloadError(
             f"cannot offload '{name}': its class {cls.__name__} {why} and has no __tensor_flatten__; "
             "place it where it runs",

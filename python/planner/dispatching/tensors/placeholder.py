@@ -16,16 +16,16 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from planner.dispatching.tensors.fakes import without_fakes
-from planner.dispatching.tensors.placeholder_device import Whereabouts
+from planner.dispatching.tensors.placeholder_device import PlaceholderDevice
 from planner.errors import OffloadError
 
-__all__ = ["OffloadedTensor", "is_offloaded", "placeholder"]
+__all__ = ["PlaceholderTensor", "is_offloaded", "placeholder"]
 
 aten = torch.ops.aten
 _META = torch.device("meta")
 _DEVICE = torch.ops.prim.device.default
 
-# They make a tensor of their own, on the stand-in's device if they are not told another one.
+# They make a tensor of their own, on the placeholder's device if they are not told another one.
 _FACTORIES = {
     aten.empty_like,
     aten.zeros_like,
@@ -46,11 +46,11 @@ _WHOLE_MODULES = {aten._transformer_encoder_layer_fwd.default, aten._native_mult
 _SAME_VALUES = {aten.detach.default, aten.alias.default}
 
 
-class OffloadedTensor(torch.Tensor):
+class PlaceholderTensor(torch.Tensor):
     """A tensor without values that raises when they are read, and so do its views.
 
     Shape, strides, dtype, device, ``numel``, ``requires_grad`` and a place in ``state_dict`` are as usual; ``is_meta`` holds,
-    and :class:`Whereabouts` says where ``device`` does not. Calling the class makes a plain parameter, because other
+    and :class:`PlaceholderDevice` says where ``device`` does not. Calling the class makes a plain parameter, because other
     libraries rebuild a parameter by calling its class.
     """
 
@@ -59,11 +59,11 @@ class OffloadedTensor(torch.Tensor):
     carries_nothing = True
     offloaded_name: str
     # None: on the meta device, whoever asks.
-    whereabouts: Whereabouts | None = None
+    whereabouts: PlaceholderDevice | None = None
     fetch: Callable[[], torch.Tensor] | None
-    # In a pickle, and in a shallow copy of a module: of which stand-in this is the twin. Otherwise: its own twin.
-    stands_for: OffloadedTensor | None = None
-    twin: OffloadedTensor | None = None
+    # In a pickle, and in a shallow copy of a module: of which placeholder this is the twin. Otherwise: its own twin.
+    stands_for: PlaceholderTensor | None = None
+    twin: PlaceholderTensor | None = None
     # Values that took the place of those in a file.
     kept: torch.Tensor | None = None
 
@@ -82,7 +82,7 @@ class OffloadedTensor(torch.Tensor):
             return _device_of(args[0])
         return _on_operator(func, args, kwargs or {})
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> OffloadedTensor:
+    def __deepcopy__(self, memo: dict[int, Any]) -> PlaceholderTensor:
         if self.stands_for is not None:
             return copy.deepcopy(self.stands_for, memo)
         made = _bare(self, requires_grad=self.requires_grad)
@@ -98,13 +98,13 @@ class OffloadedTensor(torch.Tensor):
                 name=self.offloaded_name,
             )
         arguments = (tuple(self.shape), self.stride(), self.dtype, self.requires_grad)
-        # Marks lead back to the module that holds the stand-in, so they follow as state.
+        # Marks lead back to the module that holds the placeholder, so they follow as state.
         return (_rebuild, arguments, self.stands_for.marks())
 
-    def in_model(self) -> OffloadedTensor:
+    def in_model(self) -> PlaceholderTensor:
         """What is pickled in place of this together with its module, which knows where the values are."""
         if self.twin is None:
-            # One for one: what was one stand-in is one again.
+            # One for one: what was one placeholder is one again.
             self.twin = _bare(self, requires_grad=self.requires_grad)
             self.twin.__dict__.update(self.marks(), stands_for=self)
         return self.twin
@@ -128,9 +128,9 @@ class OffloadedTensor(torch.Tensor):
 
     @property
     def data(self) -> torch.Tensor:
-        """A stand-in for the same values; assigning raises OffloadError."""
+        """A placeholder for the same values; assigning raises OffloadError."""
         found: torch.Tensor = torch.Tensor.data.__get__(self)  # type: ignore[attr-defined]
-        if isinstance(found, OffloadedTensor):
+        if isinstance(found, PlaceholderTensor):
             found.whereabouts = self.whereabouts
         return found
 
@@ -188,8 +188,8 @@ class OffloadedTensor(torch.Tensor):
 
 def placeholder(
     value: torch.Tensor, name: str, *, is_parameter: bool, requires_grad: bool = False
-) -> OffloadedTensor:
-    """A guarded stand-in for a tensor.
+) -> PlaceholderTensor:
+    """A guarded placeholder for a tensor.
 
     Args:
         value: what it stands for; only shape, strides, dtype and marks are taken.
@@ -209,22 +209,22 @@ def placeholder(
 
 
 def is_offloaded(tensor: object) -> bool:
-    """Whether this is a stand-in."""
-    return isinstance(tensor, OffloadedTensor)
+    """Whether this is a placeholder."""
+    return isinstance(tensor, PlaceholderTensor)
 
 
-def _bare(like: torch.Tensor, *, requires_grad: bool) -> OffloadedTensor:
+def _bare(like: torch.Tensor, *, requires_grad: bool) -> PlaceholderTensor:
     with torch.inference_mode(False), without_fakes():
         meta = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta")
-        made: OffloadedTensor = torch.Tensor._make_subclass(
-            OffloadedTensor, meta, requires_grad, dispatch_device=True
+        made: PlaceholderTensor = torch.Tensor._make_subclass(
+            PlaceholderTensor, meta, requires_grad, dispatch_device=True
         )
         # Kernels past the dispatcher believe the device that it says, and would read at address 0.
         torch._C._set_throw_on_mutable_data_ptr(made)
     return made
 
 
-def _device_of(guard: OffloadedTensor) -> torch.device:
+def _device_of(guard: PlaceholderTensor) -> torch.device:
     return _META if guard.whereabouts is None else guard.whereabouts.device()
 
 
@@ -234,19 +234,19 @@ def _is_meta(device: Any) -> bool:
 
 def _rebuild(
     shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, requires_grad: bool
-) -> OffloadedTensor:
+) -> PlaceholderTensor:
     meta = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
     return _bare(meta, requires_grad=requires_grad)
 
 
 def _on_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    guards: list[OffloadedTensor] = []
+    guards: list[PlaceholderTensor] = []
 
-    def note(guard: OffloadedTensor) -> OffloadedTensor:
+    def note(guard: PlaceholderTensor) -> PlaceholderTensor:
         guards.append(guard)
         return guard
 
-    tree_map_only(OffloadedTensor, note, (args, kwargs))
+    tree_map_only(PlaceholderTensor, note, (args, kwargs))
     first = guards[0]
     if func.overloadpacket in _FACTORIES or _drops_values(func, kwargs):
         return _made_beside(first, func, args, kwargs)
@@ -276,11 +276,11 @@ def _drops_values(func: Any, kwargs: dict[str, Any]) -> bool:
 
 
 def _on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    bare_args, bare_kwargs = tree_map_only(OffloadedTensor, _plain_meta, (args, kwargs))
+    bare_args, bare_kwargs = tree_map_only(PlaceholderTensor, _plain_meta, (args, kwargs))
     return func(*bare_args, **bare_kwargs)
 
 
-def _made_beside(guard: OffloadedTensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _made_beside(guard: PlaceholderTensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A new tensor; one that would have no values raises when they are read."""
     device = kwargs.get("device") or _device_of(guard)
     made = _on_meta(func, args, {**kwargs, "device": device})
@@ -288,33 +288,35 @@ def _made_beside(guard: OffloadedTensor, func: Any, args: tuple[Any, ...], kwarg
 
 
 def _whole_module(
-    func: Any, guards: list[OffloadedTensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    func: Any, guards: list[PlaceholderTensor], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """The operator with all tensors where its input is."""
     _require_no_graph(guards)
     device = args[0].device
 
     def there(tensor: torch.Tensor) -> torch.Tensor:
-        return (_own_values(tensor, str(func)) if isinstance(tensor, OffloadedTensor) else tensor).to(device)
+        return (_own_values(tensor, str(func)) if isinstance(tensor, PlaceholderTensor) else tensor).to(
+            device
+        )
 
     real_args, real_kwargs = tree_map_only(torch.Tensor, there, (args, kwargs))
     return func(*real_args, **real_kwargs)
 
 
-def _own_values(guard: OffloadedTensor, what: str) -> torch.Tensor:
+def _own_values(guard: PlaceholderTensor, what: str) -> torch.Tensor:
     where = guard.whereabouts
     return where.values() if where is not None and where.is_of(guard) else _read(guard, what)
 
 
 def _fetched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     real_args, real_kwargs = tree_map_only(
-        OffloadedTensor, lambda guard: _read(guard, str(func)), (args, kwargs)
+        PlaceholderTensor, lambda guard: _read(guard, str(func)), (args, kwargs)
     )
     return func(*real_args, **real_kwargs)
 
 
-def _views(result: Any, fetch: Callable[[], Any], base: OffloadedTensor) -> Any:
-    """Stand-ins for one view, or for a list of them."""
+def _views(result: Any, fetch: Callable[[], Any], base: PlaceholderTensor) -> Any:
+    """Placeholders for one view, or for a list of them."""
     if isinstance(result, torch.Tensor):
         made = _still_guarded(result, base)
         made.fetch = fetch  # type: ignore[attr-defined]
@@ -325,23 +327,23 @@ def _views(result: Any, fetch: Callable[[], Any], base: OffloadedTensor) -> Any:
     ]
 
 
-def _plain_meta(guard: OffloadedTensor) -> torch.Tensor:
+def _plain_meta(guard: PlaceholderTensor) -> torch.Tensor:
     return torch.empty_strided(guard.shape, guard.stride(), dtype=guard.dtype, device="meta")
 
 
-def _still_guarded(made: torch.Tensor, base: OffloadedTensor) -> torch.Tensor:
+def _still_guarded(made: torch.Tensor, base: PlaceholderTensor) -> torch.Tensor:
     view = placeholder(made, base.offloaded_name, is_parameter=False)
     view.fetch, view.whereabouts = base.fetch, base.whereabouts
     return view
 
 
-def _read(guard: OffloadedTensor, what: str) -> torch.Tensor:
+def _read(guard: PlaceholderTensor, what: str) -> torch.Tensor:
     if guard.fetch is None:
         refuse(guard, what)
     return guard.fetch()
 
 
-def _require_no_graph(guards: list[OffloadedTensor]) -> None:
+def _require_no_graph(guards: list[PlaceholderTensor]) -> None:
     guard = next((guard for guard in guards if guard.requires_grad), None)
     if guard is None or not torch.is_grad_enabled():
         return
@@ -352,8 +354,8 @@ def _require_no_graph(guards: list[OffloadedTensor]) -> None:
     )
 
 
-def refuse(guard: OffloadedTensor, what: str) -> NoReturn:
-    """Raises OffloadError for an operation on a stand-in."""
+def refuse(guard: PlaceholderTensor, what: str) -> NoReturn:
+    """Raises OffloadError for an operation on a placeholder."""
     raise OffloadError(
         f"'{guard.offloaded_name}' is offloaded, and {what} reads its values outside the forward of its module; call the "
         "module instead, wrap the code in planner.align_module_device(module), place the module where it runs, or "

@@ -1,4 +1,4 @@
-"""Which device a stand-in says: the one where its module runs, or "meta" for those who look for what is offloaded."""
+"""Which device a placeholder says: the one where its module runs, or "meta" for those who look for what is offloaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from planner.dispatching.tensors.slots import Slot, modules_of
 
-__all__ = ["Whereabouts"]
+__all__ = ["PlaceholderDevice"]
 
 _META = torch.device("meta")
 _CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ _CALLS = frozenset({"_call_impl", "forward", "generate"})
 
 
 class _AtRest(Protocol):
-    """Of :class:`planner.dispatching.offload.store.AtRest`, what a stand-in needs."""
+    """Of :class:`planner.dispatching.offload.store.OffloadStore`, what a placeholder needs."""
 
     @property
     def slots(self) -> Sequence[Slot]: ...
@@ -38,37 +38,37 @@ class _AtRest(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Whereabouts:
-    """Where the values of a stand-in are, and who is told where they are wanted.
+class PlaceholderDevice:
+    """Where the values of a placeholder are, and who is told where they are wanted.
 
     Args:
-        at_rest: the tensors that it is one of.
+        store: the tensors that it is one of.
         index: which one.
         is_open: everybody is told; otherwise only who asks inside a forward, and everybody else gets "meta", as accelerate
             has it.
     """
 
-    at_rest: _AtRest
+    store: _AtRest
     index: int
     is_open: bool
 
     def device(self) -> torch.device:
         """The device to say to who asks now."""
         if self.is_open or self._is_running():
-            return self.at_rest.runs_on or _CPU
+            return self.store.runs_on or _CPU
         return _META
 
-    def closed(self) -> Whereabouts:
+    def closed(self) -> PlaceholderDevice:
         """The same, told inside a forward only."""
         return replace(self, is_open=False)
 
     def is_of(self, guard: Any) -> bool:
-        """Whether a stand-in stands for the tensor itself and not for a view of it."""
-        return self.at_rest.placeholders[self.index] is guard
+        """Whether a placeholder stands for the tensor itself and not for a view of it."""
+        return self.store.placeholders[self.index] is guard
 
     def values(self) -> torch.Tensor:
         """A copy of the tensor where its module runs."""
-        return self.at_rest.fetch(self.index)
+        return self.store.fetch(self.index)
 
     def _is_running(self) -> bool:
         """Whether a module that holds the tensor runs in this thread, or this one works for the thread where it does.
@@ -95,7 +95,7 @@ class Whereabouts:
         return False
 
     def _is_inside(self, model: nn.Module) -> bool:
-        owner, guard = self.at_rest.slots[self.index].module, self.at_rest.placeholders[self.index]
+        owner, guard = self.store.slots[self.index].module, self.store.placeholders[self.index]
         return any(
             module is owner
             or any(

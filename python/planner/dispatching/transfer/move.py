@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from planner.dispatching.tensors.contents import Contents, attributes_of, bare_copy, contents_of, write
+from planner.dispatching.transfer.argument_copies import ArgumentCopies, rebuilt
 from planner.dispatching.transfer.kinds import INERT, MAPPING, MOVER, RECORD, SEQUENCE, TENSOR, kind_of
-from planner.dispatching.transfer.loans import Loans, rebuilt
-from planner.dispatching.transfer.traced import TracedLoans, fields_of
+from planner.dispatching.transfer.traced import TracedArgumentCopies, fields_of
 
-__all__ = ["find_device", "is_elsewhere", "moved", "new_loans"]
+__all__ = ["find_device", "is_elsewhere", "moved", "new_argument_copies"]
 
 Carry = Callable[[torch.Tensor, torch.device], torch.Tensor]
 
@@ -69,7 +69,7 @@ def moved(
     device: torch.device,
     skip: Container[str],
     carry: Carry,
-    loans: Loans | TracedLoans | None = None,
+    argument_copies: ArgumentCopies | TracedArgumentCopies | None = None,
 ) -> Any:
     """A value with its tensors on a device; the value itself where nothing has to move.
 
@@ -78,38 +78,40 @@ def moved(
         device: where to.
         skip: keys of mappings whose values stay as they are.
         carry: moves one tensor.
-        loans: what has been made for this call so far; added to.
+        argument_copies: what has been made for this call so far; added to.
 
     Guarantee: no container is changed; where something moves, there is a new one of the same class around it.
     """
-    if loans is None:
-        loans = new_loans()
-    if isinstance(loans, TracedLoans):
-        return loans.moved(value, device, skip, carry)
-    return _Moving(device, skip, carry, loans).moved(value)
+    if argument_copies is None:
+        argument_copies = new_argument_copies()
+    if isinstance(argument_copies, TracedArgumentCopies):
+        return argument_copies.moved(value, device, skip, carry)
+    return _Moving(device, skip, carry, argument_copies).moved(value)
 
 
-def new_loans() -> Loans | TracedLoans:
+def new_argument_copies() -> ArgumentCopies | TracedArgumentCopies:
     """For one call."""
-    return TracedLoans(_moved_by_itself) if torch.compiler.is_compiling() else Loans()
+    return TracedArgumentCopies(_moved_by_itself) if torch.compiler.is_compiling() else ArgumentCopies()
 
 
 def _moved_by_itself(
-    value: Any, device: torch.device, skip: Container[str], carry: Carry, loans: Loans
+    value: Any, device: torch.device, skip: Container[str], carry: Carry, argument_copies: ArgumentCopies
 ) -> Any:
-    return _Moving(device, skip, carry, loans).moved(value)
+    return _Moving(device, skip, carry, argument_copies).moved(value)
 
 
 class _Moving:
     """One move of some values."""
 
-    __slots__ = ("carry", "device", "loans", "skip")
+    __slots__ = ("argument_copies", "carry", "device", "skip")
 
-    def __init__(self, device: torch.device, skip: Container[str], carry: Carry, loans: Loans) -> None:
+    def __init__(
+        self, device: torch.device, skip: Container[str], carry: Carry, argument_copies: ArgumentCopies
+    ) -> None:
         self.device = device
         self.skip = skip
         self.carry = carry
-        self.loans = loans
+        self.argument_copies = argument_copies
 
     def moved(self, value: Any) -> Any:
         kind = kind_of(type(value))
@@ -117,7 +119,7 @@ class _Moving:
             return value
         if kind == TENSOR:
             return value if value.device == self.device else self.carry(value, self.device)
-        made = self.loans.find(value)
+        made = self.argument_copies.find(value)
         if made is not None:
             return made
         if not is_elsewhere(value, self.device, self.skip):
@@ -127,20 +129,20 @@ class _Moving:
         if isinstance(value, tuple):
             made = rebuilt(value, [self.moved(item) for item in value])
             # A list inside may lead back here.
-            return self.loans.find(value) or self._lent(value, made)
+            return self.argument_copies.find(value) or self._lent(value, made)
         if kind == MAPPING and not hasattr(value, "__setitem__"):
             return self._lent(value, self._constructed(value, value))
         return self._container(value, kind)
 
     def _lent(self, value: Any, made: Any) -> Any:
-        self.loans.lend(value, made)
+        self.argument_copies.lend(value, made)
         return made
 
     def _container(self, value: Any, kind: int) -> Any:
         held = contents_of(value)
         made = bare_copy(value)
         # Before what is inside, which may lead back here.
-        self.loans.lend(value, made)
+        self.argument_copies.lend(value, made)
         items: Any = held.items
         if isinstance(items, list):
             items = [self.moved(item) for item in items]
@@ -154,9 +156,9 @@ class _Moving:
         if kind == MAPPING and items is None and self._is_left(made):
             # Its items are in no dict or list of its own: through its methods.
             made = self._lent(value, self._constructed(value, made))
-            self.loans.watch_mapping(value, made)
+            self.argument_copies.watch_mapping(value, made)
             return made
-        self.loans.watch(value, made, held)
+        self.argument_copies.watch(value, made, held)
         return made
 
     def _is_left(self, made: Any) -> bool:
@@ -187,26 +189,26 @@ class _Moving:
         """
         if value is made or type(value) is not type(made):
             return made
-        known = self.loans.find(value)
+        known = self.argument_copies.find(value)
         kind = kind_of(type(value))
         if known is not None:
             return known if kind != TENSOR or known.device == made.device else made
         if kind == TENSOR:
             if value.shape == made.shape:
-                self.loans.watch_tensor(value, made)
+                self.argument_copies.watch_tensor(value, made)
         elif isinstance(value, tuple):
             self._lent(value, made)
             for its, new in zip(value, made, strict=False):
                 self._pair(its, new)
         elif kind != INERT:
             held, has = contents_of(value), contents_of(made)
-            self.loans.lend(value, made)
+            self.argument_copies.lend(value, made)
             write(
                 made,
                 has,
                 Contents(self._paired(held.items, has.items), self._paired(held.attributes, has.attributes)),
             )
-            self.loans.watch(value, made, held)
+            self.argument_copies.watch(value, made, held)
         return made
 
     def _paired(self, held: Any, has: Any) -> Any:

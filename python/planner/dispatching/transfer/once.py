@@ -11,9 +11,9 @@ import torch
 
 from planner.dispatching.tensors.fakes import address_of, is_fake
 from planner.dispatching.tensors.placeholder import is_offloaded
-from planner.dispatching.transfer.loans import Loans
+from planner.dispatching.transfer.argument_copies import ArgumentCopies
 from planner.dispatching.transfer.move import Carry
-from planner.dispatching.transfer.traced import TracedLoans
+from planner.dispatching.transfer.traced import TracedArgumentCopies
 
 __all__ = ["NoValuesError", "carry_alone", "lend", "one_forward"]
 
@@ -69,13 +69,13 @@ def carry_alone(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device)
 
 
-def lend(loans: Loans | TracedLoans) -> Carry:
+def lend(argument_copies: ArgumentCopies | TracedArgumentCopies) -> Carry:
     """Carries tensors and writes down what was lent."""
-    if isinstance(loans, TracedLoans):
+    if isinstance(argument_copies, TracedArgumentCopies):
         return _carry  # which writes that down itself
 
     def lent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-        made = loans.find(tensor)
+        made = argument_copies.find(tensor)
         if made is not None:
             known: torch.Tensor = made
             return known
@@ -88,7 +88,7 @@ def lend(loans: Loans | TracedLoans) -> Carry:
         if made is not tensor and tensor.__dict__ and not is_fake(tensor):
             # Marks that a module may look for.
             made.__dict__.update(tensor.__dict__)
-        loans.watch_tensor(tensor, made)
+        argument_copies.watch_tensor(tensor, made)
         return made
 
     return lent

@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
+from planner.dispatching.transfer.argument_copies import ArgumentCopies, rebuilt
 from planner.dispatching.transfer.kinds import INERT, MAPPING, MOVER, RECORD, SEQUENCE, TENSOR, kind_of
-from planner.dispatching.transfer.loans import Loans, rebuilt
 
-__all__ = ["TracedLoans", "fields_of"]
+__all__ = ["TracedArgumentCopies", "fields_of"]
 
 _ABSENT = object()
 
 
-class TracedLoans:
-    """What was lent for one call in compiled code; see :class:`planner.dispatching.transfer.loans.Loans`.
+class TracedArgumentCopies:
+    """What was lent for one call in compiled code; see :class:`planner.dispatching.transfer.argument_copies.ArgumentCopies`.
 
     Args:
         by_itself: moves an object that has a ``to`` of its own.
@@ -32,7 +32,7 @@ class TracedLoans:
 
     def __init__(self, by_itself: Callable[..., Any]) -> None:
         self.by_itself = by_itself
-        self.untraced = Loans()
+        self.untraced = ArgumentCopies()
         self.made: list[tuple[Any, Any]] = []
         self.watched: list[tuple[Any, Any, Any]] = []
         self.handed: list[Any] = []
@@ -82,12 +82,12 @@ class TracedLoans:
             self.watched.append((value, made, items))
         return made
 
-    def give_back(self) -> None:
+    def write_back(self) -> None:
         """What was set, added or taken away in a container's copy, in the container."""
-        if self.untraced.has_lent():
+        if self.untraced.has_copies():
             for value, made in self.made:
                 self.untraced.lend(value, made)
-            self.untraced.give_back()
+            self.untraced.write_back()
         for value, made, items in reversed(self.watched):
             if isinstance(items, list):
                 self._return_list(value, list(made), items)

@@ -1,10 +1,10 @@
 //! The least capacity which, added to one device alone, changes the answer.
 
-use super::model::{Execute, Mode, Options, Unit};
-use super::scene::{Scene, UNLIMITED};
-use super::solve::Search;
-use super::steps::Steps;
 use crate::devices::{Device, DeviceKind};
+use crate::strategy::auto::instance::{Instance, UNLIMITED};
+use crate::strategy::auto::problem::{Execute, Mode, Options, Unit};
+use crate::strategy::auto::search::Search;
+use crate::strategy::auto::steps::Steps;
 
 /// Parts of the step limit that one question may take.
 const PARTS: u64 = 16;
@@ -115,8 +115,8 @@ impl Deficit<'_> {
         let mut options = self.options.clone();
         let pool = device.pool.and_then(|pool| options.pools.get_mut(pool as usize));
         pool.into_iter().for_each(|pool| *pool = pool.saturating_add(more));
-        let Ok(scene) = Scene::new(self.units, &devices, &options) else { return false };
-        let mut search = Search::new(&scene, Steps::new(options.search_steps.min(*steps_left)));
+        let Ok(instance) = Instance::new(self.units, &devices, &options) else { return false };
+        let mut search = Search::new(&instance, Steps::new(options.search_steps.min(*steps_left)));
         let found = search.is_feasible();
         *steps_left -= search.steps.taken().min(*steps_left);
         found

@@ -5,29 +5,20 @@
 //! tied units at another member's place, units anywhere, and offloading. The search is limited by steps, so that the same
 //! problem always gives the same plan.
 
-mod arrange;
-mod branch;
-mod contiguous;
 mod deficit;
-mod fill;
-mod line;
-mod model;
-mod offload;
+mod instance;
 mod packing;
 mod plan;
 mod preference;
-mod scene;
-mod shape;
+mod problem;
+mod runs;
+mod search;
 mod solve;
+mod staging_devices;
 mod steps;
-mod stock;
-mod streamers;
-mod table;
-mod ties;
-mod window;
 
 pub use deficit::shortfall;
-pub use model::{
+pub use problem::{
     Attempt, Certificate, Execute, Failure, Fill, Mode, Options, Solution, Stage, UNPLACED, Unit, Verdict,
 };
 pub use solve::solve;

@@ -1,8 +1,8 @@
 //! A plan while it is searched for: where each unit lies, and who executes what is offloaded.
 
-use super::model::Fill;
-use super::scene::{Bin, Scene};
-use super::stock::Stock;
+use crate::strategy::auto::instance::{Bin, Instance};
+use crate::strategy::auto::packing::tiers::Tiers;
+use crate::strategy::auto::problem::Fill;
 
 /// Where a unit lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub(crate) enum Place {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plan {
     pub(crate) places: Vec<Place>,
-    pub(crate) streamer: Option<usize>,
+    pub(crate) staging_device: Option<usize>,
 }
 
 /// Bits by device.
@@ -27,38 +27,38 @@ pub(crate) struct Load {
 }
 
 impl Plan {
-    pub(crate) fn home(&self, scene: &Scene, unit: u32) -> Option<u32> {
+    pub(crate) fn home(&self, instance: &Instance, unit: u32) -> Option<u32> {
         match self.places[unit as usize] {
-            Place::Bin(bin) => scene.bins.get(bin).map(|bin| bin.device),
-            Place::Cpu => scene.cpu.map(|cpu| cpu.device),
-            Place::Disk => scene.disk.map(|disk| disk.device),
+            Place::Bin(bin) => instance.bins.get(bin).map(|bin| bin.device),
+            Place::Cpu => instance.cpu.map(|cpu| cpu.device),
+            Place::Disk => instance.disk.map(|disk| disk.device),
         }
     }
 
     /// The device that executes a unit's first block, by which the unit is counted.
-    pub(crate) fn executor(&self, scene: &Scene, unit: u32) -> Option<u32> {
-        self.executor_of(scene, unit, scene.class(unit).leads_by_cpu)
+    pub(crate) fn executor(&self, instance: &Instance, unit: u32) -> Option<u32> {
+        self.executor_of(instance, unit, instance.class(unit).leads_by_cpu)
     }
 
     /// The devices that execute its blocks.
-    pub(crate) fn executors(&self, scene: &Scene, unit: u32) -> Option<Vec<u32>> {
-        let blocks = scene.units[unit as usize].block_bits.iter();
-        blocks.map(|&bits| self.executor_of(scene, unit, scene.is_by_cpu(bits))).collect()
+    pub(crate) fn executors(&self, instance: &Instance, unit: u32) -> Option<Vec<u32>> {
+        let blocks = instance.units[unit as usize].block_bits.iter();
+        blocks.map(|&bits| self.executor_of(instance, unit, instance.is_by_cpu(bits))).collect()
     }
 
-    fn executor_of(&self, scene: &Scene, unit: u32, is_by_cpu: bool) -> Option<u32> {
+    fn executor_of(&self, instance: &Instance, unit: u32, is_by_cpu: bool) -> Option<u32> {
         match self.places[unit as usize] {
-            Place::Bin(bin) => scene.bins.get(bin).map(|bin| bin.device),
-            _ if is_by_cpu => scene.cpu.map(|cpu| cpu.device),
-            _ => self.streamer.and_then(|bin| scene.bins.get(bin)).map(|bin| bin.device),
+            Place::Bin(bin) => instance.bins.get(bin).map(|bin| bin.device),
+            _ if is_by_cpu => instance.cpu.map(|cpu| cpu.device),
+            _ => self.staging_device.and_then(|bin| instance.bins.get(bin)).map(|bin| bin.device),
         }
     }
 
     /// Changes of the executing device beyond those that its number of devices needs.
-    pub(crate) fn returns(&self, scene: &Scene) -> u32 {
-        let counted = (0..scene.units.len() as u32).filter(|&unit| !scene.units[unit as usize].is_silent);
+    pub(crate) fn returns(&self, instance: &Instance) -> u32 {
+        let counted = (0..instance.units.len() as u32).filter(|&unit| !instance.units[unit as usize].buffers_only);
         let (mut seen, mut last, mut runs) = (0u64, None, 0u32);
-        for executor in counted.filter_map(|unit| self.executor(scene, unit)) {
+        for executor in counted.filter_map(|unit| self.executor(instance, unit)) {
             if last != Some(executor) {
                 (last, runs) = (Some(executor), runs + 1);
                 seen |= 1 << executor;
@@ -68,12 +68,12 @@ impl Plan {
     }
 
     /// What the fill makes as small as can be.
-    pub(crate) fn unevenness(&self, scene: &Scene) -> Vec<u64> {
-        let load = self.load(scene);
-        let used = || scene.bins.iter().map(|bin| (load.used[bin.device as usize], bin.capacity));
+    pub(crate) fn unevenness(&self, instance: &Instance) -> Vec<u64> {
+        let load = self.load(instance);
+        let used = || instance.bins.iter().map(|bin| (load.used[bin.device as usize], bin.capacity));
         let fraction = |(used, capacity): (u64, u64)| (u128::from(used) << 62).div_ceil(u128::from(capacity)) as u64;
         let peak = used().map(fraction).max().unwrap_or(0);
-        match scene.options.fill {
+        match instance.options.fill {
             Fill::Even => vec![peak],
             Fill::Fewest => vec![used().filter(|(used, _)| *used > 0).count() as u64, peak],
             Fill::InOrder => used().map(|(used, _)| u64::MAX - used).collect(),
@@ -85,34 +85,34 @@ impl Plan {
         self.places.windows(2).filter(|pair| pair[0] != pair[1]).count()
     }
 
-    pub(crate) fn load(&self, scene: &Scene) -> Load {
-        let mut load = Load { used: vec![0; scene.device_count], reserved: vec![0; scene.device_count] };
-        for unit in 0..scene.units.len() as u32 {
-            let Some(home) = self.home(scene, unit) else { continue };
-            load.used[home as usize] += scene.units[unit as usize].bits;
+    pub(crate) fn load(&self, instance: &Instance) -> Load {
+        let mut load = Load { used: vec![0; instance.device_count], reserved: vec![0; instance.device_count] };
+        for unit in 0..instance.units.len() as u32 {
+            let Some(home) = self.home(instance, unit) else { continue };
+            load.used[home as usize] += instance.units[unit as usize].bits;
             let mut reserve = |bin: Option<&Bin>, largest: Option<u64>| {
                 if let (Some(bin), Some(bits)) = (bin, largest) {
                     let reserved = &mut load.reserved[bin.device as usize];
-                    *reserved = scene.room(bits).max(*reserved);
+                    *reserved = instance.room(bits).max(*reserved);
                 }
             };
-            let (place, class) = (self.places[unit as usize], scene.class(unit));
+            let (place, class) = (self.places[unit as usize], instance.class(unit));
             if matches!(place, Place::Cpu | Place::Disk) {
-                reserve(self.streamer.and_then(|bin| scene.bins.get(bin)), class.streamed);
+                reserve(self.staging_device.and_then(|bin| instance.bins.get(bin)), class.streamed);
             }
             if place == Place::Disk {
-                reserve(scene.cpu.as_ref(), class.hosted);
+                reserve(instance.cpu.as_ref(), class.hosted);
             }
         }
         load
     }
 
     /// Every unit has a home and an executor, and no device or pool holds more than it can.
-    pub(crate) fn is_valid(&self, scene: &Scene) -> bool {
-        let all = 0..scene.units.len() as u32;
-        let load = self.load(scene);
-        let mut pools = vec![0u64; scene.pools.len()];
-        let holders = scene.bins.iter().chain(&scene.cpu).chain(&scene.disk);
+    pub(crate) fn is_valid(&self, instance: &Instance) -> bool {
+        let all = 0..instance.units.len() as u32;
+        let load = self.load(instance);
+        let mut pools = vec![0u64; instance.pools.len()];
+        let holders = instance.bins.iter().chain(&instance.cpu).chain(&instance.disk);
         for holder in holders {
             let sum = load.used[holder.device as usize] + load.reserved[holder.device as usize];
             if sum > holder.capacity {
@@ -122,20 +122,20 @@ impl Plan {
                 pools[pool] += sum;
             }
         }
-        pools.iter().zip(&scene.pools).all(|(used, joint)| used <= joint)
+        pools.iter().zip(&instance.pools).all(|(used, joint)| used <= joint)
             && all.into_iter().all(|unit| {
-                self.home(scene, unit).is_some_and(|home| scene.units[unit as usize].homes >> home & 1 == 1)
-                    && self.executors(scene, unit).is_some()
+                self.home(instance, unit).is_some_and(|home| instance.units[unit as usize].homes >> home & 1 == 1)
+                    && self.executors(instance, unit).is_some()
             })
     }
 }
 
 /// Puts offloaded units on cpu and disk as their classes say, the first of each class on the cpu.
-pub(crate) fn lay_out(scene: &Scene, places: &mut [Place], off: &[bool], stock: &Stock) {
-    let mut on_cpu = stock.on_cpu.clone();
-    on_cpu.resize(scene.classes.len(), 0);
-    for unit in (0..places.len()).filter(|&unit| off[unit]) {
-        let left = &mut on_cpu[scene.class_of[unit] as usize];
+pub(crate) fn lay_out(instance: &Instance, places: &mut [Place], offloaded: &[bool], tiers: &Tiers) {
+    let mut on_cpu = tiers.on_cpu.clone();
+    on_cpu.resize(instance.classes.len(), 0);
+    for unit in (0..places.len()).filter(|&unit| offloaded[unit]) {
+        let left = &mut on_cpu[instance.class_of[unit] as usize];
         places[unit] = if *left > 0 { Place::Cpu } else { Place::Disk };
         *left = left.saturating_sub(1);
     }

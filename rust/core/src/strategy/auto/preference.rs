@@ -5,14 +5,14 @@
 //! taken. The first block's is exact where the search ends by itself; siblings are joined to be tried, all groups at once
 //! and then one after another, so of several groups that hinder each other it may keep fewer than could be kept.
 
-use super::model::Unit;
-use super::offload::Goal;
-use super::packing::weigh;
-use super::plan::{Place, Plan};
-use super::scene::Scene;
-use super::solve::{Found, Search};
-use super::steps::Steps;
 use crate::devices::Device;
+use crate::strategy::auto::instance::Instance;
+use crate::strategy::auto::packing::offload::Goal;
+use crate::strategy::auto::packing::weigh;
+use crate::strategy::auto::plan::{Place, Plan};
+use crate::strategy::auto::problem::Unit;
+use crate::strategy::auto::search::{Found, Search};
+use crate::strategy::auto::steps::Steps;
 
 /// Groups of siblings that are tried one after another.
 const MOST_GROUPS: usize = 8;
@@ -30,22 +30,22 @@ struct Wish {
 
 /// A plan that costs no more and ranks better, or the one given.
 pub(crate) fn prefer(search: &mut Search, devices: &[Device], found: Found) -> Found {
-    let scene = search.scene;
-    let rank = rank(scene, &found.plan);
+    let instance = search.instance;
+    let rank = rank(instance, &found.plan);
     if rank == (false, 0) {
         return found;
     }
-    let mut best = Best { rank, cost: cost(scene, &found.plan), found };
-    let all = Wish { has_first: true, groups: (0..scene.options.siblings.len()).collect() };
+    let mut best = Best { rank, cost: cost(instance, &found.plan), found };
+    let all = Wish { has_first: true, groups: (0..instance.options.siblings.len()).collect() };
     if best.try_wish(search, devices, &all) {
         return best.found;
     }
     let mut wish = Wish { has_first: !rank.0, groups: Vec::new() };
     if rank.0 {
         let first = Wish { has_first: true, groups: Vec::new() };
-        wish.has_first = best.try_wish(search, devices, &first) || best.exchange_first(scene);
+        wish.has_first = best.try_wish(search, devices, &first) || best.exchange_first(instance);
     }
-    let split = (0..scene.options.siblings.len()).filter(|&group| is_split(scene, &best.found.plan, group));
+    let split = (0..instance.options.siblings.len()).filter(|&group| is_split(instance, &best.found.plan, group));
     for group in split.take(MOST_GROUPS).collect::<Vec<usize>>() {
         wish.groups.push(group);
         if !best.try_wish(search, devices, &wish) {
@@ -64,9 +64,9 @@ struct Best {
 impl Best {
     /// Whether the wish can be kept at no more cost; then its plan is the best.
     fn try_wish(&mut self, search: &mut Search, devices: &[Device], wish: &Wish) -> bool {
-        let scene = search.scene;
-        let Some((units, joined)) = wish.units(scene) else { return false };
-        let Ok(narrowed) = Scene::new(&units, devices, scene.options) else { return false };
+        let instance = search.instance;
+        let Some((units, joined)) = wish.units(instance) else { return false };
+        let Ok(narrowed) = Instance::new(&units, devices, instance.options) else { return false };
         if weigh(&narrowed, &narrowed.forced_counts()) > self.cost.0 {
             return false;
         }
@@ -76,9 +76,12 @@ impl Best {
         let answer = inner.run();
         search.steps.join(inner.steps);
         let Some(Found { plan, stage, returns_lower_bound, .. }) = answer else { return false };
-        let plan = Plan { places: joined.iter().map(|&unit| plan.places[unit]).collect(), streamer: plan.streamer };
-        let (cost, rank) = (cost(scene, &plan), rank(scene, &plan));
-        if cost > self.cost || (cost == self.cost && rank >= self.rank) || !plan.is_valid(scene) {
+        let plan = Plan {
+            places: joined.iter().map(|&unit| plan.places[unit]).collect(),
+            staging_device: plan.staging_device,
+        };
+        let (cost, rank) = (cost(instance, &plan), rank(instance, &plan));
+        if cost > self.cost || (cost == self.cost && rank >= self.rank) || !plan.is_valid(instance) {
             return false;
         }
         // Who joins siblings looks at fewer plans than keep them together.
@@ -93,15 +96,15 @@ impl Best {
     }
 
     /// The first unit and one like it that is at home on a bin change places: what is left when the search is cut short.
-    fn exchange_first(&mut self, scene: &Scene) -> bool {
-        let Some(first) = first(scene) else { return false };
+    fn exchange_first(&mut self, instance: &Instance) -> bool {
+        let Some(first) = first(instance) else { return false };
         let places = &self.found.plan.places;
         let is_home = |&&unit: &&u32| matches!(places[unit as usize], Place::Bin(_));
-        let Some(&like) = scene.class(first as u32).units.iter().find(is_home) else { return false };
+        let Some(&like) = instance.class(first as u32).units.iter().find(is_home) else { return false };
         let mut plan = self.found.plan.clone();
         plan.places.swap(first, like as usize);
-        let rank = rank(scene, &plan);
-        let is_better = rank < self.rank && plan.is_valid(scene);
+        let rank = rank(instance, &plan);
+        let is_better = rank < self.rank && plan.is_valid(instance);
         if is_better {
             (self.found.plan, self.rank) = (plan, rank);
         }
@@ -112,16 +115,16 @@ impl Best {
 impl Wish {
     /// Units that keep the wish, and for each unit of the scene the one that it is part of; nothing where one of them may
     /// lie nowhere.
-    fn units(&self, scene: &Scene) -> Option<(Vec<Unit>, Vec<usize>)> {
-        let executing = scene.bins.iter().fold(0u64, |mask, bin| mask | 1 << bin.device);
-        let mut lead: Vec<usize> = (0..scene.units.len()).collect();
-        for group in self.groups.iter().map(|&group| &scene.options.siblings[group]) {
+    fn units(&self, instance: &Instance) -> Option<(Vec<Unit>, Vec<usize>)> {
+        let executing = instance.bins.iter().fold(0u64, |mask, bin| mask | 1 << bin.device);
+        let mut lead: Vec<usize> = (0..instance.units.len()).collect();
+        for group in self.groups.iter().map(|&group| &instance.options.siblings[group]) {
             let Some(&least) = group.iter().min() else { continue };
             group.iter().for_each(|&unit| lead[unit as usize] = least as usize);
         }
-        let mut units: Vec<Unit> = Vec::with_capacity(scene.units.len());
-        let mut joined: Vec<usize> = Vec::with_capacity(scene.units.len());
-        for (index, unit) in scene.units.iter().enumerate() {
+        let mut units: Vec<Unit> = Vec::with_capacity(instance.units.len());
+        let mut joined: Vec<usize> = Vec::with_capacity(instance.units.len());
+        for (index, unit) in instance.units.iter().enumerate() {
             if lead[index] == index {
                 joined.push(units.len());
                 units.push(unit.clone());
@@ -130,7 +133,7 @@ impl Wish {
                 units[joined[index]].take_in(unit);
             }
         }
-        if let Some(first) = first(scene).filter(|_| self.has_first) {
+        if let Some(first) = first(instance).filter(|_| self.has_first) {
             units[joined[first]].homes &= executing;
         }
         units.iter().all(|unit| unit.homes != 0).then_some((units, joined))
@@ -142,7 +145,7 @@ impl Unit {
     fn take_in(&mut self, other: &Unit) {
         self.bits += other.bits;
         self.homes &= other.homes;
-        self.is_silent &= other.is_silent;
+        self.buffers_only &= other.buffers_only;
         let own = self.positions.iter().copied().zip(self.block_bits.iter().copied());
         let mut blocks: Vec<(u32, u64)> =
             own.chain(other.positions.iter().copied().zip(other.block_bits.iter().copied())).collect();
@@ -152,25 +155,25 @@ impl Unit {
 }
 
 /// The first unit with a parameter: where a model says that it is.
-fn first(scene: &Scene) -> Option<usize> {
-    scene.units.iter().position(|unit| !unit.is_silent)
+fn first(instance: &Instance) -> Option<usize> {
+    instance.units.iter().position(|unit| !unit.buffers_only)
 }
 
-fn rank(scene: &Scene, plan: &Plan) -> Rank {
-    let is_off = first(scene).is_some_and(|first| !matches!(plan.places[first], Place::Bin(_)));
-    let groups = 0..scene.options.siblings.len();
-    (is_off, groups.filter(|&group| is_split(scene, plan, group)).count())
+fn rank(instance: &Instance, plan: &Plan) -> Rank {
+    let is_off = first(instance).is_some_and(|first| !matches!(plan.places[first], Place::Bin(_)));
+    let groups = 0..instance.options.siblings.len();
+    (is_off, groups.filter(|&group| is_split(instance, plan, group)).count())
 }
 
-fn is_split(scene: &Scene, plan: &Plan, group: usize) -> bool {
-    let mut executors = scene.options.siblings[group].iter().map(|&unit| plan.executor(scene, unit));
+fn is_split(instance: &Instance, plan: &Plan, group: usize) -> bool {
+    let mut executors = instance.options.siblings[group].iter().map(|&unit| plan.executor(instance, unit));
     let first = executors.next();
     executors.any(|executor| Some(executor) != first)
 }
 
-fn cost(scene: &Scene, plan: &Plan) -> (u64, u64) {
+fn cost(instance: &Instance, plan: &Plan) -> (u64, u64) {
     let bits_on = |places: &[Place]| {
-        let units = scene.units.iter().zip(&plan.places).filter(|(_, place)| places.contains(place));
+        let units = instance.units.iter().zip(&plan.places).filter(|(_, place)| places.contains(place));
         units.map(|(unit, _)| unit.bits).sum::<u64>()
     };
     (bits_on(&[Place::Cpu, Place::Disk]), bits_on(&[Place::Disk]))

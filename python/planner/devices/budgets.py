@@ -1,0 +1,117 @@
+"""Devices with what weights may take there: budgets said or detected, less headroom."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from planner.devices.detect import free_devices
+from planner.devices.keys import DeviceKey, canonical_device, device_kind
+from planner.errors import InvalidDevicesError
+
+__all__ = ["DeviceBudget", "device_budgets"]
+
+_DETECTED_HEADROOM = "10%"
+_ALL = "all"
+_KIND_ORDER = {"accelerator": 0, "cpu": 1, "disk": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceBudget:
+    """What weights may take on one device.
+
+    Args:
+        device: its key.
+        budget_bytes: said or detected.
+        headroom: what must stay free of it: bytes, or a share as in "10%".
+        origin: "user", or "detected: …" with where it was read.
+        pool: devices of one pool share the largest of their capacities.
+    """
+
+    device: DeviceKey
+    budget_bytes: int
+    headroom: int | str
+    origin: str
+    pool: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """ "accelerator", "cpu" or "disk"."""
+        return device_kind(self.device)
+
+    @property
+    def headroom_bytes(self) -> int:
+        """What must stay free of the budget."""
+        if isinstance(self.headroom, int):
+            return self.headroom
+        return int(self.budget_bytes * float(self.headroom.rstrip("%")) / 100)
+
+    @property
+    def capacity_bytes(self) -> int:
+        """The budget less the headroom, at least 0."""
+        return max(0, self.budget_bytes - self.headroom_bytes)
+
+
+def device_budgets(
+    max_memory: Mapping[DeviceKey, int],
+    headroom: Mapping[DeviceKey, int | str] | None,
+    offload_folder: str | os.PathLike[str] | None = None,
+) -> tuple[DeviceBudget, ...]:
+    """Accelerators by number, then mps, cpu, disk: those that were named, or all that there are when none was.
+
+    Args:
+        max_memory: budgets in bytes; empty means detect.
+        headroom: bytes, or a share of the budget as in "10%", by device; "all" stands for every device that has no word of
+            its own. Without either, a tenth of what was detected and nothing of what was said.
+        offload_folder: its disk is detected, too.
+
+    Raises:
+        InvalidDevicesError: two spellings of one device, or headroom of a device that has no budget. Fields: ``device``.
+    """
+    found: list[tuple[DeviceKey, int, str, str | None]]
+    if max_memory:
+        named = _canonical(max_memory)
+        found = [(named[key], size, "user", None) for key, size in max_memory.items()]
+    else:
+        found = [
+            (free.device, free.free_bytes, f"detected: {free.origin}", free.pool)
+            for free in free_devices(offload_folder)
+        ]
+    words = dict(headroom or {})
+    default = words.pop(_ALL, 0 if max_memory else _DETECTED_HEADROOM)
+    kept = {device: words[key] for key, device in _canonical(words).items()}
+    known = {device for device, *_ in found}
+    for device in kept:
+        if device not in known:
+            raise InvalidDevicesError(f"headroom for {device!r}, which has no budget", device=device)
+    device_budgets = [
+        DeviceBudget(
+            device=device,
+            budget_bytes=budget,
+            headroom=kept.get(device, default),
+            origin=origin,
+            pool=pool,
+        )
+        for device, budget, origin, pool in found
+    ]
+    return tuple(
+        sorted(
+            device_budgets,
+            key=lambda budget: (
+                _KIND_ORDER[budget.kind],
+                isinstance(budget.device, str),
+                budget.device,
+            ),
+        )
+    )
+
+
+def _canonical(keys: Iterable[DeviceKey]) -> dict[DeviceKey, DeviceKey]:
+    named: dict[DeviceKey, DeviceKey] = {}
+    for key in keys:
+        device = canonical_device(key)
+        if device in named.values():
+            raise InvalidDevicesError(f"{key!r} is named twice; {device!r} is the same device", device=key)
+        named[key] = device
+    return named

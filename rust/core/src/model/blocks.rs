@@ -1,0 +1,317 @@
+//! The units that are placed as a whole, in execution order.
+//!
+//! A *block* is the topmost module that must not be split, or a module or tensor beside such modules. Blocks that share a
+//! tensor, or that the user wants together, are one *unit*: its bytes are the union of theirs.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crate::ids::NodeId;
+use crate::model::layout::Layout;
+use crate::model::tree::{Kind, Tree};
+use crate::names::is_number;
+use crate::sets::BitSet;
+use crate::sets::DisjointSets;
+
+/// How fine blocks are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Granularity {
+    /// No-split modules whole.
+    #[default]
+    Block,
+    /// Each numbered expert inside a no-split module is a block of its own.
+    Expert,
+}
+
+/// What shapes units, by row.
+#[derive(Debug, Clone, Default)]
+pub struct BlockOptions {
+    /// Modules that stay whole, whatever their class.
+    pub no_split_rows: Vec<NodeId>,
+    /// Modules that are taken apart though their class says otherwise; their children become blocks. A module without
+    /// modules inside stays whole: its tensors meet in its own forward.
+    pub split_rows: Vec<NodeId>,
+    /// How fine.
+    pub granularity: Granularity,
+    /// Rows that must share a home; whole blocks are meant.
+    pub keep_together: Vec<Vec<NodeId>>,
+}
+
+/// One or several blocks that share a home.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockUnit {
+    /// Execution positions of its members, ascending.
+    pub positions: Vec<u32>,
+    /// Its tensors as stored, each once.
+    pub bits: u64,
+    /// Each member: what is on an accelerator at once while it is streamed.
+    pub block_bits: Vec<u64>,
+    /// Whether it holds buffers only.
+    pub buffers_only: bool,
+}
+
+/// A model cut into units.
+#[derive(Debug)]
+pub struct Blocks {
+    /// Rows of each block, in execution order; several where experts were taken out of one.
+    pub blocks: Vec<Vec<NodeId>>,
+    /// Units in the order of their first positions.
+    pub units: Vec<BlockUnit>,
+    /// Groups of units that are neighbours in execution order and siblings beside modules that must not be split:
+    /// embeddings that their parent adds up, for one.
+    pub siblings: Vec<Vec<u32>>,
+    unit_at: Vec<u32>,          // by position
+    starts: Vec<(NodeId, u32)>, // (row, position), by row
+}
+
+impl Blocks {
+    /// Cuts a model.
+    ///
+    /// # Cost
+    ///
+    /// O(rows), plus the members of units.
+    pub fn new(layout: &Layout, options: &BlockOptions) -> Self {
+        let cutter = Cutter::new(layout, options);
+        let blocks = cutter.cut();
+        let mut starts: Vec<(NodeId, u32)> = Vec::new();
+        for (position, rows) in blocks.iter().enumerate() {
+            starts.extend(rows.iter().map(|&row| (row, position as u32)));
+        }
+        starts.sort_unstable();
+        let mut this = Self { blocks, units: Vec::new(), siblings: Vec::new(), unit_at: Vec::new(), starts };
+        this.join(layout, &options.keep_together);
+        this.siblings = this.siblings(&cutter);
+        this
+    }
+
+    /// The unit at an execution position.
+    pub fn unit_at(&self, position: u32) -> u32 {
+        self.unit_at[position as usize]
+    }
+
+    /// Modules called `experts` that hold tensors themselves: all experts in one, which no granularity takes apart.
+    pub fn fused_experts(tree: &Tree) -> Vec<NodeId> {
+        let is_fused = |&row: &NodeId| {
+            tree.is_module(row)
+                && tree.local_name(row) == "experts"
+                && tree.children(row).any(|child| !tree.is_module(child))
+        };
+        (1..tree.len() as NodeId).filter(is_fused).collect()
+    }
+
+    /// Units with a block inside a row, or the one that holds it.
+    pub fn units_of(&self, tree: &Tree, row: NodeId) -> Vec<u32> {
+        let from = self.starts.partition_point(|&(start, _)| start < row);
+        let to = self.starts.partition_point(|&(start, _)| start < tree.end(row));
+        let inside = self.starts[from..to].iter();
+        let around = self.starts[..from].iter().rev().find(|(start, _)| tree.contains(*start, row));
+        let mut units: Vec<u32> = inside.chain(around).map(|&(_, position)| self.unit_at(position)).collect();
+        units.sort_unstable();
+        units.dedup();
+        units
+    }
+
+    /// Joins blocks that share a tensor or are wanted together.
+    fn join(&mut self, layout: &Layout, keep_together: &[Vec<NodeId>]) {
+        let tree = layout.tree();
+        let held: Vec<Held> = self.weigh(layout);
+        let mut sets = DisjointSets::new(self.blocks.len() as u32);
+        let mut holder: HashMap<u32, u32> = HashMap::new();
+        for (position, held) in held.iter().enumerate() {
+            for &id in &held.shared {
+                let first = *holder.entry(id).or_insert(position as u32);
+                sets.unite(first, position as u32);
+            }
+        }
+        for rows in keep_together {
+            let is_member =
+                |start: NodeId| rows.iter().any(|&row| tree.contains(row, start) || tree.contains(start, row));
+            let members: Vec<u32> =
+                self.starts.iter().filter(|(start, _)| is_member(*start)).map(|&(_, p)| p).collect();
+            for pair in members.windows(2) {
+                sets.unite(pair[0], pair[1]);
+            }
+        }
+        let mut members: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for position in 0..self.blocks.len() as u32 {
+            members.entry(sets.root(position)).or_default().push(position);
+        }
+        self.unit_at = vec![0; self.blocks.len()];
+        for (index, positions) in members.into_values().enumerate() {
+            let mut unit = BlockUnit { positions, bits: 0, block_bits: Vec::new(), buffers_only: true };
+            let mut union: HashSet<u32> = HashSet::new();
+            for &position in &unit.positions {
+                self.unit_at[position as usize] = index as u32;
+                let held = &held[position as usize];
+                unit.bits += held.own_bits;
+                unit.block_bits.push(held.own_bits + total_bits(layout, held.shared.iter()));
+                unit.buffers_only &= held.buffers_only;
+                union.extend(&held.shared);
+            }
+            unit.bits += total_bits(layout, union.iter());
+            self.units.push(unit);
+        }
+    }
+
+    /// Units of each run of neighbours that have one parent and stand beside what must not be split.
+    fn siblings(&self, cutter: &Cutter) -> Vec<Vec<u32>> {
+        let tree = cutter.layout.tree();
+        let parent = |rows: &Vec<NodeId>| match rows[..] {
+            [row] if cutter.is_beside(row) => Some(tree.parent(row)),
+            _ => None,
+        };
+        // No file holds scratch buffers, and a plan from files is that of the live model.
+        let is_saved = |rows: &Vec<NodeId>| {
+            let is_kept = |row| tree.kind(row) == Kind::Parameter || tree.kind(row) == Kind::Buffer;
+            rows.iter().any(|&row| (row..tree.end(row)).any(is_kept))
+        };
+        let mut groups: Vec<Vec<u32>> = Vec::new();
+        let mut last = None;
+        for (rows, &unit) in self.blocks.iter().zip(&self.unit_at).filter(|(rows, _)| is_saved(rows)) {
+            let parent = parent(rows);
+            match groups.last_mut().filter(|_| parent.is_some() && parent == last) {
+                Some(group) if group.contains(&unit) => {}
+                Some(group) => group.push(unit),
+                None if parent.is_some() => groups.push(vec![unit]),
+                None => {}
+            }
+            last = parent;
+        }
+        groups.retain(|group| group.len() > 1);
+        groups
+    }
+
+    /// What each block holds.
+    fn weigh(&self, layout: &Layout) -> Vec<Held> {
+        let tree = layout.tree();
+        let one = |row: NodeId| tree.tensor_id(row).map(|id| layout.one_tensor[id as usize]);
+        let mut rows_of = vec![0u8; layout.one_tensor.len()];
+        for id in (0..tree.len() as NodeId).filter_map(one) {
+            rows_of[id as usize] = rows_of[id as usize].saturating_add(1);
+        }
+        let weigh = |rows: &Vec<NodeId>| {
+            let mut held = Held { own_bits: 0, shared: Vec::new(), buffers_only: true };
+            for row in rows.iter().flat_map(|&row| row..tree.end(row)) {
+                let Some(id) = one(row) else { continue };
+                held.buffers_only &= tree.kind(row) != Kind::Parameter;
+                match rows_of[id as usize] {
+                    1 => held.own_bits += layout.planned_bits(id) as u64,
+                    _ => held.shared.push(id),
+                }
+            }
+            held.shared.sort_unstable();
+            held.shared.dedup();
+            held
+        };
+        self.blocks.iter().map(weigh).collect()
+    }
+}
+
+/// Tensors of one block: bits of those that no other row holds, and ids of the others.
+struct Held {
+    own_bits: u64,
+    shared: Vec<u32>,
+    buffers_only: bool,
+}
+
+fn total_bits<'a>(layout: &Layout, ids: impl Iterator<Item = &'a u32>) -> u64 {
+    ids.map(|&id| layout.planned_bits(id) as u64).sum()
+}
+
+/// Walks down to the blocks.
+struct Cutter<'a> {
+    layout: &'a Layout,
+    whole: BitSet,
+    split: BitSet,
+    is_open: BitSet, // it is taken apart, or some module inside must stay whole or is taken apart
+    granularity: Granularity,
+}
+
+impl<'a> Cutter<'a> {
+    fn new(layout: &'a Layout, options: &BlockOptions) -> Self {
+        let tree = layout.tree();
+        let len = tree.len();
+        let (mut whole, mut is_open, mut split) = (BitSet::new(len), BitSet::new(len), BitSet::new(len));
+        let has_parts = |row: NodeId| tree.children(row).any(|child| tree.is_module(child));
+        options.split_rows.iter().filter(|&&row| has_parts(row)).for_each(|&row| split.insert(row));
+        options.no_split_rows.iter().for_each(|&row| whole.insert(row));
+        for row in (1..len as NodeId).rev() {
+            if layout.is_no_split(row) && !split.contains(row) {
+                whole.insert(row);
+            }
+            if split.contains(row) {
+                is_open.insert(row);
+            }
+            if whole.contains(row) || is_open.contains(row) {
+                is_open.insert(tree.parent(row));
+            }
+        }
+        Self { layout, whole, split, is_open, granularity: options.granularity }
+    }
+
+    fn cut(&self) -> Vec<Vec<NodeId>> {
+        let tree = self.layout.tree();
+        let mut blocks = Vec::new();
+        let mut open = vec![0];
+        while let Some(row) = open.pop() {
+            if (row == 0 || self.is_open.contains(row)) && !self.whole.contains(row) {
+                let children: Vec<NodeId> = tree.children(row).filter(|&child| !self.layout.is_alias(child)).collect();
+                open.extend(children.into_iter().rev());
+            } else if (row..tree.end(row)).any(|inner| !tree.is_module(inner)) {
+                self.block(row, &mut blocks);
+            }
+        }
+        blocks
+    }
+
+    /// No part of a module that must not be split, and no such module itself.
+    fn is_beside(&self, row: NodeId) -> bool {
+        let tree = self.layout.tree();
+        let mut around = row;
+        while around != 0 && !self.whole.contains(around) && !self.split.contains(around) {
+            around = tree.parent(around);
+        }
+        around == 0
+    }
+
+    /// A block, or what is left of it and its experts.
+    fn block(&self, row: NodeId, blocks: &mut Vec<Vec<NodeId>>) {
+        let experts = if self.granularity == Granularity::Expert { self.experts(row) } else { Vec::new() };
+        if experts.is_empty() {
+            blocks.push(vec![row]);
+            return;
+        }
+        let tree = self.layout.tree();
+        let mut rest = Vec::new();
+        let mut open = vec![row];
+        while let Some(part) = open.pop() {
+            if experts.binary_search(&part).is_ok() {
+                continue;
+            }
+            if experts
+                .get(experts.partition_point(|&expert| expert < part))
+                .is_some_and(|&expert| tree.contains(part, expert))
+            {
+                let children: Vec<NodeId> = tree.children(part).collect();
+                open.extend(children.into_iter().rev());
+            } else if (part..tree.end(part)).any(|inner| !tree.is_module(inner)) {
+                rest.push(part);
+            }
+        }
+        if !rest.is_empty() {
+            blocks.push(rest);
+        }
+        blocks.extend(experts.into_iter().map(|expert| vec![expert]));
+    }
+
+    /// Numbered modules directly inside a module called `experts`.
+    fn experts(&self, block: NodeId) -> Vec<NodeId> {
+        let tree = self.layout.tree();
+        let is_expert = |&row: &NodeId| {
+            tree.is_module(row)
+                && is_number(tree.local_name(row))
+                && tree.local_name(tree.parent(row)) == "experts"
+                && (row..tree.end(row)).any(|inner| !tree.is_module(inner))
+        };
+        (block + 1..tree.end(block)).filter(is_expert).collect()
+    }
+}

@@ -1,0 +1,9 @@
+//! The flattened model: rows, sizes, what shares tensors, and what is placed as a whole.
+
+pub(crate) mod balance;
+pub(crate) mod blocks;
+pub(crate) mod layout;
+pub(crate) mod repeated;
+pub(crate) mod shared;
+pub(crate) mod ties;
+pub(crate) mod tree;

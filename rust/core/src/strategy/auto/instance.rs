@@ -1,0 +1,223 @@
+//! The problem as the search sees it: devices that execute, devices that only hold, and classes of like units.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use crate::devices::{Device, DeviceKind};
+use crate::strategy::auto::problem::{Execute, Failure, Mode, Options, Unit};
+
+/// Stands for no limit; sums of such numbers do not overflow.
+pub(crate) const UNLIMITED: u64 = u64::MAX / 256;
+
+/// A device that may execute, or that may hold what is offloaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bin {
+    pub(crate) device: u32,
+    pub(crate) capacity: u64,
+    /// Set only where another device of the search shares the memory.
+    pub(crate) pool: Option<usize>,
+}
+
+/// Units that differ in nothing but their place.
+#[derive(Debug, Clone)]
+pub(crate) struct Class {
+    pub(crate) bits: u64,
+    /// The largest block that is streamed to a bin when it is offloaded; nothing where the cpu executes all of them.
+    pub(crate) streamed: Option<u64>,
+    /// The largest block that the cpu executes when it is offloaded.
+    pub(crate) hosted: Option<u64>,
+    /// The cpu executes the first block, by which a unit is counted, when it is offloaded.
+    pub(crate) leads_by_cpu: bool,
+    /// Bins it may be at home on and that are large enough for it.
+    pub(crate) bins: u64,
+    pub(crate) on_cpu: bool,
+    pub(crate) on_disk: bool,
+    pub(crate) units: Vec<u32>,
+}
+
+impl Class {
+    pub(crate) fn count(&self) -> u32 {
+        self.units.len() as u32
+    }
+
+    pub(crate) fn can_offload(&self) -> bool {
+        self.on_cpu || self.on_disk
+    }
+
+    pub(crate) fn allows(&self, bin: usize) -> bool {
+        self.bins >> bin & 1 == 1
+    }
+
+    /// Cannot be offloaded while nothing larger than this is streamed to an accelerator.
+    pub(crate) fn must_stay(&self, largest: Option<u64>) -> bool {
+        !self.can_offload() || self.streamed.is_some_and(|bits| largest.is_none_or(|largest| bits > largest))
+    }
+
+    pub(crate) fn is_forced_off(&self) -> bool {
+        self.bins == 0
+    }
+}
+
+/// Everything that does not change during the search.
+#[derive(Debug)]
+pub(crate) struct Instance<'a> {
+    pub(crate) units: &'a [Unit],
+    pub(crate) device_count: usize,
+    pub(crate) options: &'a Options,
+    /// Otherwise the cpu is the only bin.
+    pub(crate) has_accelerator: bool,
+    /// Devices that execute, in the order given.
+    pub(crate) bins: Vec<Bin>,
+    pub(crate) cpu: Option<Bin>,
+    pub(crate) disk: Option<Bin>,
+    pub(crate) pools: Vec<u64>,
+    /// Largest first.
+    pub(crate) classes: Vec<Class>,
+    pub(crate) class_of: Vec<u32>,
+    /// Capacity of the widest bin: a block larger than that is executed by the cpu.
+    pub(crate) widest: u64,
+    pub(crate) total: u64,
+}
+
+impl<'a> Instance<'a> {
+    pub(crate) fn new(units: &'a [Unit], devices: &[Device], options: &'a Options) -> Result<Self, Failure> {
+        if devices.len() > u64::BITS as usize {
+            return Err(Failure::TooManyDevices { count: devices.len() });
+        }
+        let total = units.iter().try_fold(0u64, |sum, unit| sum.checked_add(unit.bits));
+        let total = total.filter(|&total| total < UNLIMITED).ok_or(Failure::TooLarge)?;
+        let Sides { has_accelerator, bins, cpu, disk, pools } = sides(devices, options);
+        let widest = bins.iter().map(|bin| bin.capacity).max().unwrap_or(0);
+        let mut instance = Self {
+            units,
+            device_count: devices.len(),
+            options,
+            has_accelerator,
+            bins,
+            cpu,
+            disk,
+            pools,
+            classes: Vec::new(),
+            class_of: Vec::new(),
+            widest,
+            total,
+        };
+        instance.classify();
+        Ok(instance)
+    }
+
+    fn classify(&mut self) {
+        let mut classes: BTreeMap<_, Vec<u32>> = BTreeMap::new();
+        for (index, unit) in self.units.iter().enumerate() {
+            let largest = |by_cpu: bool| {
+                let blocks = unit.block_bits.iter().filter(|&&bits| self.is_by_cpu(bits) == by_cpu);
+                blocks.map(|&bits| bits.min(unit.bits)).max()
+            };
+            let leads_by_cpu = unit.block_bits.first().is_some_and(|&bits| self.is_by_cpu(bits));
+            let key = (Reverse(unit.bits), largest(false), largest(true), leads_by_cpu, unit.homes);
+            classes.entry(key).or_default().push(index as u32);
+        }
+        self.class_of = vec![0; self.units.len()];
+        for ((Reverse(bits), streamed, hosted, leads_by_cpu, homes), units) in classes {
+            let may = |bin: &Bin| homes >> bin.device & 1 == 1;
+            let fits = self.bins.iter().enumerate().filter(|(_, bin)| may(bin) && bits <= bin.capacity);
+            let can_execute = hosted.is_none() || self.cpu.is_some();
+            let class = Class {
+                bits,
+                streamed,
+                hosted,
+                leads_by_cpu,
+                bins: fits.fold(0, |mask, (index, _)| mask | 1 << index),
+                on_cpu: can_execute && self.cpu.as_ref().is_some_and(may),
+                on_disk: can_execute && self.disk.as_ref().is_some_and(may),
+                units,
+            };
+            for &unit in &class.units {
+                self.class_of[unit as usize] = self.classes.len() as u32;
+            }
+            self.classes.push(class);
+        }
+    }
+
+    /// The cpu executes a block of this size when it is offloaded. That is a matter of one block: a unit is streamed block
+    /// by block, so joining blocks changes nobody's executor.
+    pub(crate) fn is_by_cpu(&self, block_bits: u64) -> bool {
+        self.has_accelerator && (block_bits > self.widest || self.options.execute_offloaded == Execute::Cpu)
+    }
+
+    /// The first block of a unit that is larger than every accelerator, if there is a cpu to execute it.
+    pub(crate) fn oversized(&self, unit: u32) -> Option<u32> {
+        let blocks = &self.units[unit as usize].block_bits;
+        let block = blocks.iter().position(|&bits| bits > self.widest)?;
+        (self.has_accelerator && self.cpu.is_some()).then_some(block as u32)
+    }
+
+    /// Class of a unit.
+    pub(crate) fn class(&self, unit: u32) -> &Class {
+        &self.classes[self.class_of[unit as usize] as usize]
+    }
+
+    /// Room to keep for streaming pieces of a size.
+    pub(crate) fn room(&self, streamed: u64) -> u64 {
+        streamed.saturating_mul(u64::from(self.options.staging_blocks)).min(UNLIMITED)
+    }
+
+    /// Two devices that execute share memory.
+    pub(crate) fn has_shared_bins(&self) -> bool {
+        let pools: Vec<usize> = self.bins.iter().filter_map(|bin| bin.pool).collect();
+        pools.iter().enumerate().any(|(index, pool)| pools[..index].contains(pool))
+    }
+
+    /// The cpu shares memory with a device that executes.
+    pub(crate) fn has_shared_cpu(&self) -> bool {
+        self.cpu.is_some_and(|cpu| cpu.pool.is_some())
+    }
+
+    /// Runs tell whether there are returns: no unit is ignored in counting them, and none that weighs nothing could be
+    /// offloaded to be executed elsewhere.
+    pub(crate) fn is_plain(&self) -> bool {
+        let is_loose = |class: &Class| {
+            let is_free = class.bins.count_ones() == self.bins.len() as u32;
+            class.bits == 0 && class.can_offload() && (class.hosted.is_some() || !is_free)
+        };
+        self.units.iter().all(|unit| !unit.buffers_only) && !self.classes.iter().any(is_loose)
+    }
+
+    /// Units that can be at home on no device that executes.
+    pub(crate) fn forced_counts(&self) -> Vec<u32> {
+        self.classes.iter().map(|class| if class.is_forced_off() { class.count() } else { 0 }).collect()
+    }
+}
+
+/// Devices by what they do.
+struct Sides {
+    has_accelerator: bool,
+    bins: Vec<Bin>,
+    cpu: Option<Bin>,
+    disk: Option<Bin>,
+    pools: Vec<u64>,
+}
+
+fn sides(devices: &[Device], options: &Options) -> Sides {
+    let pool_of = |device: &Device| device.pool.map(|pool| pool as usize).filter(|&pool| pool < options.pools.len());
+    let capacity_of = |device: &Device| {
+        let own = device.capacity_bits.unwrap_or(UNLIMITED).min(UNLIMITED);
+        pool_of(device).map_or(own, |pool| own.min(options.pools[pool]))
+    };
+    let live = || devices.iter().enumerate().filter(|(_, device)| capacity_of(device) > 0);
+    let has_accelerator = live().any(|(_, device)| device.kind == DeviceKind::Accelerator);
+    let executes = if has_accelerator { DeviceKind::Accelerator } else { DeviceKind::Cpu };
+    let make = |(index, device): (usize, &Device)| Bin {
+        device: index as u32,
+        capacity: capacity_of(device),
+        pool: pool_of(device).filter(|&pool| live().filter(|(_, other)| pool_of(other) == Some(pool)).count() > 1),
+    };
+    let first = |kind| live().find(|(_, device)| device.kind == kind).map(make);
+    let bins: Vec<Bin> = live().filter(|(_, device)| device.kind == executes).map(make).collect();
+    let bins = if has_accelerator { bins } else { bins.into_iter().take(1).collect() };
+    let may_offload = options.mode != Mode::GpuOnly;
+    let cpu = if has_accelerator && may_offload { first(DeviceKind::Cpu) } else { None };
+    let disk = if options.mode == Mode::Any { first(DeviceKind::Disk) } else { None };
+    let pools = options.pools.iter().map(|&pool| pool.min(UNLIMITED)).collect();
+    Sides { has_accelerator, bins, cpu, disk: disk.map(|disk| Bin { pool: None, ..disk }), pools }
+}

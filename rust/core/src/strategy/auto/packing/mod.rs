@@ -1,0 +1,184 @@
+//! Units anywhere: as many bits as can be resident, each unit on one device.
+
+pub(crate) mod arrange;
+pub(crate) mod branch;
+pub(crate) mod offload;
+pub(crate) mod pack;
+pub(crate) mod reshape;
+pub(crate) mod table;
+pub(crate) mod tiers;
+
+use crate::strategy::auto::instance::Instance;
+use crate::strategy::auto::packing::tiers::{FoundTiers, Tiers, tiers};
+use crate::strategy::auto::steps::Steps;
+
+/// What must fit where.
+#[derive(Debug)]
+pub(crate) struct Task<'a> {
+    pub(crate) instance: &'a Instance<'a>,
+    /// Room for resident units on each bin.
+    pub(crate) limits: Vec<u64>,
+    /// The same for each pool.
+    pub(crate) pools: Vec<u64>,
+    /// Classes that must be resident.
+    pub(crate) must: Vec<bool>,
+    /// No packing can offload less.
+    pub(crate) floor: u64,
+}
+
+/// How many units of each class lie where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Packing {
+    /// By bin and class.
+    pub(crate) counts: Vec<Vec<u32>>,
+    /// By class.
+    pub(crate) offloaded: Vec<u32>,
+    pub(crate) offloaded_bits: u64,
+    pub(crate) tiers: Tiers,
+}
+
+impl Packing {
+    /// What is made as small as can be.
+    pub(crate) fn cost(&self) -> (u64, u64) {
+        (self.offloaded_bits, self.tiers.disk_bits)
+    }
+}
+
+/// The best packing found, and whether nothing can be better.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    pub(crate) best: Option<Packing>,
+    /// No packing offloads less, whatever is on disk.
+    pub(crate) is_complete: bool,
+}
+
+impl Packed {
+    pub(crate) fn offer(&mut self, packing: Packing) {
+        if self.best.as_ref().is_none_or(|best| packing.cost() < best.cost()) {
+            self.best = Some(packing);
+        }
+    }
+}
+
+impl<'a> Task<'a> {
+    /// With room kept on a bin, and everything larger than what it is kept for resident.
+    pub(crate) fn new(instance: &'a Instance<'a>, streaming: Option<(usize, u64)>) -> Option<Self> {
+        let mut limits: Vec<u64> = instance.bins.iter().map(|bin| bin.capacity).collect();
+        let mut pools = instance.pools.clone();
+        let largest = streaming.map(|(_, largest)| largest);
+        if let Some((bin, largest)) = streaming {
+            limits[bin] = limits[bin].checked_sub(instance.room(largest))?;
+            if let Some(pool) = instance.bins[bin].pool {
+                pools[pool] = pools[pool].checked_sub(instance.room(largest))?;
+            }
+        }
+        let must: Vec<bool> = instance.classes.iter().map(|class| class.must_stay(largest)).collect();
+        let mut task = Self { instance, limits, pools, must, floor: 0 };
+        let room = joint_room(instance, &task.limits, &task.pools);
+        let is_forced = |index: usize| instance.classes[index].is_forced_off();
+        if (0..task.must.len()).any(|index| task.must[index] && is_forced(index)) || task.sum(|i| task.must[i]) > room {
+            return None;
+        }
+        task.floor = task.sum(is_forced).max(instance.total.saturating_sub(room)).max(largest.unwrap_or(0));
+        Some(task)
+    }
+
+    /// With nothing kept and nothing that must be resident.
+    pub(crate) fn relaxed(instance: &'a Instance<'a>) -> Self {
+        let limits = instance.bins.iter().map(|bin| bin.capacity).collect();
+        Self { instance, limits, pools: instance.pools.clone(), must: vec![false; instance.classes.len()], floor: 0 }
+    }
+
+    /// Bits of some classes.
+    fn sum(&self, of: impl Fn(usize) -> bool) -> u64 {
+        let classes = self.instance.classes.iter().enumerate().filter(|(index, _)| of(*index));
+        classes.map(|(_, class)| class.bits * u64::from(class.count())).sum()
+    }
+
+    /// Steps that looking at one packing is worth.
+    pub(crate) fn work(&self) -> u64 {
+        (self.instance.classes.len() * self.instance.bins.len() / 16 + 1) as u64
+    }
+
+    /// Room left on the cpu beside resident units.
+    pub(crate) fn cpu_room(&self, counts: &[Vec<u32>]) -> Option<u64> {
+        let Some(cpu) = self.instance.cpu else { return Some(0) };
+        let Some(pool) = cpu.pool else { return Some(cpu.capacity) };
+        let mates = self.instance.bins.iter().zip(counts).filter(|(bin, _)| bin.pool == Some(pool));
+        let used: u64 = mates.map(|(_, row)| weigh(self.instance, row)).sum();
+        self.pools[pool].checked_sub(used).map(|left| left.min(cpu.capacity))
+    }
+
+    /// A packing with its homes for what is offloaded; nothing where there are none. The flag says whether the search
+    /// for those was complete.
+    pub(crate) fn close(&self, counts: Vec<Vec<u32>>, steps: &mut Steps) -> (Option<Packing>, bool) {
+        let mut offloaded: Vec<u32> =
+            self.instance.classes.iter().map(crate::strategy::auto::instance::Class::count).collect();
+        for row in &counts {
+            offloaded.iter_mut().zip(row).for_each(|(left, &count)| *left -= count);
+        }
+        for (count, class) in offloaded.iter_mut().zip(&self.instance.classes) {
+            if class.bits == 0 && !class.is_forced_off() {
+                *count = 0; // these weigh nothing and join their neighbours
+            }
+        }
+        if offloaded.iter().zip(&self.must).any(|(&count, &must)| must && count > 0) {
+            return (None, true);
+        }
+        let Some(room) = self.cpu_room(&counts) else { return (None, true) };
+        let FoundTiers { best, is_complete } = tiers(self.instance, &offloaded, room, steps);
+        let offloaded_bits = weigh(self.instance, &offloaded);
+        (best.map(|tiers| Packing { counts, offloaded, offloaded_bits, tiers }), is_complete)
+    }
+}
+
+/// What bins hold together.
+pub(crate) fn joint_room(instance: &Instance, limits: &[u64], pools: &[u64]) -> u64 {
+    let mut sum = 0u64;
+    let mut pooled = vec![0u64; pools.len()];
+    for (bin, &limit) in instance.bins.iter().zip(limits) {
+        match bin.pool {
+            Some(pool) => pooled[pool] = pooled[pool].saturating_add(limit),
+            None => sum = sum.saturating_add(limit),
+        }
+    }
+    pooled.iter().zip(pools).fold(sum, |sum, (&own, &joint)| sum.saturating_add(own.min(joint)))
+}
+
+/// Bits of counts by class.
+pub(crate) fn weigh(instance: &Instance, counts: &[u32]) -> u64 {
+    instance.classes.iter().zip(counts).map(|(class, &count)| class.bits * u64::from(count)).sum()
+}
+
+/// Largest first, each to the bin with the least room that takes it; those that must be resident before all others.
+pub(crate) fn best_fit(task: &Task) -> Vec<Vec<u32>> {
+    best_fit_of(task, &[true, false])
+}
+
+/// The same of units that must be resident, of those that need not, or of both in some order.
+pub(crate) fn best_fit_of(task: &Task, musts: &[bool]) -> Vec<Vec<u32>> {
+    let instance = task.instance;
+    let mut limits = task.limits.clone();
+    let mut pools = task.pools.clone();
+    let mut counts = vec![vec![0u32; instance.classes.len()]; instance.bins.len()];
+    for &must in musts {
+        for (index, class) in instance.classes.iter().enumerate().filter(|(index, _)| task.must[*index] == must) {
+            let mut left = class.count();
+            while left > 0 && class.bits > 0 {
+                let room =
+                    |bin: usize| instance.bins[bin].pool.map_or(limits[bin], |pool| limits[bin].min(pools[pool]));
+                let fits = (0..limits.len()).filter(|&bin| class.allows(bin) && room(bin) >= class.bits);
+                let Some(bin) = fits.min_by_key(|&bin| room(bin)) else { break };
+                let taken = (room(bin) / class.bits).min(u64::from(left)) as u32;
+                let bits = class.bits * u64::from(taken);
+                limits[bin] -= bits;
+                if let Some(pool) = instance.bins[bin].pool {
+                    pools[pool] -= bits;
+                }
+                counts[bin][index] += taken;
+                left -= taken;
+            }
+        }
+    }
+    counts
+}

@@ -1,0 +1,142 @@
+//! Borders of the runs once the order of the rooms is settled.
+
+use crate::strategy::auto::problem::Fill;
+use crate::strategy::auto::runs::prefix::{Prefix, Room, Runs};
+
+/// Fractions of a capacity are whole numbers of this part.
+const WHOLE: u64 = 1 << 62;
+
+/// Bisection leaves fewer fractions than this to be tried one by one.
+const NARROW: u64 = 1 << 30;
+
+/// Used and capacity of the fullest room.
+type Peak = (u64, u64);
+
+/// Spreads the units over rooms that are known to take all of them in this order.
+pub(crate) fn spread(prefix: &Prefix, rooms: &[Room], runs: Runs, fill: Fill) -> Runs {
+    match fill {
+        Fill::InOrder => runs,
+        Fill::Even => even(prefix, rooms, runs),
+        Fill::Fewest => even(prefix, rooms, fewest(prefix, rooms, runs)),
+    }
+}
+
+/// Fewest rooms in the same order: `furthest[k][i]` is reached with `k` of the first `i` rooms.
+fn fewest(prefix: &Prefix, rooms: &[Room], runs: Runs) -> Runs {
+    if rooms.iter().any(|room| room.pool.is_some()) {
+        return runs;
+    }
+    let order = &runs.rooms;
+    let mut furthest = vec![vec![0usize; order.len() + 1]];
+    while furthest.last().and_then(|row| row.last()).is_some_and(|&end| end < prefix.len()) {
+        let Some(before) = furthest.last() else { break };
+        let mut row = vec![0];
+        for (index, &room) in order.iter().enumerate() {
+            row.push(row[index].max(prefix.reach(room, rooms[room].limit, before[index])));
+        }
+        furthest.push(row);
+        if furthest.len() > order.len() + 1 {
+            return runs;
+        }
+    }
+    let mut chosen = Vec::new();
+    let (mut count, mut first) = (furthest.len() - 1, order.len());
+    while count > 0 && first > 0 {
+        let goal = furthest[count][first];
+        while first > 1 && furthest[count][first - 1] == goal {
+            first -= 1;
+        }
+        first -= 1;
+        count -= 1;
+        chosen.push(order[first]);
+    }
+    chosen.reverse();
+    prefix.in_order(rooms, &chosen).unwrap_or(runs)
+}
+
+/// Makes the largest fraction in use as small as can be, by bisection and then by exact comparison.
+fn even(prefix: &Prefix, rooms: &[Room], runs: Runs) -> Runs {
+    if prefix.total() == 0 || runs.rooms.len() < 2 {
+        return runs;
+    }
+    let mut best = runs;
+    let mut top = peak(prefix, rooms, &best);
+    let scales = best.rooms.iter().fold(0u128, |sum, &room| sum + u128::from(rooms[room].scale));
+    let mut low = (u128::from(prefix.total()) * u128::from(WHOLE) / scales.max(1)) as u64;
+    let mut high = fraction(top);
+    let probe = |limits: &dyn Fn(usize) -> u64, best: &mut Runs, top: &mut Peak| {
+        let ends = prefix.greedy(rooms, &best.rooms, |room| limits(room).min(rooms[room].limit));
+        let fits = ends.last() == Some(&prefix.len());
+        if fits {
+            best.ends = ends;
+            *top = peak(prefix, rooms, best);
+        }
+        fits
+    };
+    while high > low && high - low > NARROW {
+        let middle = low + (high - low) / 2;
+        let limit = |room: usize| (u128::from(middle) * u128::from(rooms[room].scale) / u128::from(WHOLE)) as u64;
+        if probe(&limit, &mut best, &mut top) {
+            high = middle.min(fraction(top));
+        } else {
+            low = middle;
+        }
+    }
+    loop {
+        let (used, scale) = top;
+        if !probe(&|room| strictly_below(used, scale, rooms[room].scale), &mut best, &mut top) {
+            break;
+        }
+    }
+    centre(prefix, rooms, best, top)
+}
+
+/// Moves each border as near as the largest fraction permits to where all fractions would be equal.
+fn centre(prefix: &Prefix, rooms: &[Room], runs: Runs, (used, scale): Peak) -> Runs {
+    if runs.rooms.iter().any(|&room| rooms[room].pool.is_some()) {
+        return runs;
+    }
+    let limit = |room: usize| {
+        let limit = u128::from(used) * u128::from(rooms[room].scale) / u128::from(scale.max(1));
+        (limit.min(u128::from(u64::MAX)) as u64).min(rooms[room].limit)
+    };
+    let mut least = vec![prefix.len(); runs.rooms.len() + 1];
+    for (index, &room) in runs.rooms.iter().enumerate().rev() {
+        least[index] = prefix.reach_back(room, limit(room), least[index + 1]);
+    }
+    let scales = runs.rooms.iter().fold(0u128, |sum, &room| sum + u128::from(rooms[room].scale)).max(1);
+    let (mut from, mut share) = (0, 0u128);
+    let mut ends = Vec::with_capacity(runs.rooms.len());
+    for (index, &room) in runs.rooms.iter().enumerate() {
+        share += u128::from(rooms[room].scale);
+        let ideal = (u128::from(prefix.total()) * share / scales) as u64;
+        let most = prefix.reach(room, limit(room), from);
+        let end = prefix.nearest(ideal).max(least[index + 1]).max(from).min(most);
+        ends.push(end);
+        from = end;
+    }
+    if from < prefix.len() { runs } else { Runs { rooms: runs.rooms, ends } }
+}
+
+fn peak(prefix: &Prefix, rooms: &[Room], runs: &Runs) -> Peak {
+    let mut top = (0, 1);
+    let mut from = 0;
+    for (&room, &end) in runs.rooms.iter().zip(&runs.ends) {
+        let (used, scale) = (prefix.weight(from, end), rooms[room].scale.max(1));
+        if u128::from(used) * u128::from(top.1) > u128::from(top.0) * u128::from(scale) {
+            top = (used, scale);
+        }
+        from = end;
+    }
+    top
+}
+
+fn fraction((used, scale): Peak) -> u64 {
+    (u128::from(used) * u128::from(WHOLE)).div_ceil(u128::from(scale)) as u64
+}
+
+/// The most that is less than `used / scale` of another capacity.
+fn strictly_below(used: u64, scale: u64, other: u64) -> u64 {
+    let limit = (u128::from(used) * u128::from(other)).div_ceil(u128::from(scale.max(1)));
+    limit.saturating_sub(1).min(u128::from(u64::MAX)) as u64
+}

@@ -1,0 +1,7 @@
+//! Plans in which each device executes one run of consecutive blocks.
+
+pub(crate) mod contiguous;
+pub(crate) mod fill;
+pub(crate) mod offload_window;
+pub(crate) mod prefix;
+pub(crate) mod tie_positions;

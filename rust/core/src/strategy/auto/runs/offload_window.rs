@@ -1,0 +1,286 @@
+//! Whether a plan of a given cost needs no return.
+//!
+//! Without returns the device that executes what is offloaded has one run: a window of units with the runs of some devices
+//! before it and those of the others behind it. Units of a class are alike, so what is offloaded is a number per class; for
+//! each such vector with the right sum, each device, and each set of devices before it, a window is sought.
+
+use crate::strategy::auto::instance::Instance;
+use crate::strategy::auto::packing::tiers::{Tiers, tiers};
+use crate::strategy::auto::packing::weigh;
+use crate::strategy::auto::runs::contiguous::Split;
+use crate::strategy::auto::runs::prefix::{Prefix, Room, Sets};
+use crate::strategy::auto::staging_devices;
+use crate::strategy::auto::steps::Steps;
+
+/// Vectors that are looked at.
+const MOST_VECTORS: usize = 64;
+
+/// Entries of the running counts of classes.
+const MOST_COUNTS: usize = 1 << 20;
+
+/// Units that could be offloaded together, by class, and their homes.
+struct Load {
+    offloaded: Vec<u32>,
+    tiers: Tiers,
+}
+
+/// One device that executes what is offloaded, and the others.
+struct Side<'a> {
+    instance: &'a Instance<'a>,
+    prefix: Prefix,
+    rooms: Vec<Room>,
+    staging_device: Option<usize>,
+    others: Vec<usize>,
+    /// By class and border, units before it.
+    before: &'a [Vec<u32>],
+    /// How far the devices before the window reach, and from where those behind it take over.
+    borders: Option<Vec<OffloadWindow>>,
+}
+
+/// Borders of a window.
+type OffloadWindow = (usize, usize);
+
+/// The split of a plan without returns that costs as much; the flag says whether the search was complete.
+pub(crate) fn search(instance: &Instance, cost: (u64, u64), steps: &mut Steps) -> (Option<Split>, bool) {
+    let uses_cpu = instance.classes.iter().any(|class| class.can_offload() && class.hosted.is_some());
+    let uses_bins = instance.classes.iter().any(|class| class.can_offload() && class.streamed.is_some());
+    let is_too_large = instance.classes.len().saturating_mul(instance.units.len()) > MOST_COUNTS;
+    if instance.has_shared_bins() || instance.has_shared_cpu() || is_too_large || (uses_cpu && uses_bins) {
+        return (None, false);
+    }
+    let before = running_counts(instance);
+    let (loads, mut is_complete) = loads(instance, cost, steps);
+    is_complete &= instance.is_plain() && loads.iter().all(|load| staging_devices::is_one(instance, &load.offloaded));
+    let staging_devices: Vec<Option<usize>> =
+        if uses_cpu { vec![None] } else { (0..instance.bins.len()).map(Some).collect() };
+    let mut sides: Vec<Side> =
+        staging_devices.iter().map(|&staging_device| Side::new(instance, staging_device, &before)).collect();
+    for is_given_order in [true, false] {
+        for side in &mut sides {
+            for load in &loads {
+                match side.find(load, is_given_order, steps) {
+                    Some(Some(offload_window)) => return (Some(side.split(load, offload_window)), is_complete),
+                    Some(None) => {}
+                    None => is_complete = false,
+                }
+            }
+        }
+    }
+    (None, is_complete)
+}
+
+fn running_counts(instance: &Instance) -> Vec<Vec<u32>> {
+    let count = |class: usize| {
+        let mut sums = vec![0u32];
+        let mut sum = 0;
+        for &of in &instance.class_of {
+            sum += u32::from(of as usize == class);
+            sums.push(sum);
+        }
+        sums
+    };
+    (0..instance.classes.len()).map(count).collect()
+}
+
+/// Vectors of counts whose sum and homes have the cost.
+fn loads(instance: &Instance, (goal, disk_bits): (u64, u64), steps: &mut Steps) -> (Vec<Load>, bool) {
+    let forced = instance.forced_counts();
+    let Some(rest) = goal.checked_sub(weigh(instance, &forced)) else { return (Vec::new(), true) };
+    let is_free = |&index: &usize| {
+        let class = &instance.classes[index];
+        class.bits > 0 && class.can_offload() && !class.is_forced_off()
+    };
+    let free: Vec<usize> = (0..instance.classes.len()).filter(is_free).collect();
+    let (vectors, mut is_complete) = vectors(instance, &free, rest, steps);
+    let mut loads = Vec::new();
+    for vector in vectors {
+        let mut offloaded = forced.clone();
+        free.iter().zip(&vector).for_each(|(&class, &count)| offloaded[class] = count);
+        let stocked = tiers(instance, &offloaded, instance.cpu.map_or(0, |cpu| cpu.capacity), steps);
+        is_complete &= stocked.is_complete;
+        if let Some(tiers) = stocked.best.filter(|tiers| tiers.disk_bits <= disk_bits) {
+            loads.push(Load { offloaded, tiers });
+        }
+    }
+    (loads, is_complete)
+}
+
+/// Counts of some classes with a sum.
+fn vectors(instance: &Instance, free: &[usize], goal: u64, steps: &mut Steps) -> (Vec<Vec<u32>>, bool) {
+    let mut after = vec![0u64; free.len() + 1];
+    for (index, &class) in free.iter().enumerate().rev() {
+        after[index] = after[index + 1] + instance.classes[class].bits * u64::from(instance.classes[class].count());
+    }
+    let (mut found, mut taken, mut left) = (Vec::new(), Vec::<u32>::new(), goal);
+    loop {
+        if left <= after[taken.len()] {
+            if let Some(&class) = free.get(taken.len()).filter(|_| left > 0) {
+                let class = &instance.classes[class];
+                let most = (left / class.bits).min(u64::from(class.count())) as u32;
+                left -= class.bits * u64::from(most);
+                taken.push(most);
+                if !steps.take(1) {
+                    return (found, false);
+                }
+                continue;
+            }
+            if left == 0 {
+                let mut vector = taken.clone();
+                vector.resize(free.len(), 0);
+                found.push(vector);
+            }
+        }
+        while taken.last() == Some(&0) {
+            taken.pop();
+        }
+        let Some(last) = taken.last_mut() else { return (found, true) };
+        *last -= 1;
+        left += instance.classes[free[taken.len() - 1]].bits;
+        if found.len() >= MOST_VECTORS || !steps.take(1) {
+            return (found, false);
+        }
+    }
+}
+
+impl<'a> Side<'a> {
+    fn new(instance: &'a Instance<'a>, staging_device: Option<usize>, before: &'a [Vec<u32>]) -> Self {
+        let rooms: Vec<Room> =
+            instance.bins.iter().map(|bin| Room { limit: bin.capacity, scale: bin.capacity, pool: None }).collect();
+        let sequence = (0..instance.units.len() as u32).collect();
+        let prefix = Prefix::new(instance, sequence, rooms.len(), |unit| {
+            (instance.units[unit as usize].bits, u128::from(instance.class(unit).bins))
+        });
+        let others = (0..rooms.len()).filter(|&bin| Some(bin) != staging_device).collect();
+        Self { instance, prefix, rooms, staging_device, others, before, borders: None }
+    }
+
+    /// A window for a load; the outer option is empty where tables or steps do not suffice.
+    fn find(&mut self, load: &Load, is_given_order: bool, steps: &mut Steps) -> Option<Option<OffloadWindow>> {
+        let largest = self.instance.classes.iter().zip(&load.offloaded).filter(|(_, offloaded)| **offloaded > 0);
+        let largest = largest.filter_map(|(class, _)| class.streamed).max().unwrap_or(0);
+        if !steps.take((self.prefix.len() * self.before.len() / 16) as u64) {
+            return None;
+        }
+        let own =
+            self.staging_device.map_or(Some(0), |bin| self.rooms[bin].limit.checked_sub(self.instance.room(largest)));
+        let Some(own) = own else { return Some(None) };
+        let most = own.saturating_add(weigh(self.instance, &load.offloaded));
+        let ends = self.ends(load);
+        if is_given_order {
+            return self.in_given_order(load, &ends, most, steps);
+        }
+        if self.borders.is_none() {
+            let sets = Sets::new(&self.prefix, &self.rooms, &self.others, steps)?;
+            let (forward, backward) =
+                (sets.forward(&self.prefix, &self.rooms), sets.backward(&self.prefix, &self.rooms));
+            let behind = backward.into_iter().rev(); // the set of the others is its mirror image
+            let mut borders: Vec<OffloadWindow> =
+                forward.into_iter().zip(behind).map(|(from, to)| (from as usize, to as usize)).collect();
+            borders.sort_unstable();
+            borders.dedup();
+            self.borders = Some(borders);
+        }
+        for &offload_window in self.borders.iter().flatten() {
+            if let Some(offload_window) = self.between(load, &ends, most, offload_window, steps)? {
+                return Some(Some(offload_window));
+            }
+        }
+        Some(None)
+    }
+
+    fn in_given_order(
+        &self,
+        load: &Load,
+        ends: &[usize],
+        most: u64,
+        steps: &mut Steps,
+    ) -> Option<Option<OffloadWindow>> {
+        let splits = match self.staging_device {
+            Some(bin) => bin..bin + 1,
+            None => 0..self.others.len() + 1,
+        };
+        for at in splits {
+            let from =
+                self.others[..at].iter().fold(0, |from, &room| self.prefix.reach(room, self.rooms[room].limit, from));
+            let back = |to, &room: &usize| self.prefix.reach_back(room, self.rooms[room].limit, to);
+            let to = self.others[at..].iter().rev().fold(self.prefix.len(), back);
+            if let Some(offload_window) = self.between(load, ends, most, (from, to), steps)? {
+                return Some(Some(offload_window));
+            }
+        }
+        Some(None)
+    }
+
+    /// By start, the first end of a window that holds as many units of each class as are offloaded.
+    fn ends(&self, load: &Load) -> Vec<usize> {
+        let count = self.prefix.len();
+        let mut end = 0;
+        let mut ends = Vec::with_capacity(count + 1);
+        for from in 0..=count {
+            let lacks = |end: usize| {
+                load.offloaded
+                    .iter()
+                    .zip(self.before)
+                    .any(|(&offloaded, before)| before[end] - before[from] < offloaded)
+            };
+            end = end.max(from);
+            while end <= count && lacks(end) {
+                end += 1;
+            }
+            if end > count {
+                break;
+            }
+            ends.push(end);
+        }
+        ends
+    }
+
+    /// A window that begins where the devices before it can reach, and ends where those behind it can take over.
+    fn between(
+        &self,
+        load: &Load,
+        ends: &[usize],
+        most: u64,
+        (from, to): OffloadWindow,
+        steps: &mut Steps,
+    ) -> Option<Option<OffloadWindow>> {
+        for start in (0..=from).rev() {
+            let end = to.max(start);
+            if self.prefix.weight(start, end) > most {
+                break;
+            }
+            if !steps.take(1) {
+                return None;
+            }
+            let Some(end) = ends.get(start).map(|&least| least.max(end)) else { continue };
+            if self.prefix.weight(start, end) <= most && self.may_hold(load, (start, end)) {
+                return Some(Some((start, end)));
+            }
+        }
+        Some(None)
+    }
+
+    /// What stays in the window may be at home on its device.
+    fn may_hold(&self, load: &Load, (start, end): OffloadWindow) -> bool {
+        self.instance.classes.iter().zip(&load.offloaded).zip(self.before).all(|((class, &offloaded), before)| {
+            self.staging_device.is_some_and(|bin| class.allows(bin)) || before[end] - before[start] <= offloaded
+        })
+    }
+
+    /// The last units of each class in the window are offloaded, or the first where the window ends the model.
+    fn split(&self, load: &Load, (start, end): OffloadWindow) -> Split {
+        let mut left = load.offloaded.clone();
+        let mut offloaded = vec![false; self.prefix.len()];
+        let mut take = |unit: usize| {
+            let left = &mut left[self.instance.class_of[unit] as usize];
+            offloaded[unit] = *left > 0;
+            *left = left.saturating_sub(1);
+        };
+        if end == self.prefix.len() && start > 0 {
+            (start..end).for_each(&mut take);
+        } else {
+            (start..end).rev().for_each(&mut take);
+        }
+        Split { offloaded, tiers: load.tiers.clone(), staging_device: self.staging_device }
+    }
+}

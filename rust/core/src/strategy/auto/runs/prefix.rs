@@ -1,0 +1,262 @@
+//! Runs of units: each device executes one run of the execution order.
+//!
+//! A device that takes the longest run it can never hinders the devices after it, so the order of devices decides all.
+
+use crate::strategy::auto::instance::Instance;
+use crate::strategy::auto::steps::Steps;
+
+/// Sets of devices that a table may hold.
+const MOST_SETS: u64 = 1 << 20;
+
+/// Entries of such a table, times the kinds of devices, that are worth one step.
+const ENTRIES_PER_STEP: u64 = 16;
+
+/// A device as a run sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Room {
+    /// Room for resident units.
+    pub(crate) limit: u64,
+    /// Capacity of which `Fill::Even` takes fractions.
+    pub(crate) scale: u64,
+    pub(crate) pool: Option<usize>,
+}
+
+/// Units in the order of their runs.
+#[derive(Debug)]
+pub(crate) struct Prefix {
+    pub(crate) sequence: Vec<u32>,
+    /// Weight of the first `i` units.
+    sums: Vec<u64>,
+    /// By room: the first unit from `i` on that it may not take, and the end of the last one before `i`.
+    stops: Vec<Option<Stops>>,
+    pools: Vec<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stops {
+    next: Vec<u32>,
+    previous: Vec<u32>,
+}
+
+/// Rooms in the order of their runs, and the end of each run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Runs {
+    pub(crate) rooms: Vec<usize>,
+    pub(crate) ends: Vec<usize>,
+}
+
+impl Prefix {
+    /// Weight and permitted rooms (a bit each) of every unit.
+    pub(crate) fn new(instance: &Instance, sequence: Vec<u32>, rooms: usize, of: impl Fn(u32) -> (u64, u128)) -> Self {
+        let mut sums = Vec::with_capacity(sequence.len() + 1);
+        sums.push(0);
+        let mut masks = Vec::with_capacity(sequence.len());
+        for &unit in &sequence {
+            let (weight, mask) = of(unit);
+            sums.push(sums.last().copied().unwrap_or(0) + weight);
+            masks.push(mask);
+        }
+        let stops = (0..rooms).map(|room| Stops::new(&masks, room)).collect();
+        Self { sequence, sums, stops, pools: instance.pools.clone() }
+    }
+
+    /// The same with other joint capacities.
+    pub(crate) fn with_pools(self, pools: Vec<u64>) -> Self {
+        Self { pools, ..self }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.sequence.len()
+    }
+
+    pub(crate) fn weight(&self, from: usize, to: usize) -> u64 {
+        self.sums[to] - self.sums[from]
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.weight(0, self.len())
+    }
+
+    /// End of the longest run from a unit on.
+    pub(crate) fn reach(&self, room: usize, limit: u64, from: usize) -> usize {
+        let most = self.sums[from].saturating_add(limit);
+        let by_weight = self.sums.partition_point(|&sum| sum <= most) - 1;
+        self.stops[room].as_ref().map_or(by_weight, |stops| by_weight.min(stops.next[from] as usize))
+    }
+
+    /// Start of the longest run up to a unit.
+    pub(crate) fn reach_back(&self, room: usize, limit: u64, to: usize) -> usize {
+        let least = self.sums[to].saturating_sub(limit);
+        let by_weight = self.sums.partition_point(|&sum| sum < least);
+        self.stops[room].as_ref().map_or(by_weight, |stops| by_weight.max(stops.previous[to] as usize))
+    }
+
+    /// The unit border nearest to a weight.
+    pub(crate) fn nearest(&self, weight: u64) -> usize {
+        let after = self.sums.partition_point(|&sum| sum < weight).min(self.len());
+        match after.checked_sub(1) {
+            Some(before) if weight.abs_diff(self.sums[before]) < self.sums[after].abs_diff(weight) => before,
+            _ => after,
+        }
+    }
+
+    /// Longest runs in an order of rooms with the limits given; less than all of them where units are left over.
+    pub(crate) fn greedy(&self, rooms: &[Room], order: &[usize], limits: impl Fn(usize) -> u64) -> Vec<usize> {
+        let mut left = self.pools.clone();
+        let mut from = 0;
+        let mut ends = Vec::with_capacity(order.len());
+        for &room in order {
+            let shared = rooms[room].pool.map_or(u64::MAX, |pool| left[pool]);
+            let end = self.reach(room, limits(room).min(shared), from);
+            if let Some(pool) = rooms[room].pool {
+                left[pool] -= self.weight(from, end);
+            }
+            from = end;
+            ends.push(end);
+        }
+        ends
+    }
+
+    /// The rooms in an order, if they take all units.
+    pub(crate) fn in_order(&self, rooms: &[Room], order: &[usize]) -> Result<Runs, usize> {
+        let ends = self.greedy(rooms, order, |room| rooms[room].limit);
+        match ends.last() {
+            Some(&end) if end < self.len() => Err(end),
+            None if self.len() > 0 => Err(0),
+            _ => Ok(Runs { rooms: order.to_vec(), ends }),
+        }
+    }
+
+    /// The order nearest to the one given in which the rooms take all units; `None` where the table is too large.
+    pub(crate) fn any_order(&self, rooms: &[Room], steps: &mut Steps) -> Option<Result<Runs, ()>> {
+        let room_for_all = rooms.iter().fold(0u64, |sum, room| sum.saturating_add(room.limit));
+        if room_for_all < self.total() {
+            return Some(Err(()));
+        }
+        let everything: Vec<usize> = (0..rooms.len()).collect();
+        let sets = Sets::new(self, rooms, &everything, steps)?;
+        let table = sets.backward(self, rooms);
+        if table[sets.full()] > 0 {
+            return Some(Err(()));
+        }
+        let (mut set, mut from) = (sets.full(), 0);
+        let mut order: Vec<usize> = Vec::with_capacity(rooms.len());
+        for _ in rooms {
+            for (room, &Room { limit, .. }) in rooms.iter().enumerate().filter(|(room, _)| !order.contains(room)) {
+                let kind = sets.kind_of[room];
+                let end = self.reach(room, limit, from);
+                if table[set - sets.strides[kind]] as usize <= end {
+                    order.push(room);
+                    (set, from) = (set - sets.strides[kind], end);
+                    break;
+                }
+            }
+        }
+        Some(self.in_order(rooms, &order).map_err(|_| ()))
+    }
+
+    /// Rooms are interchangeable.
+    fn are_alike(&self, rooms: &[Room], one: usize, other: usize) -> bool {
+        rooms[one].limit == rooms[other].limit && self.stops[one] == self.stops[other]
+    }
+}
+
+impl Stops {
+    fn new(masks: &[u128], room: usize) -> Option<Self> {
+        if masks.iter().all(|mask| mask >> room & 1 == 1) {
+            return None;
+        }
+        let mut next = vec![masks.len() as u32; masks.len() + 1];
+        let mut previous = vec![0u32; masks.len() + 1];
+        for (index, mask) in masks.iter().enumerate() {
+            previous[index + 1] = if mask >> room & 1 == 1 { previous[index] } else { index as u32 + 1 };
+        }
+        for (index, mask) in masks.iter().enumerate().rev() {
+            next[index] = if mask >> room & 1 == 1 { next[index + 1] } else { index as u32 };
+        }
+        Some(Self { next, previous })
+    }
+}
+
+/// Sets of rooms, like rooms counted: a number with one digit for each kind of room.
+#[derive(Debug)]
+pub(crate) struct Sets {
+    /// By room; `usize::MAX` for rooms left out.
+    pub(crate) kind_of: Vec<usize>,
+    pub(crate) strides: Vec<usize>,
+    counts: Vec<usize>,
+    members: Vec<usize>,
+    len: usize,
+}
+
+impl Sets {
+    /// Sets of some of the rooms; `None` where a table over them is too large for the steps, which it takes.
+    pub(crate) fn new(prefix: &Prefix, rooms: &[Room], of: &[usize], steps: &mut Steps) -> Option<Self> {
+        let mut sets =
+            Self { kind_of: vec![usize::MAX; rooms.len()], strides: vec![], counts: vec![], members: vec![], len: 1 };
+        for &room in of {
+            let like = sets.members.iter().position(|&member| prefix.are_alike(rooms, member, room));
+            let kind = like.unwrap_or(sets.members.len());
+            if like.is_none() {
+                sets.members.push(room);
+                sets.counts.push(0);
+            }
+            sets.counts[kind] += 1;
+            sets.kind_of[room] = kind;
+        }
+        let most = MOST_SETS.min(steps.left().saturating_mul(ENTRIES_PER_STEP) / sets.members.len().max(1) as u64);
+        for &count in &sets.counts {
+            sets.strides.push(sets.len);
+            sets.len = sets.len.checked_mul(count + 1).filter(|&len| len as u64 <= most)?;
+        }
+        steps.take((sets.len * sets.members.len()) as u64 / ENTRIES_PER_STEP);
+        Some(sets)
+    }
+
+    /// The set of all rooms.
+    pub(crate) fn full(&self) -> usize {
+        self.len - 1
+    }
+
+    /// By set: the first unit from which its rooms, in some order, take all the rest.
+    pub(crate) fn backward(&self, prefix: &Prefix, rooms: &[Room]) -> Vec<u32> {
+        let step = |room: usize, to| prefix.reach_back(room, rooms[room].limit, to) as u32;
+        self.fill(prefix.len(), prefix.len() as u32, step, u32::min)
+    }
+
+    /// By set: the furthest unit that its rooms, in some order, reach from the first.
+    pub(crate) fn forward(&self, prefix: &Prefix, rooms: &[Room]) -> Vec<u32> {
+        let step = |room: usize, from| prefix.reach(room, rooms[room].limit, from) as u32;
+        self.fill(prefix.len(), 0, step, u32::max)
+    }
+
+    fn fill(
+        &self,
+        units: usize,
+        start: u32,
+        step: impl Fn(usize, usize) -> u32,
+        better: fn(u32, u32) -> u32,
+    ) -> Vec<u32> {
+        let steps: Vec<Vec<u32>> =
+            self.members.iter().map(|&room| (0..=units).map(|border| step(room, border)).collect()).collect();
+        let mut table = vec![start; self.len];
+        let mut digits = vec![0usize; self.members.len()];
+        for set in 1..self.len {
+            for (digit, &count) in digits.iter_mut().zip(&self.counts) {
+                if *digit < count {
+                    *digit += 1;
+                    break;
+                }
+                *digit = 0;
+            }
+            let mut best = start;
+            for ((steps, &stride), &digit) in steps.iter().zip(&self.strides).zip(&digits) {
+                if digit > 0 {
+                    best = better(best, steps[table[set - stride] as usize]);
+                }
+            }
+            table[set] = best;
+        }
+        table
+    }
+}

@@ -1,0 +1,268 @@
+//! The stages in their order.
+
+use crate::strategy::auto::instance::Instance;
+use crate::strategy::auto::packing::arrange::arrange;
+use crate::strategy::auto::packing::offload::{self, Goal, Offloading, are_alike};
+use crate::strategy::auto::packing::reshape::near_runs;
+use crate::strategy::auto::packing::tiers::tiers;
+use crate::strategy::auto::packing::{Packing, Task, weigh};
+use crate::strategy::auto::plan::Plan;
+use crate::strategy::auto::problem::{Attempt, Certificate, Mode, Solution, Stage, UNPLACED, Verdict};
+use crate::strategy::auto::runs::contiguous::{Orders, Runnable, Split, runs};
+use crate::strategy::auto::runs::offload_window;
+use crate::strategy::auto::runs::tie_positions;
+use crate::strategy::auto::staging_devices;
+use crate::strategy::auto::steps::Steps;
+
+/// A plan and what is known of it.
+pub(crate) struct Found {
+    pub(crate) plan: Plan,
+    pub(crate) stage: Stage,
+    pub(crate) lower_bound: u64,
+    pub(crate) returns_lower_bound: u32,
+}
+
+/// Stages that were tried, and the plan of the last one.
+pub(crate) struct Search<'a> {
+    pub(crate) instance: &'a Instance<'a>,
+    pub(crate) steps: Steps,
+    pub(crate) tried: Vec<Attempt>,
+    pub(crate) is_proven: bool,
+    pub(crate) goal: Goal,
+}
+
+impl<'a> Search<'a> {
+    pub(crate) fn new(instance: &'a Instance<'a>, steps: Steps) -> Self {
+        Self { instance, steps, tried: Vec::new(), is_proven: true, goal: Goal::default() }
+    }
+
+    pub(crate) fn run(&mut self) -> Option<Found> {
+        match self.as_runs() {
+            Ok(found) => Some(found),
+            // Without a run for every device, a plan that keeps as much returns at least once.
+            Err(returns) => self.anywhere(returns),
+        }
+    }
+
+    /// Whether there is a plan, which is found sooner than a good one.
+    pub(crate) fn is_feasible(&mut self) -> bool {
+        let goal = Goal { is_any: true, ..Goal::default() };
+        self.as_runs().is_ok() || !offload::search(self.instance, goal, &mut self.steps).choices.is_empty()
+    }
+
+    /// Nothing is offloaded that need not be, and every device executes one run.
+    fn as_runs(&mut self) -> Result<Found, u32> {
+        let forced = weigh(self.instance, &self.instance.forced_counts());
+        let has_forced = self.instance.classes.iter().any(crate::strategy::auto::instance::Class::is_forced_off);
+        if has_forced { self.with_forced(forced) } else { self.resident() }
+    }
+
+    fn note(&mut self, stage: Stage, answer: &Runnable, offloaded: u64) {
+        let (verdict, unit) = match answer {
+            Runnable::Fits(_) => (Verdict::Fits, None),
+            Runnable::DoesNotFit(unit) => (Verdict::DoesNotFit, *unit),
+            Runnable::Undecided => (Verdict::Undecided, None),
+        };
+        let offloaded_bits = (verdict == Verdict::Fits).then_some(offloaded);
+        self.tried.push(Attempt { stage, verdict, unit, offloaded_bits });
+    }
+
+    /// Nothing is offloaded. The error is the lower bound on returns of any such plan.
+    fn resident(&mut self) -> Result<Found, u32> {
+        let split = Split::nothing(self.instance);
+        let all = || (0..self.instance.units.len() as u32).collect::<Vec<u32>>();
+        let mut returns = u32::from(self.instance.is_plain());
+        for (stage, orders) in [(Stage::InOrder, Orders::Given), (Stage::OtherOrder, Orders::Any)] {
+            let answer = runs(self.instance, &split, all(), (orders, true), &mut self.steps);
+            self.note(stage, &answer, 0);
+            match answer {
+                Runnable::Fits(plan) => return Ok(Found { plan, stage, lower_bound: 0, returns_lower_bound: 0 }),
+                Runnable::Undecided => returns = 0,
+                Runnable::DoesNotFit(_) => {}
+            }
+        }
+        let (plan, is_complete) = tie_positions::other_places(self.instance, &mut self.steps);
+        let answer = match plan {
+            Some(plan) => Runnable::Fits(plan),
+            None if is_complete => Runnable::DoesNotFit(None),
+            None => Runnable::Undecided,
+        };
+        self.note(Stage::TiePosition, &answer, 0);
+        match answer {
+            Runnable::Fits(plan) => {
+                Ok(Found { plan, stage: Stage::TiePosition, lower_bound: 0, returns_lower_bound: returns })
+            }
+            _ => Err(returns),
+        }
+    }
+
+    /// Nothing is offloaded but what cannot be resident. The error is the lower bound on returns of any such plan.
+    fn with_forced(&mut self, forced: u64) -> Result<Found, u32> {
+        let instance = self.instance;
+        let offloaded: Vec<bool> =
+            (0..instance.units.len() as u32).map(|unit| instance.class(unit).is_forced_off()).collect();
+        let room = instance.cpu.map_or(0, |cpu| cpu.capacity);
+        let stocked = tiers(instance, &instance.forced_counts(), room, &mut self.steps);
+        let Some(tiers) = stocked.best else { return Err(0) };
+        let streams = instance.classes.iter().any(|class| class.is_forced_off() && class.streamed.is_some());
+        let staging_devices: Vec<Option<usize>> =
+            if streams { (0..instance.bins.len()).map(Some).collect() } else { vec![None] };
+        let split = Split { offloaded, tiers, staging_device: None };
+        // Pools: other blocks in the memory that cpu and cards share could leave the cards more room.
+        let is_bound = instance.is_plain()
+            && staging_devices::is_one(instance, &instance.forced_counts())
+            && !instance.has_shared_cpu();
+        let mut returns = u32::from(is_bound);
+        let ways = [(Orders::Given, true), (Orders::Any, true), (Orders::Given, false), (Orders::Any, false)];
+        for way in ways {
+            let stage = if way.0 == Orders::Given { Stage::InOrder } else { Stage::OtherOrder };
+            let answer = self.with_any_streamer(&split, &staging_devices, way);
+            self.note(stage, &answer, forced);
+            match answer {
+                Runnable::Fits(plan) => {
+                    let returns_lower_bound = returns.min(plan.returns(instance));
+                    return Ok(Found { plan, stage, lower_bound: forced, returns_lower_bound });
+                }
+                Runnable::Undecided => returns = 0,
+                Runnable::DoesNotFit(_) => {}
+            }
+        }
+        Err(returns)
+    }
+
+    /// The plan with the fewest returns, and the best fill among those.
+    fn with_any_streamer(&mut self, split: &Split, staging_devices: &[Option<usize>], way: (Orders, bool)) -> Runnable {
+        let mut best: Option<((u32, Vec<u64>), Plan)> = None;
+        let mut failed = Runnable::DoesNotFit(None);
+        for &staging_device in staging_devices {
+            let split = Split { staging_device, ..split.clone() };
+            let sequence = (0..self.instance.units.len() as u32).collect();
+            match runs(self.instance, &split, sequence, way, &mut self.steps) {
+                Runnable::Fits(plan) => {
+                    let rank = (plan.returns(self.instance), plan.unevenness(self.instance));
+                    if best.as_ref().is_none_or(|(least, _)| rank < *least) {
+                        best = Some((rank, plan));
+                    }
+                }
+                Runnable::DoesNotFit(_) if matches!(failed, Runnable::Undecided) => {}
+                answer => failed = answer,
+            }
+        }
+        best.map_or(failed, |(_, plan)| Runnable::Fits(plan))
+    }
+
+    /// Units anywhere, offloaded or not.
+    fn anywhere(&mut self, returns: u32) -> Option<Found> {
+        let instance = self.instance;
+        let mut part = self.steps.share(self.steps.left() / 4 * 3);
+        let offloading = offload::search(instance, self.goal, &mut part);
+        self.steps.join(part);
+        self.is_proven = offloading.is_proven;
+        let Some(cost) = offloading.choices.first().map(|choice| choice.packing.cost()) else {
+            let verdict = if offloading.is_proven { Verdict::DoesNotFit } else { Verdict::Undecided };
+            let stage = if instance.options.mode == Mode::GpuOnly { Stage::Scattered } else { Stage::Offload };
+            self.tried.push(Attempt { stage, verdict, unit: None, offloaded_bits: None });
+            return None;
+        };
+        let stage = if cost.0 == 0 { Stage::Scattered } else { Stage::Offload };
+        if stage == Stage::Offload {
+            let verdict = if offloading.lower_bound > 0 { Verdict::DoesNotFit } else { Verdict::Undecided };
+            self.tried.push(Attempt { stage: Stage::Scattered, verdict, unit: None, offloaded_bits: None });
+        }
+        self.tried.push(Attempt { stage, verdict: Verdict::Fits, unit: None, offloaded_bits: Some(cost.0) });
+        let lower_bound = offloading.lower_bound;
+        let (plan, returns_lower_bound) = match self.without_returns(cost) {
+            (Some(plan), _) => (plan, 0),
+            (None, is_complete) if stage == Stage::Offload => (self.arranged(&offloading)?, u32::from(is_complete)),
+            _ => (self.arranged(&offloading)?, returns),
+        };
+        Some(Found { plan, stage, lower_bound, returns_lower_bound })
+    }
+
+    /// A plan of this cost in which every device has one run.
+    fn without_returns(&mut self, cost: (u64, u64)) -> (Option<Plan>, bool) {
+        if cost.0 == 0 {
+            return (None, false);
+        }
+        let (split, is_complete) = offload_window::search(self.instance, cost, &mut self.steps);
+        let Some(split) = split else { return (None, is_complete) };
+        for orders in [Orders::Given, Orders::Any] {
+            let sequence = (0..self.instance.units.len() as u32).collect();
+            if let Runnable::Fits(plan) = runs(self.instance, &split, sequence, (orders, true), &mut self.steps) {
+                return (Some(plan), true);
+            }
+        }
+        (None, false)
+    }
+
+    /// The choice that returns least often, streamed to the first device among its like.
+    fn arranged(&mut self, offloading: &Offloading) -> Option<Plan> {
+        let instance = self.instance;
+        let mut best: Option<((u32, usize), Plan)> = None;
+        for choice in &offloading.choices {
+            let likes = (0..instance.bins.len())
+                .filter(|&bin| choice.staging_device.is_some_and(|at| are_alike(instance, at, bin)));
+            let staging_devices: Vec<Option<usize>> = match choice.staging_device {
+                Some(_) => likes.map(Some).collect(),
+                None => vec![None],
+            };
+            for staging_device in staging_devices {
+                let least = best.as_ref().map(|((returns, _), _)| *returns);
+                let work = (instance.units.len() * instance.bins.len() / 2 + 1) as u64;
+                if least.is_some_and(|least| least <= 1 || !self.steps.take(work)) {
+                    break;
+                }
+                let mut packing: Packing = choice.packing.clone();
+                if let (Some(one), Some(other)) = (choice.staging_device, staging_device) {
+                    packing.counts.swap(one, other);
+                }
+                for packing in self.shapes(packing, staging_device) {
+                    let plan = arrange(instance, &packing, staging_device, &mut self.steps);
+                    let rank = (plan.returns(instance), staging_device.unwrap_or(0));
+                    if best.as_ref().is_none_or(|(least, _)| rank < *least) && plan.is_valid(instance) {
+                        best = Some((rank, plan));
+                    }
+                }
+            }
+        }
+        best.map(|(_, plan)| plan)
+    }
+
+    /// The packing in the shape of runs, where there is one, and as it was found.
+    fn shapes(&mut self, packing: Packing, staging_device: Option<usize>) -> Vec<Packing> {
+        let offloaded = self.instance.classes.iter().zip(&packing.offloaded).filter(|(_, offloaded)| **offloaded > 0);
+        let largest = offloaded.filter_map(|(class, _)| class.streamed).max();
+        let streaming = staging_device.zip(largest);
+        let shaped = Task::new(self.instance, streaming)
+            .and_then(|task| near_runs(&task, &packing, staging_device, &mut self.steps))
+            .map(|counts| Packing { counts, ..packing.clone() });
+        shaped.into_iter().chain([packing]).collect()
+    }
+
+    pub(crate) fn finish(self, found: Found) -> Solution {
+        let instance = self.instance;
+        let all = 0..instance.units.len() as u32;
+        let home: Vec<u32> = all.clone().map(|unit| found.plan.home(instance, unit).unwrap_or(UNPLACED)).collect();
+        let execution = all.map(|unit| found.plan.executors(instance, unit).unwrap_or_default()).collect();
+        let load = found.plan.load(instance);
+        let held = |holder: Option<crate::strategy::auto::instance::Bin>| {
+            holder.map_or(0, |holder| load.used[holder.device as usize])
+        };
+        let disk_bits = held(instance.disk);
+        let offloaded_bits = disk_bits + held(instance.cpu);
+        let returns = found.plan.returns(instance);
+        let certificate = Certificate {
+            proven: found.lower_bound >= offloaded_bits,
+            lower_bound_bits: found.lower_bound.min(offloaded_bits),
+            gap_bits: offloaded_bits.saturating_sub(found.lower_bound),
+            returns,
+            returns_lower_bound: found.returns_lower_bound.min(returns),
+            steps: self.steps.taken(),
+            stage: found.stage,
+        };
+        let oversized = (0..home.len() as u32).map(|unit| instance.oversized(unit)).collect();
+        let (reserved_bits, used_bits) = (load.reserved, load.used);
+        let tried = self.tried;
+        Solution { home, execution, oversized, reserved_bits, used_bits, offloaded_bits, disk_bits, certificate, tried }
+    }
+}

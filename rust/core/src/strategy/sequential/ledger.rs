@@ -1,0 +1,101 @@
+//! The only accounting: bytes used per device, by the dialect's formula and as stored, and where shared_groups lie.
+
+use crate::ids::NodeId;
+use crate::model::layout::Layout;
+use crate::outcome::Usage;
+
+/// Bytes and commitments so far.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    usage: Vec<Usage>,
+    left: Vec<i64>,         // what stored tensors may still use
+    home: Vec<Option<u32>>, // by group
+}
+
+/// What placing something on a device would take.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    bits: i64,
+    shared_groups: Vec<u32>,
+}
+
+impl Ledger {
+    pub(crate) fn new(limits_bits: &[i64], bond_count: usize) -> Self {
+        Self {
+            usage: vec![Usage::default(); limits_bits.len()],
+            left: limits_bits.to_vec(),
+            home: vec![None; bond_count],
+        }
+    }
+
+    pub(crate) fn formula_used_bits(&self, device: u32) -> i64 {
+        self.usage[device as usize].formula_bits
+    }
+
+    pub(crate) fn left_bits(&self, device: u32) -> i64 {
+        self.left[device as usize]
+    }
+
+    /// The claim of some rows on a device, or `None` if a group of theirs lies elsewhere.
+    pub(crate) fn claim(&self, layout: &Layout, nodes: &[NodeId], device: u32) -> Option<Claim> {
+        let mut shared_groups = Vec::new();
+        let mut bits = 0;
+        for &node in nodes {
+            layout.shared_groups.touching(layout.tree(), node, &mut shared_groups);
+            bits += layout.shared_groups.loose_bits(node);
+        }
+        shared_groups.retain(|&group| self.home[group as usize] != Some(device));
+        if shared_groups.iter().any(|&group| self.home[group as usize].is_some()) {
+            return None;
+        }
+        bits += shared_groups.iter().map(|&group| layout.shared_groups.bits(group)).sum::<i64>();
+        Some(Claim { bits, shared_groups })
+    }
+
+    /// What a device lacks to meet a claim; none or fewer where it can.
+    pub(crate) fn shortage_bits(&self, claim: &Claim, device: u32) -> i64 {
+        claim.bits.saturating_sub(self.left[device as usize])
+    }
+
+    /// Takes what was claimed.
+    pub(crate) fn meet(&mut self, claim: Claim, device: u32) {
+        for group in claim.shared_groups {
+            self.home[group as usize] = Some(device);
+        }
+        self.usage[device as usize].used_bits += claim.bits;
+        if self.left[device as usize] != i64::MAX {
+            self.left[device as usize] -= claim.bits;
+        }
+    }
+
+    /// Adds to what the dialect's formula counts.
+    pub(crate) fn add_formula(&mut self, bits: i64, device: u32) {
+        let used = &mut self.usage[device as usize].formula_bits;
+        *used = used.saturating_add(bits);
+    }
+
+    /// Notes what is kept free.
+    pub(crate) fn note_reserved(&mut self, bits: i64, device: u32) {
+        self.usage[device as usize].reserved_bits = bits;
+    }
+
+    /// Devices to which shared_groups inside a row are committed, each once.
+    pub(crate) fn homes(&self, layout: &Layout, node: NodeId) -> Vec<u32> {
+        let mut shared_groups = Vec::new();
+        layout.shared_groups.touching(layout.tree(), node, &mut shared_groups);
+        let mut homes: Vec<u32> = shared_groups.into_iter().filter_map(|group| self.home[group as usize]).collect();
+        homes.sort_unstable();
+        homes.dedup();
+        homes
+    }
+
+    pub(crate) fn into_usage(self) -> Vec<Usage> {
+        self.usage
+    }
+}
+
+impl Claim {
+    pub(crate) fn bits(&self) -> i64 {
+        self.bits
+    }
+}
