@@ -180,6 +180,14 @@ def test_the_stub_lists_the_names_of_the_table() -> None:
     assert ast.literal_eval(listed) == planner.__all__ == sorted(said)
 
 
+def test_importing_the_package_is_enough_for_its_modules() -> None:
+    program = "import planner; print(planner.errors.OffloadError.__name__, planner.config.Stack.__name__, hasattr(planner, 'x'))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.split() == ["OffloadError", "Stack", "False"]
+
+
 def test_no_module_is_called_as_a_function_is() -> None:
     """`import planner.plan as p` would give the function, and `pydoc planner.plan` the module, or the other way round."""
     modules = {path.stem for path in PACKAGE.iterdir()} - {"__init__"}
