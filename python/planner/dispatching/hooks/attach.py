@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -143,16 +144,11 @@ def attach_execution_device_hook(
     Source: accelerate 1.15, hooks.py.
     """
     require_initialised(module)
-    preloaded = text_set(preload_module_classes, "preload_module_classes")
-    require_tied_copies(tied_params_map)
+    attaching = _Attaching.of(
+        skip_keys=skip_keys, preload_module_classes=preload_module_classes, tied_params_map=tied_params_map
+    )
     present_device(execution_device)
-    if not hasattr(module, "_hf_hook") and len(module.state_dict()) > 0:
-        hook = AlignDevicesHook(execution_device, skip_keys=skip_keys, tied_params_map=tied_params_map)
-        add_hook_to_module(module, hook)
-    if _is_preloaded(module, preloaded):
-        return
-    for child in module.children():
-        attach_execution_device_hook(child, execution_device, skip_keys, preloaded, tied_params_map)
+    attaching.on_what_runs(module, execution_device, attaching.preloaded)
 
 
 def attach_align_device_hook(
@@ -182,68 +178,13 @@ def attach_align_device_hook(
     Source: accelerate 1.15, hooks.py.
     """
     require_initialised(module)
-    _require_resting(weights_map, module_name, tied_params_map)
-    preloaded = text_set(preload_module_classes, "preload_module_classes")
+    require_text(module_name, "module_name")
+    attaching = _Attaching.of(
+        weights_map, offload_buffers, skip_keys, preload_module_classes, tied_params_map
+    )
     if offload:
         require_all_offloadable(module, module_name, offload_buffers=offload_buffers)
-    _attach_aligning(
-        module,
-        execution_device,
-        offload,
-        weights_map,
-        offload_buffers,
-        module_name,
-        skip_keys,
-        preloaded,
-        tied_params_map,
-    )
-
-
-def _require_resting(weights_map: Any, module_name: Any, tied_params_map: Any) -> None:
-    if weights_map is not None:
-        require_weights(weights_map)
-    require_text(module_name, "module_name")
-    require_tied_copies(tied_params_map)
-
-
-def _attach_aligning(
-    module: nn.Module,
-    execution_device: Any,
-    offload: bool,
-    weights_map: Mapping[str, Any] | None,
-    offload_buffers: bool,
-    module_name: str,
-    skip_keys: Any,
-    preload_module_classes: frozenset[str],
-    tied_params_map: TiedCopies | None,
-) -> None:
-    whole = offload and _is_preloaded(module, preload_module_classes)
-    if whole or _holds_tensors(module):
-        hook = AlignDevicesHook(
-            execution_device=execution_device,
-            offload=offload,
-            weights_map=_below(weights_map, module_name),
-            offload_buffers=offload_buffers,
-            place_submodules=whole,
-            skip_keys=skip_keys,
-            tied_params_map=tied_params_map,
-        )
-        hook.module_name = module_name
-        add_hook_to_module(module, hook, append=True)
-    if whole:
-        return
-    for name, child in module.named_children():
-        _attach_aligning(
-            child,
-            execution_device,
-            offload,
-            weights_map,
-            offload_buffers,
-            f"{module_name}.{name}" if module_name else name,
-            skip_keys,
-            preload_module_classes,
-            tied_params_map,
-        )
+    attaching.on_parts(module, execution_device, offload, module_name, attaching.preloaded)
 
 
 def attach_align_device_hook_on_blocks(
@@ -273,93 +214,132 @@ def attach_align_device_hook_on_blocks(
     Source: accelerate 1.15, hooks.py.
     """
     require_initialised(module)
-    _require_resting(weights_map, module_name, tied_params_map)
-    preload_module_classes = text_set(preload_module_classes, "preload_module_classes")
-    if not isinstance(execution_device, Mapping) and not isinstance(offload, Mapping):
-        if offload:
-            attach_align_device_hook(
-                module,
-                execution_device,
-                True,
-                weights_map,
-                offload_buffers,
-                module_name,
-                skip_keys,
-                tied_params_map=tied_params_map,
-            )
-        else:
-            _attach_whole(module, execution_device, True, skip_keys, tied_params_map)
-        return
-    by_name = offload if isinstance(offload, Mapping) else dict.fromkeys(execution_device, offload)
-    if module_name == "":
-        _require_offloadable_blocks(module, by_name, offload_buffers=offload_buffers)
-    devices = execution_device if isinstance(execution_device, Mapping) else dict.fromkeys(by_name, execution_device)  # fmt: skip
-    if module_name in devices and module_name in by_name:
-        device = devices[module_name]
-        if by_name[module_name]:
-            attach_align_device_hook(
-                module,
-                device,
-                True,
-                weights_map,
-                offload_buffers,
-                module_name,
-                skip_keys,
-                preload_module_classes,
-                tied_params_map,
-            )
-            if not hasattr(module, "_hf_hook"):
-                border = AlignDevicesHook(device, io_same_device=module_name == "", skip_keys=skip_keys)
-                add_hook_to_module(module, border)
-            attach_execution_device_hook(module, device, skip_keys, preload_module_classes, tied_params_map)
-        else:
-            _attach_whole(module, device, module_name == "", skip_keys, tied_params_map)
-            attach_execution_device_hook(module, device, skip_keys, tied_params_map=tied_params_map)
-    elif module_name == "":
-        root = AlignDevicesHook(devices.get(""), io_same_device=True, skip_keys=skip_keys)
-        add_hook_to_module(module, root)
-    for name, child in module.named_children():
-        attach_align_device_hook_on_blocks(
-            child,
-            devices,
-            by_name,
-            weights_map,
-            offload_buffers,
-            f"{module_name}.{name}" if module_name else name,
-            skip_keys,
-            preload_module_classes,
-            tied_params_map,
-        )
-
-
-def _require_offloadable_blocks(
-    model: nn.Module, by_name: Mapping[str, bool], *, offload_buffers: bool
-) -> None:
-    for name, module in model.named_modules():
-        if by_name.get(name):
-            require_all_offloadable(module, name, offload_buffers=offload_buffers)
-
-
-def _attach_whole(
-    module: nn.Module, device: Any, io_same_device: bool, skip_keys: Any, tied: TiedCopies | None
-) -> None:
-    hook = AlignDevicesHook(
-        device,
-        io_same_device=io_same_device,
-        skip_keys=skip_keys,
-        place_submodules=True,
-        tied_params_map=tied,
+    require_text(module_name, "module_name")
+    attaching = _Attaching.of(
+        weights_map, offload_buffers, skip_keys, preload_module_classes, tied_params_map
     )
-    add_hook_to_module(module, hook)
+    if isinstance(execution_device, Mapping) or isinstance(offload, Mapping):
+        by_name = offload if isinstance(offload, Mapping) else dict.fromkeys(execution_device, offload)
+        devices = execution_device if isinstance(execution_device, Mapping) else dict.fromkeys(by_name, execution_device)  # fmt: skip
+        for name, inner in _named_below(module, module_name):
+            if name in devices and name in by_name:
+                present_device(devices[name])
+            if by_name.get(name):
+                require_all_offloadable(inner, name, offload_buffers=offload_buffers)
+        attaching.on_blocks(module, devices, by_name, module_name)
+    elif offload:
+        require_all_offloadable(module, module_name, offload_buffers=offload_buffers)
+        attaching.on_parts(module, execution_device, True, module_name, frozenset())
+    else:
+        attaching.on_whole(module, execution_device, io_same_device=True)
 
 
-def _holds_tensors(module: nn.Module) -> bool:
+def _named_below(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    for name, inner in module.named_modules():
+        yield ".".join(part for part in (prefix, name) if part), inner
+
+
+@dataclass(frozen=True, slots=True)
+class _Attaching:
+    """What all hooks of one call have in common; see :func:`attach_align_device_hook`.
+
+    Args:
+        preloaded: classes whose modules are brought in whole.
+    """
+
+    weights_map: Mapping[str, Any] | None
+    offload_buffers: bool
+    skip_keys: Any
+    preloaded: frozenset[str]
+    tied_params_map: TiedCopies | None
+
+    @classmethod
+    def of(
+        cls,
+        weights_map: Any = None,
+        offload_buffers: Any = False,
+        skip_keys: Any = None,
+        preload_module_classes: Any = None,
+        tied_params_map: Any = None,
+    ) -> _Attaching:
+        """The same, checked before anything is attached."""
+        if weights_map is not None:
+            require_weights(weights_map)
+        preloaded = text_set(preload_module_classes, "preload_module_classes")
+        require_tied_copies(tied_params_map)
+        return cls(weights_map, offload_buffers, skip_keys, preloaded, tied_params_map)
+
+    def on_what_runs(self, module: nn.Module, device: Any, preloaded: frozenset[str]) -> None:
+        """Lets each module with tensors inside, and without a hook, run on a device."""
+        if not hasattr(module, "_hf_hook") and len(module.state_dict()) > 0:
+            hook = AlignDevicesHook(device, skip_keys=self.skip_keys, tied_params_map=self.tied_params_map)
+            add_hook_to_module(module, hook)
+        if not _is_of(module, preloaded):
+            for child in module.children():
+                self.on_what_runs(child, device, preloaded)
+
+    def on_parts(
+        self, module: nn.Module, device: Any, offload: bool, name: str, preloaded: frozenset[str]
+    ) -> None:
+        """A hook on each module with tensors of its own, or on one that is brought in whole."""
+        whole = offload and _is_of(module, preloaded)
+        if whole or _has_own_tensors(module):
+            hook = AlignDevicesHook(
+                execution_device=device,
+                offload=offload,
+                weights_map=self._weights_below(name),
+                offload_buffers=self.offload_buffers,
+                place_submodules=whole,
+                skip_keys=self.skip_keys,
+                tied_params_map=self.tied_params_map,
+            )
+            hook.module_name = name
+            add_hook_to_module(module, hook, append=True)
+        for part, child in () if whole else module.named_children():
+            self.on_parts(child, device, offload, f"{name}.{part}" if name else part, preloaded)
+
+    def on_whole(self, module: nn.Module, device: Any, *, io_same_device: bool) -> None:
+        """One hook that places all tensors inside."""
+        hook = AlignDevicesHook(
+            device,
+            io_same_device=io_same_device,
+            skip_keys=self.skip_keys,
+            place_submodules=True,
+            tied_params_map=self.tied_params_map,
+        )
+        add_hook_to_module(module, hook)
+
+    def on_blocks(
+        self, module: nn.Module, devices: Mapping[str, Any], by_name: Mapping[str, bool], name: str
+    ) -> None:
+        """Hooks on the modules that are named, and one on the root, which returns results to where inputs were."""
+        is_root = name == ""
+        if name in devices and name in by_name:
+            device = devices[name]
+            if by_name[name]:
+                self.on_parts(module, device, True, name, self.preloaded)
+                if not hasattr(module, "_hf_hook"):
+                    border = AlignDevicesHook(device, io_same_device=is_root, skip_keys=self.skip_keys)
+                    add_hook_to_module(module, border)
+                self.on_what_runs(module, device, self.preloaded)
+            else:
+                self.on_whole(module, device, io_same_device=is_root)
+                self.on_what_runs(module, device, frozenset())
+        elif is_root:
+            root = AlignDevicesHook(devices.get(""), io_same_device=True, skip_keys=self.skip_keys)
+            add_hook_to_module(module, root)
+        for part, child in module.named_children():
+            self.on_blocks(child, devices, by_name, f"{name}.{part}" if name else part)
+
+    def _weights_below(self, name: str) -> PrefixedDataset | None:
+        if self.weights_map is None:
+            return None
+        return PrefixedDataset(self.weights_map, f"{name}." if name else "")
+
+
+def _has_own_tensors(module: nn.Module) -> bool:
     return any(value is not None for value in (*module._parameters.values(), *module._buffers.values()))
 
 
-def _is_preloaded(module: nn.Module, classes: Iterable[str]) -> bool:
+def _is_of(module: nn.Module, classes: frozenset[str]) -> bool:
     return type(module).__name__ in classes
-
-
-def _below(weights_map: Mapping[str, Any] | None, name: str) -> PrefixedDataset | None:
-    return None if weights_map is None else PrefixedDataset(weights_map, f"{name}." if name else "")
