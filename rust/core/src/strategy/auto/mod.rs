@@ -15,7 +15,7 @@
 //!
 //! 1. **Read** (`instance`). Devices become *bins* (they execute), at most one cpu and one disk (they hold). Units that
 //!    differ in nothing but their place become a class with a count, so a model of 80 equal layers is a handful of
-//!    numbers.
+//!    numbers. An offloaded block that is larger than every accelerator is executed by the cpu, where there is one.
 //! 2. **Runs** (`runs`). If nothing need be offloaded, each device should execute one run of consecutive units. With
 //!    sums of sizes along the execution order the longest run from a place is found by halving, and without shared
 //!    memory taking the longest run never hurts those after it. So an order of devices takes one halving per device,
