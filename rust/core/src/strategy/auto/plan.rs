@@ -15,14 +15,18 @@ pub(crate) enum Place {
 /// A place for every unit, and the bin to which offloaded ones are streamed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plan {
+    /// By unit.
     pub(crate) places: Vec<Place>,
+    /// A bin; nothing where nothing is streamed.
     pub(crate) staging_device: Option<usize>,
 }
 
 /// Bits by device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Load {
+    /// What lies there.
     pub(crate) used: Vec<u64>,
+    /// What is kept free for streaming.
     pub(crate) reserved: Vec<u64>,
 }
 
@@ -50,6 +54,7 @@ impl Plan {
         match self.places[unit as usize] {
             Place::Bin(bin) => instance.bins.get(bin).map(|bin| bin.device),
             _ if is_by_cpu => instance.cpu.map(|cpu| cpu.device),
+            // One staging device is enough for the fewest bits offloaded: see `packing::offload`.
             _ => self.staging_device.and_then(|bin| instance.bins.get(bin)).map(|bin| bin.device),
         }
     }
@@ -64,6 +69,7 @@ impl Plan {
                 seen |= 1 << executor;
             }
         }
+        // With k devices at least k runs are needed; each one more is a return.
         runs - seen.count_ones()
     }
 
@@ -71,11 +77,14 @@ impl Plan {
     pub(crate) fn unevenness(&self, instance: &Instance) -> Vec<u64> {
         let load = self.load(instance);
         let used = || instance.bins.iter().map(|bin| (load.used[bin.device as usize], bin.capacity));
+        // Whole numbers of 2^-62, rounded up: equal on every machine, as floats might not be.
         let fraction = |(used, capacity): (u64, u64)| (u128::from(used) << 62).div_ceil(u128::from(capacity)) as u64;
+        // Accelerators of no use count 0, so the peak is that of the fullest one.
         let peak = used().map(fraction).max().unwrap_or(0);
         match instance.options.fill {
             Fill::Even => vec![peak],
             Fill::Fewest => vec![used().filter(|(used, _)| *used > 0).count() as u64, peak],
+            // Compared as lists, the first device decides; the more it holds, the smaller its entry.
             Fill::InOrder => used().map(|(used, _)| u64::MAX - used).collect(),
         }
     }
@@ -90,6 +99,7 @@ impl Plan {
         for unit in 0..instance.units.len() as u32 {
             let Some(home) = self.home(instance, unit) else { continue };
             load.used[home as usize] += instance.units[unit as usize].bits;
+            // The largest block is enough: streamed blocks come one after another, `staging_blocks` of them at once.
             let mut reserve = |bin: Option<&Bin>, largest: Option<u64>| {
                 if let (Some(bin), Some(bits)) = (bin, largest) {
                     let reserved = &mut load.reserved[bin.device as usize];
@@ -101,6 +111,8 @@ impl Plan {
                 reserve(self.staging_device.and_then(|bin| instance.bins.get(bin)), class.streamed);
             }
             if place == Place::Disk {
+                // What the cpu executes from disk passes through the cpu's memory; what lies on the cpu is there
+                // already.
                 reserve(instance.cpu.as_ref(), class.hosted);
             }
         }
@@ -136,6 +148,7 @@ pub(crate) fn lay_out(instance: &Instance, places: &mut [Place], offloaded: &[bo
     on_cpu.resize(instance.classes.len(), 0);
     for unit in (0..places.len()).filter(|&unit| offloaded[unit]) {
         let left = &mut on_cpu[instance.class_of[unit] as usize];
+        // Units of a class are alike, so any of them may be on the cpu; the first ones, to be the same in every run.
         places[unit] = if *left > 0 { Place::Cpu } else { Place::Disk };
         *left = left.saturating_sub(1);
     }
