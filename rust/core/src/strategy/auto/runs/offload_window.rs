@@ -45,16 +45,20 @@ pub(crate) fn search(instance: &Instance, cost: (u64, u64), steps: &mut Steps) -
     let uses_cpu = instance.classes.iter().any(|class| class.can_offload() && class.hosted.is_some());
     let uses_bins = instance.classes.iter().any(|class| class.can_offload() && class.streamed.is_some());
     let is_too_large = instance.classes.len().saturating_mul(instance.units.len()) > MOST_COUNTS;
+    // Where the cpu and a bin both execute there would be two windows, and with shared memory sums depend on each
+    // other.
     if instance.has_shared_bins() || instance.has_shared_cpu() || is_too_large || (uses_cpu && uses_bins) {
         return (None, false);
     }
     let before = running_counts(instance);
     let (loads, mut is_complete) = loads(instance, cost, steps);
+    // A search with one staging device proves something only where no second one could be used.
     is_complete &= instance.is_plain() && loads.iter().all(|load| staging_devices::is_one(instance, &load.offloaded));
     let staging_devices: Vec<Option<usize>> =
         if uses_cpu { vec![None] } else { (0..instance.bins.len()).map(Some).collect() };
     let mut sides: Vec<Side> =
         staging_devices.iter().map(|&staging_device| Side::new(instance, staging_device, &before)).collect();
+    // The order given first, over all sides: it is preferred to any other, whichever device streams.
     for is_given_order in [true, false] {
         for side in &mut sides {
             for load in &loads {
@@ -86,6 +90,7 @@ fn running_counts(instance: &Instance) -> Vec<Vec<u32>> {
 fn loads(instance: &Instance, (goal, disk_bits): (u64, u64), steps: &mut Steps) -> (Vec<Load>, bool) {
     let forced = instance.forced_counts();
     let Some(rest) = goal.checked_sub(weigh(instance, &forced)) else { return (Vec::new(), true) };
+    // What weighs nothing changes no sum and would only multiply the vectors.
     let is_free = |&index: &usize| {
         let class = &instance.classes[index];
         class.bits > 0 && class.can_offload() && !class.is_forced_off()
@@ -98,6 +103,7 @@ fn loads(instance: &Instance, (goal, disk_bits): (u64, u64), steps: &mut Steps) 
         free.iter().zip(&vector).for_each(|(&class, &count)| offloaded[class] = count);
         let stocked = tiers(instance, &offloaded, instance.cpu.map_or(0, |cpu| cpu.capacity), steps);
         is_complete &= stocked.is_complete;
+        // Costs are compared as a pair: no more on disk than the plan already found.
         if let Some(tiers) = stocked.best.filter(|tiers| tiers.disk_bits <= disk_bits) {
             loads.push(Load { offloaded, tiers });
         }
@@ -113,9 +119,11 @@ fn vectors(instance: &Instance, free: &[usize], goal: u64, steps: &mut Steps) ->
     }
     let (mut found, mut taken, mut left) = (Vec::new(), Vec::<u32>::new(), goal);
     loop {
+        // The rest must be able to make up the sum; else this branch ends.
         if left <= after[taken.len()] {
             if let Some(&class) = free.get(taken.len()).filter(|_| left > 0) {
                 let class = &instance.classes[class];
+                // Most of the largest first: where the list is cut, the vectors with few units are in it.
                 let most = (left / class.bits).min(u64::from(class.count())) as u32;
                 left -= class.bits * u64::from(most);
                 taken.push(most);
@@ -130,6 +138,7 @@ fn vectors(instance: &Instance, free: &[usize], goal: u64, steps: &mut Steps) ->
                 found.push(vector);
             }
         }
+        // Backtrack: one less of the last class that has any.
         while taken.last() == Some(&0) {
             taken.pop();
         }
@@ -164,12 +173,15 @@ impl<'a> Side<'a> {
         let own =
             self.staging_device.map_or(Some(0), |bin| self.rooms[bin].limit.checked_sub(self.instance.room(largest)));
         let Some(own) = own else { return Some(None) };
+        // The window holds what is resident on the device and what is streamed to it.
         let most = own.saturating_add(weigh(self.instance, &load.offloaded));
         let ends = self.ends(load);
         if is_given_order {
             return self.in_given_order(load, &ends, most, steps);
         }
         if self.borders.is_none() {
+            // Two tables for all loads: how far a set of devices reaches from the front, and from where its complement
+            // takes the rest.
             let sets = Sets::new(&self.prefix, &self.rooms, &self.others, steps)?;
             let (forward, backward) =
                 (sets.forward(&self.prefix, &self.rooms), sets.backward(&self.prefix, &self.rooms));
@@ -177,6 +189,7 @@ impl<'a> Side<'a> {
             let mut borders: Vec<OffloadWindow> =
                 forward.into_iter().zip(behind).map(|(from, to)| (from as usize, to as usize)).collect();
             borders.sort_unstable();
+            // Many sets lead to the same borders, and each pair needs one look.
             borders.dedup();
             self.borders = Some(borders);
         }
@@ -195,6 +208,7 @@ impl<'a> Side<'a> {
         most: u64,
         steps: &mut Steps,
     ) -> Option<Option<OffloadWindow>> {
+        // The staging device has its place in the order; the cpu's run may be anywhere between.
         let splits = match self.staging_device {
             Some(bin) => bin..bin + 1,
             None => 0..self.others.len() + 1,
@@ -223,6 +237,7 @@ impl<'a> Side<'a> {
                     .zip(self.before)
                     .any(|(&offloaded, before)| before[end] - before[from] < offloaded)
             };
+            // Two pointers: as the start moves on, the end never moves back.
             end = end.max(from);
             while end <= count && lacks(end) {
                 end += 1;
@@ -244,6 +259,7 @@ impl<'a> Side<'a> {
         (from, to): OffloadWindow,
         steps: &mut Steps,
     ) -> Option<Option<OffloadWindow>> {
+        // From the latest start back: the window only grows, so the first that is too heavy ends it.
         for start in (0..=from).rev() {
             let end = to.max(start);
             if self.prefix.weight(start, end) > most {
@@ -276,6 +292,7 @@ impl<'a> Side<'a> {
             offloaded[unit] = *left > 0;
             *left = left.saturating_sub(1);
         };
+        // Where the window holds one end of the model, the units at that end stay resident.
         if end == self.prefix.len() && start > 0 {
             (start..end).for_each(&mut take);
         } else {
