@@ -1,17 +1,22 @@
 //! Exact packing by branch and bound, within the steps that are left.
 //!
 //! Classes are taken largest first, bins in order; a level of the search is one class on one bin, and its branches are the
-//! numbers of units put there, most first. What is left of a class after the last bin is offloaded.
+//! numbers of units put there, most first. What is left of a class after the last bin is offloaded. The bound is that
+//! of Martello and Toth (1990) for several knapsacks: all bins as one.
 
 use crate::strategy::auto::packing::{Packed, Task};
 use crate::strategy::auto::steps::Steps;
 
+/// A node of the search; `put` says which, and the other fields follow from it.
 struct Branch<'a> {
     task: &'a Task<'a>,
+    /// Those that weigh something and fit on a bin, largest first.
     classes: Vec<usize>,
     /// Bits of the classes from one on.
     after: Vec<u64>,
+    /// Room left on each bin.
     limits: Vec<u64>,
+    /// Room left in each pool.
     pools: Vec<u64>,
     /// Units put by each level.
     put: Vec<u32>,
@@ -30,6 +35,7 @@ pub(crate) fn search(task: &Task, below: Option<(u64, u64)>, packed: &mut Packed
     for (index, &class) in classes.iter().enumerate().rev() {
         after[index] = after[index + 1] + instance.classes[class].bits * u64::from(instance.classes[class].count());
     }
+    // What is in no class of the search is offloaded in every packing; what weighs nothing adds nothing.
     let forced = instance.total - after[0];
     let mut branch = Branch {
         task,
@@ -57,6 +63,7 @@ impl Branch<'_> {
         loop {
             let best =
                 packed.best.as_ref().map(crate::strategy::auto::packing::Packing::cost).into_iter().chain(below).min();
+            // No packing is below the floor, and none has less than nothing on disk.
             if best.is_some_and(|best| best <= (self.task.floor, 0)) {
                 return true;
             }
@@ -64,11 +71,14 @@ impl Branch<'_> {
                 return false;
             }
             let is_open = self.may_beat(best);
+            // A leaf: every class on every bin is settled, and what is offloaded still needs its homes.
             if is_open && self.put.len() == self.classes.len() * self.bins() {
                 if !steps.take(self.task.work()) {
                     return false;
                 }
                 let (packing, is_whole) = self.task.close(self.counts(), steps);
+                // A leaf without homes that were sought to the end is excluded; one that was cut short may have been
+                // the best.
                 is_complete &= is_whole || packing.is_some();
                 packing.into_iter().for_each(|packing| packed.offer(packing));
             } else if is_open {
@@ -84,13 +94,16 @@ impl Branch<'_> {
     /// What the best completion could cost is less than the best known.
     fn may_beat(&self, best: Option<(u64, u64)>) -> bool {
         let is_between = !self.put.is_empty() && self.put.len().is_multiple_of(self.bins());
+        // A class that must stay is not all placed: no completion is permitted.
         if is_between && self.left > 0 && self.task.must[self.classes[self.put.len() / self.bins() - 1]] {
             return false;
         }
         let Some(&class) = self.classes.get(self.put.len() / self.bins()) else {
+            // Bits on disk are not known before the leaf, so 0 stands for them: the bound stays below the truth.
             return best.is_none_or(|best| (self.offloaded_bits, 0) < best);
         };
         let is_inside = !self.put.len().is_multiple_of(self.bins());
+        // A bin too small for the smallest class takes nothing more, and is no room.
         let least = self.classes.last().map_or(0, |&class| self.task.instance.classes[class].bits);
         let rest = if is_inside {
             self.after[self.put.len() / self.bins() + 1] + self.task.instance.classes[class].bits * u64::from(self.left)
@@ -111,8 +124,10 @@ impl Branch<'_> {
         }
         let room = self.pool(bin).map_or(self.limits[bin], |pool| self.limits[bin].min(self.pools[pool]));
         let most = if class.allows(bin) { (room / class.bits).min(u64::from(self.left)) as u32 } else { 0 };
+        // Of packings that differ in the order of alike bins only one is looked at.
         let most = if self.is_like_previous(bin, index) { most.min(self.put[self.put.len() - 1]) } else { most };
         self.put.push(0);
+        // The last bin of a class: what is left counts as offloaded.
         if bin + 1 == self.bins() {
             self.offloaded_bits += class.bits * u64::from(self.left);
         }
@@ -124,6 +139,7 @@ impl Branch<'_> {
         let Some(previous) = bin.checked_sub(1) else { return false };
         let instance = self.task.instance;
         let bits = instance.classes[self.classes[index]].bits;
+        // As it was before this class: classes done earlier left the two with the same room.
         let before = self.limits[previous] + bits * u64::from(self.put[self.put.len() - 1]);
         before == self.limits[bin]
             && instance.bins[previous].pool == instance.bins[bin].pool
@@ -161,11 +177,13 @@ impl Branch<'_> {
             let Some(&count) = self.put.last() else { return false };
             let level = self.put.len() - 1;
             let (index, bin) = (level / self.bins(), level % self.bins());
+            // Fewer on the last bin would leave some of a class that must stay.
             let must = self.task.must[self.classes[index]] && bin + 1 == self.bins();
             if count > 0 && !must {
                 self.change(count - 1);
                 return true;
             }
+            // This level is done: it gives back what it took, and the level above goes on.
             self.change(0);
             if bin + 1 == self.bins() {
                 self.offloaded_bits -= self.task.instance.classes[self.classes[index]].bits * u64::from(self.left);

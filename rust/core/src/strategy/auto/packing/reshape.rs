@@ -41,19 +41,23 @@ pub(crate) fn near_runs(
     steps: &mut Steps,
 ) -> Option<Vec<Vec<u32>>> {
     let instance = task.instance;
+    // A table over bins one by one does not see a limit that is common to two of them.
     if instance.has_shared_bins() || instance.has_shared_cpu() {
         return None;
     }
+    // What is resident stays resident, and so the cost stays: only who holds it changes.
     let mut counts = vec![0u32; instance.classes.len()];
     for row in &packing.counts {
         counts.iter_mut().zip(row).for_each(|(sum, &count)| *sum += count);
     }
     let bins = instance.bins.len();
+    // From the last bin to the first, so that layer k says what the last k bins can take.
     let mut table = Table::new(task, counts, (0..bins).rev().collect())?;
     if !table.build(steps) {
         return None;
     }
     let mut rest = Rest::new(instance, packing, staging_device);
+    // INVARIANT: the bins from here on can take what `state` and `copies` still hold.
     let (mut state, mut copies) = (table.full(), table.count(table.commonest));
     let mut shaped = vec![vec![0u32; instance.classes.len()]; bins];
     for (bin, row) in shaped.iter_mut().enumerate() {
@@ -63,6 +67,7 @@ pub(crate) fn near_runs(
             row[class] = table.digit(taken, dimension) as u32;
         }
         row[table.commonest] = taken_copies as u32;
+        // Vectors are numbers with a digit for each class, and no digit borrows: subtraction is by digit.
         (state, copies) = (state - taken, copies - taken_copies);
         rest.remove(bin, row);
     }
@@ -83,10 +88,12 @@ impl<'a> Rest<'a> {
     fn wanted(&self, bin: usize, limit: u64) -> Vec<u32> {
         let mut offloaded =
             if self.staging_device == Some(bin) { self.streamed.clone() } else { vec![0; self.streamed.len()] };
+        // What is streamed to a bin lies in its run without taking its room.
         let mut left = limit.saturating_add(crate::strategy::auto::packing::weigh(self.instance, &offloaded));
         let mut wanted = vec![0u32; offloaded.len()];
         for &unit in &self.units {
             let index = self.instance.class_of[unit as usize] as usize;
+            // The run ends at the first unit that does not fit or is not permitted.
             let Some(rest) = left.checked_sub(self.instance.classes[index].bits) else { break };
             if offloaded[index] > 0 {
                 offloaded[index] -= 1;
@@ -135,6 +142,7 @@ impl<'a> Pick<'a> {
     }
 
     fn extend(&mut self, (state, dimension): (usize, usize), room: u64, distance: u64) {
+        // Distances only grow along a branch.
         if self.best.is_some_and(|(least, ..)| distance >= least) {
             return;
         }
@@ -155,7 +163,9 @@ impl<'a> Pick<'a> {
 
     /// The copies of the commonest nearest to those wanted, if the devices after this one can take the rest.
     fn offer(&mut self, state: usize, room: u64, distance: u64) {
+        // The later bins cannot take this rest at all: not a packing.
         let Some(later) = self.table.most(self.after, self.state - state) else { return };
+        // Between what the later bins leave over and what this one has room for.
         let (least, most) = (self.copies.saturating_sub(later), self.most.min(room / self.bits));
         if least > most {
             return;
