@@ -20,12 +20,14 @@ impl SmallRows {
         let mut least = vec![NEVER; 2 * width];
         for node in 1..tree.len() as NodeId {
             let parent = tree.parent(node);
+            // INVARIANT: parents come before children, so `least` of the parent says whether it is open itself.
             let is_open = parent == 0 || (layout.can_split(parent) && least[width + parent as usize] != NEVER);
             if is_open && !layout.is_alias(node) {
                 least[width + node as usize] = layout.formula_bits(node);
             }
         }
         for index in (1..width).rev() {
+            // An inner place holds the least of its two halves; place 1 is the root.
             least[index] = least[2 * index].min(least[2 * index + 1]);
         }
         Self { least, width }
@@ -39,6 +41,7 @@ impl SmallRows {
         }
         // Up to the first subtree to the right that holds such a row, then down to its first one.
         while self.least[index] > limit_bits {
+            // A right child: nothing further right below this parent.
             while index & 1 == 1 {
                 index /= 2;
                 if index <= 1 {

@@ -26,6 +26,7 @@ impl<'a> Frontier<'a> {
         let len = layout.tree().len();
         let mut frontier =
             Self { layout, split: BitSet::new(len), placed: BitSet::new(len), cursor: 0, ahead: VecDeque::new() };
+        // accelerate's list starts with the root's children, whatever the root's class.
         frontier.split.insert(0);
         frontier
     }
@@ -40,6 +41,7 @@ impl<'a> Frontier<'a> {
         }
         let tree = self.layout.tree();
         while (self.cursor as usize) < tree.len() {
+            // A placed subtree is left in one step, so the cursor meets each row at most once in a pass.
             if self.placed.contains(self.cursor) || self.layout.is_alias(self.cursor) {
                 self.cursor = tree.end(self.cursor);
             } else if self.split.contains(self.cursor) {

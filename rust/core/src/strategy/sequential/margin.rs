@@ -34,12 +34,14 @@ impl Margin {
     pub(crate) fn holds(&mut self, device: u32, shortage_bits: i64) -> bool {
         let fits = shortage_bits <= 0;
         if self.rising == Some(device) {
+            // It would hold with so much more; the least of these is where the first decision turns.
             if !fits {
                 self.rise_bits = Some(self.rise_bits.map_or(shortage_bits, |rise| rise.min(shortage_bits)));
             }
         } else if let Some(fall) = self.fall_bits.get_mut(device as usize)
             && fits
         {
+            // Losing more than this would make it fail.
             *fall = (*fall).min(shortage_bits.saturating_neg());
         }
         fits

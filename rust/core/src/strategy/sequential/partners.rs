@@ -27,9 +27,11 @@ impl Partners {
         let mut partners = Self::default();
         for group in layout.groups.crossing(node, tree.end(node)) {
             for &row in &layout.groups.members()[group as usize] {
+                // Inside, by rows; accelerate compares names with dots for this.
                 if tree.contains(node, row) {
                     continue;
                 }
+                // Placed already: it does not come along any more. Whether that is permitted, the ledger knows.
                 let Some(entry) = entry_of(row) else { continue };
                 let is_new = !partners.entries.contains(&entry);
                 if is_new {
