@@ -43,7 +43,6 @@ struct Deficit<'a> {
 
 impl Deficit<'_> {
     fn least(&mut self, steps_left: &mut u64) -> Option<u64> {
-        // A device without limit lacks nothing, and one without capacity is not in use.
         self.devices[self.device].capacity_bits.filter(|&capacity| capacity > 0)?;
         let total = self.units.iter().fold(0u64, |sum, unit| sum.saturating_add(unit.bits));
         let staged = self.units.iter().flat_map(|unit| &unit.block_bits).max().copied().unwrap_or(0);
@@ -76,7 +75,6 @@ impl Deficit<'_> {
             let halfway = low + (high - low) / 2;
             let more = step.map_or(halfway, |step| low.saturating_add(step).min(halfway));
             if self.works(more, steps_left) {
-                // The first hit ends the growing steps; from here on halving.
                 (high, step) = (more, None);
             } else {
                 low = more;

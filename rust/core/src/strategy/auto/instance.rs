@@ -126,8 +126,7 @@ impl<'a> Instance<'a> {
         for (index, unit) in self.units.iter().enumerate() {
             let largest = |by_cpu: bool| {
                 let blocks = unit.block_bits.iter().filter(|&&bits| self.is_by_cpu(bits) == by_cpu);
-                // A block's bits may count a shared tensor that the unit counts once; it never needs more room than the
-                // unit.
+                // Blocks of a unit may count shared tensors each; none needs more room than the unit.
                 blocks.map(|&bits| bits.min(unit.bits)).max()
             };
             let leads_by_cpu = unit.block_bits.first().is_some_and(|&bits| self.is_by_cpu(bits));
@@ -238,7 +237,6 @@ fn sides(devices: &[Device], options: &Options) -> Sides {
     // Host memory is one: the first cpu stands for all of them.
     let bins = if has_accelerator { bins } else { bins.into_iter().take(1).collect() };
     let may_offload = options.mode != Mode::GpuOnly;
-    // Without accelerators the cpu executes, so what lies there is not offloaded.
     let cpu = if has_accelerator && may_offload { first(DeviceKind::Cpu) } else { None };
     let disk = if options.mode == Mode::Any { first(DeviceKind::Disk) } else { None };
     let pools = options.pools.iter().map(|&pool| pool.min(UNLIMITED)).collect();

@@ -69,7 +69,6 @@ impl Plan {
                 seen |= 1 << executor;
             }
         }
-        // With k devices at least k runs are needed; each one more is a return.
         runs - seen.count_ones()
     }
 
@@ -79,7 +78,6 @@ impl Plan {
         let used = || instance.bins.iter().map(|bin| (load.used[bin.device as usize], bin.capacity));
         // Whole numbers of 2^-62, rounded up: equal on every machine, as floats might not be.
         let fraction = |(used, capacity): (u64, u64)| (u128::from(used) << 62).div_ceil(u128::from(capacity)) as u64;
-        // Accelerators of no use count 0, so the peak is that of the fullest one.
         let peak = used().map(fraction).max().unwrap_or(0);
         match instance.options.fill {
             Fill::Even => vec![peak],
@@ -111,8 +109,7 @@ impl Plan {
                 reserve(self.staging_device.and_then(|bin| instance.bins.get(bin)), class.streamed);
             }
             if place == Place::Disk {
-                // What the cpu executes from disk passes through the cpu's memory; what lies on the cpu is there
-                // already.
+                // What the cpu executes from disk passes through its memory; what lies there is there already.
                 reserve(instance.cpu.as_ref(), class.hosted);
             }
         }
@@ -148,7 +145,6 @@ pub(crate) fn lay_out(instance: &Instance, places: &mut [Place], offloaded: &[bo
     on_cpu.resize(instance.classes.len(), 0);
     for unit in (0..places.len()).filter(|&unit| offloaded[unit]) {
         let left = &mut on_cpu[instance.class_of[unit] as usize];
-        // Units of a class are alike, so any of them may be on the cpu; the first ones, to be the same in every run.
         places[unit] = if *left > 0 { Place::Cpu } else { Place::Disk };
         *left = left.saturating_sub(1);
     }

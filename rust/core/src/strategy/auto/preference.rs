@@ -32,7 +32,6 @@ struct Wish {
 pub(crate) fn prefer(search: &mut Search, devices: &[Device], found: Found) -> Found {
     let instance = search.instance;
     let rank = rank(instance, &found.plan);
-    // Nothing can be better than this rank; most models end here.
     if rank == (false, 0) {
         return found;
     }
@@ -73,7 +72,6 @@ impl Best {
         let instance = search.instance;
         let Some((units, joined)) = wish.units(instance) else { return false };
         let Ok(narrowed) = Instance::new(&units, devices, instance.options) else { return false };
-        // What the wish forces off alone costs more: no search is needed to refuse it.
         if weigh(&narrowed, &narrowed.forced_counts()) > self.cost.0 {
             return false;
         }
@@ -86,7 +84,6 @@ impl Best {
         search.steps.join(inner.steps);
         let Some(Found { plan, stage, returns_lower_bound, .. }) = answer else { return false };
         let plan = Plan {
-            // Back to the units given: each lies where the joined one that holds it does.
             places: joined.iter().map(|&unit| plan.places[unit]).collect(),
             staging_device: plan.staging_device,
         };
@@ -94,8 +91,7 @@ impl Best {
         if cost > self.cost || (cost == self.cost && rank >= self.rank) || !plan.is_valid(instance) {
             return false;
         }
-        // INVARIANT: joined siblings have one home, which is more than being run by one device; so a search over
-        // these looks at fewer plans, and its bound on returns says nothing of the others.
+        // Joined siblings share their home, too: fewer plans, whose bound on returns says nothing of the others.
         let returns_lower_bound = match (wish.groups.is_empty(), cost == self.cost) {
             (true, _) => returns_lower_bound,
             (false, true) => self.found.returns_lower_bound,
@@ -162,7 +158,6 @@ impl Unit {
         let own = self.positions.iter().copied().zip(self.block_bits.iter().copied());
         let mut blocks: Vec<(u32, u64)> =
             own.chain(other.positions.iter().copied().zip(other.block_bits.iter().copied())).collect();
-        // By position: the first block is the one by which a unit is counted.
         blocks.sort_unstable();
         (self.positions, self.block_bits) = blocks.into_iter().unzip();
     }

@@ -82,15 +82,13 @@ impl<'a> Search<'a> {
     fn resident(&mut self) -> Result<Found, u32> {
         let split = Split::nothing(self.instance);
         let all = || (0..self.instance.units.len() as u32).collect::<Vec<u32>>();
-        // INVARIANT: 1 only while every stage so far has excluded plans without a return; one that is undecided takes
-        // it back.
+        // INVARIANT: 1 only while every stage so far has excluded plans without a return.
         let mut returns = u32::from(self.instance.is_plain());
         for (stage, orders) in [(Stage::InOrder, Orders::Given), (Stage::OtherOrder, Orders::Any)] {
             let answer = runs(self.instance, &split, all(), (orders, true), &mut self.steps);
             self.note(stage, &answer, 0);
             match answer {
                 Runnable::Fits(plan) => return Ok(Found { plan, stage, lower_bound: 0, returns_lower_bound: 0 }),
-                // Cut short: a plan without returns may exist after all.
                 Runnable::Undecided => returns = 0,
                 Runnable::DoesNotFit(_) => {}
             }
@@ -130,8 +128,7 @@ impl<'a> Search<'a> {
             && staging_devices::is_one(instance, &instance.forced_counts())
             && !instance.has_shared_cpu();
         let mut returns = u32::from(is_bound);
-        // Strict: offloaded units lie in the run of their executor, so there are no returns. Then without, which may
-        // return.
+        // Strict first: offloaded units lie in the run of their executor, so there are no returns.
         let ways = [(Orders::Given, true), (Orders::Any, true), (Orders::Given, false), (Orders::Any, false)];
         for way in ways {
             let stage = if way.0 == Orders::Given { Stage::InOrder } else { Stage::OtherOrder };
@@ -159,7 +156,6 @@ impl<'a> Search<'a> {
             match runs(self.instance, &split, sequence, way, &mut self.steps) {
                 Runnable::Fits(plan) => {
                     let rank = (plan.returns(self.instance), plan.unevenness(self.instance));
-                    // Strictly less: of equal plans that of the first staging device is kept.
                     if best.as_ref().is_none_or(|(least, _)| rank < *least) {
                         best = Some((rank, plan));
                     }
@@ -199,7 +195,6 @@ impl<'a> Search<'a> {
             (Some(plan), _) => (plan, 0),
             // The search for windows was complete: no plan of this cost has no return, so one is a bound.
             (None, is_complete) if stage == Stage::Offload => (self.arranged(&offloading)?, u32::from(is_complete)),
-            // Nothing is offloaded: what excluded runs in the first stages bounds the returns here.
             _ => (self.arranged(&offloading)?, returns),
         };
         Some(Found { plan, stage, lower_bound, returns_lower_bound })
@@ -283,7 +278,6 @@ impl<'a> Search<'a> {
         let offloaded_bits = disk_bits + held(instance.cpu);
         let returns = found.plan.returns(instance);
         let certificate = Certificate {
-            // The bound is met: no plan offloads less.
             proven: found.lower_bound >= offloaded_bits,
             lower_bound_bits: found.lower_bound.min(offloaded_bits),
             gap_bits: offloaded_bits.saturating_sub(found.lower_bound),

@@ -22,7 +22,6 @@ pub fn solve(units: &[Unit], devices: &[Device], options: &Options) -> Result<So
     let mut search = Search::new(&instance, steps);
     match search.run() {
         Some(found) => {
-            // The preferences have this part and what the search has left over.
             search.steps.join(kept);
             let found = prefer(&mut search, devices, found);
             Ok(search.finish(found))
@@ -51,7 +50,6 @@ fn partial(instance: &Instance) -> Vec<u32> {
             units.by_ref().take(row[index] as usize).for_each(|&unit| homes[unit as usize] = bin.device);
         }
         for &unit in units {
-            // What weighs nothing needs no room, and lies on the first bin that may have it.
             let free = (class.bits == 0)
                 .then(|| instance.bins.iter().enumerate().find(|(bin, _)| class.allows(*bin)))
                 .flatten();

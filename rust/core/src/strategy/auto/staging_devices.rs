@@ -10,7 +10,6 @@ use crate::strategy::auto::packing::{joint_room, weigh};
 pub(crate) fn is_one(instance: &Instance, offloaded: &[u32]) -> bool {
     let classes = || instance.classes.iter().zip(offloaded).filter(|(_, count)| **count > 0).map(|(class, _)| class);
     let blocks = classes().flat_map(|class| &class.units).flat_map(|&unit| &instance.units[unit as usize].block_bits);
-    // Nothing of it is streamed, so there is no second device to stream to.
     let Some(least) = blocks.copied().filter(|&bits| !instance.is_by_cpu(bits)).min() else { return true };
     let largest = classes().filter_map(|class| class.streamed).max().unwrap_or(0);
     let capacities: Vec<u64> = instance.bins.iter().map(|bin| bin.capacity).collect();

@@ -34,7 +34,6 @@ impl Steps {
     pub(crate) fn share(&mut self, limit: u64) -> Self {
         let limit = limit.min(self.left);
         self.left -= limit;
-        // Taken out of `left`, so two parts never spend the same step.
         Self { left: limit, taken: 0 }
     }
 

@@ -27,7 +27,6 @@ impl SmallRows {
             }
         }
         for index in (1..width).rev() {
-            // An inner place holds the least of its two halves; place 1 is the root.
             least[index] = least[2 * index].min(least[2 * index + 1]);
         }
         Self { least, width }
@@ -41,7 +40,6 @@ impl SmallRows {
         }
         // Up to the first subtree to the right that holds such a row, then down to its first one.
         while self.least[index] > limit_bits {
-            // A right child: nothing further right below this parent.
             while index & 1 == 1 {
                 index /= 2;
                 if index <= 1 {

@@ -26,7 +26,6 @@ impl<'a> Frontier<'a> {
         let len = layout.tree().len();
         let mut frontier =
             Self { layout, split: BitSet::new(len), placed: BitSet::new(len), cursor: 0, ahead: VecDeque::new() };
-        // accelerate's list starts with the root's children, whatever the root's class.
         frontier.split.insert(0);
         frontier
     }

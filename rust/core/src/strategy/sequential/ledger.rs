@@ -66,7 +66,6 @@ impl Ledger {
             self.home[group as usize] = Some(device);
         }
         self.usage[device as usize].used_bits += claim.bits;
-        // A device without limit stays without limit, and the sum cannot run over.
         if self.left[device as usize] != i64::MAX {
             self.left[device as usize] -= claim.bits;
         }

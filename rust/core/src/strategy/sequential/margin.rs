@@ -41,7 +41,6 @@ impl Margin {
         } else if let Some(fall) = self.fall_bits.get_mut(device as usize)
             && fits
         {
-            // Losing more than this would make it fail.
             *fall = (*fall).min(shortage_bits.saturating_neg());
         }
         fits

@@ -78,7 +78,6 @@ fn may_hold_all(layout: &Layout, devices: &[Device], margin: &mut Margin) -> boo
         return true; // not every tensor needs a place
     }
     let is_home = |device: &&Device| !device.is_offload(devices);
-    // A bound only, by stored bytes: true still means that the pass has to be made.
     let room_bits = devices.iter().filter(is_home).fold(0i64, |sum, device| sum.saturating_add(device.limit_bits()));
     let missing_bits = layout.total_bits().saturating_sub(room_bits);
     // INVARIANT: at most one budget rises, so what all lack together, that one lacks.

@@ -27,7 +27,6 @@ impl Partners {
         let mut partners = Self::default();
         for group in layout.groups.crossing(node, tree.end(node)) {
             for &row in &layout.groups.members()[group as usize] {
-                // Inside, by rows; accelerate compares names with dots for this.
                 if tree.contains(node, row) {
                     continue;
                 }

@@ -106,7 +106,6 @@ impl<'a> Pass<'a> {
             self.place(trial, self.device, Rule::Fits);
             return Ok(());
         }
-        // In accelerate's order; each is tried only where those before it did nothing.
         let has_acted = self.split_tied(&trial)
             || self.split_current(&trial)
             || self.take_apart(&trial)
@@ -161,8 +160,7 @@ impl<'a> Pass<'a> {
             std::iter::once((trial.entry, rule)).chain(trial.partners.entries.iter().map(|&e| (e, Rule::Tied)));
         for (node, rule) in entries {
             self.frontier.place(node);
-            // Out of the living layers, but not struck from `max_layer_names`: for tied modules accelerate forgets
-            // that.
+            // Out of the living layers; from `max_layer_names` accelerate does not strike tied modules.
             self.reservation.remove(self.layout, node);
             self.outcome.placements.push(Placement { node, device, is_lead: node == trial.entry });
             self.outcome.reasons.push(Reason { rule, node, device, needed_bits: trial.needed_bits, available_bits });
@@ -184,7 +182,6 @@ impl<'a> Pass<'a> {
         let Some(&tied) = trial.partners.entries.iter().find(|&&tied| self.layout.can_split(tied)) else {
             return false;
         };
-        // `device_memory_used + module_size <= current_max_size`: the module alone would fit.
         if !self.margin.holds(self.device, trial.own_bits.saturating_sub(trial.room_bits)) {
             return false;
         }
@@ -199,8 +196,7 @@ impl<'a> Pass<'a> {
             return false;
         }
         let short_by = |bits: i64| bits.saturating_sub(trial.room_bits);
-        // `device_memory_used + module_size >= current_max_size`, hence the one bit; where it fails although all fits
-        // by the formula, the guard of stored bytes has refused, and splitting may still help.
+        // `device_memory_used + module_size >= current_max_size`, hence the one bit.
         let is_tried = self.layout.dialect == Dialect::Transformers
             || !self.margin.holds(self.device, short_by(trial.own_bits).saturating_add(1))
             || self.margin.holds(self.device, short_by(trial.needed_bits));
@@ -220,7 +216,6 @@ impl<'a> Pass<'a> {
 
     /// Replaces an entry by its children.
     fn open(&mut self, entry: NodeId) {
-        // In the list of accelerate the children take the place of the module; here a mark does.
         self.frontier.split(entry);
         self.reservation.remove(self.layout, entry);
         for child in self.layout.tree().children(entry).filter(|&child| !self.layout.is_alias(child)) {
@@ -363,7 +358,6 @@ impl<'a> Pass<'a> {
         self.note(Rule::NextDevice, trial.entry, &trial);
         let reserved_bits = self.reserved_bits();
         let claimed_bits = trial.claim.as_ref().map_or(0, Claim::bits);
-        // No device is behind it. accelerate never comes here: its list ends with a disk without limit.
         if self.device as usize + 1 == self.devices.len() {
             let missing = (trial.needed_bits.saturating_sub(trial.room_bits))
                 .max(claimed_bits.saturating_sub(self.ledger.left_bits(self.device)));

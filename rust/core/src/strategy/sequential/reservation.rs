@@ -107,7 +107,6 @@ impl Reservation {
             (_, 0) if self.epoch == 0 => (layout.formula_bits(entry), 1),
             layer => layer,
         };
-        // Only layers of the largest size have their names kept.
         if size == self.largest_bits {
             self.unmet = self.unmet.saturating_sub(u64::from(count));
         }

@@ -33,7 +33,6 @@ pub(crate) fn arrange(
     let long_runs = (0..shares.len()).filter(opens).map(|first| SweepOrder { first, prefers_long_runs: true });
     let in_order = SweepOrder { first: 0, prefers_long_runs: false };
     for sweep_order in long_runs.chain([in_order]) {
-        // The first sweep is always made: a packing without an arrangement is no plan.
         if best.is_some() && !steps.take(cost) {
             break;
         }
@@ -51,7 +50,6 @@ fn shares_of(instance: &Instance, packing: &Packing, staging_device: Option<usiz
     let mut shares = packing.counts.clone();
     shares.push(vec![0; instance.classes.len()]);
     for (index, (class, &offloaded)) in instance.classes.iter().zip(&packing.offloaded).enumerate() {
-        // Counted at its executor: returns are about the executing device, not about where a unit lies.
         let executor =
             if class.leads_by_cpu { instance.bins.len() } else { staging_device.unwrap_or(instance.bins.len()) };
         shares[executor][index] += offloaded;
@@ -74,7 +72,6 @@ fn sweep(instance: &Instance, mut shares: Shares, sweep_order: SweepOrder) -> Ve
         }
         if shares[here][class] == 0 {
             let next = next_device(instance, &mut shares, unit, sweep_order);
-            // A unit of buffers only does not count as a return, so the sweep stays where it is.
             if instance.units[unit].buffers_only {
                 shares[next][class] -= 1;
                 executors.push(next);
@@ -91,7 +88,6 @@ fn sweep(instance: &Instance, mut shares: Shares, sweep_order: SweepOrder) -> Ve
 fn next_device(instance: &Instance, shares: &mut Shares, unit: usize, sweep_order: SweepOrder) -> usize {
     let class = instance.class_of[unit] as usize;
     let able: Vec<usize> = (0..shares.len()).filter(|&device| shares[device][class] > 0).collect();
-    // In the order given, or no choice.
     if !sweep_order.prefers_long_runs || able.len() < 2 {
         return able.first().copied().unwrap_or(0);
     }

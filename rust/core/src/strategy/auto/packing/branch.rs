@@ -35,7 +35,6 @@ pub(crate) fn search(task: &Task, below: Option<(u64, u64)>, packed: &mut Packed
     for (index, &class) in classes.iter().enumerate().rev() {
         after[index] = after[index + 1] + instance.classes[class].bits * u64::from(instance.classes[class].count());
     }
-    // What is in no class of the search is offloaded in every packing; what weighs nothing adds nothing.
     let forced = instance.total - after[0];
     let mut branch = Branch {
         task,
@@ -63,7 +62,6 @@ impl Branch<'_> {
         loop {
             let best =
                 packed.best.as_ref().map(crate::strategy::auto::packing::Packing::cost).into_iter().chain(below).min();
-            // No packing is below the floor, and none has less than nothing on disk.
             if best.is_some_and(|best| best <= (self.task.floor, 0)) {
                 return true;
             }
@@ -71,14 +69,12 @@ impl Branch<'_> {
                 return false;
             }
             let is_open = self.may_beat(best);
-            // A leaf: every class on every bin is settled, and what is offloaded still needs its homes.
             if is_open && self.put.len() == self.classes.len() * self.bins() {
                 if !steps.take(self.task.work()) {
                     return false;
                 }
                 let (packing, is_whole) = self.task.close(self.counts(), steps);
-                // A leaf without homes that were sought to the end is excluded; one that was cut short may have been
-                // the best.
+                // Where the search for homes was cut short, this leaf may have been the best.
                 is_complete &= is_whole || packing.is_some();
                 packing.into_iter().for_each(|packing| packed.offer(packing));
             } else if is_open {
@@ -94,7 +90,6 @@ impl Branch<'_> {
     /// What the best completion could cost is less than the best known.
     fn may_beat(&self, best: Option<(u64, u64)>) -> bool {
         let is_between = !self.put.is_empty() && self.put.len().is_multiple_of(self.bins());
-        // A class that must stay is not all placed: no completion is permitted.
         if is_between && self.left > 0 && self.task.must[self.classes[self.put.len() / self.bins() - 1]] {
             return false;
         }
@@ -127,7 +122,6 @@ impl Branch<'_> {
         // Of packings that differ in the order of alike bins only one is looked at.
         let most = if self.is_like_previous(bin, index) { most.min(self.put[self.put.len() - 1]) } else { most };
         self.put.push(0);
-        // The last bin of a class: what is left counts as offloaded.
         if bin + 1 == self.bins() {
             self.offloaded_bits += class.bits * u64::from(self.left);
         }
@@ -183,7 +177,6 @@ impl Branch<'_> {
                 self.change(count - 1);
                 return true;
             }
-            // This level is done: it gives back what it took, and the level above goes on.
             self.change(0);
             if bin + 1 == self.bins() {
                 self.offloaded_bits -= self.task.instance.classes[self.classes[index]].bits * u64::from(self.left);

@@ -69,7 +69,6 @@ impl<'a> Task<'a> {
         let mut limits: Vec<u64> = instance.bins.iter().map(|bin| bin.capacity).collect();
         let mut pools = instance.pools.clone();
         let largest = streaming.map(|(_, largest)| largest);
-        // The room kept is out of the limits from here on, so packing itself knows nothing of streaming.
         if let Some((bin, largest)) = streaming {
             limits[bin] = limits[bin].checked_sub(instance.room(largest))?;
             if let Some(pool) = instance.bins[bin].pool {
@@ -80,12 +79,10 @@ impl<'a> Task<'a> {
         let mut task = Self { instance, limits, pools, must, floor: 0 };
         let room = joint_room(instance, &task.limits, &task.pools);
         let is_forced = |index: usize| instance.classes[index].is_forced_off();
-        // What must stay and fits nowhere, or is more than all rooms together, excludes the candidate without a search.
         if (0..task.must.len()).any(|index| task.must[index] && is_forced(index)) || task.sum(|i| task.must[i]) > room {
             return None;
         }
-        // Three bounds: what fits on no bin, total size against joint room, and the one block that is streamed if any
-        // is.
+        // Three bounds: what fits on no bin, total size against joint room, and the block that is streamed.
         task.floor = task.sum(is_forced).max(instance.total.saturating_sub(room)).max(largest.unwrap_or(0));
         Some(task)
     }
@@ -149,7 +146,6 @@ pub(crate) fn joint_room(instance: &Instance, limits: &[u64], pools: &[u64]) -> 
             None => sum = sum.saturating_add(limit),
         }
     }
-    // Members of a pool hold no more than it does, and no more than they do.
     pooled.iter().zip(pools).fold(sum, |sum, (&own, &joint)| sum.saturating_add(own.min(joint)))
 }
 
@@ -177,8 +173,7 @@ pub(crate) fn best_fit_of(task: &Task, musts: &[bool]) -> Vec<Vec<u32>> {
                 let room =
                     |bin: usize| instance.bins[bin].pool.map_or(limits[bin], |pool| limits[bin].min(pools[pool]));
                 let fits = (0..limits.len()).filter(|&bin| class.allows(bin) && room(bin) >= class.bits);
-                // Best fit: the tightest bin that takes it, so wide rooms stay whole for large units; the first of
-                // equal ones.
+                // Best fit: the tightest bin that takes it, so wide rooms stay whole; the first of equal ones.
                 let Some(bin) = fits.min_by_key(|&bin| room(bin)) else { break };
                 // All that fit at once: the next unit of the class would find the same bin the tightest.
                 let taken = (room(bin) / class.bits).min(u64::from(left)) as u32;

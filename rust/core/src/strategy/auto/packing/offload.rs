@@ -114,7 +114,6 @@ pub(crate) fn search(instance: &Instance, goal: Goal, steps: &mut Steps) -> Offl
             break;
         }
         let Some(mut part) = begin(instance, steps) else {
-            // Not begun: it and those behind it offload at least its floor.
             open = open.min(candidate.floor);
             break;
         };
@@ -122,7 +121,6 @@ pub(crate) fn search(instance: &Instance, goal: Goal, steps: &mut Steps) -> Offl
             steps.join(part);
             continue;
         };
-        // What is known from a wider problem holds for this one, too.
         let task = Task { floor: task.floor.max(goal.floor), ..task };
         // One bit more than the best on disk: packings of equal cost are wanted, too, as further choices.
         let packed = pack(&task, cost.map(|(offloaded_bits, disk_bits)| (offloaded_bits, disk_bits + 1)), &mut part);
@@ -139,7 +137,6 @@ pub(crate) fn search(instance: &Instance, goal: Goal, steps: &mut Steps) -> Offl
         found.choices.clear();
     }
     let best = found.cost().map_or(u64::MAX, |(offloaded_bits, _)| offloaded_bits);
-    // What was searched to its end has nothing below the best; what was not has its floor.
     found.lower_bound = open.min(best);
     found.is_proven = open >= best;
     found
@@ -167,8 +164,7 @@ fn narrow(instance: &Instance, candidates: &Candidates, found: &mut Offloading, 
     let sizes: Vec<u64> = candidates.descending.iter().copied().filter(|&size| size < widest).collect();
     let (mut from, mut to) = (0, sizes.len());
     while from < to && steps.take(work(instance)) {
-        // Halving: a smaller size keeps less room, but more has to stay; where best fit fails once, smaller ones mostly
-        // do, too.
+        // Halving: a smaller size keeps less room, but more has to stay, until best fit fails.
         let middle = from + (to - from) / 2;
         let streaming = Some((bin, sizes[middle]));
         let close = |task: Task| task.close(best_fit(&task), steps).0;
@@ -230,7 +226,6 @@ impl<'a> Candidates<'a> {
         let capacities: Vec<u64> = instance.bins.iter().map(|bin| bin.capacity).collect();
         let whole = joint_room(instance, &capacities, &instance.pools);
         let holders = [instance.cpu, instance.disk].into_iter().flatten();
-        // What must go and finds no room on cpu and disk together excludes a candidate.
         let most = holders.fold(0u64, |sum, holder| sum.saturating_add(holder.capacity));
         let mut ways = vec![(forced.max(instance.total.saturating_sub(whole)), None)];
         let mut descending = Vec::new();
@@ -238,7 +233,6 @@ impl<'a> Candidates<'a> {
             // The multiple knapsack bound: all rooms as one, less what is kept.
             let room = whole.checked_sub(instance.room(size)).filter(|&room| must <= room);
             let Some(room) = room.filter(|_| instance.room(size) <= instance.widest) else { continue };
-            // At least the block that is streamed is offloaded itself.
             let floor = forced.max(instance.total.saturating_sub(room)).max(size);
             if floor <= most {
                 ways.push((floor, Some(size)));
@@ -246,7 +240,6 @@ impl<'a> Candidates<'a> {
             }
         }
         ways.retain(|&(floor, _)| floor <= most);
-        // A stable sort: of equal floors nothing streamed comes first, then the larger sizes.
         ways.sort_by_key(|&(floor, _)| floor);
         Self { instance, kinds: kinds_of_bins(instance), descending, ways }
     }

@@ -88,12 +88,10 @@ impl<'a> Rest<'a> {
     fn wanted(&self, bin: usize, limit: u64) -> Vec<u32> {
         let mut offloaded =
             if self.staging_device == Some(bin) { self.streamed.clone() } else { vec![0; self.streamed.len()] };
-        // What is streamed to a bin lies in its run without taking its room.
         let mut left = limit.saturating_add(crate::strategy::auto::packing::weigh(self.instance, &offloaded));
         let mut wanted = vec![0u32; offloaded.len()];
         for &unit in &self.units {
             let index = self.instance.class_of[unit as usize] as usize;
-            // The run ends at the first unit that does not fit or is not permitted.
             let Some(rest) = left.checked_sub(self.instance.classes[index].bits) else { break };
             if offloaded[index] > 0 {
                 offloaded[index] -= 1;
@@ -142,7 +140,6 @@ impl<'a> Pick<'a> {
     }
 
     fn extend(&mut self, (state, dimension): (usize, usize), room: u64, distance: u64) {
-        // Distances only grow along a branch.
         if self.best.is_some_and(|(least, ..)| distance >= least) {
             return;
         }
@@ -163,7 +160,6 @@ impl<'a> Pick<'a> {
 
     /// The copies of the commonest nearest to those wanted, if the devices after this one can take the rest.
     fn offer(&mut self, state: usize, room: u64, distance: u64) {
-        // The later bins cannot take this rest at all: not a packing.
         let Some(later) = self.table.most(self.after, self.state - state) else { return };
         // Between what the later bins leave over and what this one has room for.
         let (least, most) = (self.copies.saturating_sub(later), self.most.min(room / self.bits));

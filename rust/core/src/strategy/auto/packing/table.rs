@@ -77,7 +77,6 @@ impl Step {
     fn extend(&mut self, next: &mut [(i64, u32)], (state, dimension): (usize, usize), room: u64) {
         let Some(&Dimension { bits, stride, left }) = self.dimensions.get(dimension) else {
             self.pairs += 1;
-            // The rest of the room takes copies of the commonest; no more than there are.
             let added = if room >= self.bits.saturating_mul(self.left) { self.left } else { room / self.bits };
             let copies = self.copies + added as i64;
             // Dominance: of two ways to a vector the one with more copies is never worse. Equal ones keep the first.
@@ -92,7 +91,6 @@ impl Step {
             if count == left || room < bits {
                 break;
             }
-            // One more unit of this dimension; the vector's number grows by its stride.
             (state, room) = (state + stride, room - bits);
         }
     }
@@ -162,14 +160,12 @@ impl<'a> Table<'a> {
         }
         let pairs = self.pairs_left;
         let is_built = self.fill();
-        // Paid for what was tried, also when it broke off.
         steps.take((pairs - self.pairs_left).div_ceil(PAIRS_PER_STEP));
         is_built
     }
 
     fn fill(&mut self) -> bool {
         let mut layer = vec![(NEVER, 0); self.len];
-        // No bin, nothing placed.
         layer[0].0 = 0;
         self.layers.push(layer);
         for at in 0..self.order.len() {
@@ -194,7 +190,6 @@ impl<'a> Table<'a> {
 
     fn step(&self, bin: usize, start: usize, copies: u64) -> Step {
         let class = &self.task.instance.classes[self.commonest];
-        // A bin that may not hold the class adds none of it.
         let left = if class.allows(bin) { self.count(self.commonest) - copies } else { 0 };
         let dimensions = self.dimensions(bin, |dimension| self.digit(start, dimension));
         Step { dimensions, bits: class.bits, left, start: start as u32, copies: copies as i64, pairs: 0 }
@@ -298,7 +293,6 @@ impl<'a> Table<'a> {
             let left_out = surplus.min(added);
             counts[bin][self.commonest] = (added - left_out) as u32;
             surplus -= left_out;
-            // Back from layer to layer, by the vector from which each entry was reached.
             state = before as usize;
         }
         counts

@@ -22,7 +22,6 @@ pub(crate) struct FoundTiers {
 pub(crate) fn tiers(instance: &Instance, offloaded: &[u32], cpu_room: u64, steps: &mut Steps) -> FoundTiers {
     let present = || instance.classes.iter().zip(offloaded).filter(|(_, count)| **count > 0);
     let total: u64 = present().map(|(class, &count)| class.bits * u64::from(count)).sum();
-    // The usual case: the cpu has room for all of it, and nothing is searched.
     if present().all(|(class, _)| class.on_cpu) && total <= cpu_room {
         return FoundTiers { best: Some(Tiers { on_cpu: offloaded.to_vec(), disk_bits: 0 }), is_complete: true };
     }
@@ -62,7 +61,6 @@ fn with_streaming(
     for (index, (class, &count)) in
         instance.classes.iter().zip(offloaded).enumerate().filter(|(_, (_, count))| **count > 0)
     {
-        // Larger than supposed: it would need more room than is kept.
         let may_disk = class.on_disk && class.hosted.is_none_or(|bits| bits <= largest);
         match (class.on_cpu, may_disk) {
             (false, false) => return (None, true),
@@ -92,7 +90,6 @@ fn subset(items: &[(usize, u64, u32)], room: u64, on_cpu: &mut [u32], steps: &mu
     for (index, &(_, bits, count)) in items.iter().enumerate().rev() {
         after[index] = after[index + 1] + bits * u64::from(count);
     }
-    // The bound by total size; a sum that meets it ends the search.
     let goal = after[0].min(room);
     let mut taken: Vec<u32> = Vec::with_capacity(items.len());
     let (mut sum, mut best, mut has_steps) = (0u64, None, true);

@@ -108,8 +108,7 @@ impl<'a> Track<'a> {
                     pools[pool] = pools[pool].checked_sub(reserved)?;
                 }
             }
-            // A pool of the cpu and one accelerator is only a smaller limit; rooms know a pool where two of them share
-            // it.
+            // A pool with one bin is only a smaller limit; rooms know a pool where two of them share it.
             limit = bin.pool.map_or(limit, |pool| limit.min(pools[pool]));
             rooms.push(Room { limit, scale: bin.capacity, pool: bin.pool.filter(|_| !is_alone) });
         }
@@ -130,7 +129,6 @@ impl<'a> Track<'a> {
                 // Buffers do not count as returns, so they do not tie a run to the executor.
                 (true, _) if !is_strict || instance.units[unit as usize].buffers_only => (0, u128::MAX),
                 (true, _) if instance.class(unit).leads_by_cpu => (0, cpu_bit),
-                // Offloaded units lie in the run of the device that executes them, and only there.
                 (true, Some(bin)) => (0, 1 << bin),
                 (true, None) => (0, 0),
             });
@@ -141,7 +139,6 @@ impl<'a> Track<'a> {
     /// The bins in the order given, the cpu's run anywhere among theirs.
     fn with_cpu_anywhere(&self, given: &[usize]) -> Result<Runs, usize> {
         let mut furthest = 0;
-        // The order given does not say where the cpu's run is; the end is tried first.
         for at in (0..=given.len()).rev() {
             let mut order = given.to_vec();
             order.insert(at, given.len());

@@ -77,13 +77,11 @@ fn even(prefix: &Prefix, rooms: &[Room], runs: Runs) -> Runs {
         }
         fits
     };
-    // Pınar and Aykanat's bisection. INVARIANT: `best` has the peak `top`, and no spread over these rooms has one below
-    // `low`.
+    // INVARIANT: `best` has the peak `top`, and no spread over these rooms has one below `low`.
     while high > low && high - low > NARROW {
         let middle = low + (high - low) / 2;
         let limit = |room: usize| (u128::from(middle) * u128::from(rooms[room].scale) / u128::from(WHOLE)) as u64;
         if probe(&limit, &mut best, &mut top) {
-            // The peak found may be lower than the limit asked for.
             high = middle.min(fraction(top));
         } else {
             low = middle;
@@ -125,7 +123,6 @@ fn centre(prefix: &Prefix, rooms: &[Room], runs: Runs, (used, scale): Peak) -> R
         ends.push(end);
         from = end;
     }
-    // Borders that end short of the last unit are no spread; the one that is known stays.
     if from < prefix.len() { runs } else { Runs { rooms: runs.rooms, ends } }
 }
 

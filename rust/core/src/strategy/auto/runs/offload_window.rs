@@ -45,8 +45,7 @@ pub(crate) fn search(instance: &Instance, cost: (u64, u64), steps: &mut Steps) -
     let uses_cpu = instance.classes.iter().any(|class| class.can_offload() && class.hosted.is_some());
     let uses_bins = instance.classes.iter().any(|class| class.can_offload() && class.streamed.is_some());
     let is_too_large = instance.classes.len().saturating_mul(instance.units.len()) > MOST_COUNTS;
-    // Where the cpu and a bin both execute there would be two windows, and with shared memory sums depend on each
-    // other.
+    // A cpu and a bin that both execute make two windows; with shared memory sums depend on each other.
     if instance.has_shared_bins() || instance.has_shared_cpu() || is_too_large || (uses_cpu && uses_bins) {
         return (None, false);
     }
@@ -103,7 +102,6 @@ fn loads(instance: &Instance, (goal, disk_bits): (u64, u64), steps: &mut Steps) 
         free.iter().zip(&vector).for_each(|(&class, &count)| offloaded[class] = count);
         let stocked = tiers(instance, &offloaded, instance.cpu.map_or(0, |cpu| cpu.capacity), steps);
         is_complete &= stocked.is_complete;
-        // Costs are compared as a pair: no more on disk than the plan already found.
         if let Some(tiers) = stocked.best.filter(|tiers| tiers.disk_bits <= disk_bits) {
             loads.push(Load { offloaded, tiers });
         }
@@ -119,7 +117,6 @@ fn vectors(instance: &Instance, free: &[usize], goal: u64, steps: &mut Steps) ->
     }
     let (mut found, mut taken, mut left) = (Vec::new(), Vec::<u32>::new(), goal);
     loop {
-        // The rest must be able to make up the sum; else this branch ends.
         if left <= after[taken.len()] {
             if let Some(&class) = free.get(taken.len()).filter(|_| left > 0) {
                 let class = &instance.classes[class];
@@ -138,7 +135,6 @@ fn vectors(instance: &Instance, free: &[usize], goal: u64, steps: &mut Steps) ->
                 found.push(vector);
             }
         }
-        // Backtrack: one less of the last class that has any.
         while taken.last() == Some(&0) {
             taken.pop();
         }
@@ -180,8 +176,7 @@ impl<'a> Side<'a> {
             return self.in_given_order(load, &ends, most, steps);
         }
         if self.borders.is_none() {
-            // Two tables for all loads: how far a set of devices reaches from the front, and from where its complement
-            // takes the rest.
+            // Two tables for all loads: how far a set reaches from the front, and from where its complement takes over.
             let sets = Sets::new(&self.prefix, &self.rooms, &self.others, steps)?;
             let (forward, backward) =
                 (sets.forward(&self.prefix, &self.rooms), sets.backward(&self.prefix, &self.rooms));
@@ -189,7 +184,6 @@ impl<'a> Side<'a> {
             let mut borders: Vec<OffloadWindow> =
                 forward.into_iter().zip(behind).map(|(from, to)| (from as usize, to as usize)).collect();
             borders.sort_unstable();
-            // Many sets lead to the same borders, and each pair needs one look.
             borders.dedup();
             self.borders = Some(borders);
         }

@@ -148,19 +148,16 @@ impl Prefix {
         let everything: Vec<usize> = (0..rooms.len()).collect();
         let sets = Sets::new(self, rooms, &everything, steps)?;
         let table = sets.backward(self, rooms);
-        // All rooms together do not reach back to the first unit in any order: proven.
         if table[sets.full()] > 0 {
             return Some(Err(()));
         }
-        // Greedy from the front: the first device given that leaves the rest enough is taken, so the order is the
-        // nearest to the one given. INVARIANT: the rooms of `set` take all from `from` on.
+        // INVARIANT: the rooms of `set` take all from `from` on. The first device given that keeps this is next.
         let (mut set, mut from) = (sets.full(), 0);
         let mut order: Vec<usize> = Vec::with_capacity(rooms.len());
         for _ in rooms {
             for (room, &Room { limit, .. }) in rooms.iter().enumerate().filter(|(room, _)| !order.contains(room)) {
                 let kind = sets.kind_of[room];
                 let end = self.reach(room, limit, from);
-                // The set without this room takes over at or before the end of this room's run.
                 if table[set - sets.strides[kind]] as usize <= end {
                     order.push(room);
                     (set, from) = (set - sets.strides[kind], end);
@@ -179,7 +176,6 @@ impl Prefix {
 
 impl Stops {
     fn new(masks: &[u128], room: usize) -> Option<Self> {
-        // No table for a room without a stop; most models pin nothing.
         if masks.iter().all(|mask| mask >> room & 1 == 1) {
             return None;
         }
@@ -259,13 +255,11 @@ impl Sets {
         step: impl Fn(usize, usize) -> u32,
         better: fn(u32, u32) -> u32,
     ) -> Vec<u32> {
-        // Each step is looked up once for each border and kind; the table itself then only reads.
         let steps: Vec<Vec<u32>> =
             self.members.iter().map(|&room| (0..=units).map(|border| step(room, border)).collect()).collect();
         let mut table = vec![start; self.len];
         let mut digits = vec![0usize; self.members.len()];
         for set in 1..self.len {
-            // The digits of the set: counting up by one, with carry.
             for (digit, &count) in digits.iter_mut().zip(&self.counts) {
                 if *digit < count {
                     *digit += 1;

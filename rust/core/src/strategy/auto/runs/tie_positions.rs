@@ -42,7 +42,6 @@ pub(crate) fn other_places(instance: &Instance, steps: &mut Steps) -> (Option<Pl
 
 /// Sequences other than by first positions, and whether those are all.
 fn sequences(instance: &Instance) -> (Vec<Vec<u32>>, bool) {
-    // Only these have a choice; all others keep their first position.
     let tied: Vec<usize> = (0..instance.units.len()).filter(|&unit| instance.units[unit].positions.len() > 1).collect();
     let places: Vec<Vec<u32>> = tied.iter().map(|&unit| places_of(instance, unit)).collect();
     let count = places.iter().fold(1usize, |count, places| count.saturating_mul(places.len()));
@@ -63,7 +62,6 @@ fn sequences(instance: &Instance) -> (Vec<Vec<u32>>, bool) {
             all.push(sequence);
         }
     }
-    // The first is the sequence that the stages before have tried.
     all.remove(0);
     (all, count <= MOST_SEQUENCES)
 }
