@@ -88,13 +88,13 @@
 //!   bound of step 3. `proven` says that the bound is met; a failure's `is_proven` that every candidate's search ended
 //!   without a plan.
 //! - Bits on disk are exact for the packings looked at, but there is no certificate of them.
-//! - Without shared memory, runs in the order given and in any order are exact. With a joint limit the longest run is a
-//!   heuristic.
+//! - Without shared memory, runs in the order given and in any order are exact. Where accelerators share memory, the
+//!   longest run is a heuristic: that runs in the order given do not fit says then only that longest runs do not.
 //! - `returns_lower_bound` is 0 unless a complete search excluded plans without returns; beyond 1 nothing is ever
 //!   proven.
-//! - Heuristics, never part of a proof: best fit, other places of tied units beyond those tried, reshape and arrange,
-//!   which of several packings of equal cost is arranged, siblings that hinder each other, the missing capacity when
-//!   questions run out.
+//! - Heuristics, which prove nothing unless they meet the bound: best fit, other places of tied units beyond those
+//!   tried, reshape and arrange, which of several packings of equal cost is arranged, siblings that hinder each other,
+//!   the missing capacity when questions run out.
 //!
 //! # Literature
 //!

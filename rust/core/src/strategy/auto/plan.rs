@@ -1,4 +1,4 @@
-//! A plan while it is searched for: where each unit lies, and who executes what is offloaded.
+//! A plan while it is searched for: where each unit lies, and which device executes what is offloaded.
 
 use crate::strategy::auto::instance::{Bin, Instance};
 use crate::strategy::auto::packing::tiers::Tiers;

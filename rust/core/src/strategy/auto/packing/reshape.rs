@@ -45,7 +45,7 @@ pub(crate) fn near_runs(
     if instance.has_shared_bins() || instance.has_shared_cpu() {
         return None;
     }
-    // What is resident stays resident, and so the cost stays: only who holds it changes.
+    // What is resident stays resident, and so the cost stays: only its holder changes.
     let mut counts = vec![0u32; instance.classes.len()];
     for row in &packing.counts {
         counts.iter_mut().zip(row).for_each(|(sum, &count)| *sum += count);
