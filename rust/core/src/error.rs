@@ -3,8 +3,8 @@
 use crate::ids::NodeId;
 
 /// Why there is no tree, no layout or no plan.
+// Not `non_exhaustive`: the binding must not compile before it knows what a new variant means in Python.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum Error {
     /// Occurs when the tree names more modules and tensors than ids exist for, as shared modules nested in shared
     /// modules do: each level doubles the names.

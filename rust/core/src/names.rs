@@ -9,8 +9,8 @@ pub fn is_number(part: &str) -> bool {
     !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Local names or class names. Equal strings may have several ids: whoever adds them knows which are the same, and looking
-/// that up again would cost more than it saves.
+/// Local names or class names. Equal strings may have several ids: the tree's builder knows which are the same, and
+/// looking that up again would cost more than it saves.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Names {
     text: String,

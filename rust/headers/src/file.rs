@@ -73,14 +73,14 @@ fn read_within(path: &Path, read_bytes: &AtomicU64) -> Result<Vec<Entry>, Header
     parse(&header, file_bytes - 8 - said)
 }
 
-/// The file and its length; what was opened is looked at, so nobody can put something else in its place meanwhile.
+/// The file and its length; what was opened is looked at, so no other file can take its place meanwhile.
 fn open_regular(path: &Path) -> Result<(File, u64), HeaderError> {
     let mut options = OpenOptions::new();
     options.read(true);
     #[cfg(unix)]
     {
         use std::os::unix::fs::OpenOptionsExt;
-        // A pipe would keep the caller waiting for somebody to write into it.
+        // A pipe would keep the caller waiting until another process writes into it.
         options.custom_flags(libc::O_NONBLOCK);
     }
     let file = options.open(path).map_err(|error| from_io(&error))?;

@@ -36,7 +36,7 @@ pub struct JoinError {
     pub reason: String,
 }
 
-/// Joins files; `index` gives the file of each name.
+/// Joins files; `index` says the file of each name.
 ///
 /// A name in several files is one tensor if the index says which and the copies are alike. Tensors that the index does not
 /// list are kept, because loaders load them.

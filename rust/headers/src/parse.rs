@@ -60,7 +60,7 @@ fn entry((name, info): &(String, TensorInfo)) -> Entry {
         name: name.clone(),
         dtype: info.dtype,
         shape: info.shape.clone(),
-        // Checked by `Metadata::new` before anybody sees the entry.
+        // Checked by `Metadata::new` before the entry is returned.
         bytes: end.saturating_sub(start) as u64,
     }
 }

@@ -180,7 +180,9 @@ impl Blocks {
                 let tried = attempts(&tried);
                 Ok(Py::new(py, AutoFailure { unit, more_bits, is_proven, best_partial, tried })?.into_any())
             }
-            Err(other) => Err(PyValueError::new_err(other.to_string())),
+            Err(error @ (Failure::TooManyDevices { .. } | Failure::TooLarge)) => {
+                Err(PyValueError::new_err(error.to_string()))
+            }
         }
     }
 }

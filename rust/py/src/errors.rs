@@ -30,18 +30,20 @@ fn raise(py: Python<'_>, class: &str, message: String, said: &[(&str, &str)]) ->
 
 /// A core error that is about the tree; `name_of` turns a row into its name.
 pub(crate) fn from_core(py: Python<'_>, error: Error, name_of: impl Fn(u32) -> String) -> PyErr {
-    let name = match error {
-        Error::SizeOverflow { node, .. } | Error::Exhausted { node, .. } => name_of(node),
-        _ => String::new(),
-    };
-    let message = match error {
-        Error::TreeTooLarge { limit } => format!(
-            "the model names more than {limit} modules and tensors; shared modules inside shared modules multiply names"
+    // No branch for "any other": a new variant does not compile until its meaning in Python is decided.
+    let (message, name) = match error {
+        Error::TreeTooLarge { limit } => (
+            format!(
+                "the model names more than {limit} modules and tensors; shared modules inside shared modules multiply names"
+            ),
+            String::new(),
         ),
-        Error::SizeOverflow { limit_bytes, .. } => {
-            format!("'{name}' makes the model larger than {limit_bytes} bytes, the most that can be planned")
+        Error::ImpossibleName { .. } => (error.to_string(), String::new()),
+        Error::SizeOverflow { node, limit_bytes } => {
+            let name = name_of(node);
+            (format!("'{name}' makes the model larger than {limit_bytes} bytes, the most that can be planned"), name)
         }
-        other => other.to_string(),
+        Error::Exhausted { node, .. } => (error.to_string(), name_of(node)),
     };
     invalid_tree(py, message, name)
 }

@@ -3,7 +3,7 @@
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
-/// What a function gives for each row, in their order; the GIL is released meanwhile.
+/// What a function returns for each row, in their order; the GIL is released meanwhile.
 pub(crate) fn on_all_cores<Row, Answer>(
     py: Python<'_>,
     rows: &[Row],

@@ -1,4 +1,4 @@
-//! Order of modules of an architecture that nobody knows, by what their names say.
+//! Order of modules of an unknown architecture, by what their names say.
 
 use std::cmp::Ordering;
 

@@ -27,7 +27,7 @@ pub struct Form {
     pub buffers: Vec<Slot>,
 }
 
-/// The forms of an architecture, the model's own first; none for an architecture that nobody knows.
+/// The forms of an architecture, the model's own first; none for an unknown architecture.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outline {
     forms: Vec<Form>,

@@ -1,7 +1,7 @@
 //! Which blocks must share a device because they share tensors, whatever the dialects notice of it.
 //!
 //! A *part* is the smallest part that can be placed: a module that cannot be split, or a direct tensor of one that can.
-//! Parts that share a tensor, parameter or buffer, directly or through others, form a *group*. Whoever places any part of
+//! Parts that share a tensor, parameter or buffer, directly or through others, form a *group*. Placing any part of
 //! a group commits its device to all of it, and its bytes are taken then. In a valid device map every group lies on one
 //! device, so this never forbids what a valid map does.
 

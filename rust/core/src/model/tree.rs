@@ -132,7 +132,7 @@ impl Tree {
         (tensor, self.dtypes[tensor.dtype as usize])
     }
 
-    /// Class id of a module row; 0 for tensors never reaches a caller, who asks for modules only.
+    /// Class id of a module row; 0 for tensors never reaches a caller, for callers ask for modules only.
     pub(crate) fn class_id(&self, node: NodeId) -> u32 {
         self.content[node as usize]
     }

@@ -47,6 +47,7 @@ impl Deficit<'_> {
         let total = self.units.iter().fold(0u64, |sum, unit| sum.saturating_add(unit.bits));
         let staged = self.units.iter().flat_map(|unit| &unit.block_bits).max().copied().unwrap_or(0);
         let kept = staged.saturating_mul(u64::from(self.options.staging_blocks));
+        // INVARIANT: `high` works and `low` does not. With room for all and for streaming, more capacity is of no use.
         let mut high = total.saturating_add(kept).min(UNLIMITED);
         if !self.works(high, steps_left) {
             return None;
@@ -57,6 +58,7 @@ impl Deficit<'_> {
         // From what is lacking in sum in growing steps, for that is near the answer, and then by halves.
         let mut low = total.saturating_sub(self.joint_capacity()).saturating_sub(1).min(high - 1);
         for turn in self.turns().into_iter().filter(|turn| (low + 1..high).contains(turn)).collect::<Vec<u64>>() {
+            // An end between two questions leaves `high`, which works: too large, never too small.
             if self.questions == 0 {
                 break;
             }
@@ -88,11 +90,13 @@ impl Deficit<'_> {
         let is_card = |device: &&Device| device.kind == DeviceKind::Accelerator;
         let capacity = |device: &Device| device.capacity_bits.unwrap_or(UNLIMITED);
         let own = &self.devices[self.device];
+        // Where nothing is streamed, more capacity asks for nothing more.
         if !is_card(&own) || self.options.mode == Mode::GpuOnly || self.options.execute_offloaded == Execute::Cpu {
             return Vec::new();
         }
         let widest = self.devices.iter().filter(is_card).map(capacity).max().unwrap_or(0);
         let blocks = self.units.iter().flat_map(|unit| unit.block_bits.iter().map(|&bits| bits.min(unit.bits)));
+        // At `bits - capacity` the block is streamed, so the last amount before that is one less.
         let mut turns: Vec<u64> = blocks.filter(|&bits| bits > widest).map(|bits| bits - 1 - capacity(own)).collect();
         turns.sort_unstable();
         turns.dedup();
@@ -113,6 +117,7 @@ impl Deficit<'_> {
         let device = &mut devices[self.device];
         device.capacity_bits = device.capacity_bits.map(|capacity| capacity.saturating_add(more));
         let mut options = self.options.clone();
+        // The limit of its pool rises with it, else the extra capacity would not count.
         let pool = device.pool.and_then(|pool| options.pools.get_mut(pool as usize));
         pool.into_iter().for_each(|pool| *pool = pool.saturating_add(more));
         let Ok(instance) = Instance::new(self.units, &devices, &options) else { return false };

@@ -12,7 +12,9 @@ pub(crate) const UNLIMITED: u64 = u64::MAX / 256;
 /// A device that may execute, or that may hold what is offloaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bin {
+    /// Its number among the devices given; bins are numbered by themselves.
     pub(crate) device: u32,
+    /// Bits, above 0 and at most [`UNLIMITED`]; no more than its pool's.
     pub(crate) capacity: u64,
     /// Set only where another device of the search shares the memory.
     pub(crate) pool: Option<usize>,
@@ -21,6 +23,7 @@ pub(crate) struct Bin {
 /// Units that differ in nothing but their place.
 #[derive(Debug, Clone)]
 pub(crate) struct Class {
+    /// Of each unit.
     pub(crate) bits: u64,
     /// The largest block that is streamed to a bin when it is offloaded; nothing where the cpu executes all of them.
     pub(crate) streamed: Option<u64>,
@@ -28,10 +31,13 @@ pub(crate) struct Class {
     pub(crate) hosted: Option<u64>,
     /// The cpu executes the first block, by which a unit is counted, when it is offloaded.
     pub(crate) leads_by_cpu: bool,
-    /// Bins it may be at home on and that are large enough for it.
+    /// Bins it may be at home on and that are large enough for it: bit `b` stands for bin `b`.
     pub(crate) bins: u64,
+    /// It may be offloaded to the cpu: permitted, and what of it the cpu must execute has a cpu.
     pub(crate) on_cpu: bool,
+    /// The same of the disk.
     pub(crate) on_disk: bool,
+    /// Numbers of its units, ascending, never empty.
     pub(crate) units: Vec<u32>,
 }
 
@@ -61,21 +67,29 @@ impl Class {
 /// Everything that does not change during the search.
 #[derive(Debug)]
 pub(crate) struct Instance<'a> {
+    /// In execution order; the number of a unit is its place here, and its bits add up to `total`.
     pub(crate) units: &'a [Unit],
+    /// Of all devices given, also of those without capacity; at most 64, for homes are bits of a word.
     pub(crate) device_count: usize,
+    /// As given; `mode` has done its part in `cpu` and `disk` already.
     pub(crate) options: &'a Options,
-    /// Otherwise the cpu is the only bin.
+    /// An accelerator has capacity; otherwise the cpu is the only bin, and there is none if there is no cpu either.
     pub(crate) has_accelerator: bool,
-    /// Devices that execute, in the order given.
+    /// Devices that execute, in the order given; all are accelerators, or the only one is the cpu.
     pub(crate) bins: Vec<Bin>,
+    /// Holds what is offloaded; never a bin at the same time.
     pub(crate) cpu: Option<Bin>,
+    /// Holds what is offloaded and is in no pool.
     pub(crate) disk: Option<Bin>,
+    /// Joint capacity by pool; of use only where a `Bin` has the pool.
     pub(crate) pools: Vec<u64>,
-    /// Largest first.
+    /// Largest first, each unit in exactly one; equal keys make one class, so the order is the same for every run.
     pub(crate) classes: Vec<Class>,
+    /// By unit, the number of its class: `classes[class_of[u]].units` contains `u`.
     pub(crate) class_of: Vec<u32>,
     /// Capacity of the widest bin: a block larger than that is executed by the cpu.
     pub(crate) widest: u64,
+    /// Bits of all units; below [`UNLIMITED`], so that sums of a few such numbers do not overflow.
     pub(crate) total: u64,
 }
 
@@ -107,13 +121,16 @@ impl<'a> Instance<'a> {
     }
 
     fn classify(&mut self) {
+        // A sorted map: the order of classes decides ties in the search, and must not hang on a hasher.
         let mut classes: BTreeMap<_, Vec<u32>> = BTreeMap::new();
         for (index, unit) in self.units.iter().enumerate() {
             let largest = |by_cpu: bool| {
                 let blocks = unit.block_bits.iter().filter(|&&bits| self.is_by_cpu(bits) == by_cpu);
+                // Blocks of a unit may count shared tensors each; none needs more room than the unit.
                 blocks.map(|&bits| bits.min(unit.bits)).max()
             };
             let leads_by_cpu = unit.block_bits.first().is_some_and(|&bits| self.is_by_cpu(bits));
+            // All that the search asks of a unit but its place; what is left out here must not decide anything.
             let key = (Reverse(unit.bits), largest(false), largest(true), leads_by_cpu, unit.homes);
             classes.entry(key).or_default().push(index as u32);
         }
@@ -121,6 +138,7 @@ impl<'a> Instance<'a> {
         for ((Reverse(bits), streamed, hosted, leads_by_cpu, homes), units) in classes {
             let may = |bin: &Bin| homes >> bin.device & 1 == 1;
             let fits = self.bins.iter().enumerate().filter(|(_, bin)| may(bin) && bits <= bin.capacity);
+            // What only the cpu can execute is not offloaded without one, not even to disk.
             let can_execute = hosted.is_none() || self.cpu.is_some();
             let class = Class {
                 bits,
@@ -140,7 +158,7 @@ impl<'a> Instance<'a> {
     }
 
     /// The cpu executes a block of this size when it is offloaded. That is a matter of one block: a unit is streamed block
-    /// by block, so joining blocks changes nobody's executor.
+    /// by block, so no block's executor changes when blocks are joined.
     pub(crate) fn is_by_cpu(&self, block_bits: u64) -> bool {
         self.has_accelerator && (block_bits > self.widest || self.options.execute_offloaded == Execute::Cpu)
     }
@@ -204,16 +222,19 @@ fn sides(devices: &[Device], options: &Options) -> Sides {
         let own = device.capacity_bits.unwrap_or(UNLIMITED).min(UNLIMITED);
         pool_of(device).map_or(own, |pool| own.min(options.pools[pool]))
     };
+    // A device without capacity neither holds nor executes, and decides nothing about the others.
     let live = || devices.iter().enumerate().filter(|(_, device)| capacity_of(device) > 0);
     let has_accelerator = live().any(|(_, device)| device.kind == DeviceKind::Accelerator);
     let executes = if has_accelerator { DeviceKind::Accelerator } else { DeviceKind::Cpu };
     let make = |(index, device): (usize, &Device)| Bin {
         device: index as u32,
         capacity: capacity_of(device),
+        // A pool with one live member is no more than a smaller capacity, which `capacity_of` has seen to.
         pool: pool_of(device).filter(|&pool| live().filter(|(_, other)| pool_of(other) == Some(pool)).count() > 1),
     };
     let first = |kind| live().find(|(_, device)| device.kind == kind).map(make);
     let bins: Vec<Bin> = live().filter(|(_, device)| device.kind == executes).map(make).collect();
+    // Host memory is one: the first cpu stands for all of them.
     let bins = if has_accelerator { bins } else { bins.into_iter().take(1).collect() };
     let may_offload = options.mode != Mode::GpuOnly;
     let cpu = if has_accelerator && may_offload { first(DeviceKind::Cpu) } else { None };

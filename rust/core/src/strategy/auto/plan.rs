@@ -1,4 +1,4 @@
-//! A plan while it is searched for: where each unit lies, and who executes what is offloaded.
+//! A plan while it is searched for: where each unit lies, and which device executes what is offloaded.
 
 use crate::strategy::auto::instance::{Bin, Instance};
 use crate::strategy::auto::packing::tiers::Tiers;
@@ -15,14 +15,18 @@ pub(crate) enum Place {
 /// A place for every unit, and the bin to which offloaded ones are streamed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plan {
+    /// By unit.
     pub(crate) places: Vec<Place>,
+    /// A bin; nothing where nothing is streamed.
     pub(crate) staging_device: Option<usize>,
 }
 
 /// Bits by device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Load {
+    /// What lies there.
     pub(crate) used: Vec<u64>,
+    /// What is kept free for streaming.
     pub(crate) reserved: Vec<u64>,
 }
 
@@ -50,6 +54,7 @@ impl Plan {
         match self.places[unit as usize] {
             Place::Bin(bin) => instance.bins.get(bin).map(|bin| bin.device),
             _ if is_by_cpu => instance.cpu.map(|cpu| cpu.device),
+            // One staging device is enough for the fewest bits offloaded: see `packing::offload`.
             _ => self.staging_device.and_then(|bin| instance.bins.get(bin)).map(|bin| bin.device),
         }
     }
@@ -71,11 +76,13 @@ impl Plan {
     pub(crate) fn unevenness(&self, instance: &Instance) -> Vec<u64> {
         let load = self.load(instance);
         let used = || instance.bins.iter().map(|bin| (load.used[bin.device as usize], bin.capacity));
+        // Whole numbers of 2^-62, rounded up: equal on every machine, as floats might not be.
         let fraction = |(used, capacity): (u64, u64)| (u128::from(used) << 62).div_ceil(u128::from(capacity)) as u64;
         let peak = used().map(fraction).max().unwrap_or(0);
         match instance.options.fill {
             Fill::Even => vec![peak],
             Fill::Fewest => vec![used().filter(|(used, _)| *used > 0).count() as u64, peak],
+            // Compared as lists, the first device decides; the more it holds, the smaller its entry.
             Fill::InOrder => used().map(|(used, _)| u64::MAX - used).collect(),
         }
     }
@@ -90,6 +97,7 @@ impl Plan {
         for unit in 0..instance.units.len() as u32 {
             let Some(home) = self.home(instance, unit) else { continue };
             load.used[home as usize] += instance.units[unit as usize].bits;
+            // The largest block is enough: streamed blocks come one after another, `staging_blocks` of them at once.
             let mut reserve = |bin: Option<&Bin>, largest: Option<u64>| {
                 if let (Some(bin), Some(bits)) = (bin, largest) {
                     let reserved = &mut load.reserved[bin.device as usize];
@@ -101,6 +109,7 @@ impl Plan {
                 reserve(self.staging_device.and_then(|bin| instance.bins.get(bin)), class.streamed);
             }
             if place == Place::Disk {
+                // What the cpu executes from disk passes through its memory; what lies there is there already.
                 reserve(instance.cpu.as_ref(), class.hosted);
             }
         }

@@ -1,7 +1,7 @@
 //! Among plans that cost the same: the first block at home on a device that executes, then siblings run by one device.
 //!
 //! Both spare crossings that no border can: a model asks its first block where its inputs belong, and adds up what
-//! siblings such as embeddings give. Each wish is tried as a constraint, and a plan that keeps it and costs no more is
+//! siblings such as embeddings return. Each wish is tried as a constraint, and a plan that keeps it and costs no more is
 //! taken. The first block's is exact where the search ends by itself; siblings are joined to be tried, all groups at once
 //! and then one after another, so of several groups that hinder each other it may keep fewer than could be kept.
 
@@ -36,6 +36,7 @@ pub(crate) fn prefer(search: &mut Search, devices: &[Device], found: Found) -> F
         return found;
     }
     let mut best = Best { rank, cost: cost(instance, &found.plan), found };
+    // All at once first: one search where all wishes can be kept, which is the usual case.
     let all = Wish { has_first: true, groups: (0..instance.options.siblings.len()).collect() };
     if best.try_wish(search, devices, &all) {
         return best.found;
@@ -43,20 +44,24 @@ pub(crate) fn prefer(search: &mut Search, devices: &[Device], found: Found) -> F
     let mut wish = Wish { has_first: !rank.0, groups: Vec::new() };
     if rank.0 {
         let first = Wish { has_first: true, groups: Vec::new() };
+        // Lexicographic: what was gained stays a constraint for what is tried after it.
         wish.has_first = best.try_wish(search, devices, &first) || best.exchange_first(instance);
     }
     let split = (0..instance.options.siblings.len()).filter(|&group| is_split(instance, &best.found.plan, group));
     for group in split.take(MOST_GROUPS).collect::<Vec<usize>>() {
         wish.groups.push(group);
         if !best.try_wish(search, devices, &wish) {
+            // A group that cannot be kept beside the others is given up, so that it does not hinder the next ones.
             wish.groups.pop();
         }
     }
     best.found
 }
 
+/// The best plan so far.
 struct Best {
     rank: Rank,
+    /// Bits offloaded, and of these on disk.
     cost: (u64, u64),
     found: Found,
 }
@@ -70,8 +75,10 @@ impl Best {
         if weigh(&narrowed, &narrowed.forced_counts()) > self.cost.0 {
             return false;
         }
+        // Half each time: a wish that cannot be decided leaves steps for the next.
         let part = search.steps.share(search.steps.left().div_ceil(2));
         let mut inner = Search::new(&narrowed, Steps::new(part.left()));
+        // The bound of the whole instance holds for every part of it, and the search may end when it is met.
         inner.goal = Goal { floor: self.found.lower_bound, most: Some(self.cost), is_any: false };
         let answer = inner.run();
         search.steps.join(inner.steps);
@@ -84,7 +91,7 @@ impl Best {
         if cost > self.cost || (cost == self.cost && rank >= self.rank) || !plan.is_valid(instance) {
             return false;
         }
-        // Who joins siblings looks at fewer plans than keep them together.
+        // Joined siblings share their home, too: fewer plans, whose bound on returns says nothing of the others.
         let returns_lower_bound = match (wish.groups.is_empty(), cost == self.cost) {
             (true, _) => returns_lower_bound,
             (false, true) => self.found.returns_lower_bound,
@@ -102,6 +109,7 @@ impl Best {
         let is_home = |&&unit: &&u32| matches!(places[unit as usize], Place::Bin(_));
         let Some(&like) = instance.class(first as u32).units.iter().find(is_home) else { return false };
         let mut plan = self.found.plan.clone();
+        // Units of a class are exchangeable, so this changes no sum; only returns could grow, and `rank` does not ask.
         plan.places.swap(first, like as usize);
         let rank = rank(instance, &plan);
         let is_better = rank < self.rank && plan.is_valid(instance);
@@ -113,13 +121,14 @@ impl Best {
 }
 
 impl Wish {
-    /// Units that keep the wish, and for each unit of the scene the one that it is part of; nothing where one of them may
+    /// Units that keep the wish, and for each unit of the instance the one that it is part of; nothing where one of them may
     /// lie nowhere.
     fn units(&self, instance: &Instance) -> Option<(Vec<Unit>, Vec<usize>)> {
         let executing = instance.bins.iter().fold(0u64, |mask, bin| mask | 1 << bin.device);
         let mut lead: Vec<usize> = (0..instance.units.len()).collect();
         for group in self.groups.iter().map(|&group| &instance.options.siblings[group]) {
             let Some(&least) = group.iter().min() else { continue };
+            // The first of the group leads, because units stand at their first position.
             group.iter().for_each(|&unit| lead[unit as usize] = least as usize);
         }
         let mut units: Vec<Unit> = Vec::with_capacity(instance.units.len());

@@ -1,4 +1,4 @@
-//! What the solver takes and gives.
+//! What the solver takes and returns.
 
 /// Marks a unit of a partial plan that found no place.
 pub const UNPLACED: u32 = u32::MAX;
@@ -103,7 +103,7 @@ pub enum Stage {
 /// How a stage ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verdict {
-    /// It gave a plan.
+    /// It found a plan.
     Fits,
     /// It has no plan.
     DoesNotFit,
@@ -120,16 +120,16 @@ pub struct Attempt {
     pub verdict: Verdict,
     /// First unit left over where units are taken in order.
     pub unit: Option<u32>,
-    /// What was offloaded, where it gave a plan.
+    /// What was offloaded, where it found a plan.
     pub offloaded_bits: Option<u64>,
 }
 
 /// How good the plan is known to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Certificate {
-    /// No plan offloads less. A plan gives every unit one home that it may have, and every offloaded block a device that
-    /// executes it and keeps room for it: any accelerator, or the cpu where the block is larger than every accelerator or
-    /// offloaded blocks are to run there.
+    /// No plan offloads less. In a plan every unit has one home that it may have, and every offloaded block a device
+    /// that executes it and keeps room for it: any accelerator, or the cpu where the block is larger than every
+    /// accelerator or offloaded blocks are to run there.
     pub proven: bool,
     /// No plan offloads less than this.
     pub lower_bound_bits: u64,
@@ -137,7 +137,8 @@ pub struct Certificate {
     pub gap_bits: u64,
     /// Changes of the executing device, less those that its number of devices needs.
     pub returns: u32,
-    /// No plan with as much offloaded, as much on disk, and as much of what is preferred to fewer returns, returns less often.
+    /// No plan with as much offloaded, as much on disk, and as much of what is preferred to fewer returns, returns less
+    /// often.
     pub returns_lower_bound: u32,
     /// Steps taken.
     pub steps: u64,

@@ -16,18 +16,27 @@ use crate::strategy::auto::steps::Steps;
 
 /// A plan and what is known of it.
 pub(crate) struct Found {
+    /// Valid: see `Plan::is_valid`.
     pub(crate) plan: Plan,
+    /// Which stage found it.
     pub(crate) stage: Stage,
+    /// No plan offloads fewer bits.
     pub(crate) lower_bound: u64,
+    /// No plan of the same cost returns less often; 0 or 1.
     pub(crate) returns_lower_bound: u32,
 }
 
 /// Stages that were tried, and the plan of the last one.
 pub(crate) struct Search<'a> {
+    /// Never changed: every stage looks at the same problem.
     pub(crate) instance: &'a Instance<'a>,
+    /// Left and taken, of this search alone; parts that were shared out are joined again before the next stage.
     pub(crate) steps: Steps,
+    /// One entry for each stage that ended, in the order in which they were tried; only the last one may say `Fits`.
     pub(crate) tried: Vec<Attempt>,
+    /// Of use after a failure: true where every way of placing was excluded and none was cut short.
     pub(crate) is_proven: bool,
+    /// What is known before the search, and which plans are of use; read by the last stage only.
     pub(crate) goal: Goal,
 }
 
@@ -46,6 +55,7 @@ impl<'a> Search<'a> {
 
     /// Whether there is a plan, which is found sooner than a good one.
     pub(crate) fn is_feasible(&mut self) -> bool {
+        // Runs first: where they exist they are found in a few steps, and any plan will do.
         let goal = Goal { is_any: true, ..Goal::default() };
         self.as_runs().is_ok() || !offload::search(self.instance, goal, &mut self.steps).choices.is_empty()
     }
@@ -54,6 +64,7 @@ impl<'a> Search<'a> {
     fn as_runs(&mut self) -> Result<Found, u32> {
         let forced = weigh(self.instance, &self.instance.forced_counts());
         let has_forced = self.instance.classes.iter().any(crate::strategy::auto::instance::Class::is_forced_off);
+        // What fits on no bin is offloaded in every plan; if that is all, nothing better exists and the bound is met.
         if has_forced { self.with_forced(forced) } else { self.resident() }
     }
 
@@ -71,6 +82,7 @@ impl<'a> Search<'a> {
     fn resident(&mut self) -> Result<Found, u32> {
         let split = Split::nothing(self.instance);
         let all = || (0..self.instance.units.len() as u32).collect::<Vec<u32>>();
+        // INVARIANT: 1 only while every stage so far has excluded plans without a return.
         let mut returns = u32::from(self.instance.is_plain());
         for (stage, orders) in [(Stage::InOrder, Orders::Given), (Stage::OtherOrder, Orders::Any)] {
             let answer = runs(self.instance, &split, all(), (orders, true), &mut self.steps);
@@ -81,6 +93,7 @@ impl<'a> Search<'a> {
                 Runnable::DoesNotFit(_) => {}
             }
         }
+        // Runs at other places of tied units may return: a unit counts at its first position in any case.
         let (plan, is_complete) = tie_positions::other_places(self.instance, &mut self.steps);
         let answer = match plan {
             Some(plan) => Runnable::Fits(plan),
@@ -103,9 +116,11 @@ impl<'a> Search<'a> {
             (0..instance.units.len() as u32).map(|unit| instance.class(unit).is_forced_off()).collect();
         let room = instance.cpu.map_or(0, |cpu| cpu.capacity);
         let stocked = tiers(instance, &instance.forced_counts(), room, &mut self.steps);
+        // No homes for what must be offloaded: the last stage finds the same, and says so.
         let Some(tiers) = stocked.best else { return Err(0) };
         let streams = instance.classes.iter().any(|class| class.is_forced_off() && class.streamed.is_some());
         let staging_devices: Vec<Option<usize>> =
+            // Which device streams decides where the window is, so each of them is tried.
             if streams { (0..instance.bins.len()).map(Some).collect() } else { vec![None] };
         let split = Split { offloaded, tiers, staging_device: None };
         // Pools: other blocks in the memory that cpu and cards share could leave the cards more room.
@@ -113,6 +128,7 @@ impl<'a> Search<'a> {
             && staging_devices::is_one(instance, &instance.forced_counts())
             && !instance.has_shared_cpu();
         let mut returns = u32::from(is_bound);
+        // Strict first: offloaded units lie in the run of their executor, so there are no returns.
         let ways = [(Orders::Given, true), (Orders::Any, true), (Orders::Given, false), (Orders::Any, false)];
         for way in ways {
             let stage = if way.0 == Orders::Given { Stage::InOrder } else { Stage::OtherOrder };
@@ -144,6 +160,7 @@ impl<'a> Search<'a> {
                         best = Some((rank, plan));
                     }
                 }
+                // One undecided device makes the whole undecided: it cannot be excluded any more.
                 Runnable::DoesNotFit(_) if matches!(failed, Runnable::Undecided) => {}
                 answer => failed = answer,
             }
@@ -154,6 +171,7 @@ impl<'a> Search<'a> {
     /// Units anywhere, offloaded or not.
     fn anywhere(&mut self, returns: u32) -> Option<Found> {
         let instance = self.instance;
+        // A quarter is kept for the shape: a plan that returns often is of little use, however well it is packed.
         let mut part = self.steps.share(self.steps.left() / 4 * 3);
         let offloading = offload::search(instance, self.goal, &mut part);
         self.steps.join(part);
@@ -164,8 +182,10 @@ impl<'a> Search<'a> {
             self.tried.push(Attempt { stage, verdict, unit: None, offloaded_bits: None });
             return None;
         };
+        // One search answers two stages: whether it offloads nothing says which of them has found the plan.
         let stage = if cost.0 == 0 { Stage::Scattered } else { Stage::Offload };
         if stage == Stage::Offload {
+            // Scattered is excluded only by a bound above zero; a plan that offloads is no proof.
             let verdict = if offloading.lower_bound > 0 { Verdict::DoesNotFit } else { Verdict::Undecided };
             self.tried.push(Attempt { stage: Stage::Scattered, verdict, unit: None, offloaded_bits: None });
         }
@@ -173,6 +193,7 @@ impl<'a> Search<'a> {
         let lower_bound = offloading.lower_bound;
         let (plan, returns_lower_bound) = match self.without_returns(cost) {
             (Some(plan), _) => (plan, 0),
+            // The search for windows was complete: no plan of this cost has no return, so one is a bound.
             (None, is_complete) if stage == Stage::Offload => (self.arranged(&offloading)?, u32::from(is_complete)),
             _ => (self.arranged(&offloading)?, returns),
         };
@@ -181,6 +202,7 @@ impl<'a> Search<'a> {
 
     /// A plan of this cost in which every device has one run.
     fn without_returns(&mut self, cost: (u64, u64)) -> (Option<Plan>, bool) {
+        // Without offloading such a plan would be one of runs, and these were tried.
         if cost.0 == 0 {
             return (None, false);
         }
@@ -209,16 +231,19 @@ impl<'a> Search<'a> {
             for staging_device in staging_devices {
                 let least = best.as_ref().map(|((returns, _), _)| *returns);
                 let work = (instance.units.len() * instance.bins.len() / 2 + 1) as u64;
+                // Runs were tried before, so one return is the least that can be hoped for here.
                 if least.is_some_and(|least| least <= 1 || !self.steps.take(work)) {
                     break;
                 }
                 let mut packing: Packing = choice.packing.clone();
                 if let (Some(one), Some(other)) = (choice.staging_device, staging_device) {
+                    // Alike bins may be exchanged with all that they hold, without changing the cost.
                     packing.counts.swap(one, other);
                 }
                 for packing in self.shapes(packing, staging_device) {
                     let plan = arrange(instance, &packing, staging_device, &mut self.steps);
                     let rank = (plan.returns(instance), staging_device.unwrap_or(0));
+                    // Checked, not assumed: exchanged bins and reshaped counts must still be permitted.
                     if best.as_ref().is_none_or(|(least, _)| rank < *least) && plan.is_valid(instance) {
                         best = Some((rank, plan));
                     }
@@ -236,6 +261,7 @@ impl<'a> Search<'a> {
         let shaped = Task::new(self.instance, streaming)
             .and_then(|task| near_runs(&task, &packing, staging_device, &mut self.steps))
             .map(|counts| Packing { counts, ..packing.clone() });
+        // Both are arranged: reshaping is a heuristic, and the packing as found may turn out better.
         shaped.into_iter().chain([packing]).collect()
     }
 

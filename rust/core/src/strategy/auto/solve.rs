@@ -17,6 +17,7 @@ const PREFERENCE_PARTS: u64 = 8;
 pub fn solve(units: &[Unit], devices: &[Device], options: &Options) -> Result<Solution, Failure> {
     let instance = Instance::new(units, devices, options)?;
     let mut steps = Steps::new(options.search_steps);
+    // Kept apart, for a hard packing would use up all that it is given.
     let kept = steps.share(options.search_steps / PREFERENCE_PARTS);
     let mut search = Search::new(&instance, steps);
     match search.run() {
@@ -26,6 +27,7 @@ pub fn solve(units: &[Unit], devices: &[Device], options: &Options) -> Result<So
             Ok(search.finish(found))
         }
         None => {
+            // A failure shows what would fit and what is lacking, so that budgets can be changed with reason.
             let best_partial = partial(&instance);
             let unit = best_partial.iter().position(|&home| home == UNPLACED).unwrap_or(0) as u32;
             let more_bits = deficit::to_work(units, devices, options);
@@ -36,6 +38,7 @@ pub fn solve(units: &[Unit], devices: &[Device], options: &Options) -> Result<So
 
 /// Homes of as many bits as fit by best fit, first on devices that execute, then on the others.
 fn partial(instance: &Instance) -> Vec<u32> {
+    // Without room for streaming: the picture of as much as fits, not a plan that would run.
     let task = Task::relaxed(instance);
     let counts = best_fit(&task);
     let mut homes = vec![UNPLACED; instance.units.len()];

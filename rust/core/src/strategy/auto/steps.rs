@@ -15,6 +15,7 @@ impl Steps {
     /// Takes steps; false when so many are not left.
     pub(crate) fn take(&mut self, count: u64) -> bool {
         let is_enough = count <= self.left;
+        // All that is left goes: work was done for it, and the next question fails at once.
         let count = count.min(self.left);
         self.left -= count;
         self.taken += count;

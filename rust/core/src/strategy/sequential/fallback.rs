@@ -20,6 +20,7 @@ impl SmallRows {
         let mut least = vec![NEVER; 2 * width];
         for node in 1..tree.len() as NodeId {
             let parent = tree.parent(node);
+            // INVARIANT: parents come before children, so `least` of the parent says whether it is open itself.
             let is_open = parent == 0 || (layout.can_split(parent) && least[width + parent as usize] != NEVER);
             if is_open && !layout.is_alias(node) {
                 least[width + node as usize] = layout.formula_bits(node);

@@ -40,6 +40,7 @@ impl<'a> Frontier<'a> {
         }
         let tree = self.layout.tree();
         while (self.cursor as usize) < tree.len() {
+            // A placed subtree is left in one step, so the cursor meets each row at most once in a pass.
             if self.placed.contains(self.cursor) || self.layout.is_alias(self.cursor) {
                 self.cursor = tree.end(self.cursor);
             } else if self.split.contains(self.cursor) {

@@ -1,4 +1,4 @@
-//! The only accounting: bytes used per device, by the dialect's formula and as stored, and where shared_groups lie.
+//! The only accounting: bytes used per device, by the dialect's formula and as stored, and where shared groups lie.
 
 use crate::ids::NodeId;
 use crate::model::layout::Layout;
@@ -16,7 +16,7 @@ pub(crate) struct Ledger {
 #[derive(Debug)]
 pub(crate) struct Claim {
     bits: i64,
-    shared_groups: Vec<u32>,
+    shared_groups: Vec<u32>, // those that are not committed yet
 }
 
 impl Ledger {
@@ -42,8 +42,10 @@ impl Ledger {
         let mut bits = 0;
         for &node in nodes {
             layout.shared_groups.touching(layout.tree(), node, &mut shared_groups);
+            // Tensors in no group count where they lie; those of a group count as a whole, once.
             bits += layout.shared_groups.loose_bits(node);
         }
+        // What is committed here already was paid for by the part that committed it.
         shared_groups.retain(|&group| self.home[group as usize] != Some(device));
         if shared_groups.iter().any(|&group| self.home[group as usize].is_some()) {
             return None;
@@ -60,6 +62,7 @@ impl Ledger {
     /// Takes what was claimed.
     pub(crate) fn meet(&mut self, claim: Claim, device: u32) {
         for group in claim.shared_groups {
+            // INVARIANT: a group's home is set once and never changes; `claim` refuses any other device.
             self.home[group as usize] = Some(device);
         }
         self.usage[device as usize].used_bits += claim.bits;
@@ -79,7 +82,7 @@ impl Ledger {
         self.usage[device as usize].reserved_bits = bits;
     }
 
-    /// Devices to which shared_groups inside a row are committed, each once.
+    /// Devices to which shared groups inside a row are committed, each once and in order.
     pub(crate) fn homes(&self, layout: &Layout, node: NodeId) -> Vec<u32> {
         let mut shared_groups = Vec::new();
         layout.shared_groups.touching(layout.tree(), node, &mut shared_groups);

@@ -34,6 +34,7 @@ impl Margin {
     pub(crate) fn holds(&mut self, device: u32, shortage_bits: i64) -> bool {
         let fits = shortage_bits <= 0;
         if self.rising == Some(device) {
+            // It would hold with so much more; the least of these is where the first decision turns.
             if !fits {
                 self.rise_bits = Some(self.rise_bits.map_or(shortage_bits, |rise| rise.min(shortage_bits)));
             }

@@ -3,6 +3,12 @@
 //! Source: `infer_auto_device_map`, accelerate 1.15, utils/modeling.py; where the dialect says so, transformers 5.23,
 //! integrations/accelerate.py. The repairs are listed in `ARCHITECTURE.md`. The chief of them: whatever the formula says,
 //! a module is only placed where its stored bytes fit and where everything that shares tensors with it may lie, too.
+//!
+//! An example: modules `a`, `b`, `c` of 2, 1 and 3 bytes, an accelerator of 4, a cpu of 6, with fallback. The largest
+//! module (3) is kept free on the accelerator, which leaves 1: `a` does not fit and cannot be split; the accelerator
+//! is empty, so a smaller one is looked for, and `b` goes there. `a` still does not fit, and the next device is the
+//! cpu, which keeps 3 as well: 2 <= 6 - 3 holds `a`. No module is left beside `c`, so nothing is kept, and 2 + 3 <=
+//! 6. It is the example of the crate's first page.
 
 mod fallback;
 mod frontier;
@@ -55,6 +61,7 @@ fn run(
     options: &SequentialOptions,
     margin: &mut Margin,
 ) -> Result<Outcome, Error> {
+    // Room for offloaded layers is of use only if some are, which a first pass without it shows.
     if options.reserve == Reserve::IfOffloaded && may_hold_all(layout, devices, margin) {
         let pass = Pass::new(layout, devices, options.fallback, false, margin);
         if let Some(outcome) = pass.run_unless_offloading() {

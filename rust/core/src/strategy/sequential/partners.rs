@@ -30,6 +30,7 @@ impl Partners {
                 if tree.contains(node, row) {
                     continue;
                 }
+                // Placed already: it does not come along any more. Whether that is permitted, the ledger knows.
                 let Some(entry) = entry_of(row) else { continue };
                 let is_new = !partners.entries.contains(&entry);
                 if is_new {

@@ -1,4 +1,6 @@
 //! One pass of the sequential strategy: devices in order, modules in order, with or without a reservation.
+//!
+//! Names such as `current_max_size` in comments are those of accelerate's `infer_auto_device_map`, whose loop this is.
 
 use crate::devices::{Device, DeviceKind};
 use crate::error::Error;
@@ -16,15 +18,15 @@ use crate::strategy::sequential::reservation::Reservation;
 pub(crate) struct Pass<'a> {
     layout: &'a Layout,
     devices: &'a [Device],
-    margin: &'a mut Margin,
+    margin: &'a mut Margin, // every comparison with a budget goes through it
     is_reserving: bool,
     fallback: bool,
     frontier: Frontier<'a>,
     reservation: Reservation,
     ledger: Ledger,
-    small_rows: Option<SmallRows>,
-    device: u32,
-    is_filling: bool, // the fallback goes on after its first find; only where nothing is reserved
+    small_rows: Option<SmallRows>, // made by the first fallback; most passes need none
+    device: u32,                   // never falls: there is no way back to an earlier device
+    is_filling: bool,              // the fallback goes on after its first find; only where nothing is reserved
     outcome: Outcome,
 }
 
@@ -90,13 +92,16 @@ impl<'a> Pass<'a> {
 
     /// Places an entry, splits something, or goes to the next device: the rows of the truth table, in order.
     fn treat(&mut self, entry: NodeId) -> Result<(), Error> {
+        // `max_layer_names = [n for n in max_layer_names if n != name and ...]`.
         self.reservation.meet(self.layout, entry);
         let homes = self.ledger.homes(self.layout, entry);
+        // Ours, before any of accelerate's rules: part of it is committed elsewhere, so it cannot go here.
         if homes.iter().any(|&home| home != self.device) {
             self.treat_bound(entry, &homes);
             return Ok(());
         }
         let trial = self.try_current(entry);
+        // `device_memory_used + module_size_with_ties <= current_max_size`.
         if self.fits(&trial) {
             self.place(trial, self.device, Rule::Fits);
             return Ok(());
@@ -108,6 +113,7 @@ impl<'a> Pass<'a> {
         match homes.is_empty() {
             _ if has_acted => {}
             true => self.next_device(trial)?,
+            // All of its committed parts lie here already: it must stay here, however it gets in.
             false => self.treat_bound(entry, &homes),
         }
         Ok(())
@@ -125,6 +131,7 @@ impl<'a> Pass<'a> {
     fn try_current(&mut self, entry: NodeId) -> Trial {
         let reserved_bits = self.reserved_bits();
         self.ledger.note_reserved(reserved_bits, self.device);
+        // `current_max_size`, less `max_layer_size` on main devices; none for the disk.
         let limit = self.devices[self.device as usize].formula_limit_bits();
         let room_bits = match limit {
             i64::MAX => i64::MAX,
@@ -138,6 +145,7 @@ impl<'a> Pass<'a> {
         let own_bits = self.layout.formula_bits(entry);
         let mut unit = vec![entry];
         unit.extend(&partners.entries);
+        // Two measures: accelerate's formula against what it calls available, and stored bytes against the budget.
         let claim = self.ledger.claim(self.layout, &unit, self.device);
         let needed_bits = own_bits.saturating_add(partners.extra_bits);
         let by_formula = needed_bits.saturating_sub(room_bits);
@@ -147,10 +155,12 @@ impl<'a> Pass<'a> {
 
     fn place(&mut self, trial: Trial, device: u32, rule: Rule) {
         let available_bits = trial.room_bits.min(self.ledger.left_bits(device));
+        // The module first, then those tied to it, in the order in which they are met: the order of the map's keys.
         let entries =
             std::iter::once((trial.entry, rule)).chain(trial.partners.entries.iter().map(|&e| (e, Rule::Tied)));
         for (node, rule) in entries {
             self.frontier.place(node);
+            // Out of the living layers; from `max_layer_names` accelerate does not strike tied modules.
             self.reservation.remove(self.layout, node);
             self.outcome.placements.push(Placement { node, device, is_lead: node == trial.entry });
             self.outcome.reasons.push(Reason { rule, node, device, needed_bits: trial.needed_bits, available_bits });
@@ -186,6 +196,7 @@ impl<'a> Pass<'a> {
             return false;
         }
         let short_by = |bits: i64| bits.saturating_sub(trial.room_bits);
+        // `device_memory_used + module_size >= current_max_size`, hence the one bit.
         let is_tried = self.layout.dialect == Dialect::Transformers
             || !self.margin.holds(self.device, short_by(trial.own_bits).saturating_add(1))
             || self.margin.holds(self.device, short_by(trial.needed_bits));
@@ -199,6 +210,7 @@ impl<'a> Pass<'a> {
 
     fn split(&mut self, entry: NodeId) {
         self.open(entry);
+        // `max_layer_size, max_layer_names = get_max_layer_size(...)` after every split.
         self.reservation.refresh(self.layout, None);
     }
 
@@ -239,6 +251,7 @@ impl<'a> Pass<'a> {
     /// The device is empty and the entry cannot go there: something smaller may.
     fn place_fallback(&mut self, blocked: &Trial) -> bool {
         let device = &self.devices[self.device as usize];
+        // `device_memory_used[device] == 0 and fallback_allocation and device != "disk"`.
         let used = self.ledger.formula_used_bits(self.device);
         if !self.fallback || device.kind == DeviceKind::Disk || !(used == 0 || self.is_filling) {
             return false;
@@ -250,7 +263,9 @@ impl<'a> Pass<'a> {
         for ancestor in path {
             self.open(ancestor);
         }
+        // accelerate looks for one smaller module on an empty device; a pass that reserves nothing goes on with more.
         self.is_filling = !self.is_reserving;
+        // accelerate puts what it found at the head of its list, so its names are struck out as if its turn had come.
         self.reservation.meet_out_of_turn(self.layout, trial.entry);
         self.place(trial, self.device, Rule::Fallback);
         true
@@ -260,11 +275,14 @@ impl<'a> Pass<'a> {
     fn find_fallback(&mut self, blocked: NodeId, limit_bits: i64) -> Option<(Trial, Vec<NodeId>)> {
         let layout = self.layout;
         let mut small_rows = self.small_rows.take().unwrap_or_else(|| SmallRows::new(layout));
+        // Entries before the blocked one are placed, and what is inside of it was refused with it.
         let start = layout.tree().end(blocked);
         let (mut from, mut found) = (start, None);
         while let Some(row) = small_rows.next(from, limit_bits) {
+            // Preorder: a child comes after its parent, so a module is tried whole before its parts.
             from = row + 1;
             let Some(path) = self.frontier.ancestors_to_split(row).filter(|_| !self.frontier.is_split(row)) else {
+                // Placed and split rows never come back, so each is met here at most once in a pass.
                 small_rows.forget(row);
                 continue;
             };
@@ -310,6 +328,7 @@ impl<'a> Pass<'a> {
 
     /// An entry that shares a tensor with something on an earlier device follows it there, as far as it must.
     fn treat_bound(&mut self, entry: NodeId, homes: &[u32]) {
+        // The first of several; with several the claim fails, and the entry is split to send each part to its own.
         let home = homes[0];
         let own_bits = self.layout.formula_bits(entry);
         let claim = self.ledger.claim(self.layout, &[entry], home);
@@ -349,6 +368,7 @@ impl<'a> Pass<'a> {
                 placed: self.outcome.placements.iter().map(|p| (p.node, p.device)).collect(),
             });
         }
+        // `device_memory_used + current_memory_reserved`: what was kept free counts as used once the device is left.
         self.ledger.add_formula(reserved_bits, self.device);
         self.device += 1;
         self.is_filling = false;

@@ -28,6 +28,7 @@ impl Reservation {
         let mut first: BTreeMap<i64, u64> = BTreeMap::new();
         for child in tree.children(0).filter(|&child| !layout.is_alias(child)) {
             reservation.add(layout, child);
+            // `get_max_layer_size` is called with the root's children and, at the start only, its direct tensors.
             if !tree.is_module(child) {
                 *first.entry(layout.formula_bits(child)).or_default() += 1;
             }
@@ -66,9 +67,11 @@ impl Reservation {
 
     /// The current entry is treated: its layers are struck out, once, and a new largest is sought when none is left.
     pub(crate) fn meet(&mut self, layout: &Layout, entry: NodeId) {
+        // The same entry comes again on the next device; names are struck out once, until they are collected anew.
         if self.met != Some((entry, self.epoch)) {
             self.strike(layout, entry);
         }
+        // The entry was taken from the list before the search: its own layers do not count.
         if self.unmet == 0 {
             self.refresh(layout, Some(entry));
         }
@@ -94,11 +97,13 @@ impl Reservation {
                 break;
             }
         }
+        // Names that were struck out before this say nothing of the new ones.
         self.epoch += 1;
     }
 
     fn strike(&mut self, layout: &Layout, entry: NodeId) {
         let (size, count) = match layout.largest_layer(entry) {
+            // A direct tensor of the root is a layer in the first collection only.
             (_, 0) if self.epoch == 0 => (layout.formula_bits(entry), 1),
             layer => layer,
         };

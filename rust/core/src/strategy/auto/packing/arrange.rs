@@ -28,6 +28,7 @@ pub(crate) fn arrange(
     let shares = shares_of(instance, packing, staging_device);
     let mut best: Option<(u32, Plan)> = None;
     let cost = (instance.units.len() * shares.len() / 2 + 1) as u64;
+    // A sweep that begins where the first unit is not to be had would begin elsewhere all the same.
     let opens = |first: &usize| instance.class_of.first().is_none_or(|&class| shares[*first][class as usize] > 0);
     let long_runs = (0..shares.len()).filter(opens).map(|first| SweepOrder { first, prefers_long_runs: true });
     let in_order = SweepOrder { first: 0, prefers_long_runs: false };
@@ -62,6 +63,7 @@ fn sweep(instance: &Instance, mut shares: Shares, sweep_order: SweepOrder) -> Ve
     let mut here = sweep_order.first;
     for unit in 0..instance.units.len() {
         let class = instance.class_of[unit] as usize;
+        // What weighs nothing is in no count and stays with its neighbour where it may, at no return.
         if instance.classes[class].bits == 0 && !instance.classes[class].is_forced_off() {
             let mask = instance.classes[class].bins;
             let stays = here < instance.bins.len() && instance.classes[class].allows(here);
@@ -89,6 +91,7 @@ fn next_device(instance: &Instance, shares: &mut Shares, unit: usize, sweep_orde
     if !sweep_order.prefers_long_runs || able.len() < 2 {
         return able.first().copied().unwrap_or(0);
     }
+    // The longest run from here needs the next change latest; of equal ones the first device.
     let longest =
         able.into_iter().max_by_key(|&device| (run(instance, &mut shares[device], unit), usize::MAX - device));
     longest.unwrap_or(0)
@@ -105,6 +108,7 @@ fn run(instance: &Instance, share: &mut [u32], from: usize) -> usize {
         }
         end += 1;
     }
+    // The counts were used up for trying; this puts them back, which is cheaper than a copy.
     for &class in &instance.class_of[from..end] {
         share[class as usize] += u32::from(instance.classes[class as usize].bits > 0);
     }
@@ -138,6 +142,7 @@ fn settle(instance: &Instance, packing: &Packing, staging_device: Option<usize>,
         lay_out(instance, &mut places, &offloaded, &packing.tiers);
         Plan { places, staging_device }
     };
+    // Which units of a class are offloaded costs nothing; fewer breaks of the home make the device map shorter.
     let (last, first) = (build(true), build(false));
     if first.breaks() < last.breaks() { first } else { last }
 }

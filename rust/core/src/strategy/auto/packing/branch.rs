@@ -1,17 +1,22 @@
 //! Exact packing by branch and bound, within the steps that are left.
 //!
 //! Classes are taken largest first, bins in order; a level of the search is one class on one bin, and its branches are the
-//! numbers of units put there, most first. What is left of a class after the last bin is offloaded.
+//! numbers of units put there, most first. What is left of a class after the last bin is offloaded. The bound is that
+//! of Martello and Toth (1990) for several knapsacks: all bins as one.
 
 use crate::strategy::auto::packing::{Packed, Task};
 use crate::strategy::auto::steps::Steps;
 
+/// A node of the search; `put` says which, and the other fields follow from it.
 struct Branch<'a> {
     task: &'a Task<'a>,
+    /// Those that weigh something and fit on a bin, largest first.
     classes: Vec<usize>,
     /// Bits of the classes from one on.
     after: Vec<u64>,
+    /// Room left on each bin.
     limits: Vec<u64>,
+    /// Room left in each pool.
     pools: Vec<u64>,
     /// Units put by each level.
     put: Vec<u32>,
@@ -69,6 +74,7 @@ impl Branch<'_> {
                     return false;
                 }
                 let (packing, is_whole) = self.task.close(self.counts(), steps);
+                // Where the search for homes was cut short, this leaf may have been the best.
                 is_complete &= is_whole || packing.is_some();
                 packing.into_iter().for_each(|packing| packed.offer(packing));
             } else if is_open {
@@ -88,9 +94,11 @@ impl Branch<'_> {
             return false;
         }
         let Some(&class) = self.classes.get(self.put.len() / self.bins()) else {
+            // Bits on disk are not known before the leaf, so 0 stands for them: the bound stays below the truth.
             return best.is_none_or(|best| (self.offloaded_bits, 0) < best);
         };
         let is_inside = !self.put.len().is_multiple_of(self.bins());
+        // A bin too small for the smallest class takes nothing more, and is no room.
         let least = self.classes.last().map_or(0, |&class| self.task.instance.classes[class].bits);
         let rest = if is_inside {
             self.after[self.put.len() / self.bins() + 1] + self.task.instance.classes[class].bits * u64::from(self.left)
@@ -111,6 +119,7 @@ impl Branch<'_> {
         }
         let room = self.pool(bin).map_or(self.limits[bin], |pool| self.limits[bin].min(self.pools[pool]));
         let most = if class.allows(bin) { (room / class.bits).min(u64::from(self.left)) as u32 } else { 0 };
+        // Of packings that differ in the order of alike bins only one is looked at.
         let most = if self.is_like_previous(bin, index) { most.min(self.put[self.put.len() - 1]) } else { most };
         self.put.push(0);
         if bin + 1 == self.bins() {
@@ -124,6 +133,7 @@ impl Branch<'_> {
         let Some(previous) = bin.checked_sub(1) else { return false };
         let instance = self.task.instance;
         let bits = instance.classes[self.classes[index]].bits;
+        // As it was before this class: classes done earlier left the two with the same room.
         let before = self.limits[previous] + bits * u64::from(self.put[self.put.len() - 1]);
         before == self.limits[bin]
             && instance.bins[previous].pool == instance.bins[bin].pool
@@ -161,6 +171,7 @@ impl Branch<'_> {
             let Some(&count) = self.put.last() else { return false };
             let level = self.put.len() - 1;
             let (index, bin) = (level / self.bins(), level % self.bins());
+            // Fewer on the last bin would leave some of a class that must stay.
             let must = self.task.must[self.classes[index]] && bin + 1 == self.bins();
             if count > 0 && !must {
                 self.change(count - 1);

@@ -16,11 +16,11 @@ use crate::strategy::auto::steps::Steps;
 #[derive(Debug)]
 pub(crate) struct Task<'a> {
     pub(crate) instance: &'a Instance<'a>,
-    /// Room for resident units on each bin.
+    /// Room for resident units on each bin: its capacity less what it keeps for streaming.
     pub(crate) limits: Vec<u64>,
     /// The same for each pool.
     pub(crate) pools: Vec<u64>,
-    /// Classes that must be resident.
+    /// Classes that must be resident: larger than what there is room to stream, or at home on bins only.
     pub(crate) must: Vec<bool>,
     /// No packing can offload less.
     pub(crate) floor: u64,
@@ -33,7 +33,9 @@ pub(crate) struct Packing {
     pub(crate) counts: Vec<Vec<u32>>,
     /// By class.
     pub(crate) offloaded: Vec<u32>,
+    /// Of `offloaded`.
     pub(crate) offloaded_bits: u64,
+    /// Where these lie.
     pub(crate) tiers: Tiers,
 }
 
@@ -47,6 +49,7 @@ impl Packing {
 /// The best packing found, and whether nothing can be better.
 #[derive(Debug)]
 pub(crate) struct Packed {
+    /// With homes for all that it offloads.
     pub(crate) best: Option<Packing>,
     /// No packing offloads less, whatever is on disk.
     pub(crate) is_complete: bool,
@@ -79,6 +82,7 @@ impl<'a> Task<'a> {
         if (0..task.must.len()).any(|index| task.must[index] && is_forced(index)) || task.sum(|i| task.must[i]) > room {
             return None;
         }
+        // Three bounds: what fits on no bin, total size against joint room, and the block that is streamed.
         task.floor = task.sum(is_forced).max(instance.total.saturating_sub(room)).max(largest.unwrap_or(0));
         Some(task)
     }
@@ -161,6 +165,7 @@ pub(crate) fn best_fit_of(task: &Task, musts: &[bool]) -> Vec<Vec<u32>> {
     let mut limits = task.limits.clone();
     let mut pools = task.pools.clone();
     let mut counts = vec![vec![0u32; instance.classes.len()]; instance.bins.len()];
+    // Those that must stay go first: a unit that may be offloaded never takes their room.
     for &must in musts {
         for (index, class) in instance.classes.iter().enumerate().filter(|(index, _)| task.must[*index] == must) {
             let mut left = class.count();
@@ -168,7 +173,9 @@ pub(crate) fn best_fit_of(task: &Task, musts: &[bool]) -> Vec<Vec<u32>> {
                 let room =
                     |bin: usize| instance.bins[bin].pool.map_or(limits[bin], |pool| limits[bin].min(pools[pool]));
                 let fits = (0..limits.len()).filter(|&bin| class.allows(bin) && room(bin) >= class.bits);
+                // Best fit: the tightest bin that takes it, so wide rooms stay whole; the first of equal ones.
                 let Some(bin) = fits.min_by_key(|&bin| room(bin)) else { break };
+                // All that fit at once: the next unit of the class would find the same bin the tightest.
                 let taken = (room(bin) / class.bits).min(u64::from(left)) as u32;
                 let bits = class.bits * u64::from(taken);
                 limits[bin] -= bits;

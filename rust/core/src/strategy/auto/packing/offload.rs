@@ -66,6 +66,7 @@ impl Offloading {
 
     fn offer(&mut self, packing: Packing, staging_device: Option<usize>) {
         let cost = packing.cost();
+        // Equal costs are kept side by side: which of them returns least is seen only when they are arranged.
         if self.cost().is_some_and(|best| cost > best) {
             return;
         }
@@ -89,6 +90,7 @@ impl Choice {
 pub(crate) fn search(instance: &Instance, goal: Goal, steps: &mut Steps) -> Offloading {
     let candidates = Candidates::new(instance, goal.floor);
     let mut found = Offloading { choices: Vec::new(), lower_bound: u64::MAX, is_proven: false };
+    // With a limit given a plan is known already, and the first answers would not be better.
     if goal.most.is_none() {
         rest_all(instance, &candidates, &mut found);
     }
@@ -99,12 +101,15 @@ pub(crate) fn search(instance: &Instance, goal: Goal, steps: &mut Steps) -> Offl
         narrow(instance, &candidates, &mut found, steps);
         first_bounds(instance, &candidates, &mut found, steps);
     }
+    // INVARIANT: no candidate that was not searched to its end offloads less than `open`.
     let mut open = u64::MAX;
     for candidate in candidates.in_order() {
+        // Candidates come by their floors: once one exceeds the best cost, so do all behind it.
         let cost = found.cost().into_iter().chain(goal.most).min();
         if cost.is_some_and(|(offloaded_bits, _)| goal.is_any || candidate.floor > offloaded_bits) {
             break;
         }
+        // The bound is met with nothing on disk, and there are enough packings to choose the arrangement from.
         if found.cost() == Some((candidate.floor, 0)) && found.choices.len() >= MOST_CHOICES {
             break;
         }
@@ -117,6 +122,7 @@ pub(crate) fn search(instance: &Instance, goal: Goal, steps: &mut Steps) -> Offl
             continue;
         };
         let task = Task { floor: task.floor.max(goal.floor), ..task };
+        // One bit more than the best on disk: packings of equal cost are wanted, too, as further choices.
         let packed = pack(&task, cost.map(|(offloaded_bits, disk_bits)| (offloaded_bits, disk_bits + 1)), &mut part);
         steps.join(part);
         if !packed.is_complete {
@@ -126,6 +132,7 @@ pub(crate) fn search(instance: &Instance, goal: Goal, steps: &mut Steps) -> Offl
             found.offer(packing, candidate.streaming.map(|(bin, _)| bin));
         }
     }
+    // Best fit may return a packing beyond the limit; it is of no use to the caller.
     if found.cost() > goal.most.or(found.cost()) {
         found.choices.clear();
     }
@@ -140,6 +147,7 @@ pub(crate) fn search(instance: &Instance, goal: Goal, steps: &mut Steps) -> Offl
 fn rest_all(instance: &Instance, candidates: &Candidates, found: &mut Offloading) {
     for streaming in candidates.widest(MOST_FREE_BINS) {
         let Some(task) = Task::new(instance, streaming) else { continue };
+        // As much as can be, and if that leaves no homes, only what must stay.
         for counts in [best_fit(&task), best_fit_of(&task, &[true])] {
             if let (Some(packing), _) = task.close(counts, &mut Steps::new(MOST_FREE_STEPS)) {
                 found.offer(packing, streaming.map(|(bin, _)| bin));
@@ -156,6 +164,7 @@ fn narrow(instance: &Instance, candidates: &Candidates, found: &mut Offloading, 
     let sizes: Vec<u64> = candidates.descending.iter().copied().filter(|&size| size < widest).collect();
     let (mut from, mut to) = (0, sizes.len());
     while from < to && steps.take(work(instance)) {
+        // Halving: a smaller size keeps less room, but more has to stay, until best fit fails.
         let middle = from + (to - from) / 2;
         let streaming = Some((bin, sizes[middle]));
         let close = |task: Task| task.close(best_fit(&task), steps).0;
@@ -175,6 +184,7 @@ fn first_bounds(instance: &Instance, candidates: &Candidates, found: &mut Offloa
         if found.cost().is_some_and(|(offloaded_bits, _)| candidate.floor >= offloaded_bits) {
             return;
         }
+        // At least one is looked at, whatever the limit, so that there is an answer.
         if !steps.take(work(instance)) && index > 0 {
             return;
         }
@@ -195,6 +205,7 @@ fn begin(instance: &Instance, steps: &mut Steps) -> Option<Steps> {
     if !steps.take(work(instance)) {
         return None;
     }
+    // A hard candidate leaves half for the others, and so on: none of them is starved.
     Some(steps.share(steps.left().div_ceil(2)))
 }
 
@@ -219,6 +230,7 @@ impl<'a> Candidates<'a> {
         let mut ways = vec![(forced.max(instance.total.saturating_sub(whole)), None)];
         let mut descending = Vec::new();
         for (size, must) in sizes(instance) {
+            // The multiple knapsack bound: all rooms as one, less what is kept.
             let room = whole.checked_sub(instance.room(size)).filter(|&room| must <= room);
             let Some(room) = room.filter(|_| instance.room(size) <= instance.widest) else { continue };
             let floor = forced.max(instance.total.saturating_sub(room)).max(size);
@@ -248,6 +260,7 @@ impl<'a> Candidates<'a> {
     /// The widest kinds of bins, less what must lie there, with the largest size that each has room for; then nothing
     /// streamed.
     fn widest(&self, most: usize) -> impl Iterator<Item = Option<(usize, u64)>> {
+        // A wide bin that is full of what lies nowhere else has no room to stream.
         let pinned = pinned_bits(self.instance);
         let mut kinds = self.kinds.clone();
         kinds.sort_by_key(|&bin| Reverse(self.instance.bins[bin].capacity.saturating_sub(pinned[bin])));
@@ -270,6 +283,7 @@ fn sizes(instance: &Instance) -> Vec<(u64, u64)> {
     streams.sort_by_key(|&(streamed, _)| Reverse(streamed));
     let mut sizes: Vec<(u64, u64)> = Vec::new();
     for (streamed, class) in streams {
+        // Only sizes that occur are candidates: between two of them the same units stay and more room is kept.
         if sizes.last().is_none_or(|&(size, _)| size != streamed) {
             sizes.push((streamed, must));
         }
@@ -287,7 +301,7 @@ fn pinned_bits(instance: &Instance) -> Vec<u64> {
     bits
 }
 
-/// One bin of each kind; like ones give like packings.
+/// One bin of each kind; bins that are alike have the same packings.
 fn kinds_of_bins(instance: &Instance) -> Vec<usize> {
     let mut kinds: Vec<usize> = Vec::new();
     for bin in 0..instance.bins.len() {

@@ -8,6 +8,7 @@ use crate::strategy::auto::steps::Steps;
 /// The best packing that beats a cost.
 pub(crate) fn pack(task: &Task, below: Option<(u64, u64)>, steps: &mut Steps) -> Packed {
     let mut packed = Packed { best: None, is_complete: false };
+    // Best fit decreasing is the first answer, and often meets the bound, which is a proof.
     if let (Some(packing), _) = task.close(best_fit(task), steps) {
         packed.offer(packing);
     }
@@ -15,6 +16,7 @@ pub(crate) fn pack(task: &Task, below: Option<(u64, u64)>, steps: &mut Steps) ->
         packed.is_complete = true;
         return packed;
     }
+    // The table's work is known beforehand; branching is for what is too large for it, and may take all steps.
     if !table::search(task, &mut packed, steps) {
         branch::search(task, below, &mut packed, steps);
     }

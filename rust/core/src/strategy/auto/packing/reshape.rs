@@ -41,19 +41,23 @@ pub(crate) fn near_runs(
     steps: &mut Steps,
 ) -> Option<Vec<Vec<u32>>> {
     let instance = task.instance;
+    // A table over bins one by one does not see a limit that is common to two of them.
     if instance.has_shared_bins() || instance.has_shared_cpu() {
         return None;
     }
+    // What is resident stays resident, and so the cost stays: only its holder changes.
     let mut counts = vec![0u32; instance.classes.len()];
     for row in &packing.counts {
         counts.iter_mut().zip(row).for_each(|(sum, &count)| *sum += count);
     }
     let bins = instance.bins.len();
+    // From the last bin to the first, so that layer k says what the last k bins can take.
     let mut table = Table::new(task, counts, (0..bins).rev().collect())?;
     if !table.build(steps) {
         return None;
     }
     let mut rest = Rest::new(instance, packing, staging_device);
+    // INVARIANT: the bins from here on can take what `state` and `copies` still hold.
     let (mut state, mut copies) = (table.full(), table.count(table.commonest));
     let mut shaped = vec![vec![0u32; instance.classes.len()]; bins];
     for (bin, row) in shaped.iter_mut().enumerate() {
@@ -63,6 +67,7 @@ pub(crate) fn near_runs(
             row[class] = table.digit(taken, dimension) as u32;
         }
         row[table.commonest] = taken_copies as u32;
+        // Vectors are numbers with a digit for each class, and no digit borrows: subtraction is by digit.
         (state, copies) = (state - taken, copies - taken_copies);
         rest.remove(bin, row);
     }
@@ -156,6 +161,7 @@ impl<'a> Pick<'a> {
     /// The copies of the commonest nearest to those wanted, if the devices after this one can take the rest.
     fn offer(&mut self, state: usize, room: u64, distance: u64) {
         let Some(later) = self.table.most(self.after, self.state - state) else { return };
+        // Between what the later bins leave over and what this one has room for.
         let (least, most) = (self.copies.saturating_sub(later), self.most.min(room / self.bits));
         if least > most {
             return;

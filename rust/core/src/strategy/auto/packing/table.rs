@@ -79,6 +79,7 @@ impl Step {
             self.pairs += 1;
             let added = if room >= self.bits.saturating_mul(self.left) { self.left } else { room / self.bits };
             let copies = self.copies + added as i64;
+            // Dominance: of two ways to a vector the one with more copies is never worse. Equal ones keep the first.
             if copies > next[state].0 {
                 next[state] = (copies, self.start);
             }
@@ -101,6 +102,7 @@ impl<'a> Table<'a> {
         let is_active = |&class: &usize| task.instance.classes[class].bits > 0 && counts[class] > 0;
         let mut rare: Vec<usize> = (0..counts.len()).filter(is_active).collect();
         let at = (0..rare.len()).max_by_key(|&at| (counts[rare[at]], usize::MAX - at))?;
+        // The commonest would be the longest dimension; as the value of an entry it costs nothing.
         let commonest = rare.remove(at);
         let (strides, digits, layers) = (Vec::new(), Vec::new(), Vec::new());
         Some(Self { task, counts, order, commonest, rare, strides, digits, len: 1, layers, pairs_left: 0 })
@@ -123,12 +125,14 @@ impl<'a> Table<'a> {
             let count = self.count(class);
             self.strides.push(self.len);
             self.len = self.len.saturating_mul(count as usize + 1);
+            // For a class with n units there are (n + 1)(n + 2) / 2 pairs of a count and a larger one.
             pairs = pairs.saturating_mul((count + 1) * (count + 2) / 2);
             if self.len > MOST_STATES {
                 return false;
             }
         }
         self.pairs_left = steps.left().saturating_mul(PAIRS_PER_STEP);
+        // Too far from what the steps allow: not begun, so that the branching has them.
         if pairs / MOST_HOPE > self.pairs_left || !steps.take(self.len as u64) {
             return false;
         }
@@ -221,6 +225,7 @@ impl<'a> Table<'a> {
         let classes = &self.task.instance.classes;
         let total: u64 =
             self.rare.iter().chain([&self.commonest]).map(|&class| self.count(class) * classes[class].bits).sum();
+        // In whole numbers: the sum over classes of |left out * total - even share|.
         let left_out = u128::from(total - self.resident(state, copies));
         let offloaded = |class: usize, kept: u64| {
             let even = left_out * u128::from(self.count(class));
@@ -244,12 +249,15 @@ impl<'a> Table<'a> {
                 }
             }
         }
+        // Most resident first; of equal ones that which leaves out the same part of every class, as runs do.
         ends.sort_by_cached_key(|&(resident, state, copies)| {
             (u64::MAX - resident, self.imbalance(state, copies), state)
         });
+        // All vectors are there: from here on only homes that were not found make it incomplete.
         packed.is_complete = true;
         let mut best: Option<(u64, u64)> = None;
         for (resident, state, copies) in ends {
+            // Less resident is a higher cost; with nothing on disk no equal one is better.
             if best.is_some_and(|(bits, disk_bits)| resident < bits || disk_bits == 0) {
                 break;
             }
@@ -264,6 +272,7 @@ impl<'a> Table<'a> {
                     best = Some((resident, disk_bits));
                     packed.offer(packing);
                 }
+                // A packing without homes is none; where that was not settled, a better one may have been missed.
                 None => packed.is_complete &= is_complete || best.is_some(),
             }
         }
@@ -273,6 +282,7 @@ impl<'a> Table<'a> {
     fn trace(&self, mut state: usize, copies: i64) -> Vec<Vec<u32>> {
         let bins = self.task.limits.len();
         let mut counts = vec![vec![0u32; self.task.instance.classes.len()]; bins];
+        // The table kept the most copies; where fewer are wanted, the last bins leave out theirs.
         let mut surplus = self.layers[bins][state].0 - copies;
         for (at, &bin) in self.order.iter().enumerate().rev() {
             let (reached, before) = self.layers[at + 1][state];

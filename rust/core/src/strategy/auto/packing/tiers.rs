@@ -29,10 +29,12 @@ pub(crate) fn tiers(instance: &Instance, offloaded: &[u32], cpu_room: u64, steps
         return FoundTiers { best: None, is_complete: true };
     }
     let mut streamed: Vec<u64> = present().filter_map(|(class, _)| class.hosted).collect();
+    // 0 stands for: nothing that the cpu executes lies on disk, so no room is kept there.
     streamed.push(0);
     streamed.sort_unstable();
     streamed.dedup();
     let mut result = FoundTiers { best: None, is_complete: true };
+    // What the cpu keeps for streaming depends on what is on disk, which is sought; so each size is supposed in turn.
     for largest in streamed {
         let (found, is_complete) = with_streaming(instance, offloaded, (largest, total), cpu_room, steps);
         result.is_complete &= is_complete;
@@ -62,6 +64,7 @@ fn with_streaming(
         let may_disk = class.on_disk && class.hosted.is_none_or(|bits| bits <= largest);
         match (class.on_cpu, may_disk) {
             (false, false) => return (None, true),
+            // No choice: these are placed first, the rest is a subset sum over what may lie on either.
             (true, false) => {
                 let Some(left) = room.checked_sub(class.bits * u64::from(count)) else { return (None, true) };
                 (room, on_cpu[index]) = (left, count);
@@ -74,6 +77,7 @@ fn with_streaming(
     let held: u64 = instance.classes.iter().zip(&on_cpu).map(|(class, &count)| class.bits * u64::from(count)).sum();
     let disk_bits = total - held;
     let disk_room = instance.disk.map_or(0, |disk| disk.capacity);
+    // Most on the cpu is least on disk, so no other choice would fit if this does not.
     if disk_bits > disk_room {
         return (None, is_complete);
     }
@@ -90,8 +94,10 @@ fn subset(items: &[(usize, u64, u32)], room: u64, on_cpu: &mut [u32], steps: &mu
     let mut taken: Vec<u32> = Vec::with_capacity(items.len());
     let (mut sum, mut best, mut has_steps) = (0u64, None, true);
     loop {
+        // Cut where even all that is left, or all the room, would not beat the best.
         if best.is_none_or(|best| sum + after[taken.len()].min(room - sum) > best) {
             if let Some(&(_, bits, count)) = items.get(taken.len()) {
+                // Most first: the first leaf is the greedy answer. What weighs nothing is taken whole.
                 let most = (room - sum).checked_div(bits).map_or(count, |most| most.min(u64::from(count)) as u32);
                 taken.push(most);
                 sum += bits * u64::from(most);
@@ -112,6 +118,7 @@ fn subset(items: &[(usize, u64, u32)], room: u64, on_cpu: &mut [u32], steps: &mu
         let Some(last) = taken.last_mut() else { return true };
         *last -= 1;
         sum -= items[taken.len() - 1].1;
+        // The first leaf is reached in any case, so there is an answer, if not the best.
         if !has_steps || !steps.take(1) {
             return false;
         }

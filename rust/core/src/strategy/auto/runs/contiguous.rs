@@ -94,6 +94,7 @@ impl<'a> Track<'a> {
         let (reserved, cpu_reserved) = split.reserved(instance);
         let held: u64 = split.tiers.on_cpu.iter().zip(&instance.classes).map(|(&n, c)| u64::from(n) * c.bits).sum();
         let mut pools = instance.pools.clone();
+        // The cpu's part of a shared memory is settled by the split; the accelerators have what it leaves.
         if let Some(pool) = instance.cpu.and_then(|cpu| cpu.pool) {
             pools[pool] = pools[pool].checked_sub(held + cpu_reserved)?;
         }
@@ -107,6 +108,7 @@ impl<'a> Track<'a> {
                     pools[pool] = pools[pool].checked_sub(reserved)?;
                 }
             }
+            // A pool with one bin is only a smaller limit; rooms know a pool where two of them share it.
             limit = bin.pool.map_or(limit, |pool| limit.min(pools[pool]));
             rooms.push(Room { limit, scale: bin.capacity, pool: bin.pool.filter(|_| !is_alone) });
         }
@@ -115,13 +117,16 @@ impl<'a> Track<'a> {
             && (0..instance.units.len() as u32).any(|unit| {
                 offloaded(unit) && instance.class(unit).leads_by_cpu && !instance.units[unit as usize].buffers_only
             });
+        // One bit more than there are bins, of which there may be 64.
         let cpu_bit = 1u128 << rooms.len();
         if has_cpu_room {
+            // The cpu executes a run, too; what it executes is offloaded, and weighs nothing here.
             rooms.push(Room { limit: 0, scale: 0, pool: None });
         }
         let prefix =
             Prefix::new(instance, sequence, rooms.len(), |unit| match (offloaded(unit), split.staging_device) {
                 (false, _) => (instance.units[unit as usize].bits, u128::from(instance.class(unit).bins)),
+                // Buffers do not count as returns, so they do not tie a run to the executor.
                 (true, _) if !is_strict || instance.units[unit as usize].buffers_only => (0, u128::MAX),
                 (true, _) if instance.class(unit).leads_by_cpu => (0, cpu_bit),
                 (true, Some(bin)) => (0, 1 << bin),
@@ -157,6 +162,7 @@ impl<'a> Track<'a> {
         }
         lay_out(self.instance, &mut places, &self.split.offloaded, &self.split.tiers);
         let plan = Plan { places, staging_device: self.split.staging_device };
+        // Rooms are an abstraction; the plan is measured against the devices themselves, and a misfit proves nothing.
         if plan.is_valid(self.instance) { Runnable::Fits(plan) } else { Runnable::Undecided }
     }
 }

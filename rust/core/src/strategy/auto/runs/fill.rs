@@ -23,6 +23,7 @@ pub(crate) fn spread(prefix: &Prefix, rooms: &[Room], runs: Runs, fill: Fill) ->
 
 /// Fewest rooms in the same order: `furthest[k][i]` is reached with `k` of the first `i` rooms.
 fn fewest(prefix: &Prefix, rooms: &[Room], runs: Runs) -> Runs {
+    // The table takes rooms for independent, which those of a pool are not.
     if rooms.iter().any(|room| room.pool.is_some()) {
         return runs;
     }
@@ -32,6 +33,7 @@ fn fewest(prefix: &Prefix, rooms: &[Room], runs: Runs) -> Runs {
         let Some(before) = furthest.last() else { break };
         let mut row = vec![0];
         for (index, &room) in order.iter().enumerate() {
+            // Either this room is left out, or it is the k-th and goes on where k - 1 of those before it end.
             row.push(row[index].max(prefix.reach(room, rooms[room].limit, before[index])));
         }
         furthest.push(row);
@@ -43,6 +45,7 @@ fn fewest(prefix: &Prefix, rooms: &[Room], runs: Runs) -> Runs {
     let (mut count, mut first) = (furthest.len() - 1, order.len());
     while count > 0 && first > 0 {
         let goal = furthest[count][first];
+        // Back along the table: the first room with which this end was reached is the one that was taken.
         while first > 1 && furthest[count][first - 1] == goal {
             first -= 1;
         }
@@ -62,6 +65,7 @@ fn even(prefix: &Prefix, rooms: &[Room], runs: Runs) -> Runs {
     let mut best = runs;
     let mut top = peak(prefix, rooms, &best);
     let scales = best.rooms.iter().fold(0u128, |sum, &room| sum + u128::from(rooms[room].scale));
+    // If all were equally full, this would be the fraction; no peak is below it.
     let mut low = (u128::from(prefix.total()) * u128::from(WHOLE) / scales.max(1)) as u64;
     let mut high = fraction(top);
     let probe = |limits: &dyn Fn(usize) -> u64, best: &mut Runs, top: &mut Peak| {
@@ -73,6 +77,7 @@ fn even(prefix: &Prefix, rooms: &[Room], runs: Runs) -> Runs {
         }
         fits
     };
+    // INVARIANT: `best` has the peak `top`, and no spread over these rooms has one below `low`.
     while high > low && high - low > NARROW {
         let middle = low + (high - low) / 2;
         let limit = |room: usize| (u128::from(middle) * u128::from(rooms[room].scale) / u128::from(WHOLE)) as u64;
@@ -82,6 +87,7 @@ fn even(prefix: &Prefix, rooms: &[Room], runs: Runs) -> Runs {
             low = middle;
         }
     }
+    // Fractions are rounded, so the last steps compare whole bits: ever less than the peak, until that fails.
     loop {
         let (used, scale) = top;
         if !probe(&|room| strictly_below(used, scale, rooms[room].scale), &mut best, &mut top) {
@@ -100,6 +106,7 @@ fn centre(prefix: &Prefix, rooms: &[Room], runs: Runs, (used, scale): Peak) -> R
         let limit = u128::from(used) * u128::from(rooms[room].scale) / u128::from(scale.max(1));
         (limit.min(u128::from(u64::MAX)) as u64).min(rooms[room].limit)
     };
+    // How early each run may begin so that the rooms behind it still take the rest below the peak.
     let mut least = vec![prefix.len(); runs.rooms.len() + 1];
     for (index, &room) in runs.rooms.iter().enumerate().rev() {
         least[index] = prefix.reach_back(room, limit(room), least[index + 1]);
@@ -111,6 +118,7 @@ fn centre(prefix: &Prefix, rooms: &[Room], runs: Runs, (used, scale): Peak) -> R
         share += u128::from(rooms[room].scale);
         let ideal = (u128::from(prefix.total()) * share / scales) as u64;
         let most = prefix.reach(room, limit(room), from);
+        // Between what the rooms behind need and what this one can: the border cannot leave a spread that is possible.
         let end = prefix.nearest(ideal).max(least[index + 1]).max(from).min(most);
         ends.push(end);
         from = end;
@@ -123,6 +131,7 @@ fn peak(prefix: &Prefix, rooms: &[Room], runs: &Runs) -> Peak {
     let mut from = 0;
     for (&room, &end) in runs.rooms.iter().zip(&runs.ends) {
         let (used, scale) = (prefix.weight(from, end), rooms[room].scale.max(1));
+        // Fractions compared crosswise: exact, where a division would round.
         if u128::from(used) * u128::from(top.1) > u128::from(top.0) * u128::from(scale) {
             top = (used, scale);
         }

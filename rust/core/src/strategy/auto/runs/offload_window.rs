@@ -45,16 +45,19 @@ pub(crate) fn search(instance: &Instance, cost: (u64, u64), steps: &mut Steps) -
     let uses_cpu = instance.classes.iter().any(|class| class.can_offload() && class.hosted.is_some());
     let uses_bins = instance.classes.iter().any(|class| class.can_offload() && class.streamed.is_some());
     let is_too_large = instance.classes.len().saturating_mul(instance.units.len()) > MOST_COUNTS;
+    // A cpu and a bin that both execute make two windows; with shared memory sums depend on each other.
     if instance.has_shared_bins() || instance.has_shared_cpu() || is_too_large || (uses_cpu && uses_bins) {
         return (None, false);
     }
     let before = running_counts(instance);
     let (loads, mut is_complete) = loads(instance, cost, steps);
+    // A search with one staging device proves something only where no second one could be used.
     is_complete &= instance.is_plain() && loads.iter().all(|load| staging_devices::is_one(instance, &load.offloaded));
     let staging_devices: Vec<Option<usize>> =
         if uses_cpu { vec![None] } else { (0..instance.bins.len()).map(Some).collect() };
     let mut sides: Vec<Side> =
         staging_devices.iter().map(|&staging_device| Side::new(instance, staging_device, &before)).collect();
+    // The order given first, over all sides: it is preferred to any other, whichever device streams.
     for is_given_order in [true, false] {
         for side in &mut sides {
             for load in &loads {
@@ -86,6 +89,7 @@ fn running_counts(instance: &Instance) -> Vec<Vec<u32>> {
 fn loads(instance: &Instance, (goal, disk_bits): (u64, u64), steps: &mut Steps) -> (Vec<Load>, bool) {
     let forced = instance.forced_counts();
     let Some(rest) = goal.checked_sub(weigh(instance, &forced)) else { return (Vec::new(), true) };
+    // What weighs nothing changes no sum and would only multiply the vectors.
     let is_free = |&index: &usize| {
         let class = &instance.classes[index];
         class.bits > 0 && class.can_offload() && !class.is_forced_off()
@@ -116,6 +120,7 @@ fn vectors(instance: &Instance, free: &[usize], goal: u64, steps: &mut Steps) ->
         if left <= after[taken.len()] {
             if let Some(&class) = free.get(taken.len()).filter(|_| left > 0) {
                 let class = &instance.classes[class];
+                // Most of the largest first: where the list is cut, the vectors with few units are in it.
                 let most = (left / class.bits).min(u64::from(class.count())) as u32;
                 left -= class.bits * u64::from(most);
                 taken.push(most);
@@ -164,12 +169,14 @@ impl<'a> Side<'a> {
         let own =
             self.staging_device.map_or(Some(0), |bin| self.rooms[bin].limit.checked_sub(self.instance.room(largest)));
         let Some(own) = own else { return Some(None) };
+        // The window holds what is resident on the device and what is streamed to it.
         let most = own.saturating_add(weigh(self.instance, &load.offloaded));
         let ends = self.ends(load);
         if is_given_order {
             return self.in_given_order(load, &ends, most, steps);
         }
         if self.borders.is_none() {
+            // Two tables for all loads: how far a set reaches from the front, and from where its complement takes over.
             let sets = Sets::new(&self.prefix, &self.rooms, &self.others, steps)?;
             let (forward, backward) =
                 (sets.forward(&self.prefix, &self.rooms), sets.backward(&self.prefix, &self.rooms));
@@ -195,6 +202,7 @@ impl<'a> Side<'a> {
         most: u64,
         steps: &mut Steps,
     ) -> Option<Option<OffloadWindow>> {
+        // The staging device has its place in the order; the cpu's run may be anywhere between.
         let splits = match self.staging_device {
             Some(bin) => bin..bin + 1,
             None => 0..self.others.len() + 1,
@@ -223,6 +231,7 @@ impl<'a> Side<'a> {
                     .zip(self.before)
                     .any(|(&offloaded, before)| before[end] - before[from] < offloaded)
             };
+            // Two pointers: as the start moves on, the end never moves back.
             end = end.max(from);
             while end <= count && lacks(end) {
                 end += 1;
@@ -244,6 +253,7 @@ impl<'a> Side<'a> {
         (from, to): OffloadWindow,
         steps: &mut Steps,
     ) -> Option<Option<OffloadWindow>> {
+        // From the latest start back: the window only grows, so the first that is too heavy ends it.
         for start in (0..=from).rev() {
             let end = to.max(start);
             if self.prefix.weight(start, end) > most {
@@ -276,6 +286,7 @@ impl<'a> Side<'a> {
             offloaded[unit] = *left > 0;
             *left = left.saturating_sub(1);
         };
+        // Where the window holds one end of the model, the units at that end stay resident.
         if end == self.prefix.len() && start > 0 {
             (start..end).for_each(&mut take);
         } else {

@@ -1,6 +1,8 @@
 //! Runs of units: each device executes one run of the execution order.
 //!
-//! A device that takes the longest run it can never hinders the devices after it, so the order of devices decides all.
+//! A device that takes the longest run it can never hinders the devices after it, unless they share its memory: they
+//! start later, and reach at least as far. So the order of devices decides all. This is the greedy probe of Pınar and
+//! Aykanat (2004); the tables over sets of devices are those of Held and Karp (1962), with alike devices counted.
 
 use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::steps::Steps;
@@ -18,20 +20,26 @@ pub(crate) struct Room {
     pub(crate) limit: u64,
     /// Capacity of which `Fill::Even` takes fractions.
     pub(crate) scale: u64,
+    /// Set only where two rooms share memory.
     pub(crate) pool: Option<usize>,
 }
 
 /// Units in the order of their runs.
 #[derive(Debug)]
 pub(crate) struct Prefix {
+    /// Every unit once; borders are places in it, from 0 to its length.
     pub(crate) sequence: Vec<u32>,
-    /// Weight of the first `i` units.
+    /// Weight of the first `i` units: starts with 0, is one longer than `sequence`, and never falls, so places in
+    /// it are found by halving. Once it is settled what is offloaded, that weighs nothing.
     sums: Vec<u64>,
-    /// By room: the first unit from `i` on that it may not take, and the end of the last one before `i`.
+    /// By room: the first unit from `i` on that it may not take, and the end of the last one before `i`; nothing for a
+    /// room that may take every unit.
     stops: Vec<Option<Stops>>,
+    /// What resident units may use of each pool; read for rooms that have one.
     pools: Vec<u64>,
 }
 
+/// Where a room must stop, by border.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Stops {
     next: Vec<u32>,
@@ -80,6 +88,7 @@ impl Prefix {
     /// End of the longest run from a unit on.
     pub(crate) fn reach(&self, room: usize, limit: u64, from: usize) -> usize {
         let most = self.sums[from].saturating_add(limit);
+        // The last border within the limit: units that weigh nothing come along as far as they may.
         let by_weight = self.sums.partition_point(|&sum| sum <= most) - 1;
         self.stops[room].as_ref().map_or(by_weight, |stops| by_weight.min(stops.next[from] as usize))
     }
@@ -106,6 +115,7 @@ impl Prefix {
         let mut from = 0;
         let mut ends = Vec::with_capacity(order.len());
         for &room in order {
+            // With a pool the longest run is a heuristic: it may take what a later device of the pool needs.
             let shared = rooms[room].pool.map_or(u64::MAX, |pool| left[pool]);
             let end = self.reach(room, limits(room).min(shared), from);
             if let Some(pool) = rooms[room].pool {
@@ -121,6 +131,7 @@ impl Prefix {
     pub(crate) fn in_order(&self, rooms: &[Room], order: &[usize]) -> Result<Runs, usize> {
         let ends = self.greedy(rooms, order, |room| rooms[room].limit);
         match ends.last() {
+            // The unit at the furthest border is the first left over, which the reasons name.
             Some(&end) if end < self.len() => Err(end),
             None if self.len() > 0 => Err(0),
             _ => Ok(Runs { rooms: order.to_vec(), ends }),
@@ -130,6 +141,7 @@ impl Prefix {
     /// The order nearest to the one given in which the rooms take all units; `None` where the table is too large.
     pub(crate) fn any_order(&self, rooms: &[Room], steps: &mut Steps) -> Option<Result<Runs, ()>> {
         let room_for_all = rooms.iter().fold(0u64, |sum, room| sum.saturating_add(room.limit));
+        // The bound by total size: no order helps, and no table is needed.
         if room_for_all < self.total() {
             return Some(Err(()));
         }
@@ -139,6 +151,7 @@ impl Prefix {
         if table[sets.full()] > 0 {
             return Some(Err(()));
         }
+        // INVARIANT: the rooms of `set` take all from `from` on. The first device given that keeps this is next.
         let (mut set, mut from) = (sets.full(), 0);
         let mut order: Vec<usize> = Vec::with_capacity(rooms.len());
         for _ in rooms {
@@ -183,9 +196,13 @@ impl Stops {
 pub(crate) struct Sets {
     /// By room; `usize::MAX` for rooms left out.
     pub(crate) kind_of: Vec<usize>,
+    /// By kind, what one more room of it adds to the number of a set.
     pub(crate) strides: Vec<usize>,
+    /// By kind, its rooms.
     counts: Vec<usize>,
+    /// By kind, the first of its rooms.
     members: Vec<usize>,
+    /// Of all sets: the product of `counts + 1`.
     len: usize,
 }
 
@@ -204,6 +221,7 @@ impl Sets {
             sets.counts[kind] += 1;
             sets.kind_of[room] = kind;
         }
+        // A table that the steps do not cover is not begun: half a table answers nothing.
         let most = MOST_SETS.min(steps.left().saturating_mul(ENTRIES_PER_STEP) / sets.members.len().max(1) as u64);
         for &count in &sets.counts {
             sets.strides.push(sets.len);
@@ -252,6 +270,7 @@ impl Sets {
             let mut best = start;
             for ((steps, &stride), &digit) in steps.iter().zip(&self.strides).zip(&digits) {
                 if digit > 0 {
+                    // The last room added is one of the set; without it the set is smaller, and done already.
                     best = better(best, steps[table[set - stride] as usize]);
                 }
             }

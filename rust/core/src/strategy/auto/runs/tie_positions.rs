@@ -32,6 +32,7 @@ pub(crate) fn other_places(instance: &Instance, steps: &mut Steps) -> (Option<Pl
                 Runnable::Undecided => is_complete = false,
             }
         }
+        // Plans in the order given are preferred, whatever another order would return.
         if best.is_some() {
             break;
         }
@@ -45,6 +46,7 @@ fn sequences(instance: &Instance) -> (Vec<Vec<u32>>, bool) {
     let places: Vec<Vec<u32>> = tied.iter().map(|&unit| places_of(instance, unit)).collect();
     let count = places.iter().fold(1usize, |count, places| count.saturating_mul(places.len()));
     let mut all = vec![(0..instance.units.len() as u32).collect::<Vec<u32>>()];
+    // `choice` is a number with one digit for each tied unit: its place. Choice 0 is the order tried before.
     for choice in 1..count.min(MOST_SEQUENCES) {
         let mut keys: Vec<(u32, u32)> =
             instance.units.iter().zip(0..).map(|(unit, index)| (first(unit), index)).collect();
@@ -53,6 +55,7 @@ fn sequences(instance: &Instance) -> (Vec<Vec<u32>>, bool) {
             keys[unit].0 = places[rest % places.len()];
             rest /= places.len();
         }
+        // By position; the number decides between equal ones, so the sequence is always the same.
         keys.sort_unstable();
         let sequence = keys.into_iter().map(|(_, unit)| unit).collect();
         if !all.contains(&sequence) {
@@ -74,6 +77,7 @@ fn places_of(instance: &Instance, unit: usize) -> Vec<u32> {
     if let Some(&last) = positions.last()
         && positions.len() > MOST_PLACES
     {
+        // The last place is kept: a tied head belongs to the end, whatever lies between.
         places.truncate(MOST_PLACES - 1);
         places.push(last);
     }
