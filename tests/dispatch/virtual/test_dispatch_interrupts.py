@@ -82,10 +82,11 @@ def interrupted(run: Callable[[], Any], stop_at: int) -> bool:
     return False
 
 
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.sweep)])
 @pytest.mark.parametrize("blocks", [1, 2.5])
 @torch.no_grad()
 def test_an_interrupt_anywhere_in_a_forward_leaves_nothing(
-    blocks: float, virtual_accelerators: Accelerators
+    blocks: float, every: int, virtual_accelerators: Accelerators
 ) -> None:
     """Also between begin and end of fetching and letting go; a counter in a buffer counts what has run."""
     torch.manual_seed(0)
@@ -101,7 +102,7 @@ def test_an_interrupt_anywhere_in_a_forward_leaves_nothing(
         assert not any(r.is_live or r.staged is not None or r._lock.locked() for r in resting), stops
         assert all(is_offloaded(t) for layer in model[1:] for t in (*layer.parameters(), *layer.buffers()))
         assert virtual_accelerators.used_bytes(0) == used_bytes, stops
-        stops += 1
+        stops += every
     assert stops > 100
     plain[2].n.copy_(planner.state_dict(model)["2.n"])
     assert model(X).equal(plain(X))
@@ -117,10 +118,11 @@ def tied() -> nn.Sequential:
 LAYOUTS = [{"0": 0, "1": 1, "2": 0}, {"0": 0, "1": "cpu", "2": "cpu"}]
 
 
+@pytest.mark.parametrize("every", [19, pytest.param(7, marks=pytest.mark.sweep)])
 @pytest.mark.parametrize(("first", "then"), [(None, 0), (None, 1), (0, None), (1, None), (0, 1), (1, 0)])
 @torch.no_grad()
-def test_an_interrupt_anywhere_in_dispatching(first: int | None, then: int | None) -> None:
-    """From one state to another: not dispatched (None), over two devices, offloaded. Every seventh point."""
+def test_an_interrupt_anywhere_in_dispatching(first: int | None, then: int | None, every: int) -> None:
+    """From one state to another: not dispatched (None), over two devices, offloaded."""
     want = tied().to(0)(X.to(0)).cpu()
     stops = 1
     while True:
@@ -150,5 +152,5 @@ def test_an_interrupt_anywhere_in_dispatching(first: int | None, then: int | Non
         planner.undispatch(model)
         assert all(p is q and p.device.type == "cpu" for p, q in zip(model.parameters(), own, strict=True))
         assert model[2].weight is model[0].weight
-        stops += 7
+        stops += every
     assert stops > 100
