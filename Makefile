@@ -60,7 +60,7 @@ rust-test:
 
 # The layer test, the stub test and the documentation's examples are tests like any other.
 python-test: build
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not sweep"
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 sweep: build ## the long differential sweeps over every model class
 	$(BIN)/python -m pytest -m sweep
