@@ -298,3 +298,24 @@ def test_a_key_is_a_name_and_not_the_beginning_of_one() -> None:
     model = planner.dispatch(plain, {"": 0, "1": "cpu"})
     assert [number for number, layer in enumerate(model) if is_offloaded(layer.weight)] == [1]
     assert model(x).equal(want)
+
+
+class Sliced(nn.Module):
+    """A weight, and a part of it that begins where it begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole = nn.Parameter(torch.arange(8.0).reshape(4, 2))
+        self.part = nn.Parameter(self.whole.data[:2])
+
+
+def test_a_view_at_an_address_does_not_get_the_copy_of_its_base() -> None:
+    """accelerate's map of tied copies goes by address."""
+    model = Sliced()
+    tied: dict[int, dict[Any, Any]] = {model.whole.data_ptr(): {}}
+    hook = planner.AlignDevicesHook(execution_device="virtual:1", tied_params_map=tied)
+    planner.add_hook_to_module(model, hook)
+    assert model.whole.tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert model.part.tolist() == [[0, 1], [2, 3]]
+    assert {model.whole.device.index, model.part.device.index} == {1}
+    assert list(tied.values()) == [{torch.device("virtual:1"): model.whole}]
