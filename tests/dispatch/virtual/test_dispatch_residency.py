@@ -85,7 +85,7 @@ def test_what_is_in_use_on_one_device_is_not_brought_to_another() -> None:
 
     def elsewhere() -> None:
         use = Use([offloaded])
-        with pytest.raises(OffloadError, match="'b.weight' is in use on virtual:0") as caught:
+        with pytest.raises(OffloadError, match=r"'b\.weight' is in use on virtual:0") as caught:
             use.begin(torch.device("virtual:1"))
         use.end()
         refused.append(caught.value.name)
