@@ -305,6 +305,23 @@ def test_what_has_no_modules_inside_is_not_taken_apart() -> None:
     assert not [name for name in plan.device_map if name.endswith(("weight", "bias"))]
 
 
+def test_blocks_of_classes_that_the_user_names_are_not_taken_apart() -> None:
+    net = nn.Module()
+    net.layers = nn.ModuleList(Block() for _ in range(2))
+    for layer in net.layers:
+        layer.a, layer.b = stacked([10, 10])
+    said: dict[str, Any] = {
+        "max_memory": {0: 35, "cpu": 100},
+        "granularity": "module",
+        "execute_offloaded": "cpu",
+    }
+    parts = planner.plan(net, **said)
+    named = planner.plan(net, **said, no_split_module_classes=["Block"])
+    assert parts.offloaded_bytes["cpu"] == 10
+    assert named.offloaded_bytes["cpu"] == 20
+    assert dict(named.device_map) == {"layers.0": 0, "layers.1": "cpu"}
+
+
 def test_parts_of_a_block_may_be_told_apart() -> None:
     """What a block cannot keep as a whole, its parts can."""
     net = nn.Module()

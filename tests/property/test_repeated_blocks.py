@@ -111,6 +111,14 @@ def test_stages_in_containers() -> None:
     assert cut_inside(model, plan, "Res") == []
 
 
+def test_a_model_that_names_only_classes_it_does_not_have_is_guessed_no_others() -> None:
+    parts = OrderedDict(stem=nn.Linear(8, 8), body=nn.Sequential(*(Res() for _ in range(3))))
+    named, unnamed = Chain(parts), Chain(parts)
+    named._no_split_modules = ["Absent"]
+    assert planner.plan(unnamed, max_memory={0: 4000}).source.blocks == 4
+    assert planner.plan(named, max_memory={0: 4000}).source.blocks == 2
+
+
 @pytest.mark.parametrize(
     "names",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -58,6 +59,19 @@ def test_where_no_device_could_take_it_nothing_is_advised(
     plan = planner.plan(model_of(4, 4, 4), max_memory=budgets, strategy=words, **settings)
     assert plan.device_map.get("part1", plan.device_map.get("")) == 0
     assert advised(plan, "part1") is None
+
+
+def test_no_device_without_a_budget_is_advised_for_what_needs_nothing() -> None:
+    plan = planner.plan(model_of(4, 0, 4), max_memory={0: 12, 1: 0}, strategy={"fill": "in_order"})
+    assert advised(plan, "part1") is None
+
+
+def test_a_device_whose_plan_says_no_budget_is_not_advised() -> None:
+    plan = planner.plan(model_of(4, 4, 4), max_memory={0: 12, "disk": 100})
+    assert advised(plan, "part1") == {"part1": "disk"}
+    card, disk = plan.devices
+    unsaid = replace(plan, devices=(card, replace(disk, budget_bytes=None, free_bytes=None)))
+    assert advised(unsaid, "part1") is None
 
 
 def test_over_drawn_plans_a_pin_that_is_advised_is_taken_where_everything_else_can_give_way() -> None:

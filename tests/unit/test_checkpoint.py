@@ -107,3 +107,15 @@ def test_every_missing_file_is_named(tmp_path: Path) -> None:
         planner.CheckpointError, match=r"2 of 3 files are missing: b.safetensors, c.safetensors"
     ):
         planner.plan(tmp_path, max_memory={0: 100})
+
+
+@pytest.mark.parametrize(("count", "total_bytes"), [(61, 40), (62, 60)])
+def test_layers_behind_the_last_one_are_not_loaded(tmp_path: Path, count: int, total_bytes: int) -> None:
+    """They predict more tokens; DeepSeek's files have them under the number of layers."""
+    layers = [f"model.layers.{n}.self_attn.o_proj.weight" for n in (60, 61)]
+    names = ["model.embed_tokens.weight", *layers]
+    write_tensors(tmp_path / "model.safetensors", {name: ("F16", [10], 20) for name in names})
+    config = {"architectures": ["DeepseekV3ForCausalLM"], "num_hidden_layers": count}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    plan = planner.plan(tmp_path, max_memory={0: 100})
+    assert plan.source.total_bytes == total_bytes

@@ -17,6 +17,7 @@ from torch import nn
 
 import planner
 from planner.devices import detect
+from planner.devices.budgets import device_budgets
 from planner.devices.detect import free_devices, free_disk, free_host_memory
 
 GIB = 1 << 30
@@ -305,6 +306,13 @@ def test_headroom_that_is_said_replaces_the_tenth_where_it_is_said(machine: Mach
     machine.accelerator(backend([1000, 2000]))
     plan = planner.plan(model(500), headroom={0: 7})
     assert [device.headroom_bytes for device in plan.devices[:2]] == [7, 200]
+
+
+def test_headroom_beyond_the_budget_leaves_nothing_and_not_less() -> None:
+    budgets = device_budgets({0: 100, "cpu": 1000}, {0: 300})
+    assert [budget.capacity_bytes for budget in budgets] == [0, 1000]
+    plan = planner.plan(model(500), max_memory={0: 100, "cpu": 1000}, headroom={0: 300})
+    assert [(device.headroom_bytes, device.free_bytes) for device in plan.devices] == [(100, 0), (0, 500)]
 
 
 def test_budgets_that_are_named_are_all_there_is(machine: Machine) -> None:

@@ -218,6 +218,34 @@ def test_a_plan_with_a_damaged_part_is_refused(key: str, value: object) -> None:
         Plan.from_json(json.dumps(data))
 
 
+@pytest.mark.parametrize(
+    ("key", "field", "value"),
+    [
+        ("source", "blocks", "3"),
+        ("source", "fingerprint", 3),
+        ("devices", "used_bytes", 1.0),
+        ("devices", "used_bytes", True),
+        ("devices", "budget_bytes", "100"),
+        ("devices", "origin", None),
+        ("certificate", "proven", 1),
+        ("certificate", "steps", None),
+        ("reasons", "needed_bytes", "7"),
+        ("reasons", "available_bytes", 0.5),
+        ("reasons", "name", ["a"]),
+        ("shortfall", "name", 1),
+        ("settings", "rank", 3),
+    ],
+)
+def test_a_field_of_another_type_is_refused_by_name(key: str, field: str, value: object) -> None:
+    data = json.loads(offloading().to_json())
+    part = next(iter(data[key].values())) if key == "settings" else data[key]
+    row = part[0] if isinstance(part, list) else part
+    assert field in row
+    row[field] = value
+    with pytest.raises(InvalidInputError, match=f"{field} must be"):
+        Plan.from_json(json.dumps(data))
+
+
 def test_json_without_provenance_is_read() -> None:
     plan = fitting()
     back = Plan.from_json(plan.to_json(provenance=False))
@@ -397,6 +425,14 @@ def test_the_difference_reads_maps_of_unlike_keys() -> None:
     two = planner.plan(model(), max_memory={0: 90, 1: 200}, strategy={"fill": "in_order"})
     assert {(found.name, found.left, found.right) for found in one.diff(two)} >= {("head", 0, 1)}
     assert not any(found.name in ("embed", "layers") for found in one.diff(two))
+
+
+def test_a_name_whose_parts_have_keys_is_told_by_its_parts_in_either_plan() -> None:
+    whole = planner.plan(model(), max_memory={0: 500})
+    parts = planner.plan(model(), max_memory={0: 90, 1: 200}, strategy={"fill": "in_order"})
+    for left, right in ((whole, parts), (parts, whole)):
+        assert all(None not in (found.left, found.right) for found in left.diff(right))
+        assert "" not in [found.name for found in left.diff(right)]
 
 
 @PLANS

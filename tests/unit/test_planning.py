@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import pickle
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from planner import infer_auto_device_map
+from planner import infer_auto_device_map, plan
 from planner.errors import InfeasibleError, InvalidInputError
 from planner.model.tree import ModuleTree
 from planner.plans.wording import sentence
@@ -91,3 +92,28 @@ def test_two_passes_report_only_the_pass_that_is_returned(caplog: pytest.LogCapt
         infer_auto_device_map(model, {0: 4, "cpu": 6}, reserve="if_offloaded")
     assert caplog.text.count("insufficient memory") == 1
     assert "  - 0: 5 bytes required" in caplog.text
+
+
+@pytest.mark.parametrize("budgets", [{0: 4}, {0: 4, "disk": 100}, {0: 4, "cpu": 0, "disk": 100}])
+@pytest.mark.parametrize("strategy", ["sequential", "balanced", "balanced_low_0"])
+def test_a_mode_without_disk_keeps_every_strategy_from_it(strategy: Any, budgets: dict[Any, int]) -> None:
+    model = model_of(a=2, b=1, c=3)
+    assert plan(model, max_memory=budgets, strategy=strategy).offloaded_bytes["disk"] > 0
+    with pytest.raises(InfeasibleError, match="no_disk leaves out disk"):
+        plan(model, max_memory=budgets, strategy=strategy, mode="no_disk")
+
+
+def test_disk_that_was_not_named_has_a_row_only_where_it_is_used() -> None:
+    model = model_of(a=2, b=1, c=3)
+    used = plan(model, max_memory={0: 4}, strategy="sequential")
+    assert [(device.id, device.budget_bytes) for device in used.devices] == [(0, 4), ("disk", None)]
+    unused = plan(model, max_memory={0: 100}, strategy="sequential")
+    assert [device.id for device in unused.devices] == [0]
+
+
+def test_a_sequential_plan_is_proven_only_where_nothing_is_offloaded() -> None:
+    model = model_of(a=2, b=1, c=3)
+    fitting = plan(model, max_memory={0: 100, "cpu": 100}, strategy="sequential").certificate
+    assert (fitting.proven, fitting.gap_bytes) == (True, 0)
+    offloading = plan(model, max_memory={0: 4, "cpu": 100}, strategy="sequential").certificate
+    assert (offloading.proven, offloading.gap_bytes) == (False, 6)

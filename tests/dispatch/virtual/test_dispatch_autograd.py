@@ -91,6 +91,30 @@ def test_a_dispatch_under_inference_mode_is_like_any_other() -> None:
     model(X).sum().backward()
 
 
+class Targeted(nn.Module):
+    """Two parts get one tensor, one of them without gradients, as target networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.target, self.online = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x)
+        with torch.no_grad():
+            wanted = self.target(hidden)
+        return (self.online(hidden) - wanted).square().sum()
+
+
+def test_a_copy_that_was_made_without_gradients_does_not_serve_with_them() -> None:
+    torch.manual_seed(0)
+    plain = Targeted()
+    model = planner.dispatch(copy.deepcopy(plain), {"first": 0, "target": 1, "online": 1})
+    for each in (plain, model):
+        each(X).backward()
+    assert model.first.weight.grad is not None
+    torch.testing.assert_close(model.first.weight.grad.cpu(), plain.first.weight.grad)
+
+
 class Enabling(nn.Module):
     """Turns gradients on, whatever is outside; may wait inside."""
 

@@ -397,6 +397,37 @@ def test_blocks_whose_forward_is_never_called(devices: tuple[Any, ...]) -> None:
     assert model(x).equal(want)
 
 
+class Embedded(nn.Module):
+    """A block that must stay whole, whose embedding is also used by itself, as `get_input_embeddings` is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.mix = nn.Embedding(4, 2), nn.Linear(2, 2)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.mix(self.words(ids))
+
+
+class Reader(nn.Module):
+    _no_split_modules = ("Embedded",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.last = Embedded(), nn.Linear(2, 2)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.last(self.block(ids))
+
+
+@torch.no_grad()
+def test_an_embedding_inside_a_block_has_a_border_of_its_own() -> None:
+    model, ids = Reader(), torch.tensor([1, 3])
+    want = model.block.words(ids)
+    planner.dispatch(model, {"block": 1, "last": 0})
+    assert model.block.words(ids).cpu().equal(want)
+    assert "forward" not in vars(model.block.mix)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "t5"])
 @torch.no_grad()
 def test_everything_through_accelerates_signature(name: str) -> None:

@@ -43,6 +43,20 @@ def test_undispatching_gives_back_the_parameters(device_map: dict[str, Any]) -> 
     assert {p.device.type for p in own} == {"cpu"}
 
 
+@pytest.mark.parametrize("device_map", [{"": 0}, TWO])
+def test_a_gradient_goes_with_its_parameter_and_comes_back_with_it(device_map: dict[str, Any]) -> None:
+    model = pair()
+    own = list(model.parameters())
+    for number, parameter in enumerate(own):
+        parameter.grad = torch.full_like(parameter, number)
+    for change in (lambda: planner.dispatch(model, device_map), lambda: planner.undispatch(model)):
+        change()
+        for number, parameter in enumerate(own):
+            assert parameter.grad is not None
+            assert parameter.grad.device == parameter.device
+            assert parameter.grad.eq(number).all()
+
+
 def test_a_failure_moves_parameters_back(monkeypatch: pytest.MonkeyPatch) -> None:
     from planner.dispatching.install.prepare import Prepared
 

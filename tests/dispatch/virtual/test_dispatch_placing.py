@@ -12,6 +12,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import planner
+from planner.dispatching.install.device_map import ResolvedDeviceMap
 from planner.dispatching.tensors.placeholder import is_offloaded
 from rig import Accelerators
 from tiny_models import TINY, built, mapped
@@ -114,6 +115,18 @@ def test_an_execution_map_may_name_parts_of_what_the_device_map_names() -> None:
     assert run_on(model)[1:] == ["virtual:1", "virtual:0"]
     assert [is_offloaded(layer.weight) for layer in model.layers] == [False, True, True]
     torch.testing.assert_close(model(x), plain(x.to(0)).cpu(), rtol=0, atol=1e-5)
+
+
+def test_what_a_plan_runs_as_a_whole_runs_there_wherever_its_parts_lie() -> None:
+    """Nothing fits on the accelerator at rest, so all is streamed there from two tiers."""
+    model = nn.Sequential(*(nn.Linear(10, 10, bias=False) for _ in range(3)))
+    plan = planner.plan(model, max_memory={0: 500, "cpu": 800, "disk": 5000})
+    assert dict(plan.device_map) == {"0": "cpu", "1": "cpu", "2": "disk"}
+    assert dict(plan.execution_map) == {"": 0}
+    placements = ResolvedDeviceMap.of_plan(plan).placements
+    assert {name: str(placement.runs_on) for name, placement in placements.items()} == dict.fromkeys(
+        "012", "virtual:0"
+    )
 
 
 def test_an_execution_map_that_names_what_is_not_there_is_refused() -> None:
@@ -298,3 +311,24 @@ def test_a_key_is_a_name_and_not_the_beginning_of_one() -> None:
     model = planner.dispatch(plain, {"": 0, "1": "cpu"})
     assert [number for number, layer in enumerate(model) if is_offloaded(layer.weight)] == [1]
     assert model(x).equal(want)
+
+
+class Sliced(nn.Module):
+    """A weight, and a part of it that begins where it begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole = nn.Parameter(torch.arange(8.0).reshape(4, 2))
+        self.part = nn.Parameter(self.whole.data[:2])
+
+
+def test_a_view_at_an_address_does_not_get_the_copy_of_its_base() -> None:
+    """accelerate's map of tied copies goes by address."""
+    model = Sliced()
+    tied: dict[int, dict[Any, Any]] = {model.whole.data_ptr(): {}}
+    hook = planner.AlignDevicesHook(execution_device="virtual:1", tied_params_map=tied)
+    planner.add_hook_to_module(model, hook)
+    assert model.whole.tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert model.part.tolist() == [[0, 1], [2, 3]]
+    assert {model.whole.device.index, model.part.device.index} == {1}
+    assert list(tied.values()) == [{torch.device("virtual:1"): model.whole}]

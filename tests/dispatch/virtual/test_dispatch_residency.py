@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 
 import planner
 from planner import OffloadError
+from planner.dispatching.offload.refcount import Use
 from planner.dispatching.tensors.placeholder import is_offloaded
 from rig import Accelerators
 
@@ -59,6 +61,39 @@ def test_functional_call_of_many() -> None:
 
     torch.testing.assert_close(many(model, weights), many(plain, weights))
     assert is_offloaded(model.b.weight)
+
+
+class Meanwhile(nn.Module):
+    """Something happens while its weight is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.happens: Callable[[], Any] = bool
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.happens()
+        return x * self.weight
+
+
+def test_what_is_in_use_on_one_device_is_not_brought_to_another() -> None:
+    model = halves(Meanwhile())
+    want = model(X)
+    planner.dispatch(model, {"a": 0, "b": "cpu"})
+    (offloaded,) = model.b._hf_hook.offloaded_modules
+    refused = []
+
+    def elsewhere() -> None:
+        use = Use([offloaded])
+        with pytest.raises(OffloadError, match=r"'b\.weight' is in use on virtual:0") as caught:
+            use.begin(torch.device("virtual:1"))
+        use.end()
+        refused.append(caught.value.name)
+
+    model.b.happens = elsewhere
+    assert model(X).equal(want)
+    assert refused == ["b.weight"]
+    assert is_offloaded(model.b.weight) and not offloaded.is_live
 
 
 class ThreeViews(nn.Module):

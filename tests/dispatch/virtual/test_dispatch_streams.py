@@ -162,6 +162,24 @@ def test_resting_weights_are_pinned_and_copies_are_independent(expected: torch.T
     assert answer(twin).equal(expected)
 
 
+@torch.no_grad()
+def test_views_of_one_storage_are_not_pinned_apart() -> None:
+    """Optimizers with flat parameters write to all of them through one tensor."""
+    model = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(3)))
+    flat = torch.arange(32.0)
+    model[0].weight.data, model[1].weight.data = flat[:16].view(4, 4), flat[16:].view(4, 4)
+    planner.dispatch(model, dict.fromkeys("012", "cpu"), execution_map={"": 0}, staging_bytes={0: 10**6})
+    x = torch.ones(1, 4)
+    for _ in range(2):  # the first one tells the order
+        model(x)
+    resting = [layer._hf_hook.weights_map["weight"] for layer in model]
+    assert [tensor.is_pinned() for tensor in resting] == [False, False, True]
+    flat.zero_()
+    assert model(x).count_nonzero() == 0
+    planner.undispatch(model)
+    assert [layer.weight.count_nonzero().item() for layer in model[:2]] == [0, 0]
+
+
 def test_a_plan_says_how_much_room_there_is() -> None:
     model = built("llama")
     total = sum(p.nbytes for p in model.parameters())

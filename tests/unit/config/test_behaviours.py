@@ -374,6 +374,9 @@ def test_31_an_update_contributes_only_what_was_said():
     update = Stack(Example).imported({"float_field": 3.0}).set(int_field=0)
     for other in (update, update.resolve()):
         assert base.update(other).resolve().dump() == {"int_field": 0, "str_field": "a"}
+        assert (
+            base.update(other).resolve().config.float_field == Example().float_field
+        )  # an import stays behind
     assert "expected Example, got an instance of Example" in problems(
         Stack(Nested).set(nested=Example(int_field=3))
     )

@@ -110,6 +110,13 @@ def test_an_int_stays_exact(path: str, wrong: Any) -> None:
         Stack(Settings).set({tuple(path.split(".")): wrong}).resolve()
 
 
+@pytest.mark.parametrize("share", ["100.000001%", "101%", "999%", "999.9%"])
+def test_headroom_is_no_more_than_the_whole(share: str) -> None:
+    assert Stack(Settings).set(headroom={0: "100%"}).resolve().config.headroom == {0: "100%"}
+    with pytest.raises(InvalidConfigError, match="expected a share from 0% to 100%"):
+        Stack(Settings).set(headroom={0: share}).resolve()
+
+
 def model() -> nn.Module:
     return nn.Sequential(*(nn.Linear(10, 10, bias=False, device="meta") for _ in range(4)))
 

@@ -60,7 +60,6 @@ class Journal:
 
 
 def _give(parameter: Any, data: Any, gradient: Any) -> None:
-    # A gradient must lie where its parameter does, so it goes first and comes last.
-    parameter.grad = None
+    # In this order, because torch takes a gradient only where its parameter lies.
     parameter.data = data
     parameter.grad = gradient
