@@ -5,7 +5,7 @@ mod common;
 
 use common::{devices, layout};
 use planner_core::auto::{Execute, Failure, Fill, Mode, Options, Solution, Stage, Unit, solve};
-use planner_core::{BlockOptions, Blocks, DeviceKind};
+use planner_core::{BlockOptions, Blocks, Device, DeviceKind};
 
 const NO_SPLIT: &[&str] = &["Layer"];
 
@@ -108,4 +108,28 @@ fn what_offloads_and_what_does_not() {
     assert!(matches!(plan(&lines, &[140], 40, &options), Err(Failure::Infeasible { is_proven: true, .. })));
     options.mode = Mode::GpuOnly;
     assert!(matches!(plan(&lines, &[199], 1000, &options), Err(Failure::Infeasible { unit: 5, .. })));
+}
+
+/// Best fit gives 11 + 11 and 5 + 5 + 6 + 6; as a run would have it, one card takes 5 + 11 + 5, and returns once instead of
+/// twice.
+#[test]
+fn packings_are_reshaped_to_runs() {
+    let lines: Vec<String> = [11, 5, 11, 5, 6, 6].iter().zip('a'..).map(|(n, name)| format!("{name}.w {n}")).collect();
+    let (homes, solution) = plan(&lines, &[23, 23], 88, &Options::default()).unwrap();
+    assert_eq!((homes.as_str(), solution.certificate.stage), ("1 0 0 0 1 1", Stage::Scattered));
+    assert_eq!(solution.certificate.returns, 1);
+}
+
+/// Reshaping takes steps, and with few of them it may come to nothing: what is arranged without it is not lost by that.
+#[test]
+fn reshaping_never_costs_a_plan_that_was_found() {
+    let sizes = [3, 4, 7, 4, 7, 4, 7, 3, 3];
+    let mut units = common::units(&sizes);
+    (units[5].buffers_only, units[6].block_bits) = (true, vec![0]);
+    let device = |kind, bits| Device { kind, capacity_bits: Some(bits), pool: None, is_main: false };
+    let mut devices = vec![device(DeviceKind::Accelerator, 13); 3];
+    devices.extend([device(DeviceKind::Cpu, 84), device(DeviceKind::Disk, 85)]);
+    let options = Options { fill: Fill::InOrder, search_steps: 300, ..Options::default() };
+    let solution = solve(&units, &devices, &options).unwrap();
+    assert_eq!((solution.offloaded_bits, solution.certificate.returns), (7, 1));
 }

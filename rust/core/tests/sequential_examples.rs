@@ -180,6 +180,26 @@ fn filling_ends_with_its_device() {
     });
 }
 
+/// X comes along with P and is never struck out, so room for its 10 bytes is kept on the cpu though nothing needs it, and
+/// Y (10 bytes) goes on to the disk. Met on one device after the other, Y is struck out once: twice would free that room.
+#[test]
+fn the_largest_layer_is_struck_out_once() {
+    const LINES: &[&str] = &["P.w 1", "P.s 2 @s", "X.w 10", "X.s 2 @s", "Y.w 10", "Z.w 5"];
+    check(examples! {
+        "Y is met on four devices": LINES [] [23, 0] + 15 DEFAULT => "P=0 X=0 Y=disk Z=disk";
+        "with 5 more it has room beside them": LINES [] [23, 0] + 20 DEFAULT => "P=0 X=0 Y=cpu Z=disk";
+    });
+}
+
+/// A and B share one tensor, B and C another: A brings B, and C comes when it is found behind X, without B again.
+#[test]
+fn what_was_placed_does_not_come_along_again() {
+    const CHAIN: &[&str] = &["X.w 50", "A.w 1", "A.s 2 @s", "B.s 2 @s", "B.t 2 @t", "C.t 2 @t", "C.w 1"];
+    check(examples! {
+        "as the fallback goes on filling": CHAIN [] [10, 60] + 0 BOTH => "A=0 B=0 C=0 X=1";
+    });
+}
+
 /// Each placement says which rule made it.
 #[test]
 fn reasons_name_the_rule() {

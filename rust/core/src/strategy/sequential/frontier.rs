@@ -94,7 +94,8 @@ impl<'a> Frontier<'a> {
         self.alive(node)
     }
 
-    /// The entry that would hold a row, were the ancestors of `beside` split.
+    /// The entry that would hold a row, were the ancestors of `beside` split. None of these is placed, as `beside` could be
+    /// none of the candidates then; so a row is placed only where the entry found here is.
     pub(crate) fn entry_beside(&self, row: NodeId, beside: NodeId) -> Option<NodeId> {
         let tree = self.layout.tree();
         let mut node = row;
@@ -103,7 +104,7 @@ impl<'a> Frontier<'a> {
             node = parent;
             parent = tree.parent(node);
         }
-        self.alive(node).filter(|_| self.entry_of(row).is_some())
+        self.alive(node)
     }
 
     /// Entries among and inside which `node` lies, from the entry down to the parent of `node`: what has to be split
