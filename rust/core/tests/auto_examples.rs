@@ -133,3 +133,20 @@ fn reshaping_never_costs_a_plan_that_was_found() {
     let solution = solve(&units, &devices, &options).unwrap();
     assert_eq!((solution.offloaded_bits, solution.certificate.returns), (7, 1));
 }
+
+/// The reshaped packing returns as seldom, with the first block offloaded, and having that at home then takes one more
+/// return than the packing as it was found.
+#[test]
+fn a_plan_passed_over_is_kept_for_its_first_block() {
+    let sizes = [9, 9, 2, 9, 2, 9, 9, 2, 9, 9];
+    let mut units = common::units(&sizes);
+    for (unit, block) in units.iter_mut().zip([9, 7, 2, 9, 2, 9, 7, 2, 3, 9]) {
+        unit.block_bits = vec![block];
+    }
+    let card = |bits| Device { kind: DeviceKind::Accelerator, capacity_bits: Some(bits), pool: None, is_main: false };
+    let cpu = Device { kind: DeviceKind::Cpu, capacity_bits: None, pool: None, is_main: false };
+    let options = Options { mode: Mode::NoDisk, ..Options::default() };
+    let solution = solve(&units, &[card(22), card(28), card(2), cpu], &options).unwrap();
+    assert_eq!((solution.offloaded_bits, solution.certificate.returns), (27, 2));
+    assert!(solution.home[0] < 3, "the first block is on an accelerator");
+}

@@ -209,7 +209,6 @@ impl<'a> Search<'a> {
     fn arranged(&mut self, offloading: &Offloading) -> Option<Plan> {
         let streamed = self.streamed(offloading);
         let as_found = self.as_found(&streamed);
-        let plain = as_found.iter().flatten().min_by_key(|ranked| ranked.rank).cloned();
         let mut best: Option<Ranked> = None;
         for ((packing, staging_device), own) in streamed.iter().zip(as_found) {
             if best.as_ref().is_some_and(|best| best.rank.0 <= 1) {
@@ -223,8 +222,7 @@ impl<'a> Search<'a> {
                 }
             }
         }
-        let is_plain_better = plain.as_ref().is_some_and(|plain| best.as_ref().is_none_or(|b| plain.rank.0 < b.rank.0));
-        if is_plain_better { plain } else { best }.map(|ranked| ranked.plan)
+        best.map(|ranked| ranked.plan)
     }
 
     /// The packings of all choices, with each bin to which they could be streamed as well.
