@@ -70,6 +70,18 @@ fn the_table_of_the_documentation() {
     }
 }
 
+/// The plans on which `tests/unit/test_plan.py` rests.
+#[test]
+fn plans_of_the_unit_tests() {
+    let mut lines = model(4, 20, 10);
+    lines[5] = "head.w 30".to_string();
+    let (homes, solution) = plan(&lines, &[50, 70], 500, &Options::default()).unwrap();
+    assert_eq!((homes.as_str(), solution.offloaded_bits), ("0 0 0 1 1 1", 0));
+    let (homes, solution) = plan(&lines, &[70], 40, &Options::default()).unwrap();
+    assert_eq!((solution.offloaded_bits / 8, solution.disk_bits / 8), (70, 30), "{homes}");
+    assert_eq!(solution.reserved_bits[0] / 8, 20, "{homes}");
+}
+
 #[test]
 fn siblings_stay_together_where_that_costs_nothing() {
     let lines = ["word.w 120", "position.w 20", "layers.0:Layer.w 40", "layers.1:Layer.w 40"];

@@ -331,3 +331,30 @@ impl<'a> Cutter<'a> {
         experts
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{BlockOptions, Blocks, Granularity};
+    use crate::testing::{layout, row};
+
+    #[test]
+    fn siblings_stand_beside_what_must_not_be_split() {
+        let lines = ["word.w 2", "position.w 1", "b:Block.x.w 1", "b:Block.y.w 1", "c:Block.x.w 1"];
+        let layout = layout(&lines, &["Block"]);
+        let options = BlockOptions { split_rows: vec![row(&layout, "b")], ..Default::default() };
+        let blocks = Blocks::new(&layout, &options);
+        assert_eq!(blocks.blocks.len(), 5);
+        assert_eq!(blocks.siblings, [[0, 1]], "and not the parts of b, which was taken apart");
+    }
+
+    #[test]
+    fn experts_inside_experts_are_part_of_them() {
+        let lines = ["b:Block.gate.w 1", "b:Block.experts.0.experts.0.w 2", "b:Block.experts.1.w 3"];
+        let layout = layout(&lines, &["Block"]);
+        let options = BlockOptions { granularity: Granularity::Expert, ..Default::default() };
+        let blocks = Blocks::new(&layout, &options);
+        let rows = ["b.gate", "b.experts.0", "b.experts.1"].map(|name| vec![row(&layout, name)]);
+        assert_eq!(blocks.blocks, rows);
+        assert_eq!(blocks.units.iter().map(|unit| unit.bits).sum::<u64>(), 6 * 8, "each tensor once");
+    }
+}

@@ -315,3 +315,16 @@ impl Siblings {
         (is_numbered || self.composites > 1).then_some(Evidence { has_modules, is_numbered, is_lone: false })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Inside;
+
+    #[test]
+    fn what_holds_several_classes_differs_from_each() {
+        let (one, other) = (Inside::One("A"), Inside::One("B"));
+        assert!(!Inside::Nothing.differs_from("A") && !one.differs_from("A") && one.differs_from("B"));
+        assert!(one.with(other).differs_from("A") && one.with(other).differs_from("B"));
+        assert_eq!((one.with(one), one.with(Inside::Nothing), Inside::Nothing.with(one)), (one, one, one));
+    }
+}
