@@ -50,10 +50,13 @@ fn homes(lines: &[&str], accelerators: &[u64], cpu: u64, options: &Options) -> S
     plan(&lines, accelerators, cpu, options).unwrap().0
 }
 
+/// Layers, their size and that of the ends, budgets of the accelerators; devices by block, bytes offloaded, and the stage.
+type Row = (usize, u64, u64, &'static [u64], &'static str, u64, Stage);
+
 /// The table of `docs/planning.md`, where `auto` and accelerate's strategies stand side by side.
 #[test]
 fn the_table_of_the_documentation() {
-    let table: [(usize, u64, u64, &[u64], &str, u64, Stage); 7] = [
+    let table: [Row; 7] = [
         (8, 40, 20, &[200, 180], "0 0 0 0 0 1 1 1 1 1", 0, Stage::InOrder),
         (4, 40, 20, &[100, 100], "0 0 0 1 1 1", 0, Stage::InOrder),
         (6, 40, 20, &[100, 200], "0 0 0 1 1 1 1 1", 0, Stage::InOrder),

@@ -134,6 +134,7 @@ impl<'a> Frontier<'a> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::Frontier;
     use crate::model::layout::{Layout, LayoutOptions};

@@ -101,6 +101,7 @@ impl Claim {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::Ledger;
     use crate::testing::{layout, row};

@@ -184,6 +184,7 @@ pub(crate) fn best_fit_of(task: &Task, musts: &[bool]) -> Vec<Vec<u32>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::{Task, best_fit, best_fit_of, joint_room, weigh};
     use crate::devices::{Device, DeviceKind};

@@ -170,6 +170,7 @@ impl<'a> Pick<'a> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::near_runs;
     use crate::devices::Device;

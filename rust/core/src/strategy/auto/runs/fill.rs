@@ -142,6 +142,7 @@ fn strictly_below(used: u64, scale: u64, other: u64) -> u64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::{spread, strictly_below};
     use crate::strategy::auto::instance::Instance;

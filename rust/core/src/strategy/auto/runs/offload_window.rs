@@ -286,6 +286,7 @@ impl<'a> Side<'a> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::{search, vectors};
     use crate::devices::Device;
@@ -298,8 +299,11 @@ mod tests {
         units(&sizes.iter().map(|bytes| bytes * 8).collect::<Vec<u64>>())
     }
 
+    /// The units that are offloaded, and the staging device.
+    type Window = (Vec<usize>, Option<usize>);
+
     /// What is offloaded at a cost in bytes, the staging device, and whether the search was complete.
-    fn window(sizes: &[u64], cards: &[u64], cost: u64, steps: u64) -> (Option<(Vec<usize>, Option<usize>)>, bool) {
+    fn window(sizes: &[u64], cards: &[u64], cost: u64, steps: u64) -> (Option<Window>, bool) {
         let (units, options, devices) = (bits(sizes), Options::default(), crate::testing::devices(cards, 1_000));
         let instance = Instance::new(&units, &devices, &options).unwrap();
         let (split, is_complete) = search(&instance, (cost * 8, 0), &mut Steps::new(steps));

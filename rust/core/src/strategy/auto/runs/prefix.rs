@@ -262,6 +262,7 @@ impl Sets {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::{Prefix, Room};
     use crate::strategy::auto::instance::Instance;
