@@ -23,6 +23,9 @@
 //! # Ok::<(), planner_core::Error>(())
 //! ```
 
+#[cfg(test)]
+extern crate self as planner_core;
+
 mod checkpoint;
 mod device_map;
 mod devices;
@@ -34,6 +37,9 @@ mod names;
 mod outcome;
 mod sets;
 mod strategy;
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod testing;
 
 pub use checkpoint::assemble::{Named, assemble};
 pub use checkpoint::outline::{Form, FormId, Outline, Slot};

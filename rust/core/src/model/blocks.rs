@@ -221,8 +221,9 @@ fn total_bits<'a>(layout: &Layout, ids: impl Iterator<Item = &'a u32>) -> u64 {
 struct Cutter<'a> {
     layout: &'a Layout,
     whole: BitSet,
-    split: BitSet,
-    is_open: BitSet, // it is taken apart, or some module inside must stay whole or is taken apart
+    is_open: BitSet,     // it is taken apart, or some module inside must stay whole or is taken apart
+    is_inside: BitSet,   // it, or some module around it, must stay whole or is taken apart
+    has_tensors: BitSet, // it is a tensor, or one is inside
     granularity: Granularity,
 }
 
@@ -231,6 +232,7 @@ impl<'a> Cutter<'a> {
         let tree = layout.tree();
         let len = tree.len();
         let (mut whole, mut is_open, mut split) = (BitSet::new(len), BitSet::new(len), BitSet::new(len));
+        let (mut is_inside, mut has_tensors) = (BitSet::new(len), BitSet::new(len));
         let has_parts = |row: NodeId| tree.children(row).any(|child| tree.is_module(child));
         options.split_rows.iter().filter(|&&row| has_parts(row)).for_each(|&row| split.insert(row));
         options.no_split_rows.iter().for_each(|&row| whole.insert(row));
@@ -244,8 +246,20 @@ impl<'a> Cutter<'a> {
             if whole.contains(row) || is_open.contains(row) {
                 is_open.insert(tree.parent(row));
             }
+            if !tree.is_module(row) {
+                has_tensors.insert(row);
+            }
+            if has_tensors.contains(row) {
+                has_tensors.insert(tree.parent(row));
+            }
         }
-        Self { layout, whole, split, is_open, granularity: options.granularity }
+        // Marked from the top: asking each row for what is around it would cost the square of a nest's depth.
+        for row in 1..len as NodeId {
+            if whole.contains(row) || split.contains(row) || is_inside.contains(tree.parent(row)) {
+                is_inside.insert(row);
+            }
+        }
+        Self { layout, whole, is_open, is_inside, has_tensors, granularity: options.granularity }
     }
 
     fn cut(&self) -> Vec<Vec<NodeId>> {
@@ -256,7 +270,7 @@ impl<'a> Cutter<'a> {
             if (row == 0 || self.is_open.contains(row)) && !self.whole.contains(row) {
                 let children: Vec<NodeId> = tree.children(row).filter(|&child| !self.layout.is_alias(child)).collect();
                 open.extend(children.into_iter().rev());
-            } else if (row..tree.end(row)).any(|inner| !tree.is_module(inner)) {
+            } else if self.has_tensors.contains(row) {
                 self.block(row, &mut blocks);
             }
         }
@@ -265,12 +279,7 @@ impl<'a> Cutter<'a> {
 
     /// No part of a module that must not be split, and no such module itself.
     fn is_beside(&self, row: NodeId) -> bool {
-        let tree = self.layout.tree();
-        let mut around = row;
-        while around != 0 && !self.whole.contains(around) && !self.split.contains(around) {
-            around = tree.parent(around);
-        }
-        around == 0
+        !self.is_inside.contains(row)
     }
 
     /// A block, or what is left of it and its experts.
@@ -293,7 +302,7 @@ impl<'a> Cutter<'a> {
             {
                 let children: Vec<NodeId> = tree.children(part).collect();
                 open.extend(children.into_iter().rev());
-            } else if (part..tree.end(part)).any(|inner| !tree.is_module(inner)) {
+            } else if self.has_tensors.contains(part) {
                 rest.push(part);
             }
         }
@@ -303,15 +312,49 @@ impl<'a> Cutter<'a> {
         blocks.extend(experts.into_iter().map(|expert| vec![expert]));
     }
 
-    /// Numbered modules directly inside a module called `experts`.
+    /// Numbered modules directly inside a module called `experts`, the outer one where they lie in each other: blocks share
+    /// no row.
     fn experts(&self, block: NodeId) -> Vec<NodeId> {
         let tree = self.layout.tree();
         let is_expert = |&row: &NodeId| {
             tree.is_module(row)
                 && is_number(tree.local_name(row))
                 && tree.local_name(tree.parent(row)) == "experts"
-                && (row..tree.end(row)).any(|inner| !tree.is_module(inner))
+                && self.has_tensors.contains(row)
         };
-        (block + 1..tree.end(block)).filter(is_expert).collect()
+        let mut experts: Vec<NodeId> = Vec::new();
+        for row in (block + 1..tree.end(block)).filter(is_expert) {
+            if experts.last().is_none_or(|&last| row >= tree.end(last)) {
+                experts.push(row);
+            }
+        }
+        experts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BlockOptions, Blocks, Granularity};
+    use crate::testing::{layout, row};
+
+    #[test]
+    fn siblings_stand_beside_what_must_not_be_split() {
+        let lines = ["word.w 2", "position.w 1", "b:Block.x.w 1", "b:Block.y.w 1", "c:Block.x.w 1"];
+        let layout = layout(&lines, &["Block"]);
+        let options = BlockOptions { split_rows: vec![row(&layout, "b")], ..Default::default() };
+        let blocks = Blocks::new(&layout, &options);
+        assert_eq!(blocks.blocks.len(), 5);
+        assert_eq!(blocks.siblings, [[0, 1]], "and not the parts of b, which was taken apart");
+    }
+
+    #[test]
+    fn experts_inside_experts_are_part_of_them() {
+        let lines = ["b:Block.gate.w 1", "b:Block.experts.0.experts.0.w 2", "b:Block.experts.1.w 3"];
+        let layout = layout(&lines, &["Block"]);
+        let options = BlockOptions { granularity: Granularity::Expert, ..Default::default() };
+        let blocks = Blocks::new(&layout, &options);
+        let rows = ["b.gate", "b.experts.0", "b.experts.1"].map(|name| vec![row(&layout, name)]);
+        assert_eq!(blocks.blocks, rows);
+        assert_eq!(blocks.units.iter().map(|unit| unit.bits).sum::<u64>(), 6 * 8, "each tensor once");
     }
 }

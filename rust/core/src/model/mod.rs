@@ -3,6 +3,8 @@
 pub(crate) mod balance;
 pub(crate) mod blocks;
 pub(crate) mod layout;
+#[cfg(test)]
+mod linear_time;
 pub(crate) mod repeated;
 pub(crate) mod shared;
 pub(crate) mod ties;

@@ -135,15 +135,14 @@ impl<'a> Finder<'a> {
         }
         let numbered: HashMap<&str, Evidence> =
             found.iter().filter(|(_, evidence)| evidence.is_numbered).map(|(&class, &e)| (class, e)).collect();
-        found.retain(|class, evidence| {
-            evidence.is_numbered || !self.is_large(class) || !self.holds_others(class, &numbered)
-        });
-        self.add_lone(&mut found);
+        let (large, holders) = (self.large_classes(), self.classes_around(&numbered));
+        found.retain(|class, evidence| evidence.is_numbered || !large.contains(class) || !holders.contains(class));
+        self.add_lone(&mut found, &large);
         found
     }
 
     /// Classes of modules with a forward in which leaves repeat and nothing else does: in one of them, results may meet.
-    fn add_lone(&self, found: &mut HashMap<&'a str, Evidence>) {
+    fn add_lone(&self, found: &mut HashMap<&'a str, Evidence>, large: &HashSet<&str>) {
         let (mut holds_leaf, mut holds_block) = (BitSet::new(self.tree.len()), BitSet::new(self.tree.len()));
         let mut lone: HashMap<&str, bool> = HashMap::new(); // whether no module of that class holds a block
         for row in (1..self.tree.len() as NodeId).rev() {
@@ -160,38 +159,36 @@ impl<'a> Finder<'a> {
                 *lone.entry(class).or_insert(true) &= !holds_block.contains(row);
             }
         }
-        lone.retain(|class, is_lone| *is_lone && !self.is_large(class));
+        lone.retain(|class, is_lone| *is_lone && !large.contains(class));
         let evidence = Evidence { has_modules: true, is_numbered: false, is_lone: true };
         found.extend(lone.into_keys().map(|class| (class, evidence)));
     }
 
-    /// Whether a module of a class is more than a fifth of the model.
-    fn is_large(&self, class: &str) -> bool {
-        let bits = |row| self.layout.formula_bits(row);
-        self.rows_of(|other| other == class).into_iter().any(|row| 5 * bits(row) > bits(0))
+    /// Classes of which a module is more than a fifth of the model.
+    fn large_classes(&self) -> HashSet<&'a str> {
+        let total_bits = self.layout.formula_bits(0);
+        let is_large = |&row: &NodeId| 5 * self.layout.formula_bits(row) > total_bits;
+        (1..self.tree.len() as NodeId).filter(is_large).filter_map(|row| self.tree.class_name(row)).collect()
     }
 
-    fn rows_of(&self, is_meant: impl Fn(&str) -> bool) -> Vec<NodeId> {
-        let rows = 1..self.tree.len() as NodeId;
-        rows.filter(|&row| self.tree.class_name(row).is_some_and(&is_meant)).collect()
-    }
-
-    /// Classes of the modules around a row that are not its own.
-    fn classes_above(&self, row: NodeId) -> Vec<&'a str> {
-        let own = self.tree.class_name(row);
-        let mut classes = Vec::new();
-        let mut above = self.tree.parent(row);
-        while above != 0 {
-            classes.extend(self.tree.class_name(above).filter(|&class| Some(class) != own));
-            above = self.tree.parent(above);
+    /// Classes of modules around blocks of another class that have modules of their own.
+    fn classes_around(&self, blocks: &HashMap<&str, Evidence>) -> HashSet<&'a str> {
+        let mut inside = vec![Inside::Nothing; self.tree.len()];
+        let mut around = HashSet::new();
+        // Each row tells its parent what it holds, so that a nest is not walked up from each of its modules.
+        for row in (1..self.tree.len() as NodeId).rev() {
+            let Some(class) = self.tree.class_name(row) else { continue };
+            let mut held = inside[row as usize];
+            if held.differs_from(class) {
+                around.insert(class);
+            }
+            if blocks.get(class).is_some_and(|evidence| evidence.has_modules) {
+                held = held.with(Inside::One(class));
+            }
+            let above = &mut inside[self.tree.parent(row) as usize];
+            *above = above.with(held);
         }
-        classes
-    }
-
-    /// Whether blocks with modules of their own lie inside one of a class.
-    fn holds_others(&self, class: &str, blocks: &HashMap<&str, Evidence>) -> bool {
-        let inner = self.rows_of(|other| other != class && blocks.get(other).is_some_and(|e| e.has_modules));
-        inner.into_iter().any(|row| self.classes_above(row).contains(&class))
+        around
     }
 
     /// The containers outside of blocks, and the class that gives way as long as a block of it reaches from the first two
@@ -208,7 +205,7 @@ impl<'a> Finder<'a> {
             }
         }
         let total_bits = self.layout.formula_bits(0);
-        let mut gives_way: HashMap<&str, bool> = HashMap::new(); // as a class
+        let mut holders: Option<HashSet<&str>> = None;
         let (mut containers, mut in_the_way, mut before_bits) = (Vec::new(), None, 0i64);
         let mut open = vec![0];
         while let Some(row) = open.pop() {
@@ -229,8 +226,8 @@ impl<'a> Finder<'a> {
                 continue;
             }
             if let Some(class) = class.filter(|_| is_in_the_way) {
-                let as_class = || blocks[class].is_lone || self.holds_others(class, blocks);
-                if *gives_way.entry(class).or_insert_with(as_class) {
+                let mut holds_others = || holders.get_or_insert_with(|| self.classes_around(blocks)).contains(class);
+                if blocks[class].is_lone || holds_others() {
                     in_the_way = Some(class);
                 } else if self.holds_like.contains(row) {
                     containers.push(row);
@@ -254,6 +251,32 @@ impl<'a> Finder<'a> {
         let mut parts: Vec<NodeId> = self.tree.children(row).filter(|&child| !self.layout.is_alias(child)).collect();
         parts.reverse();
         parts
+    }
+}
+
+/// Classes of blocks inside a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Inside<'a> {
+    Nothing,
+    One(&'a str),
+    Several,
+}
+
+impl<'a> Inside<'a> {
+    fn with(self, other: Self) -> Self {
+        match (self, other) {
+            (one, Self::Nothing) | (Self::Nothing, one) => one,
+            (one, other) if one == other => one,
+            _ => Self::Several,
+        }
+    }
+
+    fn differs_from(self, class: &str) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::One(other) => other != class,
+            Self::Several => true,
+        }
     }
 }
 
@@ -290,5 +313,18 @@ impl Siblings {
         self.numbered += u32::from(has_modules && name.contains(|char: char| char.is_ascii_digit()));
         let is_numbered = self.numbered > 1 || (is_number && self.numbers > 1);
         (is_numbered || self.composites > 1).then_some(Evidence { has_modules, is_numbered, is_lone: false })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Inside;
+
+    #[test]
+    fn what_holds_several_classes_differs_from_each() {
+        let (one, other) = (Inside::One("A"), Inside::One("B"));
+        assert!(!Inside::Nothing.differs_from("A") && !one.differs_from("A") && one.differs_from("B"));
+        assert!(one.with(other).differs_from("A") && one.with(other).differs_from("B"));
+        assert_eq!((one.with(one), one.with(Inside::Nothing), Inside::Nothing.with(one)), (one, one, one));
     }
 }

@@ -93,16 +93,22 @@ impl Tree {
 
     /// The module that holds a row; the root holds itself.
     pub fn parent(&self, node: NodeId) -> NodeId {
+        #[cfg(test)]
+        reads::count();
         self.parent[node as usize]
     }
 
     /// First row after everything inside `node`.
     pub fn end(&self, node: NodeId) -> NodeId {
+        #[cfg(test)]
+        reads::count();
         self.end[node as usize]
     }
 
     /// What a row is.
     pub fn kind(&self, node: NodeId) -> Kind {
+        #[cfg(test)]
+        reads::count();
         self.kind[node as usize]
     }
 
@@ -372,4 +378,23 @@ pub(crate) fn slice_between(list: &[(NodeId, u32)], start: NodeId, end: NodeId) 
     let from = list.partition_point(|&(node, _)| node < start);
     let to = from + list[from..].partition_point(|&(node, _)| node < end);
     &list[from..to]
+}
+
+/// How often the columns of trees were read by this thread: what the tests of linear time count.
+#[cfg(test)]
+pub(crate) mod reads {
+    use std::cell::Cell;
+
+    thread_local!(static READS: Cell<u64> = const { Cell::new(0) });
+
+    pub(super) fn count() {
+        READS.set(READS.get() + 1);
+    }
+
+    /// Reads during a call.
+    pub(crate) fn during(call: impl FnOnce()) -> u64 {
+        let before = READS.get();
+        call();
+        READS.get() - before
+    }
 }

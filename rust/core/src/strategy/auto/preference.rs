@@ -17,8 +17,11 @@ use crate::strategy::auto::steps::Steps;
 /// Groups of siblings that are tried one after another.
 const MOST_GROUPS: usize = 8;
 
-/// The first block is offloaded; groups of siblings that several devices run.
-type Rank = (bool, usize);
+/// The first block is offloaded; groups of siblings that several devices run; returns.
+type Rank = (bool, usize, u32);
+
+/// The same without returns.
+type Wishes = (bool, usize);
 
 /// What is tried together.
 #[derive(Debug, Clone, Default)]
@@ -30,8 +33,21 @@ struct Wish {
 
 /// A plan that costs no more and ranks better, or the one given.
 pub(crate) fn prefer(search: &mut Search, devices: &[Device], found: Found) -> Found {
+    let (instance, keeper) = (search.instance, search.keeper.take());
+    let (stage, lower_bound, returns_lower_bound) = (found.stage, found.lower_bound, found.returns_lower_bound);
+    let granted = grant(search, devices, found);
+    // A plan that was passed over for its returns may keep the same wishes with fewer of them.
+    let key = |plan: &Plan| (cost(instance, plan), rank(instance, plan));
+    match keeper.filter(|plan| key(plan) < key(&granted.plan)) {
+        Some(plan) => Found { plan, stage, lower_bound, returns_lower_bound },
+        None => granted,
+    }
+}
+
+/// The plan given, or one that keeps more wishes at no more cost.
+fn grant(search: &mut Search, devices: &[Device], found: Found) -> Found {
     let instance = search.instance;
-    let rank = rank(instance, &found.plan);
+    let rank = wishes(instance, &found.plan);
     if rank == (false, 0) {
         return found;
     }
@@ -60,7 +76,7 @@ pub(crate) fn prefer(search: &mut Search, devices: &[Device], found: Found) -> F
 
 /// The best plan so far.
 struct Best {
-    rank: Rank,
+    rank: Wishes,
     /// Bits offloaded, and of these on disk.
     cost: (u64, u64),
     found: Found,
@@ -87,7 +103,7 @@ impl Best {
             places: joined.iter().map(|&unit| plan.places[unit]).collect(),
             staging_device: plan.staging_device,
         };
-        let (cost, rank) = (cost(instance, &plan), rank(instance, &plan));
+        let (cost, rank) = (cost(instance, &plan), wishes(instance, &plan));
         if cost > self.cost || (cost == self.cost && rank >= self.rank) || !plan.is_valid(instance) {
             return false;
         }
@@ -111,7 +127,7 @@ impl Best {
         let mut plan = self.found.plan.clone();
         // Units of a class are exchangeable, so this changes no sum; only returns could grow, and `rank` does not ask.
         plan.places.swap(first, like as usize);
-        let rank = rank(instance, &plan);
+        let rank = wishes(instance, &plan);
         let is_better = rank < self.rank && plan.is_valid(instance);
         if is_better {
             (self.found.plan, self.rank) = (plan, rank);
@@ -168,7 +184,14 @@ fn first(instance: &Instance) -> Option<usize> {
     instance.units.iter().position(|unit| !unit.buffers_only)
 }
 
-fn rank(instance: &Instance, plan: &Plan) -> Rank {
+/// The order of plans that cost the same.
+pub(crate) fn rank(instance: &Instance, plan: &Plan) -> Rank {
+    let (is_first_off, split_groups) = wishes(instance, plan);
+    (is_first_off, split_groups, plan.returns(instance))
+}
+
+/// The first block is offloaded; groups of siblings that several devices run.
+fn wishes(instance: &Instance, plan: &Plan) -> Wishes {
     let is_off = first(instance).is_some_and(|first| !matches!(plan.places[first], Place::Bin(_)));
     let groups = 0..instance.options.siblings.len();
     (is_off, groups.filter(|&group| is_split(instance, plan, group)).count())

@@ -2,11 +2,12 @@
 
 use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::packing::arrange::arrange;
-use crate::strategy::auto::packing::offload::{self, Goal, Offloading, are_alike};
+use crate::strategy::auto::packing::offload::{self, Choice, Goal, Offloading, are_alike};
 use crate::strategy::auto::packing::reshape::near_runs;
 use crate::strategy::auto::packing::tiers::tiers;
 use crate::strategy::auto::packing::{Packing, Task, weigh};
 use crate::strategy::auto::plan::Plan;
+use crate::strategy::auto::preference::rank;
 use crate::strategy::auto::problem::{Attempt, Certificate, Mode, Solution, Stage, UNPLACED, Verdict};
 use crate::strategy::auto::runs::contiguous::{Orders, Runnable, Split, runs};
 use crate::strategy::auto::runs::offload_window;
@@ -26,6 +27,13 @@ pub(crate) struct Found {
     pub(crate) returns_lower_bound: u32,
 }
 
+/// A plan with its returns and the bin to which it streams, which decide among plans of one cost.
+#[derive(Debug, Clone)]
+struct Ranked {
+    rank: (u32, usize),
+    plan: Plan,
+}
+
 /// Stages that were tried, and the plan of the last one.
 pub(crate) struct Search<'a> {
     /// Never changed: every stage looks at the same problem.
@@ -38,11 +46,13 @@ pub(crate) struct Search<'a> {
     pub(crate) is_proven: bool,
     /// What is known before the search, and which plans are of use; read by the last stage only.
     pub(crate) goal: Goal,
+    /// Of the plans that were arranged, the one that keeps most of what is preferred to fewer returns.
+    pub(crate) keeper: Option<Plan>,
 }
 
 impl<'a> Search<'a> {
     pub(crate) fn new(instance: &'a Instance<'a>, steps: Steps) -> Self {
-        Self { instance, steps, tried: Vec::new(), is_proven: true, goal: Goal::default() }
+        Self { instance, steps, tried: Vec::new(), is_proven: true, goal: Goal::default(), keeper: None }
     }
 
     pub(crate) fn run(&mut self) -> Option<Found> {
@@ -217,52 +227,78 @@ impl<'a> Search<'a> {
         (None, false)
     }
 
-    /// The choice that returns least often, streamed to the first device among its like.
+    /// The choice that returns least often, streamed to the first device among its like, in the shape of runs or as found.
     fn arranged(&mut self, offloading: &Offloading) -> Option<Plan> {
-        let instance = self.instance;
-        let mut best: Option<((u32, usize), Plan)> = None;
-        for choice in &offloading.choices {
-            let likes = (0..instance.bins.len())
-                .filter(|&bin| choice.staging_device.is_some_and(|at| are_alike(instance, at, bin)));
-            let staging_devices: Vec<Option<usize>> = match choice.staging_device {
-                Some(_) => likes.map(Some).collect(),
-                None => vec![None],
-            };
-            for staging_device in staging_devices {
-                let least = best.as_ref().map(|((returns, _), _)| *returns);
-                let work = (instance.units.len() * instance.bins.len() / 2 + 1) as u64;
-                // Runs were tried before, so one return is the least that can be hoped for here.
-                if least.is_some_and(|least| least <= 1 || !self.steps.take(work)) {
-                    break;
-                }
-                let mut packing: Packing = choice.packing.clone();
-                if let (Some(one), Some(other)) = (choice.staging_device, staging_device) {
-                    // Alike bins may be exchanged with all that they hold, without changing the cost.
-                    packing.counts.swap(one, other);
-                }
-                for packing in self.shapes(packing, staging_device) {
-                    let plan = arrange(instance, &packing, staging_device, &mut self.steps);
-                    let rank = (plan.returns(instance), staging_device.unwrap_or(0));
-                    // Checked, not assumed: exchanged bins and reshaped counts must still be permitted.
-                    if best.as_ref().is_none_or(|(least, _)| rank < *least) && plan.is_valid(instance) {
-                        best = Some((rank, plan));
-                    }
+        let streamed = self.streamed(offloading);
+        let as_found = self.as_found(&streamed);
+        let mut best: Option<Ranked> = None;
+        for ((packing, staging_device), own) in streamed.iter().zip(as_found) {
+            // Runs were tried before, so one return is the least that can be hoped for here.
+            if best.as_ref().is_some_and(|best| best.rank.0 <= 1) {
+                break;
+            }
+            let shaped = self.reshaped(packing, *staging_device);
+            let shaped = shaped.and_then(|packing| self.ranked(&packing, *staging_device));
+            for ranked in shaped.into_iter().chain(own) {
+                if best.as_ref().is_none_or(|best| ranked.rank < best.rank) {
+                    best = Some(ranked);
                 }
             }
         }
-        best.map(|(_, plan)| plan)
+        best.map(|ranked| ranked.plan)
     }
 
-    /// The packing in the shape of runs, where there is one, and as it was found.
-    fn shapes(&mut self, packing: Packing, staging_device: Option<usize>) -> Vec<Packing> {
+    /// The packings of all choices, with each bin to which they could be streamed as well.
+    fn streamed(&self, offloading: &Offloading) -> Vec<(Packing, Option<usize>)> {
+        let mut streamed = Vec::new();
+        for Choice { packing, staging_device } in &offloading.choices {
+            let Some(one) = *staging_device else {
+                streamed.push((packing.clone(), None));
+                continue;
+            };
+            for other in (0..self.instance.bins.len()).filter(|&bin| are_alike(self.instance, one, bin)) {
+                let mut packing = packing.clone();
+                packing.counts.swap(one, other);
+                streamed.push((packing, Some(other)));
+            }
+        }
+        streamed
+    }
+
+    /// Plans of the packings as they were found, until one needs no more than the one return that there must be. They come
+    /// before any reshaping, which takes steps, so that it never costs a plan that there would be without it.
+    fn as_found(&mut self, streamed: &[(Packing, Option<usize>)]) -> Vec<Option<Ranked>> {
+        let work = (self.instance.units.len() * self.instance.bins.len() / 2 + 1) as u64;
+        let mut plans: Vec<Option<Ranked>> = Vec::new();
+        for (packing, staging_device) in streamed {
+            let least = plans.iter().flatten().map(|ranked| ranked.rank.0).min();
+            if least.is_some_and(|least| least <= 1 || !self.steps.take(work)) {
+                break;
+            }
+            plans.push(self.ranked(packing, *staging_device));
+        }
+        plans
+    }
+
+    /// The plan of a packing, if it is valid.
+    fn ranked(&mut self, packing: &Packing, staging_device: Option<usize>) -> Option<Ranked> {
+        let plan = arrange(self.instance, packing, staging_device, &mut self.steps);
+        if !plan.is_valid(self.instance) {
+            return None;
+        }
+        if self.keeper.as_ref().is_none_or(|keeper| rank(self.instance, &plan) < rank(self.instance, keeper)) {
+            self.keeper = Some(plan.clone());
+        }
+        Some(Ranked { rank: (plan.returns(self.instance), staging_device.unwrap_or(0)), plan })
+    }
+
+    /// The packing in the shape of runs, where there is one.
+    fn reshaped(&mut self, packing: &Packing, staging_device: Option<usize>) -> Option<Packing> {
         let offloaded = self.instance.classes.iter().zip(&packing.offloaded).filter(|(_, offloaded)| **offloaded > 0);
         let largest = offloaded.filter_map(|(class, _)| class.streamed).max();
-        let streaming = staging_device.zip(largest);
-        let shaped = Task::new(self.instance, streaming)
-            .and_then(|task| near_runs(&task, &packing, staging_device, &mut self.steps))
-            .map(|counts| Packing { counts, ..packing.clone() });
-        // Both are arranged: reshaping is a heuristic, and the packing as found may turn out better.
-        shaped.into_iter().chain([packing]).collect()
+        let task = Task::new(self.instance, staging_device.zip(largest))?;
+        let counts = near_runs(&task, packing, staging_device, &mut self.steps)?;
+        Some(Packing { counts, ..packing.clone() })
     }
 
     pub(crate) fn finish(self, found: Found) -> Solution {

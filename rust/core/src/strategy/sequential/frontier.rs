@@ -95,7 +95,8 @@ impl<'a> Frontier<'a> {
         self.alive(node)
     }
 
-    /// The entry that would hold a row, were the ancestors of `beside` split.
+    /// The entry that would hold a row, were the ancestors of `beside` split. None of these is placed, as `beside` could be
+    /// none of the candidates then; so a row is placed only where the entry found here is.
     pub(crate) fn entry_beside(&self, row: NodeId, beside: NodeId) -> Option<NodeId> {
         let tree = self.layout.tree();
         let mut node = row;
@@ -104,7 +105,7 @@ impl<'a> Frontier<'a> {
             node = parent;
             parent = tree.parent(node);
         }
-        self.alive(node).filter(|_| self.entry_of(row).is_some())
+        self.alive(node)
     }
 
     /// Entries among and inside which `node` lies, from the entry down to the parent of `node`: what has to be split
@@ -130,5 +131,73 @@ impl<'a> Frontier<'a> {
 
     fn alive(&self, entry: NodeId) -> Option<NodeId> {
         (!self.placed.contains(entry) && !self.layout.is_alias(entry)).then_some(entry)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::Frontier;
+    use crate::model::layout::{Layout, LayoutOptions};
+    use crate::testing::{layout, row, tree};
+
+    const LINES: &[&str] = &["a.x.v 1", "a.x.w 1", "a.y.w 1", "b.x.w 1", "c.w 1", "~mask 1"];
+
+    /// Names of the entries, each placed as it comes.
+    fn entries(layout: &Layout, frontier: &mut Frontier) -> Vec<String> {
+        let mut names = Vec::new();
+        while let Some(entry) = frontier.current() {
+            names.push(layout.tree().full_name(entry));
+            frontier.place(entry);
+        }
+        names
+    }
+
+    #[test]
+    fn entries_are_the_children_of_what_was_split() {
+        let layout = layout(LINES, &[]);
+        let mut frontier = Frontier::new(&layout);
+        assert_eq!(entries(&layout, &mut frontier), ["a", "b", "c", "mask"]);
+        let mut frontier = Frontier::new(&layout);
+        frontier.split(row(&layout, "a"));
+        frontier.split(row(&layout, "a.x"));
+        frontier.place(row(&layout, "c"));
+        assert_eq!(entries(&layout, &mut frontier), ["a.x.v", "a.x.w", "a.y", "b", "mask"]);
+    }
+
+    #[test]
+    fn a_row_is_held_by_its_entry_until_that_is_placed() {
+        let layout = layout(LINES, &[]);
+        let mut frontier = Frontier::new(&layout);
+        let (a, inner) = (row(&layout, "a"), row(&layout, "a.x.w"));
+        assert_eq!(frontier.entry_of(inner), Some(a));
+        assert_eq!(frontier.ancestors_to_split(inner), Some(vec![a, row(&layout, "a.x")]));
+        frontier.split(a);
+        assert_eq!(frontier.entry_of(inner), Some(row(&layout, "a.x")));
+        assert_eq!(frontier.ancestors_to_split(inner), Some(vec![row(&layout, "a.x")]));
+        frontier.place(row(&layout, "a.x"));
+        assert_eq!((frontier.entry_of(inner), frontier.ancestors_to_split(inner)), (None, None));
+    }
+
+    /// Were `a.y` an entry, `a.x` would be one, too, and hold what is now held by `a`.
+    #[test]
+    fn beside_a_candidate_its_ancestors_count_as_split() {
+        let layout = layout(LINES, &[]);
+        let mut frontier = Frontier::new(&layout);
+        let (inner, beside) = (row(&layout, "a.x.w"), row(&layout, "a.y"));
+        assert_eq!(frontier.entry_beside(inner, beside), Some(row(&layout, "a.x")));
+        assert_eq!(frontier.entry_beside(row(&layout, "b.x.w"), beside), Some(row(&layout, "b")));
+        frontier.place(row(&layout, "b"));
+        assert_eq!(frontier.entry_beside(row(&layout, "b.x.w"), beside), None, "what was placed comes along no more");
+    }
+
+    #[test]
+    fn a_block_taken_apart_gives_its_tensors_parameters_first() {
+        let tree = tree(&["a.w 1", "b:Block.x.w 1", "b:Block.x.~own 1", "b:Block.y.v 1", "b:Block.y.w 1"]);
+        let exempt = tree.resolve(&["b.y.v"]).into_iter().flatten().collect();
+        let layout = Layout::new(tree.into(), LayoutOptions { exempt, ..Default::default() }).unwrap();
+        let mut frontier = Frontier::new(&layout);
+        frontier.take_apart(row(&layout, "b"));
+        assert_eq!(entries(&layout, &mut frontier), ["b.x.w", "b.y.w", "b.x.own", "a"]);
     }
 }

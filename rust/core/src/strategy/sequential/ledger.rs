@@ -102,3 +102,52 @@ impl Claim {
         self.bits
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::Ledger;
+    use crate::testing::{layout, row};
+
+    /// `a` and `b` share 4 bytes.
+    const LINES: &[&str] = &["a.w 10", "a.s 4 @s", "b.w 20", "b.s 4 @s", "c.w 5"];
+
+    #[test]
+    fn a_shared_group_is_claimed_whole_and_once() {
+        let layout = layout(LINES, &[]);
+        let (a, b, c) = (row(&layout, "a"), row(&layout, "b"), row(&layout, "c"));
+        let mut ledger = Ledger::new(&[40 * 8, i64::MAX], layout.shared_groups.len());
+        let claim = ledger.claim(&layout, &[a], 0).unwrap();
+        assert_eq!(claim.bits() / 8, 34, "b is as good as there, its 4 shared bytes once");
+        assert_eq!(ledger.shortage_bits(&claim, 0) / 8, -6);
+        ledger.meet(claim, 0);
+        assert_eq!(ledger.claim(&layout, &[b], 0).map(|claim| claim.bits()), Some(0));
+        assert!(ledger.claim(&layout, &[b], 1).is_none(), "its group lies elsewhere");
+        assert_eq!((ledger.homes(&layout, b), ledger.homes(&layout, c)), (vec![0], vec![]));
+        let claim = ledger.claim(&layout, &[c], 1).unwrap();
+        ledger.meet(claim, 1);
+        assert_eq!((ledger.left_bits(0) / 8, ledger.left_bits(1)), (6, i64::MAX), "no limit stays none");
+        let used: Vec<i64> = ledger.into_usage().iter().map(|usage| usage.used_bits / 8).collect();
+        assert_eq!(used, [34, 5]);
+    }
+
+    #[test]
+    fn several_rows_claim_together() {
+        let layout = layout(LINES, &[]);
+        let rows = ["a", "b", "c"].map(|name| row(&layout, name));
+        let ledger = Ledger::new(&[38 * 8], layout.shared_groups.len());
+        let claim = ledger.claim(&layout, &rows, 0).unwrap();
+        assert_eq!((claim.bits() / 8, ledger.shortage_bits(&claim, 0) / 8), (39, 1));
+    }
+
+    #[test]
+    fn the_formula_is_counted_apart_and_does_not_wrap() {
+        let mut ledger = Ledger::new(&[8, 8], 0);
+        ledger.add_formula(i64::MAX, 1);
+        ledger.add_formula(1, 1);
+        ledger.note_reserved(3, 0);
+        assert_eq!((ledger.formula_used_bits(0), ledger.formula_used_bits(1)), (0, i64::MAX));
+        assert_eq!((ledger.left_bits(0), ledger.left_bits(1)), (8, 8));
+        assert_eq!(ledger.into_usage()[0].reserved_bits, 3);
+    }
+}

@@ -112,3 +112,72 @@ impl Reservation {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Reservation;
+    use crate::testing::{layout, row};
+
+    /// Layers of 10, 10, 10, 4 and 6 bytes: `b` has one that counts, `c` two.
+    const LINES: &[&str] = &["a.w 10", "b.x.w 10", "b.y.w 4", "c.x.w 10", "c.y.w 10", "d.w 6"];
+
+    #[test]
+    fn layers_of_the_largest_size_are_struck_out_with_their_module() {
+        let layout = layout(LINES, &[]);
+        let mut reservation = Reservation::new(&layout);
+        let mut largest = Vec::new();
+        for name in ["a", "b", "c", "d"] {
+            let entry = row(&layout, name);
+            reservation.meet(&layout, entry);
+            reservation.remove(&layout, entry);
+            largest.push(reservation.largest_bits() / 8);
+        }
+        assert_eq!(largest, [10, 10, 6, 0]);
+    }
+
+    #[test]
+    fn an_entry_is_struck_out_once_until_the_next_look() {
+        let layout = layout(LINES, &[]);
+        let a = row(&layout, "a");
+        let mut reservation = Reservation::new(&layout);
+        (0..9).for_each(|_| reservation.meet(&layout, a));
+        assert_eq!((reservation.largest_bits() / 8, reservation.unmet), (10, 3));
+        reservation.refresh(&layout, None);
+        reservation.meet(&layout, a);
+        assert_eq!(reservation.unmet, 3, "a new look finds all four again, and it is struck out again");
+    }
+
+    #[test]
+    fn what_is_met_out_of_turn_is_struck_out_each_time() {
+        let layout = layout(LINES, &[]);
+        let mut reservation = Reservation::new(&layout);
+        reservation.meet_out_of_turn(&layout, row(&layout, "a"));
+        reservation.meet_out_of_turn(&layout, row(&layout, "b"));
+        assert_eq!(reservation.unmet, 2);
+    }
+
+    /// As in accelerate, what is placed because something was tied to it is never struck out.
+    #[test]
+    fn the_largest_layer_can_be_stale() {
+        let layout = layout(LINES, &[]);
+        let mut reservation = Reservation::new(&layout);
+        for name in ["a", "b", "c"] {
+            reservation.remove(&layout, row(&layout, name));
+        }
+        reservation.meet(&layout, row(&layout, "d"));
+        assert_eq!(reservation.largest_bits() / 8, 10);
+        reservation.refresh(&layout, None);
+        assert_eq!(reservation.largest_bits() / 8, 6);
+    }
+
+    #[test]
+    fn direct_tensors_of_the_root_count_once() {
+        let layout = layout(&["w 12", "a.w 10"], &[]);
+        let mut reservation = Reservation::new(&layout);
+        assert_eq!(reservation.largest_bits() / 8, 12);
+        reservation.meet(&layout, row(&layout, "w"));
+        assert_eq!(reservation.largest_bits() / 8, 10);
+        reservation.refresh(&layout, None);
+        assert_eq!(reservation.largest_bits() / 8, 10, "no later look finds them");
+    }
+}

@@ -189,3 +189,81 @@ pub(crate) fn best_fit_of(task: &Task, musts: &[bool]) -> Vec<Vec<u32>> {
     }
     counts
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::{Task, best_fit, best_fit_of, joint_room, weigh};
+    use crate::devices::{Device, DeviceKind};
+    use crate::strategy::auto::instance::Instance;
+    use crate::strategy::auto::problem::Options;
+    use crate::strategy::auto::steps::Steps;
+    use crate::testing::units;
+
+    fn device(kind: DeviceKind, bits: u64, pool: Option<u32>) -> Device {
+        Device { kind, capacity_bits: Some(bits), pool, is_main: false }
+    }
+
+    /// Two cards, a cpu, and a disk.
+    fn devices(cards: [u64; 2], cpu: u64) -> Vec<Device> {
+        let card = |bits| device(DeviceKind::Accelerator, bits, None);
+        vec![card(cards[0]), card(cards[1]), device(DeviceKind::Cpu, cpu, None), Device::unlimited_disk()]
+    }
+
+    /// Classes are by size, largest first: 7, 5, 3, 2.
+    const SIZES: [u64; 6] = [3, 7, 5, 3, 2, 3];
+
+    #[test]
+    fn a_task_keeps_room_and_lets_nothing_larger_out() {
+        let (units, options) = (units(&SIZES), Options { staging_blocks: 2, ..Options::default() });
+        let devices = devices([12, 9], 100);
+        let instance = Instance::new(&units, &devices, &options).unwrap();
+        let task = Task::new(&instance, Some((1, 3))).unwrap();
+        assert_eq!(
+            (task.limits.as_slice(), task.must.as_slice()),
+            ([12, 3].as_slice(), [true, true, false, false].as_slice())
+        );
+        assert_eq!(task.floor, 23 - 15);
+        assert!(Task::new(&instance, Some((1, 5))).is_none(), "two blocks of 5 have no room");
+        assert!(Task::new(&instance, Some((0, 5))).is_some());
+        assert!(Task::new(&instance, None).is_none(), "with nothing streamed all must stay, and cannot");
+        assert_eq!(Task::relaxed(&instance).must, [false; 4]);
+    }
+
+    #[test]
+    fn best_fit_is_largest_first_where_least_room_takes_it() {
+        let (units, options, devices) = (units(&SIZES), Options::default(), devices([12, 9], 100));
+        let instance = Instance::new(&units, &devices, &options).unwrap();
+        let task = Task::new(&instance, Some((0, 3))).unwrap();
+        assert_eq!(best_fit(&task), [[1, 0, 0, 1], [0, 1, 1, 0]]);
+        assert_eq!(best_fit_of(&task, &[true]), [[1, 0, 0, 0], [0, 1, 0, 0]]);
+    }
+
+    #[test]
+    fn closing_counts_what_is_offloaded_and_finds_it_a_place() {
+        let (units, options, devices) = (units(&SIZES), Options::default(), devices([12, 9], 3));
+        let instance = Instance::new(&units, &devices, &options).unwrap();
+        let task = Task::new(&instance, Some((0, 3))).unwrap();
+        let (packing, is_complete) = task.close(best_fit(&task), &mut Steps::new(100));
+        let packing = packing.unwrap();
+        assert_eq!((packing.offloaded.as_slice(), packing.offloaded_bits), ([0, 0, 2, 0].as_slice(), 6));
+        assert_eq!((packing.cost(), is_complete), ((6, 3), true), "one of 3 on the cpu, the other on disk");
+        let (packing, _) = task.close(vec![vec![0; 4]; 2], &mut Steps::new(100));
+        assert!(packing.is_none(), "7 and 5 must stay");
+    }
+
+    #[test]
+    fn a_pool_is_counted_once() {
+        let (units, options) = (units(&SIZES), Options { pools: vec![14], ..Options::default() });
+        let shared = |kind, bits| device(kind, bits, Some(0));
+        let card = |bits| shared(DeviceKind::Accelerator, bits);
+        let devices = [card(12), card(9), shared(DeviceKind::Cpu, 10), device(DeviceKind::Accelerator, 4, None)];
+        let instance = Instance::new(&units, &devices, &options).unwrap();
+        let task = Task::relaxed(&instance);
+        assert_eq!(joint_room(&instance, &task.limits, &task.pools), 14 + 4);
+        let counts = best_fit(&task);
+        let used: Vec<u64> = counts.iter().map(|row| weigh(&instance, row)).collect();
+        assert!(used[0] + used[1] <= 14, "{used:?}");
+        assert_eq!(task.cpu_room(&counts), Some(14 - used[0] - used[1]));
+    }
+}

@@ -174,3 +174,80 @@ impl<'a> Pick<'a> {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::near_runs;
+    use crate::devices::Device;
+    use crate::strategy::auto::instance::Instance;
+    use crate::strategy::auto::packing::{Packing, Task, weigh};
+    use crate::strategy::auto::problem::Options;
+    use crate::strategy::auto::steps::Steps;
+    use crate::testing::units;
+
+    /// The counts by bin of units of these bytes, reshaped from what a packing offloads and has resident.
+    fn reshaped(
+        sizes: &[u64],
+        bins: &[u64],
+        counts: Vec<Vec<u32>>,
+        streaming: Option<(usize, u64)>,
+    ) -> Option<Vec<Vec<u32>>> {
+        let (units, options) = (units(&sizes.iter().map(|bytes| bytes * 8).collect::<Vec<u64>>()), Options::default());
+        let devices = crate::testing::devices(bins, 1_000);
+        let instance = Instance::new(&units, &devices, &options).unwrap();
+        let task = Task::new(&instance, streaming.map(|(bin, bytes)| (bin, bytes * 8))).unwrap();
+        let (packing, _) = task.close(counts, &mut Steps::new(1_000));
+        let packing: Packing = packing.unwrap();
+        let shaped = near_runs(&task, &packing, streaming.map(|(bin, _)| bin), &mut Steps::new(10_000))?;
+        for (row, &limit) in shaped.iter().zip(&task.limits) {
+            assert!(weigh(&instance, row) <= limit);
+        }
+        for class in 0..instance.classes.len() {
+            let all = |rows: &[Vec<u32>]| rows.iter().map(|row| row[class]).sum::<u32>();
+            assert_eq!(all(&shaped), all(&packing.counts), "the same units are resident");
+        }
+        Some(shaped)
+    }
+
+    #[test]
+    fn bins_take_what_their_runs_would() {
+        let shaped = reshaped(&[3, 3, 2, 2, 2], &[6, 6], vec![vec![0, 3], vec![2, 0]], None);
+        assert_eq!(shaped, Some(vec![vec![2, 0], vec![0, 3]]));
+    }
+
+    /// 11 + 5 would be the run of the first, which leaves the other too much: with the second 5 it does not, and that is
+    /// nearer than 11 + 6 + 6.
+    #[test]
+    fn the_nearest_is_taken_that_leaves_a_packing_of_the_rest() {
+        let sizes = [11, 5, 11, 5, 6, 6];
+        let shaped = reshaped(&sizes, &[23, 23], vec![vec![2, 0, 0], vec![0, 2, 2]], None);
+        assert_eq!(shaped, Some(vec![vec![1, 0, 2], vec![1, 2, 0]]));
+    }
+
+    /// 10 less the 4 that are kept, and two of 4 that are streamed: 4 + 4 + 4 + 2.
+    #[test]
+    fn the_run_of_the_staging_device_is_longer_by_what_it_streams() {
+        let sizes = [4, 4, 4, 2, 2, 2];
+        let shaped = reshaped(&sizes, &[10, 6], vec![vec![0, 3], vec![1, 0]], Some((0, 4)));
+        assert_eq!(shaped, Some(vec![vec![1, 1], vec![0, 2]]));
+    }
+
+    #[test]
+    fn without_steps_or_with_shared_memory_there_is_none() {
+        let (units, options) = (units(&[3, 3, 2, 2, 2]), Options { pools: vec![12], ..Options::default() });
+        let packing = |task: &Task| task.close(vec![vec![0, 3], vec![2, 0]], &mut Steps::new(100)).0.unwrap();
+        let mut devices = vec![Device::unlimited_disk(); 2];
+        for device in &mut devices {
+            (device.kind, device.capacity_bits) = (crate::devices::DeviceKind::Accelerator, Some(6));
+        }
+        let instance = Instance::new(&units, &devices, &options).unwrap();
+        let task = Task::new(&instance, None).unwrap();
+        assert_eq!(near_runs(&task, &packing(&task), None, &mut Steps::new(0)), None);
+        assert!(near_runs(&task, &packing(&task), None, &mut Steps::new(1_000)).is_some());
+        devices.iter_mut().for_each(|device| device.pool = Some(0));
+        let instance = Instance::new(&units, &devices, &options).unwrap();
+        let task = Task::new(&instance, None).unwrap();
+        assert_eq!(near_runs(&task, &packing(&task), None, &mut Steps::new(1_000)), None);
+    }
+}

@@ -149,3 +149,60 @@ fn strictly_below(used: u64, scale: u64, other: u64) -> u64 {
     let limit = (u128::from(used) * u128::from(other)).div_ceil(u128::from(scale.max(1)));
     limit.saturating_sub(1).min(u128::from(u64::MAX)) as u64
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::{spread, strictly_below};
+    use crate::strategy::auto::instance::Instance;
+    use crate::strategy::auto::problem::{Fill, Options};
+    use crate::strategy::auto::runs::prefix::{Prefix, Room};
+    use crate::testing::units;
+
+    /// Ends of the runs of units with these weights in rooms with these limits, by room.
+    fn ends(weights: &[u64], limits: &[u64], fill: Fill) -> Vec<(usize, usize)> {
+        let (units, options) = (units(weights), Options::default());
+        let instance = Instance::new(&units, &[], &options).unwrap();
+        let rooms: Vec<Room> = limits.iter().map(|&limit| Room { limit, scale: limit, pool: None }).collect();
+        let sequence = (0..weights.len() as u32).collect();
+        let prefix = Prefix::new(&instance, sequence, rooms.len(), |unit| (weights[unit as usize], u128::MAX));
+        let order: Vec<usize> = (0..rooms.len()).collect();
+        let runs = prefix.in_order(&rooms, &order).unwrap();
+        let runs = spread(&prefix, &rooms, runs, fill);
+        runs.rooms.into_iter().zip(runs.ends).collect()
+    }
+
+    #[test]
+    fn in_order_fills_each_room_before_the_next() {
+        assert_eq!(ends(&[1; 6], &[4, 4, 4], Fill::InOrder), [(0, 4), (1, 6), (2, 6)]);
+    }
+
+    #[test]
+    fn even_makes_fractions_alike() {
+        assert_eq!(ends(&[1; 6], &[4, 4, 4], Fill::Even), [(0, 2), (1, 4), (2, 6)]);
+        assert_eq!(ends(&[1; 6], &[8, 4], Fill::Even), [(0, 4), (1, 6)], "of what each can hold");
+        assert_eq!(ends(&[5, 1, 1, 1], &[8, 8], Fill::Even), [(0, 1), (1, 4)]);
+        assert_eq!(ends(&[], &[8, 8], Fill::Even), [(0, 0), (1, 0)]);
+    }
+
+    /// The longest runs of the least fraction are 3, 3 and 1; the borders go where equal shares would have them.
+    #[test]
+    fn borders_lie_nearest_to_equal_fractions() {
+        assert_eq!(ends(&[1; 7], &[4, 4, 4], Fill::Even), [(0, 2), (1, 4), (2, 7)]);
+    }
+
+    #[test]
+    fn fewest_leaves_rooms_empty_and_is_even_among_the_others() {
+        assert_eq!(ends(&[1; 6], &[4, 4, 4], Fill::Fewest), [(0, 3), (1, 6)]);
+        assert_eq!(ends(&[1; 6], &[2, 3, 8], Fill::Fewest), [(2, 6)], "the one that can hold all");
+    }
+
+    #[test]
+    fn strictly_below_a_fraction_is_less_than_it() {
+        for (used, scale, other) in [(1, 2, 10), (2, 3, 10), (3, 3, 7), (0, 5, 9), (1 << 59, 1 << 60, 1 << 60)] {
+            let limit = strictly_below(used, scale, other);
+            let is_less = |limit: u64| u128::from(limit) * u128::from(scale) < u128::from(used) * u128::from(other);
+            assert!(used == 0 || (is_less(limit) && !is_less(limit + 1)), "{used} / {scale} of {other}: {limit}");
+        }
+    }
+}

@@ -295,3 +295,61 @@ impl<'a> Side<'a> {
         Split { offloaded, tiers: load.tiers.clone(), staging_device: self.staging_device }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::{search, vectors};
+    use crate::devices::Device;
+    use crate::strategy::auto::instance::Instance;
+    use crate::strategy::auto::problem::{Options, Unit};
+    use crate::strategy::auto::steps::Steps;
+    use crate::testing::units;
+
+    fn bits(sizes: &[u64]) -> Vec<Unit> {
+        units(&sizes.iter().map(|bytes| bytes * 8).collect::<Vec<u64>>())
+    }
+
+    /// The units that are offloaded, and the staging device.
+    type Window = (Vec<usize>, Option<usize>);
+
+    /// What is offloaded at a cost in bytes, the staging device, and whether the search was complete.
+    fn window(sizes: &[u64], cards: &[u64], cost: u64, steps: u64) -> (Option<Window>, bool) {
+        let (units, options, devices) = (bits(sizes), Options::default(), crate::testing::devices(cards, 1_000));
+        let instance = Instance::new(&units, &devices, &options).unwrap();
+        let (split, is_complete) = search(&instance, (cost * 8, 0), &mut Steps::new(steps));
+        let offloaded = |flags: &[bool]| (0..flags.len()).filter(|&unit| flags[unit]).collect();
+        (split.map(|split| (offloaded(&split.offloaded), split.staging_device)), is_complete)
+    }
+
+    #[test]
+    fn one_card_offloads_the_last_of_its_window() {
+        // 10 keep room for 2, so 8 stay of 12; the window ends the model and begins it.
+        assert_eq!(window(&[2; 6], &[10], 4, 10_000), (Some((vec![4, 5], Some(0))), true));
+    }
+
+    #[test]
+    fn a_window_lies_before_or_behind_the_runs_of_the_others() {
+        // The first card streams: its window is the first 4 + 2 units, the other takes the rest.
+        assert_eq!(window(&[2; 8], &[6, 8], 4, 10_000).0, Some((vec![2, 3], Some(0))));
+        // Only the second has room to stream: its window ends the model, and begins with what is offloaded.
+        assert_eq!(window(&[1, 3, 3, 3, 3], &[2, 10], 6, 10_000).0, Some((vec![1, 2], Some(1))));
+    }
+
+    #[test]
+    fn there_is_none_where_no_sum_has_the_cost() {
+        assert_eq!(window(&[2; 6], &[10], 3, 10_000), (None, true));
+        assert_eq!(window(&[2; 6], &[10], 2, 10_000), (None, true), "too little is offloaded");
+        assert!(!window(&[2; 6], &[10], 4, 0).1, "without steps nothing is known");
+    }
+
+    #[test]
+    fn vectors_are_all_that_have_a_sum() {
+        let (units, options) = (bits(&[5, 3, 3, 2, 1, 1]), Options::default());
+        let devices = [Device::accelerator(99, true)];
+        let instance = Instance::new(&units, &devices, &options).unwrap();
+        let (found, is_complete) = vectors(&instance, &[0, 1, 2, 3], 6 * 8, &mut Steps::new(1_000));
+        assert_eq!((found, is_complete), (vec![vec![1, 0, 0, 1], vec![0, 2, 0, 0], vec![0, 1, 1, 1]], true));
+        assert!(!vectors(&instance, &[0, 1, 2, 3], 6 * 8, &mut Steps::new(3)).1);
+    }
+}

@@ -279,3 +279,67 @@ impl Sets {
         table
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::{Prefix, Room};
+    use crate::strategy::auto::instance::Instance;
+    use crate::strategy::auto::problem::Options;
+    use crate::strategy::auto::steps::Steps;
+    use crate::testing::units;
+
+    /// Units of these weights; `barred` are pairs of a room and a unit that it may not take.
+    fn prefix(weights: &[u64], rooms: usize, barred: &[(usize, u32)], pools: &[u64]) -> Prefix {
+        let (units, options) = (units(weights), Options { pools: pools.to_vec(), ..Options::default() });
+        let instance = Instance::new(&units, &[], &options).unwrap();
+        Prefix::new(&instance, (0..weights.len() as u32).collect(), rooms, |unit| {
+            let mask =
+                barred.iter().filter(|(_, of)| *of == unit).fold(u128::MAX, |mask, (room, _)| mask & !(1 << room));
+            (weights[unit as usize], mask)
+        })
+    }
+
+    fn rooms(limits: &[u64]) -> Vec<Room> {
+        limits.iter().map(|&limit| Room { limit, scale: limit, pool: None }).collect()
+    }
+
+    #[test]
+    fn runs_are_as_long_as_weights_and_permits_allow() {
+        let prefix = prefix(&[3, 2, 0, 4, 1], 2, &[(1, 3)], &[]);
+        assert_eq!((prefix.total(), prefix.weight(1, 4)), (10, 6));
+        assert_eq!([0, 2, 3, 5, 9, 10].map(|limit| prefix.reach(0, limit, 0)), [0, 0, 1, 3, 4, 5]);
+        assert_eq!(prefix.reach(1, 99, 0), 3, "room 1 may not take unit 3");
+        assert_eq!([0, 1, 4, 5, 7, 10].map(|limit| prefix.reach_back(0, limit, 5)), [5, 4, 4, 2, 1, 0]);
+        assert_eq!((prefix.reach_back(1, 99, 5), prefix.reach_back(1, 99, 3)), (4, 0));
+    }
+
+    #[test]
+    fn the_nearest_border_is_the_later_of_two() {
+        let prefix = prefix(&[4, 4, 4], 1, &[], &[]);
+        assert_eq!([0, 1, 2, 3, 6, 7, 50].map(|weight| prefix.nearest(weight)), [0, 0, 1, 1, 2, 2, 3]);
+    }
+
+    #[test]
+    fn rooms_of_one_pool_share_its_room() {
+        let prefix = prefix(&[2, 2, 2, 2], 2, &[], &[6]);
+        let rooms: Vec<Room> = rooms(&[4, 4]).iter().map(|room| Room { pool: Some(0), ..*room }).collect();
+        assert_eq!(prefix.greedy(&rooms, &[0, 1], |room| rooms[room].limit), [2, 3]);
+        assert_eq!(prefix.in_order(&rooms, &[0, 1]), Err(3), "the first unit left over");
+    }
+
+    #[test]
+    fn the_order_is_the_first_that_takes_all() {
+        let order = |weights: &[u64], limits: &[u64], barred: &[(usize, u32)]| {
+            let prefix = prefix(weights, limits.len(), barred, &[]);
+            let runs = prefix.any_order(&rooms(limits), &mut Steps::new(1_000)).unwrap();
+            runs.map(|runs| (runs.rooms, runs.ends))
+        };
+        assert_eq!(order(&[5, 3], &[3, 5], &[]), Ok((vec![1, 0], vec![1, 2])));
+        assert_eq!(order(&[3, 3], &[3, 5], &[]), Ok((vec![0, 1], vec![1, 2])));
+        assert_eq!(order(&[3, 3, 3], &[3, 5], &[]), Err(()), "more than all rooms");
+        assert_eq!(order(&[3, 3, 3], &[5, 5], &[]), Err(()), "room enough, and no run for it");
+        assert_eq!(order(&[2, 2], &[2, 2], &[(0, 0)]), Ok((vec![1, 0], vec![1, 2])));
+        assert!(prefix(&[1; 4], 4, &[], &[]).any_order(&rooms(&[1, 2, 3, 4]), &mut Steps::new(2)).is_none());
+    }
+}
