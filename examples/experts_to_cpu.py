@@ -12,7 +12,7 @@ stay whole instead, and each experts module is pinned. On the command line:
 from __future__ import annotations
 
 import planner
-from planner.plans.wording import home_of
+from planner.plans.wording import first_device_of
 from tiny_models import mixtral_folder
 
 LAYERS = 4
@@ -32,7 +32,8 @@ def main() -> None:
     for layer in range(LAYERS):
         attention, mlp = f"model.layers.{layer}.self_attn", f"model.layers.{layer}.mlp"
         homes = {
-            name: home_of(plan.device_map, name) for name in (attention, f"{mlp}.gate", f"{mlp}.experts")
+            name: first_device_of(plan.device_map, name)
+            for name in (attention, f"{mlp}.gate", f"{mlp}.experts")
         }
         print(homes)
 

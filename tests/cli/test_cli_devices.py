@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from command_line import Command, answer
-from planner.devices.detect import Free, free_host_memory
+from planner.devices.detect import FreeMemory, free_host_memory
 from planner.units import format_bytes
 
 FOUND = (
-    Free(device=0, free_bytes=80 << 30, origin="torch.cuda.mem_get_info(0)"),
-    Free(device="cpu", free_bytes=200 << 30, origin="psutil.virtual_memory().available"),
+    FreeMemory(device=0, free_bytes=80 << 30, origin="torch.cuda.mem_get_info(0)"),
+    FreeMemory(device="cpu", free_bytes=200 << 30, origin="psutil.virtual_memory().available"),
 )
 
 

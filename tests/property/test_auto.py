@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import planner
 from planner import Plan
@@ -551,3 +552,16 @@ def test_the_oracle_finds_what_is_known_by_hand() -> None:
         47, (27, 27), frozenset({0, 1, "cpu"})
     )
     assert Oracle(replace(instance, together=((0, 1, 2),))).best() == (60, 0), "20 at a time are streamed"
+
+
+@pytest.mark.parametrize("shares", [(0.6, 0.6), (1 / 3,), (0.1, 0.2, 0.3)])
+def test_siblings_that_are_joined_to_be_tried_are_no_siblings_of_what_they_became(
+    shares: tuple[float, ...],
+) -> None:
+    """A narrowed problem has fewer units, and numbers of the whole one mean others there, or none."""
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig())
+    total = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    budgets = {**{number: int(share * total) for number, share in enumerate(shares)}, "cpu": 4 * total}
+    plan = planner.plan(model, max_memory=budgets, granularity="module")
+    assert not planner.check(model, plan.device_map, budgets)

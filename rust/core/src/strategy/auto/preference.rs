@@ -10,7 +10,7 @@ use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::packing::offload::Goal;
 use crate::strategy::auto::packing::weigh;
 use crate::strategy::auto::plan::{Place, Plan};
-use crate::strategy::auto::problem::Unit;
+use crate::strategy::auto::problem::{Options, Unit};
 use crate::strategy::auto::search::{Found, Search};
 use crate::strategy::auto::steps::Steps;
 
@@ -87,7 +87,9 @@ impl Best {
     fn try_wish(&mut self, search: &mut Search, devices: &[Device], wish: &Wish) -> bool {
         let instance = search.instance;
         let Some((units, joined)) = wish.units(instance) else { return false };
-        let Ok(narrowed) = Instance::new(&units, devices, instance.options) else { return false };
+        // Siblings are numbers of this instance's units; the narrowed one has others, and keeps the wish by its units alone.
+        let options = Options { siblings: Vec::new(), ..instance.options.clone() };
+        let Ok(narrowed) = Instance::new(&units, devices, &options) else { return false };
         if weigh(&narrowed, &narrowed.forced_counts()) > self.cost.0 {
             return false;
         }
