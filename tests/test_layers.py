@@ -248,7 +248,7 @@ def core_arrows() -> dict[tuple[str, ...], set[tuple[str, ...]]]:
     modules = core_modules()
     arrows = {}
     for parts, file in modules.items():
-        text = file.read_text().partition("#[cfg(test)]\nmod tests {")[0]
+        text = file.read_text().partition("\nmod tests {")[0]
         named = [tuple(words.split("::")) for words in re.findall(r"\bcrate::([a-z_]+(?:::[a-z_]+)*)", text)]
         assert "super::" not in text, f"{file.name}: write the full path, from crate"
         reached = {
