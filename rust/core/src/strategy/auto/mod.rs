@@ -113,6 +113,7 @@ mod packing;
 mod plan;
 mod preference;
 mod problem;
+mod rank;
 mod runs;
 mod search;
 mod solve;

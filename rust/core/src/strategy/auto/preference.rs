@@ -11,17 +11,12 @@ use crate::strategy::auto::packing::offload::Goal;
 use crate::strategy::auto::packing::weigh;
 use crate::strategy::auto::plan::{Place, Plan};
 use crate::strategy::auto::problem::{Options, Unit};
+use crate::strategy::auto::rank::{Wishes, first, is_split, rank, wishes};
 use crate::strategy::auto::search::{Found, Search};
 use crate::strategy::auto::steps::Steps;
 
 /// Groups of siblings that are tried one after another.
 const MOST_GROUPS: usize = 8;
-
-/// The first block is offloaded; groups of siblings that several devices run; returns.
-type Rank = (bool, usize, u32);
-
-/// The same without returns.
-type Wishes = (bool, usize);
 
 /// What is tried together.
 #[derive(Debug, Clone, Default)]
@@ -179,30 +174,6 @@ impl Unit {
         blocks.sort_unstable();
         (self.positions, self.block_bits) = blocks.into_iter().unzip();
     }
-}
-
-/// The first unit with a parameter: where a model says that it is.
-fn first(instance: &Instance) -> Option<usize> {
-    instance.units.iter().position(|unit| !unit.buffers_only)
-}
-
-/// The order of plans that cost the same.
-pub(crate) fn rank(instance: &Instance, plan: &Plan) -> Rank {
-    let (is_first_off, split_groups) = wishes(instance, plan);
-    (is_first_off, split_groups, plan.returns(instance))
-}
-
-/// The first block is offloaded; groups of siblings that several devices run.
-fn wishes(instance: &Instance, plan: &Plan) -> Wishes {
-    let is_off = first(instance).is_some_and(|first| !matches!(plan.places[first], Place::Bin(_)));
-    let groups = 0..instance.options.siblings.len();
-    (is_off, groups.filter(|&group| is_split(instance, plan, group)).count())
-}
-
-fn is_split(instance: &Instance, plan: &Plan, group: usize) -> bool {
-    let mut executors = instance.options.siblings[group].iter().map(|&unit| plan.executor(instance, unit));
-    let first = executors.next();
-    executors.any(|executor| Some(executor) != first)
 }
 
 fn cost(instance: &Instance, plan: &Plan) -> (u64, u64) {
