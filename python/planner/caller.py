@@ -1,19 +1,26 @@
-"""Warnings at the line that called the package."""
+"""The line that called the package: where warnings point, and where words come from."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from pathlib import Path
+from types import FrameType
 
-__all__ = ["warn_caller"]
+__all__ = ["caller", "warn_caller"]
 
-_PACKAGE = str(Path(__file__).parent)
+
+def caller() -> FrameType:
+    """The nearest frame outside of the package."""
+    frame = sys._getframe(1)
+    # By the module's name, because code that dataclasses write has no file.
+    while frame.f_back and f"{frame.f_globals.get('__name__')}.".startswith("planner."):
+        frame = frame.f_back
+    return frame
 
 
 def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warns at the first line outside of the package: how deep below it the reason was found is no matter of the reader's."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level)
+    """Warns there: how deep below it the reason was found is no matter of the reader's."""
+    frame = caller()
+    registry = frame.f_globals.setdefault("__warningregistry__", {})
+    module = frame.f_globals.get("__name__", "<string>")
+    warnings.warn_explicit(message, category, frame.f_code.co_filename, frame.f_lineno, module, registry)

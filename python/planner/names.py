@@ -15,6 +15,7 @@ __all__ = [
     "listed",
     "named",
     "nearest_key",
+    "qualified",
     "require_map",
     "require_module",
     "require_texts",
@@ -124,6 +125,16 @@ def is_within(name: str, outer: str) -> bool:
         (True, False, True)
     """
     return not outer or name == outer or name.startswith(f"{outer}.")
+
+
+def qualified(prefix: str, name: str) -> str:
+    """The name of what is called so inside of a module.
+
+    Example:
+        >>> qualified("layers.0", "weight"), qualified("", "weight"), qualified("layers.0", "")
+        ('layers.0.weight', 'weight', 'layers.0')
+    """
+    return f"{prefix}.{name}" if prefix and name else prefix or name
 
 
 def device_of(name: str, device_map: Mapping[str, T]) -> T | None:

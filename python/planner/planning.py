@@ -13,7 +13,7 @@ from planner.config import Resolved, Stack
 from planner.config.answer import ResolvedNode
 from planner.config.layer import Layer
 from planner.devices.budgets import DeviceBudget, device_budgets
-from planner.devices.keys import DeviceKey
+from planner.devices.keys import DeviceKey, main_device, offload_tiers
 from planner.errors import InfeasibleError, InvalidConfigError, InvalidConstraintError, InvalidDevicesError
 from planner.model.blocks import Blocks, Constraints, allowed_devices, expand_classes, require_names
 from planner.model.layout import Layout, repeated
@@ -410,11 +410,9 @@ def _sequential_plan(request: _Request, problem: ModeProblem, outcome: Outcome) 
 
 def _execution_map(device_map: Mapping[str, DeviceKey]) -> dict[str, DeviceKey]:
     """Where offloaded parts run: accelerate's strategies keep room for them on the first accelerator that holds anything."""
-    numbers = sorted(key for key in device_map.values() if isinstance(key, int))
-    if numbers:
-        return {name: numbers[0] for name, key in device_map.items() if key in ("cpu", "disk")}
-    # Memory of an "mps" device is the cpu's.
-    return {name: "mps" for name, key in device_map.items() if key == "disk" and "mps" in device_map.values()}
+    main = main_device(device_map.values())
+    # Without an accelerator, the cpu runs what is on disk, as it does wherever nothing is said.
+    return {name: main for name, key in device_map.items() if main != "cpu" and key in offload_tiers(main)}
 
 
 def _source(blocks: Blocks, opened: Opened) -> Source:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from planner.checkpoint.architecture import Architecture
@@ -79,9 +79,8 @@ def open_source(source: Any, checkpoint: str | os.PathLike[str] | None = None) -
         return source if isinstance(source, Opened) else Opened(tree=source, kind="module")
     tree = ModuleTree.from_module(source)
     facts, notes = _live_facts(source)
-    if checkpoint is None:
-        return Opened(tree=tree, kind="module", facts=facts, notes=notes)
-    return _beside_files(source, tree, facts, notes, find_files(checkpoint))
+    opened = Opened(tree=tree, kind="module", facts=facts, notes=notes)
+    return opened if checkpoint is None else _beside_files(source, opened, find_files(checkpoint))
 
 
 def _live_facts(model: Any) -> tuple[Layer | None, tuple[str, ...]]:
@@ -131,9 +130,7 @@ def _from_config(files: CheckpointFiles) -> Opened:
     return Opened(tree=ModuleTree.from_module(model), kind="config", facts=_file_facts(files), notes=notes)
 
 
-def _beside_files(
-    model: Any, tree: ModuleTree, facts: Layer | None, notes: tuple[str, ...], files: CheckpointFiles
-) -> Opened:
+def _beside_files(model: Any, opened: Opened, files: CheckpointFiles) -> Opened:
     """A live model whose tensors are as large as files hold them."""
     if not files.weights:
         raise fault(files.name, "holds no safetensors files")
@@ -142,11 +139,9 @@ def _beside_files(
         architecture = Architecture.from_record(architecture_record(model))
     built = _build(files, files.read_headers(), architecture)
     stored = built.tree.uncovered((), persistent_only=True)[1]
-    missing = tree.uncovered(stored, persistent_only=True)[1]
+    missing = opened.tree.uncovered(stored, persistent_only=True)[1]
     own = tuple(f"{_shown(missing)} not in the files, counted as in the model" for _ in missing[:1])
-    return Opened(
-        tree=tree, kind="module", facts=facts, notes=(*notes, *built.notes, *own), stored=built.tree
-    )
+    return replace(opened, notes=(*opened.notes, *built.notes, *own), stored=built.tree)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

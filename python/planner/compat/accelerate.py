@@ -28,7 +28,7 @@ from planner.errors import InvalidConstraintError
 from planner.model.dtypes import resolve_dtype, stored_bits
 from planner.model.layout import Layout
 from planner.model.tree import ModuleTree
-from planner.names import require_map, require_module, require_texts, text_set
+from planner.names import qualified, require_map, require_module, require_texts, text_set
 from planner.plans.wording import empty_devices_notice, sentence
 from planner.strategies.balanced import accelerators_in_use, balanced_budgets
 from planner.strategies.sequential import Outcome, Reserve, clean, sequential
@@ -372,7 +372,7 @@ def named_module_tensors(
     scratch: set[str] = set()
     if remove_non_persistent:
         for prefix, inner in module.named_modules() if recurse else [("", module)]:
-            scratch |= {f"{prefix}.{name}" if prefix else name for name in inner._non_persistent_buffers_set}
+            scratch |= {qualified(prefix, name) for name in inner._non_persistent_buffers_set}
     for name, buffer in module.named_buffers(recurse=recurse):
         if name not in scratch:
             yield name, buffer

@@ -23,7 +23,7 @@ from planner.dispatching.transfer.move import find_device as _find_device
 from planner.dispatching.transfer.move import moved
 from planner.errors import InvalidInputError
 from planner.model.dtypes import resolve_dtype
-from planner.names import require_module, require_texts, text_set
+from planner.names import qualified, require_module, require_texts, text_set
 from planner.spelling import shown
 
 __all__ = [
@@ -293,7 +293,7 @@ def get_state_dict_offloaded_model(model: nn.Module) -> dict[str, torch.Tensor]:
             slot = Slot(module, name, is_buffer)
             if slot.read() is None or not slot.is_persistent:
                 continue
-            full = f"{prefix}.{name}" if prefix else name
+            full = qualified(prefix, name)
             value = resting.value(slot)
             if value is None or value.is_meta:
                 missing.append(full)

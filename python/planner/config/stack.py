@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from planner.caller import warn_caller
+from planner.caller import caller, warn_caller
 from planner.config.annotations import parse_type
 from planner.config.answer import ResolvedNode
 from planner.config.evaluate import Evaluation
@@ -170,7 +169,5 @@ def _python_layer(words: Mapping[Any, object], rank: Rank) -> Layer:
 
 def _where() -> str:
     """``file.py:line`` of the nearest caller outside planner."""
-    frame = sys._getframe(1)
-    while frame.f_back and f"{frame.f_globals.get('__name__')}.".startswith("planner."):
-        frame = frame.f_back
+    frame = caller()
     return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +19,8 @@ __all__ = [
     "canonical_device",
     "detect_budgets",
     "device_kind",
+    "main_device",
+    "offload_tiers",
     "ordered",
     "read_budget",
     "read_budgets",
@@ -128,6 +130,23 @@ def ordered(budgets: Budgets) -> Budgets:
 def device_kind(device: DeviceKey) -> str:
     """ "accelerator", "cpu" or "disk"."""
     return str(device) if device in ("cpu", "disk") else "accelerator"
+
+
+def main_device(keys: Iterable[DeviceKey]) -> DeviceKey:
+    """Where accelerate runs what is offloaded: the first accelerator that holds anything.
+
+    Example:
+        >>> main_device([1, 0, "cpu"]), main_device(["cpu", "disk"])
+        (0, 'cpu')
+    """
+    named = set(keys)
+    numbers = [key for key in named if isinstance(key, int)]
+    return min(numbers) if numbers else "mps" if "mps" in named else "cpu"
+
+
+def offload_tiers(main: DeviceKey) -> tuple[DeviceKey, ...]:
+    """What lies where, and runs on the main device: accelerate offloads to the CPU only where something faster computes."""
+    return ("disk",) if main in ("cpu", "mps") else ("cpu", "disk")
 
 
 def accelerator_count() -> int:

@@ -11,6 +11,7 @@ from planner.dispatching.install.lookup import TensorLookup
 from planner.dispatching.install.record import dispatched_models
 from planner.dispatching.tensors.slots import Slot, refuse_uninitialised
 from planner.errors import OffloadError
+from planner.names import qualified
 
 __all__ = ["StateDict", "state_dict"]
 
@@ -32,7 +33,7 @@ class StateDict(Mapping[str, torch.Tensor]):
                 for name, value in table.items():
                     slot = Slot(module, name, is_buffer)
                     if value is not None and slot.is_persistent:
-                        self._slots[f"{prefix}.{name}" if prefix else name] = slot
+                        self._slots[qualified(prefix, name)] = slot
 
     def __getitem__(self, name: str) -> torch.Tensor:
         value: torch.Tensor = self._resting.value(self._slots[name])

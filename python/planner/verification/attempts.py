@@ -26,7 +26,7 @@ from planner.dispatching.mixed.crossing import Crossing
 from planner.dispatching.tensors.copies import require_offloadable
 from planner.dispatching.tensors.slots import modules_of
 from planner.errors import PlannerError
-from planner.names import nearest_key
+from planner.names import nearest_key, qualified
 from planner.verification.absent_devices import is_question
 from planner.verification.known_values import KnownValues, MixedDevicesError
 from planner.verification.twins import twin_of
@@ -100,7 +100,7 @@ class Attempt:
         names = {id(module): name for name, module in modules_of(twin)}
         record: Dispatched = twin.__dict__[RECORD]
         for row in record.originals:
-            name = _joined(names[id(row.slot.module)], row.slot.name)
+            name = qualified(names[id(row.slot.module)], row.slot.name)
             key = nearest_key(name, resolved_map.placements)
             if (
                 row.runs_on is None
@@ -163,10 +163,6 @@ class Attempt:
         name = names[id(owner)]
         what = f"in '{name}', {type(owner).__name__}" if name else f"in {type(owner).__name__}"
         return f"{what}, at {line}" if line else what
-
-
-def _joined(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
 
 
 def _tensors(model: nn.Module) -> dict[str, Any]:

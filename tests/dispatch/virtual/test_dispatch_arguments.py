@@ -334,7 +334,7 @@ def test_a_tensor_without_values_does_not_cross(way: str, runs_on: Any) -> None:
 
 
 def test_arguments_do_not_stay(virtual_accelerators: Accelerators) -> None:
-    """ArgumentCopies and crossings end with the call."""
+    """Copies of arguments and crossings end with the call."""
     model = Adding(lambda: Writing("in place"))
     planner.dispatch(model, {f"layers.{number}": number % 2 for number in range(4)})
     model(X)

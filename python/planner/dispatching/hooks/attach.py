@@ -19,7 +19,7 @@ from planner.dispatching.offload.store import TiedCopies, require_tied_copies
 from planner.dispatching.offload.weight_files import PrefixedDataset
 from planner.dispatching.tensors.slots import present_device, require_initialised
 from planner.errors import InvalidInputError
-from planner.names import require_module, text_set
+from planner.names import qualified, require_module, text_set
 from planner.spelling import shown
 
 __all__ = [
@@ -236,7 +236,7 @@ def attach_align_device_hook_on_blocks(
 
 def _named_below(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     for name, inner in module.named_modules():
-        yield ".".join(part for part in (prefix, name) if part), inner
+        yield qualified(prefix, name), inner
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +296,7 @@ class _Attaching:
             hook.module_name = name
             add_hook_to_module(module, hook, append=True)
         for part, child in () if whole else module.named_children():
-            self.on_parts(child, device, offload, f"{name}.{part}" if name else part, preloaded)
+            self.on_parts(child, device, offload, qualified(name, part), preloaded)
 
     def on_whole(self, module: nn.Module, device: Any, *, io_same_device: bool) -> None:
         """One hook that places all tensors inside."""
@@ -329,7 +329,7 @@ class _Attaching:
             root = AlignDevicesHook(devices.get(""), io_same_device=True, skip_keys=self.skip_keys)
             add_hook_to_module(module, root)
         for part, child in module.named_children():
-            self.on_blocks(child, devices, by_name, f"{name}.{part}" if name else part)
+            self.on_blocks(child, devices, by_name, qualified(name, part))
 
     def _weights_below(self, name: str) -> PrefixedDataset | None:
         if self.weights_map is None:

@@ -12,7 +12,7 @@ from planner.arguments import name_list
 from planner.dispatching.hooks.attach import add_hook_to_module
 from planner.dispatching.hooks.moving import LayerwiseCastingHook
 from planner.errors import InvalidInputError
-from planner.names import require_module
+from planner.names import qualified, require_module
 from planner.spelling import shown
 
 __all__ = ["attach_layerwise_casting_hooks"]
@@ -87,4 +87,4 @@ def _cast_layers(
         add_hook_to_module(module, make(), append=True)
         return
     for key, child in module.named_children():
-        _cast_layers(child, f"{name}.{key}" if name else key, make, patterns, classes)
+        _cast_layers(child, qualified(name, key), make, patterns, classes)

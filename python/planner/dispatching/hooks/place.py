@@ -16,6 +16,7 @@ from planner.dispatching.tensors.copies import copied, fits, require_offloadable
 from planner.dispatching.tensors.placeholder import PlaceholderTensor, is_offloaded, placeholder
 from planner.dispatching.tensors.slots import Slot, modules_of, own_slots
 from planner.errors import InvalidInputError, OffloadError
+from planner.names import qualified
 
 __all__ = [
     "moves_in_place",
@@ -51,7 +52,7 @@ class PlacingHook(Protocol):
 
     @property
     def weights_map(self) -> Any:
-        """TensorLookup weights by name."""
+        """Offloaded weights by name."""
 
     @weights_map.setter
     def weights_map(self, weights: Any) -> None: ...
@@ -65,7 +66,7 @@ def named_slots(module: nn.Module, *, recurse: bool) -> Iterator[tuple[str, Slot
     """Slots of a module by name, with those of all modules inside if asked."""
     for prefix, inner in modules_of(module) if recurse else [("", module)]:
         for slot in own_slots(inner):
-            yield (f"{prefix}.{slot.name}" if prefix else slot.name), slot
+            yield qualified(prefix, slot.name), slot
 
 
 def placed(tensor: Any, device: torch.device, name: str) -> Any:
@@ -117,7 +118,7 @@ def require_values(module: nn.Module, known: KnownModules) -> None:
         known.append((inner._modules, list(inner._modules.values())))
         for key, tensor in inner._parameters.items():
             if tensor is not None and tensor.is_meta and not is_offloaded(tensor):
-                full = f"{name}.{key}" if name else key
+                full = qualified(name, key)
                 raise OffloadError(
                     f"'{full}' of an offloaded {type(module).__name__} has no values: it was made on the meta device, beside a "
                     "weight that is offloaded; add adapters before dispatching, or after planner.undispatch(model)",
@@ -183,7 +184,7 @@ def require_all_offloadable(module: nn.Module, prefix: str, *, offload_buffers: 
     """
     for name, slot in named_slots(module, recurse=True):
         if rests(slot, offload_buffers=offload_buffers):
-            require_offloadable(slot.read(), f"{prefix}.{name}" if prefix else name)
+            require_offloadable(slot.read(), qualified(prefix, name))
 
 
 def rests(slot: Slot, *, offload_buffers: bool) -> bool:
@@ -203,7 +204,7 @@ def _rest(hook: PlacingHook, module: nn.Module, resting: list[tuple[str, Slot]])
         return
     for name, _ in resting:
         if name not in hook.weights_map:
-            full = f"{hook.module_name}.{name}" if hook.module_name else name
+            full = qualified(hook.module_name, name)
             raise OffloadError(f"'{full}' shall be offloaded, but weights_map does not have it", name=full)
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from planner.devices.keys import DeviceKey, accelerator_count, canonical_device
+from planner.devices.keys import DeviceKey, accelerator_count, canonical_device, offload_tiers
+from planner.devices.keys import main_device as main_device_of
 from planner.dispatching.install.regions import Placement
 from planner.dispatching.tensors.slots import modules_of, own_slots, resolve_device
 from planner.errors import InvalidDevicesError, PlanMismatchError
 from planner.model.tree import ModuleTree
-from planner.names import listed, nearest_key, require_map, require_texts
+from planner.names import device_of, listed, nearest_key, qualified, require_map, require_texts
 from planner.plans.plan import Plan
 
 __all__ = ["ResolvedDeviceMap", "require_fit", "require_present", "require_unscripted", "require_whole"]
@@ -47,7 +48,9 @@ class ResolvedDeviceMap:
         self.keys = _device_keys(device_map, "the device map")
         self.device_map = dict(device_map)
         running = {} if execution_map is None else _device_keys(execution_map, "the execution map")
-        main_key = _main_key(self.keys) if main_device is None else canonical_device(main_device)
+        main_key = (
+            main_device_of(self.keys.values()) if main_device is None else canonical_device(main_device)
+        )
         for key in {*running.values(), main_key} & {"disk"}:
             raise InvalidDevicesError("nothing can run on disk; name an accelerator or the cpu", device=key)
         if assumed is None:
@@ -55,13 +58,11 @@ class ResolvedDeviceMap:
         named = {*self.keys.values(), *running.values(), main_key} - {"disk"}
         devices = {key: (assumed or resolve_device)(key) for key in named}
         self.main_device = devices[main_key]
-        # accelerate offloads to the CPU only where something faster computes.
-        runs_on_main = ("disk",) if main_key in ("cpu", "mps") else ("cpu", "disk")
         self.placements: dict[str, Placement] = {}
         for name, key in self.keys.items():
-            run = _nearest(name, running)
+            run = device_of(name, running)
             if run is None:
-                run = main_key if key in runs_on_main else key
+                run = main_key if key in offload_tiers(main_key) else key
             self.placements[name] = Placement(devices.get(key), devices[run], key != run)
         self.running = tuple(running)
         for name, run in running.items():
@@ -101,17 +102,6 @@ def _device_keys(device_map: Mapping[str, Any], what: str) -> dict[str, DeviceKe
     require_map(device_map, what)
     require_texts(device_map, what)
     return {name: canonical_device(device) for name, device in device_map.items()}
-
-
-def _main_key(keys: Mapping[str, DeviceKey]) -> DeviceKey:
-    numbers = sorted(key for key in keys.values() if isinstance(key, int))
-    return numbers[0] if numbers else "mps" if "mps" in keys.values() else "cpu"
-
-
-def _nearest(name: str, table: Mapping[str, DeviceKey]) -> DeviceKey | None:
-    """What a name or the nearest one around it maps to."""
-    key = nearest_key(name, table)
-    return None if key is None else table[key]
 
 
 def require_present(keys: Iterable[DeviceKey]) -> None:
@@ -161,7 +151,7 @@ def require_whole(model: nn.Module, resolved_map: ResolvedDeviceMap) -> None:
     for name, module in modules_of(model):
         if module._modules or nearest_key(name, resolved_map.placements) is not None:
             continue
-        names = [f"{name}.{slot.name}" if name else slot.name for slot in own_slots(module)]
+        names = [qualified(name, slot.name) for slot in own_slots(module)]
         runs = {key: resolved_map.placements[key].runs_on for key in names if key in resolved_map.placements}
         if len(set(runs.values())) > 1:
             where = ", ".join(f"{key!r} on {device}" for key, device in runs.items())

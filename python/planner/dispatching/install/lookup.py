@@ -21,7 +21,7 @@ __all__ = ["OffloadedWeights", "TensorLookup"]
 
 
 class OffloadedWeights(dict[str, Any], PrefixedDataset):
-    """TensorLookup tensors of one module by local name; to other libraries, a dataset with an empty prefix."""
+    """Offloaded tensors of one module by local name; to other libraries, a dataset with an empty prefix."""
 
     def __init__(self, rows: Iterable[tuple[str, Any]] = ()) -> None:
         dict.__init__(self, rows)

@@ -211,7 +211,7 @@ class Prepared:
     def _rest(
         self, journal: Journal
     ) -> dict[int, tuple[nn.Module, str, OffloadedModule, Any, dict[str, torch.device]]]:
-        """Placeholders for what rests, and a offloaded_module for each module that holds some."""
+        """Placeholders for what rests, and the offloaded tensors of each module that holds some."""
         counts: dict[int, int] = {}
         groups: dict[int, list[int]] = {}
         for index, place in enumerate(self.layout.places):

@@ -23,6 +23,7 @@ from planner.dispatching.tensors.placeholder import is_offloaded
 from planner.dispatching.tensors.slots import Slot, flat_weights, modules_of, own_slots
 from planner.dispatching.tensors.ties import Tie
 from planner.errors import OffloadError
+from planner.names import qualified
 
 __all__ = [
     "RECORD",
@@ -155,8 +156,8 @@ class Dispatched:
         for row in self.originals:
             if row.is_displaced() and (error is not None or row.slot.read().device.type == "meta"):
                 names = {id(module): name for name, module in modules_of(self.model)}
-                around = names.get(id(row.slot.module))
-                name = f"{around}.{row.slot.name}" if around else row.slot.name
+                around = names.get(id(row.slot.module), "")
+                name = qualified(around, row.slot.name)
                 raise OffloadError(
                     f"'{name}' lies on {row.slot.read().device}, but its module runs on {row.runs_on}: it was moved or replaced after "
                     "dispatching; move it back, or call planner.dispatch(model, plan) again",

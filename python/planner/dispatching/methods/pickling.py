@@ -47,7 +47,7 @@ class Pickling:
 
 
 def let_pickle(offloaded_module: OffloadedModule) -> None:
-    """Lets the module of a offloaded_module be pickled and copied with its placeholders."""
+    """Lets a module with offloaded tensors be pickled and copied with its placeholders."""
     module = offloaded_module.store.slots[0].module
     module.__dict__[_PLACE] = Pickling(module, offloaded_module)
 

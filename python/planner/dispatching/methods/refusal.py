@@ -12,6 +12,7 @@ from planner.dispatching.methods.forward import Membership
 from planner.dispatching.tensors.placeholder import is_offloaded
 from planner.dispatching.tensors.slots import modules_of, own_slots
 from planner.errors import OffloadError
+from planner.names import qualified
 
 __all__ = ["Conversion", "Refusal", "allow_moves"]
 
@@ -79,7 +80,7 @@ class Refusal(Conversion):
 
     def __call__(self, fn: Any, recurse: bool = True) -> nn.Module:
         found = [
-            (f"{name}.{slot.name}" if name else slot.name, slot.read())
+            (qualified(name, slot.name), slot.read())
             for name, module in (modules_of(self.module) if recurse else [("", self.module)])
             for slot in own_slots(module)
         ]

@@ -41,7 +41,7 @@ class OffloadedBlock(Protocol):
 
 
 class Staged:
-    """Tensors of one offloaded_module on their way to a device.
+    """Tensors of one offloaded module on their way to a device.
 
     Args:
         origins: the resting tensors.

@@ -195,7 +195,7 @@ class Use:
 
 
 class _Held(threading.local):
-    """The outermost use of each offloaded_module by this thread."""
+    """The outermost use of each offloaded module by this thread."""
 
     def __init__(self) -> None:
         self.uses: dict[OffloadedModule, Use] = {}

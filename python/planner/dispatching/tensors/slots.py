@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from planner.errors import InvalidDevicesError, InvalidTreeError
-from planner.names import require_module
+from planner.names import qualified, require_module
 from planner.spelling import device_words, shown
 
 __all__ = [
@@ -76,7 +76,7 @@ def require_initialised(module: nn.Module, *, recurse: bool = True) -> None:
     """
     for prefix, inner in modules_of(module) if recurse else [("", module)]:
         for slot in own_slots(inner):
-            refuse_uninitialised(slot.read(), f"{prefix}.{slot.name}" if prefix else slot.name)
+            refuse_uninitialised(slot.read(), qualified(prefix, slot.name))
 
 
 def refuse_uninitialised(tensor: Any, name: str) -> None:
@@ -157,7 +157,7 @@ def _known_device(device: Any) -> torch.device:
 
 
 def present_device(device: Any) -> torch.device:
-    """The same, for whoever moves something there at once.
+    """As :func:`resolve_device`, for what is moved there at once.
 
     Raises:
         InvalidDevicesError: also for a number that the accelerators of this machine do not have. Fields: ``device``.

@@ -125,9 +125,9 @@ impl<'a> Search<'a> {
         let offloaded: Vec<bool> =
             (0..instance.units.len() as u32).map(|unit| instance.class(unit).is_forced_off()).collect();
         let room = instance.cpu.map_or(0, |cpu| cpu.capacity);
-        let stocked = tiers(instance, &instance.forced_counts(), room, &mut self.steps);
+        let found = tiers(instance, &instance.forced_counts(), room, &mut self.steps);
         // No homes for what must be offloaded: the last stage finds the same, and says so.
-        let Some(tiers) = stocked.best else { return Err(0) };
+        let Some(tiers) = found.best else { return Err(0) };
         let streams = instance.classes.iter().any(|class| class.is_forced_off() && class.streamed.is_some());
         let staging_devices: Vec<Option<usize>> =
             // Which device streams decides where the window is, so each of them is tried.
@@ -142,7 +142,7 @@ impl<'a> Search<'a> {
         let ways = [(Orders::Given, true), (Orders::Any, true), (Orders::Given, false), (Orders::Any, false)];
         for way in ways {
             let stage = if way.0 == Orders::Given { Stage::InOrder } else { Stage::OtherOrder };
-            let answer = self.with_any_streamer(&split, &staging_devices, way);
+            let answer = self.with_any_staging_device(&split, &staging_devices, way);
             self.note(stage, &answer, forced);
             match answer {
                 Runnable::Fits(plan) => {
@@ -157,7 +157,12 @@ impl<'a> Search<'a> {
     }
 
     /// The plan with the fewest returns, and the best fill among those.
-    fn with_any_streamer(&mut self, split: &Split, staging_devices: &[Option<usize>], way: (Orders, bool)) -> Runnable {
+    fn with_any_staging_device(
+        &mut self,
+        split: &Split,
+        staging_devices: &[Option<usize>],
+        way: (Orders, bool),
+    ) -> Runnable {
         let mut best: Option<((u32, Vec<u64>), Plan)> = None;
         let mut failed = Runnable::DoesNotFit(None);
         for &staging_device in staging_devices {

@@ -20,11 +20,11 @@ pub(crate) struct Claim {
 }
 
 impl Ledger {
-    pub(crate) fn new(limits_bits: &[i64], bond_count: usize) -> Self {
+    pub(crate) fn new(limits_bits: &[i64], group_count: usize) -> Self {
         Self {
             usage: vec![Usage::default(); limits_bits.len()],
             left: limits_bits.to_vec(),
-            home: vec![None; bond_count],
+            home: vec![None; group_count],
         }
     }
 

@@ -15,7 +15,7 @@ use crate::strategy::auto::steps::Steps;
 const MOST_CHOICES: usize = 6;
 
 /// Candidates whose first answer is looked at before any is searched.
-const MOST_GLANCES: usize = 64;
+const MOST_FIRST_BOUNDS: usize = 64;
 
 /// Steps for the homes of a plan that costs none of the search's.
 const MOST_FREE_STEPS: u64 = 256;
@@ -180,7 +180,7 @@ fn narrow(instance: &Instance, candidates: &Candidates, found: &mut Offloading, 
 
 /// First answers, so that bounds cut from the start.
 fn first_bounds(instance: &Instance, candidates: &Candidates, found: &mut Offloading, steps: &mut Steps) {
-    for (index, candidate) in candidates.in_order().take(MOST_GLANCES).enumerate() {
+    for (index, candidate) in candidates.in_order().take(MOST_FIRST_BOUNDS).enumerate() {
         if found.cost().is_some_and(|(offloaded_bits, _)| candidate.floor >= offloaded_bits) {
             return;
         }

@@ -100,9 +100,9 @@ fn loads(instance: &Instance, (goal, disk_bits): (u64, u64), steps: &mut Steps) 
     for vector in vectors {
         let mut offloaded = forced.clone();
         free.iter().zip(&vector).for_each(|(&class, &count)| offloaded[class] = count);
-        let stocked = tiers(instance, &offloaded, instance.cpu.map_or(0, |cpu| cpu.capacity), steps);
-        is_complete &= stocked.is_complete;
-        if let Some(tiers) = stocked.best.filter(|tiers| tiers.disk_bits <= disk_bits) {
+        let found_tiers = tiers(instance, &offloaded, instance.cpu.map_or(0, |cpu| cpu.capacity), steps);
+        is_complete &= found_tiers.is_complete;
+        if let Some(tiers) = found_tiers.best.filter(|tiers| tiers.disk_bits <= disk_bits) {
             loads.push(Load { offloaded, tiers });
         }
     }
