@@ -55,7 +55,7 @@ PAGES = {
     ),
     "steps": Page(
         "Step by step",
-        "The sequential strategy on a flattened model, which is what the functions of accelerate's names use.",
+        "See [steps](../steps.md): the sequential strategy on a flattened model.",
         (
             *_below("model.tree", "ModuleTree"),
             *_below("strategies.sequential", "Layout sequential sequential_many Outcome"),
