@@ -45,13 +45,16 @@ PAGES = {
             *("plan", "plan_many", "explain", "Plan"),
             *_below("plans.plan", "Source DevicePlan Certificate Reason Shortfall Setting"),
             *_below("plans.diff", "PlanDiff PlanDifference UsageDifference"),
-            *_below("plans.wording", "sentence notices"),
+            *_below("plans.wording", "sentence notices first_device_of"),
         ),
     ),
     "settings": Page(
         "Settings",
         "What `plan()` and the command take; see [planning](../planning.md) and [configuration](../configuration.md).",
-        _below("settings.schema", "Settings Auto Sequential Balanced BalancedLow0 Model"),
+        (
+            *_below("settings.schema", "Settings Auto Sequential Balanced BalancedLow0 Model"),
+            *_below("units", "parse_bytes format_bytes"),
+        ),
     ),
     "steps": Page(
         "Step by step",
@@ -128,7 +131,7 @@ PAGES = {
         "See [configuration](../configuration.md); nothing here knows of planning.",
         _below(
             "config",
-            "config setting rule Stack Resolved diff Difference Layer Replace Leaf Origin Problem Rank UserSource",
+            "config setting rule Stack Resolved diff Difference Layer Replace UNSET Leaf Origin Problem Rank UserSource",
         ),
     ),
     "errors": Page(

@@ -153,6 +153,27 @@ def test_the_reference_has_every_public_name_once() -> None:
     assert len(set(names)) == len(names)
 
 
+def test_the_reference_has_the_modules_that_are_public() -> None:
+    """ARCHITECTURE.md says which these are."""
+    documented = {name.rpartition(".")[0] for page in reference().PAGES.values() for name in page.names}
+    sentence = (
+        (ROOT / "ARCHITECTURE.md").read_text().partition("**Public is what")[2].partition("All else")[0]
+    )
+    assert set(re.findall(r"`(planner\.[a-z][a-z_.]+)`", sentence)) == documented - {""}
+
+
+SHOWN = [*RUNNING, *sorted((ROOT / "examples").glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", SHOWN, ids=name)
+def test_what_is_shown_is_public(path: Path) -> None:
+    """What documents and examples import is in the reference."""
+    known = {each for page in reference().PAGES.values() for each in page.names}
+    shown = re.findall(r"^(?:>>> )?from (planner[\w.]*) import ([\w, ]+)$", path.read_text(), re.MULTILINE)
+    names = [f"{module}.{each.strip()}" for module, listed in shown for each in listed.split(",")]
+    assert not [each for each in names if each.removeprefix("planner.") not in known and each not in known]
+
+
 def test_docstrings_have_no_section_beside_those_of_the_reference() -> None:
     """A heading that the script does not know would become a line of text."""
     script = reference()

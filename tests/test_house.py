@@ -139,6 +139,20 @@ def test_decision_records_are_numbered_and_complete() -> None:
         assert all(f"**{part}.**" in text for part in ("Context", "Decision", "Consequences")), record.name
 
 
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_the_files_that_the_map_names_exist(page: str) -> None:
+    """From the top of the repository, or below the package, a crate or one of its folders."""
+    named = set(re.findall(r"`([\w/]+\.(?:py|pyi|rs|js|toml|jsonl))`", (ROOT / page).read_text()))
+    files = [
+        path
+        for folder in ("python/planner", "rust", "tests", "docs", "benches")
+        for path in (ROOT / folder).rglob("*.*")
+    ]
+    paths = [f"/{path.relative_to(ROOT).as_posix()}" for path in [*files, *ROOT.glob("*.*")]]
+    assert named
+    assert not [name for name in sorted(named) if not any(path.endswith(f"/{name}") for path in paths)]
+
+
 def test_terms_are_alive() -> None:
     """Every identifier of the table of words occurs in the code."""
     rows = [line for line in (ROOT / "TERMS.md").read_text().splitlines() if line.startswith("| ")][1:]
@@ -210,6 +224,14 @@ def test_nothing_lies_at_the_top_that_has_no_place_there() -> None:
         ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout.split("\0")
     folders = {".ci", "benches", "docs", "examples", "fuzz", "python", "rust", "tests"}
-    files = {".gitignore", "Cargo.lock", "Cargo.toml", "LICENSE", "Makefile", "pyproject.toml", "rustfmt.toml"}
+    files = {
+        ".gitignore",
+        "Cargo.lock",
+        "Cargo.toml",
+        "LICENSE",
+        "Makefile",
+        "pyproject.toml",
+        "rustfmt.toml",
+    }
     found = {name.split("/")[0] for name in names if name}
     assert {name for name in found - folders - files if not re.fullmatch(r"[A-Z]+\.md", name)} == set()
