@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections import Counter
 from dataclasses import dataclass, is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +239,9 @@ def body(text: str) -> list[str]:
 
 
 def signature(name: str, value: Any) -> str:
-    """How a function is called, or a class made, in one line or one for each parameter."""
+    """How a function is called, or a class made, in one line or one for each parameter; of an enum, its members."""
+    if isinstance(value, type) and issubclass(value, Enum):
+        return "\n".join(f"{name}.{member.name}" for member in value)
     try:
         wanted = inspect.signature(value)
     except (TypeError, ValueError):
@@ -265,7 +268,8 @@ def signature(name: str, value: Any) -> str:
 
 
 def _annotation(said: Any) -> str:
-    return said if isinstance(said, str) else inspect.formatannotation(said)
+    text = said if isinstance(said, str) else inspect.formatannotation(said)
+    return text.replace("typing.", "")
 
 
 def _parameter(parameter: inspect.Parameter) -> str:
