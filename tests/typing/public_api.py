@@ -11,7 +11,7 @@ import planner
 from planner.checker.check import is_valid
 from planner.compat import transformers
 from planner.model.tree import ModuleTree
-from planner.plans.plan import DeviceUsage, Reason
+from planner.plans.parts import DeviceUsage, Reason
 from planner.strategies.sequential import Layout, Outcome, sequential, sequential_many
 
 

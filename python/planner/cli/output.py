@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
-from planner.plans.plan import doubts
+from planner.plans.parts import doubts
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

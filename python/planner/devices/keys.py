@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from planner.caller import warn_caller
+from planner.choices import DeviceKind
 from planner.errors import InvalidByteSizeError, InvalidDevicesError
 from planner.spelling import NAMED, count_of, device_words, known_device, shown
 from planner.units import is_bit_spelling, parse_bytes
@@ -127,9 +128,9 @@ def ordered(budgets: Budgets) -> Budgets:
     return {device: budgets[device] for device in order}
 
 
-def device_kind(device: DeviceKey) -> str:
-    """ "accelerator", "cpu" or "disk"."""
-    return str(device) if device in ("cpu", "disk") else "accelerator"
+def device_kind(device: DeviceKey) -> DeviceKind:
+    """Whether it computes fast, is the host, or only stores."""
+    return "cpu" if device == "cpu" else "disk" if device == "disk" else "accelerator"
 
 
 def main_device(keys: Iterable[DeviceKey]) -> DeviceKey:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from planner import _core
+from planner.choices import Granularity, Mode
 from planner.devices.keys import DeviceKey, canonical_device, device_kind
 from planner.errors import InvalidConstraintError
 from planner.model.layout import Layout
@@ -44,7 +45,7 @@ class Blocks:
         self,
         layout: Layout,
         *,
-        granularity: str = "block",
+        granularity: Granularity = "block",
         no_split: Iterable[str] = (),
         split: Iterable[str] = (),
         keep_together: Iterable[Iterable[str]] = (),
@@ -124,7 +125,7 @@ def _unknown(message: str, unknown: list[str], known: Sequence[str]) -> InvalidC
 
 
 def allowed_devices(
-    blocks: Blocks, constraints: Constraints, devices: Sequence[DeviceKey], mode: str = "any"
+    blocks: Blocks, constraints: Constraints, devices: Sequence[DeviceKey], mode: Mode = "any"
 ) -> list[tuple[int, int]]:
     """Masks of devices for the units that may not lie everywhere.
 
@@ -159,7 +160,7 @@ def allowed_devices(
     return sorted(masks.items())
 
 
-def is_usable(device: DeviceKey, devices: Sequence[DeviceKey], mode: str) -> bool:
+def is_usable(device: DeviceKey, devices: Sequence[DeviceKey], mode: Mode) -> bool:
     """Whether a mode lets anything lie on a device; where no accelerator is named, full or not, the cpu takes its place."""
     kind = device_kind(device)
     has_accelerator = any(device_kind(other) == "accelerator" for other in devices)

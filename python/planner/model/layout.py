@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from planner import _core
+from planner.choices import Dialect
 from planner.errors import InvalidInputError
 from planner.model.dtypes import element_bits
 from planner.model.tree import ModuleTree
 from planner.names import require_texts
 from planner.spelling import shown
 
-__all__ = ["BalanceFacts", "Dialect", "Layout", "bits_to_bytes", "repeated"]
-
-Dialect = Literal["accelerate", "transformers"]
+__all__ = ["BalanceFacts", "Layout", "bits_to_bytes", "repeated"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

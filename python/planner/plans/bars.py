@@ -54,7 +54,7 @@ def segments(device: HasRoom) -> tuple[Segment, ...]:
         has no share: there is nothing to measure it by.
 
     Example:
-        >>> from planner.plans.plan import DevicePlan
+        >>> from planner.plans.parts import DevicePlan
         >>> device = DevicePlan(id=0, kind="accelerator", pool=None, budget_bytes=100, headroom_bytes=10,
         ...                     used_bytes=50, reserved_bytes=15, free_bytes=25, origin="user")
         >>> [(segment.part, segment.share) for segment in segments(device)]
@@ -74,7 +74,7 @@ def bar_words(device: HasRoom) -> str:
     """A bar for those who hear it.
 
     Example:
-        >>> from planner.plans.plan import DevicePlan
+        >>> from planner.plans.parts import DevicePlan
         >>> print(bar_words(DevicePlan(id="disk", kind="disk", pool=None, budget_bytes=None, headroom_bytes=0,
         ...                            used_bytes=2048, reserved_bytes=0, free_bytes=None, origin="user")))
         disk: 2.00 KiB used, 0 B reserved, 0 B headroom, no limit

@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
+from planner.choices import Mode
 from planner.devices.keys import DeviceKey, canonical_device
 from planner.errors import InvalidConstraintError, InvalidInputError
 from planner.names import device_of, is_within, listed, named
-from planner.plans.plan import Plan, Reason
+from planner.plans.parts import Reason
+from planner.plans.plan import Plan
 from planner.spelling import shown
 from planner.units import format_bytes
 
@@ -315,7 +317,7 @@ def empty_devices_notice(required_bytes: Mapping[DeviceKey, int], *, are_bare: b
 
 
 def infeasible_message(
-    block: str, size_bytes: int, mode: str, more_bytes: Mapping[DeviceKey, int], is_proven: bool
+    block: str, size_bytes: int, mode: Mode, more_bytes: Mapping[DeviceKey, int], is_proven: bool
 ) -> str:
     """Why there is no plan, and what would make one.
 

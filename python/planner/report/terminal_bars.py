@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.plans.bars import PARTS, Part, segments
-from planner.plans.plan import DevicePlan
+from planner.plans.parts import DevicePlan
 from planner.report.terminal_style import PART_CHARACTERS, device_styles
 from planner.units import format_bytes
 

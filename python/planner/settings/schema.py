@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
+from planner.choices import ExecuteOffloaded, Fill, Granularity, Mode, Reserve
 from planner.config.annotations import parse_type
 from planner.config.problem import suggestion
 from planner.config.schema import config, setting
@@ -182,7 +183,7 @@ class Sequential:
     """Fill the devices one after the other."""
 
     fallback_allocation: bool = False
-    reserve: Literal["always", "if_offloaded"] = "always"
+    reserve: Reserve = "always"
 
 
 @config(tag="balanced")
@@ -199,7 +200,7 @@ class BalancedLow0(Sequential):
 class Auto:
     """As little offloaded as can be, proven where the search ends."""
 
-    fill: Literal["even", "fewest", "in_order"] = "even"
+    fill: Fill = "even"
     search_steps: Steps = 120_000
 
 
@@ -272,16 +273,16 @@ class Settings:
     strategy: Strategy = Auto()
     max_memory: Mapping[Device, Bytes] | None = setting(default={}, whole=True)
     headroom: Mapping[Device, Headroom] | None = None
-    mode: Literal["any", "no_disk", "gpu_only"] = "any"
+    mode: Mode = "any"
     dtype: DType | None = None
     special_dtypes: Mapping[Name, DType] = setting(default={})
     no_split_module_classes: tuple[Name, ...] = ()
     no_split_modules: tuple[Name, ...] = ()
-    granularity: Literal["block", "module", "expert"] = "block"
+    granularity: Granularity = "block"
     pin: Mapping[Name, Device] = setting(default={})
     forbid: Mapping[Name, tuple[Device, ...]] = setting(default={})
     keep_together: tuple[tuple[Name, ...], ...] = ()
-    execute_offloaded: Literal["accelerator", "cpu"] = "accelerator"
+    execute_offloaded: ExecuteOffloaded = "accelerator"
     staging_blocks: Staged = 1
     offload_folder: Path | None = None
     offload_buffers: bool = False
