@@ -105,7 +105,7 @@ def _report(failure: Failure, argv: Sequence[str]) -> None:
     if "--json" in argv:
         write_json({"error": failure.to_data()})
     else:
-        sys.stdout.flush()  # so that what was said before stands before
+        sys.stdout.flush()  # so that earlier output stands before
         sys.stderr.write(f"planner: {visible(failure.message)}\n")
 
 

@@ -1,4 +1,4 @@
-"""A command that remembers in which order its options came, since later words win over earlier ones."""
+"""A command that remembers in which order its options came, since later ones win over earlier ones."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typer.core import TyperCommand
 
 from planner.cli.verbatim import keep_as_written
 
-__all__ = ["OrderedCommand", "Spoken", "spoken_options"]
+__all__ = ["GivenOption", "OrderedCommand", "given_options"]
 
-_KEY = "planner.spoken"
+_KEY = "planner.options"
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
+class GivenOption:
     """One option as it came: the parameter's name and its text."""
 
     name: str
@@ -30,7 +30,7 @@ class OrderedCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         keep_as_written(self.get_params(ctx))
-        # The parser itself says what it took for an option and what for a value, so nothing can be read differently here.
+        # The parser itself tells what it took for an option and what for a value, so nothing can be read differently here.
         values, _, order = self.make_parser(ctx).parse_args(args=list(args))
         ctx.meta[_KEY] = tuple(_in_order(values, order))
         return super().parse_args(ctx, args)
@@ -45,11 +45,11 @@ class OrderedCommand(TyperCommand):
                     formatter.write_dl(rows)
 
 
-def _in_order(values: dict[str, Any], order: list[Any]) -> Iterator[Spoken]:
+def _in_order(values: dict[str, Any], order: list[Any]) -> Iterator[GivenOption]:
     waiting = {name: deque(value) for name, value in values.items() if isinstance(value, list)}
     for parameter in order:
         if parameter.name in waiting:
-            yield Spoken(parameter.name, waiting[parameter.name].popleft())
+            yield GivenOption(parameter.name, waiting[parameter.name].popleft())
 
 
 def _usage_of(parameter: Any) -> str:
@@ -59,7 +59,7 @@ def _usage_of(parameter: Any) -> str:
     return flags if parameter.is_flag else f"{flags} {parameter.metavar or parameter.name.upper()}"
 
 
-def spoken_options(context: typer.Context) -> tuple[Spoken, ...]:
+def given_options(context: typer.Context) -> tuple[GivenOption, ...]:
     """The repeatable options of an :class:`OrderedCommand`, as they came."""
-    options: tuple[Spoken, ...] = context.meta.get(_KEY, ())
+    options: tuple[GivenOption, ...] = context.meta.get(_KEY, ())
     return options

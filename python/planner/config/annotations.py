@@ -24,7 +24,7 @@ _PLAIN: Mapping[object, Leaf] = {
 
 
 def _choice(choices: Mapping[typing.Any, object]) -> Leaf:
-    """Reads one of several words, by spelling."""
+    """Reads one of several choices, by spelling."""
     if not all(type(spelling) is str for spelling in choices):
         raise TypeError(f"{list(choices)}: only choices spelled as strings can be said in every source")
     name = f"one of {', '.join(map(repr, choices))}"

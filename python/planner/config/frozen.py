@@ -23,7 +23,7 @@ def _order(key: object) -> tuple[int, float, str, str]:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FrozenMap(Mapping[K, V_co]):
-    """An immutable mapping, sorted by key (numbers before words), so that the order of layers never shows.
+    """An immutable mapping, sorted by key (numbers before texts), so that the order of layers never shows.
 
     Example:
         >>> FrozenMap({"cpu": 3, 1: 2, 0: 1})

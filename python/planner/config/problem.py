@@ -1,4 +1,4 @@
-"""Where a value was said, with which authority, and what is wrong with it, in words that name the place."""
+"""Where a value was set, with which authority, and what is wrong with it, with the name of the place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = [
     "Path",
     "Problem",
     "Rank",
-    "Spoken",
+    "SourcedValue",
     "UserSource",
     "invalid",
     "one_line",
@@ -36,11 +36,11 @@ CODE_ERRORS = (
     TypeError,
     ValueError,
 )
-"""What a mistake in a computing function, rule or translation raises; all of these become problems with a path."""
+"""What a mistake in a computing function or rule raises; all of these become problems with a path."""
 
 
 def one_line(text: str) -> str:
-    """A text with what would break its line, or what nobody sees, spelled out.
+    """A text with what would break its line, or cannot be seen, spelled out.
 
     Example:
         >>> one_line("a\\nb")
@@ -66,7 +66,7 @@ def suggestion(name: object, known: Iterable[str]) -> str:
 
 
 class Rank(enum.IntEnum):
-    """Who said a value. A higher rank wins; a derived value has no rival, since nobody else may say it."""
+    """What set a value. A higher rank wins; a derived value has no rival, since it cannot be set."""
 
     DEFAULT = 0
     COMPUTED = 1
@@ -76,7 +76,7 @@ class Rank(enum.IntEnum):
 
 
 class UserSource(enum.IntEnum):
-    """In which way the user said it. Within the rank ``USER`` a higher place wins."""
+    """In which way the user set it. Within the rank ``USER`` a higher place wins."""
 
     FILE = 0
     ENVIRONMENT = 1
@@ -86,11 +86,11 @@ class UserSource(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """One place where a value was said.
+    """One place where a value was set.
 
     Args:
-        rank: who said it.
-        where: the place in words: ``plan.yaml:3:12``, ``environment PLANNER_DTYPE``, ``settings.py:40``.
+        rank: what set it.
+        where: the place as text: ``plan.yaml:3:12``, ``environment PLANNER_DTYPE``, ``settings.py:40``.
         note: what it was translated or computed from, if it was.
 
     Example:
@@ -108,8 +108,8 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
-    """One value as it was said, shown below a problem."""
+class SourcedValue:
+    """One value as it was set, shown below a problem."""
 
     path: Path
     value: object
@@ -129,14 +129,14 @@ class Problem:
         words: the values involved, each with its origin.
 
     Example:
-        >>> print(Problem(("dtpe",), "unknown key", (Spoken(("dtpe",), "int8", Origin(Rank.USER, "a.yaml:1:7")),)))
+        >>> print(Problem(("dtpe",), "unknown key", (SourcedValue(("dtpe",), "int8", Origin(Rank.USER, "a.yaml:1:7")),)))
         dtpe: unknown key
             dtpe = 'int8' · user · a.yaml:1:7
     """
 
     path: Path
     what: str
-    words: tuple[Spoken, ...] = ()
+    words: tuple[SourcedValue, ...] = ()
 
     def __str__(self) -> str:
         return "\n    ".join([f"{path_text(self.path)}: {self.what}", *map(str, self.words)])

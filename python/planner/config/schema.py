@@ -1,4 +1,4 @@
-"""How a configuration class is declared: a frozen keyword-only dataclass, and what its fields say about themselves."""
+"""How a configuration class is declared: a frozen keyword-only dataclass, and what its fields declare."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from planner.config.types import (
     Field,
     MappingType,
     Schema,
-    Transform,
     Type,
     is_block,
     schema_of,
@@ -38,16 +37,14 @@ def setting(
     compute: Compute | None = None,
     derived: Compute | None = None,
     whole: bool = False,
-    renamed: Mapping[str, Transform | None] | None = None,
 ) -> typing.Any:
     """Declares a field that needs more than a default.
 
     Args:
         default: what an instance built without any layer has.
-        compute: ``f(block, root)``: the default computed from other fields; it yields to any word.
-        derived: ``f(block, root)``: evaluated last; nobody can set such a field.
+        compute: ``f(block, root)``: the default computed from other fields; it yields to any value that is set.
+        derived: ``f(block, root)``: evaluated last; such a field cannot be set.
         whole: a mapping that means something only as a whole: a mapping replaces it, a dotted path updates it.
-        renamed: old names of the field; each maps to a function from the old value to the new one, or to None.
 
     Example:
         >>> @config
@@ -63,7 +60,6 @@ def setting(
         "compute": compute or derived,
         "derived": derived is not None,
         "whole": whole,
-        "renamed": renamed or {},
     }
     # One Field call cannot be typed for "with or without a default"; the notes travel beside it.
     declared: typing.Any = dataclasses.field(metadata=notes)
@@ -138,7 +134,6 @@ def _field(cls: type, name: str, hint: object) -> Field:
         default=NOTHING if declared.default is MISSING else declared.default,
         compute=notes["compute"],
         derived=notes["derived"],
-        renamed=notes["renamed"],
     )
 
 
@@ -155,7 +150,7 @@ def _with_notes(place: str, kind: Type, notes: Mapping[str, typing.Any], given: 
 
 
 def _checked(name: str, kind: Type, default: object) -> object:
-    """The default as a word for it would be read. Raises TypeError if it does not fit."""
+    """The default as a value for it would be read. Raises TypeError if it does not fit."""
     if isinstance(kind.tree, Classes) and type(default) in kind.tree.classes:
         fields = schema_of(type(default)).fields
         return dataclasses.replace(

@@ -11,7 +11,7 @@ from typing import Any, cast
 from planner.checkpoint.source import Opened, open_source
 from planner.choices import RankName
 from planner.config import Resolved, Stack
-from planner.config.answer import ResolvedNode
+from planner.config.resolved_node import ResolvedNode
 from planner.devices.budgets import DeviceBudget, device_budgets
 from planner.devices.keys import DeviceKey
 from planner.errors import InfeasibleError, InvalidConfigError

@@ -63,48 +63,48 @@ DTYPES: Final = (
 _SHORT_DTYPES: Final = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
-def read_device(said: object) -> int | str:
+def read_device(value: object) -> int | str:
     """One spelling for each device: the number of an accelerator, or ``cpu``, ``disk``, ``mps``.
 
     Returns:
-        A back end that only torch knows stays in words, as in ``virtual:1``: reading a configuration does not need torch.
+        A back end that only torch knows stays as text, as in ``virtual:1``: reading a configuration does not need torch.
 
     Raises:
         ValueError: not a device.
 
     Example:
-        >>> [read_device(said) for said in (0, "0", "cuda:0", "xpu:1", "cpu", "virtual:1")]
+        >>> [read_device(value) for value in (0, "0", "cuda:0", "xpu:1", "cpu", "virtual:1")]
         [0, 0, 0, 1, 'cpu', 'virtual:1']
     """
-    device = known_device(said)
+    device = known_device(value)
     if device is not None:
         return device
-    kind, number = device_words(said) or ("", None)
+    kind, number = device_words(value) or ("", None)
     if not kind or kind in NAMED:
-        raise ValueError(f"expected a device such as 0, 'cuda:0', 'cpu' or 'disk', got {shown(said)}")
+        raise ValueError(f"expected a device such as 0, 'cuda:0', 'cpu' or 'disk', got {shown(value)}")
     return kind if number is None else f"{kind}:{int(number)}"
 
 
-def read_bytes(said: object) -> int:
-    """Whole bytes from a number of any kind, rounded down, or from a size in words. Raises ValueError."""
-    if isinstance(said, str):
-        return parse_bytes(said)
-    count = count_of(said)
+def read_bytes(value: object) -> int:
+    """Whole bytes from a number of any kind, rounded down, or from a size as text. Raises ValueError."""
+    if isinstance(value, str):
+        return parse_bytes(value)
+    count = count_of(value)
     if count is None:
         raise ValueError(
-            f"expected a finite number of bytes of at least 0, or a size such as '10GiB', got {shown(said)}"
+            f"expected a finite number of bytes of at least 0, or a size such as '10GiB', got {shown(value)}"
         )
     return int(count)
 
 
-def read_headroom(said: object) -> int | str:
+def read_headroom(value: object) -> int | str:
     """Bytes, or a share of the budget as in "10%". Raises ValueError."""
-    if isinstance(said, str) and said.rstrip().endswith("%"):
-        share = said.rstrip()[:-1].strip()
+    if isinstance(value, str) and value.rstrip().endswith("%"):
+        share = value.rstrip()[:-1].strip()
         if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,6})?", share) or float(share) > 100:
-            raise ValueError(f"expected a share from 0% to 100%, got {shown(said)}")
+            raise ValueError(f"expected a share from 0% to 100%, got {shown(value)}")
         return f"{float(share):.9g}%"  # all digits that it may have
-    return read_bytes(said)
+    return read_bytes(value)
 
 
 def read_budget_row(row: object) -> dict[int | str, int]:
@@ -120,33 +120,33 @@ def read_budget_row(row: object) -> dict[int | str, int]:
     if row is not None and not isinstance(row, Mapping):
         raise ValueError(f"expected budgets such as {{0: '80GiB', 'cpu': '200GiB'}}, got {shown(row)}")
     found: dict[int | str, int] = {}
-    for said, size in (row or {}).items():
-        device = read_device(said)
+    for key, size in (row or {}).items():
+        device = read_device(key)
         if device in found:
             raise ValueError(f"device {device!r} is named twice")
         found[device] = read_bytes(size)
     return found
 
 
-def read_name(said: object) -> str:
+def read_name(value: object) -> str:
     """A name of a module, tensor or class: a str that is text. Raises ValueError."""
-    if type(said) is not str or said.encode(errors="ignore").decode() != said:
-        raise ValueError(f"expected a name, got {shown(said)}")
-    return said
+    if type(value) is not str or value.encode(errors="ignore").decode() != value:
+        raise ValueError(f"expected a name, got {shown(value)}")
+    return value
 
 
 def counted(least: int, most: int) -> Leaf:
     """Reads an int of a range; exact, as every int."""
 
-    def read(said: object) -> object:
-        if type(said) is not int or not least <= said <= most:
-            raise ValueError(f"expected an int from {least} to {most}, got {shown(said)}")
-        return said
+    def read(value: object) -> object:
+        if type(value) is not int or not least <= value <= most:
+            raise ValueError(f"expected an int from {least} to {most}, got {shown(value)}")
+        return value
 
     return Leaf(f"an int from {least} to {most}", read)
 
 
-def read_dtype(said: object) -> str:
+def read_dtype(value: object) -> str:
     """torch's name of an element type, from the name, with or without ``torch.``, or from the object itself.
 
     Raises:
@@ -156,12 +156,12 @@ def read_dtype(said: object) -> str:
         >>> read_dtype("torch.bfloat16"), read_dtype("fp16")
         ('bfloat16', 'float16')
     """
-    is_torch = (type(said).__module__, type(said).__qualname__) == ("torch", "dtype")
-    name = str(said).removeprefix("torch.") if is_torch or type(said) is str else ""
+    is_torch = (type(value).__module__, type(value).__qualname__) == ("torch", "dtype")
+    name = str(value).removeprefix("torch.") if is_torch or type(value) is str else ""
     name = _SHORT_DTYPES.get(name, name)
     if name not in DTYPES:
         raise ValueError(
-            f"expected an element type such as 'float16', got {shown(said)}{suggestion(name, DTYPES)}"
+            f"expected an element type such as 'float16', got {shown(value)}{suggestion(name, DTYPES)}"
         )
     return name
 
@@ -216,7 +216,7 @@ def _head_dim(model: Any, root: object) -> int | None:
 
 @config
 class Model:
-    """Facts about the model, filled by the import from its ``config.json``; None means that nobody said it.
+    """Facts about the model, filled by the import from its ``config.json``; None where it is not known.
 
     They decide no plan: they stand in it, for the estimate of run-time memory, which reads each of them.
 
@@ -250,8 +250,8 @@ class Settings:
     Args:
         strategy: how devices are filled.
         max_memory: budget by device; empty or None for all that is detected, else only what is named.
-        headroom: what stays free of a budget, by device, "all" for every device without a word of its own; None for a tenth
-            of what was detected and nothing of what was said.
+        headroom: what stays free of a budget, by device, "all" for every device without an entry of its own; None for a tenth
+            of what was detected and nothing of what was given.
         mode: whether something may lie on cpu and disk ("any"), not on disk ("no_disk"), or on accelerators only.
         dtype: what the weights will be loaded as; None for what they are.
         special_dtypes: element type by name of a tensor, against ``dtype``.
