@@ -8,8 +8,6 @@ import reprlib
 import sys
 from typing import Any, Final
 
-__all__ = ["NAMED", "count_of", "device_words", "known_device", "shown"]
-
 NAMED: Final = ("mps", "cpu", "disk")
 # What torch calls devices that accelerate numbers.
 _ACCELERATORS: Final = ("cuda", "xpu", "npu", "mlu", "sdaa", "musa", "hpu")

@@ -24,7 +24,7 @@ _MOST_DEVICES: Final = 10**9
 
 def device_of(spelling: Any) -> Device:
     """The device that is meant. Accelerators are their index, whatever their type; what names no device stays text."""
-    index = None if isinstance(spelling, str) else index_of(spelling)
+    index = None if isinstance(spelling, str) else _index_of(spelling)
     text = _text(spelling) if index is None else str(index) if abs(index) < _MOST_DEVICES else "a number"
     if _NUMBER.fullmatch(text):
         is_spelled = index is not None or isinstance(spelling, str)
@@ -49,7 +49,7 @@ def shown(value: Any) -> str:
         return f"an int of {value.bit_length()} bits" if isinstance(value, int) else object.__repr__(value)
 
 
-def index_of(value: Any) -> int | None:
+def _index_of(value: Any) -> int | None:
     """The whole number that a value is; None for bools of any kind, and for what is none."""
     if isinstance(value, bool) or str(getattr(value, "dtype", "int")).endswith("bool"):
         return None
@@ -101,7 +101,7 @@ def read_budgets(max_memory: Any) -> dict[Device, float]:
 def _count(value: Any) -> float | None:
     """The number that a value is; None for what is none, bools and texts among them."""
     kind = str(getattr(value, "dtype", "float"))  # numpy's times and complex numbers turn into floats, too
-    whole = index_of(value)
+    whole = _index_of(value)
     if whole is not None or isinstance(value, bool | bytes) or not ("int" in kind or "float" in kind):
         return whole
     try:

@@ -22,8 +22,6 @@ from planner.names import listed
 from planner.plans.parts import BEFORE_QUANTIZATION
 from planner.settings.model_facts import import_config, import_values
 
-__all__ = ["Opened", "open_source"]
-
 _QUANTISED = ("quantization_config", "compression_config")
 
 

@@ -23,8 +23,6 @@ from planner.model.tree import ModuleTree
 from planner.planning import plan, plan_many
 from planner.units import format_bytes
 
-__all__ = ["command"]
-
 _MANY: Final = 1000
 
 

@@ -12,8 +12,6 @@ from planner.devices.keys import DeviceKey
 from planner.model.layout import Layout, repeated
 from planner.model.tree import ModuleTree
 
-__all__ = ["accelerate_plan"]
-
 
 def accelerate_plan(tree: ModuleTree, budgets: Mapping[DeviceKey, int]) -> Callable[[], object] | str:
     """accelerate's planning of a model with the same names and bytes, ready to be timed; in words where it cannot be.

@@ -18,8 +18,6 @@ from planner.model.layout import Layout
 from planner.model.tree import ModuleTree
 from planner.settings.schema import Settings
 
-__all__ = ["command"]
-
 
 @takes_settings
 def command(

@@ -17,8 +17,6 @@ from planner.cli.verbatim import VerbatimGroup
 from planner.config.layer import UPDATE
 from planner.errors import InvalidInputError
 
-__all__ = ["app"]
-
 app = typer.Typer(
     cls=VerbatimGroup,
     no_args_is_help=True,

@@ -15,18 +15,6 @@ from typer.exceptions import TyperException
 from planner.cli.output import plain_data, visible, write_json
 from planner.errors import InfeasibleError, PlannerError
 
-__all__ = [
-    "BAD_INPUT",
-    "BROKEN_PIPE",
-    "INTERNAL_ERROR",
-    "INTERRUPTED",
-    "NEGATIVE",
-    "OK",
-    "Failure",
-    "failure_of",
-    "run",
-]
-
 OK: Final = 0
 NEGATIVE: Final = 1
 """The answer is no: nothing fits, a map has faults, plans differ."""

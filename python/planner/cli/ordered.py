@@ -12,8 +12,6 @@ from typer.core import TyperCommand
 
 from planner.cli.verbatim import keep_as_written
 
-__all__ = ["GivenOption", "OrderedCommand", "given_options"]
-
 _KEY = "planner.options"
 
 

@@ -13,20 +13,6 @@ from planner.plans.parts import doubts
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-__all__ = [
-    "console",
-    "json_text",
-    "noted",
-    "plain_data",
-    "show",
-    "show_table",
-    "visible",
-    "write",
-    "write_json",
-    "write_json_text",
-    "write_notes",
-]
-
 _PIPED_WIDTH = 100  # columns of a picture that nobody looks at on a terminal
 
 

@@ -19,8 +19,6 @@ from planner.model.tree import ModuleTree
 from planner.planning import plan
 from planner.plans.plan import Plan
 
-__all__ = ["command"]
-
 
 @takes_settings
 def command(

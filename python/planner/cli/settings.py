@@ -16,8 +16,6 @@ from planner.config import Stack
 from planner.errors import InvalidInputError
 from planner.settings.schema import Settings
 
-__all__ = ["SETTING_OPTIONS", "SettingOption", "settings_of", "stack_of", "takes_settings"]
-
 SettingsStack = Stack[Settings]
 
 

@@ -7,8 +7,6 @@ from typing import Any, Final
 
 from typer.core import TyperGroup
 
-__all__ = ["VerbatimGroup", "keep_as_written"]
-
 _TEXTS: Final = (str, list[str], bool)
 
 

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from planner.config.layer import Node
 from planner.config.types import Classes, Leaf, MappingType, Type, exact, got, is_block
 
-__all__ = ["parse_type"]
-
 _PLAIN: Mapping[object, Leaf] = {
     bool: exact("a bool", bool),
     int: exact("an int", int),

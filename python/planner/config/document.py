@@ -10,8 +10,6 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar
 from planner.config.layer import MAX_DEPTH, UNSET, UPDATE, Node, SourceError
 from planner.config.problem import Origin
 
-__all__ = ["MAX_NODES", "Event", "compose", "core_scalar", "json_events", "parsed", "yaml_events"]
-
 T = TypeVar("T")
 
 # A tree costs some hundred bytes per value, so the size of a file alone does not bound the memory.

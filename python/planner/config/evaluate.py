@@ -12,8 +12,6 @@ from planner.config.replay import Replay
 from planner.config.resolved_node import ResolvedNode
 from planner.config.types import NOTHING, Check, Classes, Compute, Field, Type, is_constant, schema_of
 
-__all__ = ["Evaluation"]
-
 _FAILED = object()
 
 
@@ -21,7 +19,7 @@ class _UnresolvedError(Exception):
     """A computation read something that has no value; the reason is already among the problems."""
 
 
-class View:
+class _View:
     """What a computing function sees of a block that does not exist yet: its fields and methods, read only."""
 
     __slots__ = ("_seen",)
@@ -71,7 +69,7 @@ class Evaluation:
         if answer.kind.members or not isinstance(tree, Classes) or len(tree.members) > 1:
             reads[answer.path] = answer  # what can be off, or of another class, is read by being looked at
         if answer.shape == "block":
-            return View(self, answer, reads)
+            return _View(self, answer, reads)
         value = self._value(answer, block)
         if value is _FAILED:
             raise _UnresolvedError
@@ -151,7 +149,7 @@ class Evaluation:
         """A computed value passes through the same exact reading as one that was set."""
         reads: dict[Path, ResolvedNode] = {}
         try:
-            found = compute(View(self, block, reads), View(self, self._root, reads))
+            found = compute(_View(self, block, reads), _View(self, self._root, reads))
         except _UnresolvedError:
             return _FAILED
         except CODE_ERRORS as error:
@@ -178,7 +176,7 @@ class Evaluation:
     def _check(self, block: ResolvedNode, name: str, check: Check) -> None:
         reads: dict[Path, ResolvedNode] = {}
         try:
-            found = check(View(self, block, reads), View(self, self._root, reads))
+            found = check(_View(self, block, reads), _View(self, self._root, reads))
             texts = [found] if isinstance(found, str) else list(found or ())
         except _UnresolvedError:
             texts = []  # what it reads is already reported

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-__all__ = ["FrozenMap"]
-
 K = TypeVar("K")
 V_co = TypeVar("V_co", covariant=True)
 

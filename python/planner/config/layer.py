@@ -9,24 +9,6 @@ from dataclasses import dataclass, replace
 
 from planner.config.problem import Origin, Path, Problem, Rank, SourcedValue, UserSource
 
-__all__ = [
-    "MAX_DEPTH",
-    "UNSET",
-    "UPDATE",
-    "Layer",
-    "Node",
-    "Replace",
-    "SourceError",
-    "Unset",
-    "along",
-    "escaped",
-    "from_python",
-    "is_unset",
-    "layer_of",
-    "put",
-    "unescaped",
-]
-
 T = typing.TypeVar("T")
 
 MAX_DEPTH = 64

@@ -8,22 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from planner.errors import InvalidConfigError
-from planner.spelling import shown as short
-
-__all__ = [
-    "CODE_ERRORS",
-    "Origin",
-    "Path",
-    "Problem",
-    "Rank",
-    "SourcedValue",
-    "UserSource",
-    "invalid",
-    "one_line",
-    "path_text",
-    "short",
-    "suggestion",
-]
+from planner.spelling import shown
 
 Path = tuple[object, ...]
 
@@ -55,7 +40,7 @@ def one_line(text: str) -> str:
 
 def path_text(path: Path) -> str:
     """A path as a person writes it, cut to about one line."""
-    text = one_line(".".join(short(key) if isinstance(key, int) else str(key) for key in path))
+    text = one_line(".".join(shown(key) if isinstance(key, int) else str(key) for key in path))
     return (text if len(text) <= 200 else f"{text[:160]}…{text[-30:]}") or "(root)"
 
 
@@ -116,7 +101,7 @@ class SourcedValue:
     origin: Origin
 
     def __str__(self) -> str:
-        return f"{path_text(self.path)} = {short(self.value)} · {self.origin}"
+        return f"{path_text(self.path)} = {shown(self.value)} · {self.origin}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +132,6 @@ def invalid(problems: Iterable[Problem]) -> InvalidConfigError:
     found = tuple(problems)
     count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
     # Hostile input can hold thousands of mistakes; all are in the field, the text stays readable.
-    shown = [str(problem) for problem in found[:50]]
+    first = [str(problem) for problem in found[:50]]
     more = [f"… and {len(found) - 50} more"] if len(found) > 50 else []
-    return InvalidConfigError("\n".join([f"configuration: {count}", *shown, *more]), problems=found)
+    return InvalidConfigError("\n".join([f"configuration: {count}", *first, *more]), problems=found)

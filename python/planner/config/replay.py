@@ -7,8 +7,6 @@ from planner.config.problem import Path, Problem, suggestion
 from planner.config.resolved_node import ResolvedNode
 from planner.config.types import Classes, MappingType, schema_of
 
-__all__ = ["Replay"]
-
 
 class Replay:
     """Applies one layer after the other. Collects what is wrong in ``problems``."""

@@ -13,8 +13,6 @@ from planner.config.resolved_node import ResolvedNode, Superseded
 from planner.config.types import NOTHING, Field, MappingType, place_of, schema_of, split_path
 from planner.config.written import yaml_lines
 
-__all__ = ["Difference", "Resolved", "diff"]
-
 T = TypeVar("T")
 
 

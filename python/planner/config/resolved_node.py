@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from planner.config.layer import UPDATE, Node, escaped
-from planner.config.problem import Origin, Path, Rank, SourcedValue, one_line, short
+from planner.config.problem import Origin, Path, Rank, SourcedValue, one_line
 from planner.config.types import NOTHING, TAG, Classes, Field, MappingType, Type, schema_of
-
-__all__ = ["ResolvedNode", "Superseded"]
+from planner.spelling import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class Superseded:
         return self.node.origin
 
     def __str__(self) -> str:
-        return f"{short(self.value)}  <- {self.origin}  [{self.fate} by {one_line(self.by.where)}]"
+        return f"{shown(self.value)}  <- {self.origin}  [{self.fate} by {one_line(self.by.where)}]"
 
 
 @dataclass(slots=True)

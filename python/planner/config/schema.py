@@ -24,16 +24,14 @@ from planner.config.types import (
     schema_of,
 )
 
-__all__ = ["config", "rule", "setting"]
-
 T = typing.TypeVar("T")
 
-MISSING = dataclasses.MISSING
+_MISSING = dataclasses.MISSING
 
 
 def setting(
     *,
-    default: object = MISSING,
+    default: object = _MISSING,
     compute: Compute | None = None,
     derived: Compute | None = None,
     whole: bool = False,
@@ -118,12 +116,12 @@ def _field(cls: type, name: str, hint: object) -> Field:
     inherited = next((schema_of(base).fields.get(name) for base in cls.__mro__[1:] if is_block(base)), None)
     if inherited is not None and name not in vars(cls).get("__annotations__", {}):
         return inherited
-    declared = vars(cls).get(name, MISSING)
+    declared = vars(cls).get(name, _MISSING)
     if not isinstance(declared, dataclasses.Field):
         declared = setting(default=declared)
     notes, place = declared.metadata, f"{cls.__name__}.{name}"
     kind = _with_notes(place, parse_type(hint), notes, type(declared.default))
-    if declared.default is not MISSING:
+    if declared.default is not _MISSING:
         declared.default = _checked(place, kind, declared.default)
     setattr(cls, name, declared)
     return Field(
@@ -131,7 +129,7 @@ def _field(cls: type, name: str, hint: object) -> Field:
         declared_in=cls,
         owner=inherited.owner if inherited else cls,
         type=kind,
-        default=NOTHING if declared.default is MISSING else declared.default,
+        default=NOTHING if declared.default is _MISSING else declared.default,
         compute=notes["compute"],
         derived=notes["derived"],
     )

@@ -25,16 +25,6 @@ from planner.config.layer import (
 from planner.config.problem import Origin, Problem, Rank, UserSource
 from planner.config.types import Type, split_path
 
-__all__ = [
-    "MAX_BYTES",
-    "FilePath",
-    "argument_layers",
-    "environment_layers",
-    "file_layer",
-    "json_tree",
-    "option_layer",
-]
-
 MAX_BYTES: Final = 2**20
 
 # The standard TOML parser needs quadratic time for a long dotted key, so its length is checked beforehand.

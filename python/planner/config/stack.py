@@ -19,8 +19,6 @@ from planner.config.resolved_node import ResolvedNode
 from planner.config.sources import FilePath, argument_layers, environment_layers, file_layer, option_layer
 from planner.config.types import Type
 
-__all__ = ["Stack"]
-
 T = TypeVar("T")
 
 

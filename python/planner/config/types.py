@@ -16,27 +16,8 @@ from dataclasses import dataclass
 
 from planner.config.document import core_scalar
 from planner.config.layer import Node, is_unset
-from planner.config.problem import Path, short, suggestion
-
-__all__ = [
-    "NOTHING",
-    "TAG",
-    "Check",
-    "Classes",
-    "Compute",
-    "Field",
-    "Leaf",
-    "MappingType",
-    "Schema",
-    "Type",
-    "exact",
-    "got",
-    "is_block",
-    "is_constant",
-    "place_of",
-    "schema_of",
-    "split_path",
-]
+from planner.config.problem import Path, suggestion
+from planner.spelling import shown
 
 Compute = Callable[[typing.Any, typing.Any], object]
 Check = Callable[[typing.Any, typing.Any], "str | Iterable[str] | None"]
@@ -164,7 +145,7 @@ class Type:
         for member in self.members:
             if member.is_list == isinstance(value, tuple) and (member.is_list or _takes(member, value)):
                 return member.write(value) if member.write else value
-        raise TypeError(f"{short(value)} is not {self}")
+        raise TypeError(f"{shown(value)} is not {self}")
 
     def with_type(self, node: Node) -> Node:
         """``{type: tag}`` for a plain text where a tag picks the class, unless a member takes such a text."""
@@ -220,7 +201,7 @@ def got(content: object) -> str:
         return "a list"
     if is_block(type(content)):
         return f"an instance of {type(content).__name__}, which would say all its defaults; pass a mapping"
-    return "null" if content is None else f"{type(content).__name__} {short(content)}"
+    return "null" if content is None else f"{type(content).__name__} {shown(content)}"
 
 
 def exact(name: str, *kinds: type, make: Callable[[typing.Any], object] | None = None) -> Leaf:

@@ -10,8 +10,6 @@ from planner.config.document import core_scalar
 from planner.config.layer import UPDATE, is_unset
 from planner.config.problem import Path, one_line
 
-__all__ = ["yaml_lines"]
-
 _CONSTANTS: Final = {
     "None": "null",
     "True": "true",

@@ -11,8 +11,6 @@ from planner.devices.detect import free_devices
 from planner.devices.keys import DeviceKey, canonical_device, device_kind
 from planner.errors import InvalidDevicesError
 
-__all__ = ["DeviceBudget", "device_budgets"]
-
 _DETECTED_HEADROOM = "10%"
 _ALL = "all"
 _KIND_ORDER = {"accelerator": 0, "cpu": 1, "disk": 2}

@@ -13,19 +13,6 @@ from planner.errors import InvalidByteSizeError, InvalidDevicesError
 from planner.spelling import NAMED, count_of, device_words, known_device, shown
 from planner.units import is_bit_spelling, parse_bytes
 
-__all__ = [
-    "Budgets",
-    "DeviceKey",
-    "accelerator_backend",
-    "canonical_device",
-    "device_kind",
-    "main_device",
-    "offload_tiers",
-    "ordered",
-    "read_budget",
-    "read_budgets",
-]
-
 DeviceKey = int | str
 Budgets = dict[DeviceKey, int | float]
 

@@ -14,8 +14,6 @@ from planner.errors import InvalidConstraintError
 from planner.model.layout import Layout
 from planner.names import named
 
-__all__ = ["Blocks", "Constraints", "allowed_devices", "expand_classes", "is_usable", "require_names"]
-
 _MOST_CANDIDATES = 2000  # names that a misspelt one is compared with
 
 

@@ -11,8 +11,6 @@ from planner.choices import ExecuteOffloaded, Fill, Granularity, Mode, Reserve, 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ModelKeywords", "PlanSettings", "StrategyKeywords"]
-
 # What is read as each; see planner.settings.schema. Keys of mappings are devices or names: a Mapping's key type would refuse a
 # dict[int, int] where int | str is meant.
 DeviceLike: TypeAlias = Union[int, str, "torch.device"]

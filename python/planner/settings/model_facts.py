@@ -12,8 +12,6 @@ from planner.config.layer import Layer, Node, SourceError, from_python
 from planner.config.problem import Origin, Problem, Rank, UserSource
 from planner.config.sources import FilePath, json_tree
 
-__all__ = ["FAMILIES", "Family", "HasToDict", "import_config", "import_values", "unlisted_keys"]
-
 
 class HasToDict(Protocol):
     """A live ``model.config``; transformers itself is not needed."""
@@ -65,7 +63,7 @@ _MOE: Final = """
     norm_topk_prob
 """
 
-FAMILIES: Final[Mapping[str, Family]] = {
+_FAMILIES: Final[Mapping[str, Family]] = {
     "llama": Family(
         fallbacks={"num_key_value_heads": "num_attention_heads"},
         ignored=_DECODER,
@@ -139,8 +137,8 @@ _READ: Final = frozenset(
     (
         *_TOP,
         "quant_method",
-        *(key for family in FAMILIES.values() for keys in family.names.values() for key in keys),
-        *(key for family in FAMILIES.values() for key in family.fallbacks.values()),
+        *(key for family in _FAMILIES.values() for keys in family.names.values() for key in keys),
+        *(key for family in _FAMILIES.values() for key in family.fallbacks.values()),
     )
 )
 
@@ -152,7 +150,7 @@ def unlisted_keys(model_type: str, keys: Iterable[str]) -> tuple[str, ...]:
         >>> unlisted_keys("gpt2", ["n_layer", "vocab_size", "new_thing"])
         ('new_thing',)
     """
-    family = FAMILIES[model_type]
+    family = _FAMILIES[model_type]
     known = {
         *_TOP,
         *_EVERYWHERE.split(),
@@ -225,14 +223,14 @@ def _facts(root: Node, problems: list[Problem]) -> Iterator[tuple[str, Node]]:
     yield from _fact(
         "quant_method", "quant_method", _children(top.get("quantization_config")), "quantization_config."
     )
-    family = FAMILIES.get(_text(top.get("model_type")))
+    family = _FAMILIES.get(_text(top.get("model_type")))
     if family is None:
         return
     if family.text:
         inner = _children(top.get("text_config"))
         model_type = _text(inner.get("model_type")) or family.text
-        if model_type in FAMILIES:
-            yield from _sizes(FAMILIES[model_type], model_type, root.origin, inner, problems, "text_config.")
+        if model_type in _FAMILIES:
+            yield from _sizes(_FAMILIES[model_type], model_type, root.origin, inner, problems, "text_config.")
     else:
         yield from _sizes(family, _text(top["model_type"]), root.origin, top, problems, "")
 

@@ -21,9 +21,6 @@ __all__ = [
     "Auto",
     "Balanced",
     "BalancedLow0",
-    "Bytes",
-    "DType",
-    "Device",
     "Model",
     "Sequential",
     "Settings",
@@ -97,7 +94,7 @@ def read_bytes(value: object) -> int:
     return int(count)
 
 
-def read_headroom(value: object) -> int | str:
+def _read_headroom(value: object) -> int | str:
     """Bytes, or a share of the budget as in "10%". Raises ValueError."""
     if isinstance(value, str) and value.rstrip().endswith("%"):
         share = value.rstrip()[:-1].strip()
@@ -128,14 +125,14 @@ def read_budget_row(row: object) -> dict[int | str, int]:
     return found
 
 
-def read_name(value: object) -> str:
+def _read_name(value: object) -> str:
     """A name of a module, tensor or class: a str that is text. Raises ValueError."""
     if type(value) is not str or value.encode(errors="ignore").decode() != value:
         raise ValueError(f"expected a name, got {shown(value)}")
     return value
 
 
-def counted(least: int, most: int) -> Leaf:
+def _counted(least: int, most: int) -> Leaf:
     """Reads an int of a range; exact, as every int."""
 
     def read(value: object) -> object:
@@ -166,16 +163,16 @@ def read_dtype(value: object) -> str:
     return name
 
 
-Device = Annotated[int | str, Leaf("a device", read_device)]
-Bytes = Annotated[int, Leaf("a size in bytes", read_bytes)]
-Headroom = Annotated[int | str, Leaf("bytes or a share such as '10%'", read_headroom)]
-DType = Annotated[str, Leaf("an element type", read_dtype)]
-Name = Annotated[str, Leaf("a name", read_name)]
+_Device = Annotated[int | str, Leaf("a device", read_device)]
+_Bytes = Annotated[int, Leaf("a size in bytes", read_bytes)]
+_Headroom = Annotated[int | str, Leaf("bytes or a share such as '10%'", _read_headroom)]
+_DType = Annotated[str, Leaf("an element type", read_dtype)]
+_Name = Annotated[str, Leaf("a name", _read_name)]
 # JSON's readers tell whole numbers apart up to here.
 _MOST: Final = 2**53
-Steps = Annotated[int, counted(0, _MOST)]
-Staged = Annotated[int, counted(1, 1000)]
-Fact = Annotated[int, counted(0, _MOST)]
+_Steps = Annotated[int, _counted(0, _MOST)]
+_Staged = Annotated[int, _counted(1, 1000)]
+_Fact = Annotated[int, _counted(0, _MOST)]
 
 
 @config(tag="sequential")
@@ -201,7 +198,7 @@ class Auto:
     """As little offloaded as can be, proven where the search ends."""
 
     fill: Fill = "even"
-    search_steps: Steps = 120_000
+    search_steps: _Steps = 120_000
 
 
 Strategy = Auto | Sequential | Balanced | BalancedLow0
@@ -233,13 +230,13 @@ class Model:
     """
 
     model_type: str | None = None
-    dtype: DType | None = None
-    num_hidden_layers: Fact | None = None
-    hidden_size: Fact | None = None
-    num_attention_heads: Fact | None = None
-    num_key_value_heads: Fact | None = None
-    head_dim: Fact | None = setting(default=None, compute=_head_dim)
-    max_position_embeddings: Fact | None = None
+    dtype: _DType | None = None
+    num_hidden_layers: _Fact | None = None
+    hidden_size: _Fact | None = None
+    num_attention_heads: _Fact | None = None
+    num_key_value_heads: _Fact | None = None
+    head_dim: _Fact | None = setting(default=None, compute=_head_dim)
+    max_position_embeddings: _Fact | None = None
     quant_method: str | None = None
 
 
@@ -271,19 +268,19 @@ class Settings:
     """
 
     strategy: Strategy = Auto()
-    max_memory: Mapping[Device, Bytes] | None = setting(default={}, whole=True)
-    headroom: Mapping[Device, Headroom] | None = None
+    max_memory: Mapping[_Device, _Bytes] | None = setting(default={}, whole=True)
+    headroom: Mapping[_Device, _Headroom] | None = None
     mode: Mode = "any"
-    dtype: DType | None = None
-    special_dtypes: Mapping[Name, DType] = setting(default={})
-    no_split_module_classes: tuple[Name, ...] = ()
-    no_split_modules: tuple[Name, ...] = ()
+    dtype: _DType | None = None
+    special_dtypes: Mapping[_Name, _DType] = setting(default={})
+    no_split_module_classes: tuple[_Name, ...] = ()
+    no_split_modules: tuple[_Name, ...] = ()
     granularity: Granularity = "block"
-    pin: Mapping[Name, Device] = setting(default={})
-    forbid: Mapping[Name, tuple[Device, ...]] = setting(default={})
-    keep_together: tuple[tuple[Name, ...], ...] = ()
+    pin: Mapping[_Name, _Device] = setting(default={})
+    forbid: Mapping[_Name, tuple[_Device, ...]] = setting(default={})
+    keep_together: tuple[tuple[_Name, ...], ...] = ()
     execute_offloaded: ExecuteOffloaded = "accelerator"
-    staging_blocks: Staged = 1
+    staging_blocks: _Staged = 1
     offload_folder: Path | None = None
     offload_buffers: bool = False
     model: Model = Model()

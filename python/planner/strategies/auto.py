@@ -18,8 +18,6 @@ from planner.plans.wording import infeasible_message
 from planner.strategies.minimum import MOST_BYTES
 from planner.units import format_bytes
 
-__all__ = ["AutoAnswer", "AutoSearch", "solve_in_parts"]
-
 _MOST_DEVICES = 64  # a set of devices is a word of the machine
 _MOST_MODEL_BYTES = 1 << 53  # the search adds up to 256 sizes of a model
 

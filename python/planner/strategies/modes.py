@@ -17,8 +17,6 @@ from planner.settings.schema import Balanced, BalancedLow0, Sequential
 from planner.strategies.balanced import balanced_budgets
 from planner.strategies.sequential import Outcome, sequential
 
-__all__ = ["ModeProblem"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModeProblem:
