@@ -92,3 +92,15 @@ def shown(value: object) -> str:
         (80, 'an int of 20001 bits')
     """
     return _SHOWN.repr(value)
+
+
+def one_line(text: str) -> str:
+    """A text with what would break its line, what a terminal would obey, or what cannot be seen, spelled out.
+
+    Example:
+        >>> one_line("layers\\x1b[31m.0\\n")
+        'layers\\\\x1b[31m.0\\\\n'
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from command_line import Command, answer
-from planner.cli.ordered import GivenOption
+from planner.cli.parsing import GivenOption
 from planner.cli.settings import SETTING_OPTIONS, stack_of
 from planner.config import Stack
 from planner.errors import InvalidInputError

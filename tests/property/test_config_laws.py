@@ -260,9 +260,7 @@ def test_every_error_names_an_origin(layers, field, wrong):
         stack_of({}, layers).set({field: wrong, "bogus": 1}).resolve()
     assert len(caught.value.problems) >= 2
     assert all(problem.words for problem in caught.value.problems)
-    assert all(
-        isinstance(word.origin, Origin) for problem in caught.value.problems for word in problem.words
-    )
+    assert all(isinstance(word.origin, Origin) for problem in caught.value.problems for word in problem.words)
 
 
 @config

@@ -11,9 +11,8 @@ import typer
 
 from planner.cli import bench, check, config, devices, diff, explain, plan, sizes
 from planner.cli.exits import run
-from planner.cli.ordered import OrderedCommand
 from planner.cli.output import write
-from planner.cli.verbatim import VerbatimGroup
+from planner.cli.parsing import OrderedCommand, VerbatimGroup
 
 _DISTRIBUTION: Final = "device-map-planner"
 _COMPLETION: Final = "_PLANNER_COMPLETE"  # typer sets it while a shell asks for completions

@@ -10,10 +10,9 @@ import typer
 
 from planner.cli.arguments import Json
 from planner.cli.exits import OK
-from planner.cli.ordered import OrderedCommand, given_options
 from planner.cli.output import write, write_json
+from planner.cli.parsing import OrderedCommand, VerbatimGroup, given_options
 from planner.cli.settings import settings_of, takes_settings
-from planner.cli.verbatim import VerbatimGroup
 from planner.config.layer import UPDATE
 from planner.errors import InvalidInputError
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from planner.plans.parts import doubts
+from planner.spelling import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -60,7 +61,7 @@ def visible(text: str) -> str:
         >>> visible("layers\\x1b[31m.0")
         'layers\\\\x1b[31m.0'
     """
-    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
+    return "\n".join(map(one_line, text.split("\n")))
 
 
 def plain_data(value: object) -> object:

@@ -11,8 +11,8 @@ from planner.cli.arguments import Json, SourcePath
 from planner.cli.exits import OK
 from planner.cli.files import write_file
 from planner.cli.fleet import plan_fleet
-from planner.cli.ordered import given_options
 from planner.cli.output import show, write_json_text
+from planner.cli.parsing import given_options
 from planner.cli.settings import settings_of, takes_settings
 from planner.errors import InvalidInputError
 from planner.model.tree import ModuleTree

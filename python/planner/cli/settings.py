@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from planner.cli.ordered import GivenOption, given_options
+from planner.cli.parsing import GivenOption, given_options
 from planner.config import Stack
 from planner.errors import InvalidInputError
 from planner.settings.schema import Settings

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from planner.errors import InvalidConfigError
-from planner.spelling import shown
+from planner.spelling import one_line, shown
 
 Path = tuple[object, ...]
 
@@ -22,20 +22,6 @@ CODE_ERRORS = (
     ValueError,
 )
 """What a mistake in a computing function or rule raises; all of these become problems with a path."""
-
-
-def one_line(text: str) -> str:
-    """A text with what would break its line, or cannot be seen, spelled out.
-
-    Example:
-        >>> one_line("a\\nb")
-        'a\\\\nb'
-    """
-    return (
-        text
-        if text.isprintable()
-        else "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
-    )
 
 
 def path_text(path: Path) -> str:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from planner.config.layer import UPDATE, Node, escaped
-from planner.config.problem import Origin, Path, Rank, SourcedValue, one_line
+from planner.config.problem import Origin, Path, Rank, SourcedValue
 from planner.config.types import NOTHING, TAG, Classes, Field, MappingType, Type, schema_of
-from planner.spelling import shown
+from planner.spelling import one_line, shown
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from planner.config.document import core_scalar
 from planner.config.layer import UPDATE, is_unset
-from planner.config.problem import Path, one_line
+from planner.config.problem import Path
+from planner.spelling import one_line
 
 _CONSTANTS: Final = {
     "None": "null",
