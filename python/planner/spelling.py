@@ -25,7 +25,7 @@ def device_words(key: object) -> tuple[str, str | None] | None:
 
 
 def known_device(key: object) -> int | str | None:
-    """The one spelling of a device: its number, or "mps", "cpu" or "disk"; None for what only torch could know, or nobody.
+    """The one spelling of a device: its number, or "mps", "cpu" or "disk"; None for what at most torch could know.
 
     Example:
         >>> [known_device(key) for key in (0, "0", "cuda", "cuda:0", "cpu", "disk", -1, True, "virtual:0")]

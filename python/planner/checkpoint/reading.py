@@ -33,7 +33,7 @@ def system_reason(error: OSError | ValueError) -> str:
 
 
 def read_regular(path: str, most_bytes: int) -> bytes:
-    """At most so many bytes of a regular file, which is opened without waiting for anybody.
+    """At most so many bytes of a regular file, which is opened without waiting for a writer.
 
     Raises:
         CheckpointError: missing, not to be read, or not a regular file.

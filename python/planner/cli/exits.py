@@ -23,7 +23,7 @@ BAD_INPUT: Final = 2
 INTERNAL_ERROR: Final = 70
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
-"""Whoever read the output left; what a shell says of a program that the signal SIGPIPE ended."""
+"""The reader of the output left; what a shell says of a program that the signal SIGPIPE ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,7 @@ def _reported(call: Callable[[], object], argv: Sequence[str]) -> int:
         return error.exit_code
     except (typer.Abort, EOFError):
         return INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - the outermost border: nobody above could report it
+    except Exception as error:  # noqa: BLE001 - the outermost border: nothing above could report it
         failure = failure_of(error)
         _report(failure, argv)
         if "--traceback" in argv:

@@ -1,4 +1,4 @@
-"""What commands write: JSON in one line, and text that has colours only where somebody looks at a terminal."""
+"""What commands write: JSON in one line, and text that has colours only on a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from planner.spelling import one_line
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-_PIPED_WIDTH = 100  # columns of a picture that nobody looks at on a terminal
+_PIPED_WIDTH = 100  # columns of a picture that is not shown on a terminal
 
 
 def write(text: str) -> None:

@@ -27,7 +27,7 @@ class Constraints:
 
 
 class Blocks:
-    """Units of a model: blocks that are placed as a whole, joined where they share tensors or are wanted together.
+    """Units of a model: blocks that are placed as a whole, joined where they share tensors or are kept together.
 
     Args:
         layout: the model.
@@ -37,6 +37,8 @@ class Blocks:
         keep_together: groups of paths that share a device.
 
     Guarantee: immutable.
+
+    Cost: O(modules + tensors).
     """
 
     def __init__(
@@ -101,7 +103,18 @@ def expand_classes(layout_tree: _core.Tree, names: Iterable[str]) -> list[str]:
 
 
 def require_names(layout: Layout, what: str, names: Sequence[str]) -> None:
-    """Raises InvalidConstraintError for names that the model does not have, with the nearest ones that it has."""
+    """Refuses names that the model does not have.
+
+    Args:
+        layout: the model.
+        what: the setting that they are from, for the message.
+        names: paths of modules or tensors.
+
+    Raises:
+        InvalidConstraintError: unknown names. Fields: ``names``, ``suggestions`` (the nearest ones that the model has).
+
+    Cost: one look-up a name; all names of the model are made only where one is unknown.
+    """
     if not names:
         return
     known = layout.tree.columns.knows(list(names))
@@ -127,6 +140,15 @@ def allowed_devices(
 ) -> list[tuple[int, int]]:
     """Masks of devices for the units that may not lie everywhere.
 
+    Args:
+        blocks: the model.
+        constraints: pins and forbidden devices by path.
+        devices: those with budgets, in order.
+        mode: what may hold weights.
+
+    Returns:
+        Pairs of a unit and a mask, in which bit i stands for the i-th device; sorted by unit.
+
     Raises:
         InvalidConstraintError: a name or device that is not there, or a unit that may lie nowhere. Fields: ``names``.
     """
@@ -135,24 +157,24 @@ def allowed_devices(
     index = {device: number for number, device in enumerate(devices)}
     everywhere = (1 << len(devices)) - 1
     masks: dict[int, int] = {}
-    said: dict[int, list[str]] = {}
-    for what, words in (("pin", constraints.pin), ("forbid", constraints.forbid)):
-        require_names(blocks.layout, what, list(words))
-        for (name, word), units in zip(words.items(), blocks.columns.units_of(list(words)), strict=True):
-            listed = word if isinstance(word, tuple) else (word,)
+    reasons: dict[int, list[str]] = {}
+    for what, paths in (("pin", constraints.pin), ("forbid", constraints.forbid)):
+        require_names(blocks.layout, what, list(paths))
+        for (name, value), units in zip(paths.items(), blocks.columns.units_of(list(paths)), strict=True):
+            listed = value if isinstance(value, tuple) else (value,)
             mask = sum(1 << _device_index(device, index, what, name) for device in dict.fromkeys(listed))
             for unit in units:
                 masks[unit] = masks.get(unit, everywhere) & (mask if what == "pin" else everywhere & ~mask)
-                said.setdefault(unit, []).append(
+                reasons.setdefault(unit, []).append(
                     f"{what} {name or 'the model'} = {', '.join(map(str, listed))}"
                 )
     usable = sum(1 << number for device, number in index.items() if is_usable(device, devices, mode))
     for unit, mask in masks.items():
         if mask & usable == 0:
             raise InvalidConstraintError(
-                f"{named(blocks.unit_name(unit))} may lie nowhere: {'; '.join(said[unit])}; mode = {mode}; blocks that share tensors or are kept "
+                f"{named(blocks.unit_name(unit))} may lie nowhere: {'; '.join(reasons[unit])}; mode = {mode}; blocks that share tensors or are kept "
                 "together need one device",
-                names=tuple(said[unit]),
+                names=tuple(reasons[unit]),
                 suggestions=(),
             )
     return sorted(masks.items())

@@ -46,10 +46,14 @@ def plan(
         InvalidConfigError: settings that are wrong, all at once. Fields: ``problems``.
         InvalidConstraintError: names that the model does not have, or constraints that contradict each other. Fields:
             ``names``, ``suggestions``.
-        InvalidTreeError, InvalidDevicesError: a model or budgets that cannot be planned.
+        InvalidInputError: ``checkpoint`` beside something that is no live model.
+        InvalidTreeError: no model, or one that cannot be planned: it contains itself, has uninitialised parameters, or more
+            names or bytes than can be counted. Fields: ``name``.
+        InvalidDevicesError: a device that torch does not know, headroom of a device without a budget, more than 64 devices, or
+            budgets to be detected without torch. Fields: ``device``.
         CheckpointError: files that are missing, malformed or hostile. Fields: ``file``, ``reason``.
-        InfeasibleError: no plan within budgets and mode. Fields: ``block``, ``shortfall_bytes``, ``more_bytes``,
-            ``best_partial``, ``is_proven``.
+        InfeasibleError: no plan within budgets and mode. Fields: ``block``, ``device``, ``shortfall_bytes``,
+            ``more_bytes``, ``best_partial``, ``is_proven``.
 
     Guarantee: every tensor has a home; shared tensors have one; on every device used + reserved + headroom is within the
         budget; with ``auto``, nothing is offloaded if any assignment at all is found to fit, and the certificate says
@@ -88,9 +92,12 @@ def plan_many(
         A plan for each, or the error where there is none.
 
     Raises:
-        As :func:`plan`, for anything but a budget that is too small.
+        As :func:`plan`, for anything but a budget that is too small; InvalidDevicesError also where ``budgets`` is no list of
+        mappings.
 
-    Cost: the searches run on all cores with the GIL released.
+    Guarantee: each plan is the one that :func:`plan` makes of that budget.
+
+    Cost: the model is flattened once; the searches run on all cores with the GIL released.
     """
     rows = _budget_rows(budgets)
     if not rows:

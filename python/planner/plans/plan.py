@@ -87,6 +87,11 @@ class Plan(PlanParts):
     def diff(self, other: Plan) -> PlanDiff:
         """What the other plan places differently; ``str`` of it says so in words.
 
+        Raises:
+            InvalidInputError: no plan.
+
+        Cost: O(keys of both device maps).
+
         Example:
             >>> import torch
             >>> from planner import plan

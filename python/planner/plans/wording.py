@@ -86,7 +86,10 @@ def explain(plan: Plan, name: str) -> str:
         name: a module or tensor; any name inside a block is explained by the block.
 
     Raises:
+        InvalidInputError: no plan.
         InvalidConstraintError: the plan has no place for that name. Fields: ``names``, ``suggestions``.
+
+    Cost: O(keys and reasons of the plan); reasons are made when they are first asked for.
 
     Example:
         >>> import torch
@@ -173,7 +176,7 @@ def _is_about(name: str, block: str) -> bool:
 
 
 def notices(plan: Plan) -> tuple[str, ...]:
-    """What whoever reads a plan should not miss; nothing where all is well.
+    """What a reader of a plan should not miss; nothing where all is well.
 
     Example:
         >>> import torch

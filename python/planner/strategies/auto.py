@@ -46,6 +46,10 @@ class AutoSearch:
         device_budgets: devices in order of preference.
         masks: by unit that may not lie everywhere, the set of devices where it may.
         fill, search_steps, mode, execute_offloaded, staging_blocks: see :class:`planner.settings.schema.Settings`.
+
+    Raises:
+        InvalidDevicesError: more devices than a machine word has bits. Fields: ``device``.
+        InvalidTreeError: a model of 2**53 bytes or more.
     """
 
     blocks: Blocks
@@ -80,6 +84,8 @@ class AutoSearch:
 
         Raises:
             InfeasibleError: none within budgets, constraints and mode.
+
+        Cost: O(units) where blocks fit in order; else at most ``search_steps`` steps more. The GIL is released.
         """
         result = self.blocks.columns.solve(self.row(), list(self.masks), self.options())
         return self.read(result, enough_bytes)
@@ -118,7 +124,7 @@ class AutoSearch:
     def read(
         self, result: _core.AutoPlan | _core.AutoFailure, enough_bytes: Mapping[DeviceKey, int] | None = None
     ) -> AutoAnswer:
-        """The answer to this problem; see :meth:`solve`."""
+        """The answer to this problem; see :meth:`solve`. Raises InfeasibleError."""
         if isinstance(result, _core.AutoFailure):
             raise self._infeasible(result, enough_bytes or {})
         keys = [budget.device for budget in self.device_budgets]
