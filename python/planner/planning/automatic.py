@@ -81,7 +81,10 @@ def _devices(problem: Problem) -> tuple[DeviceKey, ...]:
 
 
 def _plan(problem: Problem, search: AutoSearch, answer: AutoAnswer) -> Plan:
-    devices = tuple(map(device_plan, search.device_budgets, answer.usage))
+    devices = tuple(
+        device_plan(budget, usage, usage.reserved_bytes)
+        for budget, usage in zip(search.device_budgets, answer.usage, strict=True)
+    )
     idle = [device.id for device in devices if device.kind == "accelerator" and not device.used_bytes]
     return Plan(
         devices=devices,

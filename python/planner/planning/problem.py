@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import Any, Final
 
 from planner.checkpoint.source import Opened, open_source
 from planner.choices import RankName
 from planner.config import Resolved, Stack
+from planner.config.problem import Rank
 from planner.config.resolved_node import ResolvedNode
 from planner.devices.budgets import DeviceBudget, device_budgets
 from planner.devices.keys import DeviceKey
@@ -20,6 +21,14 @@ from planner.model.layout import Layout, repeated
 from planner.model.tree import ModuleTree
 from planner.plans.parts import Account, DevicePlan, DeviceUsage, Reason, Setting, Shortfall, Source, doubts
 from planner.settings.schema import Settings
+
+_RANK_NAMES: Final[Mapping[Rank, RankName]] = {
+    Rank.DEFAULT: "default",
+    Rank.COMPUTED: "computed",
+    Rank.IMPORTED: "imported",
+    Rank.USER: "user",
+    Rank.DERIVED: "derived",
+}
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,7 @@ class Problem:
 
     def _setting_values(self) -> dict[str, Setting]:
         found = {
-            _dotted(path): Setting(value=node.written, rank=cast("RankName", node.origin.rank.name.lower()))
+            _dotted(path): Setting(value=node.written, rank=_RANK_NAMES[node.origin.rank])
             for path, node in self._leaves()
         }
         if self.has_own_budgets:
@@ -187,8 +196,8 @@ def _dotted(path: tuple[Any, ...]) -> str:
     return ".".join(map(str, path))
 
 
-def device_plan(budget: DeviceBudget, usage: DeviceUsage) -> DevicePlan:
-    """A device as it stands in a plan."""
+def device_plan(budget: DeviceBudget, usage: DeviceUsage, reserved_bytes: int) -> DevicePlan:
+    """A device as it stands in a plan, with what is kept free there for offloaded blocks."""
     return DevicePlan(
         id=budget.device,
         kind=budget.kind,
@@ -196,8 +205,8 @@ def device_plan(budget: DeviceBudget, usage: DeviceUsage) -> DevicePlan:
         budget_bytes=budget.budget_bytes,
         headroom_bytes=min(budget.headroom_bytes, budget.budget_bytes),
         used_bytes=usage.used_bytes,
-        reserved_bytes=usage.reserved_bytes,
-        free_bytes=max(0, budget.capacity_bytes - usage.used_bytes - usage.reserved_bytes),
+        reserved_bytes=reserved_bytes,
+        free_bytes=max(0, budget.capacity_bytes - usage.used_bytes - reserved_bytes),
         origin=budget.origin,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import cast
 
@@ -61,7 +60,7 @@ def _devices(filling: ModeProblem, outcome: Outcome) -> Iterator[DevicePlan]:
         left_bytes = (
             budget.capacity_bytes - usage.used_bytes
         )  # more may be wanted for offloaded layers than is left
-        yield device_plan(budget, replace(usage, reserved_bytes=min(usage.reserved_bytes, left_bytes)))
+        yield device_plan(budget, usage, min(usage.reserved_bytes, left_bytes))
     if "disk" in used and used["disk"].used_bytes:
         yield DevicePlan(
             id="disk",
