@@ -74,6 +74,7 @@ bench: build ## the benchmark table (about ten minutes)
 	$(BIN)/python benches/bench_config.py
 	$(BIN)/python benches/bench_dispatch.py
 	$(BIN)/python benches/bench_cli.py
+	$(BIN)/python benches/bench_model.py
 
 wheel: .venv/.dependencies ## an abi3 wheel in dist/
 	$(BIN)/maturin build --release --out dist

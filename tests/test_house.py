@@ -155,3 +155,16 @@ def test_the_extension_is_not_in_the_repository() -> None:
     """What is built stays out of version control."""
     listed = subprocess.run(["git", "ls-files", "*.so", "*.pyd"], cwd=ROOT, capture_output=True, text=True)
     assert listed.returncode != 0 or not listed.stdout
+
+
+def test_nothing_lies_at_the_top_that_has_no_place_there() -> None:
+    """What a run wrote into the folder it was started from must not be committed."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no repository: a source distribution")
+    names = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split("\0")
+    folders = {".ci", "benches", "docs", "examples", "fuzz", "python", "rust", "tests"}
+    files = {".gitignore", "Cargo.lock", "Cargo.toml", "LICENSE", "Makefile", "pyproject.toml", "rustfmt.toml"}
+    found = {name.split("/")[0] for name in names if name}
+    assert {name for name in found - folders - files if not re.fullmatch(r"[A-Z]+\.md", name)} == set()

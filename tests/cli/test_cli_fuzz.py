@@ -26,7 +26,6 @@ COMMANDS = [
     "config",
     "show",
     "path",
-    "bench",
     "--",
     "-",
 ]

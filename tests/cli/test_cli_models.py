@@ -89,7 +89,7 @@ def test_names_that_are_not_there_are_bad_input(command: Command, llama: str) ->
 @pytest.mark.parametrize("model", ["absent", "empty", "/dev/null", ""])
 def test_what_is_no_model_is_bad_input(command: Command, model: str) -> None:
     Path("empty").mkdir()
-    for asked in (("plan", model, *ROOM), ("sizes", model), ("bench", model)):
+    for asked in (("plan", model, *ROOM), ("sizes", model)):
         assert command(*asked).exit_code == 2
 
 
@@ -183,38 +183,6 @@ def test_a_model_without_tensors_is_a_model(command: Command) -> None:
     assert command("sizes", "empty.safetensors").exit_code == 0
     assert command("plan", "empty.safetensors", "-d", "0=5").exit_code == 0
     assert command("check", "empty.safetensors", "-", stdin="{}").exit_code == 0
-    assert command("bench", "empty.safetensors").exit_code == 2
-
-
-# ---- bench
-
-
-def test_what_accelerate_cannot_do_is_told(
-    command: Command, llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise IndexError("pop from empty list")
-
-    monkeypatch.setattr("accelerate.infer_auto_device_map", fail)
-    done = command("bench", llama, "--repeat", "1")
-    assert (done.exit_code, "fails: IndexError: pop from empty list" in done.stdout) == (0, True)
-
-
-def test_bench_times_what_it_is_given(command: Command, llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("planner.cli.beside.find_spec", lambda name: None)
-    data = answer(command("bench", llama, "--repeat", "1", "--json"))
-    assert data["total_bytes"] == llama_bytes()
-    *ours, theirs = data["median_seconds"].values()
-    assert theirs == "not installed"
-    assert all(seconds > 0 for seconds in ours)
-
-
-def test_bench_makes_a_model_when_none_is_named_and_runs_beside_accelerate(command: Command) -> None:
-    done = command("bench", "--repeat", "1")
-    assert done.exit_code == 0
-    assert done.stdout.splitlines()[0].endswith("131 GiB")
-    assert "accelerate, from the live model" in done.stdout
-    assert "not installed" not in done.stdout
 
 
 NOTE = "sizes are those before quantization"
@@ -254,7 +222,6 @@ def test_sizes_before_quantisation_are_told_wherever_bytes_are_shown(
             ("check", model, "map.json", "-d", "0=10"),
             ("explain", plan, "lm_head"),
             ("diff", plan, f"other-{name}.json"),
-            ("bench", model, "--repeat", "1"),
         )
         for call in calls:
             for words in (call, (*call, "--json")):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
-from planner.cli import bench, check, config, devices, diff, explain, plan, sizes
+from planner.cli import check, config, devices, diff, explain, plan, sizes
 from planner.cli.exits import run
 from planner.cli.output import write
 from planner.cli.parsing import OrderedCommand, VerbatimGroup
@@ -74,7 +74,6 @@ app.command("diff", cls=OrderedCommand)(diff.command)
 app.command("sizes", cls=OrderedCommand)(sizes.command)
 app.command("devices", cls=OrderedCommand)(devices.command)
 app.add_typer(config.app, name="config")
-app.command("bench", cls=OrderedCommand)(bench.command)
 
 
 def main() -> NoReturn:

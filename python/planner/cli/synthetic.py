@@ -1,4 +1,4 @@
-"""A checkpoint that holds headers and no weights: what `planner bench` reads when no model is named."""
+"""A checkpoint that holds headers and no weights: a model of 70B to plan where none is at hand."""
 
 from __future__ import annotations
 
