@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 StrategyName: TypeAlias = Literal["auto", "sequential", "balanced", "balanced_low_0"]
 Mode: TypeAlias = Literal["any", "no_disk", "gpu_only"]
 Granularity: TypeAlias = Literal["block", "module", "expert"]
+BlockGranularity: TypeAlias = Literal["block", "expert"]  # what the core knows of it
 Fill: TypeAlias = Literal["even", "fewest", "in_order"]
 Reserve: TypeAlias = Literal["always", "if_offloaded"]
 ExecuteOffloaded: TypeAlias = Literal["accelerator", "cpu"]
@@ -19,29 +20,8 @@ Dialect: TypeAlias = Literal["accelerate", "transformers"]
 SourceKind: TypeAlias = Literal["module", "checkpoint", "config"]
 DeviceKind: TypeAlias = Literal["accelerator", "cpu", "disk"]
 RankName: TypeAlias = Literal["default", "computed", "imported", "user", "derived"]
-Stage: TypeAlias = Literal[
-    "in_order",
-    "other_order",
-    "tie_position",
-    "scattered",
-    "offload",
-    "sequential",
-    "balanced",
-    "balanced_low_0",
-]
-ReasonRule: TypeAlias = Literal[
-    # accelerate's strategies
-    "fits",
-    "tied",
-    "bound",
-    "fallback",
-    "split",
-    "split_tied",
-    "next_device",
-    # auto
-    "resident",
-    "offloaded",
-    "oversized",
-    "no_room",
-    "fused_experts",
-]
+SearchStage: TypeAlias = Literal["in_order", "other_order", "tie_position", "scattered", "offload"]
+Stage: TypeAlias = SearchStage | Literal["sequential", "balanced", "balanced_low_0"]
+SequentialRule: TypeAlias = Literal["fits", "tied", "bound", "fallback", "split", "split_tied", "next_device"]
+AutoRule: TypeAlias = Literal["resident", "offloaded", "oversized", "no_room", "fused_experts"]
+ReasonRule: TypeAlias = SequentialRule | AutoRule

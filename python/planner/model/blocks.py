@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from planner import _core
-from planner.choices import Granularity, Mode
+from planner.choices import BlockGranularity, Mode
 from planner.devices.keys import DeviceKey, canonical_device, device_kind
 from planner.errors import InvalidConstraintError
 from planner.model.layout import Layout
@@ -45,7 +45,7 @@ class Blocks:
         self,
         layout: Layout,
         *,
-        granularity: Granularity = "block",
+        granularity: BlockGranularity = "block",
         no_split: Iterable[str] = (),
         split: Iterable[str] = (),
         keep_together: Iterable[Iterable[str]] = (),
