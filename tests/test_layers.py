@@ -30,7 +30,6 @@ MAY_USE_TORCH = (
     "model/carried.py",
     "devices/keys.py",
     "devices/detect.py",
-    "checker/check.py",
     "compat/",
     "dispatching/",
     "verification/",

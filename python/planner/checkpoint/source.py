@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from planner.checkpoint.architecture import Architecture
 from planner.checkpoint.describe import architecture_record, meta_model
@@ -13,15 +13,14 @@ from planner.checkpoint.files import CheckpointFiles, Headers, find_files
 from planner.checkpoint.known import class_name, find_architecture, has_transformers
 from planner.checkpoint.names import LiveNames, live_names, names_as_stored
 from planner.checkpoint.reading import fault, printable
+from planner.choices import SourceKind
 from planner.config.layer import Layer
 from planner.errors import InvalidInputError
 from planner.model.layout import Layout
 from planner.model.tree import ModuleTree
 from planner.names import listed
-from planner.plans.plan import BEFORE_QUANTIZATION
+from planner.plans.parts import BEFORE_QUANTIZATION
 from planner.settings.model_facts import import_config, import_values
-
-__all__ = ["Opened", "open_source"]
 
 _QUANTISED = ("quantization_config", "compression_config")
 
@@ -39,7 +38,7 @@ class Opened:
     """
 
     tree: ModuleTree
-    kind: Literal["module", "checkpoint", "config"]
+    kind: SourceKind
     facts: Layer | None = None
     notes: tuple[str, ...] = ()
     stored: ModuleTree | None = None

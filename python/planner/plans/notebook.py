@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 
-from planner.plans.bars import PARTS, HasRoom, Segment, bar_words, device_classes, segments
+from planner.plans.bars import PARTS, Segment, bar_words, device_classes, segments
+from planner.plans.parts import DevicePlan
 from planner.units import format_bytes
 
 __all__ = ["devices_table", "markup", "snippet"]
@@ -24,7 +25,7 @@ def markup(text: object) -> str:
     return html.escape(str(text)).encode("utf-8", "xmlcharrefreplace").decode("utf-8")
 
 
-def devices_table(devices: Sequence[HasRoom]) -> str:
+def devices_table(devices: Sequence[DevicePlan]) -> str:
     """A table with a bar and the numbers of each device.
 
     Args:
@@ -43,7 +44,7 @@ def devices_table(devices: Sequence[HasRoom]) -> str:
 
 
 def snippet(
-    devices: Sequence[HasRoom],
+    devices: Sequence[DevicePlan],
     *,
     blocks: int,
     total_bytes: int,
@@ -69,7 +70,7 @@ def snippet(
     return f'<div class="planner-plan"><p>{markup(headline)}</p>{devices_table(devices)}</div>'
 
 
-def _device_rows(class_name: str, device: HasRoom) -> str:
+def _device_rows(class_name: str, device: DevicePlan) -> str:
     """Two rows under one heading, so that the bar is as wide as all the numbers together."""
     parts = segments(device)
     cells = "".join(_size_cell(segment.part, segment.size_bytes) for segment in parts)
@@ -87,7 +88,7 @@ def _size_cell(part: str, size_bytes: int | None) -> str:
     return f'<td data-part="{part}"><data value="{markup(size_bytes)}">{format_bytes(size_bytes)}</data></td>'
 
 
-def _bar(device: HasRoom, parts: tuple[Segment, ...]) -> str:
+def _bar(device: DevicePlan, parts: tuple[Segment, ...]) -> str:
     rects, left = [], 0.0
     for segment in parts:
         width = segment.share * 100

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from planner import _core
+from planner.choices import ReasonRule, Reserve
 from planner.devices.keys import Budgets, DeviceKey, device_kind, read_budgets
 from planner.errors import InfeasibleError, InvalidInputError
 from planner.model.layout import Layout, bits_to_bytes
 from planner.names import named, require_map, require_texts
-from planner.plans.plan import DeviceUsage, Reason
+from planner.plans.parts import DeviceUsage, Reason
 from planner.strategies.minimum import MOST_BYTES, DeviceRow, least_budget_bytes
 from planner.units import format_bytes
 
 __all__ = ["Layout", "Outcome", "Reserve", "clean", "sequential", "sequential_many"]
-
-Reserve = Literal["always", "if_offloaded"]
 
 
 class Outcome:
@@ -92,7 +91,7 @@ class Outcome:
         """Every decision, in order."""
         return tuple(
             Reason(
-                rule=rule,
+                rule=cast("ReasonRule", rule),
                 name=name,
                 device=self._keys[device],
                 needed_bytes=-(-needed // 8),
