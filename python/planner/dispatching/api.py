@@ -155,6 +155,7 @@ def carry_out(model: nn.Module, request: DispatchRequest) -> None:
 def _take_off_later_hooks(model: nn.Module, engaged: list[Dispatched], journal: Journal) -> None:
     """Hooks that only move arguments, put on a dispatched model by others: generate() of encoder-decoder models does."""
     from planner.dispatching.install.prepare import is_later_hook
+    from planner.dispatching.methods.forward import restore_forward
     from planner.dispatching.tensors.slots import modules_of
 
     ours = {id(forward.hook) for dispatched in engaged for forward in dispatched.forwards}
@@ -163,13 +164,8 @@ def _take_off_later_hooks(model: nn.Module, engaged: list[Dispatched], journal: 
         hook = table.get("_hf_hook")
         if hook is None or id(hook) in ours or not is_later_hook(hook):
             continue
-        before = table.get("_old_forward")
         journal.remove(table, "_hf_hook")
-        journal.remove(table, "_old_forward")
-        if before is None or before == type(module).forward.__get__(module):
-            journal.remove(table, "forward")
-        else:
-            journal.set(table, "forward", before)
+        restore_forward(module, journal)
 
 
 def undispatch(model: nn.Module) -> nn.Module:

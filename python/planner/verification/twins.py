@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from planner.dispatching.install.record import RECORD, dispatched_models
 from planner.dispatching.methods.forward import Forward
-from planner.dispatching.methods.refusal import Conversion
+from planner.dispatching.methods.overrides import Conversion
 from planner.dispatching.tensors.placeholder import is_offloaded
 from planner.dispatching.tensors.slots import modules_of, own_slots
 from planner.verification.known_values import KnownValues

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,14 +16,15 @@ from planner.dispatching.hooks.base import ModelHook
 from planner.dispatching.hooks.open_calls import OpenCall, end_since, last_of, mark
 from planner.dispatching.hooks.place import (
     KnownModules,
+    end_pickling,
     offload_tensors,
     place_tensors,
     require_values,
     restore_others,
 )
-from planner.dispatching.methods.forward import Forward, bring, device_of, installed, sent, take_off
-from planner.dispatching.methods.pickling import end_pickling
-from planner.dispatching.methods.recomputing import materialize_again
+from planner.dispatching.interrupts import end_again
+from planner.dispatching.methods.forward import Forward, bring, device_of, forwards_of, sent
+from planner.dispatching.methods.overrides import Recomputing
 from planner.dispatching.offload.refcount import OffloadedModule, Use
 from planner.dispatching.offload.store import TiedCopies, require_tied_copies
 from planner.dispatching.tensors.journal import Journal
@@ -252,10 +254,10 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         if self.inner:
             require_values(forward.module, self.known)
         needed = self.needed
-        if forward.module.training and needed:
-            materialize_again(forward.module, needed, device or _CPU)
-        use, opened = Use(needed), mark()
-        try:
+        if forward.module.training and needed and Recomputing.is_due(forward.module):
+            Recomputing(forward.module, needed, device or _CPU).install(Journal())
+        use = Use(needed)
+        with end_again(partial(end_since, mark())), end_again(use.end):
             try:
                 use.begin(device or _CPU)
                 if self.prefetcher is not None:
@@ -269,10 +271,6 @@ class AlignDevicesHook(_AlignBase, ModelHook):
                     use.end()
                 for tie in ties:
                     tie.settle()
-        except BaseException:
-            use.end()  # again, in case that an interrupt came just before it
-            end_since(opened)
-            raise
         output = argument_copies.returned(output)
         return output if back is None else sent(output, back, self.skip)
 
@@ -325,12 +323,9 @@ class AlignDevicesHook(_AlignBase, ModelHook):
                 end_pickling(slot.module)
             offloaded_module.close()
         self.offloaded_modules, self.inner = (), ()
-        forward = installed(module)
-        while isinstance(forward, Forward):
-            below = forward.previous
+        for forward in forwards_of(module):
             if forward.hook is self:
-                take_off(module, forward)
-            forward = below
+                forward.take_off(Journal())
         return module
 
 

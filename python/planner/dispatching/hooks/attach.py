@@ -13,10 +13,11 @@ from planner.arguments import require_text, require_weights
 from planner.dispatching.hooks.align import AlignDevicesHook, aligns
 from planner.dispatching.hooks.base import SequentialHook
 from planner.dispatching.hooks.place import require_all_offloadable
-from planner.dispatching.methods.forward import Forward, Hooked, installed, take_off
-from planner.dispatching.methods.refusal import allow_moves
+from planner.dispatching.methods.forward import Hooked, forwards_of, restore_forward
+from planner.dispatching.methods.overrides import Conversion
 from planner.dispatching.offload.store import TiedCopies, require_tied_copies
 from planner.dispatching.offload.weight_files import PrefixedDataset
+from planner.dispatching.tensors.journal import Journal
 from planner.dispatching.tensors.slots import present_device, require_initialised
 from planner.errors import InvalidInputError
 from planner.names import qualified, require_module, text_set
@@ -69,7 +70,7 @@ def add_hook_to_module(module: nn.Module, hook: Any, append: bool = False) -> nn
         module.__dict__["_old_forward"] = module.forward
         hooked = Hooked(module, None)
         hook.init_hook(module)
-        hooked.install()
+        hooked.install(Journal())
     else:
         hook.init_hook(module)
     module._hf_hook = hook
@@ -93,26 +94,26 @@ def remove_hook_from_module(module: nn.Module, recurse: bool = False) -> nn.Modu
         hook: Any = module._hf_hook
         hook.detach_hook(module)
         delattr(module, "_hf_hook")
-    hooked = installed(module)
-    while isinstance(hooked, Forward):
-        below = hooked.previous
-        if isinstance(hooked, Hooked):
-            take_off(module, hooked)
-        hooked = below
+    for forward in forwards_of(module):
+        if isinstance(forward, Hooked):
+            forward.take_off(Journal())
     if "_old_forward" in module.__dict__:
-        _restore_forward(module, module.__dict__.pop("_old_forward"))
-    allow_moves(module)
+        restore_forward(module, Journal())
+    _allow_moves(module)
     if recurse:
         for child in module.children():
             remove_hook_from_module(child, recurse)
     return module
 
 
-def _restore_forward(module: nn.Module, before: Any) -> None:
-    if "GraphModuleImpl" in str(type(module)) or before == type(module).forward.__get__(module):
-        module.__dict__.pop("forward", None)
-    else:
-        module.__dict__["forward"] = before
+def _allow_moves(module: nn.Module) -> None:
+    """Takes off what stands in the place of a module's own conversions."""
+    conversion = Conversion.of(module)
+    if conversion is not None:
+        conversion.take_off(Journal())
+    # accelerate's are functions; its own remover takes them off, too.
+    for name in ("to", "cuda", "xpu", "npu", "mlu", "sdaa", "musa"):
+        module.__dict__.pop(name, None)
 
 
 def remove_hook_from_submodules(module: nn.Module) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from planner.dispatching.interrupts import end_again
 from planner.dispatching.offload.refcount import Use
 from planner.dispatching.transfer.argument_copies import ArgumentCopies
 
@@ -37,13 +38,11 @@ class OpenCall:
     def end(self) -> None:
         """Gives back what was lent, and lets the weights go."""
         try:
-            try:
-                self.argument_copies.write_back()
-            finally:
-                self.use.end()
-        except BaseException:
-            self.use.end()  # again, in case that an interrupt came just before it
-            raise
+            with end_again(self.use.end):
+                try:
+                    self.argument_copies.write_back()
+                finally:
+                    self.use.end()
         finally:
             if self in _open.calls:
                 _open.calls.remove(self)

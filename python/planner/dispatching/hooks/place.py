@@ -8,17 +8,19 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from planner.dispatching.methods.pickling import let_pickle
+from planner.dispatching.methods.overrides import Pickling
 from planner.dispatching.offload.refcount import OffloadedModule
 from planner.dispatching.offload.store import OffloadStore
 from planner.dispatching.tensors.carrying import relocated
 from planner.dispatching.tensors.copies import copied, fits, require_offloadable
+from planner.dispatching.tensors.journal import Journal
 from planner.dispatching.tensors.placeholder import PlaceholderTensor, is_offloaded, placeholder
 from planner.dispatching.tensors.slots import Slot, modules_of, own_slots
 from planner.errors import InvalidInputError, OffloadError
 from planner.names import qualified
 
 __all__ = [
+    "end_pickling",
     "moves_in_place",
     "named_slots",
     "offload_tensors",
@@ -160,11 +162,20 @@ def offload_tensors(hook: PlacingHook, module: nn.Module) -> None:
         by_module.setdefault(id(slot.module), []).append((name, slot))
     hook.offloaded_modules = tuple(_offloaded(hook, rows) for rows in by_module.values())
     for offloaded_module in hook.offloaded_modules:
-        let_pickle(offloaded_module)
+        owner = offloaded_module.store.slots[0].module
+        end_pickling(owner)
+        Pickling(owner, offloaded_module).install(Journal())
     if hook.device is not None:
         for name, slot in slots:
             if not rests(slot, offload_buffers=hook.offload_buffers):
                 slot.write(placed(slot.read(), hook.device, name))
+
+
+def end_pickling(module: nn.Module) -> None:
+    """A module is pickled as its class does it again."""
+    pickling = Pickling.of(module)
+    if pickling is not None:
+        pickling.take_off(Journal())
 
 
 def restore_others(module: nn.Module, devices: Mapping[str, torch.device], *, recurse: bool) -> None:

@@ -39,8 +39,7 @@ from planner.dispatching.methods.mixed_forward import (
     OffloadedUnmixedForward,
     UnmixedForward,
 )
-from planner.dispatching.methods.pickling import Pickling
-from planner.dispatching.methods.refusal import Conversion, Refusal
+from planner.dispatching.methods.overrides import Conversion, Pickling, Refusal
 from planner.dispatching.offload.prefetch import Prefetcher
 from planner.dispatching.offload.refcount import OffloadedModule
 from planner.dispatching.offload.store import OffloadStore, TiedCopies
@@ -137,8 +136,7 @@ class Prepared:
         refresh_flat_weights(self.model, journal)
         record.originals.extend(self._originals())
         if self.request.resolved_map.device_map:
-            device_map = dict(self.request.resolved_map.device_map)
-            record.install(journal, self.model, "hf_device_map", device_map)
+            record.show_device_map(journal, dict(self.request.resolved_map.device_map))
         journal.set(self.model.__dict__, RECORD, record)
 
     def _originals(self) -> Iterator[OriginalPlacement]:
@@ -200,7 +198,7 @@ class Prepared:
             if id(module) in self.hooks:
                 self._install_forward(journal, record, module, edges.get(id(module)))
         for module, _, offloaded_module, _, _ in own.values():
-            record.install(journal, module, "__reduce_ex__", Pickling(module, offloaded_module))
+            record.install(journal, Pickling(module, offloaded_module))
         self._refuse_moves(journal, record, set(own))
 
     def _hook(self, device: torch.device | None) -> AlignDevicesHook:
@@ -313,10 +311,8 @@ class Prepared:
     ) -> None:
         hook = self.hooks[id(module)]
         kind = _kind(edge, is_fetching=bool(hook.needed), is_root=module is self.model)
-        forward = kind(module, hook, record.membership)
-        journal.set(module.__dict__, "forward", forward)
+        record.install(journal, kind(module, hook, record.membership))
         journal.set(module.__dict__, "_hf_hook", hook)
-        record.forwards.append(forward)
         if hook.ties:
             record.settle_before_reading(journal, module)
 
@@ -328,7 +324,7 @@ class Prepared:
         for module in listed:
             if id(module) in owners:
                 kind = Refusal if id(module) in holders else Conversion
-                record.install(journal, module, "_apply", kind(module, record.membership))
+                record.install(journal, kind(module, record.membership))
 
 
 def _around(preorder: list[nn.Module], inner: set[int]) -> set[int]:

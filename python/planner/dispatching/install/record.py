@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from planner.dispatching.hooks.place import moves_in_place, placed, require_values
-from planner.dispatching.methods.forward import Forward, Hooked, Membership, installed
-from planner.dispatching.methods.pickling import Pickling
-from planner.dispatching.methods.recomputing import end_materializing_again
-from planner.dispatching.methods.refusal import Conversion
+from planner.dispatching.methods.forward import Forward, Hooked, forwards_of, installed
+from planner.dispatching.methods.membership import Membership
+from planner.dispatching.methods.overrides import Conversion, Override, Pickling, Recomputing
 from planner.dispatching.offload.refcount import OffloadedModule
 from planner.dispatching.offload.store import OffloadStore
 from planner.dispatching.tensors.copies import has_same_values
@@ -37,6 +36,7 @@ __all__ = [
 ]
 
 RECORD = "_planner_dispatch"
+_DEVICE_MAP = "hf_device_map"
 
 # Tensors on devices, by what they were made from.
 _Made = dict[tuple[int, torch.device], Any]
@@ -72,35 +72,6 @@ class OriginalPlacement:
         return self.installed is not None and self.slot.read() is self.installed
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Extra:
-    """An attribute that was installed in a module.
-
-    Args:
-        module: the module.
-        name: the attribute's name.
-        value: what was installed.
-        had: whether there was one before.
-        before: what that was.
-    """
-
-    module: nn.Module
-    name: str
-    value: Any
-    had: bool
-    before: Any
-
-    def take_off(self, journal: Journal) -> None:
-        """What was there before; what others have put there since stays."""
-        table = self.module.__dict__
-        if table.get(self.name) is not self.value:
-            return
-        if self.had:
-            journal.set(table, self.name, self.before)
-        else:
-            journal.remove(table, self.name)
-
-
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Dispatched:
     """What is installed in a model; hangs in the model itself, so that a copy of the model has its own.
@@ -109,14 +80,16 @@ class Dispatched:
         model: the model.
         forwards: what stands in the modules' places of ``forward``.
         originals: where every tensor lay before the first dispatch.
-        extras: other attributes that are installed in modules.
+        overrides: what stands in the places of their other methods.
+        device_map: the model's ``hf_device_map``, and what that was before, if it had one.
         ties: tensors that have copies on several devices.
     """
 
     model: nn.Module
     forwards: list[Forward] = field(default_factory=list)
     originals: list[OriginalPlacement] = field(default_factory=list)
-    extras: list[Extra] = field(default_factory=list)
+    overrides: list[Override] = field(default_factory=list)
+    device_map: tuple[Any, ...] = ()
     ties: list[Tie] = field(default_factory=list)
     membership: Membership = field(default_factory=Membership)
 
@@ -124,7 +97,7 @@ class Dispatched:
         self.membership.record = weakref.ref(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("model", "forwards", "originals", "extras", "ties", "membership")
+        names = ("model", "forwards", "originals", "overrides", "device_map", "ties", "membership")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -132,11 +105,16 @@ class Dispatched:
             setattr(self, name, value)
         self.__post_init__()
 
-    def install(self, journal: Journal, module: nn.Module, name: str, value: Any) -> None:
-        """Sets an attribute of a module that goes with the dispatch."""
-        table = module.__dict__
-        self.extras.append(Extra(module, name, value, name in table, table.get(name)))
-        journal.set(table, name, value)
+    def install(self, journal: Journal, override: Override) -> None:
+        """Lets an override take its place, until the dispatch is undone."""
+        (self.forwards if isinstance(override, Forward) else self.overrides).append(override)
+        override.install(journal)
+
+    def show_device_map(self, journal: Journal, device_map: dict[str, Any]) -> None:
+        """Sets the model's ``hf_device_map``, which other libraries read."""
+        table = self.model.__dict__
+        self.device_map = (device_map, *([table[_DEVICE_MAP]] if _DEVICE_MAP in table else []))
+        journal.set(table, _DEVICE_MAP, device_map)
 
     def settle_before_reading(self, journal: Journal, module: nn.Module) -> None:
         """Lets a module's state dict have what was written into copies of its tensors elsewhere."""
@@ -219,13 +197,23 @@ class Dispatched:
                 journal.set(slot.table, slot.name, tensor)
         if go_home:
             self._send_home(journal, apart)
-        for forward in reversed(self.forwards):
-            journal.remove(_readers_of(forward.module), _SETTLING)
-            _uninstall(journal, forward)
-        for extra in reversed(self.extras):
-            extra.take_off(journal)
+        self._take_off(journal)
         refresh_flat_weights(self.model, journal)
         journal.remove(self.model.__dict__, RECORD)
+
+    def _take_off(self, journal: Journal) -> None:
+        """What is installed in modules, last first."""
+        for forward in reversed(self.forwards):
+            journal.remove(_readers_of(forward.module), _SETTLING)
+            journal.put_back(forward.module.__dict__, "_hf_hook", forward.hook)
+            forward.take_off(journal)
+            recomputing = Recomputing.of(forward.module)
+            if recomputing is not None:
+                recomputing.take_off(journal)
+        for override in reversed(self.overrides):
+            override.take_off(journal)
+        if self.device_map:
+            journal.put_back(self.model.__dict__, _DEVICE_MAP, *self.device_map)
 
     def close(self, *, go_home: bool = False) -> None:
         """After a withdrawal: whoever still calls an old forward gets the module as it is now.
@@ -281,11 +269,9 @@ def _readers_of(module: nn.Module) -> Any:
 
 def settle(module: nn.Module, _prefix: str = "", _keep_vars: bool = False) -> None:
     """Brings copies of one tensor along that a module knows of; called by torch before it makes a state dict."""
-    forward: Any = installed(module)
-    while isinstance(forward, Forward):
+    for forward in forwards_of(module):
         for tie in getattr(forward.hook, "ties", ()):
             tie.settle()
-        forward = forward.previous
 
 
 def _send(journal: Journal, slot: Slot, tensor: Any, device: torch.device, made: _Made) -> None:
@@ -318,21 +304,6 @@ def _resting_devices(store: OffloadStore) -> dict[str, torch.device]:
     return {key: store.value(index).device for index, key in enumerate(store.keys)}
 
 
-def _uninstall(journal: Journal, forward: Forward) -> None:
-    table = forward.module.__dict__
-    for place in ("forward", "_old_forward"):
-        if table.get(place) is forward:
-            if forward.previous is not None:
-                journal.set(table, place, forward.previous)
-            elif place == "forward":
-                journal.remove(table, place)
-            else:
-                journal.set(table, place, type(forward.module).forward.__get__(forward.module))
-    if table.get("_hf_hook") is forward.hook:
-        journal.remove(table, "_hf_hook")
-    end_materializing_again(journal, forward.module)
-
-
 def is_part(model: nn.Module) -> bool:
     """Whether a model that is not dispatched itself is a part of a larger one that is."""
     forwards = [installed(module) for _, module in modules_of(model)]
@@ -354,9 +325,6 @@ def dispatched_models(model: nn.Module) -> list[Dispatched]:
         if forward is None or type(forward) is Hooked or id(forward) in known or _belongs(forward):
             continue
         strays.forwards.append(forward)
-        for name, kind in (("_apply", Conversion), ("__reduce_ex__", Pickling)):
-            value = module.__dict__.get(name)
-            if isinstance(value, kind):
-                before = getattr(value, "previous", None)
-                strays.extras.append(Extra(module, name, value, before is not None, before))
+        overrides: tuple[Override | None, ...] = (Conversion.of(module), Pickling.of(module))
+        strays.overrides.extend(override for override in overrides if override is not None)
     return [*found, strays] if strays.forwards else found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
+from planner.dispatching.interrupts import end_again
 from planner.dispatching.mixed.log import CrossingLog
 from planner.dispatching.tensors.fakes import is_fake
 from planner.dispatching.transfer.argument_copies import ArgumentCopies
@@ -323,15 +325,13 @@ def gluing(log: CrossingLog, call: Callable[[], Any]) -> Any:
         return call()
     # That of another model, whose code calls this one.
     below, mode = lifted(), Glue(log)
-    try:
+    leave = partial(_leave, mode, below)
+    with end_again(leave):
         try:
             push(mode)
             return call()
         finally:
-            _leave(mode, below)
-    except BaseException:
-        _leave(mode, below)  # again, in case that an interrupt came just before it
-        raise
+            leave()
 
 
 def _stack() -> list[Any]:
