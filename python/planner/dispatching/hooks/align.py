@@ -69,6 +69,12 @@ class AlignDevicesHook(_AlignBase, ModelHook):
     Source: accelerate 1.15, hooks.py.
     """
 
+    # Until they are set: `__setattr__` looks at all three.
+    io_same_device: bool = False
+    device: torch.device | None = None
+    # Copies on several devices of a tensor that the module has.
+    ties: tuple[Tie, ...] = ()
+
     def __init__(
         self,
         execution_device: int | str | torch.device | None = None,
@@ -81,7 +87,6 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         tied_params_map: TiedCopies | None = None,
     ) -> None:
         require_tied_copies(tied_params_map)
-        self.device: torch.device | None = None
         self.offloaded_modules: tuple[OffloadedModule, ...] = ()
         # Of modules inside, which a block brings in with its own.
         self.inner: tuple[OffloadedModule, ...] = ()
@@ -90,12 +95,9 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         self.follower: AlignDevicesHook | None = None
         self.prefetcher: Prefetcher | None = None
         self.known: KnownModules = []
-        # Copies on several devices of a tensor that the module has.
-        self.ties: tuple[Tie, ...] = ()
         self.module_name = ""
         self.made_weights_map = False
         self.input_device: torch.device | None = None
-        self._no_grad = False
         self.io_same_device = io_same_device
         self.execution_device = execution_device
         self.offload = offload
@@ -116,74 +118,33 @@ class AlignDevicesHook(_AlignBase, ModelHook):
             f"place_submodules={self.place_submodules}, skip_keys={self.skip_keys!r})"
         )
 
-    @property
-    def execution_device(self) -> Any:
-        """Where the module runs, as it was said."""
-        return self.__dict__["execution_device"]
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Plain attributes instead of properties: PEFT makes hooks from `vars` of others, by the public names, and a property
+        # whose value lies in the instance under its own name is one that torch.compile (2.11) reads without end.
+        if name == "weights_map" and value is not None:
+            require_weights(value)
+        super().__setattr__(name, value)
+        if name == "weights_map":
+            for offloaded_module in self.offloaded_modules:
+                offloaded_module.store.exchange(value)
+        elif name == "skip_keys":
+            self.skip = text_set(value, "skip_keys")
+        elif name == "execution_device":
+            self._follow_device()
+        elif name in ("io_same_device", "no_grad", "device", "ties"):
+            self.is_special = self.io_same_device or self.no_grad or self.device is None or bool(self.ties)
 
-    @execution_device.setter
-    def execution_device(self, device: Any) -> None:
-        # Under the public name, because PEFT makes hooks from `vars` of others.
-        self.__dict__["execution_device"] = device
-        self.device = None if device is None else resolve_device(device)
+    def _follow_device(self) -> None:
+        self.device = None if self.execution_device is None else resolve_device(self.execution_device)
         # As Tensor.get_device tells it, which costs half of what Tensor.device does; the CPU and the meta device are -1.
         self.index = -1 if self.device is None or self.device.index is None else self.device.index
         for offloaded_module in self.offloaded_modules:
             offloaded_module.store.runs_on = self.device
-        self._refresh()
-
-    @property
-    def io_same_device(self) -> bool:
-        """Whether results go where the arguments came from."""
-        same: bool = self.__dict__["io_same_device"]
-        return same
-
-    @io_same_device.setter
-    def io_same_device(self, io_same_device: bool) -> None:
-        self.__dict__["io_same_device"] = io_same_device
-        self._refresh()
-
-    @property
-    def no_grad(self) -> bool:
-        """Whether the module runs without a graph."""
-        return self._no_grad
-
-    @no_grad.setter
-    def no_grad(self, no_grad: bool) -> None:
-        self._no_grad = no_grad
-        self._refresh()
-
-    def _refresh(self) -> None:
-        self.is_special = self.io_same_device or self.no_grad or self.device is None or bool(self.ties)
 
     def tie(self, tie: Tie) -> None:
         """Looks after one more tensor that has copies on several devices."""
         if tie not in self.ties:
             self.ties = (*self.ties, tie)
-            self._refresh()
-
-    @property
-    def skip_keys(self) -> Any:
-        """What stays where it is, as it was said."""
-        return self.__dict__["skip_keys"]
-
-    @skip_keys.setter
-    def skip_keys(self, keys: Any) -> None:
-        self.__dict__["skip_keys"] = keys
-        self.skip = text_set(keys, "skip_keys")
-
-    @property
-    def weights_map(self) -> Any:
-        """Where the weights rest, by name."""
-        return self.__dict__["weights_map"]
-
-    @weights_map.setter
-    def weights_map(self, weights: Any) -> None:
-        if weights is not None:
-            require_weights(weights)
-        self.__dict__["weights_map"] = weights
-        for offloaded_module in self.offloaded_modules:
-            offloaded_module.store.exchange(weights)
 
     @property
     def needed(self) -> tuple[OffloadedModule, ...]:

@@ -44,8 +44,8 @@ class OpenCall:
                 finally:
                     self.use.end()
         finally:
-            if self in _open.calls:
-                _open.calls.remove(self)
+            # By identity, because torch.compile cannot compare calls with each other.
+            _open.calls = [call for call in _open.calls if call is not self]
 
 
 class _Open(threading.local):
