@@ -184,10 +184,11 @@ class Dispatched:
                     f"'{name}' is in use: the model runs just now; wait until its forward has ended",
                     name=name,
                 )
+        alike: set[int] = set()
         for tie in self.ties:
             tie.settle()
             if go_home:
-                tie.require_one_tensor()
+                alike.update(map(id, tie.require_one_tensor()))
         apart = [row.is_apart() for row in self.originals]
         made: dict[int, Any] = {}
         for offloaded_module in self.offloaded_modules():
@@ -196,7 +197,7 @@ class Dispatched:
             ):
                 journal.set(slot.table, slot.name, tensor)
         if go_home:
-            self._send_home(journal, apart)
+            self._send_home(journal, apart, alike)
         self._take_off(journal)
         refresh_flat_weights(self.model, journal)
         journal.remove(self.model.__dict__, RECORD)
@@ -232,7 +233,7 @@ class Dispatched:
             hook.offloaded_modules, hook.inner = (), ()
             hook.execution_device, hook.io_same_device, hook.prefetcher = None, False, None
 
-    def _send_home(self, journal: Journal, apart: list[bool]) -> None:
+    def _send_home(self, journal: Journal, apart: list[bool], alike: set[int]) -> None:
         made: _Made = {}
         first: dict[int, Any] = {}
         for row, is_apart in zip(self.originals, apart, strict=True):
@@ -240,7 +241,9 @@ class Dispatched:
             if tensor is None or device.type == "meta" or tensor.is_meta:
                 continue
             if is_apart:
-                tensor = joined(tensor, first.setdefault(row.group, tensor))
+                other = first.setdefault(row.group, tensor)
+                # Copies of one tie were compared before anything was moved; what came from files was not.
+                tensor = other if {id(tensor), id(other)} <= alike else joined(tensor, other)
             _send(journal, slot, tensor, device, made)
         self._send_new_home(journal, made)
 

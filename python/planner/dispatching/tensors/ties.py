@@ -121,10 +121,13 @@ class Tie:
             for copy in there:
                 copy.note()
 
-    def require_one_tensor(self) -> None:
-        """Raises OffloadError where a copy has other values, although torch has counted no write: compares all of them.
+    def require_one_tensor(self) -> list[torch.Tensor]:
+        """The copies that the model still has, when all of them have the same values.
 
         For the end of a dispatch, where one of them must stand for all.
+
+        Raises:
+            OffloadError: one has others, although torch has counted no write. Fields: ``name``.
         """
         with self._lock:
             there = [copy for copy in self.copies if copy.is_there() and copy.tensor is not None]
@@ -137,6 +140,7 @@ class Tie:
                         "them is meant cannot be told; copy one into the other, under torch.no_grad()",
                         name=first.name,
                     )
+            return [copy.tensor for copy in there]
 
     def settle_traced(self) -> None:
         """The same in compiled code, where versions cannot be traced: others that can be trained get what the first one is."""
