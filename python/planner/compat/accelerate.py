@@ -167,7 +167,7 @@ def log_empty_devices(outcome: Outcome) -> None:
 
 
 def get_max_memory(max_memory: Mapping[Any, Any] | None = None) -> Budgets:
-    """Budgets in bytes, accelerators first: what was said, or what is free now.
+    """Budgets in bytes, accelerators first: what was given, or what is free now.
 
     Args:
         max_memory: device to budget; "cuda:0", "0" and ``torch.device`` keys are accepted, "10GiB" and the like as values.

@@ -245,7 +245,7 @@ def _fetched(module: nn.Module, device: Any) -> Iterator[None]:
 def _return(
     module: nn.Module, before: Mapping[str, Any], moved: Mapping[str, tuple[Any, dict[str, Any]]]
 ) -> None:
-    """Puts back what was moved, with what was done to it; what somebody has put in its place lies where that was."""
+    """Puts back what was moved, with what was done to it; what was put in its place lies where that was."""
     for name, (now, marks) in moved.items():
         parameter: Any = before[name]
         found = module._parameters.get(name)

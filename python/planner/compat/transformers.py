@@ -99,7 +99,7 @@ def infer_auto_device_map(
 
 
 def get_max_memory(max_memory: Mapping[Any, Any] | None = None) -> Budgets:
-    """Budgets in bytes, accelerators first: what was said, or what is free now less a tenth of host memory.
+    """Budgets in bytes, accelerators first: what was given, or what is free now less a tenth of host memory.
 
     Guarantee: memory that torch has reserved but does not use counts as free; the mapping handed in is left as it is.
 

@@ -59,7 +59,7 @@ def is_of_absent(error: Exception) -> bool:
 
 @contextmanager
 def asked_here() -> Iterator[None]:
-    """Within, this thread is told what CUDA devices can do that the machine does not have.
+    """Within, this thread gets answers for CUDA devices that the machine does not have.
 
     Guarantee: torch is as it was when the last thread has left.
     """

@@ -76,14 +76,14 @@ def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any], installed: s
 
 
 def _below(forward: Any, installed: set[int]) -> Any:
-    """What somebody else has put there before it was dispatched."""
+    """What others had put there before it was dispatched."""
     while isinstance(forward, Forward) and id(forward.hook) in installed:
         forward = forward.previous
     return forward
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """A deep copy as far as that can be; locks, streams, files and whatever else refuses to be copied are shared."""
+    """A deep copy as far as that can be; locks, streams, files and all else that refuses to be copied are shared."""
     if isinstance(value, FunctionType):
         return _rebound(value, memo)
     if isinstance(value, dict) and any(isinstance(item, FunctionType) for item in value.values()):

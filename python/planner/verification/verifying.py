@@ -177,7 +177,9 @@ def _asked(attempt: Attempt, resolved_map: ResolvedDeviceMap) -> str:
 def _accelerators(resolved_map: ResolvedDeviceMap) -> list[torch.device]:
     """Those on which a plan runs something, in the order of their numbers."""
     named = {
-        placement.runs_on for placement in resolved_map.placements.values() if placement.runs_on.type != "cpu"
+        placement.execution_device
+        for placement in resolved_map.placements.values()
+        if placement.execution_device.type != "cpu"
     }
     return sorted(named, key=lambda device: (device.type, device.index))
 

@@ -139,7 +139,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         # As Tensor.get_device tells it, which costs half of what Tensor.device does; the CPU and the meta device are -1.
         self.index = -1 if self.device is None or self.device.index is None else self.device.index
         for offloaded_module in self.offloaded_modules:
-            offloaded_module.store.runs_on = self.device
+            offloaded_module.store.execution_device = self.device
 
     def tie(self, tie: Tie) -> None:
         """Looks after one more tensor that has copies on several devices."""

@@ -69,6 +69,6 @@ def mark() -> int:
 
 
 def end_since(count: int) -> None:
-    """Ends the calls that were opened since there were so many: nobody else will, if what has opened them has raised."""
+    """Ends the calls that were opened since there were so many: what has opened them has raised, and will not end them."""
     while len(_open.calls) > count:
         _open.calls[-1].end()

@@ -226,7 +226,7 @@ def _offloaded(hook: PlacingHook, rows: list[tuple[str, Slot]]) -> OffloadedModu
     keys = [name for name, _ in rows]
     slots = [slot for _, slot in rows]
     store = OffloadStore(slots, keys, names, hook.weights_map, hook.device, tied=hook.tied_params_map)
-    store.install([_stand_in(slot.read(), name) for slot, name in zip(slots, names, strict=True)])
+    store.install([_placeholder(slot.read(), name) for slot, name in zip(slots, names, strict=True)])
     return OffloadedModule(store)
 
 
@@ -235,7 +235,7 @@ def _lies_on(tensor: Any) -> torch.device:
     return torch.device("meta") if is_offloaded(tensor) else tensor.device
 
 
-def _stand_in(tensor: Any, name: str) -> PlaceholderTensor:
+def _placeholder(tensor: Any, name: str) -> PlaceholderTensor:
     if isinstance(tensor, PlaceholderTensor):
         tensor.whereabouts = None  # it has another owner now
         return tensor

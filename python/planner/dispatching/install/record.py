@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -51,19 +51,24 @@ class OriginalPlacement:
         device: where it lay.
         group: a number that tied tensors share.
         installed: of tied tensors that are apart now, what was put into the slot.
-        runs_on: where it was put to stay; None for what rests elsewhere.
+        execution_device: where it was put to stay; None for what rests elsewhere.
     """
 
     slot: Slot
     device: torch.device
     group: int
     installed: Any
-    runs_on: torch.device | None
+    execution_device: torch.device | None
 
     def is_displaced(self) -> bool:
         """Whether what lies in the slot now is not where its module runs. Numbers on the CPU go with anything."""
         found = self.slot.read()
-        if self.runs_on is None or found is None or is_offloaded(found) or found.device == self.runs_on:
+        if (
+            self.execution_device is None
+            or found is None
+            or is_offloaded(found)
+            or found.device == self.execution_device
+        ):
             return False
         return not (found.dim() == 0 and found.device.type == "cpu")
 
@@ -107,7 +112,10 @@ class Dispatched:
 
     def install(self, journal: Journal, override: Override) -> None:
         """Lets an override take its place, until the dispatch is undone."""
-        (self.forwards if isinstance(override, Forward) else self.overrides).append(override)
+        if isinstance(override, Forward):
+            self.forwards.append(override)
+        else:
+            self.overrides.append(override)
         override.install(journal)
 
     def show_device_map(self, journal: Journal, device_map: dict[str, Any]) -> None:
@@ -126,7 +134,7 @@ class Dispatched:
             yield from forward.hook.offloaded_modules
 
     def require_in_place(self, error: RuntimeError | None = None) -> None:
-        """Raises OffloadError if somebody has moved a tensor away from where its module runs, or added one without values.
+        """Raises OffloadError if a tensor was moved away from where its module runs, or one without values was added.
 
         Args:
             error: what a forward has raised; without one, only tensors without values count, since others may do.
@@ -137,7 +145,7 @@ class Dispatched:
                 around = names.get(id(row.slot.module), "")
                 name = qualified(around, row.slot.name)
                 raise OffloadError(
-                    f"'{name}' lies on {row.slot.read().device}, but its module runs on {row.runs_on}: it was moved or replaced after "
+                    f"'{name}' lies on {row.slot.read().device}, but its module runs on {row.execution_device}: it was moved or replaced after "
                     "dispatching; move it back, or call planner.dispatch(model, plan) again",
                     name=name,
                 ) from error
@@ -154,12 +162,14 @@ class Dispatched:
         blocks = {
             id(forward.module): forward.hook.execution_device
             for forward in self.forwards
-            # Whatever of the whole model's own lies elsewhere is brought together there.
+            # What the whole model itself uses is brought together there, wherever it lies.
             if forward.module is not self.model
         }
-        runs_on: dict[str, torch.device | None] = {}
+        execution_device: dict[str, torch.device | None] = {}
         for name, module in modules_of(self.model):
-            device = runs_on[name] = blocks.get(id(module)) or runs_on.get(name.rpartition(".")[0])
+            device = execution_device[name] = blocks.get(id(module)) or execution_device.get(
+                name.rpartition(".")[0]
+            )
             for slot in own_slots(module) if device is not None else ():
                 found = slot.read()
                 if (id(slot.table), slot.name) not in known and found.dim() and found.device != device:
@@ -170,12 +180,12 @@ class Dispatched:
                         name=shown,
                     ) from error
 
-    def remove(self, journal: Journal, *, go_home: bool = False) -> None:
+    def remove(self, journal: Journal, tensors: Literal["stay", "return"] = "stay") -> None:
         """Takes everything off; resting tensors return to their slots.
 
         Args:
             journal: where changes are written down.
-            go_home: move all tensors to where they lay before the first dispatch; otherwise they stay.
+            tensors: "return" moves all of them to where they lay before the first dispatch.
         """
         for offloaded_module in self.offloaded_modules():
             if offloaded_module.is_live:
@@ -187,7 +197,7 @@ class Dispatched:
         alike: set[int] = set()
         for tie in self.ties:
             tie.settle()
-            if go_home:
+            if tensors == "return":
                 alike.update(map(id, tie.require_one_tensor()))
         apart = [row.is_apart() for row in self.originals]
         made: dict[int, Any] = {}
@@ -196,8 +206,8 @@ class Dispatched:
                 _resting_devices(offloaded_module.store), made, journal
             ):
                 journal.set(slot.table, slot.name, tensor)
-        if go_home:
-            self._send_home(journal, apart, alike)
+        if tensors == "return":
+            self._send_back(journal, apart, alike)
         self._take_off(journal)
         refresh_flat_weights(self.model, journal)
         journal.remove(self.model.__dict__, RECORD)
@@ -216,24 +226,24 @@ class Dispatched:
         if self.device_map:
             journal.put_back(self.model.__dict__, _DEVICE_MAP, *self.device_map)
 
-    def close(self, *, go_home: bool = False) -> None:
-        """After a withdrawal: whoever still calls an old forward gets the module as it is now.
+    def close(self, tensors: Literal["stay", "return"] = "stay") -> None:
+        """After a removal: an old forward that is still called is that of the module as it is now.
 
         Args:
-            go_home: what lies in pinned memory returns to ordinary memory.
+            tensors: "return" moves what lies in pinned memory to ordinary memory.
         """
         for tie in self.ties:
             tie.close()
         for forward in self.forwards:
             hook = forward.hook
             for offloaded_module in hook.offloaded_modules:
-                if go_home:
+                if tensors == "return":
                     offloaded_module.store.unpin()
                 offloaded_module.close()
             hook.offloaded_modules, hook.inner = (), ()
             hook.execution_device, hook.io_same_device, hook.prefetcher = None, False, None
 
-    def _send_home(self, journal: Journal, apart: list[bool], alike: set[int]) -> None:
+    def _send_back(self, journal: Journal, apart: list[bool], alike: set[int]) -> None:
         made: _Made = {}
         first: dict[int, Any] = {}
         for row, is_apart in zip(self.originals, apart, strict=True):
@@ -245,21 +255,21 @@ class Dispatched:
                 # Copies of one tie were compared before anything was moved; what came from files was not.
                 tensor = other if {id(tensor), id(other)} <= alike else joined(tensor, other)
             _send(journal, slot, tensor, device, made)
-        self._send_new_home(journal, made)
+        self._send_new(journal, made)
 
-    def _send_new_home(self, journal: Journal, made: _Made) -> None:
+    def _send_new(self, journal: Journal, made: _Made) -> None:
         """What the model has made or got while it was dispatched goes where its neighbours go."""
         originals = {(id(row.slot.table), row.slot.name): row.device for row in self.originals}
         usual = next(iter(originals.values()), None)
         for _, module in modules_of(self.model):
             slots = list(own_slots(module))
             known = [originals.get((id(slot.table), slot.name)) for slot in slots]
-            home = next((device for device in known if device is not None), usual)
+            beside = next((device for device in known if device is not None), usual)
             for slot, device in zip(slots, known, strict=True):
                 tensor = slot.read()
-                if device is not None or home is None or home.type == "meta" or tensor.is_meta:
+                if device is not None or beside is None or beside.type == "meta" or tensor.is_meta:
                     continue
-                _send(journal, slot, tensor, home, made)
+                _send(journal, slot, tensor, beside, made)
 
 
 _SETTLING = "planner"
@@ -296,7 +306,7 @@ def refresh_flat_weights(model: nn.Module, journal: Journal) -> None:
 
 
 def joined(tensor: Any, first: Any) -> Any:
-    """The first of tied tensors that were apart on several devices, unless somebody has changed one of them."""
+    """The first of tied tensors that were apart on several devices, unless one of them has other values."""
     if tensor is first or tensor.shape != first.shape or tensor.dtype != first.dtype:
         return tensor
     with torch.no_grad():

@@ -44,7 +44,7 @@ class Runtime(Protocol):
         is_special: more has to be done than to move arguments.
         index: the number of the accelerator where the module runs, -1 for the CPU.
         skip: keys that stay where they are.
-        prefetcher: who copies offloaded blocks ahead, if anybody.
+        prefetcher: copies offloaded blocks ahead; None without one.
     """
 
     is_special: bool
@@ -219,7 +219,7 @@ class OffloadedRootForward(OffloadedForward):
 
 
 def _whole(forward: RootForward | OffloadedRootForward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A forward of the whole model; where it fails because somebody has moved a tensor, the error says so."""
+    """A forward of the whole model; where it fails because a tensor was moved, the error says so."""
     membership = forward.membership
     if membership is None:
         return _with_crossings(forward, args, kwargs)

@@ -69,7 +69,7 @@ def offload_weight(
     path = _data_file(offload_folder, weight_name)
     bytes_of = _flat_bytes(weight.detach().cpu())
     try:
-        # A new file in its place: whoever has the old one mapped keeps it, and a link is not followed.
+        # A new file in its place: a reader that has the old one mapped keeps it, and a link is not followed.
         path.unlink(missing_ok=True)
         path.write_bytes(bytes_of)
     except OSError as error:
