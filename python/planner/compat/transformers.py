@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from planner.arguments import name_groups
-from planner.compat.accelerate import class_names, homeless_buffers, log_empty_devices, print_reasons
+from planner.compat.accelerate import homeless_buffers, log_empty_devices, print_reasons
 from planner.compat.budgets import available_budgets, shave_single_device
+from planner.compat.module_lists import class_names
 from planner.compat.ties import check_tied_parameters_on_same_device
 from planner.devices.keys import Budgets, DeviceKey
 from planner.errors import InvalidInputError, InvalidTreeError
