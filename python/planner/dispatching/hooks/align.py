@@ -105,6 +105,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         self.offload_buffers = offload_buffers
         self.place_submodules = place_submodules
         self.skip_keys = skip_keys
+        # accelerate's attributes; PEFT reads `original_devices`.
         self.original_devices: dict[str, torch.device] = {}
         self.param_original_devices: dict[str, torch.device] = {}
         self.buffer_original_devices: dict[str, torch.device] = {}
@@ -132,6 +133,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         elif name == "execution_device":
             self._follow_device()
         elif name in ("io_same_device", "no_grad", "device", "ties"):
+            # One flag, because a border asks before each call.
             self.is_special = self.io_same_device or self.no_grad or self.device is None or bool(self.ties)
 
     def _follow_device(self) -> None:
@@ -169,6 +171,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
     ) -> tuple[Any, ...]:
         """Positional arguments where the module runs; ``argument_copies`` gets what has to be given back."""
         found = tuple([self._brought(value, argument_copies) for value in args])
+        # Containers among these are searched for copies when the call ends.
         argument_copies.handed.extend(found)
         return found
 
@@ -204,6 +207,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         device = self.device
         ties = self.ties
         if ties and torch.compiler.is_compiling():
+            # Versions cannot be traced; once a forward is enough, and only the whole model's hook has this flag.
             for tie in ties if self.io_same_device else ():
                 tie.settle_traced()
             ties = ()
@@ -213,9 +217,11 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         argument_copies = new_argument_copies()
         args, kwargs = self.bring(args, argument_copies), self.bring_keywords(kwargs, argument_copies)
         if self.inner:
+            # Adapters may have been added since the last forward.
             require_values(forward.module, self.known)
         needed = self.needed
         if forward.module.training and needed and Recomputing.is_due(forward.module):
+            # transformers computes the layer again by its class's forward, past this hook.
             Recomputing(forward.module, needed, device or _CPU).install(Journal())
         use = Use(needed)
         with end_again(partial(end_since, mark())), end_again(use.end):
@@ -227,9 +233,11 @@ class AlignDevicesHook(_AlignBase, ModelHook):
                     output = forward.original(*args, **kwargs)
             finally:
                 try:
+                    # Also where the block has raised: without a dispatch, the caller would see what it wrote before.
                     argument_copies.write_back()
                 finally:
                     use.end()
+                # Embeddings with `max_norm` write to their weight in every forward.
                 for tie in ties:
                     tie.settle()
         output = argument_copies.returned(output)
@@ -248,6 +256,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         use, argument_copies = Use(self.needed), ArgumentCopies()
         call = OpenCall(self, self.input_device if self.io_same_device else None, use, argument_copies)
         try:
+            # Before anything is brought in, so that an interrupt leaves nothing that is not known here.
             call.open()
             use.begin(self.device or _CPU)
             args, kwargs = self.bring(args, argument_copies), self.bring_keywords(kwargs, argument_copies)
@@ -277,6 +286,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         for offloaded_module in self.offloaded_modules:
             for slot, tensor in offloaded_module.store.restored(self.original_devices, made, Journal()):
                 slot.write(tensor)
+        # The devices are those of the module that the hook was attached to last.
         if self.offloaded_modules and module is self.bound:
             restore_others(module, self.original_devices, recurse=self.place_submodules)
         for offloaded_module in self.offloaded_modules:

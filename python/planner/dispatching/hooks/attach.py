@@ -67,9 +67,11 @@ def add_hook_to_module(module: nn.Module, hook: Any, append: bool = False) -> nn
         remove_hook_from_module(module)
         hook = SequentialHook(before, hook)
     if not (hasattr(module, "_hf_hook") and hasattr(module, "_old_forward")):
+        # Under this name accelerate's own remover looks for it.
         module.__dict__["_old_forward"] = module.forward
         hooked = Hooked(module, None)
         hook.init_hook(module)
+        # After `init_hook`, so that one that raises leaves the forward as it was.
         hooked.install(Journal())
     else:
         hook.init_hook(module)
@@ -222,6 +224,7 @@ def attach_align_device_hook_on_blocks(
     if isinstance(execution_device, Mapping) or isinstance(offload, Mapping):
         by_name = offload if isinstance(offload, Mapping) else dict.fromkeys(execution_device, offload)
         devices = execution_device if isinstance(execution_device, Mapping) else dict.fromkeys(by_name, execution_device)  # fmt: skip
+        # All is checked before anything is attached, so that an error leaves no half of it.
         for name, inner in _named_below(module, module_name):
             if name in devices and name in by_name:
                 present_device(devices[name])
@@ -272,6 +275,7 @@ class _Attaching:
 
     def on_what_runs(self, module: nn.Module, device: Any, preloaded: frozenset[str]) -> None:
         """Lets each module with tensors inside, and without a hook, run on a device."""
+        # accelerate's condition: what has no saved tensors inside runs where it is called.
         if not hasattr(module, "_hf_hook") and len(module.state_dict()) > 0:
             hook = AlignDevicesHook(device, skip_keys=self.skip_keys, tied_params_map=self.tied_params_map)
             add_hook_to_module(module, hook)
@@ -295,6 +299,7 @@ class _Attaching:
                 tied_params_map=self.tied_params_map,
             )
             hook.module_name = name
+            # A hook that another library has attached stays, and is called first.
             add_hook_to_module(module, hook, append=True)
         for part, child in () if whole else module.named_children():
             self.on_parts(child, device, offload, qualified(name, part), preloaded)
@@ -319,6 +324,7 @@ class _Attaching:
             device = devices[name]
             if by_name[name]:
                 self.on_parts(module, device, True, name, self.preloaded)
+                # A named module without tensors of its own is a border for its arguments all the same.
                 if not hasattr(module, "_hf_hook"):
                     border = AlignDevicesHook(device, io_same_device=is_root, skip_keys=self.skip_keys)
                     add_hook_to_module(module, border)
@@ -326,6 +332,7 @@ class _Attaching:
             else:
                 self.on_whole(module, device, io_same_device=is_root)
                 self.on_what_runs(module, device, frozenset())
+        # Only the model itself sends its result back; between blocks, results stay where they are.
         elif is_root:
             root = AlignDevicesHook(devices.get(""), io_same_device=True, skip_keys=self.skip_keys)
             add_hook_to_module(module, root)

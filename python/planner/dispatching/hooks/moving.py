@@ -10,6 +10,7 @@ from torch import nn
 
 from planner.dispatching.bases import hook_base
 from planner.dispatching.hooks.align import aligns
+from planner.dispatching.hooks.attach import remove_hook_from_module
 from planner.dispatching.hooks.base import ModelHook
 from planner.dispatching.methods.forward import installed, sent
 from planner.dispatching.tensors.placeholder import is_offloaded
@@ -72,6 +73,7 @@ class CpuOffload(_CpuBase, ModelHook):
         previous = self.prev_module_hook
         # Also accelerate's own.
         if isinstance(previous, _UserBase) and _is_out(previous):
+            # First, because the two models need not fit together.
             previous.offload()
         if _is_elsewhere(module, device, device):
             _move(module, device, device)
@@ -94,8 +96,6 @@ class UserCpuOffloadHook(_UserBase):
 
     def remove(self) -> None:
         """Takes the hook off."""
-        from planner.dispatching.hooks.attach import remove_hook_from_module
-
         remove_hook_from_module(self.model)
 
 
@@ -150,8 +150,10 @@ def _move(model: nn.Module, device: torch.device, execution_device: torch.device
     """Moves a model; parts that are placed stay where they are."""
     movable = list(_movable(model, execution_device))
     if len(movable) == sum(1 for _ in modules_of(model)):
+        # Models may have a `to` of their own.
         return model.to(device)
     for module in movable:
+        # Without what is inside, which may be placed by another hook.
         module._apply(lambda tensor: tensor.to(device), recurse=False)  # type: ignore[no-untyped-call]
     return model
 
@@ -170,6 +172,7 @@ class LayerwiseCastingHook(_CastingBase, ModelHook):
     Source: accelerate 1.15, hooks.py.
     """
 
+    # accelerate's attribute.
     _is_stateful = False
 
     def __init__(self, storage_dtype: torch.dtype, compute_dtype: torch.dtype, non_blocking: bool) -> None:

@@ -177,9 +177,11 @@ class Use:
         """Brings all to a device; the caller calls :meth:`end` afterwards, also when this raises."""
         if not self.offloaded_modules:
             return
+        # Copies must count what is written to them, also where the forward runs in inference mode.
         with torch.inference_mode(False), torch.no_grad():
             for offloaded_module in self.offloaded_modules:
                 offloaded_module.acquire(device, self)
+                # The outermost use counts: it ends last.
                 _held.uses.setdefault(offloaded_module, self)
 
     def end(self) -> None:

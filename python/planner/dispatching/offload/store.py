@@ -115,6 +115,7 @@ class OffloadStore:
 
     def keep(self, index: int, tensor: torch.Tensor) -> None:
         """Another resting tensor of a slot: for all owners, where it has several, or the source makes a new tensor each time."""
+        # Files and read-only mappings would give the old tensor again.
         if isinstance(self.source, MutableMapping) and self.share(index, tensor) is None:
             self.source[self.keys[index]] = tensor
         else:
