@@ -16,7 +16,6 @@ from planner.dispatching.hooks.base import ModelHook
 from planner.dispatching.hooks.open_calls import OpenCall, end_since, last_of, mark
 from planner.dispatching.hooks.place import (
     KnownModules,
-    end_pickling,
     offload_tensors,
     place_tensors,
     require_values,
@@ -24,7 +23,7 @@ from planner.dispatching.hooks.place import (
 )
 from planner.dispatching.interrupts import end_again
 from planner.dispatching.methods.forward import Forward, bring, device_of, forwards_of, sent
-from planner.dispatching.methods.overrides import Recomputing
+from planner.dispatching.methods.overrides import Pickling, Recomputing
 from planner.dispatching.offload.refcount import OffloadedModule, Use
 from planner.dispatching.offload.store import TiedCopies, require_tied_copies
 from planner.dispatching.tensors.journal import Journal
@@ -291,7 +290,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
             restore_others(module, self.original_devices, recurse=self.place_submodules)
         for offloaded_module in self.offloaded_modules:
             for slot in offloaded_module.store.slots:
-                end_pickling(slot.module)
+                Pickling.end(slot.module, Journal())
             offloaded_module.close()
         self.offloaded_modules, self.inner = (), ()
         for forward in forwards_of(module):

@@ -110,9 +110,7 @@ def remove_hook_from_module(module: nn.Module, recurse: bool = False) -> nn.Modu
 
 def _allow_moves(module: nn.Module) -> None:
     """Takes off what stands in the place of a module's own conversions."""
-    conversion = Conversion.of(module)
-    if conversion is not None:
-        conversion.take_off(Journal())
+    Conversion.end(module, Journal())
     # accelerate's are functions; its own remover takes them off, too.
     for name in ("to", "cuda", "xpu", "npu", "mlu", "sdaa", "musa"):
         module.__dict__.pop(name, None)

@@ -20,7 +20,6 @@ from planner.errors import InvalidInputError, OffloadError
 from planner.names import qualified
 
 __all__ = [
-    "end_pickling",
     "moves_in_place",
     "named_slots",
     "offload_tensors",
@@ -170,19 +169,12 @@ def offload_tensors(hook: PlacingHook, module: nn.Module) -> None:
     for offloaded_module in hook.offloaded_modules:
         owner = offloaded_module.store.slots[0].module
         # That of a hook whose place this one takes.
-        end_pickling(owner)
+        Pickling.end(owner, Journal())
         Pickling(owner, offloaded_module).install(Journal())
     if hook.device is not None:
         for name, slot in slots:
             if not rests(slot, offload_buffers=hook.offload_buffers):
                 slot.write(placed(slot.read(), hook.device, name))
-
-
-def end_pickling(module: nn.Module) -> None:
-    """A module is pickled as its class does it again."""
-    pickling = Pickling.of(module)
-    if pickling is not None:
-        pickling.take_off(Journal())
 
 
 def restore_others(module: nn.Module, devices: Mapping[str, torch.device], *, recurse: bool) -> None:

@@ -218,9 +218,7 @@ class Dispatched:
             journal.remove(_readers_of(forward.module), _SETTLING)
             journal.put_back(forward.module.__dict__, "_hf_hook", forward.hook)
             forward.take_off(journal)
-            recomputing = Recomputing.of(forward.module)
-            if recomputing is not None:
-                recomputing.take_off(journal)
+            Recomputing.end(forward.module, journal)
         for override in reversed(self.overrides):
             override.take_off(journal)
         if self.device_map:

@@ -49,6 +49,13 @@ class Override:
         found = module.__dict__.get(cls.place)
         return found if isinstance(found, cls) else None
 
+    @classmethod
+    def end(cls, module: nn.Module, journal: Journal) -> None:
+        """Takes off the one that stands in a module, if one does."""
+        found = cls.of(module)
+        if found is not None:
+            found.take_off(journal)
+
     @property
     def usual(self) -> Callable[..., Any]:
         """The method that the module would have without it."""
@@ -94,11 +101,8 @@ class Pickling(Override):
         return (*reduced[:2], state, *reduced[3:])
 
     def _in_model(self, table: dict[str, Any]) -> dict[str, Any]:
-        found = {name: self.offloaded_module.outside(tensor) for name, tensor in table.items()}
-        return {
-            name: tensor.in_model() if isinstance(tensor, PlaceholderTensor) else tensor
-            for name, tensor in found.items()
-        }
+        found = ((name, self.offloaded_module.outside(tensor)) for name, tensor in table.items())
+        return {name: row.in_model() if isinstance(row, PlaceholderTensor) else row for name, row in found}
 
 
 class Recomputing(Override):
