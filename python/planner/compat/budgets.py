@@ -1,4 +1,4 @@
-"""Budgets as both dialects take them: said, or detected."""
+"""Budgets as both dialects take them: given, or detected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def available_budgets(max_memory: Mapping[Any, Any] | None) -> Budgets:
-    """What was said, in canonical spelling and order; what is free now, when nothing was."""
+    """What was given, in canonical spelling and order; what is free now, when nothing was given."""
     if max_memory is None:
         return budgets_as_accelerate()
     budgets = read_budgets(max_memory)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from planner.arguments import name_groups, name_list, named_parts, require_sizes, size_named
@@ -10,9 +10,18 @@ from planner.devices.keys import size_to_bytes
 from planner.errors import InvalidConstraintError, InvalidInputError
 from planner.names import is_within, text_set
 
-__all__ = ["fallback_allocate", "get_max_layer_size", "get_module_size_with_ties"]
+__all__ = ["class_names", "fallback_allocate", "get_max_layer_size", "get_module_size_with_ties"]
 
 Entries = Sequence[tuple[str, Any]]
+
+
+def class_names(names: Iterable[str] | str | None) -> list[str]:
+    """No-split classes as a list: one name, several, or none.
+
+    Raises:
+        InvalidInputError: anything but strings.
+    """
+    return sorted(text_set(names, "no_split_module_classes"))
 
 
 def get_max_layer_size(
