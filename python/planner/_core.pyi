@@ -16,7 +16,6 @@ __all__ = [
 
 _Row = tuple[list[tuple[str, int | None, int | None]], list[int]]
 _Options = tuple[str, int, str, str, int]
-_Attempt = tuple[str, str, int | None, int | None]
 _Form = tuple[str, list[str], list[tuple[str, list[int]]], list[tuple[str, bool]]]
 
 @final
@@ -148,8 +147,6 @@ class AutoPlan:
     def usage(self) -> list[tuple[int, int]]: ...
     @property
     def certificate(self) -> tuple[bool, int, int, int, int, int, str]: ...
-    @property
-    def tried(self) -> list[_Attempt]: ...
 
 @final
 class AutoFailure:
@@ -161,8 +158,6 @@ class AutoFailure:
     def is_proven(self) -> bool: ...
     @property
     def best_partial(self) -> list[int | None]: ...
-    @property
-    def tried(self) -> list[_Attempt]: ...
 
 @final
 class Index:

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use planner_core::auto::{Execute, Failure, Fill, Mode, Options, Solution, Unit, shortfall, solve};
+use planner_core::auto::{Execute, Failure, Fill, Mode, Options, Solution, Stage, Unit, shortfall, solve};
 use planner_core::{Device, DeviceKind};
 
 /// A small generator of its own, so that the same seeds give the same instances everywhere.
@@ -370,6 +370,56 @@ fn agrees_with_every_assignment_of_few_units() {
     let tally = run(0..4_000, 6);
     assert!(tally.feasible > 500 && tally.infeasible > 100, "the instances are one-sided: {tally:?}");
     assert_eq!((tally.missed, tally.unproven, tally.first_missed), (0, 0, 0), "{tally:?}");
+}
+
+/// The first way of placing units that keeps all of them on devices that execute, over every home of every unit.
+fn first_stage(instance: &Instance) -> Option<Stage> {
+    let rules = Rules::new(instance);
+    let executes: Vec<usize> = (0..rules.capacity.len()).filter(|&device| rules.executes[device]).collect();
+    // Without accelerators there is one host memory, and the first cpu stands for it.
+    let executes = if rules.has_accelerator { executes } else { executes.into_iter().take(1).collect() };
+    let mut plans: Vec<Vec<usize>> = vec![Vec::new()];
+    for unit in &instance.units {
+        let longer = |plan: Vec<usize>| {
+            let homes = executes.iter().filter(|&&home| unit.homes >> home & 1 == 1);
+            homes.map(|&home| plan.iter().copied().chain([home]).collect()).collect::<Vec<Vec<usize>>>()
+        };
+        plans = plans.into_iter().flat_map(longer).collect();
+    }
+    plans.retain(|plan| {
+        let mut used = vec![0; rules.capacity.len()];
+        plan.iter().zip(&instance.units).for_each(|(&home, unit)| used[home] += unit.bits);
+        rules.fits(&used, &vec![0; used.len()])
+    });
+    let runs = |plan: &[usize]| plan.chunk_by(|one, other| one == other).map(|run| run[0]).collect::<Vec<usize>>();
+    let has_runs = |plan: &Vec<usize>| runs(plan).iter().collect::<HashSet<_>>().len() == runs(plan).len();
+    if plans.iter().any(|plan| plan.is_sorted()) {
+        Some(Stage::InOrder)
+    } else if plans.iter().any(has_runs) {
+        Some(Stage::OtherOrder)
+    } else {
+        (!plans.is_empty()).then_some(Stage::Scattered)
+    }
+}
+
+/// What is said to have been tried is all that comes before the stage of the plan, so none of that may have had a plan.
+#[test]
+fn a_plan_is_of_the_first_stage_that_has_one() {
+    let mut met = HashSet::new();
+    for seed in 0..6_000 {
+        let instance = instance(&mut Random(seed), 6);
+        let is_plain = instance.devices.iter().all(|device| device.pool.is_none());
+        let Some(first) = first_stage(&instance).filter(|_| is_plain) else { continue };
+        let solution = solve(&instance.units, &instance.devices, &instance.options).unwrap();
+        let is_tied = instance.units.iter().any(|unit| unit.positions.len() > 1);
+        let stage = match solution.certificate.stage {
+            Stage::TiePosition if is_tied => Stage::Scattered,
+            stage => stage,
+        };
+        assert_eq!(stage, first, "seed {seed}: {instance:?}");
+        met.insert(solution.certificate.stage);
+    }
+    assert_eq!(met.len(), 4, "{met:?}");
 }
 
 /// Too large for the oracle: what is given keeps the rules, with many steps and with few.

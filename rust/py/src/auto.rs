@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use planner_core::auto::{self, Attempt, Execute, Failure, Fill, Mode, Options, Solution, Stage, UNPLACED, Verdict};
+use planner_core::auto::{self, Execute, Failure, Fill, Mode, Options, Solution, Stage, UNPLACED};
 use planner_core::{BlockOptions, Device, DeviceKind, Granularity, Placement, clean_nodes, with_aliases};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -13,8 +13,6 @@ use crate::parallel::on_all_cores;
 
 /// (kind, capacity in bits or None, pool or None)
 type DeviceRow = (String, Option<u64>, Option<u32>);
-/// (stage, verdict, first unit left over, offloaded bits)
-type AttemptRow = (&'static str, &'static str, Option<u32>, Option<u64>);
 /// Devices and the joint capacity of each pool.
 type Row = (Vec<DeviceRow>, Vec<u64>);
 
@@ -175,10 +173,9 @@ impl Blocks {
                 let (layout, blocks, units) = (self.layout.clone(), self.inner.clone(), self.units.clone());
                 Ok(Py::new(py, AutoPlan { layout, blocks, units, solution })?.into_any())
             }
-            Err(Failure::Infeasible { unit, more_bits, is_proven, best_partial, tried }) => {
+            Err(Failure::Infeasible { unit, more_bits, is_proven, best_partial }) => {
                 let best_partial = best_partial.into_iter().map(|home| (home != UNPLACED).then_some(home)).collect();
-                let tried = attempts(&tried);
-                Ok(Py::new(py, AutoFailure { unit, more_bits, is_proven, best_partial, tried })?.into_any())
+                Ok(Py::new(py, AutoFailure { unit, more_bits, is_proven, best_partial })?.into_any())
             }
             Err(error @ (Failure::TooManyDevices { .. } | Failure::TooLarge)) => {
                 Err(PyValueError::new_err(error.to_string()))
@@ -246,12 +243,6 @@ impl AutoPlan {
         let c = &self.solution.certificate;
         (c.proven, c.lower_bound_bits, c.gap_bits, c.returns, c.returns_lower_bound, c.steps, stage_name(c.stage))
     }
-
-    /// What was tried, in order.
-    #[getter]
-    fn tried(&self) -> Vec<AttemptRow> {
-        attempts(&self.solution.tried)
-    }
 }
 
 impl AutoPlan {
@@ -298,7 +289,6 @@ pub(crate) struct AutoFailure {
     more_bits: Vec<Option<u64>>,
     is_proven: bool,
     best_partial: Vec<Option<u32>>,
-    tried: Vec<AttemptRow>,
 }
 
 fn read(
@@ -339,18 +329,6 @@ fn read(
 
 fn unknown(what: &str, word: &str) -> PyErr {
     PyValueError::new_err(format!("{what} {word:?} is not known"))
-}
-
-fn attempts(tried: &[Attempt]) -> Vec<AttemptRow> {
-    let row = |attempt: &Attempt| {
-        let verdict = match attempt.verdict {
-            Verdict::Fits => "fits",
-            Verdict::DoesNotFit => "does_not_fit",
-            Verdict::Undecided => "undecided",
-        };
-        (stage_name(attempt.stage), verdict, attempt.unit, attempt.offloaded_bits)
-    };
-    tried.iter().map(row).collect()
 }
 
 fn stage_name(stage: Stage) -> &'static str {

@@ -85,7 +85,7 @@ impl Default for Options {
     }
 }
 
-/// Ways of placing units, in the order in which they are tried.
+/// Ways of placing units, in the order in which they are tried: a plan is of the first that finds one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// Runs of units on the devices in the order given.
@@ -98,30 +98,6 @@ pub enum Stage {
     Scattered,
     /// Something is offloaded.
     Offload,
-}
-
-/// How a stage ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Verdict {
-    /// It found a plan.
-    Fits,
-    /// It has no plan.
-    DoesNotFit,
-    /// The step limit, or a bound on table sizes, came before an answer.
-    Undecided,
-}
-
-/// A stage that was tried.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Attempt {
-    /// Which one.
-    pub stage: Stage,
-    /// How it ended.
-    pub verdict: Verdict,
-    /// First unit left over where units are taken in order.
-    pub unit: Option<u32>,
-    /// What was offloaded, where it found a plan.
-    pub offloaded_bits: Option<u64>,
 }
 
 /// How good the plan is known to be.
@@ -165,8 +141,6 @@ pub struct Solution {
     pub disk_bits: u64,
     /// How good the plan is known to be.
     pub certificate: Certificate,
-    /// What was tried.
-    pub tried: Vec<Attempt>,
 }
 
 /// Why there is no plan.
@@ -183,8 +157,6 @@ pub enum Failure {
         is_proven: bool,
         /// Homes of the best partial plan, [`UNPLACED`] where there is none.
         best_partial: Vec<u32>,
-        /// What was tried.
-        tried: Vec<Attempt>,
     },
     /// A device is a bit of a unit's `homes`.
     #[error("{count} devices are more than {} can be told apart", u64::BITS)]

@@ -31,7 +31,7 @@ pub fn solve(units: &[Unit], devices: &[Device], options: &Options) -> Result<So
             let best_partial = partial(&instance);
             let unit = best_partial.iter().position(|&home| home == UNPLACED).unwrap_or(0) as u32;
             let more_bits = deficit::to_work(units, devices, options);
-            Err(Failure::Infeasible { unit, more_bits, is_proven: search.is_proven, best_partial, tried: search.tried })
+            Err(Failure::Infeasible { unit, more_bits, is_proven: search.is_proven, best_partial })
         }
     }
 }

@@ -128,14 +128,10 @@ impl Prefix {
     }
 
     /// The rooms in an order, if they take all units.
-    pub(crate) fn in_order(&self, rooms: &[Room], order: &[usize]) -> Result<Runs, usize> {
+    pub(crate) fn in_order(&self, rooms: &[Room], order: &[usize]) -> Option<Runs> {
         let ends = self.greedy(rooms, order, |room| rooms[room].limit);
-        match ends.last() {
-            // The unit at the furthest border is the first left over, which the reasons name.
-            Some(&end) if end < self.len() => Err(end),
-            None if self.len() > 0 => Err(0),
-            _ => Ok(Runs { rooms: order.to_vec(), ends }),
-        }
+        let takes_all = ends.last().copied().unwrap_or(0) == self.len();
+        takes_all.then(|| Runs { rooms: order.to_vec(), ends })
     }
 
     /// The order nearest to the one given in which the rooms take all units; `None` where the table is too large.
@@ -165,7 +161,7 @@ impl Prefix {
                 }
             }
         }
-        Some(self.in_order(rooms, &order).map_err(|_| ()))
+        Some(self.in_order(rooms, &order).ok_or(()))
     }
 
     /// Rooms are interchangeable.
@@ -325,7 +321,7 @@ mod tests {
         let prefix = prefix(&[2, 2, 2, 2], 2, &[], &[6]);
         let rooms: Vec<Room> = rooms(&[4, 4]).iter().map(|room| Room { pool: Some(0), ..*room }).collect();
         assert_eq!(prefix.greedy(&rooms, &[0, 1], |room| rooms[room].limit), [2, 3]);
-        assert_eq!(prefix.in_order(&rooms, &[0, 1]), Err(3), "the first unit left over");
+        assert_eq!(prefix.in_order(&rooms, &[0, 1]), None);
     }
 
     #[test]
