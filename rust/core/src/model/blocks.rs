@@ -88,14 +88,27 @@ impl Blocks {
         self.unit_at[position as usize]
     }
 
-    /// Modules called `experts` that hold tensors themselves: all experts in one, which no granularity takes apart.
-    pub fn fused_experts(tree: &Tree) -> Vec<NodeId> {
+    /// Rows of a unit, block by block.
+    pub fn rows_of<'a>(&'a self, unit: &'a BlockUnit) -> impl Iterator<Item = NodeId> + 'a {
+        unit.positions.iter().flat_map(|&position| self.blocks[position as usize].iter().copied())
+    }
+
+    /// The first row of a block, by its number among those of its unit.
+    pub fn first_row(&self, unit: &BlockUnit, block: u32) -> Option<NodeId> {
+        let position = unit.positions.get(block as usize)?;
+        self.blocks[*position as usize].first().copied()
+    }
+
+    /// Modules called `experts` that hold tensors themselves: all experts in one, which no granularity takes apart. Each
+    /// with its unit.
+    pub fn fused_experts(&self, tree: &Tree) -> Vec<(NodeId, u32)> {
         let is_fused = |&row: &NodeId| {
             tree.is_module(row)
                 && tree.local_name(row) == "experts"
                 && tree.children(row).any(|child| !tree.is_module(child))
         };
-        (1..tree.len() as NodeId).filter(is_fused).collect()
+        let fused = (1..tree.len() as NodeId).filter(is_fused);
+        fused.flat_map(|row| self.units_of(tree, row).into_iter().map(move |unit| (row, unit))).collect()
     }
 
     /// Units with a block inside a row, or the one that holds it.

@@ -121,5 +121,5 @@ mod staging_devices;
 mod steps;
 
 pub use deficit::shortfall;
-pub use problem::{Certificate, Execute, Failure, Fill, Mode, Options, Solution, Stage, UNPLACED, Unit};
+pub use problem::{Certificate, Execute, Failure, Fill, Mode, Options, Solution, Stage, UNPLACED, Unit, restricted};
 pub use solve::solve;

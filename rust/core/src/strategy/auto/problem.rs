@@ -1,5 +1,7 @@
 //! What the solver takes and returns.
 
+use crate::model::blocks::BlockUnit;
+
 /// Marks a unit of a partial plan that found no place.
 pub const UNPLACED: u32 = u32::MAX;
 
@@ -16,6 +18,31 @@ pub struct Unit {
     pub buffers_only: bool,
     /// Devices that may be its home: bit `d` stands for device `d`.
     pub homes: u64,
+}
+
+impl From<&BlockUnit> for Unit {
+    /// A unit that may lie anywhere.
+    fn from(unit: &BlockUnit) -> Self {
+        Self {
+            bits: unit.bits,
+            block_bits: unit.block_bits.clone(),
+            positions: unit.positions.clone(),
+            buffers_only: unit.buffers_only,
+            homes: u64::MAX,
+        }
+    }
+}
+
+/// Units of which some may lie on fewer devices: pairs of a unit's number and a mask of devices. What names no unit is
+/// left out.
+pub fn restricted(units: &[Unit], masks: &[(u32, u64)]) -> Vec<Unit> {
+    let mut units = units.to_vec();
+    for &(unit, mask) in masks {
+        if let Some(unit) = units.get_mut(unit as usize) {
+            unit.homes &= mask;
+        }
+    }
+    units
 }
 
 /// How room that is left over is spread.
@@ -100,6 +127,19 @@ pub enum Stage {
     Offload,
 }
 
+impl Stage {
+    /// Stable name for people and files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InOrder => "in_order",
+            Self::OtherOrder => "other_order",
+            Self::TiePosition => "tie_position",
+            Self::Scattered => "scattered",
+            Self::Offload => "offload",
+        }
+    }
+}
+
 /// How good the plan is known to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Certificate {
@@ -143,6 +183,13 @@ pub struct Solution {
     pub certificate: Certificate,
 }
 
+impl Solution {
+    /// Where a block of a unit is executed, if that is not where the unit lies.
+    pub fn executed_elsewhere(&self, unit: usize, block: usize) -> Option<u32> {
+        self.execution[unit].get(block).copied().filter(|&device| device != self.home[unit])
+    }
+}
+
 /// Why there is no plan.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
@@ -167,4 +214,16 @@ pub enum Failure {
     /// Sizes whose sum does not fit the arithmetic.
     #[error("the units are too large to be added up")]
     TooLarge,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::restricted;
+    use crate::testing::units;
+
+    #[test]
+    fn masks_of_one_unit_meet_and_those_of_no_unit_are_left_out() {
+        let masked = restricted(&units(&[1, 1]), &[(1, 0b110), (1, 0b011), (7, 0)]);
+        assert_eq!(masked.iter().map(|unit| unit.homes).collect::<Vec<u64>>(), [u64::MAX, 0b010]);
+    }
 }

@@ -5,7 +5,8 @@
 use crate::devices::{Device, DeviceKind};
 use crate::error::Error;
 use crate::ids::NodeId;
-use crate::model::layout::{Dialect, Layout};
+use crate::model::layout::Layout;
+use crate::model::options::Dialect;
 use crate::outcome::{Outcome, Placement, Reason, Rule};
 use crate::strategy::sequential::fallback::SmallRows;
 use crate::strategy::sequential::frontier::Frontier;
