@@ -245,7 +245,7 @@ def compute_module_sizes(
     Source: accelerate 1.15, utils/modeling.py.
     """
     layout = Layout(ModuleTree.from_module(model), dtype=dtype, special_dtypes=special_dtypes)
-    sizes: dict[str, int | float] = _Sizes(layout.stored_sizes(buffers_only=bool(buffers_only)))
+    sizes: dict[str, int | float] = _Sizes(layout.stored_sizes("buffers" if buffers_only else "all"))
     return sizes
 
 
@@ -298,7 +298,7 @@ def check_device_map(model: nn.Module, device_map: Mapping[str, Any]) -> None:
     Source: accelerate 1.15, utils/modeling.py.
     """
     require_map(device_map)
-    unknown, uncovered = ModuleTree.from_module(model).uncovered(device_map, persistent_only=True)
+    unknown, uncovered = ModuleTree.from_module(model).uncovered(device_map, "saved")
     if unknown:
         warn_caller(f"The following device_map keys do not match any submodules in the model: {unknown}")
     if uncovered:

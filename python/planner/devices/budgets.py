@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from planner.devices.detect import free_devices
-from planner.devices.keys import DeviceKey, canonical_device, device_kind
+from planner.devices.keys import DeviceKey, DeviceKind, canonical_device, device_kind
 from planner.errors import InvalidDevicesError
 
 __all__ = ["DeviceBudget", "device_budgets"]
@@ -36,8 +36,8 @@ class DeviceBudget:
     pool: str | None = None
 
     @property
-    def kind(self) -> str:
-        """ "accelerator", "cpu" or "disk"."""
+    def kind(self) -> DeviceKind:
+        """What the device is."""
         return device_kind(self.device)
 
     @property

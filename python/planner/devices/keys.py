@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from planner.caller import warn_caller
 from planner.errors import InvalidByteSizeError, InvalidDevicesError
@@ -15,6 +15,7 @@ from planner.units import is_bit_spelling, parse_bytes
 __all__ = [
     "Budgets",
     "DeviceKey",
+    "DeviceKind",
     "accelerator_backend",
     "canonical_device",
     "detect_budgets",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 DeviceKey = int | str
+DeviceKind = Literal["accelerator", "cpu", "disk"]
 Budgets = dict[DeviceKey, int | float]
 
 logger = logging.getLogger(__name__)
@@ -127,9 +129,9 @@ def ordered(budgets: Budgets) -> Budgets:
     return {device: budgets[device] for device in order}
 
 
-def device_kind(device: DeviceKey) -> str:
-    """ "accelerator", "cpu" or "disk"."""
-    return str(device) if device in ("cpu", "disk") else "accelerator"
+def device_kind(device: DeviceKey) -> DeviceKind:
+    """What a device is, as far as offloading cares."""
+    return "cpu" if device == "cpu" else "disk" if device == "disk" else "accelerator"
 
 
 def main_device(keys: Iterable[DeviceKey]) -> DeviceKey:

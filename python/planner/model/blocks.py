@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 from planner import _core
 from planner.devices.keys import DeviceKey, canonical_device, device_kind
@@ -44,7 +45,7 @@ class Blocks:
         self,
         layout: Layout,
         *,
-        granularity: str = "block",
+        granularity: Literal["block", "expert"] = "block",
         no_split: Iterable[str] = (),
         split: Iterable[str] = (),
         keep_together: Iterable[Iterable[str]] = (),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from planner.devices.keys import DeviceKind
+
 __all__ = ["MOST_BYTES", "DeviceRow", "Probe", "least_budget_bytes"]
 
 MOST_BYTES = 1 << 57  # larger budgets count as this much
 
 # Kind, budget in bits or none, keeps room for the largest layer: a device as the extension takes it.
-DeviceRow = tuple[str, int | None, bool]
+DeviceRow = tuple[DeviceKind, int | None, bool]
 # Whether the device of that index gets a byte, and by how many bits its budget may rise and those of the others may fall
 # until the strategy would decide anything otherwise; None where nothing ever turns.
 Probe = Callable[[list[DeviceRow], int], tuple[bool, int | None, Sequence[int | None]]]
