@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::ids::NodeId;
+use crate::ids::{NodeId, id_at};
 use crate::keys::KeyTrie;
 use crate::model::blocks::Blocks;
 use crate::model::tree::Tree;
@@ -48,7 +48,7 @@ impl Ancestors {
             let slot = &mut self.slot[above as usize];
             let is_known = *slot != NONE;
             if !is_known {
-                *slot = self.below.len() as u32;
+                *slot = id_at(self.below.len());
                 self.below.push(Below { count: 0, value, mixed: false, children: Vec::new() });
             }
             let below = &mut self.below[self.slot[above as usize] as usize];

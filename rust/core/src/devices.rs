@@ -67,7 +67,7 @@ impl Device {
 
     /// Bits that stored tensors may use.
     pub(crate) fn limit_bits(&self) -> i64 {
-        self.capacity_bits.map_or(i64::MAX, |bits| bits.min(MOST_BITS) as i64)
+        self.capacity_bits.map_or(i64::MAX, |bits| bits.min(MOST_BITS).cast_signed()) // at most 2^60
     }
 }
 

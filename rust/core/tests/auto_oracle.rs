@@ -1,5 +1,6 @@
 //! The `auto` strategy against every assignment of few units to few devices.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::cast_possible_truncation)] // small numbers are drawn
 
 use std::collections::HashSet;
 
@@ -32,7 +33,7 @@ struct Instance {
 
 fn instance(random: &mut Random, most_units: u64) -> Instance {
     let count = 1 + random.below(most_units);
-    let sizes: Vec<u64> = (0..1 + random.below(4)).map(|_| random.below(12).max(random.below(2))).collect();
+    let sizes: Vec<u64> = (0..=random.below(4)).map(|_| random.below(12).max(random.below(2))).collect();
     let accelerators = if random.chance(8) { 0 } else { 1 + random.below(3) };
     let mut kinds = vec![DeviceKind::Accelerator; accelerators as usize];
     if random.chance(80) || accelerators == 0 {
@@ -104,7 +105,9 @@ fn place_members(random: &mut Random, units: &mut [Unit]) {
         let is_whole = unit.positions.len() == 1 && random.chance(85);
         let mut blocks = vec![unit.bits; unit.positions.len()];
         if !is_whole {
-            blocks.iter_mut().for_each(|bits| *bits = random.below(*bits + 1));
+            for bits in &mut blocks {
+                *bits = random.below(*bits + 1);
+            }
         }
         unit.block_bits = blocks;
     }
@@ -161,9 +164,10 @@ impl<'a> Rules<'a> {
     fn executors(&self, block: u64) -> Vec<usize> {
         let is_by_cpu = self.has_accelerator
             && (self.is_above_every_card(block) || self.instance.options.execute_offloaded == Execute::Cpu);
-        match is_by_cpu {
-            true => self.cpu.into_iter().collect(),
-            false => (0..self.capacity.len()).filter(|&device| self.executes[device]).collect(),
+        if is_by_cpu {
+            self.cpu.into_iter().collect()
+        } else {
+            (0..self.capacity.len()).filter(|&device| self.executes[device]).collect()
         }
     }
 
@@ -229,9 +233,10 @@ fn oracle(instance: &Instance) -> Option<(u64, u64, bool, u32)> {
                 if !rules.fits(&used, &reserved) {
                     continue;
                 }
-                next.insert(match unit.buffers_only || last == *executor {
-                    true => (used, reserved, last, seen, runs, is_off),
-                    false => (used, reserved, *executor, seen | 1 << executor, runs + 1, is_off),
+                next.insert(if unit.buffers_only || last == *executor {
+                    (used, reserved, last, seen, runs, is_off)
+                } else {
+                    (used, reserved, *executor, seen | 1 << executor, runs + 1, is_off)
                 });
             }
         }

@@ -1,4 +1,5 @@
 //! `planner._core`: the walk over a live module tree, conversion, and one call into `planner_core` each.
+#![allow(clippy::needless_pass_by_value)] // arguments come out of Python as values of their own
 
 mod auto;
 mod errors;

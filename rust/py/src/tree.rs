@@ -29,7 +29,7 @@ impl Tree {
     /// A tree that no live model was walked for; `bases` are names by class, as far as they are known.
     pub(crate) fn known(inner: planner_core::Tree, mut bases: HashMap<String, Vec<String>>) -> Self {
         let mut met = HashSet::new();
-        let names = (0..inner.len() as u32).filter_map(|node| inner.class_name(node)).filter(|name| met.insert(*name));
+        let names = inner.rows().filter_map(|node| inner.class_name(node)).filter(|name| met.insert(*name));
         let classes = names.map(|name| ClassLine::known(name, bases.remove(name).unwrap_or_default())).collect();
         Self { inner: inner.into(), can_tie: false, classes: Classes::Named(classes) }
     }
@@ -109,19 +109,19 @@ impl Tree {
 
     /// Names of all rows but the root, in preorder.
     fn names(&self) -> Vec<String> {
-        (1..self.inner.len() as u32).map(|node| self.inner.full_name(node)).collect()
+        self.inner.rows().skip(1).map(|node| self.inner.full_name(node)).collect()
     }
 
     /// (name, class) of every module but the root, in preorder.
     fn module_classes(&self) -> Vec<(String, String)> {
         let tree = &self.inner;
         let pair = |node| Some((tree.full_name(node), tree.class_name(node)?.to_owned()));
-        (1..tree.len() as u32).filter_map(pair).collect()
+        tree.rows().skip(1).filter_map(pair).collect()
     }
 
     /// Names of buffers that are not saved with the model.
     fn non_persistent(&self) -> Vec<String> {
-        let rows = 1..self.inner.len() as u32;
+        let rows = self.inner.rows();
         rows.filter(|&node| self.inner.kind(node) == Kind::NonPersistentBuffer)
             .map(|node| self.inner.full_name(node))
             .collect()

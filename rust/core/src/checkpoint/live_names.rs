@@ -1,5 +1,6 @@
 //! From names in files to the names of the tensors that they become, in general forms: with numbers left out.
 
+use crate::ids::id_at;
 use std::collections::{HashMap, HashSet};
 
 use crate::names::is_number;
@@ -33,7 +34,7 @@ impl GeneralNames {
                 }
                 if is_number(part) { text.push(GAP) } else { text.push_str(part) }
             }
-            let next = general.names.len() as u32;
+            let next = id_at(general.names.len());
             let id = *known.entry(text).or_insert_with_key(|text| {
                 general.names.push(text.clone());
                 next
@@ -60,8 +61,8 @@ pub struct LiveNames {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Part {
     pub(crate) row: usize,
-    pub(crate) part: u64,
-    pub(crate) parts: u64,
+    pub(crate) number: u64,
+    pub(crate) count: u64,
     pub(crate) name: String,
 }
 
@@ -77,8 +78,8 @@ impl LiveNames {
             let at = if self.by_name { row } else { general.of[row] as usize };
             let Some(targets) = patterns.get(at) else { continue };
             let numbers: Vec<&str> = name.split('.').filter(|part| is_number(part)).collect();
-            for (part, target) in (0..).zip(targets) {
-                parts.push(Part { row, part, parts: targets.len() as u64, name: filled(target, &numbers) });
+            for (number, target) in (0..).zip(targets) {
+                parts.push(Part { row, number, count: targets.len() as u64, name: filled(target, &numbers) });
             }
         }
         parts
@@ -117,7 +118,7 @@ mod tests {
         let targets = targets.iter().map(|targets| texts(targets)).collect();
         let live = LiveNames { targets, by_name, dropped: dropped.iter().copied().collect() };
         let parts = live.parts(&names, &GeneralNames::new(&names)).into_iter();
-        parts.map(|part| format!("{} {}/{} {}", part.row, part.part + 1, part.parts, part.name)).collect()
+        parts.map(|part| format!("{} {}/{} {}", part.row, part.number + 1, part.count, part.name)).collect()
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::checkpoint::assemble::{Named, assemble};
 use crate::checkpoint::live_names::{GeneralNames, LiveNames};
 use crate::checkpoint::outline::Outline;
 use crate::error::Error;
-use crate::ids::{DTypeId, TensorId};
+use crate::ids::{TensorId, dtype_at, id_at};
 use crate::model::tree::{DType, Tensor, Tree};
 
 /// What the elements of a tensor are.
@@ -111,13 +111,13 @@ pub fn tree_of_files(
     tied: &[(String, String)],
     is_quantised: bool,
 ) -> Result<(Tree, Vec<String>), Error> {
-    let (mut named, mut pieces) = live_tensors((names, tensors), general, live);
+    let (mut leaves, mut pieces) = live_tensors((names, tensors), general, live);
     if is_quantised {
-        keep_packed(&named, &mut pieces);
+        keep_packed(&leaves, &mut pieces);
     }
-    let doubled = tie(&mut named, tied);
+    let doubled = tie(&mut leaves, tied);
     let (dtypes, tensors) = by_dtype(&pieces);
-    Ok((assemble(outline, &dtypes, &tensors, &named)?, doubled))
+    Ok((assemble(outline, &dtypes, &tensors, &leaves)?, doubled))
 }
 
 fn live_tensors(
@@ -125,21 +125,21 @@ fn live_tensors(
     general: &GeneralNames,
     live: &LiveNames,
 ) -> (Vec<Named>, Vec<Piece>) {
-    let mut named: Vec<Named> = Vec::with_capacity(names.len());
+    let mut leaves: Vec<Named> = Vec::with_capacity(names.len());
     let mut pieces: Vec<Piece> = Vec::with_capacity(names.len());
     let mut by_name: HashMap<String, TensorId> = HashMap::with_capacity(names.len());
     for part in live.parts(names, general) {
-        let piece = tensors[part.row].part(part.part, part.parts);
+        let piece = tensors[part.row].part(part.number, part.count);
         if let Some(&id) = by_name.get(&part.name) {
             pieces[id as usize] = pieces[id as usize].merged(piece);
         } else {
-            let id = pieces.len() as TensorId;
+            let id = id_at(pieces.len());
             pieces.push(piece);
             by_name.insert(part.name.clone(), id);
-            named.push((part.name, id));
+            leaves.push((part.name, id));
         }
     }
-    (named, pieces)
+    (leaves, pieces)
 }
 
 /// Modules with a tensor that a quantizer packed keep all of their tensors as stored: scales are not weights to be cast.
@@ -185,7 +185,7 @@ fn by_dtype(pieces: &[Piece]) -> (Vec<DType>, Vec<Tensor>) {
         if known.is_none() {
             elements.push(element);
         }
-        tensors.push(Tensor { numel, dtype: place as DTypeId, opaque_bytes });
+        tensors.push(Tensor { numel, dtype: dtype_at(place), opaque_bytes });
     }
     (elements.into_iter().map(ElementType::dtype).collect(), tensors)
 }
@@ -223,7 +223,7 @@ mod tests {
         let cast = Some(Cast { formula_bits: 32, planned_bits: 32 });
         let layout = Layout::new(tree.into(), LayoutOptions { cast, ..LayoutOptions::default() }).unwrap();
         let tree = layout.tree();
-        let leaves = (0..tree.len()).map(|row| row as u32).filter_map(|row| Some((row, tree.tensor_id(row)?)));
+        let leaves = tree.rows().filter_map(|row| Some((row, tree.tensor_id(row)?)));
         let mut sizes: Vec<(String, i64)> =
             leaves.map(|(row, id)| (tree.full_name(row), layout.planned_bits(id) / 8)).collect();
         sizes.sort_unstable();

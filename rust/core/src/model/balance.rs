@@ -2,10 +2,10 @@
 
 use std::collections::HashSet;
 
-use crate::ids::NodeId;
+use crate::ids::{NodeId, id_at};
 use crate::model::layout::Layout;
-use crate::model::sizes::tensor_rows;
-use crate::model::tree::{Kind, sum_upwards};
+use crate::model::sizes::{sum_upwards, tensor_rows};
+use crate::model::tree::Kind;
 use crate::sets::BitSet;
 
 /// What balanced budgets are made from, in bits of the dialect's formula.
@@ -53,7 +53,7 @@ impl Layout {
         if self.is_no_split(0) {
             facts.largest_no_split_bits = facts.total_bits;
         }
-        for node in 1..tree.len() as NodeId {
+        for node in 1..id_at(tree.len()) {
             if !tree.is_module(node) {
                 continue;
             }

@@ -59,7 +59,8 @@ impl Tree {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::Needed;
-    use crate::model::tree::{DType, Kind, Tensor, Tree, TreeBuilder};
+    use crate::model::builder::TreeBuilder;
+    use crate::model::tree::{DType, Kind, Tensor, Tree};
     use crate::testing::tree;
 
     fn uncovered(tree: &Tree, keys: &[&str], needed: Needed) -> (Vec<usize>, Vec<String>) {

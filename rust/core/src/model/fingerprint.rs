@@ -1,20 +1,19 @@
 //! A digest by which equal layouts are known.
 
-use crate::ids::NodeId;
 use crate::model::layout::Layout;
 
 impl Layout {
     /// A digest of names, structure, stored sizes and ties: equal layouts have equal ones on every machine.
     pub fn fingerprint(&self) -> u64 {
         let mut digest = Digest::default();
-        for row in 0..self.tree().len() as NodeId {
+        for row in self.tree().rows() {
             digest.add(u64::from(self.tree().parent(row)));
             digest.add_text(self.tree().local_name(row));
             match self.tree().tensor_id(row) {
                 None => digest.add_text(self.tree().class_name(row).unwrap_or_default()),
                 Some(id) => {
                     digest.add(u64::from(self.one_tensor[id as usize]));
-                    digest.add(self.planned_bits(id) as u64);
+                    digest.add(self.planned_bits(id).cast_unsigned()); // a size is not negative
                 }
             }
         }
@@ -39,7 +38,9 @@ impl Digest {
     fn add(&mut self, word: u64) {
         let wide = u128::from(self.state ^ word) * u128::from(FOLD);
         // The sum keeps a state of 0 from swallowing what follows.
-        self.state = ((wide as u64) ^ ((wide >> 64) as u64)).wrapping_add(FOLD);
+        #[allow(clippy::cast_possible_truncation)] // the halves of a word of twice the length
+        let (low, high) = (wide as u64, (wide >> 64) as u64);
+        self.state = (low ^ high).wrapping_add(FOLD);
     }
 
     /// Eight bytes at a time, and the length, so that where one text ends and the next begins counts.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::devices::Device;
 use crate::error::Error;
-use crate::ids::{NodeId, TensorId};
+use crate::ids::{NodeId, TensorId, id_at};
 use crate::model::options::{Cast, Dialect, LayoutOptions, Tied};
 use crate::model::shared::SharedGroups;
 use crate::model::sizes::{buffer_bits, formula_bits, planned_bits};
@@ -44,6 +44,7 @@ impl Layout {
     /// # Cost
     ///
     /// O(rows), plus sorting the names of tied tensors.
+    #[allow(clippy::needless_pass_by_value)] // options are made for one layout
     pub fn new(tree: Arc<Tree>, options: LayoutOptions) -> Result<Self, Error> {
         let len = tree.len();
         let alias = alias_rows(&tree);
@@ -56,12 +57,14 @@ impl Layout {
             Tied::ByIdentity => Groups::by_identity(&tree),
             Tied::Named { groups, .. } => Groups::named(groups),
         };
-        let shared_groups = SharedGroups::new(&tree, &alias, &splittable, &one_tensor, &planned_bits)?;
+        let shared_groups = SharedGroups::new(&tree, &alias, &splittable, &one_tensor, &planned_bits);
         let mut exempt = BitSet::new(len);
         options.exempt.iter().for_each(|&node| exempt.insert(node));
         let mut uncounted = BitSet::new(len);
         if let Tied::Named { uncounted: rows, .. } = &options.tied {
-            rows.iter().for_each(|&node| uncounted.insert(node));
+            for &node in rows {
+                uncounted.insert(node);
+            }
         }
         Ok(Self {
             tree,
@@ -124,12 +127,12 @@ impl Layout {
 
     /// Modules of a no-split class.
     pub fn no_split_count(&self) -> usize {
-        (0..self.tree.len() as NodeId).filter(|&row| self.is_no_split(row)).count()
+        (self.tree.rows()).filter(|&row| self.is_no_split(row)).count()
     }
 
     /// Stored bits of all tensors, each once.
     pub fn total_bits(&self) -> i64 {
-        let ids = 0..self.one_tensor.len() as TensorId;
+        let ids = 0..id_at(self.one_tensor.len());
         ids.filter(|&id| self.one_tensor[id as usize] == id).map(|id| self.planned_bits(id)).sum()
     }
 
@@ -158,7 +161,7 @@ fn split_masks(tree: &Tree, alias: &BitSet, options: &LayoutOptions) -> (BitSet,
     if tree.is_module(0) && keep[tree.class_id(0) as usize] {
         no_split.insert(0); // of no consequence for splitting; transformers' balanced budgets look at it
     }
-    for node in 1..tree.len() as NodeId {
+    for node in 1..id_at(tree.len()) {
         if !tree.is_module(node) {
             continue;
         }
@@ -175,7 +178,7 @@ fn split_masks(tree: &Tree, alias: &BitSet, options: &LayoutOptions) -> (BitSet,
 
 /// For each tensor id, the one that stands for all it is tied to.
 fn merged(tree: &Tree, tied: &Tied) -> Vec<TensorId> {
-    let mut one = DisjointSets::new(tree.tensor_count() as TensorId);
+    let mut one = DisjointSets::new(id_at(tree.tensor_count()));
     if let Tied::Named { groups, .. } = tied {
         for group in groups {
             let ids: Vec<_> = group.iter().filter_map(|&node| tree.tensor_id(node)).collect();
@@ -189,7 +192,7 @@ fn merged(tree: &Tree, tied: &Tied) -> Vec<TensorId> {
 
 fn layers(tree: &Tree, alias: &BitSet, splittable: &BitSet, formula_bits: &[i64]) -> Vec<(i64, u32)> {
     let mut layer = vec![(0i64, 0u32); tree.len()];
-    for node in (1..tree.len() as NodeId).rev() {
+    for node in (1..id_at(tree.len())).rev() {
         if !tree.is_module(node) || alias.contains(node) {
             continue;
         }

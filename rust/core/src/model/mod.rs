@@ -2,6 +2,7 @@
 
 pub(crate) mod balance;
 pub(crate) mod blocks;
+pub(crate) mod builder;
 pub(crate) mod by_name;
 pub(crate) mod classes;
 pub(crate) mod cover;

@@ -4,15 +4,15 @@ use std::collections::{HashMap, HashSet};
 
 use crate::devices::MOST_BITS;
 use crate::error::Error;
-use crate::ids::{NodeId, TensorId};
+use crate::ids::{NodeId, TensorId, id_at};
 use crate::model::options::{Cast, Dialect, LayoutOptions, Tied};
-use crate::model::tree::{DType, Kind, Tree, sum_upwards};
+use crate::model::tree::{DType, Kind, Tree};
 use crate::sets::BitSet;
 
 /// Bits of each tensor as stored, by id; those that are one are as large as the largest of them.
 pub(crate) fn planned_bits(tree: &Tree, options: &LayoutOptions, one: &[TensorId]) -> Result<Vec<i64>, Error> {
     let mut bits = Vec::with_capacity(one.len());
-    for id in 0..one.len() as TensorId {
+    for id in 0..id_at(one.len()) {
         let (tensor, dtype) = tree.tensor(id);
         let element = match options.cast {
             Some(cast) if dtype.castable => cast.planned_bits,
@@ -39,12 +39,13 @@ pub(crate) fn planned_bits(tree: &Tree, options: &LayoutOptions, one: &[TensorId
         bits[stands] = bits[stands].max(bits[id]);
     }
     let mut total = 0u64;
-    for node in 0..tree.len() as NodeId {
+    for node in tree.rows() {
         if let Some(id) = tree.tensor_id(node) {
             total = checked_total(total, bits[id as usize], node)?;
         }
     }
-    Ok(bits.into_iter().map(|size| size as i64).collect())
+    // What a row holds is no more than the total; a tensor that no row holds is never asked for.
+    Ok(bits.into_iter().map(u64::cast_signed).collect())
 }
 
 /// The running total over all rows (ties counted again), small enough that no later sum can overflow.
@@ -57,7 +58,7 @@ fn checked_total(total: u64, bits: u64, node: NodeId) -> Result<u64, Error> {
 
 /// Rows in the order in which accelerate meets tensors: parameters, then buffers module by module.
 pub(crate) fn tensor_rows(tree: &Tree) -> Vec<NodeId> {
-    let rows = 0..tree.len() as NodeId;
+    let rows = tree.rows();
     let mut buffers: Vec<NodeId> = rows.clone().filter(|&row| tree.is_buffer(row)).collect();
     // Rows put a module's buffers behind its children; accelerate meets them before.
     buffers.sort_by_key(|&node| (tree.parent(node), node));
@@ -81,7 +82,9 @@ pub(crate) fn formula_bits(tree: &Tree, options: &LayoutOptions) -> Result<Vec<i
         Tied::ByIdentity => &[],
     };
     let mut is_uncounted = BitSet::new(if uncounted.is_empty() { 0 } else { tree.len() });
-    uncounted.iter().for_each(|&node| is_uncounted.insert(node));
+    for &node in uncounted {
+        is_uncounted.insert(node);
+    }
     let explicit: HashMap<NodeId, u64> = options.explicit.iter().map(|e| (e.node, e.formula_bits)).collect();
     let (mut seen_parameters, mut seen_buffers) = (BitSet::new(tree.tensor_count()), BitSet::new(tree.tensor_count()));
     let mut total = 0u64;
@@ -101,7 +104,7 @@ pub(crate) fn formula_bits(tree: &Tree, options: &LayoutOptions) -> Result<Vec<i
             _ => tensor.numel.saturating_mul(element_bits(dtype, options.dialect, options.cast)),
         };
         total = checked_total(total, size, node)?;
-        bits[node as usize] = size as i64;
+        bits[node as usize] = size.cast_signed(); // no more than the total, which is at most 2^60
         Ok(())
     };
     for node in tensor_rows(tree) {
@@ -119,8 +122,15 @@ pub(crate) fn buffer_bits(tree: &Tree, module: NodeId, dialect: Dialect, cast: O
         if seen.insert(id) {
             let (tensor, dtype) = tree.tensor(id);
             let bits = tensor.numel.saturating_mul(element_bits(dtype, dialect, cast));
-            total += bits.min(MOST_BITS) as i64;
+            total += bits.min(MOST_BITS).cast_signed(); // at most 2^60
         }
     }
     total
+}
+
+/// Adds each row to its parent, bottom-up.
+pub(crate) fn sum_upwards(tree: &Tree, column: &mut [i64]) {
+    for node in tree.rows().skip(1).rev() {
+        column[tree.parent(node) as usize] += column[node as usize];
+    }
 }

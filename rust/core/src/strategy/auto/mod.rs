@@ -107,6 +107,7 @@
 //! - A. Pınar, C. Aykanat, "Fast optimal load balancing algorithms for 1D partitioning", J. Parallel Distrib. Comput.
 //!   64, 2004: runs by sums of sizes and halving, and the least peak by trying limits.
 
+mod counts;
 mod deficit;
 mod instance;
 mod packing;

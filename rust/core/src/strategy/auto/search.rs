@@ -1,5 +1,6 @@
 //! The stages in their order.
 
+use crate::ids::id_at;
 use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::packing::arrange::arrange;
 use crate::strategy::auto::packing::offload::{self, Choice, Goal, Offloading, are_alike};
@@ -79,7 +80,7 @@ impl<'a> Search<'a> {
     /// Nothing is offloaded. The error is the lower bound on returns of any such plan.
     fn resident(&mut self) -> Result<Found, u32> {
         let split = Split::nothing(self.instance);
-        let all = || (0..self.instance.units.len() as u32).collect::<Vec<u32>>();
+        let all = || (0..id_at(self.instance.units.len())).collect::<Vec<u32>>();
         // INVARIANT: 1 only while every stage so far has excluded plans without a return.
         let mut returns = u32::from(self.instance.is_plain());
         for (stage, orders) in [(Stage::InOrder, Orders::Given), (Stage::OtherOrder, Orders::Any)] {
@@ -98,7 +99,7 @@ impl<'a> Search<'a> {
     fn with_forced(&mut self, forced: u64) -> Result<Found, u32> {
         let instance = self.instance;
         let offloaded: Vec<bool> =
-            (0..instance.units.len() as u32).map(|unit| instance.class(unit).is_forced_off()).collect();
+            (0..id_at(instance.units.len())).map(|unit| instance.class(unit).is_forced_off()).collect();
         let room = instance.cpu.map_or(0, |cpu| cpu.capacity);
         let found = tiers(instance, &instance.forced_counts(), room, &mut self.steps);
         // No homes for what must be offloaded: the last stage finds the same, and says so.
@@ -140,7 +141,7 @@ impl<'a> Search<'a> {
         let mut failed = Runnable::DoesNotFit;
         for &staging_device in staging_devices {
             let split = Split { staging_device, ..split.clone() };
-            let sequence = (0..self.instance.units.len() as u32).collect();
+            let sequence = (0..id_at(self.instance.units.len())).collect();
             match runs(self.instance, &split, sequence, way, &mut self.steps) {
                 Runnable::Fits(plan) => {
                     let rank = (plan.returns(self.instance), plan.unevenness(self.instance));
@@ -186,7 +187,7 @@ impl<'a> Search<'a> {
         let (split, is_complete) = offload_window::search(self.instance, cost, &mut self.steps);
         let Some(split) = split else { return (None, is_complete) };
         for orders in [Orders::Given, Orders::Any] {
-            let sequence = (0..self.instance.units.len() as u32).collect();
+            let sequence = (0..id_at(self.instance.units.len())).collect();
             if let Runnable::Fits(plan) = runs(self.instance, &split, sequence, (orders, true), &mut self.steps) {
                 return (Some(plan), true);
             }
@@ -268,9 +269,9 @@ impl<'a> Search<'a> {
         Some(Packing { counts, ..packing.clone() })
     }
 
-    pub(crate) fn finish(self, found: Found) -> Solution {
+    pub(crate) fn finish(self, found: &Found) -> Solution {
         let instance = self.instance;
-        let all = 0..instance.units.len() as u32;
+        let all = 0..id_at(instance.units.len());
         let home: Vec<u32> = all.clone().map(|unit| found.plan.home(instance, unit).unwrap_or(UNPLACED)).collect();
         let execution = all.map(|unit| found.plan.executors(instance, unit).unwrap_or_default()).collect();
         let load = found.plan.load(instance);
@@ -289,7 +290,7 @@ impl<'a> Search<'a> {
             steps: self.steps.taken(),
             stage: found.stage,
         };
-        let oversized = (0..home.len() as u32).map(|unit| instance.oversized(unit)).collect();
+        let oversized = (0..id_at(home.len())).map(|unit| instance.oversized(unit)).collect();
         let (reserved_bits, used_bits) = (load.reserved, load.used);
         Solution { home, execution, oversized, reserved_bits, used_bits, offloaded_bits, disk_bits, certificate }
     }

@@ -73,7 +73,7 @@ impl<'a> Frontier<'a> {
             if tree.is_module(node) {
                 self.split.insert(node);
             } else if self.layout.is_alias(node) {
-                continue;
+                // It follows its original.
             } else if self.layout.exempt.contains(node) {
                 self.placed.insert(node);
             } else if tree.kind(node) == Kind::Parameter {

@@ -1,5 +1,6 @@
 //! Plans in which each device executes one run, once it is settled what is offloaded.
 
+use crate::ids::id_at;
 use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::packing::tiers::Tiers;
 use crate::strategy::auto::plan::{Place, Plan, lay_out};
@@ -116,7 +117,7 @@ impl<'a> Track<'a> {
         }
         let offloaded = |unit: u32| split.offloaded[unit as usize];
         let has_cpu_room = is_strict
-            && (0..instance.units.len() as u32).any(|unit| {
+            && (0..id_at(instance.units.len())).any(|unit| {
                 offloaded(unit) && instance.class(unit).leads_by_cpu && !instance.units[unit as usize].buffers_only
             });
         // One bit more than there are bins, of which there may be 64.
@@ -178,6 +179,7 @@ impl<'a> Track<'a> {
 mod tests {
     use super::{Orders, Runnable, Split, runs};
     use crate::devices::{Device, DeviceKind};
+    use crate::ids::id_at;
     use crate::strategy::auto::instance::Instance;
     use crate::strategy::auto::problem::{Mode, Options};
     use crate::strategy::auto::steps::Steps;
@@ -194,7 +196,7 @@ mod tests {
         let (units, devices): (Vec<_>, Vec<Device>) = (units(sizes), cards.iter().map(card).collect());
         let options = Options { pools: pools.to_vec(), mode: Mode::GpuOnly, ..Options::default() };
         let instance = Instance::new(&units, &devices, &options).unwrap();
-        let sequence = (0..units.len() as u32).collect();
+        let sequence = (0..id_at(units.len())).collect();
         runs(&instance, &Split::nothing(&instance), sequence, (Orders::Given, true), &mut Steps::new(10_000))
     }
 
@@ -235,9 +237,9 @@ mod tests {
         };
         let mut undecided = 0;
         for _ in 0..4_000 {
-            let sizes: Vec<u64> = (0..1 + below(5)).map(|_| 1 + below(4)).collect();
-            let cards: Vec<(u64, Option<u32>)> = (0..1 + below(4))
-                .map(|_| (1 + below(7), [None, Some(0), Some(0), Some(1)][below(4) as usize]))
+            let sizes: Vec<u64> = (0..=below(5)).map(|_| 1 + below(4)).collect();
+            let cards: Vec<(u64, Option<u32>)> = (0..=below(4))
+                .map(|_| (1 + below(7), [None, Some(0), Some(0), Some(1)][usize::try_from(below(4)).unwrap()]))
                 .collect();
             let pools = [1 + below(8), 1 + below(8)];
             let is_possible = is_possible(&sizes, &cards, &pools);

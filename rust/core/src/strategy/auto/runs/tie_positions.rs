@@ -1,5 +1,6 @@
 //! Tied units taken at the place of another member.
 
+use crate::ids::id_at;
 use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::plan::Plan;
 use crate::strategy::auto::runs::contiguous::{Orders, Runnable, Split, runs};
@@ -41,7 +42,7 @@ fn sequences(instance: &Instance) -> Vec<Vec<u32>> {
     let tied: Vec<usize> = (0..instance.units.len()).filter(|&unit| instance.units[unit].positions.len() > 1).collect();
     let places: Vec<Vec<u32>> = tied.iter().map(|&unit| places_of(instance, unit)).collect();
     let count = places.iter().fold(1usize, |count, places| count.saturating_mul(places.len()));
-    let mut all = vec![(0..instance.units.len() as u32).collect::<Vec<u32>>()];
+    let mut all = vec![(0..id_at(instance.units.len())).collect::<Vec<u32>>()];
     // `choice` is a number with one digit for each tied unit: its place. Choice 0 is the order tried before.
     for choice in 1..count.min(MOST_SEQUENCES) {
         let mut keys: Vec<(u32, u32)> =
