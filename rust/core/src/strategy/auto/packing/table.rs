@@ -210,23 +210,24 @@ impl<'a> Table<'a> {
         rare.map(dimension).collect()
     }
 
-    /// Bits in a state that is reached: its copies are not NEVER, and so no fewer than 0.
-    fn resident(&self, state: usize, copies: i64) -> u64 {
+    /// Bits of what is resident in a state, with so many copies.
+    fn resident(&self, state: usize, copies: u64) -> u64 {
         let classes = &self.task.instance.classes;
         let rare = self.rare.iter().enumerate();
         let bits = rare.map(|(dimension, &class)| self.digit(state, dimension) * classes[class].bits).sum::<u64>();
-        bits + copies.cast_unsigned() * classes[self.commonest].bits
+        bits + copies * classes[self.commonest].bits
     }
 
-    fn meets_must(&self, state: usize, copies: i64) -> bool {
+    /// Whether all that must stay is resident.
+    fn meets_must(&self, state: usize, copies: u64) -> bool {
         let must = &self.task.must;
         let is_full = |(dimension, &class): (usize, &usize)| self.digit(state, dimension) == self.count(class);
-        (!must[self.commonest] || copies.cast_unsigned() == self.count(self.commonest))
+        (!must[self.commonest] || copies == self.count(self.commonest))
             && self.rare.iter().enumerate().filter(|(_, class)| must[**class]).all(is_full)
     }
 
     /// How far what is left out is from the same part of every class; runs leave out nearly that.
-    fn imbalance(&self, state: usize, copies: i64) -> u128 {
+    fn imbalance(&self, state: usize, copies: u64) -> u128 {
         let classes = &self.task.instance.classes;
         let total: u64 =
             self.rare.iter().chain([&self.commonest]).map(|&class| self.count(class) * classes[class].bits).sum();
@@ -238,17 +239,18 @@ impl<'a> Table<'a> {
         };
         let rare =
             self.rare.iter().enumerate().map(|(dimension, &class)| offloaded(class, self.digit(state, dimension)));
-        rare.sum::<u128>() + offloaded(self.commonest, copies.cast_unsigned())
+        rare.sum::<u128>() + offloaded(self.commonest, copies)
     }
 
     /// Ends in the order of what is resident; the first whose rest finds homes is best.
     fn read(&self, packed: &mut Packed, steps: &mut Steps) {
         let Some(last) = self.layers.last() else { return };
         let mut ends = Vec::new();
-        for (state, &(copies, _)) in last.iter().enumerate().filter(|(_, (copies, _))| *copies != NEVER) {
+        for (state, &(reached, _)) in last.iter().enumerate().filter(|(_, (copies, _))| *copies != NEVER) {
             // Where the cpu shares the memory, less resident can leave it more.
-            let fewest = if self.task.instance.has_shared_cpu() { 0 } else { copies };
-            for copies in fewest..=copies {
+            let most = reached.cast_unsigned(); // not NEVER
+            let fewest = if self.task.instance.has_shared_cpu() { 0 } else { most };
+            for copies in fewest..=most {
                 if self.meets_must(state, copies) {
                     ends.push((self.resident(state, copies), state, copies));
                 }
@@ -284,20 +286,20 @@ impl<'a> Table<'a> {
     }
 
     /// Counts by bin and class of the packing that reached a state; copies beyond those wanted are left out.
-    fn trace(&self, mut state: usize, copies: i64) -> Vec<Vec<u32>> {
+    fn trace(&self, mut state: usize, copies: u64) -> Vec<Vec<u32>> {
         let bins = self.task.limits.len();
         let mut counts = vec![vec![0u32; self.task.instance.classes.len()]; bins];
         // The table kept the most copies; where fewer are wanted, the last bins leave out theirs.
-        let mut surplus = self.layers[bins][state].0 - copies;
+        let mut surplus = self.layers[bins][state].0.cast_unsigned() - copies; // a state that is reached
         for (at, &bin) in self.order.iter().enumerate().rev() {
             let (reached, before) = self.layers[at + 1][state];
             for (dimension, &class) in self.rare.iter().enumerate() {
                 let taken = self.digit(state, dimension) - self.digit(before as usize, dimension);
                 counts[bin][class] = at_most(u32::MAX, taken);
             }
-            let added = reached - self.layers[at][before as usize].0;
+            let added = (reached - self.layers[at][before as usize].0).cast_unsigned(); // a bin only adds
             let left_out = surplus.min(added);
-            counts[bin][self.commonest] = at_most(u32::MAX, (added - left_out).cast_unsigned()); // it leaves out no more than was added
+            counts[bin][self.commonest] = at_most(u32::MAX, added - left_out);
             surplus -= left_out;
             state = before as usize;
         }
