@@ -47,7 +47,7 @@ class Opened:
         """Bits of single tensors that the tree itself does not know: those that the files hold for a live model."""
         if self.stored is None:
             return {}
-        known = self.stored.uncovered((), persistent_only=True)[1]
+        known = self.stored.uncovered((), "saved")[1]
         special = {name: special_dtypes[name] for name in known if name in special_dtypes}
         sizes = Layout(self.stored, dtype=dtype, special_dtypes=special).stored_sizes()
         return {name: int(sizes[name] * 8) for name in known if name in sizes}
@@ -137,8 +137,8 @@ def _beside_files(model: Any, opened: Opened, files: CheckpointFiles) -> Opened:
     if hasattr(model, "base_model_prefix") and hasattr(model, "_keys_to_ignore_on_load_unexpected"):
         architecture = Architecture.from_record(architecture_record(model))
     built = _build(files, files.read_headers(), architecture)
-    stored = built.tree.uncovered((), persistent_only=True)[1]
-    missing = opened.tree.uncovered(stored, persistent_only=True)[1]
+    stored = built.tree.uncovered((), "saved")[1]
+    missing = opened.tree.uncovered(stored, "saved")[1]
     own = tuple(f"{_shown(missing)} not in the files, counted as in the model" for _ in missing[:1])
     return replace(opened, notes=(*opened.notes, *built.notes, *own), stored=built.tree)
 

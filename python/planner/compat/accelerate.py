@@ -232,7 +232,7 @@ def check_device_map(model: nn.Module, device_map: Mapping[str, Any]) -> None:
     Source: accelerate 1.15, utils/modeling.py.
     """
     require_map(device_map)
-    unknown, uncovered = ModuleTree.from_module(model).uncovered(device_map, persistent_only=True)
+    unknown, uncovered = ModuleTree.from_module(model).uncovered(device_map, "saved")
     if unknown:
         warn_caller(f"The following device_map keys do not match any submodules in the model: {unknown}")
     if uncovered:

@@ -115,7 +115,7 @@ def fallback_allocate(
     no_split_module_classes: Collection[str] | None = None,
     tied_parameters: Sequence[Sequence[str]] | None = None,
 ) -> tuple[str | None, Any, list[tuple[str, Any]]]:
-    """First module, depth-first, that fits a limit together with what is tied to it.
+    """First module or parameter, depth-first, that fits a limit together with what is tied to it.
 
     Args:
         modules: (name, module or tensor) pairs.
@@ -161,7 +161,9 @@ def _depth_first(modules: Entries, no_split: Collection[str]) -> Iterator[tuple[
         name, module = pending.pop()
         yield name, module
         if _children(module) and type(module).__name__ not in no_split:
-            pending.extend(reversed(_members(name, module)))
+            # accelerate's search meets parameters and children; a buffer inside a module is never what falls back.
+            members = [*module.named_parameters(recurse=False), *_children(module)]
+            pending.extend((f"{name}.{member}", value) for member, value in reversed(members))
 
 
 def _open_ancestors(modules: Entries, name: str) -> list[tuple[str, Any]]:

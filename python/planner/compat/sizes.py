@@ -45,7 +45,7 @@ def compute_module_sizes(
     Source: accelerate 1.15, utils/modeling.py.
     """
     layout = Layout(ModuleTree.from_module(model), dtype=dtype, special_dtypes=special_dtypes)
-    sizes: dict[str, int | float] = _Sizes(layout.stored_sizes(buffers_only=bool(buffers_only)))
+    sizes: dict[str, int | float] = _Sizes(layout.stored_sizes("buffers" if buffers_only else "all"))
     return sizes
 
 

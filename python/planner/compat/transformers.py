@@ -178,7 +178,7 @@ def compute_module_sizes(
         table would drop is the one it is met under.
     """
     layout = _layout(model, hf_quantizer, no_split=[], tied=_tied_groups(model))
-    sizes = layout.stored_sizes(buffers_only=bool(buffers_only))
+    sizes = layout.stored_sizes("buffers" if buffers_only else "all")
     modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
     direct: dict[str, int | float] = {}
     for name, size in sizes.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from planner import _core
 from planner.choices import Dialect
@@ -99,26 +99,26 @@ class Layout:
         """Names of each parameter that has several, sorted; groups in the order in which a second name is met."""
         return self.columns.tied_groups()
 
-    def stored_sizes(self, *, buffers_only: bool = False) -> dict[str, int | float]:
+    def stored_sizes(self, counted: Literal["all", "buffers"] = "all") -> dict[str, int | float]:
         """Stored bytes of every module and tensor by name, each tensor where it is met first; "" is the whole.
 
         Args:
-            buffers_only: count buffers alone.
+            counted: which tensors.
 
         Cost: O(modules + tensors).
         """
-        return {name: bits_to_bytes(bits) for name, bits in self.columns.stored_sizes(buffers_only)}
+        return {name: bits_to_bytes(bits) for name, bits in self.columns.stored_sizes(counted)}
 
     def balance_facts(self) -> BalanceFacts:
         """Sizes for balanced budgets. Cost: O(modules + tensors)."""
-        total, first, largest, final, count, direct = self.columns.balance_facts()
+        facts = self.columns.balance_facts()
         return BalanceFacts(
-            total_bytes=bits_to_bytes(total),
-            first_no_split_bytes=bits_to_bytes(first),
-            largest_no_split_bytes=bits_to_bytes(largest),
-            final_modules_bytes=bits_to_bytes(final),
-            final_module_count=count,
-            largest_direct_bytes=bits_to_bytes(direct),
+            total_bytes=bits_to_bytes(facts.total_bits),
+            first_no_split_bytes=bits_to_bytes(facts.first_no_split_bits),
+            largest_no_split_bytes=bits_to_bytes(facts.largest_no_split_bits),
+            final_modules_bytes=bits_to_bytes(facts.final_modules_bits),
+            final_module_count=facts.final_module_count,
+            largest_direct_bytes=bits_to_bytes(facts.largest_direct_bits),
         )
 
 

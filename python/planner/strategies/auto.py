@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from planner import _core
-from planner.choices import ExecuteOffloaded, Fill, Mode, ReasonRule, Stage
+from planner.choices import DeviceKind, ExecuteOffloaded, Fill, Mode, ReasonRule
 from planner.devices.budgets import DeviceBudget
 from planner.devices.keys import DeviceKey, device_kind
 from planner.errors import InfeasibleError, InvalidConstraintError, InvalidDevicesError, InvalidTreeError
@@ -90,7 +90,7 @@ class AutoSearch:
         result = self.blocks.columns.solve(self.row(), list(self.masks), self.options())
         return self.read(result, enough_bytes)
 
-    def row(self, least_bits: int = 0) -> tuple[list[tuple[str, int | None, int | None]], list[int]]:
+    def row(self, least_bits: int = 0) -> tuple[list[tuple[DeviceKind, int | None, int | None]], list[int]]:
         """Devices and pools as the extension takes them.
 
         Args:
@@ -107,7 +107,7 @@ class AutoSearch:
             )
             for pool in pools
         ]
-        devices: list[tuple[str, int | None, int | None]] = [
+        devices: list[tuple[DeviceKind, int | None, int | None]] = [
             (
                 budget.kind,
                 max(_bits(budget), least_bits),
@@ -117,9 +117,15 @@ class AutoSearch:
         ]
         return devices, sizes
 
-    def options(self) -> tuple[str, int, str, str, int]:
+    def options(self) -> _core.SearchOptions:
         """The search's options as the extension takes them."""
-        return (self.fill, self.search_steps, self.mode, self.execute_offloaded, self.staging_blocks)
+        return _core.SearchOptions(
+            fill=self.fill,
+            search_steps=self.search_steps,
+            mode=self.mode,
+            execute_offloaded=self.execute_offloaded,
+            staging_blocks=self.staging_blocks,
+        )
 
     def read(
         self, result: _core.AutoPlan | _core.AutoFailure, enough_bytes: Mapping[DeviceKey, int] | None = None
@@ -246,9 +252,9 @@ class AutoSearch:
             if home is not None
         }
         size = self.blocks.unit_bytes[failure.unit] if len(self.blocks.columns) else 0
-        fields: dict[str, Any] = {"more_bytes": more, "best_partial": placed, "is_proven": failure.is_proven}
+        fields: dict[str, Any] = {"more_bytes": more, "best_partial": placed, "is_proven": failure.proven}
         return InfeasibleError(
-            infeasible_message(block, size, self.mode, more, failure.is_proven),
+            infeasible_message(block, size, self.mode, more, failure.proven),
             block=block,
             device=None,
             shortfall_bytes=min(more.values(), default=None),
@@ -342,15 +348,15 @@ def _bits(budget: DeviceBudget) -> int:
 
 
 def _certificate(result: _core.AutoPlan) -> Certificate:
-    proven, bound_bits, gap_bits, returns, returns_bound, steps, stage = result.certificate
+    known = result.certificate
     return Certificate(
-        proven=proven,
-        lower_bound_bytes=bound_bits // 8,
-        gap_bytes=-(-gap_bits // 8),
-        returns=returns,
-        returns_lower_bound=returns_bound,
-        steps=steps,
-        stage=cast("Stage", stage),
+        proven=known.proven,
+        lower_bound_bytes=known.lower_bound_bits // 8,
+        gap_bytes=-(-known.gap_bits // 8),
+        returns=known.returns,
+        returns_lower_bound=known.returns_lower_bound,
+        steps=known.steps,
+        stage=known.stage,
     )
 
 

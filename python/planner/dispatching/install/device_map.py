@@ -126,7 +126,7 @@ def require_fit(model: nn.Module, resolved_map: ResolvedDeviceMap) -> None:
         InvalidTreeError: a model that cannot be walked. Fields: ``name``.
     """
     tree = ModuleTree.from_module(model)
-    unknown, uncovered = tree.uncovered(resolved_map.device_map, persistent_only=True)
+    unknown, uncovered = tree.uncovered(resolved_map.device_map, "saved")
     strange, _ = tree.uncovered(resolved_map.running)
     if strange:
         raise PlanMismatchError(
