@@ -49,7 +49,7 @@ def snippet(
     blocks: int,
     total_bytes: int,
     offloaded_bytes: Mapping[str, int],
-    is_proven: bool,
+    proof: str,
 ) -> str:
     """A plan in a notebook: what was planned, bytes by device, what is offloaded.
 
@@ -58,13 +58,12 @@ def snippet(
         blocks: how many blocks were planned.
         total_bytes: their stored bytes.
         offloaded_bytes: bytes by tier.
-        is_proven: whether no plan offloads less.
+        proof: in words, whether no plan offloads less.
 
     Returns:
         HTML without script, style sheet or identifiers, so that many can stand in one page.
     """
     offloaded = sum(offloaded_bytes.values())
-    proof = "proven least" if is_proven else "not proven least"
     remark = f"{format_bytes(offloaded)} offloaded, {proof}" if offloaded else "nothing is offloaded"
     headline = f"Plan of {blocks} blocks, {format_bytes(total_bytes)}; {remark}"
     return f'<div class="planner-plan"><p>{markup(headline)}</p>{devices_table(devices)}</div>'

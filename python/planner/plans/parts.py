@@ -133,6 +133,11 @@ class Certificate:
     steps: int
     stage: Stage
 
+    @property
+    def proof(self) -> str:
+        """In words, whether the offloaded bytes are the least."""
+        return "proven least" if self.proven else "not proven least"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shortfall:

@@ -123,9 +123,10 @@ class Plan(PlanParts):
                 parts.append(f"{format_bytes(device.free_bytes)} free")
             lines.append(f"  {device.id}: {', '.join(parts)}")
         offloaded = sum(self.offloaded_bytes.values())
-        proof = "proven least" if self.certificate.proven else "not proven least"
         lines.append(
-            f"offloaded: {format_bytes(offloaded)} ({proof})" if offloaded else "nothing is offloaded"
+            f"offloaded: {format_bytes(offloaded)} ({self.certificate.proof})"
+            if offloaded
+            else "nothing is offloaded"
         )
         return "\n".join((*lines, *self.source.doubts))
 
@@ -149,5 +150,5 @@ class Plan(PlanParts):
             blocks=self.source.blocks,
             total_bytes=self.source.total_bytes,
             offloaded_bytes=self.offloaded_bytes,
-            is_proven=self.certificate.proven,
+            proof=self.certificate.proof,
         )

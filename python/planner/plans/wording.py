@@ -124,11 +124,8 @@ def explain(plan: Plan, name: str) -> str:
         lines.append(f"  and {len(own) - 5} more reasons.")
     lines.append(f"Tried: {', '.join(_tried(plan))}.")
     offloaded = sum(plan.offloaded_bytes.values())
-    proof = (
-        "proven least"
-        if plan.certificate.proven
-        else f"at least {plan.certificate.lower_bound_bytes} in any plan"
-    )
+    known = plan.certificate
+    proof = known.proof if known.proven else f"at least {known.lower_bound_bytes} in any plan"
     lines.append(f"Offloaded bytes: {offloaded}, {proof}.")
     if plan.shortfall is not None and plan.shortfall.more_bytes:
         more = " or ".join(
