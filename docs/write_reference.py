@@ -44,7 +44,7 @@ PAGES = {
         "See [planning](../planning.md) for how a plan comes about.",
         (
             *("plan", "plan_many", "explain", "Plan"),
-            *_below("plans.plan", "Source DevicePlan Certificate Reason Shortfall Setting"),
+            *_below("plans.parts", "Source DevicePlan Certificate Reason Shortfall Setting"),
             *_below("plans.diff", "PlanDiff PlanDifference UsageDifference"),
             *_below("plans.wording", "sentence notices first_device_of"),
         ),
