@@ -7,6 +7,18 @@ counts as one by accelerate's formula. Devices are numbers: places in the list t
 from collections.abc import Callable
 from typing import Any, Literal, final
 
+from planner.choices import (
+    BlockGranularity,
+    DeviceKind,
+    Dialect,
+    ExecuteOffloaded,
+    Fill,
+    Mode,
+    Reserve,
+    SearchStage,
+    SequentialRule,
+)
+
 __all__ = [
     "AutoFailure",
     "AutoPlan",
@@ -24,20 +36,10 @@ __all__ = [
     "clean_keys",
 ]
 
-_DeviceKind = Literal["accelerator", "cpu", "disk"]
-_Dialect = Literal["accelerate", "transformers"]
-_Reserve = Literal["always", "if_offloaded"]
-_Granularity = Literal["block", "expert"]
-_Fill = Literal["even", "fewest", "in_order"]
-_Mode = Literal["any", "no_disk", "gpu_only"]
-_Executor = Literal["accelerator", "cpu"]
-_Stage = Literal["in_order", "other_order", "tie_position", "scattered", "offload"]
-_Rule = Literal["fits", "tied", "bound", "fallback", "split", "split_tied", "next_device"]
-
 # Kind; budget in bits, or None without limit; whether it keeps room for the largest layer.
-_SequentialDevice = tuple[_DeviceKind, int | None, bool]
+_SequentialDevice = tuple[DeviceKind, int | None, bool]
 # Kind; capacity in bits, or None without limit; number of its pool, or None.
-_AutoDevice = tuple[_DeviceKind, int | None, int | None]
+_AutoDevice = tuple[DeviceKind, int | None, int | None]
 # Devices in order of preference; joint capacity in bits of each pool, by its number.
 _Row = tuple[list[_AutoDevice], list[int]]
 # Number of a unit, and the devices where it may lie: bit d stands for device d.
@@ -108,7 +110,7 @@ class Layout:
         cls,
         tree: Tree,
         *,
-        dialect: _Dialect,
+        dialect: Dialect,
         no_split: list[str] = ...,
         cast: tuple[int, int] | None = None,
         special: list[tuple[str, int, int]] = ...,
@@ -127,16 +129,16 @@ class Layout:
         """
 
     def sequential(
-        self, devices: list[_SequentialDevice], fallback: bool, reserve: _Reserve
+        self, devices: list[_SequentialDevice], fallback: bool, reserve: Reserve
     ) -> Outcome | Exhausted: ...
     def probe(
-        self, devices: list[_SequentialDevice], fallback: bool, reserve: _Reserve, rising: int
+        self, devices: list[_SequentialDevice], fallback: bool, reserve: Reserve, rising: int
     ) -> tuple[bool, int | None, list[int | None]]:
         """Whether the rising device gets a bit; bits by which its budget may rise until a decision is another one; and, by device,
         bits by which that of each other may fall. None where nothing ever turns."""
 
     def sequential_many(
-        self, rows: list[list[_SequentialDevice]], fallback: bool, reserve: _Reserve
+        self, rows: list[list[_SequentialDevice]], fallback: bool, reserve: Reserve
     ) -> list[Outcome | Exhausted]: ...
     def balance_facts(self) -> BalanceFacts: ...
     def stored_sizes(self, counted: Literal["all", "buffers"]) -> list[tuple[str, int]]:
@@ -196,7 +198,7 @@ class Outcome:
 @final
 class Reason:
     @property
-    def rule(self) -> _Rule: ...
+    def rule(self) -> SequentialRule: ...
     @property
     def name(self) -> str: ...
     @property
@@ -230,7 +232,7 @@ class Blocks:
         cls,
         layout: Layout,
         *,
-        granularity: _Granularity,
+        granularity: BlockGranularity,
         no_split: list[str] = ...,
         split: list[str] = ...,
         keep_together: list[list[str]] = ...,
@@ -262,10 +264,10 @@ class SearchOptions:
     def __new__(
         cls,
         *,
-        fill: _Fill,
+        fill: Fill,
         search_steps: int,
-        mode: _Mode,
-        execute_offloaded: _Executor,
+        mode: Mode,
+        execute_offloaded: ExecuteOffloaded,
         staging_blocks: int,
     ) -> SearchOptions: ...
 
@@ -311,7 +313,7 @@ class Certificate:
     @property
     def steps(self) -> int: ...
     @property
-    def stage(self) -> _Stage: ...
+    def stage(self) -> SearchStage: ...
 
 @final
 class AutoFailure:
