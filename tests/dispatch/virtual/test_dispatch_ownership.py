@@ -239,6 +239,22 @@ def test_a_layer_that_was_copied_in_goes_with_the_dispatch(end: str) -> None:
     assert model.to(0)(X.to(0)).cpu().equal(want)
 
 
+@pytest.mark.parametrize("end", ENDS)
+def test_a_later_hook_is_all_that_stays(end: str) -> None:
+    """Appending attaches the dispatch's own hook anew, with an override of its own for copies."""
+    model = pair()
+    before = [set(vars(module)) for module in model.modules()]
+    planner.cpu_offload(model, 0)
+    planner.add_hook_to_module(model[1], planner.ModelHook(), append=True)
+    model(X)
+    planner.undispatch(model)
+    planner.remove_hook_from_submodules(model)
+    if end == "dispatch":
+        planner.dispatch(model, MIXED)
+        planner.undispatch(model)
+    assert [set(vars(module)) for module in model.modules()] == before
+
+
 class Lazy(nn.Module):
     """Makes a buffer where its first argument lies."""
 

@@ -221,6 +221,12 @@ class Dispatched:
             Recomputing.end(forward.module, journal)
         for override in reversed(self.overrides):
             override.take_off(journal)
+        for offloaded_module in self.offloaded_modules():
+            # A hook that a later one was appended to was attached anew, and has installed its own.
+            for slot in offloaded_module.store.slots:
+                pickling = Pickling.of(slot.module)
+                if pickling is not None and pickling.offloaded_module is offloaded_module:
+                    pickling.take_off(journal)
         if self.device_map:
             journal.put_back(self.model.__dict__, _DEVICE_MAP, *self.device_map)
 
