@@ -255,6 +255,21 @@ def test_a_later_hook_is_all_that_stays(end: str) -> None:
     assert [set(vars(module)) for module in model.modules()] == before
 
 
+@pytest.mark.parametrize("device", [1, "cpu"])
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_a_hook_of_the_dispatch_that_was_attached_anew_goes_with_it(is_removed: bool, device: Any) -> None:
+    model = pair().requires_grad_(False)
+    before, want = [set(vars(module)) for module in model.modules()], expected(model)
+    planner.dispatch(model, {"0": 0, "1": device})
+    hook = model[1]._hf_hook
+    if is_removed:
+        planner.remove_hook_from_module(model[1])
+    planner.add_hook_to_module(model[1], hook)
+    planner.undispatch(model)
+    assert [set(vars(module)) for module in model.modules()] == before
+    assert model(X).equal(want)
+
+
 class Lazy(nn.Module):
     """Makes a buffer where its first argument lies."""
 

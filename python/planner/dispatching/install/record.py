@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from planner.dispatching.hooks.place import moves_in_place, placed, require_values
-from planner.dispatching.methods.forward import Forward, Hooked, forwards_of, installed
+from planner.dispatching.methods.forward import Forward, Hooked, forwards_of, installed, restore_forward
 from planner.dispatching.methods.membership import Membership
 from planner.dispatching.methods.overrides import Conversion, Override, Pickling, Recomputing
 from planner.dispatching.offload.refcount import OffloadedModule
@@ -216,8 +216,12 @@ class Dispatched:
         """What is installed in modules, last first."""
         for forward in reversed(self.forwards):
             journal.remove(_readers_of(forward.module), _SETTLING)
-            journal.put_back(forward.module.__dict__, "_hf_hook", forward.hook)
+            table = forward.module.__dict__
+            is_ours = table.get("_hf_hook") is forward.hook
             forward.take_off(journal)
+            if is_ours:
+                journal.remove(table, "_hf_hook")
+                _unhook(forward.module, journal)
             Recomputing.end(forward.module, journal)
         for override in reversed(self.overrides):
             override.take_off(journal)
@@ -274,6 +278,15 @@ class Dispatched:
                 if device is not None or beside is None or beside.type == "meta" or tensor.is_meta:
                     continue
                 _send(journal, slot, tensor, beside, made)
+
+
+def _unhook(module: nn.Module, journal: Journal) -> None:
+    """Takes off what calls the hook of a module, where that was attached anew since the dispatch."""
+    hooked = [forward for forward in forwards_of(module) if isinstance(forward, Hooked)]
+    for forward in hooked:
+        forward.take_off(journal)
+    if hooked:
+        restore_forward(module, journal)
 
 
 _SETTLING = "planner"
