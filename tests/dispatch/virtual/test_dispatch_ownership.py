@@ -285,11 +285,14 @@ class Lazy(nn.Module):
 
 
 @pytest.mark.parametrize("lies_on", [0, "cpu"])
-def test_tensors_that_were_made_meanwhile_go_home_with_their_neighbours(lies_on: Any) -> None:
+@pytest.mark.parametrize("end", ENDS)
+def test_tensors_that_were_made_meanwhile_go_home_with_their_neighbours(end: str, lies_on: Any) -> None:
     model = nn.Sequential(Lazy(), nn.Linear(4, 4))
     planner.dispatch(model, {"0": lies_on, "1": 1})
     model(X)
     model.add_module("2", nn.Linear(4, 4, device=1))
+    if end == "dispatch":
+        planner.dispatch(model, {"0": 1, "1": "cpu", "2": "cpu"}, offload_buffers=True)
     planner.undispatch(model)
     assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"cpu"}
     assert model[0].seen.tolist() == [1.0] * 4

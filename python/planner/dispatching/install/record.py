@@ -267,6 +267,13 @@ class Dispatched:
 
     def _send_new(self, journal: Journal, made: _Made) -> None:
         """What the model has made or got while it was dispatched goes where its neighbours go."""
+        for slot, device in self.new_slots():
+            tensor = slot.read()
+            if not tensor.is_meta:
+                _send(journal, slot, tensor, device, made)
+
+    def new_slots(self) -> Iterator[tuple[Slot, torch.device]]:
+        """Slots that were filled since the dispatch, and where their neighbours lay before it."""
         originals = {(id(row.slot.table), row.slot.name): row.device for row in self.originals}
         usual = next(iter(originals.values()), None)
         for _, module in modules_of(self.model):
@@ -274,10 +281,8 @@ class Dispatched:
             known = [originals.get((id(slot.table), slot.name)) for slot in slots]
             beside = next((device for device in known if device is not None), usual)
             for slot, device in zip(slots, known, strict=True):
-                tensor = slot.read()
-                if device is not None or beside is None or beside.type == "meta" or tensor.is_meta:
-                    continue
-                _send(journal, slot, tensor, beside, made)
+                if device is None and beside is not None and beside.type != "meta":
+                    yield slot, beside
 
 
 def _unhook(module: nn.Module, journal: Journal) -> None:
