@@ -48,7 +48,17 @@ def run(folder: Path, *options: str) -> dict[str, str]:
     (folder / "test_names.py").write_text(TEST_FILE)
     results = folder / "results.json"
     command = [sys.executable, "-m", "pytest", "-p", "upstream.plugin", "-p", "no:cacheprovider"]
-    command += ["-c", os.devnull, "--results", str(results), *options, str(folder / "test_names.py")]
+    # Without a root, every folder from the top of the disk down to this one would be listed.
+    command += [
+        "-c",
+        os.devnull,
+        "--confcutdir",
+        str(folder),
+        "--results",
+        str(results),
+        *options,
+        str(folder / "test_names.py"),
+    ]
     path = os.pathsep.join([str(Path(runner.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True)
     return dict(json.loads(results.read_text())["outcomes"])
