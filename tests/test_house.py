@@ -165,6 +165,14 @@ def test_nothing_lies_at_the_top_that_has_no_place_there() -> None:
         ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout.split("\0")
     folders = {".ci", "benches", "docs", "examples", "fuzz", "python", "rust", "tests"}
-    files = {".gitignore", "Cargo.lock", "Cargo.toml", "LICENSE", "Makefile", "pyproject.toml", "rustfmt.toml"}
+    files = {
+        ".gitignore",
+        "Cargo.lock",
+        "Cargo.toml",
+        "LICENSE",
+        "Makefile",
+        "pyproject.toml",
+        "rustfmt.toml",
+    }
     found = {name.split("/")[0] for name in names if name}
     assert {name for name in found - folders - files if not re.fullmatch(r"[A-Z]+\.md", name)} == set()

@@ -14,7 +14,7 @@ SourcePath = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A model's folder, a safetensors file or index, or a config.json.",
+        help="A model's folder, a safetensors file or index, a config.json, or a hub name that is in the hub's cache.",
         show_default=False,
     ),
 ]
