@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 import planner
-from planner.checkpoint.hub_cache import cache_folder, find_snapshot, hub_name
-
 from checkpoint_files import write_tensors
+from planner.checkpoint.hub_cache import cache_folder, find_snapshot, hub_name
 
 COMMIT, OTHER = "a" * 40, "b" * 40
 VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
@@ -163,5 +162,5 @@ def test_the_cache_is_asked_for_by_a_name_only(monkeypatch: pytest.MonkeyPatch, 
     write_floats(tmp_path / "model" / "model.safetensors", 4)
     monkeypatch.setattr("planner.checkpoint.files.find_snapshot", lambda name: pytest.fail("looked"))
     assert total_bytes(tmp_path / "model") == 16
-    with pytest.raises(planner.CheckpointError, match="no such file or folder$"):
+    with pytest.raises(planner.CheckpointError, match=r"no such file or folder$"):
         total_bytes("./model")

@@ -49,6 +49,11 @@ class HubName:
     revision: str = _MAIN
 
     @property
+    def text(self) -> str:
+        """As it is written where a model is named."""
+        return self.repo if self.revision == _MAIN else f"{self.repo}@{self.revision}"
+
+    @property
     def download_command(self) -> str:
         """What puts it into the cache."""
         return f"hf download {self.repo}" + ("" if self.revision == _MAIN else f" --revision {self.revision}")
