@@ -17,7 +17,7 @@ import time
 import yaml
 
 from planner.config import Resolved, Stack
-from planner.planning import resolve_settings
+from planner.planning.problem import settings_stack
 from planner.settings.model_facts import import_config
 from planner.settings.schema import Settings
 
@@ -85,7 +85,9 @@ def call_ms(runs: int = RUNS) -> float:
     times = []
     for _ in range(runs):
         start = time.perf_counter()
-        resolve_settings(None, {"max_memory": budgets, "no_split_module_classes": ["LlamaDecoderLayer"]})
+        settings_stack(
+            None, {"max_memory": budgets, "no_split_module_classes": ["LlamaDecoderLayer"]}
+        ).resolve()
         times.append(time.perf_counter() - start)
     return statistics.median(times) * 1000
 

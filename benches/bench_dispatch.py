@@ -25,6 +25,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 import planner
 from planner.dispatching.hooks.align import AlignDevicesHook
 from planner.dispatching.methods.forward import Border
+from planner.dispatching.tensors.journal import Journal
 from timing import no_collector, table
 
 CALLS = 1_000
@@ -63,7 +64,7 @@ def arguments() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
 
 def blocks() -> dict[str, nn.Module]:
     bare, ours, theirs = Block(), Block(), Block()
-    Border(ours, AlignDevicesHook("cpu", skip_keys=SKIP)).install()
+    Border(ours, AlignDevicesHook("cpu", skip_keys=SKIP)).install(Journal())
     accelerate.hooks.add_hook_to_module(theirs, accelerate.hooks.AlignDevicesHook("cpu", skip_keys=SKIP))
     return {"bare": bare, "planner": ours, "accelerate": theirs}
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -138,8 +139,22 @@ def test_decision_records_are_numbered_and_complete() -> None:
         assert all(f"**{part}.**" in text for part in ("Context", "Decision", "Consequences")), record.name
 
 
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_the_files_that_the_map_names_exist(page: str) -> None:
+    """From the top of the repository, or below the package, a crate or one of its folders."""
+    named = set(re.findall(r"`([\w/]+\.(?:py|pyi|rs|js|toml|jsonl))`", (ROOT / page).read_text()))
+    files = [
+        path
+        for folder in ("python/planner", "rust", "tests", "docs", "benches")
+        for path in (ROOT / folder).rglob("*.*")
+    ]
+    paths = [f"/{path.relative_to(ROOT).as_posix()}" for path in [*files, *ROOT.glob("*.*")]]
+    assert named
+    assert not [name for name in sorted(named) if not any(path.endswith(f"/{name}") for path in paths)]
+
+
 def test_terms_are_alive() -> None:
-    """Every identifier of TERMS.md's table occurs in the code."""
+    """Every identifier of the table of words occurs in the code."""
     rows = [line for line in (ROOT / "TERMS.md").read_text().splitlines() if line.startswith("| ")][1:]
     named = {name for row in rows for name in re.findall(r"`([A-Za-z_]+)`", row.split("|")[-2])}
     code = "\n".join(
@@ -149,6 +164,50 @@ def test_terms_are_alive() -> None:
     )
     assert named
     assert not [name for name in sorted(named) if not re.search(rf"\b{name}\b", code)]
+
+
+def python_classes(text: str) -> list[str]:
+    """Classes of a module that do not start with an underscore."""
+    found = [node.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)]
+    return [name for name in found if not name.startswith("_")]
+
+
+def rust_types(text: str) -> list[str]:
+    """Public types of a module."""
+    return re.findall(r"^\s*pub (?:struct|enum|union|trait|type) (\w+)", text, re.MULTILINE)
+
+
+def types() -> dict[str, list[str]]:
+    """Names of types by the file that has them."""
+    package, core = ROOT / "python/planner", ROOT / "rust/core/src"
+    found = {path: python_classes(path.read_text()) for path in sorted(package.rglob("*.py"))}
+    found |= {path: rust_types(path.read_text()) for path in sorted(core.rglob("*.rs"))}
+    return {path.relative_to(ROOT).as_posix(): names for path, names in found.items()}
+
+
+def explained_types() -> list[str]:
+    return re.findall(r"^- `(\w+)`(?: \(\w+\))?: .", (ROOT / "TERMS.md").read_text(), re.MULTILINE)
+
+
+def test_each_type_is_explained() -> None:
+    """One line for each; a class without one in TERMS.md gets it, or a name that starts with an underscore."""
+    found = types()
+    lacking = Counter(name for names in found.values() for name in names) - Counter(explained_types())
+    places = [f"{file}: {name}" for file, names in found.items() for name in names if name in lacking]
+    assert not places, f"without a line in TERMS.md: {', '.join(places)}"
+
+
+def test_each_explained_type_exists() -> None:
+    """A type that went takes its line along."""
+    gone = Counter(explained_types()) - Counter(name for names in types().values() for name in names)
+    assert not gone, f"in TERMS.md, but not in the code: {', '.join(gone)}"
+
+
+def test_types_are_found_wherever_they_are_declared() -> None:
+    """So that the tests above cannot pass on nothing."""
+    planted = "def f():\n    class Planted: ...\nclass _Hidden: ...\nif True:\n    class Second(int): ..."
+    assert python_classes(planted) == ["Planted", "Second"]
+    assert rust_types("pub enum Planted {}\npub(crate) struct Hidden;\nstruct Own;") == ["Planted"]
 
 
 def test_the_extension_is_not_in_the_repository() -> None:

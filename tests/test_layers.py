@@ -30,7 +30,6 @@ MAY_USE_TORCH = (
     "model/carried.py",
     "devices/keys.py",
     "devices/detect.py",
-    "checker/check.py",
     "compat/",
     "dispatching/",
     "verification/",
@@ -45,7 +44,7 @@ MAY_OPEN_CORE = (
     "checkpoint/files.py",
 )
 # Tensor and module subclasses need torch when they are defined; nobody above loads these before they are wanted.
-LATE = ("dispatching/", "verification/", "compat/dispatching.py", "compat/tensors.py")
+LATE = ("dispatching/", "verification/", "compat/dispatching.py", "compat/offloaded.py", "compat/tensors.py")
 
 
 def place(source: Path) -> str:

@@ -10,9 +10,6 @@ from planner.checker.check import (
     is_valid as is_valid,
 )
 from planner.compat.accelerate import (
-    calculate_maximum_sizes as calculate_maximum_sizes,
-)
-from planner.compat.accelerate import (
     check_device_map as check_device_map,
 )
 from planner.compat.accelerate import (
@@ -23,18 +20,6 @@ from planner.compat.accelerate import (
 )
 from planner.compat.accelerate import (
     clean_device_map as clean_device_map,
-)
-from planner.compat.accelerate import (
-    compute_module_sizes as compute_module_sizes,
-)
-from planner.compat.accelerate import (
-    compute_module_total_buffer_size as compute_module_total_buffer_size,
-)
-from planner.compat.accelerate import (
-    convert_file_size_to_int as convert_file_size_to_int,
-)
-from planner.compat.accelerate import (
-    dtype_byte_size as dtype_byte_size,
 )
 from planner.compat.accelerate import (
     fallback_allocate as fallback_allocate,
@@ -78,26 +63,41 @@ from planner.compat.dispatching import (
 from planner.compat.empty_init import (
     init_on_device as init_on_device,
 )
-from planner.compat.tensors import (
+from planner.compat.offloaded import (
     align_module_device as align_module_device,
+)
+from planner.compat.offloaded import (
+    get_state_dict_from_offload as get_state_dict_from_offload,
+)
+from planner.compat.offloaded import (
+    get_state_dict_offloaded_model as get_state_dict_offloaded_model,
+)
+from planner.compat.offloaded import (
+    has_offloaded_params as has_offloaded_params,
+)
+from planner.compat.offloaded import (
+    load_offloaded_weights as load_offloaded_weights,
+)
+from planner.compat.sizes import (
+    calculate_maximum_sizes as calculate_maximum_sizes,
+)
+from planner.compat.sizes import (
+    compute_module_sizes as compute_module_sizes,
+)
+from planner.compat.sizes import (
+    compute_module_total_buffer_size as compute_module_total_buffer_size,
+)
+from planner.compat.sizes import (
+    convert_file_size_to_int as convert_file_size_to_int,
+)
+from planner.compat.sizes import (
+    dtype_byte_size as dtype_byte_size,
 )
 from planner.compat.tensors import (
     find_device as find_device,
 )
 from planner.compat.tensors import (
     get_non_persistent_buffers as get_non_persistent_buffers,
-)
-from planner.compat.tensors import (
-    get_state_dict_from_offload as get_state_dict_from_offload,
-)
-from planner.compat.tensors import (
-    get_state_dict_offloaded_model as get_state_dict_offloaded_model,
-)
-from planner.compat.tensors import (
-    has_offloaded_params as has_offloaded_params,
-)
-from planner.compat.tensors import (
-    load_offloaded_weights as load_offloaded_weights,
 )
 from planner.compat.tensors import (
     retie_parameters as retie_parameters,

@@ -1,34 +1,75 @@
+"""What crosses the border to the Rust core, with units.
+
+Lists are columns: one entry for each row, module, unit or device, in the order that is said beside them. Sizes are in bits: a bool
+counts as one by accelerate's formula. Devices are numbers: places in the list that was handed in.
+"""
+
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, Literal, final
+
+from planner.choices import (
+    BlockGranularity,
+    DeviceKind,
+    Dialect,
+    ExecuteOffloaded,
+    Fill,
+    Mode,
+    Reserve,
+    SearchStage,
+    SequentialRule,
+)
 
 __all__ = [
     "AutoFailure",
     "AutoPlan",
+    "BalanceFacts",
     "Blocks",
+    "Certificate",
     "Exhausted",
     "Headers",
     "Index",
     "Layout",
     "Outcome",
+    "Reason",
+    "SearchOptions",
     "Tree",
     "clean_keys",
 ]
 
-_Row = tuple[list[tuple[str, int | None, int | None]], list[int]]
-_Options = tuple[str, int, str, str, int]
-_Attempt = tuple[str, str, int | None, int | None]
+# Kind; budget in bits, or None without limit; whether it keeps room for the largest layer.
+_SequentialDevice = tuple[DeviceKind, int | None, bool]
+# Kind; capacity in bits, or None without limit; number of its pool, or None.
+_AutoDevice = tuple[DeviceKind, int | None, int | None]
+# Devices in order of preference; joint capacity in bits of each pool, by its number.
+_Row = tuple[list[_AutoDevice], list[int]]
+# Number of a unit, and the devices where it may lie: bit d stands for device d.
+_Mask = tuple[int, int]
+# Class; names of parameters; names of children with the numbers of the forms that each may have; names of buffers, and whether
+# each is saved.
 _Form = tuple[str, list[str], list[tuple[str, list[int]]], list[tuple[str, bool]]]
 
 @final
 class Tree:
+    """Rows in preorder: the root, and every module and tensor under every name."""
+
     @staticmethod
     def walk(
         model: object,
         plain_types: tuple[type, ...],
         describe_dtype: Callable[[Any], tuple[int, int, bool]],
         describe_tensor: Callable[[Any, str], tuple[int, Any, int]],
-    ) -> Tree: ...
-    def __len__(self) -> int: ...
+    ) -> Tree:
+        """Flattens a live model.
+
+        Args:
+            plain_types: classes of tensors that hold elements of their dtype and nothing else.
+            describe_dtype: bits of an element by accelerate's formula, bits as stored, and whether a load in another dtype casts it.
+            describe_tensor: elements, dtype and stored bytes of a tensor of any other class, by itself and its name.
+        """
+
+    def __len__(self) -> int:
+        """Rows, the root included."""
+
     @property
     def can_tie(self) -> bool: ...
     @property
@@ -37,23 +78,40 @@ class Tree:
     def tensor_count(self) -> int: ...
     @property
     def held_bytes(self) -> int: ...
-    def names(self) -> list[str]: ...
-    def module_classes(self) -> list[tuple[str, str]]: ...
-    def knows(self, names: list[str]) -> list[bool]: ...
-    def non_persistent(self) -> list[str]: ...
-    def class_bases(self) -> list[tuple[str, list[str]]]: ...
-    def without_forward(self) -> tuple[list[str], list[str], bool]: ...
-    def derived_classes(self, names: list[str]) -> tuple[list[str], list[str]]: ...
-    def uncovered(self, keys: list[str], persistent_only: bool) -> tuple[list[str], list[str]]: ...
+    def names(self) -> list[str]:
+        """Of all rows but the root: ``len(self) - 1``."""
+
+    def module_classes(self) -> list[tuple[str, str]]:
+        """Name and class of each module but the root: ``module_count - 1``."""
+
+    def knows(self, names: list[str]) -> list[bool]:
+        """For each name, whether a row has it."""
+
+    def non_persistent(self) -> list[str]:
+        """Names of the buffers that are not saved with the model."""
+
+    def class_bases(self) -> list[tuple[str, list[str]]]:
+        """Each class of modules once, with its own name and those of its bases, in the order in which methods are looked up."""
+
+    def without_forward(self) -> tuple[list[str], list[str], bool]:
+        """Classes of lists, classes without any forward, and whether the others are known to have one."""
+
+    def derived_classes(self, names: list[str]) -> tuple[list[str], list[str]]:
+        """Classes that are or derive from one that is named, and the names that no class is or derives from."""
+
+    def uncovered(self, keys: list[str], needed: Literal["all", "saved"]) -> tuple[list[str], list[str]]:
+        """Keys that name nothing, and names of the tensors that no key covers, as a state dict lists them."""
 
 @final
 class Layout:
+    """A tree read with options."""
+
     def __new__(
         cls,
         tree: Tree,
         *,
+        dialect: Dialect,
         no_split: list[str] = ...,
-        dialect: str = "accelerate",
         cast: tuple[int, int] | None = None,
         special: list[tuple[str, int, int]] = ...,
         sizes: list[tuple[str, int]] = ...,
@@ -61,41 +119,95 @@ class Layout:
         uncounted: list[str] = ...,
         exempt: list[str] = ...,
         containers: list[str] = ...,
-    ) -> Layout: ...
+    ) -> Layout:
+        """Reads a tree.
+
+        Args:
+            cast: of the dtype of the load, bits of an element by formula and as stored.
+            special: the same of single tensors, behind their names.
+            sizes: names of tensors, and their bits.
+        """
+
     def sequential(
-        self, devices: list[tuple[str, int | None, bool]], fallback: bool, if_offloaded: bool
+        self, devices: list[_SequentialDevice], fallback: bool, reserve: Reserve
     ) -> Outcome | Exhausted: ...
     def probe(
-        self, devices: list[tuple[str, int | None, bool]], fallback: bool, if_offloaded: bool, rising: int
-    ) -> tuple[bool, int | None, list[int | None]]: ...
+        self, devices: list[_SequentialDevice], fallback: bool, reserve: Reserve, rising: int
+    ) -> tuple[bool, int | None, list[int | None]]:
+        """Whether the rising device gets a bit; bits by which its budget may rise until a decision is another one; and, by device,
+        bits by which that of each other may fall. None where nothing ever turns."""
+
     def sequential_many(
-        self, rows: list[list[tuple[str, int | None, bool]]], fallback: bool, if_offloaded: bool
+        self, rows: list[list[_SequentialDevice]], fallback: bool, reserve: Reserve
     ) -> list[Outcome | Exhausted]: ...
-    def balance_facts(self) -> tuple[int, int, int, int, int, int]: ...
-    def stored_sizes(self, buffers_only: bool) -> list[tuple[str, int]]: ...
-    def repeated(
-        self, lists: list[str], bare: list[str], by_structure: bool
-    ) -> tuple[list[str], list[str]]: ...
-    def fingerprint(self) -> str: ...
+    def balance_facts(self) -> BalanceFacts: ...
+    def stored_sizes(self, counted: Literal["all", "buffers"]) -> list[tuple[str, int]]:
+        """Name and stored bits of each row that holds a counted tensor, in the order of accelerate's sizes."""
+
+    def repeated(self, lists: list[str], bare: list[str], by_structure: bool) -> tuple[list[str], list[str]]:
+        """Classes of modules that repeat, and names of the containers outside of them."""
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits."""
+
     @property
     def total_bits(self) -> int: ...
-    def tied_groups(self) -> list[list[str]]: ...
+    def tied_groups(self) -> list[list[str]]:
+        """``tied_group_count`` groups of names, each sorted."""
+
     @property
     def tied_group_count(self) -> int: ...
     @property
     def no_split_count(self) -> int: ...
 
 @final
+class BalanceFacts:
+    @property
+    def total_bits(self) -> int: ...
+    @property
+    def first_no_split_bits(self) -> int: ...
+    @property
+    def largest_no_split_bits(self) -> int: ...
+    @property
+    def final_modules_bits(self) -> int: ...
+    @property
+    def final_module_count(self) -> int: ...
+    @property
+    def largest_direct_bits(self) -> int: ...
+
+@final
 class Outcome:
-    def device_map(self, clean: bool) -> list[tuple[str, int]]: ...
+    def device_map(self, clean: bool) -> list[tuple[str, int]]:
+        """Name and device of each key, in the order of placement."""
+
     def offloaded_buffer_bits(self) -> int: ...
-    def reasons(self) -> list[tuple[str, str, int, int, int | None]]: ...
+    def reasons(self) -> list[Reason]:
+        """Every decision, in order."""
+
     @property
-    def usage(self) -> list[tuple[int, int, int]]: ...
+    def usage(self) -> list[tuple[int, int, int]]:
+        """By device, bits: used as stored, used by formula, kept free."""
+
     @property
-    def empty_devices(self) -> list[int]: ...
+    def empty_devices(self) -> list[int]:
+        """Devices that were left without a bit of a tensor, in order."""
+
     @property
     def has_offloaded(self) -> bool: ...
+
+@final
+class Reason:
+    @property
+    def rule(self) -> SequentialRule: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def needed_bits(self) -> int: ...
+    @property
+    def available_bits(self) -> int | None:
+        """None is without limit."""
 
 @final
 class Exhausted:
@@ -106,17 +218,21 @@ class Exhausted:
     @property
     def shortfall_bits(self) -> int: ...
     @property
-    def placed(self) -> list[tuple[str, int]]: ...
+    def placed(self) -> list[tuple[str, int]]:
+        """Name and device of what had been placed, in order."""
 
-def clean_keys(keys: list[str], values: list[int]) -> list[tuple[str, int]]: ...
+def clean_keys(keys: list[str], values: list[int]) -> list[tuple[str, int]]:
+    """Keys grouped where all below a name have one value; ``values`` are numbers that stand for those of the keys."""
 
 @final
 class Blocks:
+    """A layout cut into units, in the order of their first blocks: ``len(self)`` of them."""
+
     def __new__(
         cls,
         layout: Layout,
         *,
-        granularity: str = "block",
+        granularity: BlockGranularity,
         no_split: list[str] = ...,
         split: list[str] = ...,
         keep_together: list[list[str]] = ...,
@@ -124,48 +240,101 @@ class Blocks:
     def __len__(self) -> int: ...
     @property
     def block_count(self) -> int: ...
-    def unit_bits(self) -> list[int]: ...
-    def unit_names(self) -> list[list[str]]: ...
-    def units_of(self, names: list[str]) -> list[list[int]]: ...
-    def fused_experts(self) -> list[tuple[str, int]]: ...
-    def solve(self, row: _Row, homes: list[tuple[int, int]], options: _Options) -> AutoPlan | AutoFailure: ...
+    def unit_bits(self) -> list[int]:
+        """By unit, stored bits."""
+
+    def unit_names(self) -> list[list[str]]:
+        """By unit, names of its modules and tensors."""
+
+    def units_of(self, names: list[str]) -> list[list[int]]:
+        """For each name, numbers of the units inside or around it."""
+
+    def fused_experts(self) -> list[tuple[str, int]]:
+        """Names of modules that hold all their experts in one tensor, and the unit of each."""
+
+    def solve(self, row: _Row, homes: list[_Mask], options: SearchOptions) -> AutoPlan | AutoFailure: ...
     def solve_many(
-        self, rows: list[_Row], homes: list[tuple[int, int]], options: _Options
+        self, rows: list[_Row], homes: list[_Mask], options: SearchOptions
     ) -> list[AutoPlan | AutoFailure]: ...
-    def shortfall(self, row: _Row, homes: list[tuple[int, int]], options: _Options) -> list[int | None]: ...
+    def shortfall(self, row: _Row, homes: list[_Mask], options: SearchOptions) -> list[int | None]:
+        """By device, the least bits more with which nothing need be offloaded; None where no amount does."""
+
+@final
+class SearchOptions:
+    def __new__(
+        cls,
+        *,
+        fill: Fill,
+        search_steps: int,
+        mode: Mode,
+        execute_offloaded: ExecuteOffloaded,
+        staging_blocks: int,
+    ) -> SearchOptions: ...
 
 @final
 class AutoPlan:
-    def device_map(self, devices: list[int | str]) -> dict[str, int | str]: ...
-    def execution_map(self, devices: list[int | str]) -> dict[str, int | str]: ...
+    def device_map(self, devices: list[int | str]) -> dict[str, int | str]:
+        """The fewest keys; ``devices`` are the keys of the devices, by number."""
+
+    def execution_map(self, devices: list[int | str]) -> dict[str, int | str]:
+        """The same of what runs elsewhere than it lies."""
+
     @property
-    def home(self) -> list[int]: ...
+    def home(self) -> list[int]:
+        """By unit, the device where it lies."""
+
     @property
-    def execution(self) -> list[list[int]]: ...
+    def execution(self) -> list[list[int]]:
+        """By unit and block, the device that runs it."""
+
     @property
-    def oversized(self) -> list[str | None]: ...
+    def oversized(self) -> list[str | None]:
+        """By unit, the name of its first block that is larger than every accelerator."""
+
     @property
-    def usage(self) -> list[tuple[int, int]]: ...
+    def usage(self) -> list[tuple[int, int]]:
+        """By device, bits: used, kept free."""
+
     @property
-    def certificate(self) -> tuple[bool, int, int, int, int, int, str]: ...
+    def certificate(self) -> Certificate: ...
+
+@final
+class Certificate:
     @property
-    def tried(self) -> list[_Attempt]: ...
+    def proven(self) -> bool: ...
+    @property
+    def lower_bound_bits(self) -> int: ...
+    @property
+    def gap_bits(self) -> int: ...
+    @property
+    def returns(self) -> int: ...
+    @property
+    def returns_lower_bound(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def stage(self) -> SearchStage: ...
 
 @final
 class AutoFailure:
     @property
-    def unit(self) -> int: ...
+    def unit(self) -> int:
+        """The first unit without a place in ``best_partial``."""
+
     @property
-    def more_bits(self) -> list[int | None]: ...
+    def more_bits(self) -> list[int | None]:
+        """By device, bits that alone would be enough; None where no amount is."""
+
     @property
-    def is_proven(self) -> bool: ...
+    def proven(self) -> bool: ...
     @property
-    def best_partial(self) -> list[int | None]: ...
-    @property
-    def tried(self) -> list[_Attempt]: ...
+    def best_partial(self) -> list[int | None]:
+        """By unit, its device in the best partial plan, or None."""
 
 @final
 class Index:
+    """Which file of a checkpoint holds which tensor: ``len(self)`` tensors."""
+
     @staticmethod
     def read(path: str, shown: str) -> Index: ...
     def __len__(self) -> int: ...
@@ -173,15 +342,24 @@ class Index:
 
 @final
 class Headers:
+    """Tensors of a checkpoint, in the order of its index or files: ``len(self)`` of them."""
+
     @staticmethod
-    def read(paths: list[str], shown: list[str], index: Index | None) -> Headers: ...
+    def read(paths: list[str], shown: list[str], index: Index | None) -> Headers:
+        """Reads headers; ``shown`` are the paths as messages have them."""
+
     def __len__(self) -> int: ...
-    def names(self) -> list[str]: ...
-    def rows(self) -> list[tuple[str, str, list[int], int, int]]: ...
-    def foreign(self) -> list[str]: ...
+    def names(self) -> list[str]:
+        """By tensor."""
+
+    def foreign(self) -> list[str]:
+        """Names that the index does not list."""
+
     @property
     def total_bytes(self) -> int: ...
-    def general_names(self) -> list[str]: ...
+    def general_names(self) -> list[str]:
+        """Names with a zero byte for each number, each once, in the order in which they are met."""
+
     def tree(
         self,
         live: list[list[str]],
@@ -193,4 +371,12 @@ class Headers:
         dropped: set[int],
         tied: list[tuple[str, str]],
         quantised: bool,
-    ) -> tuple[Tree, list[str]]: ...
+    ) -> tuple[Tree, list[str]]:
+        """The tree of the model that these tensors make, and names in the files that are tied to others there.
+
+        Args:
+            live: by general name, or by tensor if ``by_name``: names that it becomes.
+            bases: by class, names of what it derives from.
+            dropped: numbers of tensors that become nothing.
+            tied: names of a tensor and of the one that it is.
+        """

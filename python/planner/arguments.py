@@ -10,17 +10,6 @@ from planner.errors import InvalidInputError
 from planner.names import is_text
 from planner.spelling import count_of, shown
 
-__all__ = [
-    "name_groups",
-    "name_list",
-    "named_parts",
-    "path_text",
-    "require_sizes",
-    "require_text",
-    "require_weights",
-    "size_named",
-]
-
 
 def require_text(name: Any, what: str) -> None:
     """Raises InvalidInputError unless something is a string that can be a name."""

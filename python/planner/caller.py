@@ -6,8 +6,6 @@ import sys
 import warnings
 from types import FrameType
 
-__all__ = ["caller", "warn_caller"]
-
 
 def caller() -> FrameType:
     """The nearest frame outside of the package."""

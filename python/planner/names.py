@@ -8,21 +8,6 @@ from typing import Any, TypeVar
 from planner.errors import InvalidConstraintError, InvalidDevicesError, InvalidInputError
 from planner.spelling import shown
 
-__all__ = [
-    "device_of",
-    "is_text",
-    "is_within",
-    "listed",
-    "named",
-    "nearest_key",
-    "qualified",
-    "require_map",
-    "require_module",
-    "require_texts",
-    "text_set",
-]
-
-
 T = TypeVar("T")
 
 

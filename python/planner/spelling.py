@@ -8,8 +8,6 @@ import reprlib
 import sys
 from typing import Any, Final
 
-__all__ = ["NAMED", "count_of", "device_words", "known_device", "shown"]
-
 NAMED: Final = ("mps", "cpu", "disk")
 # What torch calls devices that accelerate numbers.
 _ACCELERATORS: Final = ("cuda", "xpu", "npu", "mlu", "sdaa", "musa", "hpu")
@@ -27,7 +25,7 @@ def device_words(key: object) -> tuple[str, str | None] | None:
 
 
 def known_device(key: object) -> int | str | None:
-    """The one spelling of a device: its number, or "mps", "cpu" or "disk"; None for what only torch could know, or nobody.
+    """The one spelling of a device: its number, or "mps", "cpu" or "disk"; None for what at most torch could know.
 
     Example:
         >>> [known_device(key) for key in (0, "0", "cuda", "cuda:0", "cpu", "disk", -1, True, "virtual:0")]
@@ -94,3 +92,15 @@ def shown(value: object) -> str:
         (80, 'an int of 20001 bits')
     """
     return _SHOWN.repr(value)
+
+
+def one_line(text: str) -> str:
+    """A text with what would break its line, what a terminal would obey, or what cannot be seen, spelled out.
+
+    Example:
+        >>> one_line("layers\\x1b[31m.0\\n")
+        'layers\\\\x1b[31m.0\\\\n'
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)

@@ -6,8 +6,6 @@ import re
 
 from planner.errors import InvalidByteSizeError
 
-__all__ = ["format_bytes", "is_bit_spelling", "parse_bytes"]
-
 _LONGEST = 100  # characters; matching takes the square of them where the text is no size
 _SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
 _FACTORS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from command_line import Command, answer
-from planner.cli.ordered import Spoken
+from planner.cli.parsing import GivenOption
 from planner.cli.settings import SETTING_OPTIONS, stack_of
 from planner.config import Stack
 from planner.errors import InvalidInputError
@@ -16,7 +16,7 @@ from planner.settings.schema import Settings
 
 
 def settings(*options: tuple[str, str]) -> Settings:
-    return stack_of([Spoken(name, text) for name, text in options], {}).resolve().config
+    return stack_of([GivenOption(name, text) for name, text in options], {}).resolve().config
 
 
 def test_without_a_word_there_is_nothing_to_show(command: Command) -> None:

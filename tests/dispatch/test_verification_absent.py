@@ -12,6 +12,7 @@ from torch import nn
 from torch._subclasses import fake_tensor
 
 import planner
+from planner.verification import verifying
 from planner.verification.known_values import KnownValues
 
 X = torch.linspace(-1, 1, 64).reshape(2, 4, 8)
@@ -72,6 +73,13 @@ def test_states_that_lie_apart_cross() -> None:
     assert found.runs and {row.operator for row in found.crossings} == {"gru"}
 
 
+NEEDS_NONE = pytest.mark.skipif(
+    torch.cuda.is_available(),
+    reason="with a real card, torch makes the card that a fake tensor names the current one; there are no cards 5 and 7",
+)
+
+
+@NEEDS_NONE
 def test_what_fake_tensors_lack_is_not_blamed_on_inputs() -> None:
     assert planner.verify(Net(encoder().eval(), masked).eval(), {"first": 5, "part": 7}, X).runs
     number = Net(nn.Linear(8, 8), lambda part, x: part(x) * float(torch.ones(3).numpy().sum()))
@@ -89,6 +97,7 @@ def indexed(part: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return y
 
 
+@NEEDS_NONE
 def test_indexing() -> None:
     assert planner.verify(Net(nn.Linear(8, 8), indexed), {"first": 5, "part": 7}, X).runs
 
@@ -121,3 +130,48 @@ def test_what_asks_the_driver_cannot_be_told() -> None:
     )
     found = planner.verify(net, {"first": 5, "part": 7}, X)
     assert found.runs is None and "asks for what is not there" in str(found.error)
+
+
+ORDINAL = "CUDA error: invalid device ordinal\nCUDA kernel errors might be asynchronously reported at some other API call"
+
+
+class AcceleratorError(RuntimeError):
+    """torch's has this name since 2.8; before, it was a bare RuntimeError."""
+
+
+def guarded(cls: type[RuntimeError], number: int) -> Callable[[Any, torch.Tensor], Any]:
+    """As torch's guard around indexing does on a machine with fewer cards."""
+
+    def call(part: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = part(x)
+        if y.device.type != "cpu" and y.device.index >= number:
+            raise cls(ORDINAL)
+        return y
+
+    return call
+
+
+@pytest.mark.parametrize("cls", [AcceleratorError, RuntimeError])
+def test_a_card_that_torch_cannot_turn_to_is_named(
+    cls: type[RuntimeError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "accelerator_count", lambda: 1)
+    net = Net(nn.Linear(8, 8), guarded(cls, 1))
+    found = planner.verify(net, {"first": 5, "part": 7}, X)
+    assert found.runs is None and found.error is not None
+    for words in (
+        "the plan names [5, 7]; this machine has 1 (numbers below 1 would do)",
+        "where there are 8",
+        "CUDA_VISIBLE_DEVICES=''",
+        f"{cls.__name__}: CUDA error: invalid device ordinal (in Net, at {__file__}:",
+    ):
+        assert words in found.error, found.error
+    assert planner.verify(net, {"first": 0, "part": "cpu"}, X).runs
+
+
+def test_a_card_that_only_the_models_code_names_is_no_fault_of_the_plan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(verifying, "accelerator_count", lambda: 8)
+    found = planner.verify(Net(nn.Linear(8, 8), guarded(AcceleratorError, 0)), {"first": 5, "part": 7}, X)
+    assert found.runs is None and "its code asks for what is not there: AcceleratorError" in str(found.error)

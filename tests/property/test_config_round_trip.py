@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from planner.config import UNSET, Rank, Replace, Stack, config, setting
 from planner.config.frozen import FrozenMap
-from planner.config.problem import Origin, one_line
+from planner.config.problem import Origin
 from planner.settings.schema import Settings
+from planner.spelling import one_line
 
 MANY = settings(max_examples=200, deadline=None)
 

@@ -202,6 +202,20 @@ def test_the_module_that_falls_back_is_accelerates(model: nn.Module, limit: int,
     assert [name for name, _ in modules] == [name for name, _ in entries(model)], "the list stays as it is"
 
 
+def test_a_buffer_inside_a_module_never_falls_back() -> None:
+    """As in accelerate's search: neither a small one, nor one under its second name, which counts nothing."""
+    model, inner = nn.Module(), nn.Module()
+    model.inner, model.small = inner, nn.Linear(2, 1, bias=False)
+    inner.large = nn.Linear(4, 4)
+    model.register_buffer("shared", torch.empty(8))
+    inner.register_buffer("shared", model.shared)
+    inner.register_buffer("own", torch.empty(1))
+    sizes = modeling.compute_module_sizes(model)
+    for limit, expected in ((8, "small"), (4, None), (0, None)):
+        assert modeling.fallback_allocate(entries(model), sizes, limit)[0] == expected
+        assert planner.fallback_allocate(entries(model), sizes, limit)[0] == expected
+
+
 @given(trees())
 def test_the_size_of_a_module_with_its_ties_is_accelerates(model: nn.Module) -> None:
     sizes = modeling.compute_module_sizes(model)

@@ -127,6 +127,6 @@ def test_full_cards_that_share_a_memory_are_cards(monkeypatch: pytest.MonkeyPatc
         rooms = device_budgets(*words)
         return tuple(replace(room, pool="shared" if room.kind == "accelerator" else None) for room in rooms)
 
-    monkeypatch.setattr("planner.planning.device_budgets", pooled)
+    monkeypatch.setattr("planner.planning.problem.device_budgets", pooled)
     with pytest.raises(InfeasibleError):
         planner.plan(Net(4), max_memory={0: 0, 1: 0, "cpu": 100}, mode="gpu_only")

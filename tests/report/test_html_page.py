@@ -249,7 +249,7 @@ def test_a_notebook_is_not_commanded_either() -> None:
     (device, *_) = resident()[0].devices
     odd = replace(device, id="<script>", budget_bytes="<img src=x>")
     with pytest.raises(TypeError):
-        snippet([odd], blocks=1, total_bytes=1, offloaded_bytes={}, is_proven=True)
+        snippet([odd], blocks=1, total_bytes=1, offloaded_bytes={}, proof="proven least")
     odd = replace(device, id='"><script>')
-    shown = snippet([odd], blocks="<script>", total_bytes=1, offloaded_bytes={}, is_proven=True)
+    shown = snippet([odd], blocks="<script>", total_bytes=1, offloaded_bytes={}, proof="proven least")
     assert "<script>" not in shown

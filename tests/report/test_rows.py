@@ -17,8 +17,7 @@ from planner import Plan
 from planner.errors import InfeasibleError, PlanMismatchError
 from planner.model.tree import ModuleTree
 from planner.report.folding import Fold, fold_rows
-from planner.report.rows import NOTHING, SEVERAL, plan_rows, uncounted_notices
-from planner.report.trie import preorder
+from planner.report.rows import NOTHING, SEVERAL, plan_rows, preorder, uncounted_notices
 
 Made = Callable[[], tuple[Plan, ModuleTree]]
 PLANS = pytest.mark.parametrize("made", [offloaded, resident, sequential])

@@ -354,3 +354,36 @@ def test_the_package_is_imported_where_there_is_no_resource_module() -> None:
         "import sys; sys.modules['resource'] = None; import planner, planner.devices.detect, planner.cli.app"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+# ---- As accelerate sees it
+
+
+def test_accelerate_counts_what_the_driver_and_the_system_say(machine: Machine) -> None:
+    machine.accelerator(backend([3 * GIB, 5 * GIB], reserved=[4 * GIB, GIB], allocated=[GIB, GIB]))
+    machine.limits[resource.RLIMIT_AS] = 20 * GIB
+    assert planner.get_max_memory() == {0: 3 * GIB, 1: 5 * GIB, "cpu": 64 * GIB}
+
+
+def test_accelerate_leaves_out_a_device_that_cannot_be_asked(machine: Machine) -> None:
+    broken: Any = backend([3 * GIB, 5 * GIB])
+
+    def mem_get_info(index: int) -> tuple[int, int]:
+        if index == 0:
+            raise RuntimeError("busy")
+        return 5 * GIB, 80 * GIB
+
+    broken.mem_get_info = mem_get_info
+    machine.accelerator(broken)
+    assert planner.get_max_memory() == {1: 5 * GIB, "cpu": 64 * GIB}
+
+
+def test_accelerate_sees_host_memory_once(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = backend([20 * GIB], is_integrated=True)
+    machine.accelerator(shared)
+    assert planner.get_max_memory() == {0: 20 * GIB, "cpu": 64 * GIB}, "of cuda alone it knows that"
+    monkeypatch.setattr(torch, "cuda", shared)
+    assert planner.get_max_memory() == {0: 20 * GIB}
+    machine.accelerator(None)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert planner.get_max_memory() == {"mps": 64 * GIB}

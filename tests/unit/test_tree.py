@@ -76,7 +76,7 @@ def test_none_entries_and_scratch_buffers() -> None:
     module.register_buffer("scratch", torch.empty(3, device="meta"), persistent=False)
     tree = ModuleTree.from_module(module)
     assert tree.uncovered([]) == ([], ["kept", "scratch"])
-    assert tree.uncovered([], persistent_only=True) == ([], ["kept"])
+    assert tree.uncovered([], "saved") == ([], ["kept"])
 
 
 class Packed(torch.Tensor):

@@ -11,8 +11,6 @@ from typing import Any, cast
 
 from planner.checkpoint.transforms import Transform
 
-__all__ = ["Architecture", "Form", "TieRule", "class_of_type", "known_architecture"]
-
 Form = tuple[str, list[str], list[tuple[str, list[int]]], list[tuple[str, bool]]]
 """A module: class, parameters, children with the numbers of the forms they may have, buffers and whether they are saved."""
 

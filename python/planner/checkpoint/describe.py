@@ -7,8 +7,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["architecture_record", "meta_model"]
-
 # A literal number as a part of a name, which a step for one certain layer has; `w1` and `ln_1` are no such thing.
 _CERTAIN_NUMBER = re.compile(r"(?<![A-Za-z0-9_\\{\[-])[0-9]+(?![A-Za-z0-9_}\]-])")
 _PLAIN_BASES = ("Module", "object")

@@ -17,8 +17,6 @@ from planner.errors import InvalidInputError
 from planner.names import listed
 from planner.spelling import shown
 
-__all__ = ["CheckpointFiles", "Headers", "find_files"]
-
 Headers = _core.Headers
 """What the headers of a checkpoint's files say, as columns."""
 

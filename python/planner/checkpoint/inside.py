@@ -7,8 +7,6 @@ import re
 
 from planner.checkpoint.reading import fault
 
-__all__ = ["resolve_inside"]
-
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 

@@ -10,8 +10,6 @@ from typing import Any
 from planner.checkpoint.architecture import Architecture, class_of_type, known_architecture
 from planner.checkpoint.describe import architecture_record, meta_model
 
-__all__ = ["Known", "class_name", "find_architecture", "has_transformers"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:

@@ -11,8 +11,6 @@ from planner.checkpoint.architecture import Architecture
 from planner.checkpoint.files import Headers
 from planner.checkpoint.transforms import Renaming
 
-__all__ = ["LiveNames", "live_names", "names_as_stored"]
-
 _GAP = "\0"
 _MOST_NUMBERS = 1000
 _NUMBER = re.compile(r"([0-9]+)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from planner.checkpoint.architecture import Architecture
 from planner.checkpoint.describe import architecture_record, meta_model
@@ -15,15 +15,14 @@ from planner.checkpoint.hub_remote import remote_folder
 from planner.checkpoint.known import class_name, find_architecture, has_transformers
 from planner.checkpoint.names import LiveNames, live_names, names_as_stored
 from planner.checkpoint.reading import fault, printable
+from planner.choices import SourceKind
 from planner.config.layer import Layer
 from planner.errors import InvalidInputError
 from planner.model.layout import Layout
 from planner.model.tree import ModuleTree
 from planner.names import listed
-from planner.plans.plan import BEFORE_QUANTIZATION
+from planner.plans.parts import BEFORE_QUANTIZATION
 from planner.settings.model_facts import import_config, import_values
-
-__all__ = ["Opened", "open_source"]
 
 _QUANTISED = ("quantization_config", "compression_config")
 
@@ -41,7 +40,7 @@ class Opened:
     """
 
     tree: ModuleTree
-    kind: Literal["module", "checkpoint", "config"]
+    kind: SourceKind
     facts: Layer | None = None
     notes: tuple[str, ...] = ()
     stored: ModuleTree | None = None
@@ -50,7 +49,7 @@ class Opened:
         """Bits of single tensors that the tree itself does not know: those that the files hold for a live model."""
         if self.stored is None:
             return {}
-        known = self.stored.uncovered((), persistent_only=True)[1]
+        known = self.stored.uncovered((), "saved")[1]
         special = {name: special_dtypes[name] for name in known if name in special_dtypes}
         sizes = Layout(self.stored, dtype=dtype, special_dtypes=special).stored_sizes()
         return {name: int(sizes[name] * 8) for name in known if name in sizes}
@@ -157,8 +156,8 @@ def _beside_files(model: Any, opened: Opened, files: CheckpointFiles) -> Opened:
     if hasattr(model, "base_model_prefix") and hasattr(model, "_keys_to_ignore_on_load_unexpected"):
         architecture = Architecture.from_record(architecture_record(model))
     built = _build(files, files.read_headers(), architecture)
-    stored = built.tree.uncovered((), persistent_only=True)[1]
-    missing = opened.tree.uncovered(stored, persistent_only=True)[1]
+    stored = built.tree.uncovered((), "saved")[1]
+    missing = opened.tree.uncovered(stored, "saved")[1]
     own = tuple(f"{_shown(missing)} not in the files, counted as in the model" for _ in missing[:1])
     return replace(opened, notes=(*opened.notes, *built.notes, *own), stored=built.tree)
 

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-__all__ = ["Renaming", "Transform"]
-
 _GROUP = re.compile(r"\\(\d+)")
 _QUANTISED = re.compile(r"(.*\.weight)(_[a-z_]+)")
 
@@ -42,7 +40,7 @@ class Transform:
     def _expression(self) -> re.Pattern[str]:
         return re.compile(self.pattern)
 
-    def match(self, name: str) -> Match | None:
+    def match(self, name: str) -> _Match | None:
         """Where it applies to a name, if it does."""
         prefix = ""
         if self.scope is not None:
@@ -59,11 +57,11 @@ class Transform:
         if found is None:
             return None
         group = next(key for key, text in found.groupdict().items() if text is not None)
-        return Match(self, prefix, rest, found, group)
+        return _Match(self, prefix, rest, found, group)
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
+class _Match:
     """A step and the place in a name where it applies."""
 
     step: Transform

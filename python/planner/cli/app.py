@@ -11,17 +11,14 @@ import typer
 
 from planner.cli import check, config, devices, diff, explain, plan, sizes
 from planner.cli.exits import run
-from planner.cli.ordered import OrderedCommand
 from planner.cli.output import write
-from planner.cli.verbatim import VerbatimGroup
-
-__all__ = ["app", "main"]
+from planner.cli.parsing import OrderedCommand, VerbatimGroup
 
 _DISTRIBUTION: Final = "device-map-planner"
 _COMPLETION: Final = "_PLANNER_COMPLETE"  # typer sets it while a shell asks for completions
 
 
-class CommandLine(VerbatimGroup):
+class _CommandLine(VerbatimGroup):
     """The group of all commands; whatever happens inside becomes a message and an exit code."""
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
@@ -39,7 +36,7 @@ class CommandLine(VerbatimGroup):
 
 
 app = typer.Typer(
-    cls=CommandLine,
+    cls=_CommandLine,
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help takes half the time, and reads the same through a pipe
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Json", "PlanFile", "SourcePath"]
-
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for errors too.")]
 
 SourcePath = Annotated[

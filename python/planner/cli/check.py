@@ -18,8 +18,6 @@ from planner.model.layout import Layout
 from planner.model.tree import ModuleTree
 from planner.settings.schema import Settings
 
-__all__ = ["command"]
-
 
 @takes_settings
 def command(
@@ -40,14 +38,14 @@ def command(
     Exit code 1 if anything is. Every tensor must be covered, names of one tensor must share a device, classes named with --no-split must not be
     split. Budgets are judged where -d names them.
     """
-    said = settings_of(context).resolve().config
+    settings = settings_of(context).resolve().config
     judged = read_device_map(device_map)
     opened = open_source(model)
     findings = check(
-        _described(opened.tree, said),
+        _described(opened.tree, settings),
         judged,
-        dict(said.max_memory or {}) or None,
-        no_split_module_classes=said.no_split_module_classes,
+        dict(settings.max_memory or {}) or None,
+        no_split_module_classes=settings.no_split_module_classes,
     )
     valid = is_valid(findings)
     if as_json:
@@ -56,14 +54,14 @@ def command(
         for finding in findings:
             write(f"note: {finding}" if finding.is_note else str(finding))
         write_notes(opened.notes)
-        budgets = "" if said.max_memory else "; budgets were not judged, as -d named none"
+        budgets = "" if settings.max_memory else "; budgets were not judged, as -d named none"
         write(f"{'valid' if valid else 'not valid'}{budgets}")
     return OK if valid else NEGATIVE
 
 
-def _described(tree: ModuleTree, said: Settings) -> DescribedModule:
+def _described(tree: ModuleTree, settings: Settings) -> DescribedModule:
     """The model in plain words, since the checker shares nothing with the planner."""
-    layout = Layout(tree, dtype=said.dtype, special_dtypes=dict(said.special_dtypes))
+    layout = Layout(tree, dtype=settings.dtype, special_dtypes=dict(settings.special_dtypes))
     sizes = layout.stored_sizes()
     _, tensors = tree.uncovered([])
     return model_from_sizes(

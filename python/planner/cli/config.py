@@ -10,14 +10,11 @@ import typer
 
 from planner.cli.arguments import Json
 from planner.cli.exits import OK
-from planner.cli.ordered import OrderedCommand, spoken_options
 from planner.cli.output import write, write_json
+from planner.cli.parsing import OrderedCommand, VerbatimGroup, given_options
 from planner.cli.settings import settings_of, takes_settings
-from planner.cli.verbatim import VerbatimGroup
 from planner.config.layer import UPDATE
 from planner.errors import InvalidInputError
-
-__all__ = ["app"]
 
 app = typer.Typer(
     cls=VerbatimGroup,
@@ -38,9 +35,9 @@ def _show(
     resolved = settings_of(context).resolve()
     level: Literal["all", "said"] = "all" if everything else "said"
     if as_json:
-        said = resolved.dump(level=level)
-        origins = {".".join(map(str, path)): resolved.said_by(path) for path, _ in _leaves(said)}
-        write_json({"settings": said, "origins": origins})
+        values = resolved.dump(level=level)
+        origins = {".".join(map(str, path)): resolved.origin_text(path) for path, _ in _leaves(values)}
+        write_json({"settings": values, "origins": origins})
     else:
         write(resolved.yaml(level=level) or "# nothing is said: all settings have their defaults")
     return OK
@@ -95,13 +92,13 @@ def _files(context: typer.Context) -> Iterator[tuple[str, str]]:
     for name, file in os.environ.items():
         if name.upper() == "PLANNER_CONFIG":
             yield file, f"environment {name}"
-    for option in spoken_options(context):
+    for option in given_options(context):
         if option.name == "config":
             yield option.text, "option --config"
 
 
-def _leaves(said: Mapping[Any, Any], path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    for key, value in said.items():
+def _leaves(values: Mapping[Any, Any], path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    for key, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, (*path, key))
         elif key != UPDATE:

@@ -14,8 +14,6 @@ from planner.cli.output import show_table, write, write_json
 from planner.devices.detect import FreeMemory, free_devices, free_disk, free_host_memory
 from planner.units import format_bytes
 
-__all__ = ["command"]
-
 
 def command(
     offload_folder: Annotated[

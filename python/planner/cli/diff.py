@@ -7,8 +7,6 @@ from planner.cli.exits import NEGATIVE, OK
 from planner.cli.files import read_plan
 from planner.cli.output import noted, write, write_json, write_notes
 
-__all__ = ["command"]
-
 
 def command(left: PlanFile, right: PlanFile, as_json: Json = False) -> int:
     """List what two plans place differently.

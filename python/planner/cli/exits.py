@@ -15,18 +15,6 @@ from typer.exceptions import TyperException
 from planner.cli.output import plain_data, visible, write_json
 from planner.errors import InfeasibleError, PlannerError
 
-__all__ = [
-    "BAD_INPUT",
-    "BROKEN_PIPE",
-    "INTERNAL_ERROR",
-    "INTERRUPTED",
-    "NEGATIVE",
-    "OK",
-    "Failure",
-    "failure_of",
-    "run",
-]
-
 OK: Final = 0
 NEGATIVE: Final = 1
 """The answer is no: nothing fits, a map has faults, plans differ."""
@@ -35,7 +23,7 @@ BAD_INPUT: Final = 2
 INTERNAL_ERROR: Final = 70
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
-"""Whoever read the output left; what a shell says of a program that the signal SIGPIPE ended."""
+"""The reader of the output left; what a shell says of a program that the signal SIGPIPE ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +81,7 @@ def _reported(call: Callable[[], object], argv: Sequence[str]) -> int:
         return error.exit_code
     except (typer.Abort, EOFError):
         return INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - the outermost border: nobody above could report it
+    except Exception as error:  # noqa: BLE001 - the outermost border: nothing above could report it
         failure = failure_of(error)
         _report(failure, argv)
         if "--traceback" in argv:
@@ -105,7 +93,7 @@ def _report(failure: Failure, argv: Sequence[str]) -> None:
     if "--json" in argv:
         write_json({"error": failure.to_data()})
     else:
-        sys.stdout.flush()  # so that what was said before stands before
+        sys.stdout.flush()  # so that earlier output stands before
         sys.stderr.write(f"planner: {visible(failure.message)}\n")
 
 

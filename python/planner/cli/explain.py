@@ -12,8 +12,6 @@ from planner.cli.files import read_plan
 from planner.cli.output import noted, write, write_json
 from planner.plans.wording import explain, first_device_of, reasons_about
 
-__all__ = ["command"]
-
 
 def command(
     plan: PlanFile,

@@ -12,8 +12,6 @@ from planner.errors import InvalidInputError
 from planner.plans.plan import Plan
 from planner.settings.schema import read_budget_row
 
-__all__ = ["read_budget_rows", "read_device_map", "read_plan", "write_file"]
-
 _MOST_CHARACTERS: Final = 1 << 26  # far beyond the plan of a hundred thousand modules
 
 

@@ -17,11 +17,9 @@ from planner.planning import plan_many
 from planner.plans.plan import Plan
 from planner.settings.schema import Settings
 
-__all__ = ["plan_fleet"]
-
 _ROWS_AT_ONCE: Final = 256  # planned on all cores; the bar moves and lines appear after each lot
 
-Budgets = Mapping[DeviceKey, int]
+_Budgets = Mapping[DeviceKey, int]
 
 
 def plan_fleet(opened: Opened, stack: Stack[Settings], file: str, output: str | None) -> int:
@@ -54,8 +52,8 @@ def plan_fleet(opened: Opened, stack: Stack[Settings], file: str, output: str | 
 
 
 def _planned(
-    opened: Opened, stack: Stack[Settings], rows: Sequence[Budgets]
-) -> Iterator[tuple[Budgets, Plan | InfeasibleError]]:
+    opened: Opened, stack: Stack[Settings], rows: Sequence[_Budgets]
+) -> Iterator[tuple[_Budgets, Plan | InfeasibleError]]:
     from rich.progress import Progress
 
     errors = console(sys.stderr)
@@ -67,7 +65,7 @@ def _planned(
             progress.advance(bar, len(lot))
 
 
-def _line(number: int, row: Budgets, made: Plan | InfeasibleError) -> str:
+def _line(number: int, row: _Budgets, made: Plan | InfeasibleError) -> str:
     """One row as JSON: its number, its budgets, and its plan or why there is none."""
     budgets = {str(device): size for device, size in row.items()}
     if isinstance(made, Plan):

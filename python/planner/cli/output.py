@@ -1,4 +1,4 @@
-"""What commands write: JSON in one line, and text that has colours only where somebody looks at a terminal."""
+"""What commands write: JSON in one line, and text that has colours only on a terminal."""
 
 from __future__ import annotations
 
@@ -8,26 +8,13 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
-from planner.plans.plan import doubts
+from planner.plans.parts import doubts
+from planner.spelling import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-__all__ = [
-    "console",
-    "json_text",
-    "noted",
-    "plain_data",
-    "show",
-    "show_table",
-    "visible",
-    "write",
-    "write_json",
-    "write_json_text",
-    "write_notes",
-]
-
-_PIPED_WIDTH = 100  # columns of a picture that nobody looks at on a terminal
+_PIPED_WIDTH = 100  # columns of a picture that is not shown on a terminal
 
 
 def write(text: str) -> None:
@@ -74,7 +61,7 @@ def visible(text: str) -> str:
         >>> visible("layers\\x1b[31m.0")
         'layers\\\\x1b[31m.0'
     """
-    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
+    return "\n".join(map(one_line, text.split("\n")))
 
 
 def plain_data(value: object) -> object:

@@ -11,15 +11,13 @@ from planner.cli.arguments import Json, SourcePath
 from planner.cli.exits import OK
 from planner.cli.files import write_file
 from planner.cli.fleet import plan_fleet
-from planner.cli.ordered import spoken_options
 from planner.cli.output import show, write_json_text
+from planner.cli.parsing import given_options
 from planner.cli.settings import settings_of, takes_settings
 from planner.errors import InvalidInputError
 from planner.model.tree import ModuleTree
 from planner.planning import plan
 from planner.plans.plan import Plan
-
-__all__ = ["command"]
 
 
 @takes_settings
@@ -50,7 +48,7 @@ def command(
     """
     stack = settings_of(context)
     if budgets is not None:
-        if html is not None or any(option.name == "device" for option in spoken_options(context)):
+        if html is not None or any(option.name == "device" for option in given_options(context)):
             raise InvalidInputError("--budgets names the devices of many plans; leave out -d and --html")
         return plan_fleet(open_source(model), stack, budgets, output)
     opened = open_source(model)

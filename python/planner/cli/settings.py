@@ -1,4 +1,4 @@
-"""Options that say settings, as words at the command line's level of the configuration, in the order in which they came."""
+"""Options for settings, as a layer each of the configuration, in the order in which they came."""
 
 from __future__ import annotations
 
@@ -11,23 +11,21 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from planner.cli.ordered import Spoken, spoken_options
+from planner.cli.parsing import GivenOption, given_options
 from planner.config import Stack
 from planner.errors import InvalidInputError
 from planner.settings.schema import Settings
-
-__all__ = ["SETTING_OPTIONS", "SettingOption", "settings_of", "stack_of", "takes_settings"]
 
 SettingsStack = Stack[Settings]
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """One option, with what the same option said before."""
+class OptionValue:
+    """One option, with the earlier values of the same option."""
 
     texts: tuple[str, ...]  # of this option, this one last
     flag: str
-    number: int  # among all options that say settings
+    number: int  # among all options for settings
 
     @property
     def text(self) -> str:
@@ -47,56 +45,56 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class SettingOption:
-    """One option, and how it becomes words."""
+    """One option, and how it becomes a layer."""
 
     name: str
     flags: tuple[str, ...]
     form: str
     help: str
-    add: Callable[[SettingsStack, Said], SettingsStack]
+    add: Callable[[SettingsStack, OptionValue], SettingsStack]
 
 
-def _plain(path: str, stack: SettingsStack, said: Said) -> SettingsStack:
-    return stack.option(path, said.text, said.spelled, number=said.number)
+def _plain(path: str, stack: SettingsStack, given: OptionValue) -> SettingsStack:
+    return stack.option(path, given.text, given.spelled, number=given.number)
 
 
-def _device(stack: SettingsStack, said: Said) -> SettingsStack:
-    device, size = said.pair("DEVICE=SIZE, as in -d 0=80GiB")
-    if len(said.texts) == 1:  # the first one says which devices there are, so it replaces what files name
-        return stack.option("max_memory", {device: size}, said.spelled, number=said.number)
-    return stack.option(f"max_memory.{device}", size, said.spelled, number=said.number)
+def _device(stack: SettingsStack, given: OptionValue) -> SettingsStack:
+    device, size = given.pair("DEVICE=SIZE, as in -d 0=80GiB")
+    if len(given.texts) == 1:  # the first one says which devices there are, so it replaces what files name
+        return stack.option("max_memory", {device: size}, given.spelled, number=given.number)
+    return stack.option(f"max_memory.{device}", size, given.spelled, number=given.number)
 
 
-def _headroom(stack: SettingsStack, said: Said) -> SettingsStack:
-    device, equals, room = said.text.rpartition("=")
+def _headroom(stack: SettingsStack, given: OptionValue) -> SettingsStack:
+    device, equals, room = given.text.rpartition("=")
     path = f"headroom.{device if equals else 'all'}"
-    return stack.option(path, room, said.spelled, number=said.number)
+    return stack.option(path, room, given.spelled, number=given.number)
 
 
-def _pin(stack: SettingsStack, said: Said) -> SettingsStack:
-    name, device = said.pair("MODULE=DEVICE, as in --pin lm_head=0")
-    return stack.option(f"pin.{name}", device, said.spelled, number=said.number)
+def _pin(stack: SettingsStack, given: OptionValue) -> SettingsStack:
+    name, device = given.pair("MODULE=DEVICE, as in --pin lm_head=0")
+    return stack.option(f"pin.{name}", device, given.spelled, number=given.number)
 
 
-def _forbid(stack: SettingsStack, said: Said) -> SettingsStack:
-    name, _ = said.pair("MODULE=DEVICE, as in --forbid model.visual=1")
-    pairs = [text.rpartition("=") for text in said.texts]
+def _forbid(stack: SettingsStack, given: OptionValue) -> SettingsStack:
+    name, _ = given.pair("MODULE=DEVICE, as in --forbid model.visual=1")
+    pairs = [text.rpartition("=") for text in given.texts]
     devices = [device for known, _, text in pairs if known == name for device in text.split(",")]
-    return stack.option(f"forbid.{name}", devices, said.spelled, number=said.number)
+    return stack.option(f"forbid.{name}", devices, given.spelled, number=given.number)
 
 
-def _together(stack: SettingsStack, said: Said) -> SettingsStack:
-    groups = [text.split(",") for text in said.texts]
-    return stack.option("keep_together", groups, said.spelled, number=said.number)
+def _together(stack: SettingsStack, given: OptionValue) -> SettingsStack:
+    groups = [text.split(",") for text in given.texts]
+    return stack.option("keep_together", groups, given.spelled, number=given.number)
 
 
-def _no_split(stack: SettingsStack, said: Said) -> SettingsStack:
-    classes = [name for text in said.texts for name in text.split(",")]
-    return stack.option("no_split_module_classes", classes, said.spelled, number=said.number)
+def _no_split(stack: SettingsStack, given: OptionValue) -> SettingsStack:
+    classes = [name for text in given.texts for name in text.split(",")]
+    return stack.option("no_split_module_classes", classes, given.spelled, number=given.number)
 
 
-def _as_written(stack: SettingsStack, said: Said) -> SettingsStack:
-    return stack.arguments([said.flag, said.text], first=said.number)
+def _as_written(stack: SettingsStack, given: OptionValue) -> SettingsStack:
+    return stack.arguments([given.flag, given.text], first=given.number)
 
 
 SETTING_OPTIONS: Final = (
@@ -229,11 +227,11 @@ def _choices(name: str) -> list[str]:
 
 
 def settings_of(context: typer.Context) -> SettingsStack:
-    """What a command was told: ``./planner.yaml``, the environment, its options."""
-    return stack_of(spoken_options(context), os.environ)
+    """What a command reads: ``./planner.yaml``, the environment, its options."""
+    return stack_of(given_options(context), os.environ)
 
 
-def stack_of(options: Iterable[Spoken], environ: Mapping[str, str]) -> SettingsStack:
+def stack_of(options: Iterable[GivenOption], environ: Mapping[str, str]) -> SettingsStack:
     """``./planner.yaml`` if there is one, the environment, and options in the order given.
 
     Raises:
@@ -241,9 +239,9 @@ def stack_of(options: Iterable[Spoken], environ: Mapping[str, str]) -> SettingsS
     """
     stack = Stack.from_command(Settings, [], environ)
     before: dict[str, tuple[str, ...]] = {}
-    words = [each for each in options if each.name in _BY_NAME]
-    for number, each in enumerate(words, start=1):
+    ours = [each for each in options if each.name in _BY_NAME]
+    for number, each in enumerate(ours, start=1):
         before[each.name] = (*before.get(each.name, ()), each.text)
         option = _BY_NAME[each.name]
-        stack = option.add(stack, Said(before[each.name], option.flags[0], number))
+        stack = option.add(stack, OptionValue(before[each.name], option.flags[0], number))
     return stack

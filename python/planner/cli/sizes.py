@@ -16,8 +16,6 @@ from planner.model.tree import ModuleTree
 from planner.settings.schema import read_dtype
 from planner.units import format_bytes
 
-__all__ = ["command"]
-
 
 def command(
     model: SourcePath,

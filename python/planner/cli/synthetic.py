@@ -10,8 +10,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-__all__ = ["write_synthetic"]
-
 _LAYERS: Final = 80
 _HIDDEN: Final = 8192
 _INTERMEDIATE: Final = 28672
@@ -19,7 +17,7 @@ _VOCABULARY: Final = 128256
 _KEY_VALUE: Final = 1024
 _BYTES_PER_ELEMENT: Final = 2  # BF16
 
-Shape = tuple[int, ...]
+_Shape = tuple[int, ...]
 
 
 def write_synthetic(folder: str | os.PathLike[str], files: int = 30) -> None:
@@ -47,7 +45,7 @@ def write_synthetic(folder: str | os.PathLike[str], files: int = 30) -> None:
     (place / "config.json").write_text(json.dumps(_config()))
 
 
-def _tensors() -> Iterator[tuple[str, Shape]]:
+def _tensors() -> Iterator[tuple[str, _Shape]]:
     yield "model.embed_tokens.weight", (_VOCABULARY, _HIDDEN)
     for layer in range(_LAYERS):
         for name, shape in _LAYER.items():
@@ -56,7 +54,7 @@ def _tensors() -> Iterator[tuple[str, Shape]]:
     yield "lm_head.weight", (_VOCABULARY, _HIDDEN)
 
 
-_LAYER: Final[dict[str, Shape]] = {
+_LAYER: Final[dict[str, _Shape]] = {
     "self_attn.q_proj": (_HIDDEN, _HIDDEN),
     "self_attn.k_proj": (_KEY_VALUE, _HIDDEN),
     "self_attn.v_proj": (_KEY_VALUE, _HIDDEN),
@@ -69,11 +67,11 @@ _LAYER: Final[dict[str, Shape]] = {
 }
 
 
-def _bytes(shape: Shape) -> int:
+def _bytes(shape: _Shape) -> int:
     return math.prod(shape) * _BYTES_PER_ELEMENT
 
 
-def _write_file(path: Path, tensors: dict[str, Shape]) -> None:
+def _write_file(path: Path, tensors: dict[str, _Shape]) -> None:
     header, end = {}, 0
     for name, shape in tensors.items():
         start, end = end, end + _bytes(shape)

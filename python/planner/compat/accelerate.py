@@ -16,19 +16,23 @@ from planner.arguments import require_text
 from planner.caller import warn_caller
 from planner.compat.budgets import available_budgets, shave_single_device
 from planner.compat.empty_init import init_empty_weights
-from planner.compat.module_lists import fallback_allocate, get_max_layer_size, get_module_size_with_ties
+from planner.compat.module_lists import (
+    class_names,
+    fallback_allocate,
+    get_max_layer_size,
+    get_module_size_with_ties,
+)
 from planner.compat.ties import (
     check_tied_parameters_in_config,
     check_tied_parameters_on_same_device,
     find_tied_parameters,
     warn_if_untied,
 )
-from planner.devices.keys import Budgets, DeviceKey, device_kind, size_to_bytes
+from planner.devices.keys import Budgets, DeviceKey, device_kind
 from planner.errors import InvalidConstraintError
-from planner.model.dtypes import resolve_dtype, stored_bits
 from planner.model.layout import Layout
 from planner.model.tree import ModuleTree
-from planner.names import qualified, require_map, require_module, require_texts, text_set
+from planner.names import qualified, require_map, require_module, require_texts
 from planner.plans.wording import empty_devices_notice, sentence
 from planner.strategies.balanced import accelerators_in_use, balanced_budgets
 from planner.strategies.sequential import Outcome, Reserve, clean, sequential
@@ -40,15 +44,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
-    "calculate_maximum_sizes",
     "check_device_map",
     "check_tied_parameters_in_config",
     "check_tied_parameters_on_same_device",
     "clean_device_map",
-    "compute_module_sizes",
-    "compute_module_total_buffer_size",
-    "convert_file_size_to_int",
-    "dtype_byte_size",
     "fallback_allocate",
     "find_tied_parameters",
     "get_balanced_memory",
@@ -130,15 +129,6 @@ def infer_auto_device_map(
     return OrderedDict(outcome.device_map(clean=bool(clean_result)))
 
 
-def class_names(names: Iterable[str] | str | None) -> list[str]:
-    """No-split classes as a list: one name, several, or none.
-
-    Raises:
-        InvalidInputError: anything but strings.
-    """
-    return sorted(text_set(names, "no_split_module_classes"))
-
-
 def print_reasons(outcome: Outcome) -> None:
     """What ``verbose=True`` prints: every decision, a line each."""
     for reason in outcome.reasons:
@@ -167,7 +157,7 @@ def log_empty_devices(outcome: Outcome) -> None:
 
 
 def get_max_memory(max_memory: Mapping[Any, Any] | None = None) -> Budgets:
-    """Budgets in bytes, accelerators first: what was said, or what is free now.
+    """Budgets in bytes, accelerators first: what was given, or what is free now.
 
     Args:
         max_memory: device to budget; "cuda:0", "0" and ``torch.device`` keys are accepted, "10GiB" and the like as values.
@@ -224,62 +214,6 @@ def get_balanced_memory(
     return balanced_budgets(layout.balance_facts(), budgets, low_zero=low_zero)
 
 
-def compute_module_sizes(
-    model: nn.Module,
-    dtype: str | torch.dtype | None = None,
-    special_dtypes: Mapping[str, str | torch.dtype] | None = None,
-    buffers_only: bool = False,
-) -> dict[str, int | float]:
-    """Stored bytes of every module and tensor by name; "" is the whole model.
-
-    Args:
-        model: the model.
-        dtype: what the weights will be loaded as, larger or smaller.
-        special_dtypes: the same for single tensors, by name.
-        buffers_only: leave out parameters.
-
-    Returns:
-        Bytes; a tensor with several names counts under the first. accelerate counts a bool as an eighth of a byte, some
-        dtypes as nothing, and never an upcast; here all count as stored. Names that are not there count 0.
-
-    Source: accelerate 1.15, utils/modeling.py.
-    """
-    layout = Layout(ModuleTree.from_module(model), dtype=dtype, special_dtypes=special_dtypes)
-    sizes: dict[str, int | float] = _Sizes(layout.stored_sizes(buffers_only=bool(buffers_only)))
-    return sizes
-
-
-class _Sizes(dict[str, "int | float"]):
-    """accelerate returns a defaultdict; unlike one, this does not grow when asked."""
-
-    def __missing__(self, name: str) -> int:
-        return 0
-
-
-def compute_module_total_buffer_size(
-    model: nn.Module,
-    dtype: str | torch.dtype | None = None,
-    special_dtypes: Mapping[str, str | torch.dtype] | None = None,
-) -> int | float:
-    """Stored bytes of all buffers in a model. Source: accelerate 1.15, utils/modeling.py."""
-    return compute_module_sizes(model, dtype, special_dtypes, buffers_only=True)[""]
-
-
-def calculate_maximum_sizes(model: nn.Module) -> tuple[int | float, tuple[float, list[str]]]:
-    """Stored bytes of a model, and of its largest layer with the names of all layers of that size.
-
-    Source: accelerate 1.15, utils/modeling.py; the no-split classes are the model's own ``_no_split_modules``.
-    """
-    sizes = compute_module_sizes(model)
-    members = [
-        *model.named_parameters(recurse=False),
-        *model.named_children(),
-        *model.named_buffers(recurse=False),
-    ]
-    no_split = class_names(getattr(model, "_no_split_modules", None))
-    return sizes[""], get_max_layer_size(members, sizes, no_split)
-
-
 def check_device_map(model: nn.Module, device_map: Mapping[str, Any]) -> None:
     """Raises unless a device map covers every parameter and every saved buffer of a model.
 
@@ -298,7 +232,7 @@ def check_device_map(model: nn.Module, device_map: Mapping[str, Any]) -> None:
     Source: accelerate 1.15, utils/modeling.py.
     """
     require_map(device_map)
-    unknown, uncovered = ModuleTree.from_module(model).uncovered(device_map, persistent_only=True)
+    unknown, uncovered = ModuleTree.from_module(model).uncovered(device_map, "saved")
     if unknown:
         warn_caller(f"The following device_map keys do not match any submodules in the model: {unknown}")
     if uncovered:
@@ -376,32 +310,3 @@ def named_module_tensors(
     for name, buffer in module.named_buffers(recurse=recurse):
         if name not in scratch:
             yield name, buffer
-
-
-def convert_file_size_to_int(size: int | str) -> int:
-    """Bytes meant by a size in words.
-
-    Raises:
-        InvalidByteSizeError: negative, or no size. Fields: ``text``.
-
-    Guarantee: a lower-case b after a decimal prefix ("10Gb") means bits, as in accelerate, and is warned about.
-
-    Source: accelerate 1.15, utils/modeling.py; blanks, plain digits, TB, TiB, PB and PiB are accepted, too.
-
-    Example:
-        >>> convert_file_size_to_int("1MiB")
-        1048576
-    """
-    return size_to_bytes(size)
-
-
-def dtype_byte_size(dtype: torch.dtype) -> int | float:
-    """Bytes that one element of a dtype takes in memory; accelerate calls a bool an eighth and int4 nothing.
-
-    Example:
-        >>> import torch
-        >>> dtype_byte_size(torch.float32), dtype_byte_size(torch.bool)
-        (4, 1)
-    """
-    bits = stored_bits(resolve_dtype(dtype))
-    return bits / 8 if bits % 8 else bits // 8

@@ -1,4 +1,4 @@
-"""Budgets as both dialects take them: said, or detected."""
+"""Budgets as both dialects take them: given, or detected."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from planner.devices.keys import Budgets, detect_budgets, read_budgets, warn_of_absent
+from planner.devices.detect import budgets_as_accelerate
+from planner.devices.keys import Budgets, read_budgets, warn_of_absent
 
 __all__ = ["available_budgets", "shave_single_device"]
 
@@ -14,9 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 def available_budgets(max_memory: Mapping[Any, Any] | None) -> Budgets:
-    """What was said, in canonical spelling and order; what is free now, when nothing was."""
+    """What was given, in canonical spelling and order; what is free now, when nothing was given."""
     if max_memory is None:
-        return detect_budgets()
+        return budgets_as_accelerate()
     budgets = read_budgets(max_memory)
     warn_of_absent(budgets)
     return budgets

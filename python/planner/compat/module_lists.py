@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from planner.arguments import name_groups, name_list, named_parts, require_sizes, size_named
@@ -10,9 +10,18 @@ from planner.devices.keys import size_to_bytes
 from planner.errors import InvalidConstraintError, InvalidInputError
 from planner.names import is_within, text_set
 
-__all__ = ["fallback_allocate", "get_max_layer_size", "get_module_size_with_ties"]
+__all__ = ["class_names", "fallback_allocate", "get_max_layer_size", "get_module_size_with_ties"]
 
 Entries = Sequence[tuple[str, Any]]
+
+
+def class_names(names: Iterable[str] | str | None) -> list[str]:
+    """No-split classes as a list: one name, several, or none.
+
+    Raises:
+        InvalidInputError: anything but strings.
+    """
+    return sorted(text_set(names, "no_split_module_classes"))
 
 
 def get_max_layer_size(
@@ -106,7 +115,7 @@ def fallback_allocate(
     no_split_module_classes: Collection[str] | None = None,
     tied_parameters: Sequence[Sequence[str]] | None = None,
 ) -> tuple[str | None, Any, list[tuple[str, Any]]]:
-    """First module, depth-first, that fits a limit together with what is tied to it.
+    """First module or parameter, depth-first, that fits a limit together with what is tied to it.
 
     Args:
         modules: (name, module or tensor) pairs.
@@ -152,7 +161,9 @@ def _depth_first(modules: Entries, no_split: Collection[str]) -> Iterator[tuple[
         name, module = pending.pop()
         yield name, module
         if _children(module) and type(module).__name__ not in no_split:
-            pending.extend(reversed(_members(name, module)))
+            # accelerate's search meets parameters and children; a buffer inside a module is never what falls back.
+            members = [*module.named_parameters(recurse=False), *_children(module)]
+            pending.extend((f"{name}.{member}", value) for member, value in reversed(members))
 
 
 def _open_ancestors(modules: Entries, name: str) -> list[tuple[str, Any]]:

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from planner.arguments import name_groups
-from planner.compat.accelerate import class_names, homeless_buffers, log_empty_devices, print_reasons
+from planner.compat.accelerate import homeless_buffers, log_empty_devices, print_reasons
 from planner.compat.budgets import available_budgets, shave_single_device
+from planner.compat.module_lists import class_names
 from planner.compat.ties import check_tied_parameters_on_same_device
 from planner.devices.keys import Budgets, DeviceKey
 from planner.errors import InvalidInputError, InvalidTreeError
@@ -99,7 +100,7 @@ def infer_auto_device_map(
 
 
 def get_max_memory(max_memory: Mapping[Any, Any] | None = None) -> Budgets:
-    """Budgets in bytes, accelerators first: what was said, or what is free now less a tenth of host memory.
+    """Budgets in bytes, accelerators first: what was given, or what is free now less a tenth of host memory.
 
     Guarantee: memory that torch has reserved but does not use counts as free; the mapping handed in is left as it is.
 
@@ -177,7 +178,7 @@ def compute_module_sizes(
         table would drop is the one it is met under.
     """
     layout = _layout(model, hf_quantizer, no_split=[], tied=_tied_groups(model))
-    sizes = layout.stored_sizes(buffers_only=bool(buffers_only))
+    sizes = layout.stored_sizes("buffers" if buffers_only else "all")
     modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
     direct: dict[str, int | float] = {}
     for name, size in sizes.items():

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from planner.config.layer import Node
 from planner.config.types import Classes, Leaf, MappingType, Type, exact, got, is_block
 
-__all__ = ["parse_type"]
-
 _PLAIN: Mapping[object, Leaf] = {
     bool: exact("a bool", bool),
     int: exact("an int", int),
@@ -24,7 +22,7 @@ _PLAIN: Mapping[object, Leaf] = {
 
 
 def _choice(choices: Mapping[typing.Any, object]) -> Leaf:
-    """Reads one of several words, by spelling."""
+    """Reads one of several choices, by spelling."""
     if not all(type(spelling) is str for spelling in choices):
         raise TypeError(f"{list(choices)}: only choices spelled as strings can be said in every source")
     name = f"one of {', '.join(map(repr, choices))}"

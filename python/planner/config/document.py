@@ -1,4 +1,4 @@
-"""A YAML or JSON document as a tree of words, with the line and column of every value, within fixed limits."""
+"""A YAML or JSON document as a tree of values, with the line and column of every value, within fixed limits."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar
 from planner.config.layer import MAX_DEPTH, UNSET, UPDATE, Node, SourceError
 from planner.config.problem import Origin
 
-__all__ = ["MAX_NODES", "Event", "compose", "core_scalar", "json_events", "parsed", "yaml_events"]
-
 T = TypeVar("T")
 
 # A tree costs some hundred bytes per value, so the size of a file alone does not bound the memory.
@@ -19,7 +17,7 @@ MAX_NODES: Final = 20_000
 
 _MOST_SLOW: Final = 2**12  # characters for the parser in Python
 
-_WORDS: Final[dict[str, object]] = {
+_CONSTANTS: Final[dict[str, object]] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
@@ -59,8 +57,8 @@ def core_scalar(text: str) -> object:
         >>> [core_scalar(text) for text in ("1e-3", "on", "012", "0x10", "~", "10GiB")]
         [0.001, 'on', 12, 16, None, '10GiB']
     """
-    if text in _WORDS:
-        return _WORDS[text]
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
     for pattern, make in _NUMBERS:
         if pattern.fullmatch(text):
             return make(text)
@@ -100,11 +98,11 @@ def yaml_events(text: str) -> Iterator[Event]:
 
     Args:
         text: the document. ``!unset`` stands for a deletion; before a mapping, ``!replace`` replaces and ``!update`` updates
-            what lower layers say.
+            what lower layers set.
 
     Raises:
         SourceError: not YAML, or an anchor, alias, merge key, other tag or second document, which are left out
-            because a value could then not say where it was written.
+            because the place of a value would then not be known.
     """
     import yaml  # here, so that importing planner.config stays light
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-__all__ = ["FrozenMap"]
-
 K = TypeVar("K")
 V_co = TypeVar("V_co", covariant=True)
 
@@ -23,7 +21,7 @@ def _order(key: object) -> tuple[int, float, str, str]:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FrozenMap(Mapping[K, V_co]):
-    """An immutable mapping, sorted by key (numbers before words), so that the order of layers never shows.
+    """An immutable mapping, sorted by key (numbers before texts), so that the order of layers never shows.
 
     Example:
         >>> FrozenMap({"cpu": 3, 1: 2, 0: 1})

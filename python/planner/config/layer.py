@@ -1,4 +1,4 @@
-"""What one source said: an immutable tree of words, before any schema is applied."""
+"""What one source sets: an immutable tree of values, before any schema is applied."""
 
 from __future__ import annotations
 
@@ -7,25 +7,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from planner.config.problem import Origin, Path, Problem, Rank, Spoken, UserSource
-
-__all__ = [
-    "MAX_DEPTH",
-    "UNSET",
-    "UPDATE",
-    "Layer",
-    "Node",
-    "Replace",
-    "SourceError",
-    "Unset",
-    "along",
-    "escaped",
-    "from_python",
-    "is_unset",
-    "layer_of",
-    "put",
-    "unescaped",
-]
+from planner.config.problem import Origin, Path, Problem, Rank, SourcedValue, UserSource
 
 T = typing.TypeVar("T")
 
@@ -42,39 +24,41 @@ class Unset(enum.StrEnum):
 
 
 UNSET = Unset.UNSET
-"""As a value: forget what lower layers say here. In plain data it is the text "!unset"."""
+"""As a value: forget what lower layers set here. In plain data it is the text "!unset"."""
 
 UPDATE = "!update"
 """As a key with the value true: the mapping updates by key, even where a mapping means something only as a whole."""
 
 
 def is_unset(content: object) -> bool:
-    """Whether a word is ``UNSET``, or the text that stands for it in plain data."""
+    """Whether a value is ``UNSET``, or the text that stands for it in plain data."""
     return isinstance(content, str) and content == UNSET.value
 
 
-def escaped(said: object, word: str) -> object:
-    """What a text is in plain data: one more exclamation mark where it could be taken for a word of ours.
+def escaped(value: object, marker: str) -> object:
+    """What a text is in plain data: one more exclamation mark where it could be taken for a marker of ours.
 
     Example:
-        >>> [escaped(said, UPDATE) for said in ("!update", "!!update", "update", 1)]
+        >>> [escaped(value, UPDATE) for value in ("!update", "!!update", "update", 1)]
         ['!!update', '!!!update', 'update', 1]
     """
-    return f"!{said}" if _looks_like(said, word, "!") else said
+    return f"!{value}" if _looks_like(value, marker, "!") else value
 
 
-def unescaped(said: T, word: str) -> T:
+def unescaped(value: T, marker: str) -> T:
     """The text that was meant. Undoes :func:`escaped`."""
-    return typing.cast("T", said[1:]) if isinstance(said, str) and _looks_like(said, word, "!!") else said
+    return (
+        typing.cast("T", value[1:]) if isinstance(value, str) and _looks_like(value, marker, "!!") else value
+    )
 
 
-def _looks_like(said: object, word: str, start: str) -> bool:
-    return isinstance(said, str) and said.startswith(start) and said.lstrip("!") == word[1:]
+def _looks_like(value: object, marker: str, start: str) -> bool:
+    return isinstance(value, str) and value.startswith(start) and value.lstrip("!") == marker[1:]
 
 
 @dataclass(frozen=True, slots=True)
 class Replace:
-    """As a value: forget what lower layers say here, then say this."""
+    """As a value: forget what lower layers set here, then set this."""
 
     content: object
 
@@ -85,12 +69,12 @@ class SourceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One word of one source.
+    """One value of one source.
 
     Args:
-        origin: where it was said.
+        origin: where it was set.
         content: a dict of nodes by key, a tuple of nodes (a list), ``UNSET``, or a scalar.
-        replace: whether it first forgets what lower layers say.
+        replace: whether it first forgets what lower layers set.
         partial: a mapping that exists only because a dotted path leads through it.
         text: the raw text, where the source has only text; its type is decided by the field.
         text_keys: whether the keys below are text for want of anything else (JSON, TOML).
@@ -104,14 +88,14 @@ class Node:
     text_keys: bool = False
 
     @property
-    def speaks(self) -> bool:
-        """Whether it says anything; a path that leads only to an unset does not."""
+    def sets_any(self) -> bool:
+        """Whether it sets anything; a path that leads only to an unset does not."""
         if self.partial and isinstance(self.content, dict):
-            return not self.content or any(child.speaks for child in self.content.values())
+            return not self.content or any(child.sets_any for child in self.content.values())
         return not is_unset(self.content)
 
-    def as_word(self) -> Node:
-        """This node, with what plain data spells as text or as a key: a text that looks like a word, an update."""
+    def decoded(self) -> Node:
+        """This node, with what plain data spells as text or as a key: a text that looks like a marker, an update."""
         if isinstance(self.content, dict) and UPDATE in self.content and self.content[UPDATE].content is True:
             rest = {key: node for key, node in self.content.items() if key != UPDATE}
             return replace(self, content=rest, partial=True)
@@ -126,14 +110,14 @@ class Node:
             return [item.plain() for item in self.content]
         return self.content if self.text is None else self.text
 
-    def spoken(self, path: Path) -> Spoken:
-        """This word as a line below a problem."""
-        return Spoken(path, self.plain(), self.origin)
+    def sourced(self, path: Path) -> SourcedValue:
+        """This value with its origin, as a line below a problem."""
+        return SourcedValue(path, self.plain(), self.origin)
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Everything that one source said, and what was wrong with the source itself."""
+    """Everything that one source sets, and what was wrong with the source itself."""
 
     rank: Rank
     place: UserSource
@@ -144,7 +128,7 @@ class Layer:
 def layer_of(
     place: UserSource, origin: Origin, read: Callable[[], tuple[Node | None, Iterable[Problem]]]
 ) -> Layer:
-    """What a source says; if it cannot be understood at all, that is a problem of its layer."""
+    """The layer of a source; if it cannot be understood at all, that is a problem of its layer."""
     try:
         root, problems = read()
     except SourceError as error:
@@ -160,10 +144,10 @@ def along(path: Path, node: Node) -> Node:
 
 
 def put(into: Node, key: object, new: Node, above: Path = ()) -> Iterator[Problem]:
-    """Adds what one source says at a key to a tree of the same source that is still being made.
+    """Adds what one source sets at a key to a tree of the same source that is still being made.
 
     Returns:
-        The paths said twice, as problems: order within a source never decides.
+        The paths set twice, as problems: order within a source never decides.
     """
     assert isinstance(into.content, dict)
     old, here = into.content.get(key), (*above, key)
@@ -175,11 +159,11 @@ def put(into: Node, key: object, new: Node, above: Path = ()) -> Iterator[Proble
         flags = {"partial": old.partial and new.partial, "replace": old.replace or new.replace}
         into.content[key] = replace(old, **flags)
     else:
-        yield Problem(here, "said twice in one source", (old.spoken(here), new.spoken(here)))
+        yield Problem(here, "said twice in one source", (old.sourced(here), new.sourced(here)))
 
 
 def from_python(value: object, origin: Origin, *, text_keys: bool = False) -> tuple[Node, list[Problem]]:
-    """A tree from nested Python values, and what was said twice; tuples as keys are paths, strings are never split.
+    """A tree from nested Python values, and what was set twice; tuples as keys are paths, strings are never split.
 
     Raises:
         SourceError: nested more than 64 deep, which includes a mapping that holds itself.
@@ -196,9 +180,9 @@ def from_python(value: object, origin: Origin, *, text_keys: bool = False) -> tu
         if not isinstance(value, Mapping):
             return Node(origin, value)
         made = Node(origin, {}, text_keys=text_keys)
-        for key, said in value.items():
+        for key, inner in value.items():
             path = key if isinstance(key, tuple) and key else (key,)
-            child = node(said, depth + len(path))
+            child = node(inner, depth + len(path))
             problems.extend(put(made, path[0], along(path[1:], child)))
         return made
 

@@ -1,4 +1,4 @@
-"""Where a value was said, with which authority, and what is wrong with it, in words that name the place."""
+"""Where a value was set, with which authority, and what is wrong with it, with the name of the place."""
 
 from __future__ import annotations
 
@@ -8,22 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from planner.errors import InvalidConfigError
-from planner.spelling import shown as short
-
-__all__ = [
-    "CODE_ERRORS",
-    "Origin",
-    "Path",
-    "Problem",
-    "Rank",
-    "Spoken",
-    "UserSource",
-    "invalid",
-    "one_line",
-    "path_text",
-    "short",
-    "suggestion",
-]
+from planner.spelling import one_line, shown
 
 Path = tuple[object, ...]
 
@@ -36,26 +21,12 @@ CODE_ERRORS = (
     TypeError,
     ValueError,
 )
-"""What a mistake in a computing function, rule or translation raises; all of these become problems with a path."""
-
-
-def one_line(text: str) -> str:
-    """A text with what would break its line, or what nobody sees, spelled out.
-
-    Example:
-        >>> one_line("a\\nb")
-        'a\\\\nb'
-    """
-    return (
-        text
-        if text.isprintable()
-        else "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
-    )
+"""What a mistake in a computing function or rule raises; all of these become problems with a path."""
 
 
 def path_text(path: Path) -> str:
     """A path as a person writes it, cut to about one line."""
-    text = one_line(".".join(short(key) if isinstance(key, int) else str(key) for key in path))
+    text = one_line(".".join(shown(key) if isinstance(key, int) else str(key) for key in path))
     return (text if len(text) <= 200 else f"{text[:160]}…{text[-30:]}") or "(root)"
 
 
@@ -66,7 +37,7 @@ def suggestion(name: object, known: Iterable[str]) -> str:
 
 
 class Rank(enum.IntEnum):
-    """Who said a value. A higher rank wins; a derived value has no rival, since nobody else may say it."""
+    """What set a value. A higher rank wins; a derived value has no rival, since it cannot be set."""
 
     DEFAULT = 0
     COMPUTED = 1
@@ -76,7 +47,7 @@ class Rank(enum.IntEnum):
 
 
 class UserSource(enum.IntEnum):
-    """In which way the user said it. Within the rank ``USER`` a higher place wins."""
+    """In which way the user set it. Within the rank ``USER`` a higher place wins."""
 
     FILE = 0
     ENVIRONMENT = 1
@@ -86,11 +57,11 @@ class UserSource(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """One place where a value was said.
+    """One place where a value was set.
 
     Args:
-        rank: who said it.
-        where: the place in words: ``plan.yaml:3:12``, ``environment PLANNER_DTYPE``, ``settings.py:40``.
+        rank: what set it.
+        where: the place as text: ``plan.yaml:3:12``, ``environment PLANNER_DTYPE``, ``settings.py:40``.
         note: what it was translated or computed from, if it was.
 
     Example:
@@ -108,15 +79,15 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
-    """One value as it was said, shown below a problem."""
+class SourcedValue:
+    """One value as it was set, shown below a problem."""
 
     path: Path
     value: object
     origin: Origin
 
     def __str__(self) -> str:
-        return f"{path_text(self.path)} = {short(self.value)} · {self.origin}"
+        return f"{path_text(self.path)} = {shown(self.value)} · {self.origin}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +100,14 @@ class Problem:
         words: the values involved, each with its origin.
 
     Example:
-        >>> print(Problem(("dtpe",), "unknown key", (Spoken(("dtpe",), "int8", Origin(Rank.USER, "a.yaml:1:7")),)))
+        >>> print(Problem(("dtpe",), "unknown key", (SourcedValue(("dtpe",), "int8", Origin(Rank.USER, "a.yaml:1:7")),)))
         dtpe: unknown key
             dtpe = 'int8' · user · a.yaml:1:7
     """
 
     path: Path
     what: str
-    words: tuple[Spoken, ...] = ()
+    words: tuple[SourcedValue, ...] = ()
 
     def __str__(self) -> str:
         return "\n    ".join([f"{path_text(self.path)}: {self.what}", *map(str, self.words)])
@@ -147,6 +118,6 @@ def invalid(problems: Iterable[Problem]) -> InvalidConfigError:
     found = tuple(problems)
     count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
     # Hostile input can hold thousands of mistakes; all are in the field, the text stays readable.
-    shown = [str(problem) for problem in found[:50]]
+    first = [str(problem) for problem in found[:50]]
     more = [f"… and {len(found) - 50} more"] if len(found) > 50 else []
-    return InvalidConfigError("\n".join([f"configuration: {count}", *shown, *more]), problems=found)
+    return InvalidConfigError("\n".join([f"configuration: {count}", *first, *more]), problems=found)

@@ -1,4 +1,4 @@
-"""A resolved configuration: the values, and for each the answer to where it came from."""
+"""A resolved configuration: the values, and for each where it came from."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar, cast
 
-from planner.config.answer import ResolvedNode, Superseded
 from planner.config.layer import UNSET, UPDATE, Layer, escaped
 from planner.config.problem import Origin, Path, Rank, path_text, suggestion
+from planner.config.resolved_node import ResolvedNode, Superseded
 from planner.config.types import NOTHING, Field, MappingType, place_of, schema_of, split_path
 from planner.config.written import yaml_lines
-
-__all__ = ["Difference", "Resolved", "diff"]
 
 T = TypeVar("T")
 
@@ -36,16 +34,16 @@ class Resolved(Generic[T]):
 
     @property
     def answers(self) -> dict[Path, ResolvedNode]:
-        """By path, who said the value and where."""
+        """By path, what is known of each value that counts."""
         return {answer.path: answer for answer in self.root.walk() if answer.counts}
 
     @property
     def past(self) -> dict[Path, tuple[Superseded, ...]]:
-        """By path, the words that do not count any more, the latest first."""
+        """By path, the values that do not count any more, the latest first."""
         return {answer.path: tuple(answer.past) for answer in self.root.walk() if answer.past}
 
     def origin(self, path: str | Path) -> Origin:
-        """Who said the value at a path, and where.
+        """What set the value at a path, and where.
 
         Raises:
             KeyError: no such path in this configuration.
@@ -53,7 +51,7 @@ class Resolved(Generic[T]):
         return self._at(path).origin
 
     def explain(self, path: str | Path = ()) -> str:
-        """In words: the value, who said it and where, what it shadowed, what it was made from and what reads it."""
+        """As text: the value, what set it and where, what it shadowed, what it was made from and what reads it."""
         computed = {path_text(answer.path): answer.reads for answer in self.root.walk() if answer.reads}
         readers: dict[Path, list[str]] = {}
         for name, reads in {**computed, **self.rule_reads}.items():
@@ -83,13 +81,13 @@ class Resolved(Generic[T]):
 
         Args:
             path: a block; its part stands alone, with what it computed from outside or was given by its parent.
-            ranks: whose words to include; add ``Rank.IMPORTED`` for a file that needs no import.
+            ranks: whose values to include; add ``Rank.IMPORTED`` for a file that needs no import.
             level: ``"said"``, or ``"all"`` for defaults, computed and derived values too.
 
         Guarantee:
             ``Stack(S).set(r.dump(ranks=(USER, IMPORTED))).resolve().config == r.config``, and the same for
             ``r.dump()`` on top of the same import. An imported key that the user deleted is dumped as "!unset", which is
-            ``UNSET``. Where single keys were said of a mapping that means something only as a whole, the key "!update"
+            ``UNSET``. Where single keys were set of a mapping that means something only as a whole, the key "!update"
             stands with them. A text that looks like one of these has one more exclamation mark, as "!!unset".
         """
         top = self._at(path)
@@ -99,20 +97,20 @@ class Resolved(Generic[T]):
         return cast("dict[str, object]", written)
 
     def yaml(self, *, ranks: Iterable[Rank] = (Rank.USER,), level: Literal["said", "all"] = "said") -> str:
-        """:meth:`dump` as a YAML file that says the same, each value with its origin as a comment; empty if nothing is said."""
-        return "\n".join(yaml_lines(self.dump(ranks=ranks, level=level), self.said_by))
+        """:meth:`dump` as a YAML file that means the same, each value with its origin as a comment; empty if nothing is set."""
+        return "\n".join(yaml_lines(self.dump(ranks=ranks, level=level), self.origin_text))
 
-    def said_by(self, path: str | Path) -> str:
-        """The origin of the value at a path in words, or who unset what was said there."""
+    def origin_text(self, path: str | Path) -> str:
+        """The origin of the value at a path as text, or what unset the value there."""
         answer = self._at(path)
-        is_unset = answer.word is None and answer.past
+        is_unset = answer.current is None and answer.past
         return f"{answer.past[0].fate} by {answer.past[0].by}" if is_unset else str(answer.origin)
 
     def _at(self, path: str | Path) -> ResolvedNode:
         keys = split_path(self.root.kind, path)[0] if isinstance(path, str) and path else tuple(path)
         found: ResolvedNode | None = self.root
         for key in keys:
-            found = found.plain_kid(key) if found else None
+            found = found.plain_child(key) if found else None
         if found is None or not (found.counts or found.past):
             known = [path_text(each) for each in self.answers if each]
             raise KeyError(f"no {path_text(keys)} in this configuration{suggestion(path_text(keys), known)}")
@@ -120,33 +118,35 @@ class Resolved(Generic[T]):
 
 
 def _declared(answer: ResolvedNode, field: Field) -> Iterator[str]:
-    """What the declaration of a field says: the default, where a word hides it, and whether it can be set."""
-    if answer.word and answer.default is not NOTHING and not field.compute:
+    """What the declaration of a field tells: the default, where it is hidden, and whether it can be set."""
+    if answer.current and answer.default is not NOTHING and not field.compute:
         yield f"    {answer.kind.write(answer.default)!r}  <- default · {answer.place}  [shadowed]"
     yield "    derived: it cannot be set" if field.derived else "    settable"
 
 
 def _outcome(answer: ResolvedNode) -> str:
-    """What counts in the end, and who said it."""
+    """What counts in the end, and what set it."""
     if not answer.counts:
         return ": nothing counts"
     if answer.cls is not None:
         return f": {answer.cls.__name__} at {place_of(answer.cls)}  <- {answer.origin}"
-    said = "" if answer.said is None else f", said as {answer.said!r}"
-    return f" = {answer.written!r}  <- {answer.origin}{said}"
+    raw = "" if answer.raw is None else f", said as {answer.raw!r}"
+    return f" = {answer.written!r}  <- {answer.origin}{raw}"
 
 
 def _everything(answer: ResolvedNode) -> object:
     """The value, with all that is below, as plain data."""
     if answer.shape == "leaf":
         return _plain(answer.written)
-    return {answer.plain_key(key): _everything(kid) for key, kid in answer.below().items() if kid.counts}
+    return {
+        answer.plain_key(key): _everything(child) for key, child in answer.below().items() if child.counts
+    }
 
 
 def _of_class(block: ResolvedNode, found: dict[object, object]) -> dict[object, object]:
     """What is written of a block with its type, and with it alone: the default type may be another one where it is read.
 
-    Choosing a type drops the keys of all others, so these need no word.
+    Choosing a type drops the keys of all others, so these need no value.
     """
     fields = schema_of(block.cls).fields if block.cls else {}
     return {key: value for key, value in found.items() if key in fields} | {"type": block.tag}
@@ -165,7 +165,7 @@ class _Dump:
 
     def below(self, top: ResolvedNode) -> dict[object, object]:
         """What is written of a block or mapping, by key."""
-        found = {key: self._one(kid) for key, kid in top.below().items()}
+        found = {key: self._one(child) for key, child in top.below().items()}
         is_part = bool(self.part) and top.path == self.part
         if top.tag and (is_part or any(value not in (NOTHING, UNSET) for value in found.values())):
             found = _of_class(top, found)
@@ -185,7 +185,7 @@ class _Dump:
         return self._mapping(answer, answer.kind.tree, found) if answer.shape == "map" else found
 
     def _mapping(self, answer: ResolvedNode, tree: object, found: dict[object, object]) -> object:
-        """What is written of a mapping: all of it where it was computed or said as a whole, else the keys that were said."""
+        """What is written of a mapping: all of it where it was computed or set as a whole, else the keys that were set."""
         assert isinstance(tree, MappingType)
         if self._is_whole(answer) if tree.whole else answer.reads:
             return _everything(answer)
@@ -197,20 +197,20 @@ class _Dump:
         # Without its parent, a part would compute or default these otherwise.
         from_outside = any(not self._is_inside(read) for read in answer.reads)
         by_word = answer.origin.rank in self.ranks and (answer.shape == "leaf" or answer.opened)
-        return by_word or from_outside or (bool(self.part) and answer.stray)
+        return by_word or from_outside or (bool(self.part) and answer.is_inherited_default)
 
     def _is_inside(self, path: Path) -> bool:
         return path[: len(self.part)] == self.part
 
     def _is_whole(self, answer: ResolvedNode) -> bool:
-        """Whether a mapping that means something as a whole was said, or ended, as a whole; else keys were said of it."""
-        nodes = [*([answer.word] if answer.word else []), *(past.node for past in answer.past)]
-        said = any(node.origin.rank in self.ranks and not node.partial for node in nodes)
-        ended = any(past.by.rank in self.ranks and past.fate != "shadowed" for past in answer.past)
-        return said or ended or bool(answer.reads)
+        """Whether a mapping that means something as a whole was set, or ended, as a whole; else single keys were."""
+        nodes = [*([answer.current] if answer.current else []), *(past.node for past in answer.past)]
+        is_set = any(node.origin.rank in self.ranks and not node.partial for node in nodes)
+        is_ended = any(past.by.rank in self.ranks and past.fate != "shadowed" for past in answer.past)
+        return is_set or is_ended or bool(answer.reads)
 
     def _comes_back(self, answer: ResolvedNode) -> bool:
-        """What the import said, the user ended, and nobody said again: it would come back on top of the import."""
+        """What the import set, the user ended, and was not set again: it would come back on top of the import."""
         if self.part or Rank.USER not in self.ranks or Rank.IMPORTED in self.ranks:
             return False
         is_silent = answer.origin.rank <= Rank.COMPUTED or not answer.counts
@@ -235,7 +235,7 @@ class Difference:
 
 
 def diff(left: Resolved[T], right: Resolved[T]) -> tuple[Difference, ...]:
-    """Where two configurations have different values, types of values or classes, whoever said them.
+    """Where two configurations have different values, types of values or classes, whatever set them.
 
     Example:
         >>> from planner.config import Stack

@@ -1,4 +1,4 @@
-"""How a configuration class is declared: a frozen keyword-only dataclass, and what its fields say about themselves."""
+"""How a configuration class is declared: a frozen keyword-only dataclass, and what its fields declare."""
 
 from __future__ import annotations
 
@@ -19,35 +19,30 @@ from planner.config.types import (
     Field,
     MappingType,
     Schema,
-    Transform,
     Type,
     is_block,
     schema_of,
 )
 
-__all__ = ["config", "rule", "setting"]
-
 T = typing.TypeVar("T")
 
-MISSING = dataclasses.MISSING
+_MISSING = dataclasses.MISSING
 
 
 def setting(
     *,
-    default: object = MISSING,
+    default: object = _MISSING,
     compute: Compute | None = None,
     derived: Compute | None = None,
     whole: bool = False,
-    renamed: Mapping[str, Transform | None] | None = None,
 ) -> typing.Any:
     """Declares a field that needs more than a default.
 
     Args:
         default: what an instance built without any layer has.
-        compute: ``f(block, root)``: the default computed from other fields; it yields to any word.
-        derived: ``f(block, root)``: evaluated last; nobody can set such a field.
+        compute: ``f(block, root)``: the default computed from other fields; it yields to any value that is set.
+        derived: ``f(block, root)``: evaluated last; such a field cannot be set.
         whole: a mapping that means something only as a whole: a mapping replaces it, a dotted path updates it.
-        renamed: old names of the field; each maps to a function from the old value to the new one, or to None.
 
     Example:
         >>> @config
@@ -63,7 +58,6 @@ def setting(
         "compute": compute or derived,
         "derived": derived is not None,
         "whole": whole,
-        "renamed": renamed or {},
     }
     # One Field call cannot be typed for "with or without a default"; the notes travel beside it.
     declared: typing.Any = dataclasses.field(metadata=notes)
@@ -122,12 +116,12 @@ def _field(cls: type, name: str, hint: object) -> Field:
     inherited = next((schema_of(base).fields.get(name) for base in cls.__mro__[1:] if is_block(base)), None)
     if inherited is not None and name not in vars(cls).get("__annotations__", {}):
         return inherited
-    declared = vars(cls).get(name, MISSING)
+    declared = vars(cls).get(name, _MISSING)
     if not isinstance(declared, dataclasses.Field):
         declared = setting(default=declared)
     notes, place = declared.metadata, f"{cls.__name__}.{name}"
     kind = _with_notes(place, parse_type(hint), notes, type(declared.default))
-    if declared.default is not MISSING:
+    if declared.default is not _MISSING:
         declared.default = _checked(place, kind, declared.default)
     setattr(cls, name, declared)
     return Field(
@@ -135,10 +129,9 @@ def _field(cls: type, name: str, hint: object) -> Field:
         declared_in=cls,
         owner=inherited.owner if inherited else cls,
         type=kind,
-        default=NOTHING if declared.default is MISSING else declared.default,
+        default=NOTHING if declared.default is _MISSING else declared.default,
         compute=notes["compute"],
         derived=notes["derived"],
-        renamed=notes["renamed"],
     )
 
 
@@ -155,7 +148,7 @@ def _with_notes(place: str, kind: Type, notes: Mapping[str, typing.Any], given: 
 
 
 def _checked(name: str, kind: Type, default: object) -> object:
-    """The default as a word for it would be read. Raises TypeError if it does not fit."""
+    """The default as a value for it would be read. Raises TypeError if it does not fit."""
     if isinstance(kind.tree, Classes) and type(default) in kind.tree.classes:
         fields = schema_of(type(default)).fields
         return dataclasses.replace(

@@ -25,16 +25,6 @@ from planner.config.layer import (
 from planner.config.problem import Origin, Problem, Rank, UserSource
 from planner.config.types import Type, split_path
 
-__all__ = [
-    "MAX_BYTES",
-    "FilePath",
-    "argument_layers",
-    "environment_layers",
-    "file_layer",
-    "json_tree",
-    "option_layer",
-]
-
 MAX_BYTES: Final = 2**20
 
 # The standard TOML parser needs quadratic time for a long dotted key, so its length is checked beforehand.
@@ -44,7 +34,7 @@ FilePath = str | os.PathLike[str]
 
 
 def file_layer(path: FilePath) -> Layer:
-    """What a YAML, TOML or JSON file says, by its suffix; what is wrong with the file is a problem of the layer."""
+    """The layer of a YAML, TOML or JSON file, by its suffix; what is wrong with the file is a problem of the layer."""
     origin = Origin(Rank.USER, os.fspath(path))
     return layer_of(UserSource.FILE, origin, partial(_parse, origin))
 
@@ -102,11 +92,11 @@ def _toml(text: str) -> dict[str, object]:
 
 
 def _text_node(text: str, origin: Origin) -> Node:
-    """A word that is only text: read as one YAML value, or as the text itself where the field takes that."""
+    """A value that is only text: read as one YAML value, or as the text itself where the field takes that."""
     if text.startswith(("{", "[", '"', "'")):
         try:
             node = compose(yaml_events(text), lambda event: origin)
-        except SourceError:  # then it is no YAML but may still be a string; if not, the field says so
+        except SourceError:  # then it is no YAML but may still be a string; if not, the field refuses it
             node = None
         if node is not None:
             return replace(node, text=text)
@@ -121,11 +111,11 @@ def argument_layers(kind: Type, argv: Sequence[str], first: int = 1) -> Iterator
             form ``--set=…``. Anything else is a problem of its layer.
         first: the number of the first option.
     """
-    words = iter(argv)
-    for number, word in enumerate(words, start=first):  # numbers the options, not their values
-        option, equals, value = word.partition("=")
+    arguments = iter(argv)
+    for number, argument in enumerate(arguments, start=first):  # numbers the options, not their values
+        option, equals, value = argument.partition("=")
         if option in ("--set", "--unset", "--config") and not equals:
-            value = next(words, "")
+            value = next(arguments, "")
         if option == "--config":
             yield file_layer(value)
         else:

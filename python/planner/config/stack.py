@@ -8,18 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from planner.caller import caller, warn_caller
+from planner.caller import caller
 from planner.config.annotations import parse_type
-from planner.config.answer import ResolvedNode
 from planner.config.evaluate import Evaluation
 from planner.config.layer import UNSET, Layer, from_python, layer_of
 from planner.config.problem import Origin, Path, Rank, UserSource, invalid
 from planner.config.replay import Replay
 from planner.config.resolved import Resolved
+from planner.config.resolved_node import ResolvedNode
 from planner.config.sources import FilePath, argument_layers, environment_layers, file_layer, option_layer
 from planner.config.types import Type
-
-__all__ = ["Stack"]
 
 T = TypeVar("T")
 
@@ -58,9 +56,9 @@ class Stack(Generic[T]):
         """This stack with more layers, each above all others of its rank and place."""
         return Stack(self.schema, (*self.layers, *layers))
 
-    def imported(self, words: Mapping[Any, object] | Layer) -> Stack[T]:
-        """Words from elsewhere that were translated to this schema: above defaults, below all that the user says."""
-        return self.push(words if isinstance(words, Layer) else _python_layer(words, Rank.IMPORTED))
+    def imported(self, values: Mapping[Any, object] | Layer) -> Stack[T]:
+        """Values from elsewhere that were translated to this schema: above defaults, below all that the user sets."""
+        return self.push(values if isinstance(values, Layer) else _python_layer(values, Rank.IMPORTED))
 
     def file(self, path: FilePath) -> Stack[T]:
         """A YAML, TOML or JSON file, read now."""
@@ -90,28 +88,28 @@ class Stack(Generic[T]):
         """
         return self.push(option_layer(self.kind, path, value, spelled, number))
 
-    def set(self, words: Mapping[Any, object] | None = None, /, **keywords: object) -> Stack[T]:
+    def set(self, values: Mapping[Any, object] | None = None, /, **keywords: object) -> Stack[T]:
         """Values from code: nested mappings, tuples as paths, keywords; ``UNSET`` deletes, ``Replace`` replaces.
 
         Plain data, as ``Resolved.dump`` writes it, has "!unset" as a value and "!update" as a key for the same.
         """
-        more = [] if words is None else [_python_layer(words, Rank.USER)]
+        more = [] if values is None else [_python_layer(values, Rank.USER)]
         return self.push(*more, *([_python_layer(keywords, Rank.USER)] if keywords else []))
 
     def unset(self, path: Path) -> Stack[T]:
-        """Forgets what all layers so far say at a path."""
+        """Forgets what all layers so far set at a path."""
         return self.set({path: UNSET})
 
     def update(self, other: Stack[T] | Resolved[T] | Mapping[Any, object]) -> Stack[T]:
-        """The words that the user said in another configuration, above all that was said here.
+        """The values that the user set in another configuration, above all that was set here.
 
         Neither its defaults nor its imports come along. An instance of the schema is refused by ``resolve``, since
-        nobody can tell which of its values were meant.
+        it cannot be told which of its values were meant.
         """
         if not isinstance(other, (Stack, Resolved)):
             return self.set(other)
-        words = [layer for layer in other.layers if layer.rank is Rank.USER]
-        return self.push(*(replace(layer, place=UserSource.KEYWORDS) for layer in words))
+        layers = [layer for layer in other.layers if layer.rank is Rank.USER]
+        return self.push(*(replace(layer, place=UserSource.KEYWORDS) for layer in layers))
 
     def resolve(self) -> Resolved[T]:
         """The configuration that these layers mean.
@@ -120,22 +118,19 @@ class Stack(Generic[T]):
             InvalidConfigError: with all problems at once. Fields: ``problems``.
 
         Guarantee:
-            Pure: the same layers give an equal result, and nothing is changed or read. Old names of fields are
-            reported as a DeprecationWarning.
+            Pure: the same layers give an equal result, and nothing is changed or read.
 
         Cost:
-            O(words + fields), where a field that nobody said costs next to nothing; see ``benches/bench_config.py``.
+            O(values + fields), where a field that was not set costs next to nothing; see ``benches/bench_config.py``.
         """
         replay, root = Replay(), ResolvedNode((), self.kind, place=_where())
         for layer in self.layers:
             replay.problems += layer.problems
-            replay.say_root(root, layer.root)
+            replay.apply_layer(root, layer.root)
         evaluation = Evaluation(root, replay)
         config = evaluation.run()
         if replay.problems:
             raise invalid(replay.problems)
-        for renamed in replay.renamed:
-            warn_caller(str(renamed), DeprecationWarning)
         return Resolved(config=config, layers=self.layers, root=root, rule_reads=evaluation.rule_reads)
 
     @classmethod
@@ -161,10 +156,10 @@ def _class_type(schema: type) -> Type:
     return parse_type(schema)
 
 
-def _python_layer(words: Mapping[Any, object], rank: Rank) -> Layer:
+def _python_layer(values: Mapping[Any, object], rank: Rank) -> Layer:
     kind = "keyword arguments" if rank is Rank.USER else "import"
     origin = Origin(rank, f"{kind} at {_where()}")
-    return layer_of(UserSource.KEYWORDS, origin, lambda: from_python(words, origin))
+    return layer_of(UserSource.KEYWORDS, origin, lambda: from_python(values, origin))
 
 
 def _where() -> str:

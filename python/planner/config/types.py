@@ -1,4 +1,4 @@
-"""Types of fields and what is known of a configuration class: how a word is read as one value, and the trees that have paths below."""
+"""Types of fields and what is known of a configuration class: how one value is read, and the trees that have paths below."""
 
 from __future__ import annotations
 
@@ -16,32 +16,11 @@ from dataclasses import dataclass
 
 from planner.config.document import core_scalar
 from planner.config.layer import Node, is_unset
-from planner.config.problem import Path, short, suggestion
-
-__all__ = [
-    "NOTHING",
-    "TAG",
-    "Check",
-    "Classes",
-    "Compute",
-    "Field",
-    "Leaf",
-    "MappingType",
-    "Schema",
-    "Transform",
-    "Type",
-    "exact",
-    "got",
-    "is_block",
-    "is_constant",
-    "place_of",
-    "schema_of",
-    "split_path",
-]
+from planner.config.problem import Path, suggestion
+from planner.spelling import shown
 
 Compute = Callable[[typing.Any, typing.Any], object]
 Check = Callable[[typing.Any, typing.Any], "str | Iterable[str] | None"]
-Transform = Callable[[typing.Any], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +29,9 @@ class Leaf:
 
     Args:
         name: for messages: ``expected {name}``.
-        read: from what was said to the value; raises ValueError or TypeError with a reason.
+        read: from what was set to the value; raises ValueError or TypeError with a reason.
         write: from the value to plain data that ``read`` takes back; None for the value itself.
-        is_list: whether it reads a tuple of words instead of a scalar.
+        is_list: whether it reads a tuple of nodes instead of a scalar.
     """
 
     name: str
@@ -72,7 +51,7 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class MappingType:
-    """A Mapping: updated key by key, or, if ``whole``, replaced by each mapping that is said."""
+    """A Mapping: updated key by key, or, if ``whole``, replaced by each mapping that is set."""
 
     key: Type
     value: Type
@@ -81,7 +60,7 @@ class MappingType:
     def child(self, key: object, *, is_text: bool, chosen: type | None) -> tuple[object, Type, None]:
         """The canonical spelling of a key, and what stands there. Raises ValueError."""
         if is_text and isinstance(key, str):
-            with contextlib.suppress(ValueError):  # then it is a word, or fails as one below
+            with contextlib.suppress(ValueError):  # then the key is taken as it is, or fails below
                 return self.key.take(core_scalar(key)), self.value, None
         try:
             return self.key.take(key), self.value, None
@@ -95,7 +74,7 @@ class Classes:
 
     Args:
         members: the classes by tag; a class without a tag stands under None.
-        first: the class that is meant as long as nobody says a type.
+        first: the class that is meant as long as no type is set.
     """
 
     members: Mapping[str | None, type]
@@ -111,16 +90,16 @@ class Classes:
         return tuple(tag for tag in self.members if tag is not None)
 
     def child(self, key: object, *, is_text: bool, chosen: type | None) -> tuple[object, Type, Field | None]:
-        """The present name of a field, and its declaration. Raises ValueError.
+        """The name of a field, and its declaration. Raises ValueError.
 
         Args:
-            chosen: the class; before anybody chose one, a key of any of the classes will do.
+            chosen: the class; before one is chosen, a key of any of the classes will do.
         """
         if self.tags and key == "type":
             return key, TAG, None
         current = chosen or self.first
         for cls in [chosen] if chosen else [current, *self.classes]:
-            field = vars(cls)["__config__"].names.get(key)
+            field = vars(cls)["__config__"].fields.get(key)
             if field is not None:
                 return field.name, field.type, field
         known = [*vars(current)["__config__"].fields, *(["type"] if self.tags else [])]
@@ -139,7 +118,7 @@ class Type:
         return " or ".join([*([tree] if tree else []), *(member.name for member in self.members)])
 
     def read(self, node: Node) -> object:
-        """The value of a word. Raises ValueError with the reason of every member that refused it."""
+        """The value of a node. Raises ValueError with the reason of every member that refused it."""
         try:
             return self.take(node.content)
         except ValueError:
@@ -166,10 +145,10 @@ class Type:
         for member in self.members:
             if member.is_list == isinstance(value, tuple) and (member.is_list or _takes(member, value)):
                 return member.write(value) if member.write else value
-        raise TypeError(f"{short(value)} is not {self}")
+        raise TypeError(f"{shown(value)} is not {self}")
 
     def with_type(self, node: Node) -> Node:
-        """``{type: word}`` for a plain word where a tag picks the class, unless a member takes such a word."""
+        """``{type: tag}`` for a plain text where a tag picks the class, unless a member takes such a text."""
         if not (isinstance(node.content, str) and isinstance(self.tree, Classes) and self.tree.tags):
             return node
         if is_unset(node.content):
@@ -192,12 +171,12 @@ def split_path(kind: Type, text: str) -> tuple[Path, Type | None]:
     while dot:
         tree = found.tree if found else None
         is_last = tree is None or (isinstance(tree, MappingType) and tree.value.tree is None)
-        word, dot, text = (text, "", "") if is_last else text.partition(".")
-        key: object = word
+        part, dot, text = (text, "", "") if is_last else text.partition(".")
+        key: object = part
         found = None
         if tree is not None:
             with contextlib.suppress(ValueError):  # resolve reports it, with its origin
-                key, found, _ = tree.child(word, is_text=True, chosen=None)
+                key, found, _ = tree.child(part, is_text=True, chosen=None)
         path.append(key)
     return tuple(path), found
 
@@ -215,14 +194,14 @@ def _takes(leaf: Leaf, value: object) -> bool:
 
 
 def got(content: object) -> str:
-    """What was said, for messages."""
+    """What was set, for messages."""
     if isinstance(content, dict):
         return "a mapping"
     if isinstance(content, tuple):
         return "a list"
     if is_block(type(content)):
         return f"an instance of {type(content).__name__}, which would say all its defaults; pass a mapping"
-    return "null" if content is None else f"{type(content).__name__} {short(content)}"
+    return "null" if content is None else f"{type(content).__name__} {shown(content)}"
 
 
 def exact(name: str, *kinds: type, make: Callable[[typing.Any], object] | None = None) -> Leaf:
@@ -237,7 +216,7 @@ def exact(name: str, *kinds: type, make: Callable[[typing.Any], object] | None =
 
 
 TAG = Type((exact("a type", str),))
-"""What ``type`` holds; which tags there are is checked where it is said."""
+"""What ``type`` holds; which tags there are is checked where it is set."""
 
 
 NOTHING = object()
@@ -246,14 +225,13 @@ NOTHING = object()
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Field:
-    """One field of a configuration class, as its declaration says.
+    """One field of a configuration class, as it is declared.
 
     Args:
         declared_in: the class whose body declares it.
         owner: the class that declared it first; two variants share a field if they inherit it from one owner.
         default: the plain default, or ``NOTHING``.
-        compute: gives the value if nobody says one (or always, if ``derived``), from the block and the root.
-        renamed: old names, each with a function that translates an old value, or None.
+        compute: gives the value if none is set (or always, if ``derived``), from the block and the root.
     """
 
     name: str
@@ -263,7 +241,6 @@ class Field:
     default: object
     compute: Compute | None
     derived: bool
-    renamed: Mapping[str, Transform | None]
 
     @property
     def place(self) -> str:
@@ -280,14 +257,8 @@ class Schema:
     rules: Mapping[str, Check]
 
     @functools.cached_property
-    def names(self) -> Mapping[str, Field]:
-        """The fields by present and former names."""
-        former = {old: field for field in self.fields.values() for old in field.renamed}
-        return {**former, **self.fields}
-
-    @functools.cached_property
     def is_constant(self) -> bool:
-        """Whether an instance stays as it is if nobody says anything: nothing is computed or checked."""
+        """Whether an instance stays as it is if nothing is set: nothing is computed or checked."""
         fields = self.fields.values()
         return not self.rules and all(not field.compute and is_constant(field.default) for field in fields)
 
@@ -298,7 +269,7 @@ def schema_of(cls: type) -> Schema:
 
 
 def is_constant(default: object) -> bool:
-    """Whether a default is the value if nobody says anything, without looking further."""
+    """Whether a default is the value if nothing is set, without looking further."""
     return schema_of(type(default)).is_constant if is_block(type(default)) else default is not NOTHING
 
 

@@ -1,4 +1,4 @@
-"""Plain data as YAML that says the same: the one writer of what `document.py` reads."""
+"""Plain data as YAML that means the same: the one writer of what `document.py` reads."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any, Final
 
 from planner.config.document import core_scalar
 from planner.config.layer import UPDATE, is_unset
-from planner.config.problem import Path, one_line
+from planner.config.problem import Path
+from planner.spelling import one_line
 
-__all__ = ["yaml_lines"]
-
-_WORDS: Final = {
+_CONSTANTS: Final = {
     "None": "null",
     "True": "true",
     "False": "false",
@@ -27,14 +26,14 @@ _LONGEST_KEY: Final = (
 
 
 def yaml_lines(
-    said: Mapping[Any, object], origin_of: Callable[[Path], str], path: Path = ()
+    values: Mapping[Any, object], origin_of: Callable[[Path], str], path: Path = ()
 ) -> Iterator[str]:
     """Lines of YAML, each value with its origin as a comment.
 
     Args:
-        said: plain data, as ``Resolved.dump`` writes it.
+        values: plain data, as ``Resolved.dump`` writes it.
         origin_of: by path, the text of the comment.
-        path: where ``said`` stands.
+        path: where ``values`` stand.
 
     Example:
         >>> print(*yaml_lines({"names": {"0": 1, 0: "a\\n"}, "gone": "!unset"}, lambda path: "here"), sep="\\n")
@@ -44,7 +43,7 @@ def yaml_lines(
         gone: !unset  # here
     """
     indent = "  " * len(path)
-    for key, value in said.items():
+    for key, value in values.items():
         here, name = (*path, key), _key(key)
         start = f"{indent}{name}:" if len(name) <= _LONGEST_KEY else f"{indent}? {name}\n{indent}:"
         if isinstance(value, Mapping) and value.get(UPDATE) is True:
@@ -66,12 +65,12 @@ def _key(key: object) -> str:
 
 def _value(value: object, *, is_inner: bool = False) -> str:
     if isinstance(value, str):
-        is_word = is_unset(value) and not is_inner
-        return str(value) if is_word else f'"{"".join(map(_character, value))}"'
+        is_marker = is_unset(value) and not is_inner
+        return str(value) if is_marker else f'"{"".join(map(_character, value))}"'
     if isinstance(value, list):
         return f"[{', '.join(_value(item, is_inner=True) for item in value)}]"
     text = "{}" if isinstance(value, Mapping) else repr(value)
-    return _WORDS.get(text, text)
+    return _CONSTANTS.get(text, text)
 
 
 def _character(each: str) -> str:

@@ -6,11 +6,10 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from planner.choices import DeviceKind
 from planner.devices.detect import free_devices
 from planner.devices.keys import DeviceKey, canonical_device, device_kind
 from planner.errors import InvalidDevicesError
-
-__all__ = ["DeviceBudget", "device_budgets"]
 
 _DETECTED_HEADROOM = "10%"
 _ALL = "all"
@@ -36,8 +35,8 @@ class DeviceBudget:
     pool: str | None = None
 
     @property
-    def kind(self) -> str:
-        """ "accelerator", "cpu" or "disk"."""
+    def kind(self) -> DeviceKind:
+        """What kind of device it is."""
         return device_kind(self.device)
 
     @property

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from planner.devices.keys import DeviceKey, accelerator_backend
+from planner.devices.keys import Budgets, DeviceKey, accelerator_backend
 from planner.errors import InvalidDevicesError
 
-__all__ = ["FreeMemory", "free_devices", "free_disk", "free_host_memory"]
+logger = logging.getLogger(__name__)
 
 _CGROUP = Path("/sys/fs/cgroup")
 _HOST_POOL = "host memory"
@@ -19,7 +21,7 @@ _HOST_POOL = "host memory"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FreeMemory:
-    """FreeMemory bytes of one device, and who says so.
+    """Free bytes of one device, and where the number comes from.
 
     Args:
         device: its key.
@@ -77,30 +79,84 @@ def _free_accelerators() -> Iterator[FreeMemory]:
             pool=_HOST_POOL,
         )
         return
-    backend = accelerator_backend()
-    if backend is None:
-        return
-    name = backend.__name__.rpartition(".")[2]
-    for index in range(int(backend.device_count())):
-        free_bytes = int(backend.mem_get_info(index)[0])
-        idle = _idle_bytes(backend, index)
-        properties = (
-            backend.get_device_properties(index) if hasattr(backend, "get_device_properties") else None
-        )
-        is_shared = bool(getattr(properties, "is_integrated", False))
-        origin = f"torch.{name}.mem_get_info({index})" + (" + reserved but unused" if idle else "")
+    for each in _numbered_accelerators():
+        free_bytes, idle_bytes = each.driver_bytes(), each.idle_bytes()
         yield FreeMemory(
-            device=index, free_bytes=free_bytes + idle, origin=origin, pool=_HOST_POOL if is_shared else None
+            device=each.index,
+            free_bytes=free_bytes + idle_bytes,
+            origin=f"torch.{each.name}.mem_get_info({each.index})"
+            + (" + reserved but unused" if idle_bytes else ""),
+            pool=_HOST_POOL if each.shares_host_memory() else None,
         )
 
 
-def _idle_bytes(backend: object, index: int) -> int:
-    """What torch's caching allocator holds and does not use."""
-    reserved, allocated = (
-        getattr(backend, "memory_reserved", None),
-        getattr(backend, "memory_allocated", None),
-    )
-    return int(reserved(index) - allocated(index)) if reserved and allocated else 0
+@dataclass(frozen=True, slots=True)
+class _Accelerator:
+    """One accelerator that a number names; torch is asked for each figure when it is needed."""
+
+    backend: Any  # torch's module for its kind
+    index: int
+
+    @property
+    def name(self) -> str:
+        """What torch calls its kind."""
+        return str(self.backend.__name__.rpartition(".")[2])
+
+    def driver_bytes(self) -> int:
+        """What the driver could give out now."""
+        return int(self.backend.mem_get_info(self.index)[0])
+
+    def idle_bytes(self) -> int:
+        """What torch's caching allocator holds and does not use."""
+        reserved = getattr(self.backend, "memory_reserved", None)
+        allocated = getattr(self.backend, "memory_allocated", None)
+        return int(reserved(self.index) - allocated(self.index)) if reserved and allocated else 0
+
+    def shares_host_memory(self) -> bool:
+        """Whether its memory is the host's."""
+        properties_of = getattr(self.backend, "get_device_properties", None)
+        return bool(properties_of and getattr(properties_of(self.index), "is_integrated", False))
+
+
+def _numbered_accelerators() -> Iterator[_Accelerator]:
+    backend = accelerator_backend()
+    for index in range(int(backend.device_count()) if backend else 0):
+        yield _Accelerator(backend, index)
+
+
+def budgets_as_accelerate() -> Budgets:
+    """Free bytes by device as accelerate sees them: of the driver alone, and of the system whatever the process may use.
+
+    A device that cannot be asked is left out with a log line; host memory is left out where mps or cuda share it, as it would
+    count twice.
+
+    Source: ``get_max_memory(None)``, accelerate 1.15.
+    """
+    import torch
+
+    budgets: Budgets = {}
+    shares_host_memory = False
+    for each in _numbered_accelerators():
+        try:
+            budgets[each.index] = each.driver_bytes()
+        except (RuntimeError, AttributeError) as error:
+            logger.info(
+                "Device %s seems unavailable (%s), proceeding to check subsequent devices.", each.index, error
+            )
+            continue
+        shares_host_memory |= each.backend is torch.cuda and each.shares_host_memory()
+    if torch.backends.mps.is_available():
+        budgets["mps"] = _system_bytes()
+    elif not shares_host_memory:
+        budgets["cpu"] = _system_bytes()
+    return budgets
+
+
+def _system_bytes() -> int:
+    """What the system has left, whatever limits the process has."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def free_host_memory() -> FreeMemory:
@@ -112,7 +168,7 @@ def free_host_memory() -> FreeMemory:
     """
     import psutil
 
-    found = [(int(psutil.virtual_memory().available), "psutil.virtual_memory().available")]
+    found = [(_system_bytes(), "psutil.virtual_memory().available")]
     found.extend(_cgroup_limits())
     found.extend(_process_limits(int(psutil.Process().memory_info().vms)))
     free_bytes, origin = min(found)
@@ -174,7 +230,7 @@ def _statistic(file: Path, name: str) -> int:
 
 
 def free_disk(folder: str | os.PathLike[str]) -> FreeMemory:
-    """FreeMemory bytes where an offload folder is, or will be made."""
+    """Free bytes where an offload folder is, or will be made."""
     place = Path(folder).absolute()
     while not place.exists():
         place = place.parent

@@ -8,23 +8,10 @@ from types import ModuleType
 from typing import Any
 
 from planner.caller import warn_caller
+from planner.choices import DeviceKind
 from planner.errors import InvalidByteSizeError, InvalidDevicesError
 from planner.spelling import NAMED, count_of, device_words, known_device, shown
 from planner.units import is_bit_spelling, parse_bytes
-
-__all__ = [
-    "Budgets",
-    "DeviceKey",
-    "accelerator_backend",
-    "canonical_device",
-    "detect_budgets",
-    "device_kind",
-    "main_device",
-    "offload_tiers",
-    "ordered",
-    "read_budget",
-    "read_budgets",
-]
 
 DeviceKey = int | str
 Budgets = dict[DeviceKey, int | float]
@@ -127,9 +114,9 @@ def ordered(budgets: Budgets) -> Budgets:
     return {device: budgets[device] for device in order}
 
 
-def device_kind(device: DeviceKey) -> str:
-    """ "accelerator", "cpu" or "disk"."""
-    return str(device) if device in ("cpu", "disk") else "accelerator"
+def device_kind(device: DeviceKey) -> DeviceKind:
+    """Whether it computes fast, is the host, or only stores."""
+    return "cpu" if device == "cpu" else "disk" if device == "disk" else "accelerator"
 
 
 def main_device(keys: Iterable[DeviceKey]) -> DeviceKey:
@@ -164,39 +151,6 @@ def warn_of_absent(budgets: Budgets) -> None:
     for device in numbers:
         if device >= count:
             logger.warning("Device %s is not available, available devices are %s", device, list(range(count)))
-
-
-def detect_budgets() -> Budgets:
-    """FreeMemory bytes of every accelerator and of host memory, now.
-
-    Source: ``get_max_memory(None)``, accelerate 1.15: free device memory; host memory unless the accelerator shares it
-    (then it would count twice).
-    """
-    import psutil
-    import torch
-
-    budgets: Budgets = {}
-    shares_host_memory = False
-    backend = accelerator_backend()
-    for index in range(accelerator_count()):
-        assert backend is not None  # accelerator_count is 0 otherwise
-        try:
-            budgets[index] = int(backend.mem_get_info(index)[0])
-        except (RuntimeError, AttributeError) as error:
-            logger.info(
-                "Device %s seems unavailable (%s), proceeding to check subsequent devices.", index, error
-            )
-            continue
-        if backend is torch.cuda:
-            shares_host_memory |= bool(
-                getattr(torch.cuda.get_device_properties(index), "is_integrated", False)
-            )
-    host_bytes = int(psutil.virtual_memory().available)
-    if torch.backends.mps.is_available():
-        budgets["mps"] = host_bytes
-    elif not shares_host_memory:
-        budgets["cpu"] = host_bytes
-    return budgets
 
 
 def accelerator_backend() -> ModuleType | None:

@@ -42,7 +42,7 @@ def dispatch(
         offload_buffers: saved buffers rest with the weights; otherwise they stay where their module runs. By default what the
             plan's settings say; of a device map, they stay.
         skip_keys: keyword arguments and keys that never cross, beside the model's own ``_skip_keys_device_placement``.
-        outside: whoever reads an offloaded weight outside of its module's forward gets an error ("raise"), or the
+        outside: what reading an offloaded weight outside of its module's forward gives: an error ("raise"), or the
             values, copied where the module runs ("fetch").
 
         staging_bytes: by accelerator, what offloaded blocks may take there while they run. Where two fit, the next one is
@@ -103,8 +103,8 @@ def dispatch(
 
 
 def _offloads_buffers(plan: Any) -> bool:
-    said = plan.settings.get("offload_buffers") if isinstance(plan, Plan) else None
-    return said is not None and bool(said.value)
+    setting = plan.settings.get("offload_buffers") if isinstance(plan, Plan) else None
+    return setting is not None and bool(setting.value)
 
 
 def _staging_room(plan: Any, staging_bytes: Mapping[Any, int] | None) -> dict[Any, int]:
@@ -112,13 +112,13 @@ def _staging_room(plan: Any, staging_bytes: Mapping[Any, int] | None) -> dict[An
     from planner.dispatching.tensors.slots import resolve_device
 
     if staging_bytes is not None:
-        said = read_budgets(staging_bytes, "staging_bytes")
-        if "disk" in said:
+        budgets = read_budgets(staging_bytes, "staging_bytes")
+        if "disk" in budgets:
             raise InvalidDevicesError(
                 "staging_bytes names disk, where nothing runs; name accelerators", device="disk"
             )
-        require_present(said)
-        return {resolve_device(device): int(size) for device, size in said.items()}
+        require_present(budgets)
+        return {resolve_device(device): int(size) for device, size in budgets.items()}
     devices = plan.devices if isinstance(plan, Plan) else ()
     kept = {
         row.id: row.reserved_bytes + (row.free_bytes or 0) for row in devices if row.kind == "accelerator"
@@ -155,6 +155,7 @@ def carry_out(model: nn.Module, request: DispatchRequest) -> None:
 def _take_off_later_hooks(model: nn.Module, engaged: list[Dispatched], journal: Journal) -> None:
     """Hooks that only move arguments, put on a dispatched model by others: generate() of encoder-decoder models does."""
     from planner.dispatching.install.prepare import is_later_hook
+    from planner.dispatching.methods.forward import restore_forward
     from planner.dispatching.tensors.slots import modules_of
 
     ours = {id(forward.hook) for dispatched in engaged for forward in dispatched.forwards}
@@ -163,13 +164,8 @@ def _take_off_later_hooks(model: nn.Module, engaged: list[Dispatched], journal: 
         hook = table.get("_hf_hook")
         if hook is None or id(hook) in ours or not is_later_hook(hook):
             continue
-        before = table.get("_old_forward")
         journal.remove(table, "_hf_hook")
-        journal.remove(table, "_old_forward")
-        if before is None or before == type(module).forward.__get__(module):
-            journal.remove(table, "forward")
-        else:
-            journal.set(table, "forward", before)
+        restore_forward(module, journal)
 
 
 def undispatch(model: nn.Module) -> nn.Module:
@@ -211,12 +207,12 @@ def undispatch(model: nn.Module) -> nn.Module:
     try:
         _take_off_later_hooks(model, engaged, journal)
         for dispatched in engaged:
-            dispatched.remove(journal, go_home=True)
+            dispatched.remove(journal, tensors="return")
     except BaseException:
         journal.roll_back()
         raise
     for dispatched in engaged:
-        dispatched.close(go_home=True)
+        dispatched.close(tensors="return")
     return model
 
 

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from planner import _core
+from planner.choices import BlockGranularity, Mode
 from planner.devices.keys import DeviceKey, canonical_device, device_kind
 from planner.errors import InvalidConstraintError
 from planner.model.layout import Layout
 from planner.names import named
-
-__all__ = ["Blocks", "Constraints", "allowed_devices", "expand_classes", "is_usable", "require_names"]
 
 _MOST_CANDIDATES = 2000  # names that a misspelt one is compared with
 
@@ -28,7 +27,7 @@ class Constraints:
 
 
 class Blocks:
-    """Units of a model: blocks that are placed as a whole, joined where they share tensors or are wanted together.
+    """Units of a model: blocks that are placed as a whole, joined where they share tensors or are kept together.
 
     Args:
         layout: the model.
@@ -38,13 +37,15 @@ class Blocks:
         keep_together: groups of paths that share a device.
 
     Guarantee: immutable.
+
+    Cost: O(modules + tensors).
     """
 
     def __init__(
         self,
         layout: Layout,
         *,
-        granularity: str = "block",
+        granularity: BlockGranularity = "block",
         no_split: Iterable[str] = (),
         split: Iterable[str] = (),
         keep_together: Iterable[Iterable[str]] = (),
@@ -102,7 +103,18 @@ def expand_classes(layout_tree: _core.Tree, names: Iterable[str]) -> list[str]:
 
 
 def require_names(layout: Layout, what: str, names: Sequence[str]) -> None:
-    """Raises InvalidConstraintError for names that the model does not have, with the nearest ones that it has."""
+    """Refuses names that the model does not have.
+
+    Args:
+        layout: the model.
+        what: the setting that they are from, for the message.
+        names: paths of modules or tensors.
+
+    Raises:
+        InvalidConstraintError: unknown names. Fields: ``names``, ``suggestions`` (the nearest ones that the model has).
+
+    Cost: one look-up a name; all names of the model are made only where one is unknown.
+    """
     if not names:
         return
     known = layout.tree.columns.knows(list(names))
@@ -124,9 +136,18 @@ def _unknown(message: str, unknown: list[str], known: Sequence[str]) -> InvalidC
 
 
 def allowed_devices(
-    blocks: Blocks, constraints: Constraints, devices: Sequence[DeviceKey], mode: str = "any"
+    blocks: Blocks, constraints: Constraints, devices: Sequence[DeviceKey], mode: Mode = "any"
 ) -> list[tuple[int, int]]:
     """Masks of devices for the units that may not lie everywhere.
+
+    Args:
+        blocks: the model.
+        constraints: pins and forbidden devices by path.
+        devices: those with budgets, in order.
+        mode: what may hold weights.
+
+    Returns:
+        Pairs of a unit and a mask, in which bit i stands for the i-th device; sorted by unit.
 
     Raises:
         InvalidConstraintError: a name or device that is not there, or a unit that may lie nowhere. Fields: ``names``.
@@ -136,30 +157,30 @@ def allowed_devices(
     index = {device: number for number, device in enumerate(devices)}
     everywhere = (1 << len(devices)) - 1
     masks: dict[int, int] = {}
-    said: dict[int, list[str]] = {}
-    for what, words in (("pin", constraints.pin), ("forbid", constraints.forbid)):
-        require_names(blocks.layout, what, list(words))
-        for (name, word), units in zip(words.items(), blocks.columns.units_of(list(words)), strict=True):
-            listed = word if isinstance(word, tuple) else (word,)
+    reasons: dict[int, list[str]] = {}
+    for what, paths in (("pin", constraints.pin), ("forbid", constraints.forbid)):
+        require_names(blocks.layout, what, list(paths))
+        for (name, value), units in zip(paths.items(), blocks.columns.units_of(list(paths)), strict=True):
+            listed = value if isinstance(value, tuple) else (value,)
             mask = sum(1 << _device_index(device, index, what, name) for device in dict.fromkeys(listed))
             for unit in units:
                 masks[unit] = masks.get(unit, everywhere) & (mask if what == "pin" else everywhere & ~mask)
-                said.setdefault(unit, []).append(
+                reasons.setdefault(unit, []).append(
                     f"{what} {name or 'the model'} = {', '.join(map(str, listed))}"
                 )
     usable = sum(1 << number for device, number in index.items() if is_usable(device, devices, mode))
     for unit, mask in masks.items():
         if mask & usable == 0:
             raise InvalidConstraintError(
-                f"{named(blocks.unit_name(unit))} may lie nowhere: {'; '.join(said[unit])}; mode = {mode}; blocks that share tensors or are kept "
+                f"{named(blocks.unit_name(unit))} may lie nowhere: {'; '.join(reasons[unit])}; mode = {mode}; blocks that share tensors or are kept "
                 "together need one device",
-                names=tuple(said[unit]),
+                names=tuple(reasons[unit]),
                 suggestions=(),
             )
     return sorted(masks.items())
 
 
-def is_usable(device: DeviceKey, devices: Sequence[DeviceKey], mode: str) -> bool:
+def is_usable(device: DeviceKey, devices: Sequence[DeviceKey], mode: Mode) -> bool:
     """Whether a mode lets anything lie on a device; where no accelerator is named, full or not, the cpu takes its place."""
     kind = device_kind(device)
     has_accelerator = any(device_kind(other) == "accelerator" for other in devices)

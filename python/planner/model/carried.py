@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-__all__ = ["CARRIES_NOTHING", "carried_bytes", "carried_tensors", "parts_of"]
-
 # What a class of tensors says whose attributes lead elsewhere.
 CARRIES_NOTHING = "carries_nothing"
 

@@ -11,8 +11,6 @@ from planner.spelling import shown
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["describe_dtype", "element_bits", "formula_bits", "resolve_dtype", "stored_bits"]
-
 # accelerate.utils.CustomDtype, by value: what a quantised load will store.
 _CUSTOM_BITS = {"fp8": 8, "int4": 4, "int2": 2}
 # torch's quantised types whose storage packs several elements into the byte that `itemsize` says.

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from planner import _core
+from planner.choices import Dialect
 from planner.errors import InvalidInputError
 from planner.model.dtypes import element_bits
 from planner.model.tree import ModuleTree
 from planner.names import require_texts
 from planner.spelling import shown
 
-__all__ = ["BalanceFacts", "Dialect", "Layout", "bits_to_bytes", "repeated"]
-
-Dialect = Literal["accelerate", "transformers"]
+__all__ = ["BalanceFacts", "Layout", "bits_to_bytes", "repeated"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +46,8 @@ class Layout:
 
     Raises:
         InvalidTreeError: more bytes than can be planned.
-        InvalidInputError: a dtype that torch does not have.
+        InvalidInputError: a dtype that torch does not have, or ``special_dtypes`` that is no mapping.
+        InvalidConstraintError: a name in ``special_dtypes`` that is no text. Fields: ``names``.
 
     Guarantee: immutable, safe to share between threads.
 
@@ -70,7 +70,7 @@ class Layout:
         exempt: Iterable[str] = (),
         containers: Iterable[str] = (),
     ) -> None:
-        special = {name: element_bits(value) for name, value in _said_dtypes(special_dtypes).items()}
+        special = {name: element_bits(value) for name, value in _checked_dtypes(special_dtypes).items()}
         self.tree = tree
         self.columns = _core.Layout(
             tree.columns,
@@ -99,24 +99,30 @@ class Layout:
         """Names of each parameter that has several, sorted; groups in the order in which a second name is met."""
         return self.columns.tied_groups()
 
-    def stored_sizes(self, *, buffers_only: bool = False) -> dict[str, int | float]:
-        """Stored bytes of every module and tensor by name, each tensor where it is met first; "" is the whole."""
-        return {name: bits_to_bytes(bits) for name, bits in self.columns.stored_sizes(buffers_only)}
+    def stored_sizes(self, counted: Literal["all", "buffers"] = "all") -> dict[str, int | float]:
+        """Stored bytes of every module and tensor by name, each tensor where it is met first; "" is the whole.
+
+        Args:
+            counted: which tensors.
+
+        Cost: O(modules + tensors).
+        """
+        return {name: bits_to_bytes(bits) for name, bits in self.columns.stored_sizes(counted)}
 
     def balance_facts(self) -> BalanceFacts:
-        """Sizes for balanced budgets."""
-        total, first, largest, final, count, direct = self.columns.balance_facts()
+        """Sizes for balanced budgets. Cost: O(modules + tensors)."""
+        facts = self.columns.balance_facts()
         return BalanceFacts(
-            total_bytes=bits_to_bytes(total),
-            first_no_split_bytes=bits_to_bytes(first),
-            largest_no_split_bytes=bits_to_bytes(largest),
-            final_modules_bytes=bits_to_bytes(final),
-            final_module_count=count,
-            largest_direct_bytes=bits_to_bytes(direct),
+            total_bytes=bits_to_bytes(facts.total_bits),
+            first_no_split_bytes=bits_to_bytes(facts.first_no_split_bits),
+            largest_no_split_bytes=bits_to_bytes(facts.largest_no_split_bits),
+            final_modules_bytes=bits_to_bytes(facts.final_modules_bits),
+            final_module_count=facts.final_module_count,
+            largest_direct_bytes=bits_to_bytes(facts.largest_direct_bits),
         )
 
 
-def _said_dtypes(special_dtypes: Any) -> Mapping[str, Any]:
+def _checked_dtypes(special_dtypes: Any) -> Mapping[str, Any]:
     if special_dtypes is None:
         return {}
     if not isinstance(special_dtypes, Mapping):
@@ -128,13 +134,33 @@ def _said_dtypes(special_dtypes: Any) -> Mapping[str, Any]:
 
 
 def repeated(tree: ModuleTree) -> tuple[list[str], list[str]]:
-    """The blocks of a model that names none: classes of modules that repeat, and paths of what is outside of them and
-    never a block: containers, and modules around others of their class that are too large to be one.
+    """The blocks of a model that names none.
 
     Modules of one class with one parent repeat if they are numbered, or have modules inside. A container has no forward of
     its own: ``Sequential``, ``ModuleList``, ``ModuleDict``, and what derives from them or from ``Module`` without one.
 
+    Args:
+        tree: the flattened model.
+
+    Returns:
+        Exact names of the classes whose modules repeat; and paths of what is outside of them and never a block: containers, and
+        modules around others of their class that are too large to be one.
+
+    Raises:
+        InvalidTreeError: more bytes than can be planned.
+
     Cost: O(modules + tensors).
+
+    Example:
+        >>> from torch import nn
+        >>> class Block(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.linear = nn.Linear(2, 2)
+        ...     def forward(self, x):
+        ...         return self.linear(x)
+        >>> repeated(ModuleTree.from_module(nn.Sequential(Block(), Block())))
+        (['Block'], [])
     """
     lists, bare, is_known = tree.columns.without_forward()
     return Layout(tree).columns.repeated(lists, bare, not is_known)

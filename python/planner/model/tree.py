@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from planner import _core
 from planner.errors import InvalidTreeError
@@ -74,18 +74,20 @@ class ModuleTree:
         """Whether the class of any module has ``_tie_weights``."""
         return self.columns.can_tie
 
-    def uncovered(self, keys: Iterable[str], *, persistent_only: bool = False) -> tuple[list[str], list[str]]:
+    def uncovered(
+        self, keys: Iterable[str], needed: Literal["all", "saved"] = "all"
+    ) -> tuple[list[str], list[str]]:
         """Keys that name nothing, and names of tensors that no key covers.
 
         Args:
             keys: dotted names; each covers itself and all that is inside, the empty one everything.
-            persistent_only: leave out buffers that are not saved with the model.
+            needed: which tensors need a key: all, or those that are saved with the model.
 
         Cost: O(keys + rows).
         """
         known = list(keys)
         texts = [key for key in known if is_text(key)]
-        unknown, uncovered = self.columns.uncovered(texts, persistent_only)
+        unknown, uncovered = self.columns.uncovered(texts, needed)
         return [*unknown, *(key for key in known if not is_text(key))], uncovered
 
 

@@ -4,32 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
+from planner.plans.parts import DevicePlan
 from planner.units import format_bytes
 
-__all__ = ["PARTS", "HasRoom", "Part", "Segment", "bar_words", "device_classes", "segments"]
+__all__ = ["PARTS", "Part", "Segment", "bar_words", "device_classes", "segments"]
 
 Part = Literal["used", "reserved", "headroom", "free"]
 PARTS: tuple[Part, ...] = ("used", "reserved", "headroom", "free")
 _ACCELERATOR_COLOURS = 8
-
-
-class HasRoom(Protocol):
-    """A device in a plan, as far as a bar needs it."""
-
-    @property
-    def id(self) -> int | str: ...
-    @property
-    def budget_bytes(self) -> int | None: ...
-    @property
-    def headroom_bytes(self) -> int: ...
-    @property
-    def used_bytes(self) -> int: ...
-    @property
-    def reserved_bytes(self) -> int: ...
-    @property
-    def free_bytes(self) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +31,13 @@ class Segment:
     share: float
 
 
-def segments(device: HasRoom) -> tuple[Segment, ...]:
+def segments(device: DevicePlan) -> tuple[Segment, ...]:
     """The four parts of a device's bar, in the order of ``PARTS``.
 
     Guarantee: bytes are the plan's; shares add up to 1, or to 0 for a device without any byte. Free room without limit
         has no share: there is nothing to measure it by.
 
     Example:
-        >>> from planner.plans.plan import DevicePlan
         >>> device = DevicePlan(id=0, kind="accelerator", pool=None, budget_bytes=100, headroom_bytes=10,
         ...                     used_bytes=50, reserved_bytes=15, free_bytes=25, origin="user")
         >>> [(segment.part, segment.share) for segment in segments(device)]
@@ -70,11 +53,10 @@ def segments(device: HasRoom) -> tuple[Segment, ...]:
     return tuple(Segment(part, sizes[part], (sizes[part] or 0) / whole if whole else 0.0) for part in PARTS)
 
 
-def bar_words(device: HasRoom) -> str:
+def bar_words(device: DevicePlan) -> str:
     """A bar for those who hear it.
 
     Example:
-        >>> from planner.plans.plan import DevicePlan
         >>> print(bar_words(DevicePlan(id="disk", kind="disk", pool=None, budget_bytes=None, headroom_bytes=0,
         ...                            used_bytes=2048, reserved_bytes=0, free_bytes=None, origin="user")))
         disk: 2.00 KiB used, 0 B reserved, 0 B headroom, no limit

@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 
-from planner.plans.bars import PARTS, HasRoom, Segment, bar_words, device_classes, segments
+from planner.plans.bars import PARTS, Segment, bar_words, device_classes, segments
+from planner.plans.parts import DevicePlan
 from planner.units import format_bytes
 
 __all__ = ["devices_table", "markup", "snippet"]
@@ -24,7 +25,7 @@ def markup(text: object) -> str:
     return html.escape(str(text)).encode("utf-8", "xmlcharrefreplace").decode("utf-8")
 
 
-def devices_table(devices: Sequence[HasRoom]) -> str:
+def devices_table(devices: Sequence[DevicePlan]) -> str:
     """A table with a bar and the numbers of each device.
 
     Args:
@@ -43,12 +44,12 @@ def devices_table(devices: Sequence[HasRoom]) -> str:
 
 
 def snippet(
-    devices: Sequence[HasRoom],
+    devices: Sequence[DevicePlan],
     *,
     blocks: int,
     total_bytes: int,
     offloaded_bytes: Mapping[str, int],
-    is_proven: bool,
+    proof: str,
 ) -> str:
     """A plan in a notebook: what was planned, bytes by device, what is offloaded.
 
@@ -57,19 +58,18 @@ def snippet(
         blocks: how many blocks were planned.
         total_bytes: their stored bytes.
         offloaded_bytes: bytes by tier.
-        is_proven: whether no plan offloads less.
+        proof: in words, whether no plan offloads less.
 
     Returns:
         HTML without script, style sheet or identifiers, so that many can stand in one page.
     """
     offloaded = sum(offloaded_bytes.values())
-    proof = "proven least" if is_proven else "not proven least"
     remark = f"{format_bytes(offloaded)} offloaded, {proof}" if offloaded else "nothing is offloaded"
     headline = f"Plan of {blocks} blocks, {format_bytes(total_bytes)}; {remark}"
     return f'<div class="planner-plan"><p>{markup(headline)}</p>{devices_table(devices)}</div>'
 
 
-def _device_rows(class_name: str, device: HasRoom) -> str:
+def _device_rows(class_name: str, device: DevicePlan) -> str:
     """Two rows under one heading, so that the bar is as wide as all the numbers together."""
     parts = segments(device)
     cells = "".join(_size_cell(segment.part, segment.size_bytes) for segment in parts)
@@ -87,7 +87,7 @@ def _size_cell(part: str, size_bytes: int | None) -> str:
     return f'<td data-part="{part}"><data value="{markup(size_bytes)}">{format_bytes(size_bytes)}</data></td>'
 
 
-def _bar(device: HasRoom, parts: tuple[Segment, ...]) -> str:
+def _bar(device: DevicePlan, parts: tuple[Segment, ...]) -> str:
     rects, left = [], 0.0
     for segment in parts:
         width = segment.share * 100

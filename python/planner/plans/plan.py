@@ -2,201 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
-from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from planner.devices.keys import DeviceKey, canonical_device
+from planner.devices.keys import DeviceKey
 from planner.errors import InvalidInputError
 from planner.plans.diff import PlanDiff, UsageDifference, moved_names
 from planner.plans.notebook import snippet
+from planner.plans.parts import PlanParts, Reason, Setting, Shortfall, Source
+from planner.plans.serialize import read_json, write_json
 from planner.units import format_bytes
 
-__all__ = [
-    "BEFORE_QUANTIZATION",
-    "Account",
-    "Certificate",
-    "DevicePlan",
-    "DeviceUsage",
-    "Plan",
-    "Reason",
-    "Setting",
-    "Shortfall",
-    "Source",
-    "doubts",
-]
-
-SCHEMA = "planner.plan"
-VERSION = 1
-
-T = TypeVar("T")
-
-BEFORE_QUANTIZATION = "sizes are those before quantization, which only a checkpoint's files tell"
-"""The note that puts every number of bytes in doubt: whoever shows bytes shows it, too."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceUsage:
-    """Bytes on one device.
-
-    Args:
-        device: its key.
-        budget_bytes: what weights may use; None is without limit.
-        used_bytes: stored bytes of the tensors placed there, each once.
-        reserved_bytes: room kept free for the largest layer when the device was left.
-    """
-
-    device: DeviceKey
-    budget_bytes: int | float | None
-    used_bytes: int
-    reserved_bytes: int
-
-    @property
-    def free_bytes(self) -> int | float | None:
-        """What is neither used nor reserved, at least 0; None is without limit."""
-        if self.budget_bytes is None:
-            return None
-        return max(0, self.budget_bytes - self.used_bytes - self.reserved_bytes)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reason:
-    """One decision of a strategy.
-
-    Args:
-        rule: "fits", "tied", "bound", "fallback", "split", "split_tied", "next_device"; of ``auto``: "resident",
-            "offloaded", "oversized", "no_room", "fused_experts".
-        name: the module or tensor decided on.
-        device: the device it was measured against.
-        needed_bytes: what it needs there with all that is tied to it.
-        available_bytes: what the device had left after the reservation, negative if the reservation alone is too much;
-            None is without limit.
-    """
-
-    rule: str
-    name: str
-    device: DeviceKey
-    needed_bytes: int
-    available_bytes: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """What was planned: a live "module", a "checkpoint" or a "config"; its digest, blocks and stored bytes; and what to know
-    of its names and sizes."""
-
-    kind: Literal["module", "checkpoint", "config"]
-    fingerprint: str
-    blocks: int
-    total_bytes: int
-    notes: tuple[str, ...] = ()
-
-    @property
-    def doubts(self) -> tuple[str, ...]:
-        """Notes that put every number of bytes in doubt."""
-        return doubts(self.notes)
-
-
-def doubts(notes: Iterable[str]) -> tuple[str, ...]:
-    """Of notes, those that put every number of bytes in doubt."""
-    return tuple(note for note in notes if note == BEFORE_QUANTIZATION)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DevicePlan:
-    """One device in a plan: ``budget = headroom + used + reserved + free``, in bytes; None is without limit.
-
-    Args:
-        id: its key.
-        kind: "accelerator", "cpu" or "disk".
-        pool: devices of one pool share their memory.
-        origin: where the budget comes from.
-    """
-
-    id: DeviceKey
-    kind: str
-    pool: str | None
-    budget_bytes: int | None
-    headroom_bytes: int
-    used_bytes: int
-    reserved_bytes: int
-    free_bytes: int | None
-    origin: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Certificate:
-    """How good a plan is known to be.
-
-    Args:
-        proven: no plan offloads less.
-        lower_bound_bytes: no plan offloads less than this.
-        gap_bytes: what this plan offloads beyond it.
-        returns: times that execution comes back to a device it had left; a unit counts once, at its first block.
-        returns_lower_bound: no plan with as many bytes offloaded and on disk, and its first block on an accelerator if this
-            plan has it there, returns less often.
-        steps: steps of the search.
-        stage: which way of placing units gave the plan: "in_order", "other_order", "tie_position", "scattered", "offload",
-            or the name of a strategy without a search.
-
-    Guarantee: "no plan" is about every plan that gives each unit one home within budgets, constraints and mode, and each
-        offloaded block a device that runs it and keeps ``staging_blocks`` times the largest such block free: any
-        accelerator, several of them too; or the cpu, for a block larger than every accelerator and with
-        ``execute_offloaded="cpu"``. With ``granularity="module"`` it is about all blocks whole, and all in parts.
-    """
-
-    proven: bool
-    lower_bound_bytes: int
-    gap_bytes: int
-    returns: int
-    returns_lower_bound: int
-    steps: int
-    stage: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shortfall:
-    """What keeps something off the accelerators: the largest block concerned, and by device the extra bytes that alone
-    would let everything stay there."""
-
-    name: str
-    more_bytes: Mapping[DeviceKey, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """A resolved setting: its value as plain data, and who said it."""
-
-    value: Any
-    rank: str
-
-
-class Account:
-    """The story of a plan: source, reasons, shortfall, minimum bytes, settings, provenance; each made when it is first asked
-    for.
-
-    Args:
-        parts: by name, the value or a function that makes it. Functions must be pure.
-    """
-
-    __slots__ = ("_made", "_parts")
-
-    def __init__(self, **parts: Any) -> None:
-        self._parts = parts
-        self._made: dict[str, Any] = {}
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._made:
-            part = self._parts[name]
-            made = part() if callable(part) else part
-            self._made[name] = MappingProxyType(made) if isinstance(made, dict) else made
-        return self._made[name]
+__all__ = ["Plan"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Plan:
+class Plan(PlanParts):
     """Where a model goes, and why.
 
     Args:
@@ -210,34 +32,20 @@ class Plan:
     Guarantee: immutable; picklable; equal problems give equal plans and the same bytes of canonical JSON.
     """
 
-    devices: tuple[DevicePlan, ...]
-    device_map: Mapping[str, DeviceKey]
-    execution_map: Mapping[str, DeviceKey]
-    offloaded_bytes: Mapping[str, int]
-    certificate: Certificate
-    account: Account
-
-    def __post_init__(self) -> None:
-        for name in ("device_map", "execution_map", "offloaded_bytes"):
-            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
-
     @property
     def source(self) -> Source:
         """What was planned."""
-        source: Source = self.account["source"]
-        return source
+        return self.account.source
 
     @property
     def reasons(self) -> tuple[Reason, ...]:
         """Every decision, in execution order."""
-        reasons: tuple[Reason, ...] = self.account["reasons"]
-        return reasons
+        return self.account.reasons
 
     @property
     def shortfall(self) -> Shortfall | None:
         """What would keep everything on the accelerators; None where it is there."""
-        shortfall: Shortfall | None = self.account["shortfall"]
-        return shortfall
+        return self.account.shortfall
 
     @property
     def minimum_bytes(self) -> Mapping[DeviceKey, int | None]:
@@ -247,20 +55,17 @@ class Plan:
         With ``auto`` these are the accelerators that hold nothing; otherwise those that a block was too large for, with
         the cpu among them.
         """
-        minimum_bytes: Mapping[DeviceKey, int | None] = self.account["minimum_bytes"]
-        return minimum_bytes
+        return self.account.minimum_bytes
 
     @property
     def settings(self) -> Mapping[str, Setting]:
         """By path, the value of a setting and who said it."""
-        settings: Mapping[str, Setting] = self.account["settings"]
-        return settings
+        return self.account.settings
 
     @property
     def provenance(self) -> Mapping[str, str]:
         """By path, where a setting was said; takes no part in equality, hash and canonical JSON."""
-        provenance: Mapping[str, str] = self.account["provenance"]
-        return provenance
+        return self.account.provenance
 
     def to_json(self, *, provenance: bool = True) -> str:
         """One line of JSON with sorted keys.
@@ -268,21 +73,7 @@ class Plan:
         Args:
             provenance: include where settings were said; without it, equal plans have equal text.
         """
-        data: dict[str, Any] = {"schema": SCHEMA, "version": VERSION}
-        data["source"] = _source_data(self.source)
-        data["devices"] = [{**asdict(device), "id": str(device.id)} for device in self.devices]
-        data["device_map"] = [[name, device] for name, device in self.device_map.items()]
-        data["execution_map"] = [[name, device] for name, device in self.execution_map.items()]
-        data["offloaded_bytes"] = dict(self.offloaded_bytes)
-        data["certificate"] = asdict(self.certificate)
-        data["reasons"] = [asdict(reason) for reason in self.reasons]
-        data["shortfall"] = None if self.shortfall is None else _shortfall_data(self.shortfall)
-        if self.minimum_bytes:
-            data["minimum_bytes"] = {str(key): size for key, size in self.minimum_bytes.items()}
-        data["settings"] = {path: asdict(setting) for path, setting in self.settings.items()}
-        if provenance:
-            data["provenance"] = dict(self.provenance)
-        return json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return write_json(self, provenance=provenance)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -291,23 +82,15 @@ class Plan:
         Raises:
             InvalidInputError: not JSON, not a plan, or of a version this planner does not know.
         """
-        try:
-            data = json.loads(text)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise InvalidInputError(f"not a plan: {error}") from error
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            raise InvalidInputError(f"not a plan: the schema is not {SCHEMA!r}")
-        if type(data.get("version")) is not int or data["version"] != VERSION:
-            raise InvalidInputError(
-                f"plan of version {data.get('version')!r}; this planner reads version {VERSION}"
-            )
-        try:
-            return cls(**_parts(data))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InvalidInputError(f"not a plan: {type(error).__name__}: {error}") from error
+        return cls(**vars(read_json(text)))
 
     def diff(self, other: Plan) -> PlanDiff:
         """What the other plan places differently; ``str`` of it says so in words.
+
+        Raises:
+            InvalidInputError: no plan.
+
+        Cost: O(keys of both device maps).
 
         Example:
             >>> import torch
@@ -340,9 +123,10 @@ class Plan:
                 parts.append(f"{format_bytes(device.free_bytes)} free")
             lines.append(f"  {device.id}: {', '.join(parts)}")
         offloaded = sum(self.offloaded_bytes.values())
-        proof = "proven least" if self.certificate.proven else "not proven least"
         lines.append(
-            f"offloaded: {format_bytes(offloaded)} ({proof})" if offloaded else "nothing is offloaded"
+            f"offloaded: {format_bytes(offloaded)} ({self.certificate.proof})"
+            if offloaded
+            else "nothing is offloaded"
         )
         return "\n".join((*lines, *self.source.doubts))
 
@@ -366,93 +150,5 @@ class Plan:
             blocks=self.source.blocks,
             total_bytes=self.source.total_bytes,
             offloaded_bytes=self.offloaded_bytes,
-            is_proven=self.certificate.proven,
+            proof=self.certificate.proof,
         )
-
-
-def _shortfall_data(shortfall: Shortfall) -> dict[str, Any]:
-    return {
-        "name": shortfall.name,
-        "more_bytes": {str(key): size for key, size in shortfall.more_bytes.items()},
-    }
-
-
-def _parts(data: dict[str, Any]) -> dict[str, Any]:
-    shortfall = data["shortfall"]
-    if shortfall is not None:
-        more = {canonical_device(key): _count(size) for key, size in shortfall["more_bytes"].items()}
-        shortfall = _exact(Shortfall, {**shortfall, "more_bytes": more})
-    return {
-        "devices": tuple(
-            _exact(DevicePlan, {**row, "id": canonical_device(row["id"])}) for row in data["devices"]
-        ),
-        "device_map": _pairs(data["device_map"]),
-        "execution_map": _pairs(data["execution_map"]),
-        "offloaded_bytes": {tier: _count(data["offloaded_bytes"][tier]) for tier in ("cpu", "disk")},
-        "certificate": _exact(Certificate, data["certificate"]),
-        "account": Account(
-            source=_read_source(data["source"]),
-            reasons=tuple(_exact(Reason, row) for row in data["reasons"]),
-            shortfall=shortfall,
-            minimum_bytes={
-                canonical_device(key): None if size is None else _count(size)
-                for key, size in data.get("minimum_bytes", {}).items()
-            },
-            settings={path: _exact(Setting, row) for path, row in data["settings"].items()},
-            provenance={path: _text(origin) for path, origin in data.get("provenance", {}).items()},
-        ),
-    }
-
-
-# The declared types that JSON could get wrong; a bool is no number.
-_TYPES: Mapping[object, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "bool": (bool,),
-    "DeviceKey": (int, str),
-    "str | None": (str, type(None)),
-    "int | None": (int, type(None)),
-}
-
-
-def _exact(cls: type[T], row: Mapping[str, Any]) -> T:
-    """An instance with fields of exactly the types declared. Raises TypeError."""
-    for field in fields(cls):  # type: ignore[arg-type]
-        allowed = _TYPES.get(field.type)
-        if allowed and type(row[field.name]) not in allowed:
-            raise TypeError(f"{field.name} must be {field.type}, got {str(row[field.name])[:80]!r}")
-    return cls(**row)
-
-
-def _text(value: Any) -> str:
-    if type(value) is not str:
-        raise TypeError(f"expected a text, got {str(value)[:80]!r}")
-    return value
-
-
-def _source_data(source: Source) -> dict[str, Any]:
-    """A source as plain data; notes only where there are any, which no live model has."""
-    data = asdict(source)
-    if not source.notes:
-        del data["notes"]
-    return data
-
-
-def _read_source(row: dict[str, Any]) -> Source:
-    notes = row.get("notes", [])
-    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
-        raise TypeError("notes must be a list of strings")
-    return _exact(Source, {**row, "notes": tuple(notes)})
-
-
-def _pairs(rows: Any) -> dict[str, DeviceKey]:
-    """A device map from its rows. Raises TypeError or ValueError for anything else."""
-    if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 2 for row in rows):
-        raise TypeError("a device map must be a list of [name, device]")
-    return {str(name): canonical_device(device) for name, device in rows}
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise TypeError(f"expected a number of bytes, got {value!r}")
-    return value

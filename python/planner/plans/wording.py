@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
+from planner.choices import Mode
 from planner.devices.keys import DeviceKey, canonical_device
 from planner.errors import InvalidConstraintError, InvalidInputError
 from planner.names import device_of, is_within, listed, named
-from planner.plans.plan import Plan, Reason
+from planner.plans.parts import Reason
+from planner.plans.plan import Plan
 from planner.spelling import shown
 from planner.units import format_bytes
 
@@ -84,7 +86,10 @@ def explain(plan: Plan, name: str) -> str:
         name: a module or tensor; any name inside a block is explained by the block.
 
     Raises:
+        InvalidInputError: no plan.
         InvalidConstraintError: the plan has no place for that name. Fields: ``names``, ``suggestions``.
+
+    Cost: O(keys and reasons of the plan); reasons are made when they are first asked for.
 
     Example:
         >>> import torch
@@ -119,11 +124,8 @@ def explain(plan: Plan, name: str) -> str:
         lines.append(f"  and {len(own) - 5} more reasons.")
     lines.append(f"Tried: {', '.join(_tried(plan))}.")
     offloaded = sum(plan.offloaded_bytes.values())
-    proof = (
-        "proven least"
-        if plan.certificate.proven
-        else f"at least {plan.certificate.lower_bound_bytes} in any plan"
-    )
+    known = plan.certificate
+    proof = known.proof if known.proven else f"at least {known.lower_bound_bytes} in any plan"
     lines.append(f"Offloaded bytes: {offloaded}, {proof}.")
     if plan.shortfall is not None and plan.shortfall.more_bytes:
         more = " or ".join(
@@ -171,7 +173,7 @@ def _is_about(name: str, block: str) -> bool:
 
 
 def notices(plan: Plan) -> tuple[str, ...]:
-    """What whoever reads a plan should not miss; nothing where all is well.
+    """What a reader of a plan should not miss; nothing where all is well.
 
     Example:
         >>> import torch
@@ -315,7 +317,7 @@ def empty_devices_notice(required_bytes: Mapping[DeviceKey, int], *, are_bare: b
 
 
 def infeasible_message(
-    block: str, size_bytes: int, mode: str, more_bytes: Mapping[DeviceKey, int], is_proven: bool
+    block: str, size_bytes: int, mode: Mode, more_bytes: Mapping[DeviceKey, int], is_proven: bool
 ) -> str:
     """Why there is no plan, and what would make one.
 

@@ -10,7 +10,7 @@ from planner.report.rows import NOTHING, SEVERAL, Rows
 
 __all__ = ["Fold", "fold_rows"]
 
-_DEEPEST = 40  # levels that are unfolded; nobody reads deeper lines, and recursion has to end
+_DEEPEST = 40  # levels that are unfolded; deeper lines are not read, and recursion has to end
 
 
 @dataclass(frozen=True, slots=True)

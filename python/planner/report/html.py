@@ -85,7 +85,7 @@ def _items(lines: Iterable[str]) -> str:
 
 
 def _settings_rows(plan: Plan) -> str:
-    """What somebody said; defaults would only hide it."""
+    """Settings that were given; defaults would only hide them."""
     return "".join(
         f'<tr><th scope="row">{markup(path)}</th><td>{markup(setting.value)}</td>'
         f"<td>{markup(plan.provenance.get(path, setting.rank))}</td></tr>"

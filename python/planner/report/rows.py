@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from planner.devices.keys import DeviceKey
@@ -10,10 +10,9 @@ from planner.errors import PlanMismatchError
 from planner.model.layout import Layout
 from planner.model.tree import ModuleTree
 from planner.plans.plan import Plan
-from planner.report.trie import preorder
 from planner.units import format_bytes
 
-__all__ = ["NOTHING", "PLACING", "SEVERAL", "Rows", "plan_rows", "uncounted_notices"]
+__all__ = ["NOTHING", "PLACING", "SEVERAL", "Rows", "plan_rows", "preorder", "uncounted_notices"]
 
 SEVERAL = -1  # not all of it lies on one device
 NOTHING = -2  # it holds no tensor
@@ -206,3 +205,27 @@ def _with_uncounted(plan: Plan, rows: Rows) -> Rows:
             told[rows.devices[rows.homes[row]]] += own
     open_bytes = {device.id: device.used_bytes - told[device.id] for device in plan.devices}
     return replace(rows, uncounted_bytes={device: size for device, size in open_bytes.items() if size})
+
+
+def preorder(names: Iterable[str]) -> list[str]:
+    """All names and the modules around them, parents before children, siblings in the order in which they are met.
+
+    Example:
+        >>> preorder(["a.b", "c", "a.d"])
+        ['', 'a', 'a.b', 'a.d', 'c']
+    """
+    inside: dict[str, list[str]] = {"": []}
+    for name in names:
+        missing = []
+        while name not in inside:
+            missing.append(name)
+            name = name.rpartition(".")[0]
+        for below in reversed(missing):
+            inside[below] = []
+            inside[below.rpartition(".")[0]].append(below)
+    ordered, pending = [], [""]
+    while pending:
+        name = pending.pop()
+        ordered.append(name)
+        pending.extend(reversed(inside[name]))
+    return ordered

@@ -15,12 +15,13 @@ from planner.plans.plan import Plan
 from planner.plans.wording import notices
 from planner.report.folding import Fold, fold_rows
 from planner.report.rows import Rows, plan_rows, uncounted_notices
-from planner.report.terminal_bars import bars_table
-from planner.report.terminal_style import device_styles, visible
+from planner.report.terminal_bars import bars_table, device_styles
+from planner.spelling import one_line
 from planner.units import format_bytes
 
 __all__ = ["PlanView", "plan_view"]
 
+_ASCII = str.maketrans({"→": "->", "×": "x"})
 _MOST_LINES = 24  # below one line of the tree
 
 
@@ -97,12 +98,31 @@ class PlanView:
             parts += [("  → ", "dim"), (str(devices[fold.home]), device_styles(devices)[fold.home])]
         if fold.home >= 0 and fold.run >= 0 and fold.run != fold.home:
             parts.append((f", runs on {devices[fold.run]}", ""))
-        return Text.assemble(*((visible(words, is_ascii=is_ascii), style) for words, style in parts))
+        return Text.assemble(*((_visible(words, is_ascii=is_ascii), style) for words, style in parts))
 
 
 def _notices_grid(said: Sequence[str], is_ascii: bool) -> Table:
     """A list whose items keep clear of their mark when they wrap."""
     grid = Table.grid(padding=(0, 1))
     for notice in said:
-        grid.add_row(Text("!", style="bold yellow"), Text(visible(notice, is_ascii=is_ascii)))
+        grid.add_row(Text("!", style="bold yellow"), Text(_visible(notice, is_ascii=is_ascii)))
     return grid
+
+
+def _visible(text: str, *, is_ascii: bool = False) -> str:
+    """Text with what a terminal would obey, or could not show, spelled out.
+
+    Args:
+        text: a name, or a line of ours.
+        is_ascii: the terminal knows nothing but ASCII.
+
+    Example:
+        >>> _visible("a\\x1b[31m\\u202eb"), _visible("größe")
+        ('a\\\\x1b[31m\\\\u202eb', 'größe')
+        >>> _visible("größe → 0", is_ascii=True)
+        'gr\\\\xf6\\\\xdfe -> 0'
+    """
+    plain = one_line(text)
+    if not is_ascii:
+        return plain
+    return plain.translate(_ASCII).encode("ascii", "backslashreplace").decode("ascii")

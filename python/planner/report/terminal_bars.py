@@ -1,4 +1,4 @@
-"""Bars by device for the terminal."""
+"""Bars by device for the terminal, and what its colours and characters mean."""
 
 from __future__ import annotations
 
@@ -7,17 +7,42 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from planner.plans.bars import PARTS, Part, segments
-from planner.plans.plan import DevicePlan
-from planner.report.terminal_style import PART_CHARACTERS, device_styles
+from planner.devices.keys import DeviceKey
+from planner.plans.bars import PARTS, Part, device_classes, segments
+from planner.plans.parts import DevicePlan
 from planner.units import format_bytes
 
-__all__ = ["bars_table", "characters"]
+__all__ = ["bars_table", "characters", "device_styles"]
 
 _NARROWEST = 10
 _WIDEST = 120
 _NUMBER_WIDTH = 11  # "1000 MiB" and the space beside it
 _NAME_WIDTH = 8
+
+# Basic colours: the terminal's own palette keeps them legible on its background.
+_STYLES = {"cpu": "yellow", "disk": "red"}
+_ACCELERATOR_STYLES = ("cyan", "magenta", "green", "blue")
+
+# By part: the character in a terminal that can draw, and in one that cannot.
+_PART_CHARACTERS: dict[Part, tuple[str, str]] = {
+    "used": ("█", "#"),
+    "reserved": ("▒", "="),
+    "headroom": ("╱", "/"),
+    "free": ("·", "."),
+}
+
+
+def device_styles(ids: Sequence[DeviceKey]) -> tuple[str, ...]:
+    """The colour of each device; accelerators take turns.
+
+    Example:
+        >>> device_styles([0, 1, "cpu"])
+        ('cyan', 'magenta', 'yellow')
+    """
+    return tuple(
+        _STYLES.get(name) or _ACCELERATOR_STYLES[int(name[1:]) % len(_ACCELERATOR_STYLES)]
+        for name in device_classes(ids)
+    )
 
 
 def bars_table(devices: Sequence[DevicePlan], *, is_ascii: bool, width: int) -> Table:
@@ -36,7 +61,7 @@ def bars_table(devices: Sequence[DevicePlan], *, is_ascii: bool, width: int) -> 
     if bar_width >= _NARROWEST:
         table.add_column("", no_wrap=True, width=bar_width)
     for part in parts:
-        table.add_column(f"{PART_CHARACTERS[part][is_ascii]} {part}", justify="right", no_wrap=True)
+        table.add_column(f"{_PART_CHARACTERS[part][is_ascii]} {part}", justify="right", no_wrap=True)
     table.add_column("budget", justify="right", no_wrap=True)
     styles = device_styles([device.id for device in devices])
     for device, style in zip(devices, styles, strict=True):
@@ -73,7 +98,7 @@ def _bar(device: DevicePlan, width: int, is_ascii: bool) -> str:
     parts = segments(device)
     counts = characters([segment.share for segment in parts], width)
     return "".join(
-        PART_CHARACTERS[segment.part][is_ascii] * count for segment, count in zip(parts, counts, strict=True)
+        _PART_CHARACTERS[segment.part][is_ascii] * count for segment, count in zip(parts, counts, strict=True)
     )
 
 

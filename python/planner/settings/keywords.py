@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias, TypedDict, Union
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, TypedDict, Union
+
+from planner.choices import ExecuteOffloaded, Fill, Granularity, Mode, Reserve, StrategyName
 
 if TYPE_CHECKING:
     import torch
-
-__all__ = ["ModelKeywords", "PlanSettings", "StrategyKeywords"]
 
 # What is read as each; see planner.settings.schema. Keys of mappings are devices or names: a Mapping's key type would refuse a
 # dict[int, int] where int | str is meant.
 DeviceLike: TypeAlias = Union[int, str, "torch.device"]
 ByteSizeLike: TypeAlias = float | str | SupportsIndex
 DTypeLike: TypeAlias = Union[str, "torch.dtype"]
-StrategyName: TypeAlias = Literal["auto", "sequential", "balanced", "balanced_low_0"]
 
 
 class StrategyKeywords(TypedDict, total=False):
     """A strategy with its options; see the classes of :data:`planner.settings.schema.Strategy`."""
 
     type: StrategyName
-    fill: Literal["even", "fewest", "in_order"]
+    fill: Fill
     search_steps: int
     fallback_allocation: bool
-    reserve: Literal["always", "if_offloaded"]
+    reserve: Reserve
 
 
 class ModelKeywords(TypedDict, total=False):
@@ -49,16 +48,16 @@ class PlanSettings(TypedDict, total=False):
     strategy: StrategyName | StrategyKeywords
     max_memory: Mapping[Any, ByteSizeLike] | None
     headroom: Mapping[Any, ByteSizeLike] | None
-    mode: Literal["any", "no_disk", "gpu_only"]
+    mode: Mode
     dtype: DTypeLike | None
     special_dtypes: Mapping[str, DTypeLike]
     no_split_module_classes: Sequence[str]
     no_split_modules: Sequence[str]
-    granularity: Literal["block", "module", "expert"]
+    granularity: Granularity
     pin: Mapping[str, DeviceLike]
     forbid: Mapping[str, Sequence[DeviceLike]]
     keep_together: Sequence[Sequence[str]]
-    execute_offloaded: Literal["accelerator", "cpu"]
+    execute_offloaded: ExecuteOffloaded
     staging_blocks: int
     offload_folder: str | os.PathLike[str] | None
     offload_buffers: bool

@@ -12,8 +12,6 @@ from planner.config.layer import Layer, Node, SourceError, from_python
 from planner.config.problem import Origin, Problem, Rank, UserSource
 from planner.config.sources import FilePath, json_tree
 
-__all__ = ["FAMILIES", "Family", "HasToDict", "import_config", "import_values", "unlisted_keys"]
-
 
 class HasToDict(Protocol):
     """A live ``model.config``; transformers itself is not needed."""
@@ -34,14 +32,14 @@ _SIZES: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """How one ``model_type`` says its facts.
+    """How one ``model_type`` spells its facts.
 
     Args:
         names: by fact, the keys that mean it (a class's own name and its alias); they must agree if both are there.
         fallbacks: by fact, the key whose value the class takes if the fact is absent.
         defaults: what the class has if a file leaves it out, for facts that are left out or would be computed wrongly.
-        text: for a model of several parts, the type of its ``text_config`` if that does not say one.
-        ignored: keys that say nothing about our facts.
+        text: for a model of several parts, the type of its ``text_config`` if that has none.
+        ignored: keys that have nothing to do with our facts.
     """
 
     names: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: _SIZES)
@@ -65,7 +63,7 @@ _MOE: Final = """
     norm_topk_prob
 """
 
-FAMILIES: Final[Mapping[str, Family]] = {
+_FAMILIES: Final[Mapping[str, Family]] = {
     "llama": Family(
         fallbacks={"num_key_value_heads": "num_attention_heads"},
         ignored=_DECODER,
@@ -139,8 +137,8 @@ _READ: Final = frozenset(
     (
         *_TOP,
         "quant_method",
-        *(key for family in FAMILIES.values() for keys in family.names.values() for key in keys),
-        *(key for family in FAMILIES.values() for key in family.fallbacks.values()),
+        *(key for family in _FAMILIES.values() for keys in family.names.values() for key in keys),
+        *(key for family in _FAMILIES.values() for key in family.fallbacks.values()),
     )
 )
 
@@ -152,7 +150,7 @@ def unlisted_keys(model_type: str, keys: Iterable[str]) -> tuple[str, ...]:
         >>> unlisted_keys("gpt2", ["n_layer", "vocab_size", "new_thing"])
         ('new_thing',)
     """
-    family = FAMILIES[model_type]
+    family = _FAMILIES[model_type]
     known = {
         *_TOP,
         *_EVERYWHERE.split(),
@@ -170,11 +168,11 @@ def import_config(source: FilePath | HasToDict) -> Layer:
 
     Returns:
         A layer for ``Stack.imported``; each value with its line, its key and the raw value. Of an unknown
-        ``model_type`` only what every configuration says in the same way. A file that cannot be read, and two keys
+        ``model_type`` only what every configuration spells in the same way. A file that cannot be read, and two keys
         that contradict each other, are problems of the layer.
 
     Guarantee:
-        A fact is what transformers' class for this ``model_type`` says, or is not said.
+        A fact is what transformers' class for this ``model_type`` has, or is left out.
 
     Source:
         The configuration classes of transformers 5.23, models/*/configuration_*.py.
@@ -214,25 +212,25 @@ def import_values(values: Mapping[str, object], where: str) -> Layer:
 def _layer(root: Node) -> Layer:
     problems: list[Problem] = []
     facts = dict(_facts(root, problems))
-    words = Node(root.origin, {"model": Node(root.origin, facts, partial=True)}, partial=True)
-    return Layer(Rank.IMPORTED, UserSource.FILE, words, tuple(problems))
+    tree = Node(root.origin, {"model": Node(root.origin, facts, partial=True)}, partial=True)
+    return Layer(Rank.IMPORTED, UserSource.FILE, tree, tuple(problems))
 
 
 def _facts(root: Node, problems: list[Problem]) -> Iterator[tuple[str, Node]]:
     top = _children(root)
     for fact, name in (("model_type", "model_type"), ("dtype", "torch_dtype"), ("dtype", "dtype")):
-        yield from _said(fact, name, top)
-    yield from _said(
+        yield from _fact(fact, name, top)
+    yield from _fact(
         "quant_method", "quant_method", _children(top.get("quantization_config")), "quantization_config."
     )
-    family = FAMILIES.get(_text(top.get("model_type")))
+    family = _FAMILIES.get(_text(top.get("model_type")))
     if family is None:
         return
     if family.text:
         inner = _children(top.get("text_config"))
         model_type = _text(inner.get("model_type")) or family.text
-        if model_type in FAMILIES:
-            yield from _sizes(FAMILIES[model_type], model_type, root.origin, inner, problems, "text_config.")
+        if model_type in _FAMILIES:
+            yield from _sizes(_FAMILIES[model_type], model_type, root.origin, inner, problems, "text_config.")
     else:
         yield from _sizes(family, _text(top["model_type"]), root.origin, top, problems, "")
 
@@ -246,20 +244,20 @@ def _sizes(
     prefix: str,
 ) -> Iterator[tuple[str, Node]]:
     for fact, names in family.names.items():
-        said = [node for name in names for _, node in _said(fact, name, keys, prefix)]
-        if any(node.content != said[0].content for node in said):
-            words = tuple(node.spoken(("model", fact)) for node in said)
-            problems.append(Problem(("model", fact), "two keys of the file disagree", words))
-        if said:
-            yield fact, said[0]
+        found = [node for name in names for _, node in _fact(fact, name, keys, prefix)]
+        if any(node.content != found[0].content for node in found):
+            values = tuple(node.sourced(("model", fact)) for node in found)
+            problems.append(Problem(("model", fact), "two keys of the file disagree", values))
+        if found:
+            yield fact, found[0]
         elif fact in family.fallbacks:
-            yield from _said(fact, family.fallbacks[fact], keys, prefix)
+            yield from _fact(fact, family.fallbacks[fact], keys, prefix)
         elif fact in family.defaults:
             yield fact, _by_class(origin, model_type, fact, family.defaults[fact])
 
 
-def _said(fact: str, name: str, keys: Mapping[object, Node], prefix: str = "") -> Iterator[tuple[str, Node]]:
-    """One fact, if its key is there; null means that it is not said."""
+def _fact(fact: str, name: str, keys: Mapping[object, Node], prefix: str = "") -> Iterator[tuple[str, Node]]:
+    """One fact, if its key is there; null means that it is not set."""
     node = keys.get(name)
     if node is not None and node.content is not None:
         content = node.content.value if isinstance(node.content, enum.Enum) else node.content

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
+from planner.choices import ExecuteOffloaded, Fill, Granularity, Mode, Reserve
 from planner.config.annotations import parse_type
 from planner.config.problem import suggestion
 from planner.config.schema import config, setting
@@ -20,9 +21,6 @@ __all__ = [
     "Auto",
     "Balanced",
     "BalancedLow0",
-    "Bytes",
-    "DType",
-    "Device",
     "Model",
     "Sequential",
     "Settings",
@@ -62,48 +60,48 @@ DTYPES: Final = (
 _SHORT_DTYPES: Final = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
-def read_device(said: object) -> int | str:
+def read_device(value: object) -> int | str:
     """One spelling for each device: the number of an accelerator, or ``cpu``, ``disk``, ``mps``.
 
     Returns:
-        A back end that only torch knows stays in words, as in ``virtual:1``: reading a configuration does not need torch.
+        A back end that only torch knows stays as text, as in ``virtual:1``: reading a configuration does not need torch.
 
     Raises:
         ValueError: not a device.
 
     Example:
-        >>> [read_device(said) for said in (0, "0", "cuda:0", "xpu:1", "cpu", "virtual:1")]
+        >>> [read_device(value) for value in (0, "0", "cuda:0", "xpu:1", "cpu", "virtual:1")]
         [0, 0, 0, 1, 'cpu', 'virtual:1']
     """
-    device = known_device(said)
+    device = known_device(value)
     if device is not None:
         return device
-    kind, number = device_words(said) or ("", None)
+    kind, number = device_words(value) or ("", None)
     if not kind or kind in NAMED:
-        raise ValueError(f"expected a device such as 0, 'cuda:0', 'cpu' or 'disk', got {shown(said)}")
+        raise ValueError(f"expected a device such as 0, 'cuda:0', 'cpu' or 'disk', got {shown(value)}")
     return kind if number is None else f"{kind}:{int(number)}"
 
 
-def read_bytes(said: object) -> int:
-    """Whole bytes from a number of any kind, rounded down, or from a size in words. Raises ValueError."""
-    if isinstance(said, str):
-        return parse_bytes(said)
-    count = count_of(said)
+def read_bytes(value: object) -> int:
+    """Whole bytes from a number of any kind, rounded down, or from a size as text. Raises ValueError."""
+    if isinstance(value, str):
+        return parse_bytes(value)
+    count = count_of(value)
     if count is None:
         raise ValueError(
-            f"expected a finite number of bytes of at least 0, or a size such as '10GiB', got {shown(said)}"
+            f"expected a finite number of bytes of at least 0, or a size such as '10GiB', got {shown(value)}"
         )
     return int(count)
 
 
-def read_headroom(said: object) -> int | str:
+def _read_headroom(value: object) -> int | str:
     """Bytes, or a share of the budget as in "10%". Raises ValueError."""
-    if isinstance(said, str) and said.rstrip().endswith("%"):
-        share = said.rstrip()[:-1].strip()
+    if isinstance(value, str) and value.rstrip().endswith("%"):
+        share = value.rstrip()[:-1].strip()
         if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,6})?", share) or float(share) > 100:
-            raise ValueError(f"expected a share from 0% to 100%, got {shown(said)}")
+            raise ValueError(f"expected a share from 0% to 100%, got {shown(value)}")
         return f"{float(share):.9g}%"  # all digits that it may have
-    return read_bytes(said)
+    return read_bytes(value)
 
 
 def read_budget_row(row: object) -> dict[int | str, int]:
@@ -119,33 +117,33 @@ def read_budget_row(row: object) -> dict[int | str, int]:
     if row is not None and not isinstance(row, Mapping):
         raise ValueError(f"expected budgets such as {{0: '80GiB', 'cpu': '200GiB'}}, got {shown(row)}")
     found: dict[int | str, int] = {}
-    for said, size in (row or {}).items():
-        device = read_device(said)
+    for key, size in (row or {}).items():
+        device = read_device(key)
         if device in found:
             raise ValueError(f"device {device!r} is named twice")
         found[device] = read_bytes(size)
     return found
 
 
-def read_name(said: object) -> str:
+def _read_name(value: object) -> str:
     """A name of a module, tensor or class: a str that is text. Raises ValueError."""
-    if type(said) is not str or said.encode(errors="ignore").decode() != said:
-        raise ValueError(f"expected a name, got {shown(said)}")
-    return said
+    if type(value) is not str or value.encode(errors="ignore").decode() != value:
+        raise ValueError(f"expected a name, got {shown(value)}")
+    return value
 
 
-def counted(least: int, most: int) -> Leaf:
+def _counted(least: int, most: int) -> Leaf:
     """Reads an int of a range; exact, as every int."""
 
-    def read(said: object) -> object:
-        if type(said) is not int or not least <= said <= most:
-            raise ValueError(f"expected an int from {least} to {most}, got {shown(said)}")
-        return said
+    def read(value: object) -> object:
+        if type(value) is not int or not least <= value <= most:
+            raise ValueError(f"expected an int from {least} to {most}, got {shown(value)}")
+        return value
 
     return Leaf(f"an int from {least} to {most}", read)
 
 
-def read_dtype(said: object) -> str:
+def read_dtype(value: object) -> str:
     """torch's name of an element type, from the name, with or without ``torch.``, or from the object itself.
 
     Raises:
@@ -155,26 +153,26 @@ def read_dtype(said: object) -> str:
         >>> read_dtype("torch.bfloat16"), read_dtype("fp16")
         ('bfloat16', 'float16')
     """
-    is_torch = (type(said).__module__, type(said).__qualname__) == ("torch", "dtype")
-    name = str(said).removeprefix("torch.") if is_torch or type(said) is str else ""
+    is_torch = (type(value).__module__, type(value).__qualname__) == ("torch", "dtype")
+    name = str(value).removeprefix("torch.") if is_torch or type(value) is str else ""
     name = _SHORT_DTYPES.get(name, name)
     if name not in DTYPES:
         raise ValueError(
-            f"expected an element type such as 'float16', got {shown(said)}{suggestion(name, DTYPES)}"
+            f"expected an element type such as 'float16', got {shown(value)}{suggestion(name, DTYPES)}"
         )
     return name
 
 
-Device = Annotated[int | str, Leaf("a device", read_device)]
-Bytes = Annotated[int, Leaf("a size in bytes", read_bytes)]
-Headroom = Annotated[int | str, Leaf("bytes or a share such as '10%'", read_headroom)]
-DType = Annotated[str, Leaf("an element type", read_dtype)]
-Name = Annotated[str, Leaf("a name", read_name)]
+_Device = Annotated[int | str, Leaf("a device", read_device)]
+_Bytes = Annotated[int, Leaf("a size in bytes", read_bytes)]
+_Headroom = Annotated[int | str, Leaf("bytes or a share such as '10%'", _read_headroom)]
+_DType = Annotated[str, Leaf("an element type", read_dtype)]
+_Name = Annotated[str, Leaf("a name", _read_name)]
 # JSON's readers tell whole numbers apart up to here.
 _MOST: Final = 2**53
-Steps = Annotated[int, counted(0, _MOST)]
-Staged = Annotated[int, counted(1, 1000)]
-Fact = Annotated[int, counted(0, _MOST)]
+_Steps = Annotated[int, _counted(0, _MOST)]
+_Staged = Annotated[int, _counted(1, 1000)]
+_Fact = Annotated[int, _counted(0, _MOST)]
 
 
 @config(tag="sequential")
@@ -182,7 +180,7 @@ class Sequential:
     """Fill the devices one after the other."""
 
     fallback_allocation: bool = False
-    reserve: Literal["always", "if_offloaded"] = "always"
+    reserve: Reserve = "always"
 
 
 @config(tag="balanced")
@@ -199,8 +197,8 @@ class BalancedLow0(Sequential):
 class Auto:
     """As little offloaded as can be, proven where the search ends."""
 
-    fill: Literal["even", "fewest", "in_order"] = "even"
-    search_steps: Steps = 120_000
+    fill: Fill = "even"
+    search_steps: _Steps = 120_000
 
 
 Strategy = Auto | Sequential | Balanced | BalancedLow0
@@ -215,7 +213,7 @@ def _head_dim(model: Any, root: object) -> int | None:
 
 @config
 class Model:
-    """Facts about the model, filled by the import from its ``config.json``; None means that nobody said it.
+    """Facts about the model, filled by the import from its ``config.json``; None where it is not known.
 
     They decide no plan: they stand in it, for the estimate of run-time memory, which reads each of them.
 
@@ -232,13 +230,13 @@ class Model:
     """
 
     model_type: str | None = None
-    dtype: DType | None = None
-    num_hidden_layers: Fact | None = None
-    hidden_size: Fact | None = None
-    num_attention_heads: Fact | None = None
-    num_key_value_heads: Fact | None = None
-    head_dim: Fact | None = setting(default=None, compute=_head_dim)
-    max_position_embeddings: Fact | None = None
+    dtype: _DType | None = None
+    num_hidden_layers: _Fact | None = None
+    hidden_size: _Fact | None = None
+    num_attention_heads: _Fact | None = None
+    num_key_value_heads: _Fact | None = None
+    head_dim: _Fact | None = setting(default=None, compute=_head_dim)
+    max_position_embeddings: _Fact | None = None
     quant_method: str | None = None
 
 
@@ -249,8 +247,8 @@ class Settings:
     Args:
         strategy: how devices are filled.
         max_memory: budget by device; empty or None for all that is detected, else only what is named.
-        headroom: what stays free of a budget, by device, "all" for every device without a word of its own; None for a tenth
-            of what was detected and nothing of what was said.
+        headroom: what stays free of a budget, by device, "all" for every device without an entry of its own; None for a tenth
+            of what was detected and nothing of what was given.
         mode: whether something may lie on cpu and disk ("any"), not on disk ("no_disk"), or on accelerators only.
         dtype: what the weights will be loaded as; None for what they are.
         special_dtypes: element type by name of a tensor, against ``dtype``.
@@ -270,19 +268,19 @@ class Settings:
     """
 
     strategy: Strategy = Auto()
-    max_memory: Mapping[Device, Bytes] | None = setting(default={}, whole=True)
-    headroom: Mapping[Device, Headroom] | None = None
-    mode: Literal["any", "no_disk", "gpu_only"] = "any"
-    dtype: DType | None = None
-    special_dtypes: Mapping[Name, DType] = setting(default={})
-    no_split_module_classes: tuple[Name, ...] = ()
-    no_split_modules: tuple[Name, ...] = ()
-    granularity: Literal["block", "module", "expert"] = "block"
-    pin: Mapping[Name, Device] = setting(default={})
-    forbid: Mapping[Name, tuple[Device, ...]] = setting(default={})
-    keep_together: tuple[tuple[Name, ...], ...] = ()
-    execute_offloaded: Literal["accelerator", "cpu"] = "accelerator"
-    staging_blocks: Staged = 1
+    max_memory: Mapping[_Device, _Bytes] | None = setting(default={}, whole=True)
+    headroom: Mapping[_Device, _Headroom] | None = None
+    mode: Mode = "any"
+    dtype: _DType | None = None
+    special_dtypes: Mapping[_Name, _DType] = setting(default={})
+    no_split_module_classes: tuple[_Name, ...] = ()
+    no_split_modules: tuple[_Name, ...] = ()
+    granularity: Granularity = "block"
+    pin: Mapping[_Name, _Device] = setting(default={})
+    forbid: Mapping[_Name, tuple[_Device, ...]] = setting(default={})
+    keep_together: tuple[tuple[_Name, ...], ...] = ()
+    execute_offloaded: ExecuteOffloaded = "accelerator"
+    staging_blocks: _Staged = 1
     offload_folder: Path | None = None
     offload_buffers: bool = False
     model: Model = Model()

@@ -8,16 +8,15 @@ from functools import partial
 from typing import Any
 
 from planner import _core
+from planner.choices import DeviceKind, ExecuteOffloaded, Fill, Mode, ReasonRule
 from planner.devices.budgets import DeviceBudget
-from planner.devices.keys import DeviceKey
+from planner.devices.keys import DeviceKey, device_kind
 from planner.errors import InfeasibleError, InvalidConstraintError, InvalidDevicesError, InvalidTreeError
 from planner.model.blocks import Blocks
-from planner.plans.plan import Certificate, Reason, Shortfall
+from planner.plans.parts import Certificate, DeviceUsage, Reason, Shortfall
 from planner.plans.wording import infeasible_message
 from planner.strategies.minimum import MOST_BYTES
 from planner.units import format_bytes
-
-__all__ = ["AutoAnswer", "AutoSearch", "solve_in_parts"]
 
 _MOST_DEVICES = 64  # a set of devices is a word of the machine
 _MOST_MODEL_BYTES = 1 << 53  # the search adds up to 256 sizes of a model
@@ -29,7 +28,7 @@ class AutoAnswer:
 
     device_map: Mapping[str, DeviceKey]
     execution_map: Mapping[str, DeviceKey]
-    usage_bytes: tuple[tuple[int, int], ...]  # used and reserved, by device
+    usage: tuple[DeviceUsage, ...]
     certificate: Certificate
     reasons: Callable[[], tuple[Reason, ...]]
     shortfall: Callable[[], Shortfall | None]
@@ -45,17 +44,21 @@ class AutoSearch:
     Args:
         blocks: the model.
         device_budgets: devices in order of preference.
-        homes: masks of devices by unit, for those that may not lie everywhere.
+        masks: by unit that may not lie everywhere, the set of devices where it may.
         fill, search_steps, mode, execute_offloaded, staging_blocks: see :class:`planner.settings.schema.Settings`.
+
+    Raises:
+        InvalidDevicesError: more devices than a machine word has bits. Fields: ``device``.
+        InvalidTreeError: a model of 2**53 bytes or more.
     """
 
     blocks: Blocks
     device_budgets: tuple[DeviceBudget, ...]
-    homes: tuple[tuple[int, int], ...]
-    fill: str
+    masks: tuple[tuple[int, int], ...]
+    fill: Fill
     search_steps: int
-    mode: str
-    execute_offloaded: str
+    mode: Mode
+    execute_offloaded: ExecuteOffloaded
     staging_blocks: int
 
     def __post_init__(self) -> None:
@@ -81,16 +84,18 @@ class AutoSearch:
 
         Raises:
             InfeasibleError: none within budgets, constraints and mode.
+
+        Cost: O(units) where blocks fit in order; else at most ``search_steps`` steps more. The GIL is released.
         """
-        result = self.blocks.columns.solve(self.row(), list(self.homes), self.options())
+        result = self.blocks.columns.solve(self.row(), list(self.masks), self.options())
         return self.read(result, enough_bytes)
 
-    def row(self, least_bits: int = 0) -> tuple[list[tuple[str, int | None, int | None]], list[int]]:
+    def row(self, least_bits: int = 0) -> tuple[list[tuple[DeviceKind, int | None, int | None]], list[int]]:
         """Devices and pools as the extension takes them.
 
         Args:
-            least_bits: capacity of devices that have none. The search passes those over; whoever asks what more room on
-                them would change gives them a single bit.
+            least_bits: capacity of devices that have none. The search passes those over; a single bit asks what more room on
+                them would change.
         """
         pools = list(dict.fromkeys(budget.pool for budget in self.device_budgets if budget.pool))
         if self.mode == "gpu_only" and not self._has_accelerator_room:
@@ -102,7 +107,7 @@ class AutoSearch:
             )
             for pool in pools
         ]
-        devices: list[tuple[str, int | None, int | None]] = [
+        devices: list[tuple[DeviceKind, int | None, int | None]] = [
             (
                 budget.kind,
                 max(_bits(budget), least_bits),
@@ -112,24 +117,38 @@ class AutoSearch:
         ]
         return devices, sizes
 
-    def options(self) -> tuple[str, int, str, str, int]:
+    def options(self) -> _core.SearchOptions:
         """The search's options as the extension takes them."""
-        return (self.fill, self.search_steps, self.mode, self.execute_offloaded, self.staging_blocks)
+        return _core.SearchOptions(
+            fill=self.fill,
+            search_steps=self.search_steps,
+            mode=self.mode,
+            execute_offloaded=self.execute_offloaded,
+            staging_blocks=self.staging_blocks,
+        )
 
     def read(
         self, result: _core.AutoPlan | _core.AutoFailure, enough_bytes: Mapping[DeviceKey, int] | None = None
     ) -> AutoAnswer:
-        """The answer to this problem; see :meth:`solve`."""
+        """The answer to this problem; see :meth:`solve`. Raises InfeasibleError."""
         if isinstance(result, _core.AutoFailure):
             raise self._infeasible(result, enough_bytes or {})
         keys = [budget.device for budget in self.device_budgets]
-        usage_bytes = tuple((-(-used // 8), -(-reserved // 8)) for used, reserved in result.usage)
+        usage = tuple(
+            DeviceUsage(
+                device=budget.device,
+                budget_bytes=budget.capacity_bytes,
+                used_bytes=-(-used // 8),
+                reserved_bytes=-(-reserved // 8),
+            )
+            for budget, (used, reserved) in zip(self.device_budgets, result.usage, strict=True)
+        )
         return AutoAnswer(
             device_map=result.device_map(keys),
             execution_map=result.execution_map(keys),
-            usage_bytes=usage_bytes,
+            usage=usage,
             certificate=_certificate(result),
-            cost_bytes=self._cost(usage_bytes),
+            cost_bytes=self._cost(usage),
             has_oversized=any(name is not None for name in result.oversized),
             reasons=partial(self._reasons, result),
             shortfall=partial(self._shortfall, result),
@@ -144,10 +163,10 @@ class AutoSearch:
         """Kinds of devices where what lies is offloaded: the cpu only beside an accelerator."""
         return frozenset({"cpu", "disk"} if self._has_accelerator_room else {"disk"})
 
-    def _cost(self, usage_bytes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-        slow, pairs = self._slow(), list(zip(self.device_budgets, usage_bytes, strict=True))
-        offloaded = sum(used for budget, (used, _) in pairs if budget.kind in slow)
-        return offloaded, sum(used for budget, (used, _) in pairs if budget.kind == "disk")
+    def _cost(self, usage: Sequence[DeviceUsage]) -> tuple[int, int]:
+        slow = self._slow()
+        offloaded = sum(each.used_bytes for each in usage if device_kind(each.device) in slow)
+        return offloaded, sum(each.used_bytes for each in usage if each.device == "disk")
 
     def _offloaded_units(self, result: _core.AutoPlan) -> list[int]:
         """Units that are offloaded, in execution order."""
@@ -174,7 +193,9 @@ class AutoSearch:
                 self.device_budgets[home],
             )
             is_offloaded = unit in offloaded
-            rule = "resident" if not is_offloaded else "offloaded" if oversized is None else "oversized"
+            rule: ReasonRule = (
+                "resident" if not is_offloaded else "offloaded" if oversized is None else "oversized"
+            )
             reasons.append(_reason(rule, name, budget.device, size, budget.capacity_bytes))
             if is_offloaded:
                 reasons.extend(
@@ -205,7 +226,7 @@ class AutoSearch:
 
     def lacking_bytes(self) -> dict[DeviceKey, int]:
         """By device, the least that would keep everything on the accelerators."""
-        return self._by_device(self.blocks.columns.shortfall(self.row(1), list(self.homes), self.options()))
+        return self._by_device(self.blocks.columns.shortfall(self.row(1), list(self.masks), self.options()))
 
     def _by_device(self, more_bits: Sequence[int | None]) -> dict[DeviceKey, int]:
         pairs = zip(self.device_budgets, more_bits, strict=True)
@@ -221,7 +242,7 @@ class AutoSearch:
     ) -> InfeasibleError:
         keys = [budget.device for budget in self.device_budgets]
         if any(budget.capacity_bytes == 0 for budget in self.device_budgets):
-            again = self.blocks.columns.solve(self.row(1), list(self.homes), self.options())
+            again = self.blocks.columns.solve(self.row(1), list(self.masks), self.options())
             failure = again if isinstance(again, _core.AutoFailure) else failure
         more = _least_of(self._by_device(failure.more_bits), enough_bytes)
         block = self.blocks.unit_name(failure.unit) if len(self.blocks.columns) else ""
@@ -231,9 +252,9 @@ class AutoSearch:
             if home is not None
         }
         size = self.blocks.unit_bytes[failure.unit] if len(self.blocks.columns) else 0
-        fields: dict[str, Any] = {"more_bytes": more, "best_partial": placed, "is_proven": failure.is_proven}
+        fields: dict[str, Any] = {"more_bytes": more, "best_partial": placed, "is_proven": failure.proven}
         return InfeasibleError(
-            infeasible_message(block, size, self.mode, more, failure.is_proven),
+            infeasible_message(block, size, self.mode, more, failure.proven),
             block=block,
             device=None,
             shortfall_bytes=min(more.values(), default=None),
@@ -283,9 +304,8 @@ def solve_in_parts(
             # Parts that fit a card are streamed to it, where a block above every card runs on the cpu and needs no room.
             bound_bytes = answer.certificate.lower_bound_bytes if error.is_proven else 0
             continue
-        bound_bytes = (
-            finer.certificate.lower_bound_bytes
-        )  # in the end that of all parts: they can do what blocks can
+        # In the end the bound of all parts: they can do what blocks can.
+        bound_bytes = finer.certificate.lower_bound_bytes
         steps += finer.certificate.steps
         if finer.cost_bytes < best[1].cost_bytes:
             best = (search, finer)
@@ -328,19 +348,21 @@ def _bits(budget: DeviceBudget) -> int:
 
 
 def _certificate(result: _core.AutoPlan) -> Certificate:
-    proven, bound_bits, gap_bits, returns, returns_bound, steps, stage = result.certificate
+    known = result.certificate
     return Certificate(
-        proven=proven,
-        lower_bound_bytes=bound_bits // 8,
-        gap_bytes=-(-gap_bits // 8),
-        returns=returns,
-        returns_lower_bound=returns_bound,
-        steps=steps,
-        stage=stage,
+        proven=known.proven,
+        lower_bound_bytes=known.lower_bound_bits // 8,
+        gap_bytes=-(-known.gap_bits // 8),
+        returns=known.returns,
+        returns_lower_bound=known.returns_lower_bound,
+        steps=known.steps,
+        stage=known.stage,
     )
 
 
-def _reason(rule: str, name: str, device: DeviceKey, needed_bytes: int, available_bytes: int) -> Reason:
+def _reason(
+    rule: ReasonRule, name: str, device: DeviceKey, needed_bytes: int, available_bytes: int
+) -> Reason:
     return Reason(
         rule=rule, name=name, device=device, needed_bytes=needed_bytes, available_bytes=available_bytes
     )

@@ -5,8 +5,6 @@ from __future__ import annotations
 from planner.devices.keys import Budgets, DeviceKey, device_kind
 from planner.model.layout import BalanceFacts
 
-__all__ = ["accelerators_in_use", "balance", "balanced_budgets"]
-
 
 def balanced_budgets(facts: BalanceFacts, budgets: Budgets, *, low_zero: bool) -> Budgets:
     """accelerate's balanced budgets.

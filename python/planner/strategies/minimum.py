@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-__all__ = ["MOST_BYTES", "DeviceRow", "Probe", "least_budget_bytes"]
+from planner.choices import DeviceKind
 
 MOST_BYTES = 1 << 57  # larger budgets count as this much
 
 # Kind, budget in bits or none, keeps room for the largest layer: a device as the extension takes it.
-DeviceRow = tuple[str, int | None, bool]
+DeviceRow = tuple[DeviceKind, int | None, bool]
 # Whether the device of that index gets a byte, and by how many bits its budget may rise and those of the others may fall
 # until the strategy would decide anything otherwise; None where nothing ever turns.
-Probe = Callable[[list[DeviceRow], int], tuple[bool, int | None, Sequence[int | None]]]
+_Probe = Callable[[list[DeviceRow], int], tuple[bool, int | None, Sequence[int | None]]]
 
 
-def least_budget_bytes(rows_of: Callable[[int], list[DeviceRow]], device: int, probe: Probe) -> int | None:
+def least_budget_bytes(rows_of: Callable[[int], list[DeviceRow]], device: int, probe: _Probe) -> int | None:
     """The least budget of a device with which it gets a byte, or None where no budget does.
 
     Args:

@@ -1,4 +1,4 @@
-"""accelerate's modes for `plan()`: device_budgets into the budgets of a mode, and what the sequential strategy makes of them."""
+"""accelerate's modes for `plan()`: budgets of devices into those of a mode, and what the sequential strategy makes of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from planner.choices import Mode
 from planner.devices.budgets import DeviceBudget
 from planner.devices.keys import Budgets, DeviceKey
 from planner.errors import InfeasibleError
@@ -15,8 +16,6 @@ from planner.names import named
 from planner.settings.schema import Balanced, BalancedLow0, Sequential
 from planner.strategies.balanced import balanced_budgets
 from planner.strategies.sequential import Outcome, sequential
-
-__all__ = ["ModeProblem"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +32,7 @@ class ModeProblem:
     layout: Layout
     device_budgets: tuple[DeviceBudget, ...]
     strategy: Sequential | Balanced | BalancedLow0
-    mode: str
+    mode: Mode
 
     def solve(self) -> Outcome:
         """What the strategy does.
@@ -88,7 +87,7 @@ def _with_budget(
     ]
 
 
-def _excluded(error: InfeasibleError, mode: str) -> InfeasibleError:
+def _excluded(error: InfeasibleError, mode: Mode) -> InfeasibleError:
     """The same error where not a budget is exhausted, but the mode leaves out devices."""
     left_out = "the cpu and disk" if mode == "gpu_only" else "disk"
     return InfeasibleError(

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from planner import _core
+from planner.choices import Reserve
 from planner.devices.keys import Budgets, DeviceKey, device_kind, read_budgets
 from planner.errors import InfeasibleError, InvalidInputError
 from planner.model.layout import Layout, bits_to_bytes
 from planner.names import named, require_map, require_texts
-from planner.plans.plan import DeviceUsage, Reason
+from planner.plans.parts import DeviceUsage, Reason
 from planner.strategies.minimum import MOST_BYTES, DeviceRow, least_budget_bytes
 from planner.units import format_bytes
 
 __all__ = ["Layout", "Outcome", "Reserve", "clean", "sequential", "sequential_many"]
-
-Reserve = Literal["always", "if_offloaded"]
 
 
 class Outcome:
@@ -92,13 +91,13 @@ class Outcome:
         """Every decision, in order."""
         return tuple(
             Reason(
-                rule=rule,
-                name=name,
-                device=self._keys[device],
-                needed_bytes=-(-needed // 8),
-                available_bytes=None if available is None else available // 8,
+                rule=reason.rule,
+                name=reason.name,
+                device=self._keys[reason.device],
+                needed_bytes=-(-reason.needed_bits // 8),
+                available_bytes=None if reason.available_bits is None else reason.available_bits // 8,
             )
-            for rule, name, device, needed, available in self._core.reasons()
+            for reason in self._core.reasons()
         )
 
     @property
@@ -144,8 +143,8 @@ def sequential(
         proposed in the discussion of huggingface/accelerate#3066.
     """
     rows = _Rows(read_budgets(max_memory))
-    problem = _Problem(layout, fallback_allocation, _if_offloaded(reserve))
-    result = layout.columns.sequential(rows.devices, problem.fallback, problem.if_offloaded)
+    problem = _Problem(layout, fallback_allocation, _known_reserve(reserve))
+    result = layout.columns.sequential(rows.devices, problem.fallback, problem.reserve)
     return rows.wrap(result, problem)
 
 
@@ -162,10 +161,8 @@ def sequential_many(
         As :func:`sequential`, for the first row that fails.
     """
     rows = [_Rows(read_budgets(row)) for row in budgets]
-    problem = _Problem(layout, fallback_allocation, _if_offloaded(reserve))
-    results = layout.columns.sequential_many(
-        [row.devices for row in rows], problem.fallback, problem.if_offloaded
-    )
+    problem = _Problem(layout, fallback_allocation, _known_reserve(reserve))
+    results = layout.columns.sequential_many([row.devices for row in rows], problem.fallback, problem.reserve)
     return [row.wrap(result, problem) for row, result in zip(rows, results, strict=True)]
 
 
@@ -191,10 +188,10 @@ class _Problem(NamedTuple):
 
     layout: Layout
     fallback: bool
-    if_offloaded: bool
+    reserve: Reserve
 
     def probe(self, rows: list[DeviceRow], device: int) -> tuple[bool, int | None, list[int | None]]:
-        return self.layout.columns.probe(rows, self.fallback, self.if_offloaded, device)
+        return self.layout.columns.probe(rows, self.fallback, self.reserve, device)
 
 
 class _Rows:
@@ -238,9 +235,9 @@ def _budget_bits(budget_bytes: int | float | None) -> int | None:
     return None if budget_bytes is None else int(min(budget_bytes, MOST_BYTES) * 8)
 
 
-def _if_offloaded(reserve: str) -> bool:
+def _known_reserve(reserve: Reserve) -> Reserve:
     if reserve not in ("always", "if_offloaded"):
         raise InvalidInputError(
             f"reserve must be 'always' or 'if_offloaded', not {reserve!r}", reserve=reserve
         )
-    return reserve == "if_offloaded"
+    return reserve

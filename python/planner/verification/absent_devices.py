@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch._subclasses import fake_tensor
 
-__all__ = ["asked_here", "is_question", "is_there"]
+__all__ = ["asked_here", "is_of_absent", "is_question", "is_there"]
 
 # Kernels are chosen by this; a plan is for accelerators of today.
 CAPABILITY = (9, 0)
@@ -42,16 +42,24 @@ def is_there(device: Any) -> bool:
 
 
 def is_question(error: Exception) -> bool:
-    """Whether an error is the driver's answer to somebody who asked for a device that is not there. Fake tensors ask for none."""
+    """Whether an error is the driver's answer to code that asked for a device that is not there. Fake tensors ask for none."""
     words = str(error)
-    return (
-        isinstance(error, torch.AcceleratorError) or "NVIDIA driver" in words or words == "Invalid device id"
-    )
+    # The class is there since torch 2.8.
+    is_drivers = type(error).__name__ == "AcceleratorError"
+    return is_drivers or is_of_absent(error) or "NVIDIA driver" in words or words == "Invalid device id"
+
+
+def is_of_absent(error: Exception) -> bool:
+    """Whether torch has tried to make a device the current one that the machine does not have.
+
+    Its guard around indexing does, on machines with any; on those without, fake tensors take the guard away.
+    """
+    return isinstance(error, RuntimeError) and "invalid device ordinal" in str(error)
 
 
 @contextmanager
 def asked_here() -> Iterator[None]:
-    """Within, this thread is told what CUDA devices can do that the machine does not have.
+    """Within, this thread gets answers for CUDA devices that the machine does not have.
 
     Guarantee: torch is as it was when the last thread has left.
     """

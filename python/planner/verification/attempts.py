@@ -88,8 +88,8 @@ class Attempt:
                 if self.resolved_map is not None:
                     self._dispatch(twin, self.resolved_map)
                     if self.resolved_map.is_single:
-                        # Whoever runs a model on one device takes the inputs there.
-                        device = next(iter(self.resolved_map.placements.values())).runs_on
+                        # Callers of a model on one device take the inputs there.
+                        device = next(iter(self.resolved_map.placements.values())).execution_device
                         given = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), given)
                 twin(*given[0], **given[1])
 
@@ -103,7 +103,7 @@ class Attempt:
             name = qualified(names[id(row.slot.module)], row.slot.name)
             key = nearest_key(name, resolved_map.placements)
             if (
-                row.runs_on is None
+                row.execution_device is None
                 and key is not None
                 and resolved_map.placements[key].storage_device is not None
             ):
@@ -140,10 +140,10 @@ class Attempt:
         """The error, with the module and the line that it comes from."""
         error = self.error
         assert error is not None
-        said = str(error) if isinstance(error, PlannerError) else f"{type(error).__name__}: {error}"
-        said = said.partition("\n")[0]
+        text = str(error) if isinstance(error, PlannerError) else f"{type(error).__name__}: {error}"
+        text = text.partition("\n")[0]
         where = self._where(error)
-        whole = f"{said} ({where})" if where else said
+        whole = f"{text} ({where})" if where else text
         return whole if self.kind is None else re.sub(rf"\b{self.kind}:(?=\d)", "", whole)
 
     def _where(self, error: Exception) -> str:

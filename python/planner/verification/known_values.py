@@ -22,7 +22,7 @@ aten = torch.ops.aten
 
 _CPU = torch.device("cpu")
 
-# Values of more elements are not followed: nobody branches on those.
+# Values of more elements are not followed: models do not branch on those.
 MOST_ELEMENTS = 1 << 22
 # Operators whose tensors may lie on several devices.
 _MIXING = {
@@ -87,7 +87,7 @@ class KnownValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def unguarded(self) -> Iterator[None]:
-        """Within, torch is told once that a tensor lies nowhere: indexing asks first, to make a device the current one."""
+        """Within, torch finds once that a tensor lies nowhere: indexing asks first, to make a device the current one."""
         self._is_unguarded = True
         try:
             yield

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from planner.dispatching.install.record import RECORD, dispatched_models
 from planner.dispatching.methods.forward import Forward
-from planner.dispatching.methods.refusal import Conversion
+from planner.dispatching.methods.overrides import Conversion
 from planner.dispatching.tensors.placeholder import is_offloaded
 from planner.dispatching.tensors.slots import modules_of, own_slots
 from planner.verification.known_values import KnownValues
@@ -76,14 +76,14 @@ def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any], installed: s
 
 
 def _below(forward: Any, installed: set[int]) -> Any:
-    """What somebody else has put there before it was dispatched."""
+    """What others had put there before it was dispatched."""
     while isinstance(forward, Forward) and id(forward.hook) in installed:
         forward = forward.previous
     return forward
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """A deep copy as far as that can be; locks, streams, files and whatever else refuses to be copied are shared."""
+    """A deep copy as far as that can be; locks, streams, files and all else that refuses to be copied are shared."""
     if isinstance(value, FunctionType):
         return _rebound(value, memo)
     if isinstance(value, dict) and any(isinstance(item, FunctionType) for item in value.values()):

@@ -25,7 +25,7 @@ from planner.dispatching.install.record import RECORD, is_part
 from planner.errors import InvalidInputError, PlanMismatchError, PlannerError
 from planner.names import require_module
 from planner.plans.plan import Plan
-from planner.verification.absent_devices import asked_here
+from planner.verification.absent_devices import asked_here, is_of_absent
 from planner.verification.attempts import Attempt
 from planner.verification.sample_inputs import sample_inputs
 from planner.verification.verdict import Verification
@@ -143,7 +143,7 @@ def _verdict(
     if planned.is_unknowable:
         return Verification(None, _untold(planned), planned.crossings())
     if planned.is_question:
-        return Verification(None, _asked(planned), planned.crossings())
+        return Verification(None, _asked(planned, resolved_map), planned.crossings())
     # Something else: is the plan to blame, or the inputs, or this machine?
     alone = Attempt(model, None, args, kwargs, kind)
     if alone.is_unknowable:
@@ -154,7 +154,7 @@ def _verdict(
             "that it takes: verify(model, plan, inputs=…)"
         ) from alone.error
     if any(Attempt(model, each, args, kwargs, kind).error for each in _on_one_accelerator(resolved_map)):
-        return Verification(None, _asked(planned), planned.crossings())
+        return Verification(None, _asked(planned, resolved_map), planned.crossings())
     return Verification(False, planned.words(), planned.crossings())
 
 
@@ -162,16 +162,31 @@ def _untold(attempt: Attempt) -> str:
     return f"it depends on what fake tensors do not have, values or a kernel: {attempt.words()}"
 
 
-def _asked(attempt: Attempt) -> str:
+def _asked(attempt: Attempt, resolved_map: ResolvedDeviceMap) -> str:
+    count = accelerator_count()
+    absent = [device.index for device in _accelerators(resolved_map) if device.index >= count]
+    if count and absent and attempt.error is not None and is_of_absent(attempt.error):
+        return (
+            f"its code has torch make an accelerator the current one, indexing does, and the plan names {absent}; this machine has "
+            f"{count} (numbers below {count} would do): verify it where there are {absent[-1] + 1}, or in a process that sees none, "
+            f"started with CUDA_VISIBLE_DEVICES='', where torch leaves that out: {attempt.words()}"
+        )
     return f"on an accelerator, its code asks for what is not there: {attempt.words()}"
+
+
+def _accelerators(resolved_map: ResolvedDeviceMap) -> list[torch.device]:
+    """Those on which a plan runs something, in the order of their numbers."""
+    named = {
+        placement.execution_device
+        for placement in resolved_map.placements.values()
+        if placement.execution_device.type != "cpu"
+    }
+    return sorted(named, key=lambda device: (device.type, device.index))
 
 
 def _on_one_accelerator(resolved_map: ResolvedDeviceMap) -> Iterator[ResolvedDeviceMap]:
     """The whole model on the first of the accelerators that a plan names, and on the last if that is not there."""
-    named = {
-        placement.runs_on for placement in resolved_map.placements.values() if placement.runs_on.type != "cpu"
-    }
-    devices = sorted(named, key=lambda device: (device.type, device.index))
+    devices = _accelerators(resolved_map)
     absent = [device for device in devices[-1:] if device.index >= accelerator_count()]
     for device in dict.fromkeys(devices[:1] + absent):
         yield ResolvedDeviceMap({"": 0}, assumed=partial(_only, device))

@@ -1,4 +1,4 @@
-"""Functions that ask the driver or leave torch before an operator is seen, told in terms of fake tensors."""
+"""Functions that ask the driver or leave torch before an operator is seen, expressed in fake tensors."""
 
 from __future__ import annotations
 

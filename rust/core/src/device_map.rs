@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use crate::ids::NodeId;
+use crate::ids::{NodeId, id_at};
+use crate::keys::KeyTrie;
+use crate::model::blocks::Blocks;
 use crate::model::tree::Tree;
 use crate::outcome::Placement;
 use crate::sets::BitSet;
@@ -46,7 +48,7 @@ impl Ancestors {
             let slot = &mut self.slot[above as usize];
             let is_known = *slot != NONE;
             if !is_known {
-                *slot = self.below.len() as u32;
+                *slot = id_at(self.below.len());
                 self.below.push(Below { count: 0, value, mixed: false, children: Vec::new() });
             }
             let below = &mut self.below[self.slot[above as usize] as usize];
@@ -118,6 +120,44 @@ pub fn clean_nodes(tree: &Tree, placements: &[(NodeId, u32)]) -> Vec<(NodeId, u3
     clean(tree.len(), |node| tree.parent(node), placements)
 }
 
+/// [`clean`] over dotted keys with values that are compared as ids.
+///
+/// # Cost
+///
+/// O(parts of keys).
+pub fn clean_keys(keys: &[String], values: &[u32]) -> Vec<(String, u32)> {
+    let trie = KeyTrie::new(keys);
+    let entries: Vec<(u32, u32)> = trie.keys().iter().copied().zip(values.iter().copied()).collect();
+    let cleaned = clean(trie.len(), |place| trie.parent(place), &entries);
+    cleaned.into_iter().map(|(place, value)| (trie.name(place), value)).collect()
+}
+
+/// The fewest keys for the blocks that have a device, in execution order, with all aliases; `device_of` takes a unit and the
+/// number of a block among its own.
+pub fn keys_of_blocks(
+    tree: &Tree,
+    blocks: &Blocks,
+    device_of: impl Fn(usize, usize) -> Option<u32>,
+) -> Vec<(NodeId, u32)> {
+    let mut placements = Vec::new();
+    let mut seen = vec![0; blocks.units.len()];
+    let mut is_whole = true;
+    for (position, rows) in (0..).zip(&blocks.blocks) {
+        let unit = blocks.unit_at(position) as usize;
+        let number = seen[unit];
+        seen[unit] += 1; // positions of a unit ascend
+        match device_of(unit, number) {
+            Some(device) => placements.extend(rows.iter().map(|&node| Placement { node, device, is_lead: true })),
+            None => is_whole &= rows.is_empty(),
+        }
+    }
+    let entries = with_aliases(tree, &placements);
+    // Keys that leave others out must not be grouped under a name that covers those, too.
+    let mut entries = if is_whole { clean_nodes(tree, &entries) } else { entries };
+    entries.sort_unstable(); // Rows are in execution order.
+    entries
+}
+
 /// Placements with every alias that holds a tensor right behind its original.
 ///
 /// # Guarantee
@@ -157,4 +197,34 @@ fn mirrors(tree: &Tree, aliases: &HashMap<NodeId, Vec<NodeId>>, node: NodeId) ->
         above = tree.parent(above);
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{clean_keys, keys_of_blocks};
+    use crate::model::blocks::{BlockOptions, Blocks};
+    use crate::testing::layout;
+
+    #[test]
+    fn keys_below_one_name_with_one_value_are_one_key() {
+        let keys = ["a.x", "a.y", "b.x", "b.y"].map(String::from);
+        let cleaned = |values: [u32; 4]| clean_keys(&keys, &values);
+        assert_eq!(cleaned([1, 1, 1, 2]), [("b.x".to_string(), 1), ("b.y".to_string(), 2), ("a".to_string(), 1)]);
+        assert_eq!(cleaned([1; 4]), [(String::new(), 1)]);
+    }
+
+    /// Layers of two blocks; one of them is not asked for.
+    #[test]
+    fn keys_that_leave_blocks_out_are_not_grouped() {
+        let layout = layout(&["m.l0:B.w 1", "m.l1:B.w 1", "head.w 1"], &["B"]);
+        let (tree, blocks) = (layout.tree(), Blocks::new(&layout, &BlockOptions::default()));
+        let keys = |devices: [Option<u32>; 3]| {
+            let found = keys_of_blocks(tree, &blocks, |unit, _| devices[unit]);
+            found.into_iter().map(|(row, device)| format!("{}={device}", tree.full_name(row))).collect::<Vec<String>>()
+        };
+        assert_eq!(keys([Some(0), Some(0), Some(1)]), ["m=0", "head=1"]);
+        assert_eq!(keys([Some(0); 3]), ["=0"]);
+        assert_eq!(keys([Some(0), Some(0), None]), ["m.l0=0", "m.l1=0"]);
+        assert!(keys([None; 3]).is_empty());
+    }
 }

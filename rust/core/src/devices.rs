@@ -14,18 +14,6 @@ pub enum DeviceKind {
     Disk,
 }
 
-impl DeviceKind {
-    /// The kind that a word names; `None` for any other word.
-    pub fn named(word: &str) -> Option<Self> {
-        match word {
-            "accelerator" => Some(Self::Accelerator),
-            "cpu" => Some(Self::Cpu),
-            "disk" => Some(Self::Disk),
-            _ => None,
-        }
-    }
-}
-
 /// A device that may hold weights. The order of a slice of devices is their preference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Device {
@@ -79,7 +67,7 @@ impl Device {
 
     /// Bits that stored tensors may use.
     pub(crate) fn limit_bits(&self) -> i64 {
-        self.capacity_bits.map_or(i64::MAX, |bits| bits.min(MOST_BITS) as i64)
+        self.capacity_bits.map_or(i64::MAX, |bits| bits.min(MOST_BITS).cast_signed()) // at most 2^60
     }
 }
 

@@ -1,5 +1,6 @@
 //! Dotted keys as a trie.
 
+use crate::ids::id_at;
 use std::collections::HashMap;
 
 /// Dotted keys as a trie; place 0 is the empty key.
@@ -28,18 +29,17 @@ impl KeyTrie {
             return place;
         }
         for part in key.split('.') {
-            let next = self.parent.len() as u32;
+            let next = id_at(self.parent.len());
             let map = self.children[place as usize].get_or_insert_default();
-            place = match map.get(part) {
-                Some(&below) => below,
-                None => {
-                    map.insert(part.into(), next);
-                    self.parent.push(place);
-                    self.children.push(None);
-                    self.names.push(part.into());
-                    next
-                }
-            };
+            if let Some(&below) = map.get(part) {
+                place = below;
+                continue;
+            }
+            map.insert(part.into(), next);
+            self.parent.push(place);
+            self.children.push(None);
+            self.names.push(part.into());
+            place = next;
         }
         place
     }

@@ -1,5 +1,7 @@
 //! Parts of dotted names: what they say, and strings by dense id, in one buffer.
 
+use crate::ids::id_at;
+
 /// Whether a part of a name is a number, as members of a list have it. The root's empty part is none.
 ///
 /// ```
@@ -14,20 +16,20 @@ pub fn is_number(part: &str) -> bool {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Names {
     text: String,
-    ends: Vec<u32>,
+    ends: Vec<usize>,
 }
 
 impl Names {
     pub(crate) fn add(&mut self, name: &str) -> u32 {
         self.text.push_str(name);
-        self.ends.push(self.text.len() as u32);
-        (self.ends.len() - 1) as u32
+        self.ends.push(self.text.len());
+        id_at(self.ends.len() - 1)
     }
 
     pub(crate) fn get(&self, id: u32) -> &str {
         let id = id as usize;
         let start = if id == 0 { 0 } else { self.ends[id - 1] };
-        &self.text[start as usize..self.ends[id] as usize]
+        &self.text[start..self.ends[id]]
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -35,7 +37,7 @@ impl Names {
     }
 
     pub(crate) fn held_bytes(&self) -> usize {
-        self.text.len() + self.ends.len() * size_of::<u32>()
+        self.text.len() + self.ends.len() * size_of::<usize>()
     }
 
     pub(crate) fn shrink(&mut self) {

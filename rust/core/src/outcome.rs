@@ -1,5 +1,6 @@
 //! What a strategy found, and why, in numbers.
 
+use crate::devices::{Device, DeviceKind};
 use crate::ids::NodeId;
 
 /// One key of the device map, before grouping.
@@ -85,6 +86,17 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// What was placed on no accelerator, in order.
+    pub fn offloaded(&self, devices: &[Device]) -> impl Iterator<Item = &Placement> {
+        let is_accelerator = |device: u32| devices[device as usize].kind == DeviceKind::Accelerator;
+        self.placements.iter().filter(move |placement| !is_accelerator(placement.device))
+    }
+
+    /// Whether a device has a bit of a tensor.
+    pub fn is_used(&self, device: u32) -> bool {
+        self.usage.get(device as usize).is_some_and(|usage| usage.used_bits > 0)
+    }
+
     /// Devices that were left for the next one without a bit of a tensor, in order.
     pub fn empty_devices(&self) -> Vec<u32> {
         let left = self.reasons.iter().filter(|reason| reason.rule == Rule::NextDevice).map(|reason| reason.device);

@@ -1,5 +1,7 @@
 //! Sets of small numbers, and numbers that belong together.
 
+use crate::ids::id_at;
+
 /// One bit per node.
 #[derive(Debug, Clone)]
 pub(crate) struct BitSet(Vec<u64>);
@@ -32,7 +34,7 @@ impl DisjointSets {
 
     /// One more number, alone.
     pub(crate) fn add(&mut self) -> u32 {
-        let id = self.parent.len() as u32;
+        let id = id_at(self.parent.len());
         self.parent.push(id);
         id
     }
@@ -54,7 +56,7 @@ impl DisjointSets {
 
     /// The root of each number.
     pub(crate) fn roots(mut self) -> Vec<u32> {
-        for id in 0..self.parent.len() as u32 {
+        for id in 0..id_at(self.parent.len()) {
             self.parent[id as usize] = self.root(id);
         }
         self.parent

@@ -10,18 +10,18 @@ const BYTE: DType = DType { formula_bits: 8, stored_bits: 8, castable: true };
 
 fn built(outline: &Outline, names: &[&str]) -> Result<Tree, Error> {
     let tensors: Vec<Tensor> = names.iter().map(|_| Tensor { numel: 1, dtype: 0, opaque_bytes: None }).collect();
-    let named: Vec<_> = names.iter().enumerate().map(|(id, name)| (name.to_string(), id as u32)).collect();
-    assemble(outline, &[BYTE], &tensors, &named)
+    let leaves: Vec<_> = (0..).zip(names).map(|(id, name)| (name.to_string(), id)).collect();
+    assemble(outline, &[BYTE], &tensors, &leaves)
 }
 
 fn rows(tree: &Tree) -> Vec<String> {
-    (1..tree.len() as u32).map(|node| tree.full_name(node)).collect()
+    tree.rows().skip(1).map(|node| tree.full_name(node)).collect()
 }
 
 fn form(class: &str, parameters: &[&str], children: &[(&str, &[u32])], buffers: &[(&str, bool)]) -> Form {
     Form {
         class: class.to_string(),
-        parameters: parameters.iter().map(|name| name.to_string()).collect(),
+        parameters: parameters.iter().map(ToString::to_string).collect(),
         children: children.iter().map(|(name, forms)| (name.to_string(), forms.to_vec())).collect(),
         buffers: buffers.iter().map(|&(name, is_saved)| Slot { name: name.to_string(), is_saved }).collect(),
     }
@@ -102,7 +102,7 @@ proptest! {
         let given: Vec<&str> = names.iter().map(String::as_str).collect();
         let tree = built(&Outline::default(), &given).unwrap();
         let tensors: BTreeSet<String> =
-            (1..tree.len() as u32).filter(|&node| !tree.is_module(node)).map(|node| tree.full_name(node)).collect();
+            tree.rows().skip(1).filter(|&node| !tree.is_module(node)).map(|node| tree.full_name(node)).collect();
         prop_assert_eq!(tensors, names);
     }
 }

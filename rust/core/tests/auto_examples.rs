@@ -22,26 +22,19 @@ fn plan(lines: &[String], accelerators: &[u64], cpu: u64, options: &Options) -> 
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
     let layout = layout(&lines, NO_SPLIT);
     let blocks = Blocks::new(&layout, &BlockOptions::default());
-    let unit = |unit: &planner_core::BlockUnit| Unit {
-        bits: unit.bits,
-        block_bits: unit.block_bits.clone(),
-        positions: unit.positions.clone(),
-        buffers_only: unit.buffers_only,
-        homes: u64::MAX,
-    };
-    let units: Vec<Unit> = blocks.units.iter().map(unit).collect();
+    let units: Vec<Unit> = blocks.units.iter().map(Unit::from).collect();
     let options = Options { siblings: blocks.siblings.clone(), ..options.clone() };
     let devices = devices(accelerators, cpu);
     let solution = solve(&units, &devices, &options)?;
-    let home = |position: usize| {
-        let device = solution.home[blocks.unit_at(position as u32) as usize];
+    let home = |position: u32| {
+        let device = solution.home[blocks.unit_at(position) as usize];
         match devices[device as usize].kind {
             DeviceKind::Accelerator => device.to_string(),
             DeviceKind::Cpu => "cpu".to_string(),
             DeviceKind::Disk => "disk".to_string(),
         }
     };
-    let homes: Vec<String> = (0..blocks.blocks.len()).map(home).collect();
+    let homes: Vec<String> = (0..).take(blocks.blocks.len()).map(home).collect();
     Ok((homes.join(" "), solution))
 }
 

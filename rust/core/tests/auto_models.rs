@@ -1,5 +1,6 @@
 //! The `auto` strategy on known models, and its limits.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::cast_precision_loss, clippy::float_cmp)] // shares of small numbers, in figures
 
 use planner_core::auto::{Execute, Failure, Fill, Mode, Options, Stage, Unit, shortfall, solve};
 use planner_core::{Device, DeviceKind};
@@ -135,7 +136,9 @@ fn what_is_above_every_card_runs_on_the_cpu() {
 #[test]
 fn unified_memory_is_counted_once() {
     let mut devices = with_cpu(accelerators(&[10]), 10);
-    devices.iter_mut().for_each(|device| device.pool = Some(0));
+    for device in &mut devices {
+        device.pool = Some(0);
+    }
     devices.push(Device { kind: DeviceKind::Disk, capacity_bits: None, pool: None, is_main: false });
     let options = Options { pools: vec![10 * GIB], ..Options::default() };
     let solution = solve(&units(&[2 * GIB; 8]), &devices, &options).unwrap();
@@ -214,7 +217,7 @@ proptest! {
                 let mut left = capacities[device];
                 while let Some(&bits) = sizes.get(home.len()).filter(|bits| **bits <= left) {
                     left -= bits;
-                    home.push(device as u32);
+                    home.push(u32::try_from(device).unwrap());
                 }
             }
             (home.len() == sizes.len()).then_some(home)

@@ -1,9 +1,10 @@
 //! The `auto` strategy against every assignment of few units to few devices.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::cast_possible_truncation)] // small numbers are drawn
 
 use std::collections::HashSet;
 
-use planner_core::auto::{Execute, Failure, Fill, Mode, Options, Solution, Unit, shortfall, solve};
+use planner_core::auto::{Execute, Failure, Fill, Mode, Options, Solution, Stage, Unit, shortfall, solve};
 use planner_core::{Device, DeviceKind};
 
 /// A small generator of its own, so that the same seeds give the same instances everywhere.
@@ -32,7 +33,7 @@ struct Instance {
 
 fn instance(random: &mut Random, most_units: u64) -> Instance {
     let count = 1 + random.below(most_units);
-    let sizes: Vec<u64> = (0..1 + random.below(4)).map(|_| random.below(12).max(random.below(2))).collect();
+    let sizes: Vec<u64> = (0..=random.below(4)).map(|_| random.below(12).max(random.below(2))).collect();
     let accelerators = if random.chance(8) { 0 } else { 1 + random.below(3) };
     let mut kinds = vec![DeviceKind::Accelerator; accelerators as usize];
     if random.chance(80) || accelerators == 0 {
@@ -104,7 +105,9 @@ fn place_members(random: &mut Random, units: &mut [Unit]) {
         let is_whole = unit.positions.len() == 1 && random.chance(85);
         let mut blocks = vec![unit.bits; unit.positions.len()];
         if !is_whole {
-            blocks.iter_mut().for_each(|bits| *bits = random.below(*bits + 1));
+            for bits in &mut blocks {
+                *bits = random.below(*bits + 1);
+            }
         }
         unit.block_bits = blocks;
     }
@@ -161,9 +164,10 @@ impl<'a> Rules<'a> {
     fn executors(&self, block: u64) -> Vec<usize> {
         let is_by_cpu = self.has_accelerator
             && (self.is_above_every_card(block) || self.instance.options.execute_offloaded == Execute::Cpu);
-        match is_by_cpu {
-            true => self.cpu.into_iter().collect(),
-            false => (0..self.capacity.len()).filter(|&device| self.executes[device]).collect(),
+        if is_by_cpu {
+            self.cpu.into_iter().collect()
+        } else {
+            (0..self.capacity.len()).filter(|&device| self.executes[device]).collect()
         }
     }
 
@@ -229,9 +233,10 @@ fn oracle(instance: &Instance) -> Option<(u64, u64, bool, u32)> {
                 if !rules.fits(&used, &reserved) {
                     continue;
                 }
-                next.insert(match unit.buffers_only || last == *executor {
-                    true => (used, reserved, last, seen, runs, is_off),
-                    false => (used, reserved, *executor, seen | 1 << executor, runs + 1, is_off),
+                next.insert(if unit.buffers_only || last == *executor {
+                    (used, reserved, last, seen, runs, is_off)
+                } else {
+                    (used, reserved, *executor, seen | 1 << executor, runs + 1, is_off)
                 });
             }
         }
@@ -370,6 +375,56 @@ fn agrees_with_every_assignment_of_few_units() {
     let tally = run(0..4_000, 6);
     assert!(tally.feasible > 500 && tally.infeasible > 100, "the instances are one-sided: {tally:?}");
     assert_eq!((tally.missed, tally.unproven, tally.first_missed), (0, 0, 0), "{tally:?}");
+}
+
+/// The first way of placing units that keeps all of them on devices that execute, over every home of every unit.
+fn first_stage(instance: &Instance) -> Option<Stage> {
+    let rules = Rules::new(instance);
+    let executes: Vec<usize> = (0..rules.capacity.len()).filter(|&device| rules.executes[device]).collect();
+    // Without accelerators there is one host memory, and the first cpu stands for it.
+    let executes = if rules.has_accelerator { executes } else { executes.into_iter().take(1).collect() };
+    let mut plans: Vec<Vec<usize>> = vec![Vec::new()];
+    for unit in &instance.units {
+        let longer = |plan: Vec<usize>| {
+            let homes = executes.iter().filter(|&&home| unit.homes >> home & 1 == 1);
+            homes.map(|&home| plan.iter().copied().chain([home]).collect()).collect::<Vec<Vec<usize>>>()
+        };
+        plans = plans.into_iter().flat_map(longer).collect();
+    }
+    plans.retain(|plan| {
+        let mut used = vec![0; rules.capacity.len()];
+        plan.iter().zip(&instance.units).for_each(|(&home, unit)| used[home] += unit.bits);
+        rules.fits(&used, &vec![0; used.len()])
+    });
+    let runs = |plan: &[usize]| plan.chunk_by(|one, other| one == other).map(|run| run[0]).collect::<Vec<usize>>();
+    let has_runs = |plan: &Vec<usize>| runs(plan).iter().collect::<HashSet<_>>().len() == runs(plan).len();
+    if plans.iter().any(|plan| plan.is_sorted()) {
+        Some(Stage::InOrder)
+    } else if plans.iter().any(has_runs) {
+        Some(Stage::OtherOrder)
+    } else {
+        (!plans.is_empty()).then_some(Stage::Scattered)
+    }
+}
+
+/// What is said to have been tried is all that comes before the stage of the plan, so none of that may have had a plan.
+#[test]
+fn a_plan_is_of_the_first_stage_that_has_one() {
+    let mut met = HashSet::new();
+    for seed in 0..6_000 {
+        let instance = instance(&mut Random(seed), 6);
+        let is_plain = instance.devices.iter().all(|device| device.pool.is_none());
+        let Some(first) = first_stage(&instance).filter(|_| is_plain) else { continue };
+        let solution = solve(&instance.units, &instance.devices, &instance.options).unwrap();
+        let is_tied = instance.units.iter().any(|unit| unit.positions.len() > 1);
+        let stage = match solution.certificate.stage {
+            Stage::TiePosition if is_tied => Stage::Scattered,
+            stage => stage,
+        };
+        assert_eq!(stage, first, "seed {seed}: {instance:?}");
+        met.insert(solution.certificate.stage);
+    }
+    assert_eq!(met.len(), 4, "{met:?}");
 }
 
 /// Too large for the oracle: what is given keeps the rules, with many steps and with few.

@@ -1,5 +1,6 @@
 //! Random trees and budgets: what must hold for every plan.
 #![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::cast_possible_truncation)] // small numbers are drawn
 
 use std::collections::{HashMap, HashSet};
 
@@ -37,14 +38,14 @@ fn grow(steps: &[Step]) -> Tree {
     ];
     let mut tensors = Vec::new();
     let mut names = 0;
-    grow_module(&mut builder, &mut steps.iter(), &types, &mut tensors, &mut names, 0);
+    grow_module(&mut builder, &mut steps.iter(), types, &mut tensors, &mut names, 0);
     builder.finish()
 }
 
 fn grow_module(
     builder: &mut TreeBuilder,
     steps: &mut std::slice::Iter<Step>,
-    types: &[u16; 2],
+    types: [u16; 2],
     tensors: &mut Vec<u32>,
     names: &mut u32,
     depth: usize,
@@ -129,7 +130,7 @@ fn assert_valid(layout: &Layout, outcome: &Outcome, devices: &[Device]) {
     }
     for (index, device) in devices.iter().enumerate() {
         if let Some(budget) = device.capacity_bits {
-            assert!(used[index] <= budget as i64, "device {index} holds {} of {budget} bits", used[index]);
+            assert!(used[index] <= budget.cast_signed(), "device {index} holds {} of {budget} bits", used[index]);
         }
         assert_eq!(outcome.usage[index].used_bits, used[index], "the ledger counts otherwise");
     }

@@ -170,10 +170,10 @@ fn buffers_in_the_fallback() {
 #[test]
 fn filling_ends_with_its_device() {
     const LINES: &[&str] = &["A.w 9", "B.w 1", "C.w 5", "D.w 9", "E.w 1", "F.w 9"];
+    const TAIL: &[&str] = &["A.w 9", "B.w 1", "C.w 5", "D.w 4", "E.w 8", "F.w 1"];
     check(examples! {
         "B, C and E are behind A on the first": LINES [] [7, 10, 30] + 0 BOTH => "B=0 C=0 E=0 A=1 D=2 F=2";
     });
-    const TAIL: &[&str] = &["A.w 9", "B.w 1", "C.w 5", "D.w 4", "E.w 8", "F.w 1"];
     check(examples! {
         "A and D leave 1 byte, which is not F's, for the device is not empty": TAIL [] [6, 14, 30] + 0 BOTH
             => "B=0 C=0 A=1 D=1 E=2 F=2";
@@ -203,12 +203,12 @@ fn what_was_placed_does_not_come_along_again() {
 /// Each placement says which rule made it.
 #[test]
 fn reasons_name_the_rule() {
+    use Rule::{Fits, NextDevice, SplitTied, Tied};
     let (_, outcome) = plan(&examples! { "": LARGE_A [] [4, 10] + 6 BOTH => ""; }[0]);
     let rules: Vec<Rule> = outcome.reasons.iter().map(|reason| reason.rule).collect();
     assert_eq!(rules, [Rule::Fallback, Rule::Fallback, Rule::NextDevice, Rule::Fits]);
     let (_, outcome) = plan(&examples! { "": PAIR [] [0, 60] + 1000 DEFAULT => ""; }[0]);
     let rules: Vec<Rule> = outcome.reasons.iter().map(|reason| reason.rule).collect();
-    use Rule::{Fits, NextDevice, SplitTied, Tied};
     assert_eq!(rules, [NextDevice, Fits, SplitTied, Fits, Tied, NextDevice, Fits]);
     assert_eq!(outcome.usage[1].used_bits, (1 + 40 + 10) * 8, "T.l0 brings its own 10 bytes: the tensor is there");
 }

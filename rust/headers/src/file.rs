@@ -46,7 +46,7 @@ pub(crate) fn read_whole(path: &Path, most_bytes: u64) -> Result<Vec<u8>, Header
     if file_bytes > most_bytes {
         return Err(HeaderError::FileTooLarge(file_bytes, most_bytes));
     }
-    let mut content = Vec::with_capacity(file_bytes as usize);
+    let mut content = Vec::with_capacity(usize::try_from(file_bytes).unwrap_or(0));
     file.take(most_bytes).read_to_end(&mut content).map_err(|error| from_io(&error))?;
     Ok(content)
 }
@@ -68,7 +68,8 @@ fn read_within(path: &Path, read_bytes: &AtomicU64) -> Result<Vec<Entry>, Header
     if read_bytes.fetch_add(said, Ordering::Relaxed) + said > ALL_HEADERS_BYTES {
         return Err(HeaderError::AllHeadersTooLarge(ALL_HEADERS_BYTES));
     }
-    let mut header = vec![0; said as usize];
+    let mut header =
+        vec![0; usize::try_from(said).map_err(|_| HeaderError::HeaderTooLarge { said, most: HEADER_BYTES })?];
     file.read_exact(&mut header).map_err(|error| from_io(&error))?;
     parse(&header, file_bytes - 8 - said)
 }

@@ -103,7 +103,7 @@ impl<'de> Visitor<'de> for WeightMapVisitor {
             if index.homes.len() == ALL_TENSORS {
                 return Err(A::Error::custom(format_args!("more than {ALL_TENSORS} tensors")));
             }
-            let next = index.files.len() as u32;
+            let next = u32::try_from(index.files.len()).map_err(A::Error::custom)?;
             let number = *numbers.entry(file).or_insert_with_key(|file| {
                 index.files.push(file.clone());
                 next

@@ -54,14 +54,14 @@ pub fn join(files: Vec<Vec<Entry>>, index: Option<&Index>) -> Result<Joined, Joi
     let mut rows: HashMap<String, u32> = HashMap::with_capacity(count);
     let mut copies = Vec::new();
     for (file, entries) in files.into_iter().enumerate() {
-        let file = file as u32;
+        let file = number(file);
         for entry in entries {
             let home = index.and_then(|index| index.homes.get(&entry.name));
             if home.is_some_and(|&home| home != file) {
                 copies.push((file, entry));
                 continue;
             }
-            let row = joined.names.len() as u32;
+            let row = number(joined.names.len());
             if let Some(first) = rows.insert(entry.name.clone(), row) {
                 return Err(twice(&entry, joined.files[first as usize], file));
             }
@@ -114,4 +114,10 @@ impl Joined {
 fn twice(entry: &Entry, first: u32, second: u32) -> JoinError {
     let reason = format!("holds '{}', which file number {} of the checkpoint holds too", shown(&entry.name), first + 1);
     JoinError { file: second, reason }
+}
+
+/// A place in a list of files or tensors. Tensors are at most `ALL_TENSORS`; the entries of 2^32 files fit no memory.
+fn number(place: usize) -> u32 {
+    #[allow(clippy::cast_possible_truncation)] // see above: no list is as long as that
+    return place as u32;
 }

@@ -40,5 +40,5 @@ fn has_bytes_of_its_shape(entry: &Entry) -> bool {
 }
 
 fn as_file(header: &[u8], data_bytes: u64) -> Vec<u8> {
-    [&(header.len() as u64).to_le_bytes(), header, &vec![0; data_bytes as usize]].concat()
+    [&(header.len() as u64).to_le_bytes(), header, &vec![0; usize::try_from(data_bytes).unwrap_or(0)]].concat()
 }

@@ -1,4 +1,5 @@
 //! `planner._core`: the walk over a live module tree, conversion, and one call into `planner_core` each.
+#![allow(clippy::needless_pass_by_value)] // arguments come out of Python as values of their own
 
 mod auto;
 mod errors;
@@ -8,18 +9,19 @@ mod outcome;
 mod parallel;
 mod tree;
 mod walk;
+mod words;
 
 /// The extension module.
 #[pyo3::pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
-    use crate::auto::{AutoFailure, AutoPlan, Blocks};
+    use crate::auto::{AutoFailure, AutoPlan, Blocks, Certificate, SearchOptions};
     #[pymodule_export]
     use crate::headers::{Headers, Index};
     #[pymodule_export]
-    use crate::layout::Layout;
+    use crate::layout::{BalanceFacts, Layout};
     #[pymodule_export]
-    use crate::outcome::{Exhausted, Outcome};
+    use crate::outcome::{Exhausted, Outcome, Reason};
     #[pymodule_export]
     use crate::tree::{Tree, clean_keys};
 }

@@ -4,7 +4,7 @@ use planner_core::{DType, DTypeId, Kind, NodeId, Tensor, TensorId, Tree, TreeBui
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple, PyType};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use crate::errors::{from_core, invalid_tree};
 
@@ -55,9 +55,9 @@ pub(crate) fn walk<'py>(model: &Bound<'py, PyAny>, guide: Guide<'py>) -> PyResul
         guide,
         builder: TreeBuilder::new(),
         // Enough for a usual model at once; growing again and again is what large maps cost.
-        modules: FxHashMap::with_capacity_and_hasher(2048, Default::default()),
+        modules: FxHashMap::with_capacity_and_hasher(2048, FxBuildHasher),
         elsewhere: FxHashMap::default(),
-        tensors: FxHashMap::with_capacity_and_hasher(2048, Default::default()),
+        tensors: FxHashMap::with_capacity_and_hasher(2048, FxBuildHasher),
         registered: Vec::new(),
         names: FxHashMap::default(),
         classes: FxHashMap::default(),
@@ -277,19 +277,16 @@ impl<'py> Walk<'py> {
         if let Some(&id) = self.tensors.get(&key) {
             return Ok(id);
         }
-        let plain = match self.plain.contains(&(tensor.get_type().as_ptr() as usize)) {
-            true => self.plain_tensor(tensor)?,
-            false => None,
-        };
-        let described = match plain {
-            Some(described) => described,
-            None => {
-                let place = self.builder.full_name(owner);
-                let full = if place.is_empty() { name.to_string() } else { format!("{place}.{name}") };
-                let (numel, dtype, bytes): (u64, Bound<'py, PyAny>, u64) =
-                    self.guide.describe_tensor.call1((tensor, full))?.extract()?;
-                Tensor { numel, dtype: self.dtype(&dtype)?.0, opaque_bytes: Some(bytes) }
-            }
+        let is_plain = self.plain.contains(&(tensor.get_type().as_ptr() as usize));
+        let plain = if is_plain { self.plain_tensor(tensor)? } else { None };
+        let described = if let Some(described) = plain {
+            described
+        } else {
+            let place = self.builder.full_name(owner);
+            let full = if place.is_empty() { name.to_string() } else { format!("{place}.{name}") };
+            let (numel, dtype, bytes): (u64, Bound<'py, PyAny>, u64) =
+                self.guide.describe_tensor.call1((tensor, full))?.extract()?;
+            Tensor { numel, dtype: self.dtype(&dtype)?.0, opaque_bytes: Some(bytes) }
         };
         let id = self.builder.tensor(described);
         self.tensors.insert(key, id);

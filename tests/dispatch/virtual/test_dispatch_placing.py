@@ -124,7 +124,7 @@ def test_what_a_plan_runs_as_a_whole_runs_there_wherever_its_parts_lie() -> None
     assert dict(plan.device_map) == {"0": "cpu", "1": "cpu", "2": "disk"}
     assert dict(plan.execution_map) == {"": 0}
     placements = ResolvedDeviceMap.of_plan(plan).placements
-    assert {name: str(placement.runs_on) for name, placement in placements.items()} == dict.fromkeys(
+    assert {name: str(placement.execution_device) for name, placement in placements.items()} == dict.fromkeys(
         "012", "virtual:0"
     )
 

@@ -12,6 +12,9 @@ from torch import nn
 
 import planner
 from planner import OffloadError
+from planner.dispatching.install import record
+from planner.dispatching.tensors import ties
+from planner.dispatching.tensors.copies import has_same_values
 
 IDS = torch.arange(10)
 
@@ -154,6 +157,26 @@ def test_a_write_that_torch_does_not_count_is_not_lost_by_undispatching() -> Non
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("device_map", "count"), zip(MAPS, [1, 1, 1, 0], strict=True))
+def test_undispatching_compares_copies_once(
+    device_map: Any, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the offloaded head of the last map runs, the embedding lies: there is one copy."""
+    model = Tied()
+    planner.dispatch(model.requires_grad_(False), device_map)
+    compared = []
+
+    def counted(one: torch.Tensor, other: torch.Tensor) -> bool:
+        compared.append((one, other))
+        return has_same_values(one, other)
+
+    monkeypatch.setattr(ties, "has_same_values", counted)
+    monkeypatch.setattr(record, "has_same_values", counted)
+    planner.undispatch(model)
+    assert model.head.weight is model.emb.weight
+    assert len(compared) == count
+
+
 def test_what_is_replaced_is_no_longer_tied() -> None:
     model = planner.dispatch(Tied().requires_grad_(False), {"emb": 0, "mid": 0, "head": 1})
     model.head.weight = nn.Parameter(torch.zeros(10, 8, device=1), requires_grad=False)

@@ -178,7 +178,7 @@ def warned() -> Any:
     found: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("planner.dispatching.methods.refusal")
+    logger = logging.getLogger("planner.dispatching.methods.overrides")
     logger.addHandler(handler)
     yield found
     logger.removeHandler(handler)

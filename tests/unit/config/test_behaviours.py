@@ -1,4 +1,5 @@
 """Behaviours 1 to 60 of a layered configuration, each from input to output; a test of a number may not be renamed.
+48, old names of a field, left with the feature: no field has one.
 
 The numbered list comes from Fast-LLM's configuration, its tests and the debate about it. Where ours differs by
 design, the docstring says why.
@@ -558,20 +559,6 @@ def test_47_a_subclass_overrides_a_default_and_leaves_the_parent():
 
     assert Stack(Bigger).resolve().config.int_field == 9
     assert Stack(Example).resolve().config.int_field == 0
-
-
-def test_48_a_renamed_field_is_accepted_with_a_warning():
-    @config
-    class Renamed:
-        size: int = setting(default=0, renamed={"sise": None, "size_kib": lambda kib: kib * 1024})
-
-    with pytest.warns(DeprecationWarning, match="'sise' is now called 'size'"):
-        assert Stack(Renamed).set(sise=3).resolve().dump() == {"size": 3}
-    with pytest.warns(DeprecationWarning, match="'size_kib' is now called 'size'"):
-        resolved = Stack(Renamed).set(size_kib=2).resolve()
-    assert resolved.config.size == 2048
-    assert "from size_kib = 2" in resolved.explain("size")
-    assert "said twice, as 'sise' and as 'size'" in problems(Stack(Renamed).set(sise=1, size=2))
 
 
 def test_49_nothing_overwrites_what_the_user_said():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,9 +21,9 @@ from planner.dispatching.hooks.place import (
     require_values,
     restore_others,
 )
-from planner.dispatching.methods.forward import Forward, bring, device_of, installed, sent, take_off
-from planner.dispatching.methods.pickling import end_pickling
-from planner.dispatching.methods.recomputing import materialize_again
+from planner.dispatching.interrupts import end_again
+from planner.dispatching.methods.forward import Forward, bring, device_of, forwards_of, sent
+from planner.dispatching.methods.overrides import Pickling, Recomputing
 from planner.dispatching.offload.refcount import OffloadedModule, Use
 from planner.dispatching.offload.store import TiedCopies, require_tied_copies
 from planner.dispatching.tensors.journal import Journal
@@ -67,6 +68,12 @@ class AlignDevicesHook(_AlignBase, ModelHook):
     Source: accelerate 1.15, hooks.py.
     """
 
+    # Until they are set: `__setattr__` looks at all three.
+    io_same_device: bool = False
+    device: torch.device | None = None
+    # Copies on several devices of a tensor that the module has.
+    ties: tuple[Tie, ...] = ()
+
     def __init__(
         self,
         execution_device: int | str | torch.device | None = None,
@@ -79,7 +86,6 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         tied_params_map: TiedCopies | None = None,
     ) -> None:
         require_tied_copies(tied_params_map)
-        self.device: torch.device | None = None
         self.offloaded_modules: tuple[OffloadedModule, ...] = ()
         # Of modules inside, which a block brings in with its own.
         self.inner: tuple[OffloadedModule, ...] = ()
@@ -88,12 +94,9 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         self.follower: AlignDevicesHook | None = None
         self.prefetcher: Prefetcher | None = None
         self.known: KnownModules = []
-        # Copies on several devices of a tensor that the module has.
-        self.ties: tuple[Tie, ...] = ()
         self.module_name = ""
         self.made_weights_map = False
         self.input_device: torch.device | None = None
-        self._no_grad = False
         self.io_same_device = io_same_device
         self.execution_device = execution_device
         self.offload = offload
@@ -101,6 +104,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         self.offload_buffers = offload_buffers
         self.place_submodules = place_submodules
         self.skip_keys = skip_keys
+        # accelerate's attributes; PEFT reads `original_devices`.
         self.original_devices: dict[str, torch.device] = {}
         self.param_original_devices: dict[str, torch.device] = {}
         self.buffer_original_devices: dict[str, torch.device] = {}
@@ -114,74 +118,34 @@ class AlignDevicesHook(_AlignBase, ModelHook):
             f"place_submodules={self.place_submodules}, skip_keys={self.skip_keys!r})"
         )
 
-    @property
-    def execution_device(self) -> Any:
-        """Where the module runs, as it was said."""
-        return self.__dict__["execution_device"]
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Plain attributes instead of properties: PEFT makes hooks from `vars` of others, by the public names, and a property
+        # whose value lies in the instance under its own name is one that torch.compile (2.11) reads without end.
+        if name == "weights_map" and value is not None:
+            require_weights(value)
+        super().__setattr__(name, value)
+        if name == "weights_map":
+            for offloaded_module in self.offloaded_modules:
+                offloaded_module.store.exchange(value)
+        elif name == "skip_keys":
+            self.skip = text_set(value, "skip_keys")
+        elif name == "execution_device":
+            self._follow_device()
+        elif name in ("io_same_device", "no_grad", "device", "ties"):
+            # One flag, because a border asks before each call.
+            self.is_special = self.io_same_device or self.no_grad or self.device is None or bool(self.ties)
 
-    @execution_device.setter
-    def execution_device(self, device: Any) -> None:
-        # Under the public name, because PEFT makes hooks from `vars` of others.
-        self.__dict__["execution_device"] = device
-        self.device = None if device is None else resolve_device(device)
+    def _follow_device(self) -> None:
+        self.device = None if self.execution_device is None else resolve_device(self.execution_device)
         # As Tensor.get_device tells it, which costs half of what Tensor.device does; the CPU and the meta device are -1.
         self.index = -1 if self.device is None or self.device.index is None else self.device.index
         for offloaded_module in self.offloaded_modules:
-            offloaded_module.store.runs_on = self.device
-        self._refresh()
-
-    @property
-    def io_same_device(self) -> bool:
-        """Whether results go where the arguments came from."""
-        same: bool = self.__dict__["io_same_device"]
-        return same
-
-    @io_same_device.setter
-    def io_same_device(self, io_same_device: bool) -> None:
-        self.__dict__["io_same_device"] = io_same_device
-        self._refresh()
-
-    @property
-    def no_grad(self) -> bool:
-        """Whether the module runs without a graph."""
-        return self._no_grad
-
-    @no_grad.setter
-    def no_grad(self, no_grad: bool) -> None:
-        self._no_grad = no_grad
-        self._refresh()
-
-    def _refresh(self) -> None:
-        self.is_special = self.io_same_device or self.no_grad or self.device is None or bool(self.ties)
+            offloaded_module.store.execution_device = self.device
 
     def tie(self, tie: Tie) -> None:
         """Looks after one more tensor that has copies on several devices."""
         if tie not in self.ties:
             self.ties = (*self.ties, tie)
-            self._refresh()
-
-    @property
-    def skip_keys(self) -> Any:
-        """What stays where it is, as it was said."""
-        return self.__dict__["skip_keys"]
-
-    @skip_keys.setter
-    def skip_keys(self, keys: Any) -> None:
-        self.__dict__["skip_keys"] = keys
-        self.skip = text_set(keys, "skip_keys")
-
-    @property
-    def weights_map(self) -> Any:
-        """Where the weights rest, by name."""
-        return self.__dict__["weights_map"]
-
-    @weights_map.setter
-    def weights_map(self, weights: Any) -> None:
-        if weights is not None:
-            require_weights(weights)
-        self.__dict__["weights_map"] = weights
-        for offloaded_module in self.offloaded_modules:
-            offloaded_module.store.exchange(weights)
 
     @property
     def needed(self) -> tuple[OffloadedModule, ...]:
@@ -206,6 +170,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
     ) -> tuple[Any, ...]:
         """Positional arguments where the module runs; ``argument_copies`` gets what has to be given back."""
         found = tuple([self._brought(value, argument_copies) for value in args])
+        # Containers among these are searched for copies when the call ends.
         argument_copies.handed.extend(found)
         return found
 
@@ -241,6 +206,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         device = self.device
         ties = self.ties
         if ties and torch.compiler.is_compiling():
+            # Versions cannot be traced; once a forward is enough, and only the whole model's hook has this flag.
             for tie in ties if self.io_same_device else ():
                 tie.settle_traced()
             ties = ()
@@ -250,12 +216,14 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         argument_copies = new_argument_copies()
         args, kwargs = self.bring(args, argument_copies), self.bring_keywords(kwargs, argument_copies)
         if self.inner:
+            # Adapters may have been added since the last forward.
             require_values(forward.module, self.known)
         needed = self.needed
-        if forward.module.training and needed:
-            materialize_again(forward.module, needed, device or _CPU)
-        use, opened = Use(needed), mark()
-        try:
+        if forward.module.training and needed and Recomputing.is_due(forward.module):
+            # transformers computes the layer again by its class's forward, past this hook.
+            Recomputing(forward.module, needed, device or _CPU).install(Journal())
+        use = Use(needed)
+        with end_again(partial(end_since, mark())), end_again(use.end):
             try:
                 use.begin(device or _CPU)
                 if self.prefetcher is not None:
@@ -264,15 +232,13 @@ class AlignDevicesHook(_AlignBase, ModelHook):
                     output = forward.original(*args, **kwargs)
             finally:
                 try:
+                    # Also where the block has raised: without a dispatch, the caller would see what it wrote before.
                     argument_copies.write_back()
                 finally:
                     use.end()
+                # Embeddings with `max_norm` write to their weight in every forward.
                 for tie in ties:
                     tie.settle()
-        except BaseException:
-            use.end()  # again, in case that an interrupt came just before it
-            end_since(opened)
-            raise
         output = argument_copies.returned(output)
         return output if back is None else sent(output, back, self.skip)
 
@@ -289,6 +255,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         use, argument_copies = Use(self.needed), ArgumentCopies()
         call = OpenCall(self, self.input_device if self.io_same_device else None, use, argument_copies)
         try:
+            # Before anything is brought in, so that an interrupt leaves nothing that is not known here.
             call.open()
             use.begin(self.device or _CPU)
             args, kwargs = self.bring(args, argument_copies), self.bring_keywords(kwargs, argument_copies)
@@ -318,19 +285,17 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         for offloaded_module in self.offloaded_modules:
             for slot, tensor in offloaded_module.store.restored(self.original_devices, made, Journal()):
                 slot.write(tensor)
+        # The devices are those of the module that the hook was attached to last.
         if self.offloaded_modules and module is self.bound:
             restore_others(module, self.original_devices, recurse=self.place_submodules)
         for offloaded_module in self.offloaded_modules:
             for slot in offloaded_module.store.slots:
-                end_pickling(slot.module)
+                Pickling.end(slot.module, Journal())
             offloaded_module.close()
         self.offloaded_modules, self.inner = (), ()
-        forward = installed(module)
-        while isinstance(forward, Forward):
-            below = forward.previous
+        for forward in forwards_of(module):
             if forward.hook is self:
-                take_off(module, forward)
-            forward = below
+                forward.take_off(Journal())
         return module
 
 

@@ -13,10 +13,11 @@ from planner.arguments import require_text, require_weights
 from planner.dispatching.hooks.align import AlignDevicesHook, aligns
 from planner.dispatching.hooks.base import SequentialHook
 from planner.dispatching.hooks.place import require_all_offloadable
-from planner.dispatching.methods.forward import Forward, Hooked, installed, take_off
-from planner.dispatching.methods.refusal import allow_moves
+from planner.dispatching.methods.forward import Hooked, forwards_of, restore_forward
+from planner.dispatching.methods.overrides import Conversion
 from planner.dispatching.offload.store import TiedCopies, require_tied_copies
 from planner.dispatching.offload.weight_files import PrefixedDataset
+from planner.dispatching.tensors.journal import Journal
 from planner.dispatching.tensors.slots import present_device, require_initialised
 from planner.errors import InvalidInputError
 from planner.names import qualified, require_module, text_set
@@ -66,10 +67,12 @@ def add_hook_to_module(module: nn.Module, hook: Any, append: bool = False) -> nn
         remove_hook_from_module(module)
         hook = SequentialHook(before, hook)
     if not (hasattr(module, "_hf_hook") and hasattr(module, "_old_forward")):
+        # Under this name accelerate's own remover looks for it.
         module.__dict__["_old_forward"] = module.forward
         hooked = Hooked(module, None)
         hook.init_hook(module)
-        hooked.install()
+        # After `init_hook`, so that one that raises leaves the forward as it was.
+        hooked.install(Journal())
     else:
         hook.init_hook(module)
     module._hf_hook = hook
@@ -93,26 +96,24 @@ def remove_hook_from_module(module: nn.Module, recurse: bool = False) -> nn.Modu
         hook: Any = module._hf_hook
         hook.detach_hook(module)
         delattr(module, "_hf_hook")
-    hooked = installed(module)
-    while isinstance(hooked, Forward):
-        below = hooked.previous
-        if isinstance(hooked, Hooked):
-            take_off(module, hooked)
-        hooked = below
+    for forward in forwards_of(module):
+        if isinstance(forward, Hooked):
+            forward.take_off(Journal())
     if "_old_forward" in module.__dict__:
-        _restore_forward(module, module.__dict__.pop("_old_forward"))
-    allow_moves(module)
+        restore_forward(module, Journal())
+    _allow_moves(module)
     if recurse:
         for child in module.children():
             remove_hook_from_module(child, recurse)
     return module
 
 
-def _restore_forward(module: nn.Module, before: Any) -> None:
-    if "GraphModuleImpl" in str(type(module)) or before == type(module).forward.__get__(module):
-        module.__dict__.pop("forward", None)
-    else:
-        module.__dict__["forward"] = before
+def _allow_moves(module: nn.Module) -> None:
+    """Takes off what stands in the place of a module's own conversions."""
+    Conversion.end(module, Journal())
+    # accelerate's are functions; its own remover takes them off, too.
+    for name in ("to", "cuda", "xpu", "npu", "mlu", "sdaa", "musa"):
+        module.__dict__.pop(name, None)
 
 
 def remove_hook_from_submodules(module: nn.Module) -> None:
@@ -221,6 +222,7 @@ def attach_align_device_hook_on_blocks(
     if isinstance(execution_device, Mapping) or isinstance(offload, Mapping):
         by_name = offload if isinstance(offload, Mapping) else dict.fromkeys(execution_device, offload)
         devices = execution_device if isinstance(execution_device, Mapping) else dict.fromkeys(by_name, execution_device)  # fmt: skip
+        # All is checked before anything is attached, so that an error leaves no half of it.
         for name, inner in _named_below(module, module_name):
             if name in devices and name in by_name:
                 present_device(devices[name])
@@ -271,6 +273,7 @@ class _Attaching:
 
     def on_what_runs(self, module: nn.Module, device: Any, preloaded: frozenset[str]) -> None:
         """Lets each module with tensors inside, and without a hook, run on a device."""
+        # accelerate's condition: what has no saved tensors inside runs where it is called.
         if not hasattr(module, "_hf_hook") and len(module.state_dict()) > 0:
             hook = AlignDevicesHook(device, skip_keys=self.skip_keys, tied_params_map=self.tied_params_map)
             add_hook_to_module(module, hook)
@@ -294,6 +297,7 @@ class _Attaching:
                 tied_params_map=self.tied_params_map,
             )
             hook.module_name = name
+            # A hook that another library has attached stays, and is called first.
             add_hook_to_module(module, hook, append=True)
         for part, child in () if whole else module.named_children():
             self.on_parts(child, device, offload, qualified(name, part), preloaded)
@@ -318,6 +322,7 @@ class _Attaching:
             device = devices[name]
             if by_name[name]:
                 self.on_parts(module, device, True, name, self.preloaded)
+                # A named module without tensors of its own is a border for its arguments all the same.
                 if not hasattr(module, "_hf_hook"):
                     border = AlignDevicesHook(device, io_same_device=is_root, skip_keys=self.skip_keys)
                     add_hook_to_module(module, border)
@@ -325,6 +330,7 @@ class _Attaching:
             else:
                 self.on_whole(module, device, io_same_device=is_root)
                 self.on_what_runs(module, device, frozenset())
+        # Only the model itself sends its result back; between blocks, results stay where they are.
         elif is_root:
             root = AlignDevicesHook(devices.get(""), io_same_device=True, skip_keys=self.skip_keys)
             add_hook_to_module(module, root)

@@ -77,6 +77,7 @@ class SequentialHook(_SequentialBase, ModelHook):
                 args, kwargs = hook.pre_forward(module, *args, **kwargs)
                 entered.append(hook)
         except BaseException:
+            # The module will not run, so no `post_forward` lets go of what these have brought.
             _cancel(entered, module)
             raise
         return args, kwargs
@@ -89,6 +90,7 @@ class SequentialHook(_SequentialBase, ModelHook):
                 output = left[0].post_forward(module, output)
                 del left[0]
         except BaseException:
+            # The first of these has raised itself; the others have not been called.
             _cancel(left[1:], module)
             raise
         return output
@@ -106,6 +108,7 @@ class SequentialHook(_SequentialBase, ModelHook):
 
 def _cancel(hooks: Iterable[Any], module: nn.Module) -> None:
     for hook in reversed(list(hooks)):
+        # accelerate's own hooks do not have it.
         cancel = getattr(hook, "cancel_forward", None)
         if cancel is not None:
             cancel(module)

@@ -10,6 +10,7 @@ from torch import nn
 
 from planner.dispatching.bases import hook_base
 from planner.dispatching.hooks.align import aligns
+from planner.dispatching.hooks.attach import remove_hook_from_module
 from planner.dispatching.hooks.base import ModelHook
 from planner.dispatching.methods.forward import installed, sent
 from planner.dispatching.tensors.placeholder import is_offloaded
@@ -72,6 +73,7 @@ class CpuOffload(_CpuBase, ModelHook):
         previous = self.prev_module_hook
         # Also accelerate's own.
         if isinstance(previous, _UserBase) and _is_out(previous):
+            # First, because the two models need not fit together.
             previous.offload()
         if _is_elsewhere(module, device, device):
             _move(module, device, device)
@@ -94,8 +96,6 @@ class UserCpuOffloadHook(_UserBase):
 
     def remove(self) -> None:
         """Takes the hook off."""
-        from planner.dispatching.hooks.attach import remove_hook_from_module
-
         remove_hook_from_module(self.model)
 
 
@@ -105,7 +105,7 @@ def _default_device() -> torch.device:
 
 
 def _is_placed(module: nn.Module, device: torch.device) -> bool:
-    """Whether somebody else says where a part of a model that runs on a device lies: a dispatch, or a hook of another device."""
+    """Whether a part of a model that runs on a device is placed otherwise: by a dispatch, or by a hook of another device."""
     forward = installed(module)
     if forward is not None and forward.membership is not None and forward.membership.is_alive():
         return True
@@ -118,38 +118,42 @@ def _is_placed(module: nn.Module, device: torch.device) -> bool:
     )
 
 
-def _movable(model: nn.Module, runs_on: torch.device) -> Iterator[nn.Module]:
+def _movable(model: nn.Module, execution_device: torch.device) -> Iterator[nn.Module]:
     """Modules whose tensors move with a model: all but parts that are placed, and what is inside of these."""
     stack, seen = [model], set[int]()
     while stack:
         module = stack.pop()
-        if id(module) in seen or (module is not model and _is_placed(module, runs_on)):
+        if id(module) in seen or (module is not model and _is_placed(module, execution_device)):
             continue
         seen.add(id(module))
         yield module
         stack.extend(child for child in module._modules.values() if child is not None)
 
 
-def _is_elsewhere(model: nn.Module, device: torch.device, runs_on: torch.device) -> bool:
+def _is_elsewhere(model: nn.Module, device: torch.device, execution_device: torch.device) -> bool:
     """Whether any tensor that moves with a model lies on another device; the first one alone does not tell."""
-    tensors = (slot.read() for module in _movable(model, runs_on) for slot in own_slots(module))
+    tensors = (slot.read() for module in _movable(model, execution_device) for slot in own_slots(module))
     return any(tensor.device != device and not is_offloaded(tensor) for tensor in tensors)
 
 
 def _is_out(previous: _UserBase) -> bool:
     """Whether anything of a model that its hook moves is not on the CPU."""
-    runs_on = getattr(previous.hook, "execution_device", None)
+    execution_device = getattr(previous.hook, "execution_device", None)
     return _is_elsewhere(
-        previous.model, _CPU, _default_device() if runs_on is None else resolve_device(runs_on)
+        previous.model,
+        _CPU,
+        _default_device() if execution_device is None else resolve_device(execution_device),
     )
 
 
-def _move(model: nn.Module, device: torch.device, runs_on: torch.device) -> nn.Module:
+def _move(model: nn.Module, device: torch.device, execution_device: torch.device) -> nn.Module:
     """Moves a model; parts that are placed stay where they are."""
-    movable = list(_movable(model, runs_on))
+    movable = list(_movable(model, execution_device))
     if len(movable) == sum(1 for _ in modules_of(model)):
+        # Models may have a `to` of their own.
         return model.to(device)
     for module in movable:
+        # Without what is inside, which may be placed by another hook.
         module._apply(lambda tensor: tensor.to(device), recurse=False)  # type: ignore[no-untyped-call]
     return model
 
@@ -168,6 +172,7 @@ class LayerwiseCastingHook(_CastingBase, ModelHook):
     Source: accelerate 1.15, hooks.py.
     """
 
+    # accelerate's attribute.
     _is_stateful = False
 
     def __init__(self, storage_dtype: torch.dtype, compute_dtype: torch.dtype, non_blocking: bool) -> None:

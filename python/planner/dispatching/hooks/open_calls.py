@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from planner.dispatching.interrupts import end_again
 from planner.dispatching.offload.refcount import Use
 from planner.dispatching.transfer.argument_copies import ArgumentCopies
 
@@ -37,16 +38,14 @@ class OpenCall:
     def end(self) -> None:
         """Gives back what was lent, and lets the weights go."""
         try:
-            try:
-                self.argument_copies.write_back()
-            finally:
-                self.use.end()
-        except BaseException:
-            self.use.end()  # again, in case that an interrupt came just before it
-            raise
+            with end_again(self.use.end):
+                try:
+                    self.argument_copies.write_back()
+                finally:
+                    self.use.end()
         finally:
-            if self in _open.calls:
-                _open.calls.remove(self)
+            # By identity, because torch.compile cannot compare calls with each other.
+            _open.calls = [call for call in _open.calls if call is not self]
 
 
 class _Open(threading.local):
@@ -70,6 +69,6 @@ def mark() -> int:
 
 
 def end_since(count: int) -> None:
-    """Ends the calls that were opened since there were so many: nobody else will, if what has opened them has raised."""
+    """Ends the calls that were opened since there were so many: what has opened them has raised, and will not end them."""
     while len(_open.calls) > count:
         _open.calls[-1].end()

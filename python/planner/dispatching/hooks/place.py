@@ -8,11 +8,12 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from planner.dispatching.methods.pickling import let_pickle
+from planner.dispatching.methods.overrides import Pickling
 from planner.dispatching.offload.refcount import OffloadedModule
 from planner.dispatching.offload.store import OffloadStore
 from planner.dispatching.tensors.carrying import relocated
 from planner.dispatching.tensors.copies import copied, fits, require_offloadable
+from planner.dispatching.tensors.journal import Journal
 from planner.dispatching.tensors.placeholder import PlaceholderTensor, is_offloaded, placeholder
 from planner.dispatching.tensors.slots import Slot, modules_of, own_slots
 from planner.errors import InvalidInputError, OffloadError
@@ -96,6 +97,7 @@ def moves_in_place(tensor: Any, made: Any) -> bool:
         type(tensor) is nn.Parameter
         and type(made) is nn.Parameter
         and tensor is not made
+        # Tensors made under `inference_mode` cannot be changed outside of it.
         and not tensor.is_inference()
         and not made.is_inference()
         and bool(torch._has_compatible_shallow_copy_type(tensor, made))
@@ -111,6 +113,7 @@ def require_values(module: nn.Module, known: KnownModules) -> None:
     Args:
         known: what was looked through before; looked through again where something was added or taken away.
     """
+    # Tables are compared instead of walked, because this runs before every forward of a block.
     if known and all(list(table.values()) == held for table, held in known):
         return
     known.clear()
@@ -134,6 +137,7 @@ def place_tensors(hook: PlacingHook, module: nn.Module) -> None:
         tensor = slot.read()
         if is_offloaded(tensor):
             continue
+        # Tensors without bytes all have the address 0, and are not tied by it.
         has_address = tied is not None and device.type != "meta" and tensor.data_ptr() != 0
         copies = tied.get(tensor.data_ptr()) if tied is not None and has_address else None
         if copies is not None and device in copies and fits(copies[device], tensor):
@@ -142,6 +146,7 @@ def place_tensors(hook: PlacingHook, module: nn.Module) -> None:
         made = placed(tensor, device, name)
         slot.write(made)
         if copies is not None:
+            # The first owner of a tied tensor that brings it offers its copy to the others.
             copies.setdefault(device, made)
 
 
@@ -153,14 +158,19 @@ def offload_tensors(hook: PlacingHook, module: nn.Module) -> None:
     """
     slots = list(named_slots(module, recurse=hook.place_submodules))
     resting = [(name, slot) for name, slot in slots if rests(slot, offload_buffers=hook.offload_buffers)]
+    # Before anything moves: detaching the hook puts the tensors back there.
     hook.original_devices = {name: _lies_on(slot.read()) for name, slot in slots}
     _rest(hook, module, resting)
+    # Uses are counted for each module object, so each has a store of its own.
     by_module: dict[int, list[tuple[str, Slot]]] = {}
     for name, slot in resting:
         by_module.setdefault(id(slot.module), []).append((name, slot))
     hook.offloaded_modules = tuple(_offloaded(hook, rows) for rows in by_module.values())
     for offloaded_module in hook.offloaded_modules:
-        let_pickle(offloaded_module)
+        owner = offloaded_module.store.slots[0].module
+        # That of a hook whose place this one takes.
+        Pickling.end(owner, Journal())
+        Pickling(owner, offloaded_module).install(Journal())
     if hook.device is not None:
         for name, slot in slots:
             if not rests(slot, offload_buffers=hook.offload_buffers):
@@ -194,8 +204,10 @@ def rests(slot: Slot, *, offload_buffers: bool) -> bool:
 
 def _rest(hook: PlacingHook, module: nn.Module, resting: list[tuple[str, Slot]]) -> None:
     """Checks the weights' map, or makes it."""
+    # All are checked before the first is replaced.
     for name, slot in resting:
         require_offloadable(slot.read(), f"{hook.module_name or type(module).__name__}.{name}")
+    # A map that was made from another module has the weights of that one.
     is_moved_on = hook.bound is not None and hook.bound is not module
     if hook.weights_map is None or (is_moved_on and hook.made_weights_map):
         cpu = torch.device("cpu")
@@ -215,7 +227,7 @@ def _offloaded(hook: PlacingHook, rows: list[tuple[str, Slot]]) -> OffloadedModu
     keys = [name for name, _ in rows]
     slots = [slot for _, slot in rows]
     store = OffloadStore(slots, keys, names, hook.weights_map, hook.device, tied=hook.tied_params_map)
-    store.install([_stand_in(slot.read(), name) for slot, name in zip(slots, names, strict=True)])
+    store.install([_placeholder(slot.read(), name) for slot, name in zip(slots, names, strict=True)])
     return OffloadedModule(store)
 
 
@@ -224,7 +236,7 @@ def _lies_on(tensor: Any) -> torch.device:
     return torch.device("meta") if is_offloaded(tensor) else tensor.device
 
 
-def _stand_in(tensor: Any, name: str) -> PlaceholderTensor:
+def _placeholder(tensor: Any, name: str) -> PlaceholderTensor:
     if isinstance(tensor, PlaceholderTensor):
         tensor.whereabouts = None  # it has another owner now
         return tensor

@@ -85,9 +85,9 @@ class ResolvedDeviceMap:
         return cls(plan.device_map, {**lying, **plan.execution_map}, assumed=assumed)
 
     @property
-    def root_home(self) -> Placement:
+    def root_placement(self) -> Placement:
         """For what no name covers: where all that is named runs, else on the main device."""
-        runs = {placement.runs_on for placement in self.placements.values()}
+        runs = {placement.execution_device for placement in self.placements.values()}
         device = next(iter(runs)) if len(runs) == 1 else self.main_device
         return Placement(device, device, False)
 
@@ -126,7 +126,7 @@ def require_fit(model: nn.Module, resolved_map: ResolvedDeviceMap) -> None:
         InvalidTreeError: a model that cannot be walked. Fields: ``name``.
     """
     tree = ModuleTree.from_module(model)
-    unknown, uncovered = tree.uncovered(resolved_map.device_map, persistent_only=True)
+    unknown, uncovered = tree.uncovered(resolved_map.device_map, "saved")
     strange, _ = tree.uncovered(resolved_map.running)
     if strange:
         raise PlanMismatchError(
@@ -152,7 +152,11 @@ def require_whole(model: nn.Module, resolved_map: ResolvedDeviceMap) -> None:
         if module._modules or nearest_key(name, resolved_map.placements) is not None:
             continue
         names = [qualified(name, slot.name) for slot in own_slots(module)]
-        runs = {key: resolved_map.placements[key].runs_on for key in names if key in resolved_map.placements}
+        runs = {
+            key: resolved_map.placements[key].execution_device
+            for key in names
+            if key in resolved_map.placements
+        }
         if len(set(runs.values())) > 1:
             where = ", ".join(f"{key!r} on {device}" for key, device in runs.items())
             raise PlanMismatchError(

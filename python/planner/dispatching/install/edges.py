@@ -21,14 +21,14 @@ class Edge:
     Args:
         module: the module.
         name: its first name.
-        runs_on: where its arguments go; None leaves them where they are.
+        execution_device: where its arguments go; None leaves them where they are.
         is_mixed: what is inside runs on several devices, which its own code may mix.
         is_apart: it runs on one device, directly inside of one that is mixed, and mixes nothing itself.
     """
 
     module: nn.Module
     name: str
-    runs_on: torch.device | None
+    execution_device: torch.device | None
     is_mixed: bool
     is_apart: bool
 
@@ -62,7 +62,7 @@ class _Edges:
         self.main_device = main_device
         self.own: dict[int, list[torch.device]] = {}
         for place in layout.places:
-            self.own.setdefault(id(place.slot.module), []).append(place.placement.runs_on)
+            self.own.setdefault(id(place.slot.module), []).append(place.placement.execution_device)
         self.names: dict[int, list[Met]] = {}
         for met in layout.met:
             self.names.setdefault(id(met.module), []).append(met)
@@ -74,12 +74,12 @@ class _Edges:
             module, inside = names[0].module, self.inside[id(names[0].module)]
             if not has_forward(module) and module is not self.model:
                 continue
-            runs_on, is_mixed = self._runs_on(names, inside), len(inside) > 1
+            execution_device, is_mixed = self._execution_device(names, inside), len(inside) > 1
             is_inside_mixed = len(inside) == 1 and id(module) in self.apart
-            # Whoever is told a device makes tensors there, which need not be where it runs.
+            # A module that gets a device as an argument makes tensors there, which need not be where it runs.
             is_apart = is_inside_mixed and not _takes_device(type(module))
-            if is_mixed or is_inside_mixed or (runs_on is not None and not self._is_inner(names)):
-                yield Edge(module, names[0].name, runs_on, is_mixed, is_apart)
+            if is_mixed or is_inside_mixed or (execution_device is not None and not self._is_inner(names)):
+                yield Edge(module, names[0].name, execution_device, is_mixed, is_apart)
 
     def _is_inner(self, names: Sequence[Met]) -> bool:
         is_named = any(met.name in self.named for met in names)
@@ -89,7 +89,9 @@ class _Edges:
             and not isinstance(names[0].module, nn.Embedding)
         )
 
-    def _runs_on(self, names: Sequence[Met], inside: tuple[torch.device, ...]) -> torch.device | None:
+    def _execution_device(
+        self, names: Sequence[Met], inside: tuple[torch.device, ...]
+    ) -> torch.device | None:
         module = names[0].module
         if len(inside) == 1:
             return inside[0]
@@ -102,10 +104,10 @@ class _Edges:
         for met in names:
             if (
                 met.placement is not None
-                and met.placement.runs_on in inside
+                and met.placement.execution_device in inside
                 and (met.name in self.named or met.is_whole)
             ):
-                return met.placement.runs_on
+                return met.placement.execution_device
         if module is self.model:
             return self.main_device if self.main_device in inside else inside[0]
         return None

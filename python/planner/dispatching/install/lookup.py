@@ -1,4 +1,4 @@
-"""Which tensor belongs in a slot, whoever has it."""
+"""Which tensor belongs in a slot, wherever it lies."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class TensorLookup:
         """The tensor.
 
         Raises:
-            OffloadError: a placeholder that nobody knows, or copies on several devices that are no longer one tensor. Fields:
+            OffloadError: a placeholder of no dispatch of this model, or copies on several devices that are no longer one tensor. Fields:
                 ``name``.
         """
         for tie in self._ties:

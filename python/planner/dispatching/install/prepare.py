@@ -39,8 +39,7 @@ from planner.dispatching.methods.mixed_forward import (
     OffloadedUnmixedForward,
     UnmixedForward,
 )
-from planner.dispatching.methods.pickling import Pickling
-from planner.dispatching.methods.refusal import Conversion, Refusal
+from planner.dispatching.methods.overrides import Conversion, Pickling, Refusal
 from planner.dispatching.offload.prefetch import Prefetcher
 from planner.dispatching.offload.refcount import OffloadedModule
 from planner.dispatching.offload.store import OffloadStore, TiedCopies
@@ -67,12 +66,16 @@ def prepare(model: nn.Module, request: DispatchRequest, engaged: list[Dispatched
     """
     no_split = frozenset(_declared_classes(model)) | request.whole_classes
     resolved_map = request.resolved_map
-    layout = find_regions(model, resolved_map.placements, resolved_map.root_home, no_split)
+    layout = find_regions(model, resolved_map.placements, resolved_map.root_placement, no_split)
     _refuse_other_hooks(model, engaged)
     values = Values(model, layout, engaged, request)
     values.check()
     values.move()
-    edges = tuple(edges_of(model, layout, frozenset(resolved_map.placements), resolved_map.root_home.runs_on))
+    edges = tuple(
+        edges_of(
+            model, layout, frozenset(resolved_map.placements), resolved_map.root_placement.execution_device
+        )
+    )
     return Prepared(model, request, layout, values, edges)
 
 
@@ -118,7 +121,7 @@ class Prepared:
     layout: Regions
     values: Values
     edges: tuple[Edge, ...]
-    stand_ins: dict[int, PlaceholderTensor] = field(default_factory=dict)
+    placeholders: dict[int, PlaceholderTensor] = field(default_factory=dict)
     tied: TiedCopies = field(default_factory=dict)
     shares: dict[int, SharedCopies] = field(default_factory=dict)
     hooks: dict[int, AlignDevicesHook] = field(default_factory=dict)
@@ -137,8 +140,7 @@ class Prepared:
         refresh_flat_weights(self.model, journal)
         record.originals.extend(self._originals())
         if self.request.resolved_map.device_map:
-            device_map = dict(self.request.resolved_map.device_map)
-            record.install(journal, self.model, "hf_device_map", device_map)
+            record.show_device_map(journal, dict(self.request.resolved_map.device_map))
         journal.set(self.model.__dict__, RECORD, record)
 
     def _originals(self) -> Iterator[OriginalPlacement]:
@@ -147,13 +149,13 @@ class Prepared:
         copies: dict[int, set[int]] = {}
         for before, after in zip(self.values.before, self.values.after, strict=True):
             copies.setdefault(id(before), set()).add(id(after))
-        rows = zip(self.layout.places, self.values.before, self.values.home_devices, strict=True)
+        rows = zip(self.layout.places, self.values.before, self.values.original_devices, strict=True)
         for index, (place, before, device) in enumerate(rows):
             group = groups.setdefault(id(before), index)
             is_apart = len(copies[id(before)]) > 1
-            runs_on = None if self.values.is_resting[index] else place.placement.runs_on
+            execution_device = None if self.values.is_resting[index] else place.placement.execution_device
             yield OriginalPlacement(
-                place.slot, device, group, place.slot.read() if is_apart else None, runs_on
+                place.slot, device, group, place.slot.read() if is_apart else None, execution_device
             )
 
     def _keep_objects(self, journal: Journal) -> None:
@@ -172,7 +174,7 @@ class Prepared:
     def _install(self, journal: Journal, record: Dispatched) -> None:
         own = self._rest(journal)
         for module_id, (module, name, offloaded_module, weights, devices) in own.items():
-            hook = self._hook(offloaded_module.store.runs_on)
+            hook = self._hook(offloaded_module.store.execution_device)
             hook.offload, hook.offload_buffers = True, self.request.offload_buffers
             hook.module_name, hook.bound = name, module
             hook.original_devices = devices
@@ -181,16 +183,16 @@ class Prepared:
             self.hooks[module_id] = hook
         for edge in self.edges:
             if id(edge.module) not in self.hooks:
-                self.hooks[id(edge.module)] = self._hook(edge.runs_on)
+                self.hooks[id(edge.module)] = self._hook(edge.execution_device)
                 self.hooks[id(edge.module)].module_name = edge.name
         for block in self.layout.blocks:
             members = [member for member in block.members if member is not block.module]
             self.hooks[id(block.module)].inner = tuple(own[id(m)][2] for m in members if id(m) in own)
-        for lodger in self.layout.lodgers:
-            # Whoever uses what is in a list of parameters brings it in.
-            if id(lodger.module) in own:
-                hook = self.hooks.setdefault(id(lodger.owner), self._hook(lodger.placement.runs_on))
-                hook.inner += (own[id(lodger.module)][2],)
+        for row in self.layout.uncalled:
+            # The module that uses what is in a list of parameters brings it in.
+            if id(row.module) in own:
+                hook = self.hooks.setdefault(id(row.owner), self._hook(row.placement.execution_device))
+                hook.inner += (own[id(row.module)][2],)
         root_id = id(self.model)
         self.hooks[root_id].io_same_device = True
         self._tie(record, own)
@@ -200,7 +202,7 @@ class Prepared:
             if id(module) in self.hooks:
                 self._install_forward(journal, record, module, edges.get(id(module)))
         for module, _, offloaded_module, _, _ in own.values():
-            record.install(journal, module, "__reduce_ex__", Pickling(module, offloaded_module))
+            record.install(journal, Pickling(module, offloaded_module))
         self._refuse_moves(journal, record, set(own))
 
     def _hook(self, device: torch.device | None) -> AlignDevicesHook:
@@ -244,21 +246,21 @@ class Prepared:
             keys,
             names,
             weights,
-            places[0].placement.runs_on,
+            places[0].placement.execution_device,
             shares=shares,
             says_device=self.request.says_device,
         )
-        store.adopt([self._stand_in(index, store, at) for at, index in enumerate(rows)])
-        for place, guard in zip(places, store.placeholders, strict=True):
+        store.adopt([self._placeholder(index, store, at) for at, index in enumerate(rows)])
+        for place, found in zip(places, store.placeholders, strict=True):
             # What lies on another accelerator is a real tensor, and its gradient arrives there.
             if place.placement.storage_device is None or place.placement.storage_device.type == "cpu":
-                journal.set(place.slot.table, place.slot.name, guard)
-        devices = {key: self.values.home_devices[index] for key, index in zip(keys, rows, strict=True)}
+                journal.set(place.slot.table, place.slot.name, found)
+        devices = {key: self.values.original_devices[index] for key, index in zip(keys, rows, strict=True)}
         return module, name, OffloadedModule(store), weights, devices
 
-    def _stand_in(self, index: int, store: OffloadStore, at: int) -> PlaceholderTensor:
+    def _placeholder(self, index: int, store: OffloadStore, at: int) -> PlaceholderTensor:
         value, place = self.values.before[index], self.layout.places[index]
-        found = self.stand_ins.get(id(value))
+        found = self.placeholders.get(id(value))
         if found is None:
             found = placeholder(
                 value,
@@ -268,15 +270,15 @@ class Prepared:
             )
             if self.request.outside == "fetch":
                 found.fetch = partial(store.fetch, at)
-            self.stand_ins[id(value)] = found
+            self.placeholders[id(value)] = found
         return found
 
     def _tie(self, record: Dispatched, own: Mapping[int, Any]) -> None:
-        """Whoever has a tensor with copies on several devices looks whether it was written to."""
+        """Each module with a tensor that has copies on several devices looks whether it was written to."""
         groups: dict[int, dict[int, list[int]]] = {}
         for index, (before, after) in enumerate(zip(self.values.before, self.values.after, strict=True)):
             groups.setdefault(id(before), {}).setdefault(id(after), []).append(index)
-        owners = {id(lodger.module): lodger.owner for lodger in self.layout.lodgers}
+        owners = {id(row.module): row.owner for row in self.layout.uncalled}
         for rows in (list(copies.values()) for copies in groups.values() if len(copies) > 1):
             tie = Tie([self._tied_copy(indices) for indices in rows])
             record.ties.append(tie)
@@ -284,7 +286,7 @@ class Prepared:
             for place in (self.layout.places[index] for indices in rows for index in indices):
                 owner = owners.get(id(place.slot.module), place.slot.module)
                 if id(owner) not in self.hooks:
-                    self.hooks[id(owner)] = self._hook(place.placement.runs_on)
+                    self.hooks[id(owner)] = self._hook(place.placement.execution_device)
                 self.hooks[id(owner)].tie(tie)
 
     def _tied_copy(self, indices: list[int]) -> TiedCopy:
@@ -313,22 +315,20 @@ class Prepared:
     ) -> None:
         hook = self.hooks[id(module)]
         kind = _kind(edge, is_fetching=bool(hook.needed), is_root=module is self.model)
-        forward = kind(module, hook, record.membership)
-        journal.set(module.__dict__, "forward", forward)
+        record.install(journal, kind(module, hook, record.membership))
         journal.set(module.__dict__, "_hf_hook", hook)
-        record.forwards.append(forward)
         if hook.ties:
             record.settle_before_reading(journal, module)
 
     def _refuse_moves(self, journal: Journal, record: Dispatched, resting: set[int]) -> None:
-        """Whoever moves a module that has tensors inside hears of it: that is refused where some of them rest elsewhere."""
+        """Moving a module with tensors inside gives a warning, and is refused where some of them rest elsewhere."""
         listed = [module for _, module in modules_of(self.model)]
         holders = _around(listed, resting)
         owners = _around(listed, {id(place.slot.module) for place in self.layout.places})
         for module in listed:
             if id(module) in owners:
                 kind = Refusal if id(module) in holders else Conversion
-                record.install(journal, module, "_apply", kind(module, record.membership))
+                record.install(journal, kind(module, record.membership))
 
 
 def _around(preorder: list[nn.Module], inner: set[int]) -> set[int]:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from planner.dispatching.hooks.place import moves_in_place, placed, require_values
-from planner.dispatching.methods.forward import Forward, Hooked, Membership, installed
-from planner.dispatching.methods.pickling import Pickling
-from planner.dispatching.methods.recomputing import end_materializing_again
-from planner.dispatching.methods.refusal import Conversion
+from planner.dispatching.methods.forward import Forward, Hooked, forwards_of, installed
+from planner.dispatching.methods.membership import Membership
+from planner.dispatching.methods.overrides import Conversion, Override, Pickling, Recomputing
 from planner.dispatching.offload.refcount import OffloadedModule
 from planner.dispatching.offload.store import OffloadStore
 from planner.dispatching.tensors.copies import has_same_values
@@ -37,6 +36,7 @@ __all__ = [
 ]
 
 RECORD = "_planner_dispatch"
+_DEVICE_MAP = "hf_device_map"
 
 # Tensors on devices, by what they were made from.
 _Made = dict[tuple[int, torch.device], Any]
@@ -51,54 +51,30 @@ class OriginalPlacement:
         device: where it lay.
         group: a number that tied tensors share.
         installed: of tied tensors that are apart now, what was put into the slot.
-        runs_on: where it was put to stay; None for what rests elsewhere.
+        execution_device: where it was put to stay; None for what rests elsewhere.
     """
 
     slot: Slot
     device: torch.device
     group: int
     installed: Any
-    runs_on: torch.device | None
+    execution_device: torch.device | None
 
     def is_displaced(self) -> bool:
         """Whether what lies in the slot now is not where its module runs. Numbers on the CPU go with anything."""
         found = self.slot.read()
-        if self.runs_on is None or found is None or is_offloaded(found) or found.device == self.runs_on:
+        if (
+            self.execution_device is None
+            or found is None
+            or is_offloaded(found)
+            or found.device == self.execution_device
+        ):
             return False
         return not (found.dim() == 0 and found.device.type == "cpu")
 
     def is_apart(self) -> bool:
         """Whether the slot still holds a copy of a tensor that was one before; what others put there is theirs."""
         return self.installed is not None and self.slot.read() is self.installed
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Extra:
-    """An attribute that was installed in a module.
-
-    Args:
-        module: the module.
-        name: the attribute's name.
-        value: what was installed.
-        had: whether there was one before.
-        before: what that was.
-    """
-
-    module: nn.Module
-    name: str
-    value: Any
-    had: bool
-    before: Any
-
-    def take_off(self, journal: Journal) -> None:
-        """What was there before; what others have put there since stays."""
-        table = self.module.__dict__
-        if table.get(self.name) is not self.value:
-            return
-        if self.had:
-            journal.set(table, self.name, self.before)
-        else:
-            journal.remove(table, self.name)
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -109,14 +85,16 @@ class Dispatched:
         model: the model.
         forwards: what stands in the modules' places of ``forward``.
         originals: where every tensor lay before the first dispatch.
-        extras: other attributes that are installed in modules.
+        overrides: what stands in the places of their other methods.
+        device_map: the model's ``hf_device_map``, and what that was before, if it had one.
         ties: tensors that have copies on several devices.
     """
 
     model: nn.Module
     forwards: list[Forward] = field(default_factory=list)
     originals: list[OriginalPlacement] = field(default_factory=list)
-    extras: list[Extra] = field(default_factory=list)
+    overrides: list[Override] = field(default_factory=list)
+    device_map: tuple[Any, ...] = ()
     ties: list[Tie] = field(default_factory=list)
     membership: Membership = field(default_factory=Membership)
 
@@ -124,7 +102,7 @@ class Dispatched:
         self.membership.record = weakref.ref(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("model", "forwards", "originals", "extras", "ties", "membership")
+        names = ("model", "forwards", "originals", "overrides", "device_map", "ties", "membership")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -132,11 +110,19 @@ class Dispatched:
             setattr(self, name, value)
         self.__post_init__()
 
-    def install(self, journal: Journal, module: nn.Module, name: str, value: Any) -> None:
-        """Sets an attribute of a module that goes with the dispatch."""
-        table = module.__dict__
-        self.extras.append(Extra(module, name, value, name in table, table.get(name)))
-        journal.set(table, name, value)
+    def install(self, journal: Journal, override: Override) -> None:
+        """Lets an override take its place, until the dispatch is undone."""
+        if isinstance(override, Forward):
+            self.forwards.append(override)
+        else:
+            self.overrides.append(override)
+        override.install(journal)
+
+    def show_device_map(self, journal: Journal, device_map: dict[str, Any]) -> None:
+        """Sets the model's ``hf_device_map``, which other libraries read."""
+        table = self.model.__dict__
+        self.device_map = (device_map, *([table[_DEVICE_MAP]] if _DEVICE_MAP in table else []))
+        journal.set(table, _DEVICE_MAP, device_map)
 
     def settle_before_reading(self, journal: Journal, module: nn.Module) -> None:
         """Lets a module's state dict have what was written into copies of its tensors elsewhere."""
@@ -148,7 +134,7 @@ class Dispatched:
             yield from forward.hook.offloaded_modules
 
     def require_in_place(self, error: RuntimeError | None = None) -> None:
-        """Raises OffloadError if somebody has moved a tensor away from where its module runs, or added one without values.
+        """Raises OffloadError if a tensor was moved away from where its module runs, or one without values was added.
 
         Args:
             error: what a forward has raised; without one, only tensors without values count, since others may do.
@@ -159,7 +145,7 @@ class Dispatched:
                 around = names.get(id(row.slot.module), "")
                 name = qualified(around, row.slot.name)
                 raise OffloadError(
-                    f"'{name}' lies on {row.slot.read().device}, but its module runs on {row.runs_on}: it was moved or replaced after "
+                    f"'{name}' lies on {row.slot.read().device}, but its module runs on {row.execution_device}: it was moved or replaced after "
                     "dispatching; move it back, or call planner.dispatch(model, plan) again",
                     name=name,
                 ) from error
@@ -176,12 +162,14 @@ class Dispatched:
         blocks = {
             id(forward.module): forward.hook.execution_device
             for forward in self.forwards
-            # Whatever of the whole model's own lies elsewhere is brought together there.
+            # What the whole model itself uses is brought together there, wherever it lies.
             if forward.module is not self.model
         }
-        runs_on: dict[str, torch.device | None] = {}
+        execution_device: dict[str, torch.device | None] = {}
         for name, module in modules_of(self.model):
-            device = runs_on[name] = blocks.get(id(module)) or runs_on.get(name.rpartition(".")[0])
+            device = execution_device[name] = blocks.get(id(module)) or execution_device.get(
+                name.rpartition(".")[0]
+            )
             for slot in own_slots(module) if device is not None else ():
                 found = slot.read()
                 if (id(slot.table), slot.name) not in known and found.dim() and found.device != device:
@@ -192,12 +180,12 @@ class Dispatched:
                         name=shown,
                     ) from error
 
-    def remove(self, journal: Journal, *, go_home: bool = False) -> None:
+    def remove(self, journal: Journal, tensors: Literal["stay", "return"] = "stay") -> None:
         """Takes everything off; resting tensors return to their slots.
 
         Args:
             journal: where changes are written down.
-            go_home: move all tensors to where they lay before the first dispatch; otherwise they stay.
+            tensors: "return" moves all of them to where they lay before the first dispatch.
         """
         for offloaded_module in self.offloaded_modules():
             if offloaded_module.is_live:
@@ -206,10 +194,11 @@ class Dispatched:
                     f"'{name}' is in use: the model runs just now; wait until its forward has ended",
                     name=name,
                 )
+        alike: set[int] = set()
         for tie in self.ties:
             tie.settle()
-            if go_home:
-                tie.require_one_tensor()
+            if tensors == "return":
+                alike.update(map(id, tie.require_one_tensor()))
         apart = [row.is_apart() for row in self.originals]
         made: dict[int, Any] = {}
         for offloaded_module in self.offloaded_modules():
@@ -217,34 +206,42 @@ class Dispatched:
                 _resting_devices(offloaded_module.store), made, journal
             ):
                 journal.set(slot.table, slot.name, tensor)
-        if go_home:
-            self._send_home(journal, apart)
-        for forward in reversed(self.forwards):
-            journal.remove(_readers_of(forward.module), _SETTLING)
-            _uninstall(journal, forward)
-        for extra in reversed(self.extras):
-            extra.take_off(journal)
+        if tensors == "return":
+            self._send_back(journal, apart, alike)
+        self._take_off(journal)
         refresh_flat_weights(self.model, journal)
         journal.remove(self.model.__dict__, RECORD)
 
-    def close(self, *, go_home: bool = False) -> None:
-        """After a withdrawal: whoever still calls an old forward gets the module as it is now.
+    def _take_off(self, journal: Journal) -> None:
+        """What is installed in modules, last first."""
+        for forward in reversed(self.forwards):
+            journal.remove(_readers_of(forward.module), _SETTLING)
+            journal.put_back(forward.module.__dict__, "_hf_hook", forward.hook)
+            forward.take_off(journal)
+            Recomputing.end(forward.module, journal)
+        for override in reversed(self.overrides):
+            override.take_off(journal)
+        if self.device_map:
+            journal.put_back(self.model.__dict__, _DEVICE_MAP, *self.device_map)
+
+    def close(self, tensors: Literal["stay", "return"] = "stay") -> None:
+        """After a removal: an old forward that is still called is that of the module as it is now.
 
         Args:
-            go_home: what lies in pinned memory returns to ordinary memory.
+            tensors: "return" moves what lies in pinned memory to ordinary memory.
         """
         for tie in self.ties:
             tie.close()
         for forward in self.forwards:
             hook = forward.hook
             for offloaded_module in hook.offloaded_modules:
-                if go_home:
+                if tensors == "return":
                     offloaded_module.store.unpin()
                 offloaded_module.close()
             hook.offloaded_modules, hook.inner = (), ()
             hook.execution_device, hook.io_same_device, hook.prefetcher = None, False, None
 
-    def _send_home(self, journal: Journal, apart: list[bool]) -> None:
+    def _send_back(self, journal: Journal, apart: list[bool], alike: set[int]) -> None:
         made: _Made = {}
         first: dict[int, Any] = {}
         for row, is_apart in zip(self.originals, apart, strict=True):
@@ -252,23 +249,25 @@ class Dispatched:
             if tensor is None or device.type == "meta" or tensor.is_meta:
                 continue
             if is_apart:
-                tensor = joined(tensor, first.setdefault(row.group, tensor))
+                other = first.setdefault(row.group, tensor)
+                # Copies of one tie were compared before anything was moved; what came from files was not.
+                tensor = other if {id(tensor), id(other)} <= alike else joined(tensor, other)
             _send(journal, slot, tensor, device, made)
-        self._send_new_home(journal, made)
+        self._send_new(journal, made)
 
-    def _send_new_home(self, journal: Journal, made: _Made) -> None:
+    def _send_new(self, journal: Journal, made: _Made) -> None:
         """What the model has made or got while it was dispatched goes where its neighbours go."""
         originals = {(id(row.slot.table), row.slot.name): row.device for row in self.originals}
         usual = next(iter(originals.values()), None)
         for _, module in modules_of(self.model):
             slots = list(own_slots(module))
             known = [originals.get((id(slot.table), slot.name)) for slot in slots]
-            home = next((device for device in known if device is not None), usual)
+            beside = next((device for device in known if device is not None), usual)
             for slot, device in zip(slots, known, strict=True):
                 tensor = slot.read()
-                if device is not None or home is None or home.type == "meta" or tensor.is_meta:
+                if device is not None or beside is None or beside.type == "meta" or tensor.is_meta:
                     continue
-                _send(journal, slot, tensor, home, made)
+                _send(journal, slot, tensor, beside, made)
 
 
 _SETTLING = "planner"
@@ -281,11 +280,9 @@ def _readers_of(module: nn.Module) -> Any:
 
 def settle(module: nn.Module, _prefix: str = "", _keep_vars: bool = False) -> None:
     """Brings copies of one tensor along that a module knows of; called by torch before it makes a state dict."""
-    forward: Any = installed(module)
-    while isinstance(forward, Forward):
+    for forward in forwards_of(module):
         for tie in getattr(forward.hook, "ties", ()):
             tie.settle()
-        forward = forward.previous
 
 
 def _send(journal: Journal, slot: Slot, tensor: Any, device: torch.device, made: _Made) -> None:
@@ -307,7 +304,7 @@ def refresh_flat_weights(model: nn.Module, journal: Journal) -> None:
 
 
 def joined(tensor: Any, first: Any) -> Any:
-    """The first of tied tensors that were apart on several devices, unless somebody has changed one of them."""
+    """The first of tied tensors that were apart on several devices, unless one of them has other values."""
     if tensor is first or tensor.shape != first.shape or tensor.dtype != first.dtype:
         return tensor
     with torch.no_grad():
@@ -316,21 +313,6 @@ def joined(tensor: Any, first: Any) -> Any:
 
 def _resting_devices(store: OffloadStore) -> dict[str, torch.device]:
     return {key: store.value(index).device for index, key in enumerate(store.keys)}
-
-
-def _uninstall(journal: Journal, forward: Forward) -> None:
-    table = forward.module.__dict__
-    for place in ("forward", "_old_forward"):
-        if table.get(place) is forward:
-            if forward.previous is not None:
-                journal.set(table, place, forward.previous)
-            elif place == "forward":
-                journal.remove(table, place)
-            else:
-                journal.set(table, place, type(forward.module).forward.__get__(forward.module))
-    if table.get("_hf_hook") is forward.hook:
-        journal.remove(table, "_hf_hook")
-    end_materializing_again(journal, forward.module)
 
 
 def is_part(model: nn.Module) -> bool:
@@ -354,9 +336,6 @@ def dispatched_models(model: nn.Module) -> list[Dispatched]:
         if forward is None or type(forward) is Hooked or id(forward) in known or _belongs(forward):
             continue
         strays.forwards.append(forward)
-        for name, kind in (("_apply", Conversion), ("__reduce_ex__", Pickling)):
-            value = module.__dict__.get(name)
-            if isinstance(value, kind):
-                before = getattr(value, "previous", None)
-                strays.extras.append(Extra(module, name, value, before is not None, before))
+        overrides: tuple[Override | None, ...] = (Conversion.of(module), Pickling.of(module))
+        strays.overrides.extend(override for override in overrides if override is not None)
     return [*found, strays] if strays.forwards else found

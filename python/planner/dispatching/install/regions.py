@@ -33,7 +33,7 @@ class Placement:
     """Where what a key names lies, None for disk; where it runs; whether weights go back there after each forward."""
 
     storage_device: torch.device | None
-    runs_on: torch.device
+    execution_device: torch.device
     is_offloaded: bool
 
 
@@ -97,25 +97,25 @@ class Regions:
 
     places: tuple[PlacedTensor, ...]
     blocks: tuple[Block, ...]
-    lodgers: tuple[UncalledModule, ...]
+    uncalled: tuple[UncalledModule, ...]
     met: tuple[Met, ...]
 
 
 def find_regions(
-    model: nn.Module, placements: Mapping[str, Placement], root_home: Placement, no_split: frozenset[str]
+    model: nn.Module, placements: Mapping[str, Placement], root_placement: Placement, no_split: frozenset[str]
 ) -> Regions:
     """Tensors and blocks of a model under a device map.
 
     Args:
         model: the model; only looked at.
         placements: by full name of a module or tensor; a nearer name wins over a farther one.
-        root_home: for tensors that no name covers (buffers that are not saved).
+        root_placement: for tensors that no name covers (buffers that are not saved).
         no_split: classes whose instances are one block.
 
     Raises:
         PlanMismatchError: one module under two names with different placements.
     """
-    return _Walk(model, placements, root_home, no_split).layout()
+    return _Walk(model, placements, root_placement, no_split).layout()
 
 
 @dataclass(slots=True)
@@ -136,16 +136,16 @@ class _Walk:
         self,
         model: nn.Module,
         placements: Mapping[str, Placement],
-        root_home: Placement,
+        root_placement: Placement,
         no_split: frozenset[str],
     ) -> None:
         self.model = model
         self.placements = placements
-        self.root_home = root_home
+        self.root_placement = root_placement
         self.no_split = no_split
         self.places: list[PlacedTensor] = []
         self.blocks: list[Block] = []
-        self.lodgers: list[UncalledModule] = []
+        self.uncalled: list[UncalledModule] = []
         self.met: list[Met] = []
         self.seen: dict[int, tuple[str, Placement | None]] = {}
         self.holds_blocks = _holders(model, no_split)
@@ -157,15 +157,15 @@ class _Walk:
             entry = stack.pop()
             placement = _used(self.placements.get(entry.name, entry.placement), entry.used_on)
             # Keys of its tensors that agree are as good as one of its own, for itself.
-            own_home = self._agreed(entry) if placement is None else placement
-            is_known = self._is_known(entry, own_home)
+            own_placement = self._agreed(entry) if placement is None else placement
+            is_known = self._is_known(entry, own_placement)
             block = entry.block if placement == entry.placement else None
-            self.met.append(self._meet(entry, own_home, block))
+            self.met.append(self._meet(entry, own_placement, block))
             if is_known:
                 continue
-            if own_home is not None and block is None and entry.used_on is None:
-                block = self._begin(entry, own_home)
-            own = self._place(entry, own_home, block)
+            if own_placement is not None and block is None and entry.used_on is None:
+                block = self._begin(entry, own_placement)
+            own = self._place(entry, own_placement, block)
             prefix = f"{entry.name}." if entry.name else ""
             owner = entry.module if has_forward(entry.module) else entry.owner
             # torch's attention computes with the weights of its last layer itself.
@@ -185,7 +185,7 @@ class _Walk:
             ]
             stack.extend(reversed(children))
         blocks = tuple(block for block in self.blocks if block.members)
-        return Regions(tuple(self.places), blocks, tuple(self.lodgers), tuple(self.met))
+        return Regions(tuple(self.places), blocks, tuple(self.uncalled), tuple(self.met))
 
     def _meet(self, entry: _Entry, placement: Placement | None, around: Block | None) -> Met:
         is_whole = self._is_whole(entry.module, entry.local)
@@ -198,7 +198,8 @@ class _Walk:
         placements = [self.placements.get(prefix + slot.name) for slot in own_slots(entry.module)]
         first = placements[0] if placements else None
         if first is None or any(
-            placement is None or placement.runs_on != first.runs_on for placement in placements
+            placement is None or placement.execution_device != first.execution_device
+            for placement in placements
         ):
             return None
         return first
@@ -244,14 +245,16 @@ class _Walk:
             if own is not None and placement is not None:
                 # A tensor with a key of its own lies there, and runs where its module does.
                 own = Placement(
-                    own.storage_device, placement.runs_on, own.storage_device != placement.runs_on
+                    own.storage_device,
+                    placement.execution_device,
+                    own.storage_device != placement.execution_device,
                 )
-            self.places.append(PlacedTensor(slot, name, own or placement or self.root_home))
-        found = self.places[first].placement.runs_on if len(self.places) > first else None
+            self.places.append(PlacedTensor(slot, name, own or placement or self.root_placement))
+        found = self.places[first].placement.execution_device if len(self.places) > first else None
         if found and block is not None:
             block.members.append(entry.module)
         elif found and placement is not None and (entry.used_on is not None or not has_forward(entry.module)):
-            self.lodgers.append(UncalledModule(entry.module, entry.owner, placement))
+            self.uncalled.append(UncalledModule(entry.module, entry.owner, placement))
         return found
 
 

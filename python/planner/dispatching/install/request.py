@@ -22,7 +22,7 @@ class DispatchRequest:
         offload_buffers: saved buffers rest with the weights.
         skip_keys: what never crosses.
         outside: what happens to readers of offloaded weights.
-        says_device: offloaded weights say where their module runs whoever asks; otherwise, outside of forwards, "meta".
+        says_device: offloaded weights say where their module runs; otherwise they do inside forwards, and "meta" outside.
         weights: resting tensors by full name, where they come from elsewhere than the model.
         force_borders: borders, too, if there is one device.
         whole_classes: classes whose instances are brought in whole.

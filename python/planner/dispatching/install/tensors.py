@@ -41,16 +41,16 @@ class Values:
         # By placeholder, because files give a new tensor each time, and tied ones are one.
         known: dict[int, Any] = {}
         self.before = [_value(resting, place.slot, known) for place in self.places]
-        self.home_devices = [value.device for value in self.before]
+        self.original_devices = [value.device for value in self.before]
         self._recall(engaged)
         resident = {
-            (id(value), place.placement.runs_on)
+            (id(value), place.placement.execution_device)
             for place, value in zip(self.places, self.before, strict=True)
             if not self._wants_rest(place)
         }
         # A tied tensor that lies where the other one runs is simply there.
         self.is_resting = [
-            self._wants_rest(place) and (id(value), place.placement.runs_on) not in resident
+            self._wants_rest(place) and (id(value), place.placement.execution_device) not in resident
             for place, value in zip(self.places, self.before, strict=True)
         ]
         self.after: list[Any] = []
@@ -65,7 +65,7 @@ class Values:
             row = known.get((id(place.slot.table), place.slot.name))
             if row is None:
                 continue
-            self.home_devices[index] = row.device
+            self.original_devices[index] = row.device
             if row.is_apart():
                 value = self.before[index]
                 self.before[index] = joined(value, first.setdefault(row.group, value))
@@ -104,7 +104,7 @@ class Values:
         made: dict[tuple[int, torch.device], Any] = {}
         first: dict[int, Any] = {}
         for place, value, is_resting in zip(self.places, self.before, self.is_resting, strict=True):
-            device = place.placement.storage_device if is_resting else place.placement.runs_on
+            device = place.placement.storage_device if is_resting else place.placement.execution_device
             if is_resting and self._has_weight(place):
                 self.after.append(value)
                 continue

@@ -1,39 +1,40 @@
-"""What stands in a module's place of ``forward``: objects that bring arguments and weights where the module runs.
-
-An object, not a closure: a deep copy leads to the copied module, and it can be pickled. It keeps no copy of the original
-method, but asks the module's class for it.
-"""
+"""What stands in a module's place of ``forward``: objects that bring arguments and weights where the module runs."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from planner.dispatching.mixed.log import CrossingLog
+from planner.dispatching.interrupts import end_again
+from planner.dispatching.methods.membership import Membership
+from planner.dispatching.methods.overrides import Override
+from planner.dispatching.tensors.journal import Journal
 from planner.dispatching.transfer.argument_copies import ArgumentCopies
 from planner.dispatching.transfer.kinds import INERT, KINDS
 from planner.dispatching.transfer.move import find_device, moved, new_argument_copies
 from planner.dispatching.transfer.once import carry_alone, lend, one_forward
 from planner.dispatching.transfer.traced import TracedArgumentCopies
-from planner.errors import PlannerError
 
 __all__ = [
     "Border",
     "Forward",
     "Hooked",
-    "Membership",
     "OffloadedForward",
     "OffloadedRootForward",
     "RootForward",
     "Runtime",
+    "forwards_of",
     "installed",
-    "take_off",
+    "restore_forward",
     "untraced",
 ]
+
+# Where accelerate's functions, and ours that do as they do, keep the forward that a hook stands before.
+_BELOW = "_old_forward"
 
 
 class Runtime(Protocol):
@@ -43,7 +44,7 @@ class Runtime(Protocol):
         is_special: more has to be done than to move arguments.
         index: the number of the accelerator where the module runs, -1 for the CPU.
         skip: keys that stay where they are.
-        prefetcher: who copies offloaded blocks ahead, if anybody.
+        prefetcher: copies offloaded blocks ahead; None without one.
     """
 
     is_special: bool
@@ -71,38 +72,7 @@ class Runtime(Protocol):
         """The module's forward with everything that belongs before and after it."""
 
 
-class Membership:
-    """Which dispatch a forward belongs to: the same object for all of one.
-
-    Guarantee: where a layer is copied without its model, the copy belongs to none.
-    """
-
-    __slots__ = ("is_disturbed", "log", "record")
-
-    def __init__(self) -> None:
-        self.record: weakref.ref[Any] | None = None
-        # What the model's own code had brought together.
-        self.log = CrossingLog()
-        # Whether somebody has moved modules since.
-        self.is_disturbed = False
-
-    def __reduce__(self) -> Any:
-        return (Membership, ())
-
-    def is_alive(self) -> bool:
-        """Whether the dispatch is there."""
-        return self.record is not None and self.record() is not None
-
-    def require_in_place(self, error: RuntimeError | None = None) -> None:
-        """Raises OffloadError if a tensor is not where its module runs, and that may be why a forward has raised."""
-        if error is not None and not _is_about_devices(error):
-            return
-        record = None if self.record is None else self.record()
-        if record is not None:
-            record.require_in_place(error)
-
-
-class Forward:
+class Forward(Override):
     """Base of what is installed as a module's ``forward``.
 
     Args:
@@ -111,18 +81,21 @@ class Forward:
         membership: the dispatch that it belongs to; None for a hook that was attached alone.
     """
 
-    __slots__ = ("__weakref__", "hook", "membership", "module", "previous")
+    __slots__ = ("__weakref__", "hook", "membership")
+    place = "forward"
 
     def __init__(self, module: nn.Module, hook: Any, membership: Membership | None = None) -> None:
-        self.module = module
+        super().__init__(module)
         self.hook = hook
         self.membership = membership
-        # What somebody else had installed there, if anything.
-        self.previous: Any = module.__dict__.get("forward")
 
-    def install(self) -> None:
-        """Takes the place of the module's forward."""
-        self.module.__dict__["forward"] = self
+    def take_off(self, journal: Journal) -> None:
+        """Also from below what others have installed over it, and from where accelerate keeps what its hook stands before."""
+        for above in forwards_of(self.module):
+            if above.previous is self:
+                journal.assign(above, "previous", self.previous)
+        super().take_off(journal)
+        journal.put_back(self.module.__dict__, _BELOW, self, self.usual)
 
     def original(self, *args: Any, **kwargs: Any) -> Any:
         """What the module would have computed without us."""
@@ -132,11 +105,7 @@ class Forward:
 
     @property
     def __wrapped__(self) -> Callable[..., Any]:
-        if self.previous is not None:
-            previous: Callable[..., Any] = self.previous
-            return previous
-        own: Callable[..., Any] = type(self.module).forward.__get__(self.module)
-        return own
+        return self.usual
 
     @property
     def __name__(self) -> str:
@@ -249,18 +218,8 @@ class OffloadedRootForward(OffloadedForward):
         return _whole(self, args, kwargs)
 
 
-def _is_about_devices(error: RuntimeError) -> bool:
-    # The last one since torch 2.8.
-    others = (PlannerError, torch.OutOfMemoryError, getattr(torch, "AcceleratorError", PlannerError))
-    if isinstance(error, others):
-        return False
-    words = str(error)
-    # The last are those of convolutions.
-    return isinstance(error, NotImplementedError) or "device" in words or "should be the same" in words
-
-
 def _whole(forward: RootForward | OffloadedRootForward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A forward of the whole model; where it fails because somebody has moved a tensor, the error says so."""
+    """A forward of the whole model; where it fails because a tensor was moved, the error says so."""
     membership = forward.membership
     if membership is None:
         return _with_crossings(forward, args, kwargs)
@@ -283,15 +242,13 @@ def _with_crossings(
         if prefetcher is None:
             return forward.hook.around(forward, args, kwargs)
         this = object()
-        try:
+        finish = partial(prefetcher.finish, this)
+        with end_again(finish):
             try:
                 prefetcher.begin(this)
                 return forward.hook.around(forward, args, kwargs)
             finally:
-                prefetcher.finish(this)
-        except BaseException:
-            prefetcher.finish(this)  # again, in case that an interrupt came just before it
-            raise
+                finish()
 
 
 class Hooked(Forward):
@@ -329,34 +286,33 @@ def untraced() -> Callable[..., Any]:
 
 def installed(module: nn.Module) -> Forward | None:
     """What of ours is installed in a module, if anything, also below what others have installed over it."""
-    found = module.__dict__.get("forward")
-    if isinstance(found, Forward):
+    found = Forward.of(module)
+    if found is not None:
         return found
-    below = module.__dict__.get("_old_forward")
+    below = module.__dict__.get(_BELOW)
     return below if isinstance(below, Forward) else None
 
 
-def take_off(module: nn.Module, forward: Forward) -> None:
-    """Removes one of ours from a module and leaves what others have installed."""
-    for place in ("forward", "_old_forward"):
-        found = module.__dict__.get(place)
-        if found is forward:
-            _put_back(module, place, forward.previous)
-            return
-        while isinstance(found, Forward):
-            if found.previous is forward:
-                found.previous = forward.previous
-                return
-            found = found.previous
+def forwards_of(module: nn.Module) -> Iterator[Forward]:
+    """All of ours that are installed in a module, from the outermost in; each may be taken off when it is met."""
+    forward: Any = installed(module)
+    while isinstance(forward, Forward):
+        below = forward.previous
+        yield forward
+        forward = below
 
 
-def _put_back(module: nn.Module, place: str, previous: Any) -> None:
-    if previous is not None:
-        module.__dict__[place] = previous
-    elif place == "forward":
-        del module.__dict__["forward"]
+def restore_forward(module: nn.Module, journal: Journal) -> None:
+    """What accelerate keeps as the forward that its hook stands before is the module's forward again."""
+    table = module.__dict__
+    before = table.get(_BELOW)
+    # A graph module's class gets a new forward whenever its code changes.
+    is_graph = "GraphModuleImpl" in str(type(module)) and not isinstance(before, Forward)
+    journal.remove(table, _BELOW)
+    if before is None or is_graph or before == type(module).forward.__get__(module):
+        journal.remove(table, "forward")
     else:
-        module.__dict__[place] = type(module).forward.__get__(module)
+        journal.set(table, "forward", before)
 
 
 def bring(

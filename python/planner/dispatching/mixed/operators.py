@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
+from planner.dispatching.interrupts import end_again
 from planner.dispatching.mixed.log import CrossingLog
 from planner.dispatching.tensors.fakes import is_fake
 from planner.dispatching.transfer.argument_copies import ArgumentCopies
@@ -126,25 +128,25 @@ class Glue(TorchFunctionMode):
     def _together(
         self, func: Any, name: str, operands: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        home, argument_copies = _home(name, operands, args, kwargs), ArgumentCopies()
+        device, argument_copies = _common_device(name, operands, args, kwargs), ArgumentCopies()
         carry = lend(argument_copies)
         result = func(
-            *_brought(args, home, carry),
-            **{key: _brought(value, home, carry) for key, value in kwargs.items()},
+            *_brought(args, device, carry),
+            **{key: _brought(value, device, carry) for key, value in kwargs.items()},
         )
         argument_copies.write_back()
         where, seen = _line(), set[int]()
         for tensor in operands:
-            if tensor.device != home and id(tensor) not in seen:
+            if tensor.device != device and id(tensor) not in seen:
                 seen.add(id(tensor))
-                self.log.note(where, name, tensor.device, home, _size_bytes(tensor))
+                self.log.note(where, name, tensor.device, device, _size_bytes(tensor))
         return result
 
 
 class _Before:
     """What a call may change before it raises: tensors that it gets, and random generators.
 
-    Only where operands lie apart; nobody else is called again. Of a custom operator's kernel, nothing else is known.
+    Only where operands lie apart; no other call is made again. Of a custom operator's kernel, nothing else is known.
     """
 
     __slots__ = ("generators", "written")
@@ -199,7 +201,7 @@ def _is_writing(name: str) -> bool:
 
 
 def _may_draw(func: Any, name: str) -> bool:
-    """Whether an operator may draw random numbers: of those that are not torch's own kernels, nobody knows."""
+    """Whether an operator may draw random numbers: of those that are not torch's own kernels, it cannot be known."""
     if isinstance(func, OpOverload | OpOverloadPacket):
         return name in RANDOM or str(func).partition(".")[0] not in ("aten", "prims")
     return name in RANDOM or isinstance(func, FunctionType)
@@ -231,7 +233,9 @@ def _are_apart(operands: list[Tensor]) -> bool:
     )
 
 
-def _home(name: str, operands: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
+def _common_device(
+    name: str, operands: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> torch.device:
     written = _tensors(kwargs.get("out")) or (_tensors(args[:1]) if _is_writing(name) else [])
     if written:
         return written[0].device
@@ -246,17 +250,17 @@ def _size_bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _brought(value: Any, home: torch.device, carry: Callable[[Tensor, torch.device], Tensor]) -> Any:
+def _brought(value: Any, device: torch.device, carry: Callable[[Tensor, torch.device], Tensor]) -> Any:
     """A value with its tensors on a device, in containers of its own."""
     if isinstance(value, Tensor):
-        return value if value.device == home else carry(value, home)
+        return value if value.device == device else carry(value, device)
     if isinstance(value, tuple | list):
-        items = [_brought(item, home, carry) for item in value]
+        items = [_brought(item, device, carry) for item in value]
         if isinstance(value, list):
             return items
         return type(value)._make(items) if hasattr(value, "_make") else tuple(items)
     if isinstance(value, dict):
-        return {key: _brought(item, home, carry) for key, item in value.items()}
+        return {key: _brought(item, device, carry) for key, item in value.items()}
     return value
 
 
@@ -279,14 +283,14 @@ def _traced(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             tensor for tensor in _tensors((args, kwargs)) if tensor.dim() or tensor.device.type != "cpu"
         ]
         if _are_apart(operands):
-            home = _home(name, operands, args, kwargs)
+            device = _common_device(name, operands, args, kwargs)
             written = _tensors([kwargs.get("out"), args[:1] if _is_writing(name) else None])
-            args = _brought(args, home, _sent)
-            kwargs = {key: _brought(value, home, _sent) for key, value in kwargs.items()}
+            args = _brought(args, device, _sent)
+            kwargs = {key: _brought(value, device, _sent) for key, value in kwargs.items()}
             result = func(*args, **kwargs)
             made = _tensors([kwargs.get("out"), args[:1] if _is_writing(name) else None])
             for tensor, copy in zip(written, made, strict=True):
-                if tensor.device != home:
+                if tensor.device != device:
                     tensor.copy_(copy)
             return result
     return func(*args, **kwargs)
@@ -302,7 +306,7 @@ def _sent(tensor: Tensor, device: torch.device) -> Tensor:
 def lifted() -> Glue | None:
     """Takes the mode off where it is on top of this thread's stack; pushing it again ends that.
 
-    Below somebody else's mode it stays: that costs time and changes nothing.
+    Below another mode it stays: that costs time and changes nothing.
     """
     count = size()
     if not count:
@@ -323,15 +327,13 @@ def gluing(log: CrossingLog, call: Callable[[], Any]) -> Any:
         return call()
     # That of another model, whose code calls this one.
     below, mode = lifted(), Glue(log)
-    try:
+    leave = partial(_leave, mode, below)
+    with end_again(leave):
         try:
             push(mode)
             return call()
         finally:
-            _leave(mode, below)
-    except BaseException:
-        _leave(mode, below)  # again, in case that an interrupt came just before it
-        raise
+            leave()
 
 
 def _stack() -> list[Any]:

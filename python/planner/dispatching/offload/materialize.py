@@ -78,21 +78,21 @@ class Materialized:
         store: whose.
         device: where to.
 
-    A real tensor that somebody put in place of a placeholder is computed with where it was found; ``source`` stays as it is. A
-    slot that somebody emptied stays empty. What a forward writes into a tensor in place, or a buffer that it replaces, is
+    A real tensor that was put in the place of a placeholder is computed with where it was found; ``source`` stays as it is. A
+    slot that was emptied stays empty. What a forward writes into a tensor in place, or a buffer that it replaces, is
     kept: in ``source``, or with the placeholder where the source makes a new tensor each time, like files. Writes that torch
-    does not count are found for buffers, for plain parameters whose data somebody has reached for, and where it
+    does not count are found for buffers, for plain parameters whose data was reached for, and where it
     ``is_thorough`` for all.
 
     Guarantee: :meth:`release` and :meth:`keep_changes` can be called again where they were interrupted.
     """
 
-    __slots__ = ("device", "guests", "is_complete", "is_thorough", "published", "store")
+    __slots__ = ("device", "is_complete", "is_thorough", "published", "store", "tensors")
 
     def __init__(self, store: OffloadStore, device: torch.device) -> None:
         self.store = store
         self.device = device
-        self.guests: list[_MaterializedTensor] = []
+        self.tensors: list[_MaterializedTensor] = []
         self.published: list[tuple[dict[Any, Any], Any]] = []
         self.is_complete = False
         # Whether all tensors are compared in the end, which finds writes that torch does not count.
@@ -116,9 +116,9 @@ class Materialized:
                 found = rest.placeholders[index]
                 origin = rest.value(index) if origins is None else origins[index]
                 tensor = self._arrive(index, origin, None if ready is None else ready[index])
-            self.guests.append(_MaterializedTensor(index, found, origin, tensor))
-        for guest in self.guests:
-            rest.slots[guest.index].write(guest.tensor)
+            self.tensors.append(_MaterializedTensor(index, found, origin, tensor))
+        for row in self.tensors:
+            rest.slots[row.index].write(row.tensor)
         self.is_complete = True
 
     def _arrive(self, index: int, resting: Any, ready: Any) -> Any:
@@ -143,12 +143,17 @@ class Materialized:
 
     def _as_live(self, index: int, resting: Any, data: Any) -> Any:
         """Data as the parameter that the module had: its class, its marks, trainable as its placeholder is now."""
-        guard = self.store.placeholders[index]
-        is_trainable = guard.requires_grad
+        placeholder = self.store.placeholders[index]
+        is_trainable = placeholder.requires_grad
         if type(resting) in (nn.Parameter, torch.Tensor):
             is_here = data.device == resting.device and is_same_tensor(data, resting)
             is_frozen = not (is_trainable or resting.requires_grad)
-            if is_here and is_frozen and isinstance(resting, nn.Parameter) and has_marks(guard, resting):
+            if (
+                is_here
+                and is_frozen
+                and isinstance(resting, nn.Parameter)
+                and has_marks(placeholder, resting)
+            ):
                 return resting  # it rests where it runs
             tensor: Any = watched(data, requires_grad=is_trainable)
             copy_marks(resting, tensor)
@@ -158,107 +163,107 @@ class Materialized:
                 tensor.requires_grad_(is_trainable)
         else:
             tensor = nn.Parameter(data, requires_grad=is_trainable)
-        copy_marks(guard, tensor)
+        copy_marks(placeholder, tensor)
         if is_trainable:
             # Also without gradients: another thread, or a part of the forward, may turn them on.
             tensor.register_hook(_RefuseGradient(self.store.names[index]))
         return tensor
 
     def release(self) -> None:
-        """The slots as they were; whatever else somebody put there meanwhile stays."""
+        """The slots as they were; whatever else was put there meanwhile stays."""
         for shared, tensor in self.published:
             # Once withdrawn, another module may have offered its own.
             if shared.get(self.device) is tensor:
                 shared.pop(self.device)
                 if isinstance(shared, SharedCopies):
                     shared.origins.pop(self.device, None)
-        for guest in self.guests:
-            slot = self.store.slots[guest.index]
-            if guest.left is _UNSEEN:
-                guest.left = slot.read()
-            if guest.left is guest.tensor:
-                slot.write(guest.found)
+        for row in self.tensors:
+            slot = self.store.slots[row.index]
+            if row.left is _UNSEEN:
+                row.left = slot.read()
+            if row.left is row.tensor:
+                slot.write(row.found)
 
     def keep_changes(self) -> None:
         """What the forward has written, or put in place of a buffer; after :meth:`release`."""
         if not self.is_complete:
             return
         # First all, then the first write: a buffer may be a view of another one.
-        written = [(guest, self._written(guest)) for guest in self.guests if guest.left is guest.tensor]
-        for guest, back in written:
+        written = [(row, self._written(row)) for row in self.tensors if row.left is row.tensor]
+        for row, back in written:
             if back is not None:
-                self._keep_written(guest, back)
-        for guest in self.guests:
-            self._keep_marks(guest)
-            self._follow(guest)
-            slot, left = self.store.slots[guest.index], guest.left
-            is_new = left is not guest.tensor and isinstance(left, torch.Tensor) and not is_offloaded(left)
+                self._keep_written(row, back)
+        for row in self.tensors:
+            self._keep_marks(row)
+            self._follow(row)
+            slot, left = self.store.slots[row.index], row.left
+            is_new = left is not row.tensor and isinstance(left, torch.Tensor) and not is_offloaded(left)
             if slot.is_buffer and is_new:
-                self._keep_replaced(guest)
+                self._keep_replaced(row)
 
-    def _written(self, guest: _MaterializedTensor) -> Any:
+    def _written(self, row: _MaterializedTensor) -> Any:
         """What the forward has written into a tensor, where it came from; None if nothing."""
-        tensor, origin, slot = guest.tensor, guest.origin, self.store.slots[guest.index]
-        is_counted = version_of(tensor) != guest.version
+        tensor, origin, slot = row.tensor, row.origin, self.store.slots[row.index]
+        is_counted = version_of(tensor) != row.version
         was_reached = isinstance(tensor, WatchedTensor) and tensor.was_reached
         is_compared = (slot.is_buffer or self.is_thorough or was_reached) and not is_transformed(tensor)
         if not (is_counted or is_compared):
             return None
         before = origin
         if is_same_tensor(tensor, origin):
-            if self._is_kept(guest):
+            if self._is_kept(row):
                 return None  # it was written where it rests
-            before = self.store.value(guest.index)
+            before = self.store.value(row.index)
         back = copied(unwatched(tensor), origin.device)
         # Some back ends count no writes into running statistics.
         return None if not is_counted and has_same_values(back, before) else back
 
-    def _is_kept(self, guest: _MaterializedTensor) -> bool:
+    def _is_kept(self, row: _MaterializedTensor) -> bool:
         """Whether what a tensor was made from is what the next forward gets as well; files make a new one each time."""
-        return guest.found is guest.origin or self.store.value(guest.index) is guest.origin
+        return row.found is row.origin or self.store.value(row.index) is row.origin
 
-    def _keep_written(self, guest: _MaterializedTensor, back: Any) -> None:
-        origin = guest.origin
+    def _keep_written(self, row: _MaterializedTensor, back: Any) -> None:
+        origin = row.origin
         fits = origin.shape == back.shape and origin.dtype == back.dtype and origin.layout == back.layout
-        if fits and self._is_kept(guest):
+        if fits and self._is_kept(row):
             with torch.no_grad():
                 origin.copy_(back)
-        elif guest.found is origin or (isinstance(origin, nn.Parameter) and self._is_kept(guest)):
+        elif row.found is origin or (isinstance(origin, nn.Parameter) and self._is_kept(row)):
             # The object stays, which optimizers know and other owners hold.
             origin.data = back
         else:
-            self._exchange(guest, back)
+            self._exchange(row, back)
 
-    def _keep_replaced(self, guest: _MaterializedTensor) -> None:
+    def _keep_replaced(self, row: _MaterializedTensor) -> None:
         """A buffer that the forward has replaced."""
-        back = copied(unwatched(guest.left), guest.origin.device)
-        copy_marks(guest.left, back)
-        if guest.found is guest.origin:
-            self.store.slots[guest.index].write(back)
+        back = copied(unwatched(row.left), row.origin.device)
+        copy_marks(row.left, back)
+        if row.found is row.origin:
+            self.store.slots[row.index].write(back)
         else:
-            return_marks(guest.found, guest.left, guest.marks)
-            self._exchange(guest, back)
+            return_marks(row.found, row.left, row.marks)
+            self._exchange(row, back)
 
-    def _keep_marks(self, guest: _MaterializedTensor) -> None:
+    def _keep_marks(self, row: _MaterializedTensor) -> None:
         """Attributes that the forward has set on a tensor, or taken away."""
-        if guest.left is guest.tensor:
-            for tensor in (guest.found, guest.origin):
-                if tensor is not guest.tensor:
-                    return_marks(tensor, guest.tensor, guest.marks)
+        if row.left is row.tensor:
+            for tensor in (row.found, row.origin):
+                if tensor is not row.tensor:
+                    return_marks(tensor, row.tensor, row.marks)
 
-    def _follow(self, guest: _MaterializedTensor) -> None:
+    def _follow(self, row: _MaterializedTensor) -> None:
         """A placeholder is what its tensor has become: of another dtype or shape, or frozen."""
-        if guest.found is guest.origin or guest.left is not guest.tensor:
+        if row.found is row.origin or row.left is not row.tensor:
             return
-        guard, tensor = guest.found, guest.tensor
-        if tensor.dtype != guard.dtype or tensor.shape != guard.shape:
-            guard.follow(tensor)
-        if tensor.requires_grad != guest.was_trainable:
-            guard.requires_grad_(tensor.requires_grad)
+        placeholder, tensor = row.found, row.tensor
+        if tensor.dtype != placeholder.dtype or tensor.shape != placeholder.shape:
+            placeholder.follow(tensor)
+        if tensor.requires_grad != row.was_trainable:
+            placeholder.requires_grad_(tensor.requires_grad)
 
-    def _exchange(self, guest: _MaterializedTensor, tensor: Any) -> None:
+    def _exchange(self, row: _MaterializedTensor, tensor: Any) -> None:
         """Another resting tensor."""
-        rest, index = self.store, guest.index
+        rest, index = self.store, row.index
         rest.keep(index, tensor)
         rest.placeholders[index].follow(tensor)
         rest.slots[index].write(rest.placeholders[index])

@@ -130,7 +130,7 @@ class Prefetcher:
         """To be called when a block has its weights and is about to compute: sends for the next one."""
         lane = self._lane
         if not lane.forwards:
-            return  # one layer called alone: nobody would clean up after the next one
+            return  # one layer called alone: nothing would clean up after the next one
         if lane.last is not None:
             lane.last.follower = hook
         lane.last = hook

@@ -1,4 +1,4 @@
-"""Who uses the offloaded tensors of a module: brought in for the first one, and out again after the last."""
+"""Uses of a module's offloaded tensors: brought in for the first one, and out again after the last."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["OffloadedModule", "Use", "is_capturing"]
 
 
 class OffloadedModule:
-    """Offloaded tensors of one module, and who uses them.
+    """Offloaded tensors of one module, and the forwards that use them.
 
     Args:
         store: the tensors.
@@ -47,7 +47,7 @@ class OffloadedModule:
 
     @property
     def is_live(self) -> bool:
-        """Whether somebody uses the tensors now."""
+        """Whether the tensors are in use now."""
         return bool(self._users)
 
     def is_held(self, device: torch.device | None) -> bool:
@@ -77,12 +77,12 @@ class OffloadedModule:
                     name=name,
                 )
             if materialized is not None and not materialized.is_complete:
-                self._end_visit()  # somebody was interrupted there
+                self._release_all()  # bringing them in was interrupted
             # Counted first, so that an interrupt at any point finds here what has to be undone.
             self._users.add(use)
             try:
                 if self._materialized is None:
-                    self._begin_visit(device)
+                    self._materialize(device)
             except BaseException:
                 self._leave(use)
                 raise
@@ -101,8 +101,8 @@ class OffloadedModule:
     def outside(self, tensor: Any) -> Any:
         """What lies in a slot outside of forwards, where this tensor lies now."""
         materialized = self._materialized
-        guests = [] if materialized is None else materialized.guests
-        return next((guest.found for guest in guests if guest.tensor is tensor), tensor)
+        tensors = [] if materialized is None else materialized.tensors
+        return next((row.found for row in tensors if row.tensor is tensor), tensor)
 
     def stage(self, send: Callable[[Sequence[torch.Tensor]], Any]) -> None:
         """Copies the resting tensors ahead of their use; not if they are in use, or on their way already.
@@ -118,7 +118,7 @@ class OffloadedModule:
             self.staged = send([rest.value(index) for index in range(len(rest.slots))])
 
     def unstage(self) -> None:
-        """Forgets copies that were made ahead, if nobody has used them."""
+        """Forgets copies that were made ahead, if they were not used."""
         with self._lock:
             self.staged = None
 
@@ -129,11 +129,11 @@ class OffloadedModule:
             self._materialized, self.staged = None, None
             self._users = set()
 
-    def _begin_visit(self, device: torch.device) -> None:
+    def _materialize(self, device: torch.device) -> None:
         rest = self.store
         refuse_capture(device, rest.names[0])
         staged, self.staged = self.staged, None
-        rest.runs_on = device
+        rest.execution_device = device
         ready = None if staged is None else staged.take(device, rest)
         materialized = self._materialized = Materialized(rest, device)
         if staged is None or ready is None:
@@ -144,9 +144,9 @@ class OffloadedModule:
     def _leave(self, use: Use) -> None:
         self._users.discard(use)
         if not self._users:
-            self._end_visit()
+            self._release_all()
 
-    def _end_visit(self) -> None:
+    def _release_all(self) -> None:
         materialized = self._materialized
         if materialized is None:
             return
@@ -174,12 +174,14 @@ class Use:
         self.offloaded_modules = offloaded_modules
 
     def begin(self, device: torch.device) -> None:
-        """Brings all to a device; whoever calls this calls :meth:`end`, also when it raises."""
+        """Brings all to a device; the caller calls :meth:`end` afterwards, also when this raises."""
         if not self.offloaded_modules:
             return
+        # Copies must count what is written to them, also where the forward runs in inference mode.
         with torch.inference_mode(False), torch.no_grad():
             for offloaded_module in self.offloaded_modules:
                 offloaded_module.acquire(device, self)
+                # The outermost use counts: it ends last.
                 _held.uses.setdefault(offloaded_module, self)
 
     def end(self) -> None:

@@ -37,18 +37,18 @@ class OffloadStore:
         keys: their keys in ``source``, in the same order.
         names: what errors call them.
         source: where they rest. May be exchanged at any time; the next use reads the new one.
-        runs_on: where their module runs, as far as that is known.
+        execution_device: where their module runs, as far as that is known.
         tied: by address, copies shared with other modules.
         shares: instead, for each slot what it shares with other owners of its tensor, if anything.
-        says_device: placeholders say where their module runs whoever asks, not only inside a forward.
+        says_device: placeholders say where their module runs, not only inside a forward.
     """
 
     __slots__ = (
+        "execution_device",
         "keys",
         "names",
         "pinned",
         "placeholders",
-        "runs_on",
         "says_device",
         "shares",
         "slots",
@@ -62,7 +62,7 @@ class OffloadStore:
         keys: Sequence[str],
         names: Sequence[str],
         source: Mapping[str, Any],
-        runs_on: torch.device | None = None,
+        execution_device: torch.device | None = None,
         tied: TiedCopies | None = None,
         shares: Sequence[SharedCopies | None] = (),
         *,
@@ -72,12 +72,12 @@ class OffloadStore:
         self.keys = tuple(keys)
         self.names = tuple(names)
         self.source = source
-        self.runs_on = runs_on
+        self.execution_device = execution_device
         self.tied = tied
         self.shares = tuple(shares)
         self.says_device = says_device
         self.placeholders: list[PlaceholderTensor] = []
-        # Keys of what lies in pinned memory by our doing; None before anybody asked for that.
+        # Keys of what lies in pinned memory by our doing; None before the first request.
         self.pinned: list[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class OffloadStore:
         # A copy's memory is not pinned.
         return {
             **state,
-            "placeholders": [guard.in_model() for guard in self.placeholders],
+            "placeholders": [placeholder.in_model() for placeholder in self.placeholders],
             "pinned": None,
         }
 
@@ -97,24 +97,25 @@ class OffloadStore:
     def adopt(self, placeholders: Sequence[PlaceholderTensor]) -> None:
         """Takes placeholders as its own; one that several modules share says where the first of them runs."""
         self.placeholders = list(placeholders)
-        for index, guard in enumerate(self.placeholders):
-            if guard.whereabouts is None:
-                guard.whereabouts = PlaceholderDevice(self, index, self.says_device)
+        for index, placeholder in enumerate(self.placeholders):
+            if placeholder.whereabouts is None:
+                placeholder.whereabouts = PlaceholderDevice(self, index, self.says_device)
 
     def install(self, placeholders: Sequence[PlaceholderTensor]) -> None:
         """Puts placeholders into the slots."""
         self.adopt(placeholders)
-        for slot, guard in zip(self.slots, self.placeholders, strict=True):
-            slot.write(guard)
+        for slot, placeholder in zip(self.slots, self.placeholders, strict=True):
+            slot.write(placeholder)
 
     def exchange(self, source: Mapping[str, Any]) -> None:
         """Other resting tensors."""
         self.source = source
-        for guard in self.placeholders:
-            guard.kept = None
+        for placeholder in self.placeholders:
+            placeholder.kept = None
 
     def keep(self, index: int, tensor: torch.Tensor) -> None:
         """Another resting tensor of a slot: for all owners, where it has several, or the source makes a new tensor each time."""
+        # Files and read-only mappings would give the old tensor again.
         if isinstance(self.source, MutableMapping) and self.share(index, tensor) is None:
             self.source[self.keys[index]] = tensor
         else:
@@ -137,11 +138,11 @@ class OffloadStore:
 
     def fetch(self, index: int) -> torch.Tensor:
         """A copy of one resting tensor where its module runs; for reading outside of a forward."""
-        return copied(self.value(index), self.runs_on or torch.device("cpu"))
+        return copied(self.value(index), self.execution_device or torch.device("cpu"))
 
     def size_bytes(self) -> int:
         """Bytes that the tensors take where they run."""
-        return sum(guard.numel() * guard.element_size() for guard in self.placeholders)
+        return sum(placeholder.numel() * placeholder.element_size() for placeholder in self.placeholders)
 
     def share(self, index: int, resting: Any) -> dict[Any, Any] | None:
         """What the owners of one tensor share, by device; None if it has one owner."""
@@ -201,29 +202,31 @@ class OffloadStore:
         writes: list[tuple[Slot, Any]] = []
         for index, slot in enumerate(self.slots):
             device = devices.get(self.keys[index], torch.device("cpu"))
-            found, guard = slot.read(), self.placeholders[index]
-            # What somebody else put there, or took away, is theirs.
+            found, placeholder = slot.read(), self.placeholders[index]
+            # What others put there, or took away, is theirs.
             if device.type == "meta" or found is None or is_foreign(found):
                 continue
-            if id(guard) not in made:
+            if id(placeholder) not in made:
                 resting = self.value(index)
                 tensor = resting if resting.device == device else copied(resting, device)
-                made[id(guard)] = tensor if slot.is_buffer else _as_parameter(tensor, guard, journal)
-            writes.append((slot, made[id(guard)]))
+                made[id(placeholder)] = (
+                    tensor if slot.is_buffer else _as_parameter(tensor, placeholder, journal)
+                )
+            writes.append((slot, made[id(placeholder)]))
         return writes
 
 
 def is_foreign(found: Any) -> bool:
-    """Whether somebody put a real tensor in place of a placeholder: for one call, or for good."""
+    """Whether a real tensor was put in the place of a placeholder: for one call, or for good."""
     # As the object says now: torch can swap what two tensors are and leave the objects in place.
     return found is not None and not found.is_meta
 
 
-def _as_parameter(tensor: Any, guard: PlaceholderTensor, journal: Journal) -> Any:
+def _as_parameter(tensor: Any, placeholder: PlaceholderTensor, journal: Journal) -> Any:
     if not isinstance(tensor, nn.Parameter):
-        made = nn.Parameter(tensor, requires_grad=guard.requires_grad)
-        copy_marks(guard, made)
+        made = nn.Parameter(tensor, requires_grad=placeholder.requires_grad)
+        copy_marks(placeholder, made)
         return made
     # The caller's own parameter: the placeholder may have been frozen or thawed meanwhile.
-    journal.require_gradient(tensor, guard.requires_grad)
+    journal.require_gradient(tensor, placeholder.requires_grad)
     return tensor

@@ -1,4 +1,4 @@
-"""A parameter that notes when somebody reaches for its data: what is written there, torch does not count."""
+"""A parameter that notes when its data is reached for: what is written there, torch does not count."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class WatchedTensor(torch.Tensor):
 
     @property
     def was_reached(self) -> bool:
-        """Whether somebody has had its data."""
+        """Whether its data was reached for."""
         return getattr(self, "_reached", False)
 
     def _note(self) -> None:
@@ -57,7 +57,7 @@ class WatchedTensor(torch.Tensor):
         torch.Tensor.data.__set__(self, values)  # type: ignore[attr-defined]
 
     def detach(self) -> torch.Tensor:
-        """As of any tensor; whoever reaches for its data has reached for this one's."""
+        """As of any tensor; reaching for its data is reaching for this one's."""
         made = torch.Tensor._make_subclass(WatchedTensor, super().detach())
         made._source = self
         return made
@@ -98,12 +98,12 @@ class WatchedTensor(torch.Tensor):
 
 
 def watched(data: torch.Tensor, *, requires_grad: bool) -> WatchedTensor:
-    """Data as a parameter that notes when somebody reaches for it."""
+    """Data as a parameter that notes when it is reached for."""
     made: WatchedTensor = torch.Tensor._make_subclass(WatchedTensor, data, requires_grad)
     made._is_param = True
     return made
 
 
 def unwatched(tensor: torch.Tensor) -> torch.Tensor:
-    """The same data in a plain tensor, for who only reads it."""
+    """The same data in a plain tensor, for code that only reads it."""
     return torch.Tensor.detach(tensor) if isinstance(tensor, WatchedTensor) else tensor

@@ -69,7 +69,7 @@ def offload_weight(
     path = _data_file(offload_folder, weight_name)
     bytes_of = _flat_bytes(weight.detach().cpu())
     try:
-        # A new file in its place: whoever has the old one mapped keeps it, and a link is not followed.
+        # A new file in its place: a reader that has the old one mapped keeps it, and a link is not followed.
         path.unlink(missing_ok=True)
         path.write_bytes(bytes_of)
     except OSError as error:
@@ -81,6 +81,7 @@ def offload_weight(
 
 
 def _flat_bytes(tensor: torch.Tensor) -> bytes:
+    # As bytes, because NumPy has no bfloat16 and no float8.
     flat = tensor.contiguous().flatten().view(torch.uint8)
     return bytes(flat.numpy().tobytes()) if flat.numel() else b""
 
@@ -158,6 +159,7 @@ def save_offload_index(index: Mapping[str, Any] | None, offload_folder: str | os
         return
     path = Path(path_text(offload_folder, "the folder for weights")) / INDEX
     merged = {**(read_index(offload_folder) if path.is_file() else {}), **index}
+    # Renaming is atomic, so no reader sees half of an index.
     half = path.with_name(f".{INDEX}.{os.getpid()}")
     try:
         half.write_text(json.dumps(merged, indent=2), encoding="utf-8")

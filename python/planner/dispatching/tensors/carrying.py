@@ -55,7 +55,7 @@ def _moves_itself(tensor: Any) -> bool:
 
 
 def _twin(tensor: Any, data: torch.Tensor, name: str) -> Any:
-    """A tensor of the same class that carries the same, past the constructor, whose arguments nobody knows."""
+    """A tensor of the same class that carries the same, past the constructor, whose arguments are not known."""
     made = torch.Tensor._make_subclass(type(tensor), data, tensor.requires_grad)
     made.__dict__.update(_copied_attributes(tensor, {id(tensor): made}, name))
     return made

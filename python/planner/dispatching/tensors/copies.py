@@ -68,7 +68,7 @@ def like_parameter(model: Any, data: torch.Tensor) -> Any:
 
 
 class SharedCopies(dict[Any, Any]):
-    """Copies of one tied tensor by device, while somebody uses them.
+    """Copies of one tied tensor by device, while they are in use.
 
     Guarantee: a deep copy or a pickle of several owners leaves theirs shared, too, and empty.
     """
@@ -173,7 +173,7 @@ def has_marks(model: Any, tensor: Any) -> bool:
 
 
 def visitor(found: Any, device: torch.device) -> Any:
-    """A tensor that somebody put in place of a placeholder, on a device: gradients flow back to it."""
+    """A tensor that was put in the place of a placeholder, on a device: gradients flow back to it."""
     if found.device == device:
         return found
     if isinstance(found, nn.Parameter) and not found.requires_grad:

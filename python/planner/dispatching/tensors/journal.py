@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
+from functools import partial
 from typing import Any
 
 __all__ = ["Journal"]
@@ -17,46 +18,57 @@ class Journal:
     """
 
     def __init__(self) -> None:
-        self._before: list[tuple[MutableMapping[str, Any], str, Any]] = []
-        self._moved: list[tuple[Any, Any, Any]] = []
-        self._marked: list[tuple[Any, bool]] = []
+        # Each written down before the change that it undoes: an interrupt between the two leaves one that does nothing.
+        self._undo: list[Callable[[], object]] = []
 
     def set(self, table: MutableMapping[str, Any], key: str, value: Any) -> None:
         """Sets a key."""
         before = table[key] if key in table else _ABSENT  # noqa: SIM401 (TorchScript's has no `get`)
-        self._before.append((table, key, before))
+        self._undo.append(partial(_restore, table, key, before))
         table[key] = value
 
     def remove(self, table: MutableMapping[str, Any], key: str) -> None:
         """Removes a key, if it is there."""
         if key in table:
-            self._before.append((table, key, table[key]))
+            self._undo.append(partial(_restore, table, key, table[key]))
             del table[key]
+
+    def put_back(self, table: MutableMapping[str, Any], key: str, ours: Any, *before: Any) -> None:
+        """What was there before ours, if anything was; what others have put there since stays."""
+        if table.get(key) is not ours:
+            return
+        if before:
+            self.set(table, key, *before)
+        else:
+            self.remove(table, key)
+
+    def assign(self, owner: Any, name: str, value: Any) -> None:
+        """Sets an attribute of an object."""
+        self._undo.append(partial(setattr, owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
 
     def move(self, parameter: Any, made: Any) -> None:
         """Gives a parameter the values and the gradient of another one, so that who holds it, holds these."""
-        self._moved.append((parameter, parameter.data, parameter.grad))
+        self._undo.append(partial(_give, parameter, parameter.data, parameter.grad))
         _give(parameter, made.data, made.grad)
 
     def require_gradient(self, parameter: Any, requires_grad: bool) -> None:
         """Freezes or thaws a parameter."""
         if parameter.requires_grad != requires_grad:
-            self._marked.append((parameter, parameter.requires_grad))
+            self._undo.append(partial(parameter.requires_grad_, parameter.requires_grad))
             parameter.requires_grad_(requires_grad)
 
     def roll_back(self) -> None:
         """Puts everything back."""
-        while self._before:
-            table, key, value = self._before.pop()
-            if value is not _ABSENT:
-                table[key] = value
-            else:
-                table.pop(key, None)
-        while self._moved:
-            _give(*self._moved.pop())
-        while self._marked:
-            parameter, requires_grad = self._marked.pop()
-            parameter.requires_grad_(requires_grad)
+        while self._undo:
+            self._undo.pop()()
+
+
+def _restore(table: MutableMapping[str, Any], key: str, before: Any) -> None:
+    if before is not _ABSENT:
+        table[key] = before
+    else:
+        table.pop(key, None)
 
 
 def _give(parameter: Any, data: Any, gradient: Any) -> None:

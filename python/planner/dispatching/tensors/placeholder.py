@@ -1,4 +1,4 @@
-"""What lies in a slot while its weight is offloaded: shape, dtype and device, and an error for whoever reads values.
+"""What lies in a slot while its weight is offloaded: shape, dtype and device, and an error where values are read.
 
 A plain meta tensor is not enough: torch computes with a CPU tensor and a meta tensor without complaint, and gives
 whatever lies in uninitialised memory. Nor is one that says "meta": what a model makes on its device has no values.
@@ -25,7 +25,7 @@ aten = torch.ops.aten
 _META = torch.device("meta")
 _DEVICE = torch.ops.prim.device.default
 
-# They make a tensor of their own, on the placeholder's device if they are not told another one.
+# They make a tensor of their own, on the placeholder's device unless they get another one.
 _FACTORIES = {
     aten.empty_like,
     aten.zeros_like,
@@ -42,7 +42,7 @@ _FACTORIES = {
 }
 # They compute a module of torch's with the weights of the modules inside, which are not called.
 _WHOLE_MODULES = {aten._transformer_encoder_layer_fwd.default, aten._native_multi_head_attention.default}
-# `state_dict` and `.data` ask for these; where values may be fetched, they still wait until somebody wants them.
+# `state_dict` and `.data` ask for these; where values may be fetched, they still wait until they are wanted.
 _SAME_VALUES = {aten.detach.default, aten.alias.default}
 
 
@@ -55,10 +55,10 @@ class PlaceholderTensor(torch.Tensor):
     """
 
     is_meta = True
-    # For whoever counts bytes: marks lead to the model.
+    # For code that counts bytes: marks lead to the model.
     carries_nothing = True
     offloaded_name: str
-    # None: on the meta device, whoever asks.
+    # None: always the meta device.
     whereabouts: PlaceholderDevice | None = None
     fetch: Callable[[], torch.Tensor] | None
     # In a pickle, and in a shallow copy of a module: of which placeholder this is the twin. Otherwise: its own twin.

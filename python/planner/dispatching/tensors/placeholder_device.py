@@ -22,7 +22,7 @@ _CPU = torch.device("cpu")
 _CALLS = frozenset({"_call_impl", "forward", "generate"})
 
 
-class _AtRest(Protocol):
+class _Store(Protocol):
     """Of :class:`planner.dispatching.offload.store.OffloadStore`, what a placeholder needs."""
 
     @property
@@ -32,39 +32,38 @@ class _AtRest(Protocol):
     def placeholders(self) -> Sequence[Any]: ...
 
     @property
-    def runs_on(self) -> torch.device | None: ...
+    def execution_device(self) -> torch.device | None: ...
 
     def fetch(self, index: int) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlaceholderDevice:
-    """Where the values of a placeholder are, and who is told where they are wanted.
+    """Where the values of a placeholder are, and which code sees where they are wanted.
 
     Args:
         store: the tensors that it is one of.
         index: which one.
-        is_open: everybody is told; otherwise only who asks inside a forward, and everybody else gets "meta", as accelerate
-            has it.
+        is_open: all code does; otherwise only code inside a forward, and all other gets "meta", as accelerate has it.
     """
 
-    store: _AtRest
+    store: _Store
     index: int
     is_open: bool
 
     def device(self) -> torch.device:
-        """The device to say to who asks now."""
+        """The device that the placeholder has for the code that asks now."""
         if self.is_open or self._is_running():
-            return self.store.runs_on or _CPU
+            return self.store.execution_device or _CPU
         return _META
 
     def closed(self) -> PlaceholderDevice:
-        """The same, told inside a forward only."""
+        """The same, seen inside a forward only."""
         return replace(self, is_open=False)
 
-    def is_of(self, guard: Any) -> bool:
+    def is_of(self, placeholder: Any) -> bool:
         """Whether a placeholder stands for the tensor itself and not for a view of it."""
-        return self.store.placeholders[self.index] is guard
+        return self.store.placeholders[self.index] is placeholder
 
     def values(self) -> torch.Tensor:
         """A copy of the tensor where its module runs."""
@@ -95,11 +94,13 @@ class PlaceholderDevice:
         return False
 
     def _is_inside(self, model: nn.Module) -> bool:
-        owner, guard = self.store.slots[self.index].module, self.store.placeholders[self.index]
+        owner, placeholder = self.store.slots[self.index].module, self.store.placeholders[self.index]
         return any(
             module is owner
             or any(
-                held is guard for table in (module._parameters, module._buffers) for held in table.values()
+                held is placeholder
+                for table in (module._parameters, module._buffers)
+                for held in table.values()
             )
             for _, module in modules_of(model)
         )

@@ -31,7 +31,7 @@ __all__ = [
 class Slot:
     """One parameter or buffer of one module object.
 
-    The object, not a dotted path: whoever wraps the module later changes its path, not the slot.
+    The object, not a dotted path: wrapping the module later changes its path, not the slot.
     """
 
     module: nn.Module
@@ -149,8 +149,8 @@ def _known_device(device: Any) -> torch.device:
         resolved = torch.device(device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidDevicesError(f"{shown(device)} is no device of torch", device=device) from error
-    said = (device_words(device) or ("", None))[1] if isinstance(device, str) else device
-    if isinstance(said, int | str) and resolved.index != int(said):
+    number = (device_words(device) or ("", None))[1] if isinstance(device, str) else device
+    if isinstance(number, int | str) and resolved.index != int(number):
         # torch keeps eight bits of a number.
         raise InvalidDevicesError(f"{shown(device)} is no device of torch", device=device)
     return resolved

@@ -37,7 +37,7 @@ class TiedCopy:
         self.slots = tuple(slots)
         self.name = name
         self.is_resting = is_resting
-        # As it was when all were the same; None before anybody has looked.
+        # As it was when all were the same; None before the first look.
         self.state: Any = None
         self.was_trainable = False
 
@@ -50,7 +50,7 @@ class TiedCopy:
         self.state = _WRITTEN if was_written else _state_of(self.tensor)
 
     def is_there(self) -> bool:
-        """Whether the model still has it; what somebody has put in its place is not tied."""
+        """Whether the model still has it; what was put in its place is not tied."""
         return self.is_resting or any(slot.read() is self.tensor for slot in self.slots)
 
     def note(self) -> None:
@@ -103,7 +103,7 @@ class Tie:
             _living.add(self)
 
     def is_held_by(self, tensors: set[int]) -> bool:
-        """Whether one of the copies is among tensors, said by identity."""
+        """Whether one of the copies is among tensors, by identity."""
         return any(id(copy.tensor) in tensors for copy in self.copies)
 
     def settle(self) -> None:
@@ -121,10 +121,13 @@ class Tie:
             for copy in there:
                 copy.note()
 
-    def require_one_tensor(self) -> None:
-        """Raises OffloadError where a copy has other values, although torch has counted no write: compares all of them.
+    def require_one_tensor(self) -> list[torch.Tensor]:
+        """The copies that the model still has, when all of them have the same values.
 
         For the end of a dispatch, where one of them must stand for all.
+
+        Raises:
+            OffloadError: one has others, although torch has counted no write. Fields: ``name``.
         """
         with self._lock:
             there = [copy for copy in self.copies if copy.is_there() and copy.tensor is not None]
@@ -137,6 +140,7 @@ class Tie:
                         "them is meant cannot be told; copy one into the other, under torch.no_grad()",
                         name=first.name,
                     )
+            return [copy.tensor for copy in there]
 
     def settle_traced(self) -> None:
         """The same in compiled code, where versions cannot be traced: others that can be trained get what the first one is."""
@@ -215,7 +219,7 @@ _living_lock = threading.Lock()
 def _listen() -> None:
     """Hears of every optimizer's step from now on: it may be the last thing before the model is saved.
 
-    Also of its beginning, because compiled code has not said what it has brought along.
+    Also of its beginning, because compiled code does not note what it has brought along.
     """
     register_optimizer_step_pre_hook(_settle_held)
     register_optimizer_step_post_hook(_settle_held)

@@ -142,7 +142,7 @@ class ArgumentCopies:
                 del value[key]
 
     def _items(self, row: _CopiedContainer, found: Contents, now: Contents, seen: set[int]) -> Any:
-        """Items that the caller's container shall hold, also where somebody else has written to it meanwhile."""
+        """Items that the caller's container shall hold, also where it was written to meanwhile."""
         was: Any = row.lent.items
         has: Any = found.items
         if isinstance(now.items, dict):
@@ -187,10 +187,10 @@ class ArgumentCopies:
         return _with_parts(item, seen, self._returned)
 
 
-def _with_parts(item: Any, seen: set[int], home: Callable[[Any, set[int]], Any]) -> Any:
+def _with_parts(item: Any, seen: set[int], original: Callable[[Any, set[int]], Any]) -> Any:
     """A container with other parts in the places of its own: itself, but for tuples."""
     if isinstance(item, tuple):
-        parts = [home(part, seen) for part in item]
+        parts = [original(part, seen) for part in item]
         is_same = all(part is before for part, before in zip(parts, item, strict=True))
         return item if is_same else rebuilt(item, parts)
     if id(item) in seen:
@@ -199,10 +199,10 @@ def _with_parts(item: Any, seen: set[int], home: Callable[[Any, set[int]], Any])
     now = contents_of(item)
     items: Any = now.items
     if isinstance(items, list):
-        items = [home(part, seen) for part in items]
+        items = [original(part, seen) for part in items]
     elif isinstance(items, dict):
-        items = {key: home(part, seen) for key, part in items.items()}
-    attributes = {name: home(part, seen) for name, part in now.attributes.items()}
+        items = {key: original(part, seen) for key, part in items.items()}
+    attributes = {name: original(part, seen) for name, part in now.attributes.items()}
     write(item, now, Contents(items, attributes))
     return item
 

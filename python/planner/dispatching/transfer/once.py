@@ -59,7 +59,7 @@ def one_forward() -> Iterator[None]:
 
 
 def carry_alone(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on a device, whoever else may want it there."""
+    """The tensor on a device, in a copy that is not shared."""
     if tensor.is_meta and device.type != "meta" and not is_offloaded(tensor):
         raise NoValuesError(
             f"a tensor of shape {tuple(tensor.shape)} shall go to {device}, but it is on the meta device and has no values; if "

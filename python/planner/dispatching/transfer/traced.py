@@ -107,7 +107,7 @@ class TracedArgumentCopies:
 
     def _return_list(self, value: Any, now: list[Any], items: list[Any]) -> None:
         if len(now) != len(items) or any(mine is not its for mine, its in zip(now, items, strict=True)):
-            value[:] = [self._home(item) for item in now]
+            value[:] = [self._original(item) for item in now]
 
     def _return_entries(self, value: Any, made: Any, items: dict[Any, Any]) -> None:
         is_record = kind_of(type(value)) == RECORD
@@ -116,9 +116,9 @@ class TracedArgumentCopies:
             if items.get(key, _ABSENT) is item:
                 continue
             if is_record:
-                object.__setattr__(value, key, self._home(item))
+                object.__setattr__(value, key, self._original(item))
             else:
-                value[key] = self._home(item)
+                value[key] = self._original(item)
         for key in items:
             if key in now:
                 continue
@@ -127,14 +127,14 @@ class TracedArgumentCopies:
             else:
                 del value[key]
 
-    def _home(self, item: Any) -> Any:
+    def _original(self, item: Any) -> Any:
         for mine, made in self.made:
             if made is item:
                 return mine
         if type(item) in (tuple, list):
-            return type(item)([self._home(part) for part in item])
+            return type(item)([self._original(part) for part in item])
         if type(item) is dict:
-            return {key: self._home(part) for key, part in item.items()}
+            return {key: self._original(part) for key, part in item.items()}
         return item
 
 

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use crate::checkpoint::order;
 use crate::checkpoint::outline::{FormId, Outline};
 use crate::error::Error;
-use crate::ids::TensorId;
-use crate::model::tree::{DType, Kind, Tensor, Tree, TreeBuilder};
+use crate::ids::{TensorId, id_at};
+use crate::model::builder::TreeBuilder;
+use crate::model::tree::{DType, Kind, Tensor, Tree};
 use crate::names::is_number;
 
 /// Element type of tensors that files do not hold.
@@ -79,7 +80,7 @@ impl<'a> Places<'a> {
             if part.is_empty() || depth == PARTS || self.places[place as usize].tensor.is_some() {
                 return Err(Error::ImpossibleName { name: name.to_string() });
             }
-            let next = self.places.len() as u32;
+            let next = id_at(self.places.len());
             let below = *self.by_name.entry((place, part)).or_insert(next);
             if below == next {
                 self.places.push(Place { name: part, tensor: None, children: Vec::new() });

@@ -1,5 +1,6 @@
 //! What is known of an architecture before any model of it exists: which modules there are, in which order, of which class.
 
+use crate::ids::id_at;
 use crate::names::is_number;
 
 /// Index of a form in its outline.
@@ -37,7 +38,7 @@ pub struct Outline {
 impl Outline {
     /// An outline; ids that name no form, or that would put a form inside itself, are left out.
     pub fn new(mut forms: Vec<Form>) -> Self {
-        let count = forms.len() as FormId;
+        let count = id_at(forms.len());
         for form in &mut forms {
             for (_, ids) in &mut form.children {
                 ids.retain(|&id| id < count);

@@ -2,8 +2,9 @@
 
 use std::collections::HashSet;
 
-use crate::ids::NodeId;
+use crate::ids::{NodeId, id_at};
 use crate::model::layout::Layout;
+use crate::model::sizes::{sum_upwards, tensor_rows};
 use crate::model::tree::Kind;
 use crate::sets::BitSet;
 
@@ -24,11 +25,20 @@ pub struct BalanceFacts {
     pub largest_direct_bits: i64,
 }
 
+/// Which tensors are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counted {
+    /// All.
+    All,
+    /// Buffers only.
+    Buffers,
+}
+
 impl Layout {
     /// Facts for balanced budgets.
     pub fn balance_facts(&self) -> BalanceFacts {
         let tree = self.tree();
-        let listed = self.listed_rows(false);
+        let listed = self.listed_rows(Counted::All);
         let mut facts = BalanceFacts { total_bits: self.formula_bits(0), ..Default::default() };
         let mut is_final = BitSet::new(tree.len());
         let mut has_inner = BitSet::new(tree.len());
@@ -43,7 +53,7 @@ impl Layout {
         if self.is_no_split(0) {
             facts.largest_no_split_bits = facts.total_bits;
         }
-        for node in 1..tree.len() as NodeId {
+        for node in 1..id_at(tree.len()) {
             if !tree.is_module(node) {
                 continue;
             }
@@ -63,11 +73,11 @@ impl Layout {
 
     /// Rows in the order of the keys of accelerate's `compute_module_sizes`: each tensor as it is first met, behind those
     /// of its ancestors that are not listed yet. Tied by name counts as met, where another name is the one that counts.
-    pub fn listed_rows(&self, buffers_only: bool) -> Vec<NodeId> {
+    pub fn listed_rows(&self, counted: Counted) -> Vec<NodeId> {
         let tree = self.tree();
         let mut is_listed = BitSet::new(tree.len());
         let mut listed = Vec::new();
-        for row in self.counted_rows(buffers_only) {
+        for row in self.counted_rows(counted) {
             let start = listed.len();
             let mut node = row;
             while !is_listed.contains(node) {
@@ -81,33 +91,35 @@ impl Layout {
     }
 
     /// The row under which each tensor counts, in the order in which accelerate meets them.
-    fn counted_rows(&self, buffers_only: bool) -> Vec<NodeId> {
+    fn counted_rows(&self, counted: Counted) -> Vec<NodeId> {
         let tree = self.tree();
         let mut seen = [BitSet::new(tree.tensor_count()), BitSet::new(tree.tensor_count())];
-        let mut met = self.tensor_rows();
+        let mut met = tensor_rows(tree);
         met.retain(|&row| {
             let is_parameter = tree.kind(row) == Kind::Parameter;
-            let Some(id) = tree.tensor_id(row).filter(|_| !(is_parameter && buffers_only)) else { return false };
+            let Some(id) = tree.tensor_id(row).filter(|_| !(is_parameter && counted == Counted::Buffers)) else {
+                return false;
+            };
             let is_new = !seen[usize::from(is_parameter)].contains(id);
             seen[usize::from(is_parameter)].insert(id);
             is_new
         });
         let stands = |row: NodeId| tree.tensor_id(row).map(|id| self.one_tensor[id as usize]);
-        let counted: HashSet<_> =
+        let known: HashSet<_> =
             met.iter().filter(|&&row| !self.uncounted.contains(row)).filter_map(|&r| stands(r)).collect();
-        met.retain(|&row| !self.uncounted.contains(row) || stands(row).is_some_and(|id| !counted.contains(&id)));
+        met.retain(|&row| !self.uncounted.contains(row) || stands(row).is_some_and(|id| !known.contains(&id)));
         met
     }
 
     /// Stored bits of every listed row, each tensor counted where it is met first.
-    pub fn stored_sizes(&self, buffers_only: bool) -> Vec<(NodeId, i64)> {
+    pub fn stored_sizes(&self, counted: Counted) -> Vec<(NodeId, i64)> {
         let tree = self.tree();
-        let rows = self.listed_rows(buffers_only);
+        let rows = self.listed_rows(counted);
         let mut bits = vec![0i64; tree.len()];
         for &row in &rows {
             bits[row as usize] = tree.tensor_id(row).map_or(0, |id| self.planned_bits(id));
         }
-        crate::model::tree::sum_upwards(tree, &mut bits);
+        sum_upwards(tree, &mut bits);
         rows.into_iter().map(|row| (row, bits[row as usize])).collect()
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::ids::NodeId;
+use crate::ids::{NodeId, id_at};
 use crate::model::layout::Layout;
 use crate::model::tree::{Kind, Tree};
 use crate::names::is_number;
@@ -74,7 +74,7 @@ impl Blocks {
         let blocks = cutter.cut();
         let mut starts: Vec<(NodeId, u32)> = Vec::new();
         for (position, rows) in blocks.iter().enumerate() {
-            starts.extend(rows.iter().map(|&row| (row, position as u32)));
+            starts.extend(rows.iter().map(|&row| (row, id_at(position))));
         }
         starts.sort_unstable();
         let mut this = Self { blocks, units: Vec::new(), siblings: Vec::new(), unit_at: Vec::new(), starts };
@@ -88,14 +88,27 @@ impl Blocks {
         self.unit_at[position as usize]
     }
 
-    /// Modules called `experts` that hold tensors themselves: all experts in one, which no granularity takes apart.
-    pub fn fused_experts(tree: &Tree) -> Vec<NodeId> {
+    /// Rows of a unit, block by block.
+    pub fn rows_of<'a>(&'a self, unit: &'a BlockUnit) -> impl Iterator<Item = NodeId> + 'a {
+        unit.positions.iter().flat_map(|&position| self.blocks[position as usize].iter().copied())
+    }
+
+    /// The first row of a block, by its number among those of its unit.
+    pub fn first_row(&self, unit: &BlockUnit, block: u32) -> Option<NodeId> {
+        let position = unit.positions.get(block as usize)?;
+        self.blocks[*position as usize].first().copied()
+    }
+
+    /// Modules called `experts` that hold tensors themselves: all experts in one, which no granularity takes apart. Each
+    /// with its unit.
+    pub fn fused_experts(&self, tree: &Tree) -> Vec<(NodeId, u32)> {
         let is_fused = |&row: &NodeId| {
             tree.is_module(row)
                 && tree.local_name(row) == "experts"
                 && tree.children(row).any(|child| !tree.is_module(child))
         };
-        (1..tree.len() as NodeId).filter(is_fused).collect()
+        let fused = (1..id_at(tree.len())).filter(is_fused);
+        fused.flat_map(|row| self.units_of(tree, row).into_iter().map(move |unit| (row, unit))).collect()
     }
 
     /// Units with a block inside a row, or the one that holds it.
@@ -114,12 +127,12 @@ impl Blocks {
     fn join(&mut self, layout: &Layout, keep_together: &[Vec<NodeId>]) {
         let tree = layout.tree();
         let held: Vec<Held> = self.weigh(layout);
-        let mut sets = DisjointSets::new(self.blocks.len() as u32);
+        let mut sets = DisjointSets::new(id_at(self.blocks.len()));
         let mut holder: HashMap<u32, u32> = HashMap::new();
         for (position, held) in held.iter().enumerate() {
             for &id in &held.shared {
-                let first = *holder.entry(id).or_insert(position as u32);
-                sets.unite(first, position as u32);
+                let first = *holder.entry(id).or_insert(id_at(position));
+                sets.unite(first, id_at(position));
             }
         }
         for rows in keep_together {
@@ -132,7 +145,7 @@ impl Blocks {
             }
         }
         let mut members: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-        for position in 0..self.blocks.len() as u32 {
+        for position in 0..id_at(self.blocks.len()) {
             members.entry(sets.root(position)).or_default().push(position);
         }
         self.unit_at = vec![0; self.blocks.len()];
@@ -140,7 +153,7 @@ impl Blocks {
             let mut unit = BlockUnit { positions, bits: 0, block_bits: Vec::new(), buffers_only: true };
             let mut union: HashSet<u32> = HashSet::new();
             for &position in &unit.positions {
-                self.unit_at[position as usize] = index as u32;
+                self.unit_at[position as usize] = id_at(index);
                 let held = &held[position as usize];
                 unit.bits += held.own_bits;
                 unit.block_bits.push(held.own_bits + total_bits(layout, held.shared.iter()));
@@ -185,7 +198,7 @@ impl Blocks {
         let tree = layout.tree();
         let one = |row: NodeId| tree.tensor_id(row).map(|id| layout.one_tensor[id as usize]);
         let mut rows_of = vec![0u8; layout.one_tensor.len()];
-        for id in (0..tree.len() as NodeId).filter_map(one) {
+        for id in (tree.rows()).filter_map(one) {
             rows_of[id as usize] = rows_of[id as usize].saturating_add(1);
         }
         let weigh = |rows: &Vec<NodeId>| {
@@ -194,7 +207,7 @@ impl Blocks {
                 let Some(id) = one(row) else { continue };
                 held.buffers_only &= tree.kind(row) != Kind::Parameter;
                 match rows_of[id as usize] {
-                    1 => held.own_bits += layout.planned_bits(id) as u64,
+                    1 => held.own_bits += layout.planned_bits(id).cast_unsigned(), // a size is not negative
                     _ => held.shared.push(id),
                 }
             }
@@ -214,7 +227,7 @@ struct Held {
 }
 
 fn total_bits<'a>(layout: &Layout, ids: impl Iterator<Item = &'a u32>) -> u64 {
-    ids.map(|&id| layout.planned_bits(id) as u64).sum()
+    ids.map(|&id| layout.planned_bits(id).cast_unsigned()).sum() // sizes are not negative
 }
 
 /// Walks down to the blocks.
@@ -236,7 +249,7 @@ impl<'a> Cutter<'a> {
         let has_parts = |row: NodeId| tree.children(row).any(|child| tree.is_module(child));
         options.split_rows.iter().filter(|&&row| has_parts(row)).for_each(|&row| split.insert(row));
         options.no_split_rows.iter().for_each(|&row| whole.insert(row));
-        for row in (1..len as NodeId).rev() {
+        for row in (1..id_at(len)).rev() {
             if layout.is_no_split(row) && !split.contains(row) {
                 whole.insert(row);
             }
@@ -254,7 +267,7 @@ impl<'a> Cutter<'a> {
             }
         }
         // Marked from the top: asking each row for what is around it would cost the square of a nest's depth.
-        for row in 1..len as NodeId {
+        for row in 1..id_at(len) {
             if whole.contains(row) || split.contains(row) || is_inside.contains(tree.parent(row)) {
                 is_inside.insert(row);
             }

@@ -5,11 +5,12 @@
 use std::sync::Arc;
 
 use crate::devices::{Device, SequentialOptions};
-use crate::ids::NodeId;
 use crate::model::blocks::{BlockOptions, Blocks, Granularity};
-use crate::model::layout::{Layout, LayoutOptions};
+use crate::model::builder::TreeBuilder;
+use crate::model::layout::Layout;
+use crate::model::options::LayoutOptions;
 use crate::model::repeated::Containers;
-use crate::model::tree::{DType, Kind, Tensor, Tree, TreeBuilder, reads};
+use crate::model::tree::{DType, Kind, Tensor, Tree, reads};
 use crate::strategy::sequential::sequential;
 
 /// A nest so many modules deep: each holds a leaf and the next.
@@ -57,7 +58,8 @@ fn distinct(depth: usize, beside: u64) -> Tree {
 fn growth(make: impl Fn(usize) -> Tree, call: impl Fn(&Layout)) -> f64 {
     let reads = |depth| {
         let tree = Arc::new(make(depth));
-        reads::during(|| call(&Layout::new(tree.clone(), LayoutOptions::default()).unwrap())) as f64
+        let count = reads::during(|| call(&Layout::new(tree.clone(), LayoutOptions::default()).unwrap()));
+        f64::from(u32::try_from(count).unwrap())
     };
     reads(800) / reads(400)
 }
@@ -90,7 +92,7 @@ fn a_nest_is_cut_in_linear_time() {
         for granularity in [Granularity::Block, Granularity::Expert] {
             let growth = growth(make, |layout| {
                 let tree = layout.tree();
-                let deepest = (0..tree.len() as NodeId).filter(|&row| tree.is_module(row)).max().unwrap();
+                let deepest = (tree.rows()).filter(|&row| tree.is_module(row)).max().unwrap();
                 Blocks::new(layout, &BlockOptions { no_split_rows: vec![deepest], granularity, ..Default::default() });
             });
             assert!(growth < 2.1, "nest {index}: twice as deep, {growth} times the reads");
@@ -115,7 +117,7 @@ fn a_nest_is_planned_in_linear_time() {
     for (index, make) in nests().iter().enumerate() {
         for fallback in [false, true] {
             let growth = growth(make, |layout| {
-                let half = layout.total_bits() as u64 / 16;
+                let half = layout.total_bits().cast_unsigned() / 16;
                 let devices = [Device::accelerator(half, true), Device::cpu(half / 2, true), Device::unlimited_disk()];
                 let options = SequentialOptions { fallback, ..Default::default() };
                 let outcome = sequential(layout, &devices, &options).unwrap();

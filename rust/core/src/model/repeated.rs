@@ -10,7 +10,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::ids::NodeId;
+use crate::ids::{NodeId, id_at};
 use crate::model::layout::Layout;
 use crate::model::tree::Tree;
 use crate::names::is_number;
@@ -82,7 +82,7 @@ impl<'a> Finder<'a> {
         let len = tree.len();
         let (mut has_tensors, mut has_modules) = (BitSet::new(len), BitSet::new(len));
         let mut is_mixed = BitSet::new(len); // holds something else than numbered modules
-        for row in (1..len as NodeId).rev() {
+        for row in (1..id_at(len)).rev() {
             let parent = tree.parent(row);
             let is_module = tree.is_module(row);
             if !is_module || has_tensors.contains(row) {
@@ -99,7 +99,7 @@ impl<'a> Finder<'a> {
         let bare: HashSet<&str> = containers.bare.iter().map(String::as_str).collect();
         let (mut is_container, mut runs_inside) = (BitSet::new(len), BitSet::new(len));
         let mut bare_rows = BitSet::new(len);
-        for row in (0..len as NodeId).rev() {
+        for row in (0..id_at(len)).rev() {
             let Some(class) = tree.class_name(row) else { continue };
             let looks_like_list = containers.by_structure && has_modules.contains(row) && !is_mixed.contains(row);
             let (is_list, is_bare) = (looks_like_list || lists.contains(class), bare.contains(class));
@@ -121,7 +121,7 @@ impl<'a> Finder<'a> {
     fn candidates(&self) -> HashMap<&'a str, Evidence> {
         let mut seen: HashMap<(NodeId, &str), Siblings> = HashMap::new();
         let mut found: HashMap<&str, Evidence> = HashMap::new();
-        for row in 1..self.tree.len() as NodeId {
+        for row in 1..id_at(self.tree.len()) {
             let Some(class) = self.tree.class_name(row) else { continue };
             if self.is_container.contains(row) || self.layout.is_alias(row) || !self.has_tensors.contains(row) {
                 continue;
@@ -145,7 +145,7 @@ impl<'a> Finder<'a> {
     fn add_lone(&self, found: &mut HashMap<&'a str, Evidence>, large: &HashSet<&str>) {
         let (mut holds_leaf, mut holds_block) = (BitSet::new(self.tree.len()), BitSet::new(self.tree.len()));
         let mut lone: HashMap<&str, bool> = HashMap::new(); // whether no module of that class holds a block
-        for row in (1..self.tree.len() as NodeId).rev() {
+        for row in (1..id_at(self.tree.len())).rev() {
             let Some(class) = self.tree.class_name(row) else { continue };
             let (parent, known) = (self.tree.parent(row), found.get(class));
             if holds_leaf.contains(row) || known.is_some_and(|evidence| !evidence.has_modules) {
@@ -168,7 +168,7 @@ impl<'a> Finder<'a> {
     fn large_classes(&self) -> HashSet<&'a str> {
         let total_bits = self.layout.formula_bits(0);
         let is_large = |&row: &NodeId| 5 * self.layout.formula_bits(row) > total_bits;
-        (1..self.tree.len() as NodeId).filter(is_large).filter_map(|row| self.tree.class_name(row)).collect()
+        (1..id_at(self.tree.len())).filter(is_large).filter_map(|row| self.tree.class_name(row)).collect()
     }
 
     /// Classes of modules around blocks of another class that have modules of their own.
@@ -176,7 +176,7 @@ impl<'a> Finder<'a> {
         let mut inside = vec![Inside::Nothing; self.tree.len()];
         let mut around = HashSet::new();
         // Each row tells its parent what it holds, so that a nest is not walked up from each of its modules.
-        for row in (1..self.tree.len() as NodeId).rev() {
+        for row in (1..id_at(self.tree.len())).rev() {
             let Some(class) = self.tree.class_name(row) else { continue };
             let mut held = inside[row as usize];
             if held.differs_from(class) {
@@ -199,7 +199,7 @@ impl<'a> Finder<'a> {
             !self.is_container.contains(row) && tree.class_name(row).is_some_and(|class| blocks.contains_key(class))
         };
         let mut holds_block = BitSet::new(tree.len());
-        for row in (1..tree.len() as NodeId).rev() {
+        for row in (1..id_at(tree.len())).rev() {
             if is_block(row) || holds_block.contains(row) {
                 holds_block.insert(tree.parent(row));
             }
@@ -262,7 +262,7 @@ enum Inside<'a> {
     Several,
 }
 
-impl<'a> Inside<'a> {
+impl Inside<'_> {
     fn with(self, other: Self) -> Self {
         match (self, other) {
             (one, Self::Nothing) | (Self::Nothing, one) => one,
@@ -284,7 +284,7 @@ impl<'a> Inside<'a> {
 fn rows_around_their_like(tree: &Tree) -> BitSet {
     let mut found = BitSet::new(tree.len());
     let mut around: HashMap<&str, Vec<NodeId>> = HashMap::new();
-    for row in 0..tree.len() as NodeId {
+    for row in tree.rows() {
         let Some(class) = tree.class_name(row) else { continue };
         let like = around.entry(class).or_default();
         while like.last().is_some_and(|&last| tree.end(last) <= row) {

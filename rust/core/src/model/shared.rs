@@ -7,15 +7,14 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::error::Error;
-use crate::ids::{NodeId, TensorId};
+use crate::ids::{NodeId, TensorId, id_at};
+use crate::model::sizes::sum_upwards;
 use crate::model::tree::Tree;
 use crate::model::tree::slice_between;
-use crate::model::tree::sum_upwards;
 use crate::sets::BitSet;
 use crate::sets::DisjointSets;
 
-/// SharedGroups, and the bytes of all else.
+/// Shared groups, and the bytes of all else.
 #[derive(Debug)]
 pub(crate) struct SharedGroups {
     parts: Vec<(NodeId, u32)>, // (part, group), by part
@@ -30,7 +29,7 @@ impl SharedGroups {
         splittable: &BitSet,
         one_tensor: &[TensorId],
         planned_bits: &[i64],
-    ) -> Result<Self, Error> {
+    ) -> Self {
         let parts = shared_parts(tree, alias, splittable, one_tensor);
         let mut bits = Vec::new();
         let mut in_groups = BitSet::new(tree.len());
@@ -47,7 +46,7 @@ impl SharedGroups {
         }
         let mut loose_bits = vec![0; tree.len()];
         let mut seen = BitSet::new(one_tensor.len());
-        for node in 0..tree.len() as NodeId {
+        for node in tree.rows() {
             let Some(id) = tree.tensor_id(node).map(|id| one_tensor[id as usize]) else { continue };
             if !alias.contains(node) && !in_groups.contains(node) && !seen.contains(id) {
                 seen.insert(id);
@@ -55,7 +54,7 @@ impl SharedGroups {
             }
         }
         sum_upwards(tree, &mut loose_bits);
-        Ok(Self { parts, bits, loose_bits })
+        Self { parts, bits, loose_bits }
     }
 
     /// Bits inside a row that belong to no group, each tensor once.
@@ -72,7 +71,7 @@ impl SharedGroups {
         self.bits.len()
     }
 
-    /// SharedGroups with a part inside a row, each once.
+    /// Shared groups with a part inside a row, each once.
     pub(crate) fn touching(&self, tree: &Tree, node: NodeId, found: &mut Vec<u32>) {
         if self.parts.is_empty() {
             return;
@@ -92,7 +91,7 @@ impl SharedGroups {
 fn shared_parts(tree: &Tree, alias: &BitSet, splittable: &BitSet, one: &[TensorId]) -> Vec<(NodeId, u32)> {
     let mut rows = vec![0u8; one.len()];
     let tensor_of = |node: NodeId| tree.tensor_id(node).map(|id| one[id as usize]).filter(|_| !alias.contains(node));
-    let all = 0..tree.len() as NodeId;
+    let all = tree.rows();
     all.clone().filter_map(tensor_of).for_each(|id| rows[id as usize] = rows[id as usize].saturating_add(1));
     if rows.iter().all(|&count| count < 2) {
         return Vec::new();
@@ -112,15 +111,15 @@ fn shared_parts(tree: &Tree, alias: &BitSet, splittable: &BitSet, one: &[TensorI
         sets.unite(first, here);
     }
     let mut sizes = vec![0u32; parts.len()];
-    for part in 0..parts.len() as u32 {
+    for part in 0..id_at(parts.len()) {
         sizes[sets.root(part) as usize] += 1;
     }
     let mut number: HashMap<u32, u32> = HashMap::new();
     let mut shared = Vec::new();
-    for part in 0..parts.len() as u32 {
+    for part in 0..id_at(parts.len()) {
         let root = sets.root(part);
         if sizes[root as usize] > 1 {
-            let next = number.len() as u32;
+            let next = id_at(number.len());
             shared.push((parts[part as usize], *number.entry(root).or_insert(next)));
         }
     }

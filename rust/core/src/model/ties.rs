@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::ids::{NodeId, TensorId};
+use crate::ids::{NodeId, TensorId, id_at};
 use crate::model::tree::{Kind, Tree, slice_between};
 
 /// Groups of rows that are one parameter.
@@ -18,7 +18,7 @@ impl Groups {
         let mut first: Vec<NodeId> = vec![NodeId::MAX; tree.tensor_count()];
         let mut index: HashMap<TensorId, usize> = HashMap::new();
         let mut members: Vec<Vec<NodeId>> = Vec::new();
-        for node in 1..tree.len() as NodeId {
+        for node in 1..id_at(tree.len()) {
             let (Kind::Parameter, Some(id)) = (tree.kind(node), tree.tensor_id(node)) else { continue };
             if first[id as usize] == NodeId::MAX {
                 first[id as usize] = node;
@@ -43,7 +43,7 @@ impl Groups {
     fn new(members: Vec<Vec<NodeId>>) -> Self {
         let mut hits: Vec<(NodeId, u32)> = Vec::new();
         for (group, nodes) in members.iter().enumerate() {
-            hits.extend(nodes.iter().map(|&node| (node, group as u32)));
+            hits.extend(nodes.iter().map(|&node| (node, id_at(group))));
         }
         hits.sort_unstable();
         Self { members, hits }

@@ -8,7 +8,7 @@ use planner_core::{DType, Device, DeviceKind, Kind, Layout, LayoutOptions, Outco
 
 /// A tree from lines such as `M:Block.l0:Leaf.w 10`: modules with their classes (`Module` where none is said), a tensor,
 /// and its bytes. A tensor called `~b` is a buffer; `@key` behind the bytes makes all tensors with that key one.
-pub fn tree(lines: &[&str]) -> Tree {
+pub(crate) fn tree(lines: &[&str]) -> Tree {
     let mut builder = TreeBuilder::new();
     let byte = builder.dtype(DType { formula_bits: 8, stored_bits: 8, castable: true });
     let mut open: Vec<&str> = Vec::new();
@@ -40,19 +40,19 @@ pub fn tree(lines: &[&str]) -> Tree {
 }
 
 /// A layout of such a tree in which some classes stay whole.
-pub fn layout(lines: &[&str], no_split: &[&str]) -> Layout {
+pub(crate) fn layout(lines: &[&str], no_split: &[&str]) -> Layout {
     let no_split_classes = no_split.iter().map(ToString::to_string).collect();
     Layout::new(tree(lines).into(), LayoutOptions { no_split_classes, ..Default::default() }).unwrap()
 }
 
 /// The row of a dotted name.
-pub fn row(layout: &Layout, name: &str) -> u32 {
+pub(crate) fn row(layout: &Layout, name: &str) -> u32 {
     layout.tree().resolve(&[name])[0].unwrap_or_else(|| panic!("there is no {name}"))
 }
 
 /// Accelerators with these budgets in bytes, a cpu, and a disk without limit. Room for the largest layer is kept on the
 /// first accelerator and the cpu.
-pub fn devices(accelerators: &[u64], cpu: u64) -> Vec<Device> {
+pub(crate) fn devices(accelerators: &[u64], cpu: u64) -> Vec<Device> {
     let mut devices: Vec<Device> =
         (0..).zip(accelerators).map(|(index, &bytes)| Device::accelerator(bytes, index == 0)).collect();
     devices.extend([Device::cpu(cpu, true), Device::unlimited_disk()]);
@@ -60,7 +60,7 @@ pub fn devices(accelerators: &[u64], cpu: u64) -> Vec<Device> {
 }
 
 /// What was placed, in order: `name=device`, where the device is `cpu`, `disk` or the number of an accelerator.
-pub fn placed(layout: &Layout, devices: &[Device], outcome: &Outcome) -> String {
+pub(crate) fn placed(layout: &Layout, devices: &[Device], outcome: &Outcome) -> String {
     let word = |device: u32| match devices[device as usize].kind {
         DeviceKind::Accelerator => device.to_string(),
         DeviceKind::Cpu => "cpu".to_string(),
@@ -71,7 +71,7 @@ pub fn placed(layout: &Layout, devices: &[Device], outcome: &Outcome) -> String 
 }
 
 /// Units of one block each that may lie everywhere, by size, in execution order.
-pub fn units(sizes: &[u64]) -> Vec<Unit> {
+pub(crate) fn units(sizes: &[u64]) -> Vec<Unit> {
     let unit = |(position, &bits): (u32, &u64)| Unit {
         bits,
         block_bits: vec![bits],

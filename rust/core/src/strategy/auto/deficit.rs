@@ -119,7 +119,9 @@ impl Deficit<'_> {
         let mut options = self.options.clone();
         // The limit of its pool rises with it, else the extra capacity would not count.
         let pool = device.pool.and_then(|pool| options.pools.get_mut(pool as usize));
-        pool.into_iter().for_each(|pool| *pool = pool.saturating_add(more));
+        if let Some(pool) = pool {
+            *pool = pool.saturating_add(more);
+        }
         let Ok(instance) = Instance::new(self.units, &devices, &options) else { return false };
         let mut search = Search::new(&instance, Steps::new(options.search_steps.min(*steps_left)));
         let found = search.is_feasible();

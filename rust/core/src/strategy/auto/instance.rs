@@ -1,5 +1,6 @@
 //! The problem as the search sees it: devices that execute, devices that only hold, and classes of like units.
 
+use crate::ids::id_at;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
@@ -43,7 +44,7 @@ pub(crate) struct Class {
 
 impl Class {
     pub(crate) fn count(&self) -> u32 {
-        self.units.len() as u32
+        id_at(self.units.len())
     }
 
     pub(crate) fn can_offload(&self) -> bool {
@@ -132,7 +133,7 @@ impl<'a> Instance<'a> {
             let leads_by_cpu = unit.block_bits.first().is_some_and(|&bits| self.is_by_cpu(bits));
             // All that the search asks of a unit but its place; what is left out here must not decide anything.
             let key = (Reverse(unit.bits), largest(false), largest(true), leads_by_cpu, unit.homes);
-            classes.entry(key).or_default().push(index as u32);
+            classes.entry(key).or_default().push(id_at(index));
         }
         self.class_of = vec![0; self.units.len()];
         for ((Reverse(bits), streamed, hosted, leads_by_cpu, homes), units) in classes {
@@ -151,7 +152,7 @@ impl<'a> Instance<'a> {
                 units,
             };
             for &unit in &class.units {
-                self.class_of[unit as usize] = self.classes.len() as u32;
+                self.class_of[unit as usize] = id_at(self.classes.len());
             }
             self.classes.push(class);
         }
@@ -167,7 +168,7 @@ impl<'a> Instance<'a> {
     pub(crate) fn oversized(&self, unit: u32) -> Option<u32> {
         let blocks = &self.units[unit as usize].block_bits;
         let block = blocks.iter().position(|&bits| bits > self.widest)?;
-        (self.has_accelerator && self.cpu.is_some()).then_some(block as u32)
+        (self.has_accelerator && self.cpu.is_some()).then_some(id_at(block))
     }
 
     /// Class of a unit.
@@ -195,7 +196,7 @@ impl<'a> Instance<'a> {
     /// offloaded to be executed elsewhere.
     pub(crate) fn is_plain(&self) -> bool {
         let is_loose = |class: &Class| {
-            let is_free = class.bins.count_ones() == self.bins.len() as u32;
+            let is_free = class.bins.count_ones() == id_at(self.bins.len());
             class.bits == 0 && class.can_offload() && (class.hosted.is_some() || !is_free)
         };
         self.units.iter().all(|unit| !unit.buffers_only) && !self.classes.iter().any(is_loose)
@@ -227,7 +228,7 @@ fn sides(devices: &[Device], options: &Options) -> Sides {
     let has_accelerator = live().any(|(_, device)| device.kind == DeviceKind::Accelerator);
     let executes = if has_accelerator { DeviceKind::Accelerator } else { DeviceKind::Cpu };
     let make = |(index, device): (usize, &Device)| Bin {
-        device: index as u32,
+        device: id_at(index),
         capacity: capacity_of(device),
         // A pool with one live member is no more than a smaller capacity, which `capacity_of` has seen to.
         pool: pool_of(device).filter(|&pool| live().filter(|(_, other)| pool_of(other) == Some(pool)).count() > 1),

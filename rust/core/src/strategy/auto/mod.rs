@@ -89,7 +89,7 @@
 //!   without a plan.
 //! - Bits on disk are exact for the packings looked at, but there is no certificate of them.
 //! - Without shared memory, runs in the order given and in any order are exact. Where accelerators share memory, the
-//!   longest run is a heuristic: that runs in the order given do not fit says then only that longest runs do not.
+//!   longest run is a heuristic: when it fails, runs are excluded only if they would not fit with memory of their own.
 //! - `returns_lower_bound` is 0 unless a complete search excluded plans without returns; beyond 1 nothing is ever
 //!   proven.
 //! - Heuristics, which prove nothing unless they meet the bound: best fit, other places of tied units beyond those
@@ -107,6 +107,7 @@
 //! - A. Pınar, C. Aykanat, "Fast optimal load balancing algorithms for 1D partitioning", J. Parallel Distrib. Comput.
 //!   64, 2004: runs by sums of sizes and halving, and the least peak by trying limits.
 
+mod counts;
 mod deficit;
 mod instance;
 mod packing;
@@ -121,7 +122,5 @@ mod staging_devices;
 mod steps;
 
 pub use deficit::shortfall;
-pub use problem::{
-    Attempt, Certificate, Execute, Failure, Fill, Mode, Options, Solution, Stage, UNPLACED, Unit, Verdict,
-};
+pub use problem::{Certificate, Execute, Failure, Fill, Mode, Options, Solution, Stage, UNPLACED, Unit, restricted};
 pub use solve::solve;

@@ -1,5 +1,7 @@
 //! A plan while it is searched for: where each unit lies, and which device executes what is offloaded.
 
+use crate::ids::id_at;
+use crate::strategy::auto::counts::saturated;
 use crate::strategy::auto::instance::{Bin, Instance};
 use crate::strategy::auto::packing::tiers::Tiers;
 use crate::strategy::auto::problem::Fill;
@@ -61,7 +63,7 @@ impl Plan {
 
     /// Changes of the executing device beyond those that its number of devices needs.
     pub(crate) fn returns(&self, instance: &Instance) -> u32 {
-        let counted = (0..instance.units.len() as u32).filter(|&unit| !instance.units[unit as usize].buffers_only);
+        let counted = (0..id_at(instance.units.len())).filter(|&unit| !instance.units[unit as usize].buffers_only);
         let (mut seen, mut last, mut runs) = (0u64, None, 0u32);
         for executor in counted.filter_map(|unit| self.executor(instance, unit)) {
             if last != Some(executor) {
@@ -77,7 +79,8 @@ impl Plan {
         let load = self.load(instance);
         let used = || instance.bins.iter().map(|bin| (load.used[bin.device as usize], bin.capacity));
         // Whole numbers of 2^-62, rounded up: equal on every machine, as floats might not be.
-        let fraction = |(used, capacity): (u64, u64)| (u128::from(used) << 62).div_ceil(u128::from(capacity)) as u64;
+        let fraction =
+            |(used, capacity): (u64, u64)| saturated((u128::from(used) << 62).div_ceil(u128::from(capacity)));
         let peak = used().map(fraction).max().unwrap_or(0);
         match instance.options.fill {
             Fill::Even => vec![peak],
@@ -94,7 +97,7 @@ impl Plan {
 
     pub(crate) fn load(&self, instance: &Instance) -> Load {
         let mut load = Load { used: vec![0; instance.device_count], reserved: vec![0; instance.device_count] };
-        for unit in 0..instance.units.len() as u32 {
+        for unit in 0..id_at(instance.units.len()) {
             let Some(home) = self.home(instance, unit) else { continue };
             load.used[home as usize] += instance.units[unit as usize].bits;
             // The largest block is enough: streamed blocks come one after another, `staging_blocks` of them at once.
@@ -118,7 +121,7 @@ impl Plan {
 
     /// Every unit has a home and an executor, and no device or pool holds more than it can.
     pub(crate) fn is_valid(&self, instance: &Instance) -> bool {
-        let all = 0..instance.units.len() as u32;
+        let all = 0..id_at(instance.units.len());
         let load = self.load(instance);
         let mut pools = vec![0u64; instance.pools.len()];
         let holders = instance.bins.iter().chain(&instance.cpu).chain(&instance.disk);

@@ -6,6 +6,7 @@
 //! and then one after another, so of several groups that hinder each other it may keep fewer than could be kept.
 
 use crate::devices::Device;
+use crate::ids::id_at;
 use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::packing::offload::Goal;
 use crate::strategy::auto::packing::weigh;
@@ -120,7 +121,7 @@ impl Best {
         let Some(first) = first(instance) else { return false };
         let places = &self.found.plan.places;
         let is_home = |&&unit: &&u32| matches!(places[unit as usize], Place::Bin(_));
-        let Some(&like) = instance.class(first as u32).units.iter().find(is_home) else { return false };
+        let Some(&like) = instance.class(id_at(first)).units.iter().find(is_home) else { return false };
         let mut plan = self.found.plan.clone();
         // Units of a class are exchangeable, so this changes no sum; only returns could grow, and `rank` does not ask.
         plan.places.swap(first, like as usize);
@@ -142,7 +143,9 @@ impl Wish {
         for group in self.groups.iter().map(|&group| &instance.options.siblings[group]) {
             let Some(&least) = group.iter().min() else { continue };
             // The first of the group leads, because units stand at their first position.
-            group.iter().for_each(|&unit| lead[unit as usize] = least as usize);
+            for &unit in group {
+                lead[unit as usize] = least as usize;
+            }
         }
         let mut units: Vec<Unit> = Vec::with_capacity(instance.units.len());
         let mut joined: Vec<usize> = Vec::with_capacity(instance.units.len());

@@ -1,5 +1,7 @@
 //! What the solver takes and returns.
 
+use crate::model::blocks::BlockUnit;
+
 /// Marks a unit of a partial plan that found no place.
 pub const UNPLACED: u32 = u32::MAX;
 
@@ -16,6 +18,31 @@ pub struct Unit {
     pub buffers_only: bool,
     /// Devices that may be its home: bit `d` stands for device `d`.
     pub homes: u64,
+}
+
+impl From<&BlockUnit> for Unit {
+    /// A unit that may lie anywhere.
+    fn from(unit: &BlockUnit) -> Self {
+        Self {
+            bits: unit.bits,
+            block_bits: unit.block_bits.clone(),
+            positions: unit.positions.clone(),
+            buffers_only: unit.buffers_only,
+            homes: u64::MAX,
+        }
+    }
+}
+
+/// Units of which some may lie on fewer devices: pairs of a unit's number and a mask of devices. What names no unit is
+/// left out.
+pub fn restricted(units: &[Unit], masks: &[(u32, u64)]) -> Vec<Unit> {
+    let mut units = units.to_vec();
+    for &(unit, mask) in masks {
+        if let Some(unit) = units.get_mut(unit as usize) {
+            unit.homes &= mask;
+        }
+    }
+    units
 }
 
 /// How room that is left over is spread.
@@ -85,7 +112,7 @@ impl Default for Options {
     }
 }
 
-/// Ways of placing units, in the order in which they are tried.
+/// Ways of placing units, in the order in which they are tried: a plan is of the first that finds one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// Runs of units on the devices in the order given.
@@ -100,28 +127,17 @@ pub enum Stage {
     Offload,
 }
 
-/// How a stage ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Verdict {
-    /// It found a plan.
-    Fits,
-    /// It has no plan.
-    DoesNotFit,
-    /// The step limit, or a bound on table sizes, came before an answer.
-    Undecided,
-}
-
-/// A stage that was tried.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Attempt {
-    /// Which one.
-    pub stage: Stage,
-    /// How it ended.
-    pub verdict: Verdict,
-    /// First unit left over where units are taken in order.
-    pub unit: Option<u32>,
-    /// What was offloaded, where it found a plan.
-    pub offloaded_bits: Option<u64>,
+impl Stage {
+    /// Stable name for people and files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InOrder => "in_order",
+            Self::OtherOrder => "other_order",
+            Self::TiePosition => "tie_position",
+            Self::Scattered => "scattered",
+            Self::Offload => "offload",
+        }
+    }
 }
 
 /// How good the plan is known to be.
@@ -165,8 +181,13 @@ pub struct Solution {
     pub disk_bits: u64,
     /// How good the plan is known to be.
     pub certificate: Certificate,
-    /// What was tried.
-    pub tried: Vec<Attempt>,
+}
+
+impl Solution {
+    /// Where a block of a unit is executed, if that is not where the unit lies.
+    pub fn executed_elsewhere(&self, unit: usize, block: usize) -> Option<u32> {
+        self.execution[unit].get(block).copied().filter(|&device| device != self.home[unit])
+    }
 }
 
 /// Why there is no plan.
@@ -183,8 +204,6 @@ pub enum Failure {
         is_proven: bool,
         /// Homes of the best partial plan, [`UNPLACED`] where there is none.
         best_partial: Vec<u32>,
-        /// What was tried.
-        tried: Vec<Attempt>,
     },
     /// A device is a bit of a unit's `homes`.
     #[error("{count} devices are more than {} can be told apart", u64::BITS)]
@@ -195,4 +214,16 @@ pub enum Failure {
     /// Sizes whose sum does not fit the arithmetic.
     #[error("the units are too large to be added up")]
     TooLarge,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::restricted;
+    use crate::testing::units;
+
+    #[test]
+    fn masks_of_one_unit_meet_and_those_of_no_unit_are_left_out() {
+        let masked = restricted(&units(&[1, 1]), &[(1, 0b110), (1, 0b011), (7, 0)]);
+        assert_eq!(masked.iter().map(|unit| unit.homes).collect::<Vec<u64>>(), [u64::MAX, 0b010]);
+    }
 }

@@ -1,5 +1,6 @@
 //! The stages in their order.
 
+use crate::ids::id_at;
 use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::packing::arrange::arrange;
 use crate::strategy::auto::packing::offload::{self, Choice, Goal, Offloading, are_alike};
@@ -7,7 +8,7 @@ use crate::strategy::auto::packing::reshape::near_runs;
 use crate::strategy::auto::packing::tiers::tiers;
 use crate::strategy::auto::packing::{Packing, Task, weigh};
 use crate::strategy::auto::plan::Plan;
-use crate::strategy::auto::problem::{Attempt, Certificate, Mode, Solution, Stage, UNPLACED, Verdict};
+use crate::strategy::auto::problem::{Certificate, Solution, Stage, UNPLACED};
 use crate::strategy::auto::rank::rank;
 use crate::strategy::auto::runs::contiguous::{Orders, Runnable, Split, runs};
 use crate::strategy::auto::runs::offload_window;
@@ -34,14 +35,12 @@ struct Ranked {
     plan: Plan,
 }
 
-/// Stages that were tried, and the plan of the last one.
+/// The stages, until one finds a plan.
 pub(crate) struct Search<'a> {
     /// Never changed: every stage looks at the same problem.
     pub(crate) instance: &'a Instance<'a>,
     /// Left and taken, of this search alone; parts that were shared out are joined again before the next stage.
     pub(crate) steps: Steps,
-    /// One entry for each stage that ended, in the order in which they were tried; only the last one may say `Fits`.
-    pub(crate) tried: Vec<Attempt>,
     /// Of use after a failure: true where every way of placing was excluded and none was cut short.
     pub(crate) is_proven: bool,
     /// What is known before the search, and which plans are of use; read by the last stage only.
@@ -52,7 +51,7 @@ pub(crate) struct Search<'a> {
 
 impl<'a> Search<'a> {
     pub(crate) fn new(instance: &'a Instance<'a>, steps: Steps) -> Self {
-        Self { instance, steps, tried: Vec::new(), is_proven: true, goal: Goal::default(), keeper: None }
+        Self { instance, steps, is_proven: true, goal: Goal::default(), keeper: None }
     }
 
     pub(crate) fn run(&mut self) -> Option<Found> {
@@ -78,52 +77,29 @@ impl<'a> Search<'a> {
         if has_forced { self.with_forced(forced) } else { self.resident() }
     }
 
-    fn note(&mut self, stage: Stage, answer: &Runnable, offloaded: u64) {
-        let (verdict, unit) = match answer {
-            Runnable::Fits(_) => (Verdict::Fits, None),
-            Runnable::DoesNotFit(unit) => (Verdict::DoesNotFit, *unit),
-            Runnable::Undecided => (Verdict::Undecided, None),
-        };
-        let offloaded_bits = (verdict == Verdict::Fits).then_some(offloaded);
-        self.tried.push(Attempt { stage, verdict, unit, offloaded_bits });
-    }
-
     /// Nothing is offloaded. The error is the lower bound on returns of any such plan.
     fn resident(&mut self) -> Result<Found, u32> {
         let split = Split::nothing(self.instance);
-        let all = || (0..self.instance.units.len() as u32).collect::<Vec<u32>>();
+        let all = || (0..id_at(self.instance.units.len())).collect::<Vec<u32>>();
         // INVARIANT: 1 only while every stage so far has excluded plans without a return.
         let mut returns = u32::from(self.instance.is_plain());
         for (stage, orders) in [(Stage::InOrder, Orders::Given), (Stage::OtherOrder, Orders::Any)] {
-            let answer = runs(self.instance, &split, all(), (orders, true), &mut self.steps);
-            self.note(stage, &answer, 0);
-            match answer {
+            match runs(self.instance, &split, all(), (orders, true), &mut self.steps) {
                 Runnable::Fits(plan) => return Ok(Found { plan, stage, lower_bound: 0, returns_lower_bound: 0 }),
                 Runnable::Undecided => returns = 0,
-                Runnable::DoesNotFit(_) => {}
+                Runnable::DoesNotFit => {}
             }
         }
         // Runs at other places of tied units may return: a unit counts at its first position in any case.
-        let (plan, is_complete) = tie_positions::other_places(self.instance, &mut self.steps);
-        let answer = match plan {
-            Some(plan) => Runnable::Fits(plan),
-            None if is_complete => Runnable::DoesNotFit(None),
-            None => Runnable::Undecided,
-        };
-        self.note(Stage::TiePosition, &answer, 0);
-        match answer {
-            Runnable::Fits(plan) => {
-                Ok(Found { plan, stage: Stage::TiePosition, lower_bound: 0, returns_lower_bound: returns })
-            }
-            _ => Err(returns),
-        }
+        let plan = tie_positions::other_places(self.instance, &mut self.steps).ok_or(returns)?;
+        Ok(Found { plan, stage: Stage::TiePosition, lower_bound: 0, returns_lower_bound: returns })
     }
 
     /// Nothing is offloaded but what cannot be resident. The error is the lower bound on returns of any such plan.
     fn with_forced(&mut self, forced: u64) -> Result<Found, u32> {
         let instance = self.instance;
         let offloaded: Vec<bool> =
-            (0..instance.units.len() as u32).map(|unit| instance.class(unit).is_forced_off()).collect();
+            (0..id_at(instance.units.len())).map(|unit| instance.class(unit).is_forced_off()).collect();
         let room = instance.cpu.map_or(0, |cpu| cpu.capacity);
         let found = tiers(instance, &instance.forced_counts(), room, &mut self.steps);
         // No homes for what must be offloaded: the last stage finds the same, and says so.
@@ -142,15 +118,13 @@ impl<'a> Search<'a> {
         let ways = [(Orders::Given, true), (Orders::Any, true), (Orders::Given, false), (Orders::Any, false)];
         for way in ways {
             let stage = if way.0 == Orders::Given { Stage::InOrder } else { Stage::OtherOrder };
-            let answer = self.with_any_staging_device(&split, &staging_devices, way);
-            self.note(stage, &answer, forced);
-            match answer {
+            match self.with_any_staging_device(&split, &staging_devices, way) {
                 Runnable::Fits(plan) => {
                     let returns_lower_bound = returns.min(plan.returns(instance));
                     return Ok(Found { plan, stage, lower_bound: forced, returns_lower_bound });
                 }
                 Runnable::Undecided => returns = 0,
-                Runnable::DoesNotFit(_) => {}
+                Runnable::DoesNotFit => {}
             }
         }
         Err(returns)
@@ -164,10 +138,10 @@ impl<'a> Search<'a> {
         way: (Orders, bool),
     ) -> Runnable {
         let mut best: Option<((u32, Vec<u64>), Plan)> = None;
-        let mut failed = Runnable::DoesNotFit(None);
+        let mut failed = Runnable::DoesNotFit;
         for &staging_device in staging_devices {
             let split = Split { staging_device, ..split.clone() };
-            let sequence = (0..self.instance.units.len() as u32).collect();
+            let sequence = (0..id_at(self.instance.units.len())).collect();
             match runs(self.instance, &split, sequence, way, &mut self.steps) {
                 Runnable::Fits(plan) => {
                     let rank = (plan.returns(self.instance), plan.unevenness(self.instance));
@@ -176,7 +150,7 @@ impl<'a> Search<'a> {
                     }
                 }
                 // One undecided device makes the whole undecided: it cannot be excluded any more.
-                Runnable::DoesNotFit(_) if matches!(failed, Runnable::Undecided) => {}
+                Runnable::DoesNotFit if matches!(failed, Runnable::Undecided) => {}
                 answer => failed = answer,
             }
         }
@@ -191,20 +165,9 @@ impl<'a> Search<'a> {
         let offloading = offload::search(instance, self.goal, &mut part);
         self.steps.join(part);
         self.is_proven = offloading.is_proven;
-        let Some(cost) = offloading.choices.first().map(|choice| choice.packing.cost()) else {
-            let verdict = if offloading.is_proven { Verdict::DoesNotFit } else { Verdict::Undecided };
-            let stage = if instance.options.mode == Mode::GpuOnly { Stage::Scattered } else { Stage::Offload };
-            self.tried.push(Attempt { stage, verdict, unit: None, offloaded_bits: None });
-            return None;
-        };
+        let cost = offloading.choices.first()?.packing.cost();
         // One search answers two stages: whether it offloads nothing says which of them has found the plan.
         let stage = if cost.0 == 0 { Stage::Scattered } else { Stage::Offload };
-        if stage == Stage::Offload {
-            // Scattered is excluded only by a bound above zero; a plan that offloads is no proof.
-            let verdict = if offloading.lower_bound > 0 { Verdict::DoesNotFit } else { Verdict::Undecided };
-            self.tried.push(Attempt { stage: Stage::Scattered, verdict, unit: None, offloaded_bits: None });
-        }
-        self.tried.push(Attempt { stage, verdict: Verdict::Fits, unit: None, offloaded_bits: Some(cost.0) });
         let lower_bound = offloading.lower_bound;
         let (plan, returns_lower_bound) = match self.without_returns(cost) {
             (Some(plan), _) => (plan, 0),
@@ -224,7 +187,7 @@ impl<'a> Search<'a> {
         let (split, is_complete) = offload_window::search(self.instance, cost, &mut self.steps);
         let Some(split) = split else { return (None, is_complete) };
         for orders in [Orders::Given, Orders::Any] {
-            let sequence = (0..self.instance.units.len() as u32).collect();
+            let sequence = (0..id_at(self.instance.units.len())).collect();
             if let Runnable::Fits(plan) = runs(self.instance, &split, sequence, (orders, true), &mut self.steps) {
                 return (Some(plan), true);
             }
@@ -306,9 +269,9 @@ impl<'a> Search<'a> {
         Some(Packing { counts, ..packing.clone() })
     }
 
-    pub(crate) fn finish(self, found: Found) -> Solution {
+    pub(crate) fn finish(self, found: &Found) -> Solution {
         let instance = self.instance;
-        let all = 0..instance.units.len() as u32;
+        let all = 0..id_at(instance.units.len());
         let home: Vec<u32> = all.clone().map(|unit| found.plan.home(instance, unit).unwrap_or(UNPLACED)).collect();
         let execution = all.map(|unit| found.plan.executors(instance, unit).unwrap_or_default()).collect();
         let load = found.plan.load(instance);
@@ -327,9 +290,8 @@ impl<'a> Search<'a> {
             steps: self.steps.taken(),
             stage: found.stage,
         };
-        let oversized = (0..home.len() as u32).map(|unit| instance.oversized(unit)).collect();
+        let oversized = (0..id_at(home.len())).map(|unit| instance.oversized(unit)).collect();
         let (reserved_bits, used_bits) = (load.reserved, load.used);
-        let tried = self.tried;
-        Solution { home, execution, oversized, reserved_bits, used_bits, offloaded_bits, disk_bits, certificate, tried }
+        Solution { home, execution, oversized, reserved_bits, used_bits, offloaded_bits, disk_bits, certificate }
     }
 }

@@ -1,6 +1,7 @@
 //! From a problem to its answer.
 
 use crate::devices::Device;
+use crate::ids::id_at;
 use crate::strategy::auto::deficit;
 use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::packing::{Task, best_fit};
@@ -14,26 +15,26 @@ const PREFERENCE_PARTS: u64 = 8;
 
 /// Places units on devices: least offloaded, least on disk, the first block at home on a device that executes, siblings run
 /// by one device, fewest returns, nearest to the order of devices given, filled as the options say; in this order.
+///
+/// # Errors
+///
+/// [`Failure::Infeasible`] when no plan was found; more devices, or larger units, than the search can handle.
 pub fn solve(units: &[Unit], devices: &[Device], options: &Options) -> Result<Solution, Failure> {
     let instance = Instance::new(units, devices, options)?;
     let mut steps = Steps::new(options.search_steps);
     // Kept apart, for a hard packing would use up all that it is given.
     let kept = steps.share(options.search_steps / PREFERENCE_PARTS);
     let mut search = Search::new(&instance, steps);
-    match search.run() {
-        Some(found) => {
-            search.steps.join(kept);
-            let found = prefer(&mut search, devices, found);
-            Ok(search.finish(found))
-        }
-        None => {
-            // A failure shows what would fit and what is lacking, so that budgets can be changed with reason.
-            let best_partial = partial(&instance);
-            let unit = best_partial.iter().position(|&home| home == UNPLACED).unwrap_or(0) as u32;
-            let more_bits = deficit::to_work(units, devices, options);
-            Err(Failure::Infeasible { unit, more_bits, is_proven: search.is_proven, best_partial, tried: search.tried })
-        }
+    if let Some(found) = search.run() {
+        search.steps.join(kept);
+        let found = prefer(&mut search, devices, found);
+        return Ok(search.finish(&found));
     }
+    // A failure shows what would fit and what is lacking, so that budgets can be changed with reason.
+    let best_partial = partial(&instance);
+    let unit = id_at(best_partial.iter().position(|&home| home == UNPLACED).unwrap_or(0));
+    let more_bits = deficit::to_work(units, devices, options);
+    Err(Failure::Infeasible { unit, more_bits, is_proven: search.is_proven, best_partial })
 }
 
 /// Homes of as many bits as fit by best fit, first on devices that execute, then on the others.

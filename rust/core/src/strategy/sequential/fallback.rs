@@ -1,6 +1,6 @@
 //! First row in preorder, from a given one on, that is small enough and may be placed on its own.
 
-use crate::ids::NodeId;
+use crate::ids::{NodeId, id_at};
 use crate::model::layout::Layout;
 
 const NEVER: i64 = i64::MAX;
@@ -18,7 +18,7 @@ impl SmallRows {
         let tree = layout.tree();
         let width = tree.len().next_power_of_two();
         let mut least = vec![NEVER; 2 * width];
-        for node in 1..tree.len() as NodeId {
+        for node in 1..id_at(tree.len()) {
             let parent = tree.parent(node);
             // INVARIANT: parents come before children, so `least` of the parent says whether it is open itself.
             let is_open = parent == 0 || (layout.can_split(parent) && least[width + parent as usize] != NEVER);
@@ -54,7 +54,7 @@ impl SmallRows {
                 index += 1;
             }
         }
-        Some((index - self.width) as NodeId)
+        Some(id_at(index - self.width))
     }
 
     /// Bits of a row, if it has not been taken out.

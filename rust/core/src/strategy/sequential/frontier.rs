@@ -73,7 +73,7 @@ impl<'a> Frontier<'a> {
             if tree.is_module(node) {
                 self.split.insert(node);
             } else if self.layout.is_alias(node) {
-                continue;
+                // It follows its original.
             } else if self.layout.exempt.contains(node) {
                 self.placed.insert(node);
             } else if tree.kind(node) == Kind::Parameter {
@@ -138,7 +138,8 @@ impl<'a> Frontier<'a> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::Frontier;
-    use crate::model::layout::{Layout, LayoutOptions};
+    use crate::model::layout::Layout;
+    use crate::model::options::LayoutOptions;
     use crate::testing::{layout, row, tree};
 
     const LINES: &[&str] = &["a.x.v 1", "a.x.w 1", "a.y.w 1", "b.x.w 1", "c.w 1", "~mask 1"];

@@ -39,7 +39,7 @@ use crate::strategy::sequential::pass::Pass;
 ///
 /// O((rows + devices) · log rows) besides ties.
 pub fn sequential(layout: &Layout, devices: &[Device], options: &SequentialOptions) -> Result<Outcome, Error> {
-    run(layout, devices, options, &mut Margin::default())
+    run(layout, devices, *options, &mut Margin::default())
 }
 
 /// As [`sequential`], with how far the budget of one device may rise and those of the others may fall before a decision is
@@ -51,16 +51,11 @@ pub fn sequential_with_margin(
     rising: u32,
 ) -> (Result<Outcome, Error>, Margin) {
     let mut margin = Margin::of_rising(rising, devices.len());
-    let result = run(layout, devices, options, &mut margin);
+    let result = run(layout, devices, *options, &mut margin);
     (result, margin)
 }
 
-fn run(
-    layout: &Layout,
-    devices: &[Device],
-    options: &SequentialOptions,
-    margin: &mut Margin,
-) -> Result<Outcome, Error> {
+fn run(layout: &Layout, devices: &[Device], options: SequentialOptions, margin: &mut Margin) -> Result<Outcome, Error> {
     // Room for offloaded layers is of use only if some are, which a first pass without it shows.
     if options.reserve == Reserve::IfOffloaded && may_hold_all(layout, devices, margin) {
         let pass = Pass::new(layout, devices, options.fallback, false, margin);

@@ -1,7 +1,8 @@
 //! Modules that have to come along with another one, because they share a parameter.
 
 use crate::ids::NodeId;
-use crate::model::layout::{Dialect, Layout};
+use crate::model::layout::Layout;
+use crate::model::options::Dialect;
 use crate::strategy::sequential::frontier::Frontier;
 
 /// Entries that share a parameter with a module, and what the dialect adds to its size for them.

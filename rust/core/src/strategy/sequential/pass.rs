@@ -4,8 +4,9 @@
 
 use crate::devices::{Device, DeviceKind};
 use crate::error::Error;
-use crate::ids::NodeId;
-use crate::model::layout::{Dialect, Layout};
+use crate::ids::{NodeId, id_at};
+use crate::model::layout::Layout;
+use crate::model::options::Dialect;
 use crate::outcome::{Outcome, Placement, Reason, Rule};
 use crate::strategy::sequential::fallback::SmallRows;
 use crate::strategy::sequential::frontier::Frontier;
@@ -112,7 +113,7 @@ impl<'a> Pass<'a> {
             || self.place_fallback(&trial);
         match homes.is_empty() {
             _ if has_acted => {}
-            true => self.next_device(trial)?,
+            true => self.next_device(&trial)?,
             // All of its committed parts lie here already: it must stay here, however it gets in.
             false => self.treat_bound(entry, &homes),
         }
@@ -295,7 +296,7 @@ impl<'a> Pass<'a> {
                 break;
             }
         }
-        let passed = start..found.as_ref().map_or(layout.tree().len() as NodeId, |(trial, _)| trial.entry);
+        let passed = start..found.as_ref().map_or(id_at(layout.tree().len()), |(trial, _)| trial.entry);
         self.note_too_large(&small_rows, passed, limit_bits);
         self.small_rows = Some(small_rows);
         found
@@ -354,8 +355,8 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn next_device(&mut self, trial: Trial) -> Result<(), Error> {
-        self.note(Rule::NextDevice, trial.entry, &trial);
+    fn next_device(&mut self, trial: &Trial) -> Result<(), Error> {
+        self.note(Rule::NextDevice, trial.entry, trial);
         let reserved_bits = self.reserved_bits();
         let claimed_bits = trial.claim.as_ref().map_or(0, Claim::bits);
         if self.device as usize + 1 == self.devices.len() {
@@ -364,7 +365,7 @@ impl<'a> Pass<'a> {
             return Err(Error::Exhausted {
                 node: trial.entry,
                 device: self.device,
-                shortfall_bits: missing.max(1) as u64,
+                shortfall_bits: missing.max(1).unsigned_abs(),
                 placed: self.outcome.placements.iter().map(|p| (p.node, p.device)).collect(),
             });
         }

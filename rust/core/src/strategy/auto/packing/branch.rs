@@ -4,6 +4,7 @@
 //! numbers of units put there, most first. What is left of a class after the last bin is offloaded. The bound is that
 //! of Martello and Toth (1990) for several knapsacks: all bins as one.
 
+use crate::strategy::auto::counts::at_most;
 use crate::strategy::auto::packing::{Packed, Task};
 use crate::strategy::auto::steps::Steps;
 
@@ -76,7 +77,9 @@ impl Branch<'_> {
                 let (packing, is_whole) = self.task.close(self.counts(), steps);
                 // Where the search for homes was cut short, this leaf may have been the best.
                 is_complete &= is_whole || packing.is_some();
-                packing.into_iter().for_each(|packing| packed.offer(packing));
+                if let Some(packing) = packing {
+                    packed.offer(packing);
+                }
             } else if is_open {
                 self.descend();
                 continue;
@@ -118,7 +121,7 @@ impl Branch<'_> {
             self.left = class.count();
         }
         let room = self.pool(bin).map_or(self.limits[bin], |pool| self.limits[bin].min(self.pools[pool]));
-        let most = if class.allows(bin) { (room / class.bits).min(u64::from(self.left)) as u32 } else { 0 };
+        let most = if class.allows(bin) { at_most(self.left, room / class.bits) } else { 0 };
         // Of packings that differ in the order of alike bins only one is looked at.
         let most = if self.is_like_previous(bin, index) { most.min(self.put[self.put.len() - 1]) } else { most };
         self.put.push(0);

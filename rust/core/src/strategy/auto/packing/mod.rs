@@ -8,6 +8,7 @@ pub(crate) mod reshape;
 pub(crate) mod table;
 pub(crate) mod tiers;
 
+use crate::strategy::auto::counts::at_most;
 use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::packing::tiers::{FoundTiers, Tiers, tiers};
 use crate::strategy::auto::steps::Steps;
@@ -176,7 +177,7 @@ pub(crate) fn best_fit_of(task: &Task, musts: &[bool]) -> Vec<Vec<u32>> {
                 // Best fit: the tightest bin that takes it, so wide rooms stay whole; the first of equal ones.
                 let Some(bin) = fits.min_by_key(|&bin| room(bin)) else { break };
                 // All that fit at once: the next unit of the class would find the same bin the tightest.
-                let taken = (room(bin) / class.bits).min(u64::from(left)) as u32;
+                let taken = at_most(left, room(bin) / class.bits);
                 let bits = class.bits * u64::from(taken);
                 limits[bin] -= bits;
                 if let Some(pool) = instance.bins[bin].pool {

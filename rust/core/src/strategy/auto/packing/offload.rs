@@ -295,7 +295,7 @@ fn sizes(instance: &Instance) -> Vec<(u64, u64)> {
 /// Bits on each bin of what can lie nowhere else.
 fn pinned_bits(instance: &Instance) -> Vec<u64> {
     let mut bits = vec![0u64; instance.bins.len()];
-    for class in instance.classes.iter().filter(|class| !class.can_offload() && class.bins.count_ones() == 1) {
+    for class in instance.classes.iter().filter(|class| !class.can_offload() && class.bins.is_power_of_two()) {
         bits[class.bins.trailing_zeros() as usize] += class.bits * u64::from(class.count());
     }
     bits

@@ -3,6 +3,8 @@
 //! A table over the devices from the last to the first says which counts the later devices can still take. Going through
 //! the devices in order, each takes the counts nearest to its run among those that leave a packing of the rest.
 
+use crate::ids::id_at;
+use crate::strategy::auto::counts::at_most;
 use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::packing::table::{Dimension, Table};
 use crate::strategy::auto::packing::{Packing, Task};
@@ -64,9 +66,9 @@ pub(crate) fn near_runs(
         let wanted = rest.wanted(bin, task.limits[bin]);
         let (taken, taken_copies) = Pick::new(&table, &wanted, bins - bin - 1, (state, copies)).run(task, bin)?;
         for (dimension, &class) in table.rare.iter().enumerate() {
-            row[class] = table.digit(taken, dimension) as u32;
+            row[class] = at_most(u32::MAX, table.digit(taken, dimension));
         }
-        row[table.commonest] = taken_copies as u32;
+        row[table.commonest] = at_most(u32::MAX, taken_copies);
         // Vectors are numbers with a digit for each class, and no digit borrows: subtraction is by digit.
         (state, copies) = (state - taken, copies - taken_copies);
         rest.remove(bin, row);
@@ -81,7 +83,7 @@ impl<'a> Rest<'a> {
         };
         let streamed = instance.classes.iter().zip(&packing.offloaded).map(streamed).collect();
         let weighs = |&unit: &u32| instance.class(unit).bits > 0;
-        Self { instance, units: (0..instance.units.len() as u32).filter(weighs).collect(), streamed, staging_device }
+        Self { instance, units: (0..id_at(instance.units.len())).filter(weighs).collect(), streamed, staging_device }
     }
 
     /// Resident units by class in the run that a bin would take from here.
@@ -245,7 +247,9 @@ mod tests {
         let task = Task::new(&instance, None).unwrap();
         assert_eq!(near_runs(&task, &packing(&task), None, &mut Steps::new(0)), None);
         assert!(near_runs(&task, &packing(&task), None, &mut Steps::new(1_000)).is_some());
-        devices.iter_mut().for_each(|device| device.pool = Some(0));
+        for device in &mut devices {
+            device.pool = Some(0);
+        }
         let instance = Instance::new(&units, &devices, &options).unwrap();
         let task = Task::new(&instance, None).unwrap();
         assert_eq!(near_runs(&task, &packing(&task), None, &mut Steps::new(1_000)), None);

@@ -3,6 +3,8 @@
 //! Devices are added one at a time. A packing with more copies of the commonest size beside the same others is at least
 //! as good in every later step, so one number for each vector of counts is enough.
 
+use crate::ids::id_at;
+use crate::strategy::auto::counts::at_most;
 use crate::strategy::auto::packing::{Packed, Task};
 use crate::strategy::auto::steps::Steps;
 
@@ -44,7 +46,9 @@ pub(crate) fn search(task: &Task, packed: &mut Packed, steps: &mut Steps) -> boo
     let is_pooled = instance.has_shared_bins() || (instance.has_shared_cpu() && instance.bins.len() > 1);
     let Some(mut table) = Table::new(task, counts, bins) else {
         let (packing, is_complete) = task.close(vec![vec![0; instance.classes.len()]; instance.bins.len()], steps);
-        packing.into_iter().for_each(|packing| packed.offer(packing));
+        if let Some(packing) = packing {
+            packed.offer(packing);
+        }
         packed.is_complete = is_complete;
         return true;
     };
@@ -78,7 +82,7 @@ impl Step {
         let Some(&Dimension { bits, stride, left }) = self.dimensions.get(dimension) else {
             self.pairs += 1;
             let added = if room >= self.bits.saturating_mul(self.left) { self.left } else { room / self.bits };
-            let copies = self.copies + added as i64;
+            let copies = self.copies + added.cast_signed(); // a count of units
             // Dominance: of two ways to a vector the one with more copies is never worse. Equal ones keep the first.
             if copies > next[state].0 {
                 next[state] = (copies, self.start);
@@ -124,7 +128,7 @@ impl<'a> Table<'a> {
         for class in self.rare.clone() {
             let count = self.count(class);
             self.strides.push(self.len);
-            self.len = self.len.saturating_mul(count as usize + 1);
+            self.len = self.len.saturating_mul(self.counts[class] as usize + 1);
             // For a class with n units there are (n + 1)(n + 2) / 2 pairs of a count and a larger one.
             pairs = pairs.saturating_mul((count + 1) * (count + 2) / 2);
             if self.len > MOST_STATES {
@@ -139,7 +143,7 @@ impl<'a> Table<'a> {
         for state in 0..self.len {
             for (&class, &stride) in self.rare.iter().zip(&self.strides) {
                 let digit = state / stride % (self.counts[class] as usize + 1);
-                self.digits.push(digit as u32);
+                self.digits.push(id_at(digit));
             }
         }
         true
@@ -174,7 +178,7 @@ impl<'a> Table<'a> {
             for state in 0..self.len {
                 let copies = self.layers[at][state].0;
                 if copies != NEVER {
-                    let mut step = self.step(bin, state, copies as u64);
+                    let mut step = self.step(bin, state, copies.cast_unsigned()); // not NEVER
                     step.extend(&mut next, (state, 0), self.task.limits[bin]);
                     let Some(left) = self.pairs_left.checked_sub(step.pairs) else {
                         self.pairs_left = 0;
@@ -192,7 +196,7 @@ impl<'a> Table<'a> {
         let class = &self.task.instance.classes[self.commonest];
         let left = if class.allows(bin) { self.count(self.commonest) - copies } else { 0 };
         let dimensions = self.dimensions(bin, |dimension| self.digit(start, dimension));
-        Step { dimensions, bits: class.bits, left, start: start as u32, copies: copies as i64, pairs: 0 }
+        Step { dimensions, bits: class.bits, left, start: id_at(start), copies: copies.cast_signed(), pairs: 0 } // a count of units
     }
 
     /// What a bin may take of each dimension beside what is placed.
@@ -206,22 +210,24 @@ impl<'a> Table<'a> {
         rare.map(dimension).collect()
     }
 
-    fn resident(&self, state: usize, copies: i64) -> u64 {
+    /// Bits of what is resident in a state, with so many copies.
+    fn resident(&self, state: usize, copies: u64) -> u64 {
         let classes = &self.task.instance.classes;
         let rare = self.rare.iter().enumerate();
         let bits = rare.map(|(dimension, &class)| self.digit(state, dimension) * classes[class].bits).sum::<u64>();
-        bits + copies as u64 * classes[self.commonest].bits
+        bits + copies * classes[self.commonest].bits
     }
 
-    fn meets_must(&self, state: usize, copies: i64) -> bool {
+    /// Whether all that must stay is resident.
+    fn meets_must(&self, state: usize, copies: u64) -> bool {
         let must = &self.task.must;
         let is_full = |(dimension, &class): (usize, &usize)| self.digit(state, dimension) == self.count(class);
-        (!must[self.commonest] || copies as u64 == self.count(self.commonest))
+        (!must[self.commonest] || copies == self.count(self.commonest))
             && self.rare.iter().enumerate().filter(|(_, class)| must[**class]).all(is_full)
     }
 
     /// How far what is left out is from the same part of every class; runs leave out nearly that.
-    fn imbalance(&self, state: usize, copies: i64) -> u128 {
+    fn imbalance(&self, state: usize, copies: u64) -> u128 {
         let classes = &self.task.instance.classes;
         let total: u64 =
             self.rare.iter().chain([&self.commonest]).map(|&class| self.count(class) * classes[class].bits).sum();
@@ -233,17 +239,18 @@ impl<'a> Table<'a> {
         };
         let rare =
             self.rare.iter().enumerate().map(|(dimension, &class)| offloaded(class, self.digit(state, dimension)));
-        rare.sum::<u128>() + offloaded(self.commonest, copies as u64)
+        rare.sum::<u128>() + offloaded(self.commonest, copies)
     }
 
     /// Ends in the order of what is resident; the first whose rest finds homes is best.
     fn read(&self, packed: &mut Packed, steps: &mut Steps) {
         let Some(last) = self.layers.last() else { return };
         let mut ends = Vec::new();
-        for (state, &(most, _)) in last.iter().enumerate().filter(|(_, (copies, _))| *copies != NEVER) {
+        for (state, &(reached, _)) in last.iter().enumerate().filter(|(_, (copies, _))| *copies != NEVER) {
             // Where the cpu shares the memory, less resident can leave it more.
-            let least = if self.task.instance.has_shared_cpu() { 0 } else { most };
-            for copies in least..=most {
+            let most = reached.cast_unsigned(); // not NEVER
+            let fewest = if self.task.instance.has_shared_cpu() { 0 } else { most };
+            for copies in fewest..=most {
                 if self.meets_must(state, copies) {
                     ends.push((self.resident(state, copies), state, copies));
                 }
@@ -279,19 +286,20 @@ impl<'a> Table<'a> {
     }
 
     /// Counts by bin and class of the packing that reached a state; copies beyond those wanted are left out.
-    fn trace(&self, mut state: usize, copies: i64) -> Vec<Vec<u32>> {
+    fn trace(&self, mut state: usize, copies: u64) -> Vec<Vec<u32>> {
         let bins = self.task.limits.len();
         let mut counts = vec![vec![0u32; self.task.instance.classes.len()]; bins];
         // The table kept the most copies; where fewer are wanted, the last bins leave out theirs.
-        let mut surplus = self.layers[bins][state].0 - copies;
+        let mut surplus = self.layers[bins][state].0.cast_unsigned() - copies; // a state that is reached
         for (at, &bin) in self.order.iter().enumerate().rev() {
             let (reached, before) = self.layers[at + 1][state];
             for (dimension, &class) in self.rare.iter().enumerate() {
-                counts[bin][class] = (self.digit(state, dimension) - self.digit(before as usize, dimension)) as u32;
+                let taken = self.digit(state, dimension) - self.digit(before as usize, dimension);
+                counts[bin][class] = at_most(u32::MAX, taken);
             }
-            let added = reached - self.layers[at][before as usize].0;
+            let added = (reached - self.layers[at][before as usize].0).cast_unsigned(); // a bin only adds
             let left_out = surplus.min(added);
-            counts[bin][self.commonest] = (added - left_out) as u32;
+            counts[bin][self.commonest] = at_most(u32::MAX, added - left_out);
             surplus -= left_out;
             state = before as usize;
         }

@@ -1,5 +1,6 @@
 //! Homes of what is offloaded: as much as can be on the cpu, the rest on disk.
 
+use crate::strategy::auto::counts::at_most;
 use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::steps::Steps;
 
@@ -98,7 +99,7 @@ fn subset(items: &[(usize, u64, u32)], room: u64, on_cpu: &mut [u32], steps: &mu
         if best.is_none_or(|best| sum + after[taken.len()].min(room - sum) > best) {
             if let Some(&(_, bits, count)) = items.get(taken.len()) {
                 // Most first: the first leaf is the greedy answer. What weighs nothing is taken whole.
-                let most = (room - sum).checked_div(bits).map_or(count, |most| most.min(u64::from(count)) as u32);
+                let most = (room - sum).checked_div(bits).map_or(count, |most| at_most(count, most));
                 taken.push(most);
                 sum += bits * u64::from(most);
                 has_steps &= steps.take(1);

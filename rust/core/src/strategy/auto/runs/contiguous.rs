@@ -1,5 +1,6 @@
 //! Plans in which each device executes one run, once it is settled what is offloaded.
 
+use crate::ids::id_at;
 use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::packing::tiers::Tiers;
 use crate::strategy::auto::plan::{Place, Plan, lay_out};
@@ -27,8 +28,8 @@ pub(crate) enum Orders {
 #[derive(Debug)]
 pub(crate) enum Runnable {
     Fits(Plan),
-    /// The first unit left over, where units are taken in order.
-    DoesNotFit(Option<u32>),
+    /// Proven: there is none.
+    DoesNotFit,
     Undecided,
 }
 
@@ -72,20 +73,22 @@ pub(crate) fn runs(
     (orders, is_strict): (Orders, bool),
     steps: &mut Steps,
 ) -> Runnable {
-    let Some(track) = Track::new(instance, split, sequence, is_strict) else { return Runnable::DoesNotFit(None) };
-    let given: Vec<usize> = (0..instance.bins.len()).collect();
+    let Some(track) = Track::new(instance, split, sequence, is_strict) else { return Runnable::DoesNotFit };
     let found = match orders {
-        Orders::Given if !track.has_cpu_room => track.prefix.in_order(&track.rooms, &given),
-        Orders::Given => track.with_cpu_anywhere(&given),
+        Orders::Given => track.in_given_order(&track.rooms),
         Orders::Any if instance.has_shared_bins() => return Runnable::Undecided,
         Orders::Any => match track.prefix.any_order(&track.rooms, steps) {
-            Some(found) => found.map_err(|()| track.prefix.len()),
+            Some(found) => found.ok(),
             None => return Runnable::Undecided,
         },
     };
     match found {
-        Ok(runs) => track.plan(runs),
-        Err(end) => Runnable::DoesNotFit(track.prefix.sequence.get(end).copied()),
+        Some(runs) => track.plan(runs),
+        // Where rooms share memory the longest runs are a heuristic; by themselves they reach as far as any runs do.
+        None if instance.has_shared_bins() && track.in_given_order(&track.rooms_apart()).is_some() => {
+            Runnable::Undecided
+        }
+        None => Runnable::DoesNotFit,
     }
 }
 
@@ -114,7 +117,7 @@ impl<'a> Track<'a> {
         }
         let offloaded = |unit: u32| split.offloaded[unit as usize];
         let has_cpu_room = is_strict
-            && (0..instance.units.len() as u32).any(|unit| {
+            && (0..id_at(instance.units.len())).any(|unit| {
                 offloaded(unit) && instance.class(unit).leads_by_cpu && !instance.units[unit as usize].buffers_only
             });
         // One bit more than there are bins, of which there may be 64.
@@ -137,17 +140,21 @@ impl<'a> Track<'a> {
     }
 
     /// The bins in the order given, the cpu's run anywhere among theirs.
-    fn with_cpu_anywhere(&self, given: &[usize]) -> Result<Runs, usize> {
-        let mut furthest = 0;
-        for at in (0..=given.len()).rev() {
-            let mut order = given.to_vec();
-            order.insert(at, given.len());
-            match self.prefix.in_order(&self.rooms, &order) {
-                Ok(runs) => return Ok(runs),
-                Err(end) => furthest = furthest.max(end),
-            }
+    fn in_given_order(&self, rooms: &[Room]) -> Option<Runs> {
+        let given: Vec<usize> = (0..self.instance.bins.len()).collect();
+        if !self.has_cpu_room {
+            return self.prefix.in_order(rooms, &given);
         }
-        Err(furthest)
+        (0..=given.len()).rev().find_map(|at| {
+            let mut order = given.clone();
+            order.insert(at, given.len());
+            self.prefix.in_order(rooms, &order)
+        })
+    }
+
+    /// The rooms as if none shared memory with another.
+    fn rooms_apart(&self) -> Vec<Room> {
+        self.rooms.iter().map(|room| Room { pool: None, ..*room }).collect()
     }
 
     fn plan(&self, runs: Runs) -> Runnable {
@@ -164,5 +171,84 @@ impl<'a> Track<'a> {
         let plan = Plan { places, staging_device: self.split.staging_device };
         // Rooms are an abstraction; the plan is measured against the devices themselves, and a misfit proves nothing.
         if plan.is_valid(self.instance) { Runnable::Fits(plan) } else { Runnable::Undecided }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::{Orders, Runnable, Split, runs};
+    use crate::devices::{Device, DeviceKind};
+    use crate::ids::id_at;
+    use crate::strategy::auto::instance::Instance;
+    use crate::strategy::auto::problem::{Mode, Options};
+    use crate::strategy::auto::steps::Steps;
+    use crate::testing::units;
+
+    /// What is said of runs on accelerators in the order given, each a capacity and perhaps a pool.
+    fn in_order(sizes: &[u64], cards: &[(u64, Option<u32>)], pools: &[u64]) -> Runnable {
+        let card = |&(bits, pool): &(u64, Option<u32>)| Device {
+            kind: DeviceKind::Accelerator,
+            capacity_bits: Some(bits),
+            pool,
+            is_main: false,
+        };
+        let (units, devices): (Vec<_>, Vec<Device>) = (units(sizes), cards.iter().map(card).collect());
+        let options = Options { pools: pools.to_vec(), mode: Mode::GpuOnly, ..Options::default() };
+        let instance = Instance::new(&units, &devices, &options).unwrap();
+        let sequence = (0..id_at(units.len())).collect();
+        runs(&instance, &Split::nothing(&instance), sequence, (Orders::Given, true), &mut Steps::new(10_000))
+    }
+
+    /// Whether any borders give every card a run within its capacity and every pool within its own.
+    fn is_possible(sizes: &[u64], cards: &[(u64, Option<u32>)], pools: &[u64]) -> bool {
+        let Some((&(bits, pool), others)) = cards.split_first() else { return sizes.is_empty() };
+        (0..=sizes.len()).any(|end| {
+            let weight: u64 = sizes[..end].iter().sum();
+            let mut left = pools.to_vec();
+            let has_room = pool.is_none_or(|pool| {
+                let left = &mut left[pool as usize];
+                let has_room = weight <= *left;
+                *left = left.saturating_sub(weight);
+                has_room
+            });
+            weight <= bits && has_room && is_possible(&sizes[end..], others, &left)
+        })
+    }
+
+    /// The first card takes 2 + 1 and leaves its pool 1 for the last one, which needs 2; with the 1 on the card between all fit.
+    #[test]
+    fn longest_runs_that_fail_in_a_pool_prove_nothing() {
+        let (sizes, cards, pools) = ([2, 1, 2], [(3, Some(0)), (1, None), (2, Some(0))], [4]);
+        assert!(is_possible(&sizes, &cards, &pools));
+        assert!(matches!(in_order(&sizes, &cards, &pools), Runnable::Undecided));
+        assert!(
+            matches!(in_order(&[2, 2, 2], &cards, &pools), Runnable::DoesNotFit),
+            "not even with memory of their own"
+        );
+    }
+
+    #[test]
+    fn what_is_said_of_runs_in_order_is_true_with_and_without_pools() {
+        let mut state = 1u64;
+        let mut below = |end: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % end
+        };
+        let mut undecided = 0;
+        for _ in 0..4_000 {
+            let sizes: Vec<u64> = (0..=below(5)).map(|_| 1 + below(4)).collect();
+            let cards: Vec<(u64, Option<u32>)> = (0..=below(4))
+                .map(|_| (1 + below(7), [None, Some(0), Some(0), Some(1)][usize::try_from(below(4)).unwrap()]))
+                .collect();
+            let pools = [1 + below(8), 1 + below(8)];
+            let is_possible = is_possible(&sizes, &cards, &pools);
+            match in_order(&sizes, &cards, &pools) {
+                Runnable::Fits(_) => assert!(is_possible, "{sizes:?} {cards:?} {pools:?}"),
+                Runnable::DoesNotFit => assert!(!is_possible, "{sizes:?} {cards:?} {pools:?}"),
+                Runnable::Undecided => undecided += 1,
+            }
+        }
+        assert!((1..400).contains(&undecided), "{undecided}");
     }
 }

@@ -1,5 +1,6 @@
 //! Borders of the runs once the order of the rooms is settled.
 
+use crate::strategy::auto::counts::saturated;
 use crate::strategy::auto::problem::Fill;
 use crate::strategy::auto::runs::prefix::{Prefix, Room, Runs};
 
@@ -66,7 +67,7 @@ fn even(prefix: &Prefix, rooms: &[Room], runs: Runs) -> Runs {
     let mut top = peak(prefix, rooms, &best);
     let scales = best.rooms.iter().fold(0u128, |sum, &room| sum + u128::from(rooms[room].scale));
     // If all were equally full, this would be the fraction; no peak is below it.
-    let mut low = (u128::from(prefix.total()) * u128::from(WHOLE) / scales.max(1)) as u64;
+    let mut low = saturated(u128::from(prefix.total()) * u128::from(WHOLE) / scales.max(1));
     let mut high = fraction(top);
     let probe = |limits: &dyn Fn(usize) -> u64, best: &mut Runs, top: &mut Peak| {
         let ends = prefix.greedy(rooms, &best.rooms, |room| limits(room).min(rooms[room].limit));
@@ -80,7 +81,7 @@ fn even(prefix: &Prefix, rooms: &[Room], runs: Runs) -> Runs {
     // INVARIANT: `best` has the peak `top`, and no spread over these rooms has one below `low`.
     while high > low && high - low > NARROW {
         let middle = low + (high - low) / 2;
-        let limit = |room: usize| (u128::from(middle) * u128::from(rooms[room].scale) / u128::from(WHOLE)) as u64;
+        let limit = |room: usize| saturated(u128::from(middle) * u128::from(rooms[room].scale) / u128::from(WHOLE));
         if probe(&limit, &mut best, &mut top) {
             high = middle.min(fraction(top));
         } else {
@@ -104,7 +105,7 @@ fn centre(prefix: &Prefix, rooms: &[Room], runs: Runs, (used, scale): Peak) -> R
     }
     let limit = |room: usize| {
         let limit = u128::from(used) * u128::from(rooms[room].scale) / u128::from(scale.max(1));
-        (limit.min(u128::from(u64::MAX)) as u64).min(rooms[room].limit)
+        saturated(limit).min(rooms[room].limit)
     };
     // How early each run may begin so that the rooms behind it still take the rest below the peak.
     let mut least = vec![prefix.len(); runs.rooms.len() + 1];
@@ -116,7 +117,7 @@ fn centre(prefix: &Prefix, rooms: &[Room], runs: Runs, (used, scale): Peak) -> R
     let mut ends = Vec::with_capacity(runs.rooms.len());
     for (index, &room) in runs.rooms.iter().enumerate() {
         share += u128::from(rooms[room].scale);
-        let ideal = (u128::from(prefix.total()) * share / scales) as u64;
+        let ideal = saturated(u128::from(prefix.total()) * share / scales);
         let most = prefix.reach(room, limit(room), from);
         // Between what the rooms behind need and what this one can: the border cannot leave a spread that is possible.
         let end = prefix.nearest(ideal).max(least[index + 1]).max(from).min(most);
@@ -141,19 +142,20 @@ fn peak(prefix: &Prefix, rooms: &[Room], runs: &Runs) -> Peak {
 }
 
 fn fraction((used, scale): Peak) -> u64 {
-    (u128::from(used) * u128::from(WHOLE)).div_ceil(u128::from(scale)) as u64
+    saturated((u128::from(used) * u128::from(WHOLE)).div_ceil(u128::from(scale)))
 }
 
 /// The most that is less than `used / scale` of another capacity.
 fn strictly_below(used: u64, scale: u64, other: u64) -> u64 {
     let limit = (u128::from(used) * u128::from(other)).div_ceil(u128::from(scale.max(1)));
-    limit.saturating_sub(1).min(u128::from(u64::MAX)) as u64
+    saturated(limit.saturating_sub(1))
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::{spread, strictly_below};
+    use crate::ids::id_at;
     use crate::strategy::auto::instance::Instance;
     use crate::strategy::auto::problem::{Fill, Options};
     use crate::strategy::auto::runs::prefix::{Prefix, Room};
@@ -164,7 +166,7 @@ mod tests {
         let (units, options) = (units(weights), Options::default());
         let instance = Instance::new(&units, &[], &options).unwrap();
         let rooms: Vec<Room> = limits.iter().map(|&limit| Room { limit, scale: limit, pool: None }).collect();
-        let sequence = (0..weights.len() as u32).collect();
+        let sequence = (0..id_at(weights.len())).collect();
         let prefix = Prefix::new(&instance, sequence, rooms.len(), |unit| (weights[unit as usize], u128::MAX));
         let order: Vec<usize> = (0..rooms.len()).collect();
         let runs = prefix.in_order(&rooms, &order).unwrap();

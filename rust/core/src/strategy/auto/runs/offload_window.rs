@@ -4,6 +4,8 @@
 //! before it and those of the others behind it. Units of a class are alike, so what is offloaded is a number per class; for
 //! each such vector with the right sum, each device, and each set of devices before it, a window is sought.
 
+use crate::ids::id_at;
+use crate::strategy::auto::counts::at_most;
 use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::packing::tiers::{Tiers, tiers};
 use crate::strategy::auto::packing::weigh;
@@ -40,6 +42,12 @@ struct Side<'a> {
 /// Borders of a window.
 type OffloadWindow = (usize, usize);
 
+/// Tables or steps did not suffice.
+struct Unknown;
+
+/// A window, or that there is none.
+type Sought = Result<Option<OffloadWindow>, Unknown>;
+
 /// The split of a plan without returns that costs as much; the flag says whether the search was complete.
 pub(crate) fn search(instance: &Instance, cost: (u64, u64), steps: &mut Steps) -> (Option<Split>, bool) {
     let uses_cpu = instance.classes.iter().any(|class| class.can_offload() && class.hosted.is_some());
@@ -62,9 +70,9 @@ pub(crate) fn search(instance: &Instance, cost: (u64, u64), steps: &mut Steps) -
         for side in &mut sides {
             for load in &loads {
                 match side.find(load, is_given_order, steps) {
-                    Some(Some(offload_window)) => return (Some(side.split(load, offload_window)), is_complete),
-                    Some(None) => {}
-                    None => is_complete = false,
+                    Ok(Some(offload_window)) => return (Some(side.split(load, offload_window)), is_complete),
+                    Ok(None) => {}
+                    Err(Unknown) => is_complete = false,
                 }
             }
         }
@@ -121,7 +129,7 @@ fn vectors(instance: &Instance, free: &[usize], goal: u64, steps: &mut Steps) ->
             if let Some(&class) = free.get(taken.len()).filter(|_| left > 0) {
                 let class = &instance.classes[class];
                 // Most of the largest first: where the list is cut, the vectors with few units are in it.
-                let most = (left / class.bits).min(u64::from(class.count())) as u32;
+                let most = at_most(class.count(), left / class.bits);
                 left -= class.bits * u64::from(most);
                 taken.push(most);
                 if !steps.take(1) {
@@ -151,7 +159,7 @@ impl<'a> Side<'a> {
     fn new(instance: &'a Instance<'a>, staging_device: Option<usize>, before: &'a [Vec<u32>]) -> Self {
         let rooms: Vec<Room> =
             instance.bins.iter().map(|bin| Room { limit: bin.capacity, scale: bin.capacity, pool: None }).collect();
-        let sequence = (0..instance.units.len() as u32).collect();
+        let sequence = (0..id_at(instance.units.len())).collect();
         let prefix = Prefix::new(instance, sequence, rooms.len(), |unit| {
             (instance.units[unit as usize].bits, u128::from(instance.class(unit).bins))
         });
@@ -159,16 +167,16 @@ impl<'a> Side<'a> {
         Self { instance, prefix, rooms, staging_device, others, before, borders: None }
     }
 
-    /// A window for a load; the outer option is empty where tables or steps do not suffice.
-    fn find(&mut self, load: &Load, is_given_order: bool, steps: &mut Steps) -> Option<Option<OffloadWindow>> {
+    /// A window for a load.
+    fn find(&mut self, load: &Load, is_given_order: bool, steps: &mut Steps) -> Sought {
         let largest = self.instance.classes.iter().zip(&load.offloaded).filter(|(_, offloaded)| **offloaded > 0);
         let largest = largest.filter_map(|(class, _)| class.streamed).max().unwrap_or(0);
         if !steps.take((self.prefix.len() * self.before.len() / 16) as u64) {
-            return None;
+            return Err(Unknown);
         }
         let own =
             self.staging_device.map_or(Some(0), |bin| self.rooms[bin].limit.checked_sub(self.instance.room(largest)));
-        let Some(own) = own else { return Some(None) };
+        let Some(own) = own else { return Ok(None) };
         // The window holds what is resident on the device and what is streamed to it.
         let most = own.saturating_add(weigh(self.instance, &load.offloaded));
         let ends = self.ends(load);
@@ -177,7 +185,7 @@ impl<'a> Side<'a> {
         }
         if self.borders.is_none() {
             // Two tables for all loads: how far a set reaches from the front, and from where its complement takes over.
-            let sets = Sets::new(&self.prefix, &self.rooms, &self.others, steps)?;
+            let sets = Sets::new(&self.prefix, &self.rooms, &self.others, steps).ok_or(Unknown)?;
             let (forward, backward) =
                 (sets.forward(&self.prefix, &self.rooms), sets.backward(&self.prefix, &self.rooms));
             let behind = backward.into_iter().rev(); // the set of the others is its mirror image
@@ -189,19 +197,13 @@ impl<'a> Side<'a> {
         }
         for &offload_window in self.borders.iter().flatten() {
             if let Some(offload_window) = self.between(load, &ends, most, offload_window, steps)? {
-                return Some(Some(offload_window));
+                return Ok(Some(offload_window));
             }
         }
-        Some(None)
+        Ok(None)
     }
 
-    fn in_given_order(
-        &self,
-        load: &Load,
-        ends: &[usize],
-        most: u64,
-        steps: &mut Steps,
-    ) -> Option<Option<OffloadWindow>> {
+    fn in_given_order(&self, load: &Load, ends: &[usize], most: u64, steps: &mut Steps) -> Sought {
         // The staging device has its place in the order; the cpu's run may be anywhere between.
         let splits = match self.staging_device {
             Some(bin) => bin..bin + 1,
@@ -213,10 +215,10 @@ impl<'a> Side<'a> {
             let back = |to, &room: &usize| self.prefix.reach_back(room, self.rooms[room].limit, to);
             let to = self.others[at..].iter().rev().fold(self.prefix.len(), back);
             if let Some(offload_window) = self.between(load, ends, most, (from, to), steps)? {
-                return Some(Some(offload_window));
+                return Ok(Some(offload_window));
             }
         }
-        Some(None)
+        Ok(None)
     }
 
     /// By start, the first end of a window that holds as many units of each class as are offloaded.
@@ -245,14 +247,7 @@ impl<'a> Side<'a> {
     }
 
     /// A window that begins where the devices before it can reach, and ends where those behind it can take over.
-    fn between(
-        &self,
-        load: &Load,
-        ends: &[usize],
-        most: u64,
-        (from, to): OffloadWindow,
-        steps: &mut Steps,
-    ) -> Option<Option<OffloadWindow>> {
+    fn between(&self, load: &Load, ends: &[usize], most: u64, (from, to): OffloadWindow, steps: &mut Steps) -> Sought {
         // From the latest start back: the window only grows, so the first that is too heavy ends it.
         for start in (0..=from).rev() {
             let end = to.max(start);
@@ -260,14 +255,14 @@ impl<'a> Side<'a> {
                 break;
             }
             if !steps.take(1) {
-                return None;
+                return Err(Unknown);
             }
             let Some(end) = ends.get(start).map(|&least| least.max(end)) else { continue };
             if self.prefix.weight(start, end) <= most && self.may_hold(load, (start, end)) {
-                return Some(Some((start, end)));
+                return Ok(Some((start, end)));
             }
         }
-        Some(None)
+        Ok(None)
     }
 
     /// What stays in the window may be at home on its device.

@@ -4,6 +4,7 @@
 //! start later, and reach at least as far. So the order of devices decides all. This is the greedy probe of Pınar and
 //! Aykanat (2004); the tables over sets of devices are those of Held and Karp (1962), with alike devices counted.
 
+use crate::ids::id_at;
 use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::steps::Steps;
 
@@ -128,14 +129,10 @@ impl Prefix {
     }
 
     /// The rooms in an order, if they take all units.
-    pub(crate) fn in_order(&self, rooms: &[Room], order: &[usize]) -> Result<Runs, usize> {
+    pub(crate) fn in_order(&self, rooms: &[Room], order: &[usize]) -> Option<Runs> {
         let ends = self.greedy(rooms, order, |room| rooms[room].limit);
-        match ends.last() {
-            // The unit at the furthest border is the first left over, which the reasons name.
-            Some(&end) if end < self.len() => Err(end),
-            None if self.len() > 0 => Err(0),
-            _ => Ok(Runs { rooms: order.to_vec(), ends }),
-        }
+        let takes_all = ends.last().copied().unwrap_or(0) == self.len();
+        takes_all.then(|| Runs { rooms: order.to_vec(), ends })
     }
 
     /// The order nearest to the one given in which the rooms take all units; `None` where the table is too large.
@@ -165,7 +162,7 @@ impl Prefix {
                 }
             }
         }
-        Some(self.in_order(rooms, &order).map_err(|_| ()))
+        Some(self.in_order(rooms, &order).ok_or(()))
     }
 
     /// Rooms are interchangeable.
@@ -179,13 +176,13 @@ impl Stops {
         if masks.iter().all(|mask| mask >> room & 1 == 1) {
             return None;
         }
-        let mut next = vec![masks.len() as u32; masks.len() + 1];
+        let mut next = vec![id_at(masks.len()); masks.len() + 1];
         let mut previous = vec![0u32; masks.len() + 1];
         for (index, mask) in masks.iter().enumerate() {
-            previous[index + 1] = if mask >> room & 1 == 1 { previous[index] } else { index as u32 + 1 };
+            previous[index + 1] = if mask >> room & 1 == 1 { previous[index] } else { id_at(index) + 1 };
         }
         for (index, mask) in masks.iter().enumerate().rev() {
-            next[index] = if mask >> room & 1 == 1 { next[index + 1] } else { index as u32 };
+            next[index] = if mask >> room & 1 == 1 { next[index + 1] } else { id_at(index) };
         }
         Some(Self { next, previous })
     }
@@ -238,13 +235,13 @@ impl Sets {
 
     /// By set: the first unit from which its rooms, in some order, take all the rest.
     pub(crate) fn backward(&self, prefix: &Prefix, rooms: &[Room]) -> Vec<u32> {
-        let step = |room: usize, to| prefix.reach_back(room, rooms[room].limit, to) as u32;
-        self.fill(prefix.len(), prefix.len() as u32, step, u32::min)
+        let step = |room: usize, to| id_at(prefix.reach_back(room, rooms[room].limit, to));
+        self.fill(prefix.len(), id_at(prefix.len()), step, u32::min)
     }
 
     /// By set: the furthest unit that its rooms, in some order, reach from the first.
     pub(crate) fn forward(&self, prefix: &Prefix, rooms: &[Room]) -> Vec<u32> {
-        let step = |room: usize, from| prefix.reach(room, rooms[room].limit, from) as u32;
+        let step = |room: usize, from| id_at(prefix.reach(room, rooms[room].limit, from));
         self.fill(prefix.len(), 0, step, u32::max)
     }
 
@@ -284,6 +281,7 @@ impl Sets {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::{Prefix, Room};
+    use crate::ids::id_at;
     use crate::strategy::auto::instance::Instance;
     use crate::strategy::auto::problem::Options;
     use crate::strategy::auto::steps::Steps;
@@ -293,7 +291,7 @@ mod tests {
     fn prefix(weights: &[u64], rooms: usize, barred: &[(usize, u32)], pools: &[u64]) -> Prefix {
         let (units, options) = (units(weights), Options { pools: pools.to_vec(), ..Options::default() });
         let instance = Instance::new(&units, &[], &options).unwrap();
-        Prefix::new(&instance, (0..weights.len() as u32).collect(), rooms, |unit| {
+        Prefix::new(&instance, (0..id_at(weights.len())).collect(), rooms, |unit| {
             let mask =
                 barred.iter().filter(|(_, of)| *of == unit).fold(u128::MAX, |mask, (room, _)| mask & !(1 << room));
             (weights[unit as usize], mask)
@@ -325,7 +323,7 @@ mod tests {
         let prefix = prefix(&[2, 2, 2, 2], 2, &[], &[6]);
         let rooms: Vec<Room> = rooms(&[4, 4]).iter().map(|room| Room { pool: Some(0), ..*room }).collect();
         assert_eq!(prefix.greedy(&rooms, &[0, 1], |room| rooms[room].limit), [2, 3]);
-        assert_eq!(prefix.in_order(&rooms, &[0, 1]), Err(3), "the first unit left over");
+        assert_eq!(prefix.in_order(&rooms, &[0, 1]), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Tied units taken at the place of another member.
 
+use crate::ids::id_at;
 use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::plan::Plan;
 use crate::strategy::auto::runs::contiguous::{Orders, Runnable, Split, runs};
@@ -11,25 +12,21 @@ const MOST_SEQUENCES: usize = 64;
 /// Places tried for one unit.
 const MOST_PLACES: usize = 16;
 
-/// The plan with the fewest returns among those with other places for tied units; the flag says whether all were tried.
-pub(crate) fn other_places(instance: &Instance, steps: &mut Steps) -> (Option<Plan>, bool) {
-    let (sequences, mut is_complete) = sequences(instance);
+/// The plan with the fewest returns among those with other places for tied units.
+pub(crate) fn other_places(instance: &Instance, steps: &mut Steps) -> Option<Plan> {
+    let sequences = sequences(instance);
     let split = Split::nothing(instance);
     let mut best: Option<(u32, Plan)> = None;
     for orders in [Orders::Given, Orders::Any] {
         for sequence in &sequences {
             if !steps.take((instance.units.len() / 16 + 1) as u64) {
-                return (best.map(|(_, plan)| plan), false);
+                return best.map(|(_, plan)| plan);
             }
-            match runs(instance, &split, sequence.clone(), (orders, true), steps) {
-                Runnable::Fits(plan) => {
-                    let returns = plan.returns(instance);
-                    if best.as_ref().is_none_or(|(least, _)| returns < *least) {
-                        best = Some((returns, plan));
-                    }
+            if let Runnable::Fits(plan) = runs(instance, &split, sequence.clone(), (orders, true), steps) {
+                let returns = plan.returns(instance);
+                if best.as_ref().is_none_or(|(least, _)| returns < *least) {
+                    best = Some((returns, plan));
                 }
-                Runnable::DoesNotFit(_) => {}
-                Runnable::Undecided => is_complete = false,
             }
         }
         // Plans in the order given are preferred, whatever another order would return.
@@ -37,15 +34,15 @@ pub(crate) fn other_places(instance: &Instance, steps: &mut Steps) -> (Option<Pl
             break;
         }
     }
-    (best.map(|(_, plan)| plan), is_complete)
+    best.map(|(_, plan)| plan)
 }
 
-/// Sequences other than by first positions, and whether those are all.
-fn sequences(instance: &Instance) -> (Vec<Vec<u32>>, bool) {
+/// Sequences other than by first positions, as many as are tried.
+fn sequences(instance: &Instance) -> Vec<Vec<u32>> {
     let tied: Vec<usize> = (0..instance.units.len()).filter(|&unit| instance.units[unit].positions.len() > 1).collect();
     let places: Vec<Vec<u32>> = tied.iter().map(|&unit| places_of(instance, unit)).collect();
     let count = places.iter().fold(1usize, |count, places| count.saturating_mul(places.len()));
-    let mut all = vec![(0..instance.units.len() as u32).collect::<Vec<u32>>()];
+    let mut all = vec![(0..id_at(instance.units.len())).collect::<Vec<u32>>()];
     // `choice` is a number with one digit for each tied unit: its place. Choice 0 is the order tried before.
     for choice in 1..count.min(MOST_SEQUENCES) {
         let mut keys: Vec<(u32, u32)> =
@@ -63,7 +60,7 @@ fn sequences(instance: &Instance) -> (Vec<Vec<u32>>, bool) {
         }
     }
     all.remove(0);
-    (all, count <= MOST_SEQUENCES)
+    all
 }
 
 fn first(unit: &crate::strategy::auto::problem::Unit) -> u32 {

@@ -1,0 +1,27 @@
+"""Closed sets of words, each said once: for the settings' schema, the keywords of `plan()` and the records of a plan."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+# ---- What a user chooses; see planner.settings.schema.Settings
+
+StrategyName: TypeAlias = Literal["auto", "sequential", "balanced", "balanced_low_0"]
+Mode: TypeAlias = Literal["any", "no_disk", "gpu_only"]
+Granularity: TypeAlias = Literal["block", "module", "expert"]
+BlockGranularity: TypeAlias = Literal["block", "expert"]  # what the core knows of it
+Fill: TypeAlias = Literal["even", "fewest", "in_order"]
+Reserve: TypeAlias = Literal["always", "if_offloaded"]
+ExecuteOffloaded: TypeAlias = Literal["accelerator", "cpu"]
+Dialect: TypeAlias = Literal["accelerate", "transformers"]
+
+# ---- What a plan says
+
+SourceKind: TypeAlias = Literal["module", "checkpoint", "config"]
+DeviceKind: TypeAlias = Literal["accelerator", "cpu", "disk"]
+RankName: TypeAlias = Literal["default", "computed", "imported", "user", "derived"]
+SearchStage: TypeAlias = Literal["in_order", "other_order", "tie_position", "scattered", "offload"]
+Stage: TypeAlias = SearchStage | Literal["sequential", "balanced", "balanced_low_0"]
+SequentialRule: TypeAlias = Literal["fits", "tied", "bound", "fallback", "split", "split_tied", "next_device"]
+AutoRule: TypeAlias = Literal["resident", "offloaded", "oversized", "no_room", "fused_experts"]
+ReasonRule: TypeAlias = SequentialRule | AutoRule

@@ -1,0 +1,101 @@
+"""`plan()` with strategy `auto`: one problem for the search, or one for each row of many budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
+
+from planner.devices.keys import DeviceKey
+from planner.errors import InfeasibleError
+from planner.model.blocks import Blocks, Constraints, allowed_devices
+from planner.planning.problem import Problem, device_plan, offloaded_bytes
+from planner.plans.plan import Plan
+from planner.settings.schema import Auto
+from planner.strategies.auto import AutoAnswer, AutoSearch, solve_in_parts
+
+_Masks = tuple[tuple[int, int], ...]  # by unit that may not lie everywhere, the devices where it may
+
+
+def plan_auto(problem: Problem) -> Plan:
+    """The plan that offloads least. Raises InfeasibleError."""
+    devices, blocks = _devices(problem), problem.blocks()
+
+    def search_of(blocks: Blocks) -> AutoSearch:
+        return _search(problem, blocks, _masks(problem, blocks, devices))
+
+    if problem.settings.granularity == "module" and not problem.settings.no_split_module_classes:
+        names = [name for unit in blocks.unit_names for name in unit]
+        search, answer = solve_in_parts(
+            names, lambda split: search_of(problem.blocks(split) if split else blocks)
+        )
+    else:
+        search = search_of(blocks)
+        answer = search.solve()
+    return _plan(problem, search, answer)
+
+
+def plan_auto_many(problem: Problem, rows: Sequence[Mapping[DeviceKey, int]]) -> list[Plan | InfeasibleError]:
+    """What :func:`plan_auto` makes of each row of budgets; the searches run on all cores."""
+    problems = [problem.with_budgets(row) for row in rows]
+    blocks = problem.blocks()
+    devices = [_devices(each) for each in problems]
+    masks_of = cache(partial(_masks, problem, blocks))  # rows may name different devices
+    searches = [_search(each, blocks, masks_of(named)) for each, named in zip(problems, devices, strict=True)]
+    by_masks: dict[_Masks, list[int]] = {}
+    for number, search in enumerate(searches):
+        by_masks.setdefault(search.masks, []).append(number)
+    plans: dict[int, Plan | InfeasibleError] = {}
+    for masks, numbers in by_masks.items():
+        budgets = [searches[number].row() for number in numbers]
+        results = blocks.columns.solve_many(budgets, list(masks), searches[0].options())
+        for number, result in zip(numbers, results, strict=True):
+            try:
+                plans[number] = _plan(problems[number], searches[number], searches[number].read(result))
+            except InfeasibleError as error:
+                plans[number] = problem.noted(error)
+    return [plans[number] for number in range(len(rows))]
+
+
+def _search(problem: Problem, blocks: Blocks, masks: _Masks) -> AutoSearch:
+    chosen = problem.settings
+    assert isinstance(chosen.strategy, Auto)
+    return AutoSearch(
+        blocks=blocks,
+        device_budgets=problem.device_budgets,
+        masks=masks,
+        fill=chosen.strategy.fill,
+        search_steps=chosen.strategy.search_steps,
+        mode=chosen.mode,
+        execute_offloaded=chosen.execute_offloaded,
+        staging_blocks=chosen.staging_blocks,
+    )
+
+
+def _masks(problem: Problem, blocks: Blocks, devices: tuple[DeviceKey, ...]) -> _Masks:
+    constraints = Constraints(pin=problem.settings.pin, forbid=problem.settings.forbid)
+    return tuple(allowed_devices(blocks, constraints, devices, problem.settings.mode))
+
+
+def _devices(problem: Problem) -> tuple[DeviceKey, ...]:
+    return tuple(budget.device for budget in problem.device_budgets)
+
+
+def _plan(problem: Problem, search: AutoSearch, answer: AutoAnswer) -> Plan:
+    devices = tuple(
+        device_plan(budget, usage, usage.reserved_bytes)
+        for budget, usage in zip(search.device_budgets, answer.usage, strict=True)
+    )
+    idle = [device.id for device in devices if device.kind == "accelerator" and not device.used_bytes]
+    return Plan(
+        devices=devices,
+        device_map=answer.device_map,
+        execution_map=answer.execution_map,
+        offloaded_bytes=offloaded_bytes(devices),
+        certificate=answer.certificate,
+        account=problem.account(
+            search.blocks,
+            reasons=answer.reasons,
+            shortfall=answer.shortfall,
+            minimum_bytes=lambda: dict.fromkeys(idle),
+        ),
+    )

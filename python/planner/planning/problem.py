@@ -1,0 +1,223 @@
+"""A model and settings, understood once: what every strategy plans."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, Final
+
+from planner.checkpoint.source import Opened, open_source
+from planner.choices import RankName
+from planner.config import Resolved, Stack
+from planner.config.problem import Rank
+from planner.config.resolved_node import ResolvedNode
+from planner.devices.budgets import DeviceBudget, device_budgets
+from planner.devices.keys import DeviceKey
+from planner.errors import InfeasibleError, InvalidConfigError
+from planner.model.blocks import Blocks, expand_classes, require_names
+from planner.model.layout import Layout, repeated
+from planner.model.tree import ModuleTree
+from planner.plans.parts import Account, DevicePlan, DeviceUsage, Reason, Setting, Shortfall, Source, doubts
+from planner.settings.schema import Settings
+
+_RANK_NAMES: Final[Mapping[Rank, RankName]] = {
+    Rank.DEFAULT: "default",
+    Rank.COMPUTED: "computed",
+    Rank.IMPORTED: "imported",
+    Rank.USER: "user",
+    Rank.DERIVED: "derived",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be planned.
+
+    Args:
+        resolved: the settings.
+        opened: the model.
+        layout: the model with no-split classes, dtypes and ties.
+        containers: modules that only hold others; never blocks.
+        budgets: bytes by device; empty for what is detected.
+        has_own_budgets: the budgets are one row of many, in place of what the settings say.
+    """
+
+    resolved: Resolved[Settings]
+    opened: Opened
+    layout: Layout
+    containers: tuple[str, ...]
+    budgets: Mapping[DeviceKey, int]
+    has_own_budgets: bool = False
+
+    @classmethod
+    def of(
+        cls, source: Any, config: Any, settings: Mapping[str, Any], checkpoint: str | os.PathLike[str] | None
+    ) -> Problem:
+        """The problem that the arguments of `plan()` mean. Raises what :func:`planner.planning.plan` raises."""
+        resolved, opened = _understood(source, checkpoint, settings_stack(config, settings))
+        chosen = resolved.config
+        classes, containers = _no_split_classes(opened.tree, chosen.no_split_module_classes)
+        layout = Layout(
+            opened.tree,
+            no_split=classes,
+            dtype=chosen.dtype,
+            special_dtypes=dict(chosen.special_dtypes),
+            sizes=opened.sizes(chosen.dtype, chosen.special_dtypes),
+            containers=containers,
+        )
+        require_names(layout, "special_dtypes", list(chosen.special_dtypes))
+        require_names(layout, "no_split_modules", list(chosen.no_split_modules))
+        require_names(layout, "keep_together", [name for group in chosen.keep_together for name in group])
+        return cls(resolved, opened, layout, tuple(containers), chosen.max_memory or {})
+
+    def with_budgets(self, row: Mapping[DeviceKey, int]) -> Problem:
+        """The same problem for one row of many budgets."""
+        return replace(self, budgets=row, has_own_budgets=True)
+
+    @property
+    def settings(self) -> Settings:
+        """The values of the settings."""
+        return self.resolved.config
+
+    @cached_property
+    def device_budgets(self) -> tuple[DeviceBudget, ...]:
+        """Devices with budgets, in order of preference; free memory is asked for here."""
+        return device_budgets(self.budgets, self.settings.headroom, self.settings.offload_folder)
+
+    def blocks(self, split: Sequence[str] = ()) -> Blocks:
+        """The model in blocks, some of them in parts."""
+        return Blocks(
+            self.layout,
+            granularity="expert" if self.settings.granularity == "expert" else "block",
+            no_split=self.settings.no_split_modules,
+            split=(*self.containers, *split),
+            keep_together=self.settings.keep_together,
+        )
+
+    def account(
+        self,
+        blocks: Blocks,
+        *,
+        reasons: Callable[[], tuple[Reason, ...]],
+        shortfall: Callable[[], Shortfall | None],
+        minimum_bytes: Callable[[], Mapping[DeviceKey, int | None]],
+    ) -> Account:
+        """The story of a plan of this problem, with what its strategy says of it."""
+        return Account(
+            source=partial(_source, blocks, self.opened),
+            reasons=reasons,
+            shortfall=shortfall,
+            minimum_bytes=minimum_bytes,
+            settings=self._setting_values,
+            provenance=self._provenance,
+        )
+
+    def noted(self, error: InfeasibleError) -> InfeasibleError:
+        """The error with what is to be known of the sizes that it compares."""
+        return InfeasibleError("; ".join((error.message, *doubts(self.opened.notes))), **error.fields)
+
+    def _setting_values(self) -> dict[str, Setting]:
+        found = {
+            _dotted(path): Setting(value=node.written, rank=_RANK_NAMES[node.origin.rank])
+            for path, node in self._leaves()
+        }
+        if self.has_own_budgets:
+            found.update(
+                {f"max_memory.{key}": Setting(value=size, rank="user") for key, size in self.budgets.items()}
+            )
+        return dict(sorted(found.items()))
+
+    def _provenance(self) -> dict[str, str]:
+        return {_dotted(path): str(node.origin) for path, node in self._leaves()}
+
+    def _leaves(self) -> list[tuple[tuple[Any, ...], ResolvedNode]]:
+        """The settings with one value each, without budgets that this problem replaces."""
+        return [
+            (path, node)
+            for path, node in self.resolved.answers.items()
+            if node.shape == "leaf" and not (self.has_own_budgets and path[0] == "max_memory")
+        ]
+
+
+def settings_stack(config: Any, settings: Mapping[str, Any]) -> Stack[Settings]:
+    """The settings of one call: ``config``, with keywords on top."""
+    stack: Stack[Settings] = Stack.of(Settings, config)
+    return stack.set(**settings) if settings else stack
+
+
+def _understood(source: Any, checkpoint: Any, stack: Stack[Settings]) -> tuple[Resolved[Settings], Opened]:
+    """The settings with what the model says of itself, and the model.
+
+    Wrong settings are said first, whatever is wrong with the model, and before any file of a model is read. A live model is
+    opened first, so that its settings are resolved once: its facts stand below all that the user says, so settings that
+    resolve with them resolve without them.
+    """
+    if checkpoint is not None or isinstance(source, str | os.PathLike):
+        stack.resolve()
+    try:
+        opened = open_source(source, checkpoint)
+    except Exception:
+        stack.resolve()
+        raise
+    if opened.facts is None:
+        return stack.resolve(), opened
+    try:
+        return stack.imported(opened.facts).resolve(), opened
+    except InvalidConfigError as error:
+        resolved = stack.resolve()
+        note = f"the model's configuration makes no sense ({error.problems[0]}); its facts are left out"
+        return resolved, replace(opened, notes=(*opened.notes, note))
+
+
+def _no_split_classes(tree: ModuleTree, named: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The classes whose modules stay whole, and the modules that only hold others: of the user, of the model, or guessed."""
+    classes = expand_classes(tree.columns, named)
+    if classes:
+        return classes, []
+    if tree.no_split_classes:  # a model may name classes that it does not have
+        return tree.columns.derived_classes(list(tree.no_split_classes))[0], []
+    return repeated(tree)
+
+
+def _source(blocks: Blocks, opened: Opened) -> Source:
+    columns = blocks.layout.columns
+    return Source(
+        kind=opened.kind,
+        fingerprint=columns.fingerprint(),
+        blocks=blocks.block_count,
+        total_bytes=-(-columns.total_bits // 8),
+        notes=opened.notes,
+    )
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path))
+
+
+def device_plan(budget: DeviceBudget, usage: DeviceUsage, reserved_bytes: int) -> DevicePlan:
+    """A device as it stands in a plan, with what is kept free there for offloaded blocks."""
+    return DevicePlan(
+        id=budget.device,
+        kind=budget.kind,
+        pool=budget.pool,
+        budget_bytes=budget.budget_bytes,
+        headroom_bytes=min(budget.headroom_bytes, budget.budget_bytes),
+        used_bytes=usage.used_bytes,
+        reserved_bytes=reserved_bytes,
+        free_bytes=max(0, budget.capacity_bytes - usage.used_bytes - reserved_bytes),
+        origin=budget.origin,
+    )
+
+
+def offloaded_bytes(devices: Sequence[DevicePlan]) -> dict[str, int]:
+    """Bytes by tier; where there is no accelerator, what lies on the cpu runs there."""
+    on = {"cpu": 0, "disk": 0}
+    has_accelerator = False
+    for device in devices:
+        if device.kind in on:
+            on[device.kind] += device.used_bytes
+        elif device.budget_bytes and device.budget_bytes > device.headroom_bytes:
+            has_accelerator = True
+    return {"cpu": on["cpu"] if has_accelerator else 0, "disk": on["disk"]}

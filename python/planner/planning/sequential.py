@@ -1,0 +1,95 @@
+"""`plan()` with accelerate's strategies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import cast
+
+from planner.choices import Stage
+from planner.devices.keys import DeviceKey, main_device, offload_tiers
+from planner.errors import InvalidConstraintError
+from planner.planning.problem import Problem, device_plan, offloaded_bytes
+from planner.plans.parts import Certificate, DevicePlan
+from planner.plans.plan import Plan
+from planner.settings.schema import Auto
+from planner.strategies.modes import ModeProblem
+from planner.strategies.sequential import Outcome
+
+_CONSTRAINTS = ("pin", "forbid", "keep_together", "no_split_modules")
+
+
+def plan_sequential(problem: Problem) -> Plan:
+    """The plan of accelerate's strategies, repaired. Raises InfeasibleError, InvalidConstraintError."""
+    chosen, budgets = problem.settings, problem.device_budgets
+    assert not isinstance(chosen.strategy, Auto)
+    for name in _CONSTRAINTS:
+        if getattr(chosen, name):
+            raise InvalidConstraintError(
+                f"{name} needs strategy 'auto'; accelerate's strategies know no constraints",
+                names=(name,),
+                suggestions=(),
+            )
+    filling = ModeProblem(
+        layout=problem.layout, device_budgets=budgets, strategy=chosen.strategy, mode=chosen.mode
+    )
+    outcome = filling.solve()
+    devices = tuple(_devices(filling, outcome))
+    offloaded = offloaded_bytes(devices)
+    device_map = outcome.device_map()
+    return Plan(
+        devices=devices,
+        device_map=device_map,
+        execution_map=_execution_map(device_map),
+        offloaded_bytes=offloaded,
+        certificate=_certificate(problem, sum(offloaded.values())),
+        account=problem.account(
+            problem.blocks(),
+            reasons=lambda: outcome.reasons,
+            shortfall=lambda: None,
+            minimum_bytes=partial(filling.minimum_bytes, outcome),
+        ),
+    )
+
+
+def _devices(filling: ModeProblem, outcome: Outcome) -> Iterator[DevicePlan]:
+    """Devices with budgets, and the disk where it is used without one."""
+    used = {usage.device: usage for usage in outcome.usage}
+    for budget in filling.device_budgets:
+        usage = used.pop(budget.device)
+        left_bytes = (
+            budget.capacity_bytes - usage.used_bytes
+        )  # more may be wanted for offloaded layers than is left
+        yield device_plan(budget, usage, min(usage.reserved_bytes, left_bytes))
+    if "disk" in used and used["disk"].used_bytes:
+        yield DevicePlan(
+            id="disk",
+            kind="disk",
+            pool=None,
+            budget_bytes=None,
+            headroom_bytes=0,
+            used_bytes=used["disk"].used_bytes,
+            reserved_bytes=0,
+            free_bytes=None,
+            origin="accelerate's strategies use disk without being asked",
+        )
+
+
+def _certificate(problem: Problem, offloaded_total_bytes: int) -> Certificate:
+    """Of strategies that do not search, nothing is known but that no plan offloads less than nothing."""
+    return Certificate(
+        proven=offloaded_total_bytes == 0,
+        lower_bound_bytes=0,
+        gap_bytes=offloaded_total_bytes,
+        returns=0,
+        returns_lower_bound=0,
+        steps=0,
+        stage=cast("Stage", str(problem.resolved.answers["strategy", "type"].written)),
+    )
+
+
+def _execution_map(device_map: Mapping[str, DeviceKey]) -> dict[str, DeviceKey]:
+    """Where offloaded parts run: accelerate's strategies keep room for them on the first accelerator that holds anything."""
+    main = main_device(device_map.values())
+    # Without an accelerator, the cpu runs what is on disk, as it does wherever nothing is said.
+    return {name: main for name, key in device_map.items() if main != "cpu" and key in offload_tiers(main)}

@@ -1,0 +1,223 @@
+"""What a plan consists of: plain records of devices, decisions, settings and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+from planner.choices import DeviceKind, RankName, ReasonRule, SourceKind, Stage
+from planner.devices.keys import DeviceKey
+
+BEFORE_QUANTIZATION = "sizes are those before quantization, which only a checkpoint's files tell"
+"""The note that puts every number of bytes in doubt; it is shown wherever bytes are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceUsage:
+    """Bytes on one device.
+
+    Args:
+        device: its key.
+        budget_bytes: what weights may use; None is without limit.
+        used_bytes: stored bytes of the tensors placed there, each once.
+        reserved_bytes: room kept free for the largest layer when the device was left.
+    """
+
+    device: DeviceKey
+    budget_bytes: int | float | None
+    used_bytes: int
+    reserved_bytes: int
+
+    @property
+    def free_bytes(self) -> int | float | None:
+        """What is neither used nor reserved, at least 0; None is without limit."""
+        if self.budget_bytes is None:
+            return None
+        return max(0, self.budget_bytes - self.used_bytes - self.reserved_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """One decision of a strategy.
+
+    Args:
+        rule: "fits", "tied", "bound", "fallback", "split", "split_tied", "next_device"; of ``auto``: "resident",
+            "offloaded", "oversized", "no_room", "fused_experts".
+        name: the module or tensor decided on.
+        device: the device it was measured against.
+        needed_bytes: what it needs there with all that is tied to it.
+        available_bytes: what the device had left after the reservation, negative if the reservation alone is too much;
+            None is without limit.
+    """
+
+    rule: ReasonRule
+    name: str
+    device: DeviceKey
+    needed_bytes: int
+    available_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What was planned: a live "module", a "checkpoint" or a "config"; its digest, blocks and stored bytes; and what to know
+    of its names and sizes."""
+
+    kind: SourceKind
+    fingerprint: str
+    blocks: int
+    total_bytes: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Notes that put every number of bytes in doubt."""
+        return doubts(self.notes)
+
+
+def doubts(notes: Iterable[str]) -> tuple[str, ...]:
+    """Of notes, those that put every number of bytes in doubt."""
+    return tuple(note for note in notes if note == BEFORE_QUANTIZATION)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicePlan:
+    """One device in a plan: ``budget = headroom + used + reserved + free``, in bytes; None is without limit.
+
+    Args:
+        id: its key.
+        kind: "accelerator", "cpu" or "disk".
+        pool: devices of one pool share their memory.
+        origin: where the budget comes from.
+    """
+
+    id: DeviceKey
+    kind: DeviceKind
+    pool: str | None
+    budget_bytes: int | None
+    headroom_bytes: int
+    used_bytes: int
+    reserved_bytes: int
+    free_bytes: int | None
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """How good a plan is known to be.
+
+    Args:
+        proven: no plan offloads less.
+        lower_bound_bytes: no plan offloads less than this.
+        gap_bytes: what this plan offloads beyond it.
+        returns: times that execution comes back to a device it had left; a unit counts once, at its first block.
+        returns_lower_bound: no plan with as many bytes offloaded and on disk, and its first block on an accelerator if this
+            plan has it there, returns less often.
+        steps: steps of the search.
+        stage: which way of placing units gave the plan: "in_order", "other_order", "tie_position", "scattered", "offload",
+            or the name of a strategy without a search.
+
+    Guarantee: "no plan" is about every plan that gives each unit one home within budgets, constraints and mode, and each
+        offloaded block a device that runs it and keeps ``staging_blocks`` times the largest such block free: any
+        accelerator, several of them too; or the cpu, for a block larger than every accelerator and with
+        ``execute_offloaded="cpu"``. With ``granularity="module"`` it is about all blocks whole, and all in parts.
+    """
+
+    proven: bool
+    lower_bound_bytes: int
+    gap_bytes: int
+    returns: int
+    returns_lower_bound: int
+    steps: int
+    stage: Stage
+
+    @property
+    def proof(self) -> str:
+        """In words, whether the offloaded bytes are the least."""
+        return "proven least" if self.proven else "not proven least"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortfall:
+    """What keeps something off the accelerators: the largest block concerned, and by device the extra bytes that alone
+    would let everything stay there."""
+
+    name: str
+    more_bytes: Mapping[DeviceKey, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A resolved setting: its value as plain data, and who said it."""
+
+    value: Any
+    rank: RankName
+
+
+class Account:
+    """The story of a plan, which most callers never ask for: each part is made when it is first read.
+
+    Args:
+        source, reasons, shortfall, minimum_bytes, settings, provenance: make the property of that name; pure.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Callable[[], Source],
+        reasons: Callable[[], tuple[Reason, ...]],
+        shortfall: Callable[[], Shortfall | None],
+        minimum_bytes: Callable[[], Mapping[DeviceKey, int | None]],
+        settings: Callable[[], Mapping[str, Setting]],
+        provenance: Callable[[], Mapping[str, str]],
+    ) -> None:
+        self._source, self._reasons, self._shortfall = source, reasons, shortfall
+        self._minimum_bytes, self._settings, self._provenance = minimum_bytes, settings, provenance
+
+    @cached_property
+    def source(self) -> Source:
+        """What was planned."""
+        return self._source()
+
+    @cached_property
+    def reasons(self) -> tuple[Reason, ...]:
+        """Every decision, in execution order."""
+        return self._reasons()
+
+    @cached_property
+    def shortfall(self) -> Shortfall | None:
+        """What would keep everything on the accelerators; None where it is there."""
+        return self._shortfall()
+
+    @cached_property
+    def minimum_bytes(self) -> Mapping[DeviceKey, int | None]:
+        """By idle device, the least budget that would give it weights."""
+        return MappingProxyType(dict(self._minimum_bytes()))
+
+    @cached_property
+    def settings(self) -> Mapping[str, Setting]:
+        """By path, the value of a setting and its rank."""
+        return MappingProxyType(dict(self._settings()))
+
+    @cached_property
+    def provenance(self) -> Mapping[str, str]:
+        """By path, where a setting comes from."""
+        return MappingProxyType(dict(self._provenance()))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlanParts:
+    """All parts of a plan; see :class:`planner.plans.plan.Plan`, which says more about them."""
+
+    devices: tuple[DevicePlan, ...]
+    device_map: Mapping[str, DeviceKey]
+    execution_map: Mapping[str, DeviceKey]
+    offloaded_bytes: Mapping[str, int]
+    certificate: Certificate
+    account: Account
+
+    def __post_init__(self) -> None:
+        for name in ("device_map", "execution_map", "offloaded_bytes"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
