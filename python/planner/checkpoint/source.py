@@ -171,7 +171,7 @@ class _Built:
 def _build(files: CheckpointFiles, headers: Headers, known: Architecture | None) -> _Built:
     quantised = _is_quantised(files.config)
     names = (
-        names_as_stored(headers)
+        names_as_stored(headers, quantised=quantised)
         if known is None
         else live_names(headers, known, files.config, quantised=quantised)
     )
