@@ -104,6 +104,7 @@ def virtual_accelerators(registered_accelerators: Accelerators) -> Iterator[Acce
     """Both devices as they were at the beginning: `.memory_limit_bytes(0, n)`, `.traffic()`, `.peak_bytes(0)`, …"""
     if any(registered_accelerators.used_bytes(device.index) for device in registered_accelerators.devices):
         gc.collect()  # models of earlier tests that are only held by cycles
+        gc.freeze()  # the libraries' own objects are many, and need not be gone through again before the next test
     registered_accelerators.reset()
     yield registered_accelerators
     registered_accelerators.reset()
@@ -114,3 +115,8 @@ def watched_streams(virtual_accelerators: Accelerators) -> Iterator[None]:
     """The test fails if work on streams shares memory without being ordered."""
     with virtual_accelerators.watch_streams():
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole files come first: they are the longest, and at the end one worker would wait for another's."""
+    items.sort(key=lambda item: not isinstance(item, ChildRun))

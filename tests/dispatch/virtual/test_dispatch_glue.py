@@ -401,8 +401,9 @@ def test_an_error_that_the_model_catches_leaves_the_mode_on() -> None:
     assert len(planner.crossings(net)) == 1 and stack_size() == 0
 
 
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.sweep)])
 @torch.no_grad()
-def test_an_interrupt_anywhere_leaves_no_mode_behind() -> None:
+def test_an_interrupt_anywhere_leaves_no_mode_behind(every: int) -> None:
     plain, spread = nets()
     want, other = plain(X.to(0)), Counting()
     for below in (False, True):
@@ -411,7 +412,7 @@ def test_an_interrupt_anywhere_leaves_no_mode_behind() -> None:
             other.__enter__()
         while interrupted(lambda: spread(X.to(0)), stops):
             assert torch.overrides._get_current_function_mode_stack() == [other] * below, stops
-            stops += 1
+            stops += every
         assert stops > 50
         assert spread(X.to(0)).equal(want)
     other.__exit__(None, None, None)
