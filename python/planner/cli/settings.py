@@ -11,8 +11,10 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from planner.cli.output import write_remark
 from planner.cli.parsing import GivenOption, given_options
 from planner.config import Stack
+from planner.config.stack import COMMAND_FILES
 from planner.errors import InvalidInputError
 from planner.settings.schema import Settings
 
@@ -227,12 +229,20 @@ def _choices(name: str) -> list[str]:
 
 
 def settings_of(context: typer.Context) -> SettingsStack:
-    """What a command reads: ``./planner.yaml``, the environment, its options."""
-    return stack_of(given_options(context), os.environ)
+    """What a command reads: ``./planner.yaml``, the environment, its options; what is used unasked is said on stderr."""
+    stack = stack_of(given_options(context), os.environ)
+    for name in COMMAND_FILES:
+        if os.path.exists(name):
+            write_remark(f"settings of ./{name} are used")
+            break
+    for name, near in stack.unknown_variables(os.environ).items():
+        meant = f"; did you mean {near}?" if near else ""
+        write_remark(f"the variable {name} names no setting and is ignored{meant}")
+    return stack
 
 
 def stack_of(options: Iterable[GivenOption], environ: Mapping[str, str]) -> SettingsStack:
-    """``./planner.yaml`` if there is one, the environment, and options in the order given.
+    """``./planner.yaml`` if there is one, variables that name settings, and options in the order given.
 
     Raises:
         InvalidInputError: an option without its equals sign. Fields: ``option``, ``text``.
