@@ -103,6 +103,25 @@ def test_a_plan_of_the_model_is_valid(command: Command, llama: str) -> None:
     assert answer(command("check", llama, "plan.json", "--json")) == {"valid": True, "findings": []}
 
 
+def test_a_plan_is_judged_by_its_own_budgets_and_types(command: Command, llama: str) -> None:
+    """Also where the plan counts other types than the files have, and where an option says otherwise."""
+    half = llama_bytes() // 2
+    assert (
+        command("plan", llama, "-d", f"0={half}", "--dtype", "float8_e4m3fn", "-o", "plan.json").exit_code
+        == 0
+    )
+    done = command("check", llama, "plan.json")
+    assert (done.exit_code, done.stdout) == (0, "valid\n")
+    done = command("check", llama, "plan.json", "--dtype", "bfloat16")
+    assert (done.exit_code, "device 0 would hold" in done.stdout) == (1, True)
+    done = command("check", llama, "plan.json", "-d", "0=10")
+    assert (done.exit_code, "of 10 B" in done.stdout) == (1, True)
+    data = json.loads(Path("plan.json").read_text())
+    data["devices"][0]["budget_bytes"] = 10
+    Path("plan.json").write_text(json.dumps(data))
+    assert "of 10 B" in command("check", llama, "plan.json").stdout
+
+
 def test_without_budgets_none_are_judged_and_it_says_so(command: Command, llama: str) -> None:
     Path("map.json").write_text('{"": "cuda:0"}')
     done = command("check", llama, "map.json")

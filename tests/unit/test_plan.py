@@ -46,7 +46,7 @@ def offloading() -> Plan:
 
 
 def sequential() -> Plan:
-    return planner.plan(model(), max_memory={0: 40, "cpu": 60}, strategy="sequential")
+    return planner.plan(model(), max_memory={0: 40, "cpu": 60, "disk": 1000}, strategy="sequential")
 
 
 PLANS = pytest.mark.parametrize("made", [fitting, offloading, sequential])

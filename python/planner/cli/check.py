@@ -36,10 +36,11 @@ def command(
     """List what is wrong with a device map.
 
     Exit code 1 if anything is. Every tensor must be covered, names of one tensor must share a device, classes named with --no-split must not be
-    split. Budgets are judged where -d names them.
+    split. Budgets and element types are those of the options, else the plan's own.
     """
-    settings = settings_of(context).resolve().config
-    judged = read_device_map(device_map)
+    stack = settings_of(context)
+    judged, own = read_device_map(device_map)
+    settings = stack.imported(own).resolve().config
     opened = open_source(model)
     findings = check(
         _described(opened.tree, settings),
