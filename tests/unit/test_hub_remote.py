@@ -15,7 +15,6 @@ import pytest
 import planner
 from checkpoint_files import write_index, write_raw, write_tensors
 from hub_server import COMMIT, Hub, serving
-from planner.checkpoint.source import open_source
 
 hub_library = pytest.importorskip("huggingface_hub")
 
@@ -52,7 +51,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
 
 
 def total_bytes(name: str = "org/name") -> int:
-    return int(planner.plan(open_source(name, remote=True), max_memory={0: "8GiB"}).source.total_bytes)
+    return planner.plan(name, remote=True, max_memory={0: "8GiB"}).source.total_bytes
 
 
 @pytest.mark.parametrize("redirects", [False, True])
@@ -66,7 +65,7 @@ def test_the_headers_alone_are_read(serve: Serve, redirects: bool) -> None:
 def test_the_plan_is_that_of_the_folder(serve: Serve, tmp_path: Path) -> None:
     serve()
     budgets = {0: "1200MiB", "cpu": "8GiB"}
-    remote = planner.plan(open_source("org/name", remote=True), max_memory=budgets)
+    remote = planner.plan("org/name", remote=True, max_memory=budgets)
     local = planner.plan(tmp_path / "repository", max_memory=budgets)
     assert (remote.device_map, remote.source) == (local.device_map, local.source)
 
@@ -184,15 +183,13 @@ def test_without_the_library_one_line_says_what_to_type(
 
 def test_the_endpoint_is_where_the_librarys_variable_says(serve: Serve) -> None:
     hub = serve()
-    code = (
-        "from planner.checkpoint.source import open_source;"
-        "print(open_source('org/name', remote=True).tree.tensor_count)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"HF_ENDPOINT": hub.url},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == "4\n"
+    for command in ("sizes", "plan"):
+        words = [sys.executable, "-m", "planner", command, "org/name", "--json"]
+        budget = ["-d", "0=8GiB"] if command == "plan" else []
+        environ = os.environ | {"HF_ENDPOINT": hub.url}
+        done = subprocess.run(
+            [*words, *budget, "--remote"], env=environ, capture_output=True, text=True, check=True
+        )
+        assert "2147483648" in done.stdout
+        done = subprocess.run([*words, *budget], env=environ, capture_output=True, text=True, check=False)
+        assert (done.returncode, "--remote" in done.stdout) == (2, True)

@@ -101,7 +101,7 @@ def _from_hub_cache(path: str, missing: Exception) -> CheckpointFiles:
         raise fault(
             path,
             f"no such file or folder, and no model of that name in the hub's cache, {cache_folder()}; "
-            f"`{name.download_command}` would put it there",
+            f"`{name.download_command}` would put it there, --remote (in Python, remote=True) reads its headers from the hub",
         ) from missing
     return _from_folder(snapshot)
 

@@ -116,8 +116,13 @@ class RemoteFolder:
 
     def _range(self, file: str, start: int, count: int) -> tuple[bytes, int]:
         """Bytes of a file, at most so many, and how many the file has."""
+        # Its documentation lists all four; its own list of exports has only the first.
         from huggingface_hub import hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]
+            build_hf_headers,
+            get_session,
+            hf_raise_for_status,
+        )
 
         url = hf_hub_url(self._name.repo, file, revision=self._commit, endpoint=self._api.endpoint)
         headers = {

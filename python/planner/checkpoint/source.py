@@ -69,7 +69,7 @@ def open_source(
     Raises:
         CheckpointError: files that are missing, malformed or hostile. Fields: ``file``, ``reason``.
         InvalidTreeError: a model that cannot be planned.
-        InvalidInputError: a checkpoint beside something that is no live model.
+        InvalidInputError: a checkpoint beside something that is no live model, or ``remote`` for what is no name.
     """
     if isinstance(source, str | os.PathLike):
         if checkpoint is not None:
@@ -78,6 +78,10 @@ def open_source(
             )
         name = _absent_name(os.fsdecode(source)) if remote else None
         return _from_files(find_files(source)) if name is None else _from_hub(name)
+    if remote:
+        raise InvalidInputError(
+            "remote=True needs the name of a model on the hub; the source is a model already"
+        )
     if isinstance(source, ModuleTree | Opened):
         if checkpoint is not None:
             raise InvalidInputError(f"checkpoint={checkpoint!r} needs a live model, not a flattened one")

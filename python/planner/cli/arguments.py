@@ -8,6 +8,14 @@ import typer
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for errors too.")]
 
+Remote = Annotated[
+    bool,
+    typer.Option(
+        "--remote",
+        help="Read the headers of a model that is not in the hub's cache from the hub, through huggingface_hub.",
+    ),
+]
+
 SourcePath = Annotated[
     str,
     typer.Argument(

@@ -9,7 +9,7 @@ import typer
 from planner.checker.check import check, is_valid
 from planner.checker.described import DescribedModule, model_from_sizes
 from planner.checkpoint.source import open_source
-from planner.cli.arguments import Json, SourcePath
+from planner.cli.arguments import Json, Remote, SourcePath
 from planner.cli.exits import NEGATIVE, OK
 from planner.cli.files import read_device_map
 from planner.cli.output import noted, write, write_json, write_notes
@@ -31,6 +31,7 @@ def command(
             show_default=False,
         ),
     ],
+    remote: Remote = False,
     as_json: Json = False,
 ) -> int:
     """List what is wrong with a device map.
@@ -41,7 +42,7 @@ def command(
     stack = settings_of(context)
     judged, own = read_device_map(device_map)
     settings = stack.imported(own).resolve().config
-    opened = open_source(model)
+    opened = open_source(model, remote=remote)
     findings = check(
         _described(opened.tree, settings),
         judged,

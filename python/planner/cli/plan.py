@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from planner.checkpoint.source import open_source
-from planner.cli.arguments import Json, SourcePath
+from planner.cli.arguments import Json, Remote, SourcePath
 from planner.cli.exits import OK
 from planner.cli.files import write_file
 from planner.cli.fleet import plan_fleet
@@ -40,6 +40,7 @@ def command(
             "exit code 1 if any has no plan.",
         ),
     ] = None,
+    remote: Remote = False,
     as_json: Json = False,
 ) -> int:
     """Decide where each module of a model goes.
@@ -50,8 +51,8 @@ def command(
     if budgets is not None:
         if html is not None or any(option.name == "device" for option in given_options(context)):
             raise InvalidInputError("--budgets names the devices of many plans; leave out -d and --html")
-        return plan_fleet(open_source(model), stack, budgets, output)
-    opened = open_source(model)
+        return plan_fleet(open_source(model, remote=remote), stack, budgets, output)
+    opened = open_source(model, remote=remote)
     made = plan(opened, config=stack)
     text = made.to_json()
     if output is not None:

@@ -160,7 +160,7 @@ class Stack(Generic[T]):
         options. Variables with the prefix that name no setting are left out: see :meth:`unknown_variables`.
         """
         here = [file_layer(name) for name in COMMAND_FILES if os.path.exists(name)]
-        stack = Stack(schema).push(*here[:1])
+        stack: Stack[T] = Stack(schema).push(*here[:1])
         unknown = stack.unknown_variables(environ)
         known = {name: value for name, value in environ.items() if name not in unknown}
         return stack.environment(known).arguments(argv)
