@@ -283,8 +283,10 @@ def test_a_stack_refuses_unknown_variables_without_their_values() -> None:
     assert "hunter2" not in str(caught.value) + str(caught.value.fields)
 
 
-def test_settings_of_the_folder_are_mentioned_and_both_endings_count(command: Command) -> None:
+def test_settings_of_the_folder_are_mentioned_and_both_endings_count(command: Command, llama: str) -> None:
     for name, mode in (("planner.yml", "no_disk"), ("planner.yaml", "gpu_only")):
         Path(name).write_text(f"mode: {mode}\n")
-        assert mode in (done := command("config", "show")).stdout
+        done = command("plan", llama, "-d", "0=1GiB", "--json")
         assert done.stderr == f"planner: settings of ./{name} are used\n"
+        assert f'"mode":{{"rank":"user","value":"{mode}"}}' in done.stdout
+        assert mode in command("config", "show").stdout

@@ -13,7 +13,7 @@ from planner.cli.arguments import Json, Remote, SourcePath
 from planner.cli.exits import NEGATIVE, OK
 from planner.cli.files import read_device_map
 from planner.cli.output import noted, write, write_json, write_notes
-from planner.cli.settings import settings_of, takes_settings
+from planner.cli.settings import remark_file, settings_of, takes_settings
 from planner.model.layout import Layout
 from planner.model.tree import ModuleTree
 from planner.settings.schema import Settings
@@ -40,6 +40,7 @@ def command(
     split. Budgets and element types are those of the options, else the plan's own.
     """
     stack = settings_of(context)
+    remark_file()
     judged, own = read_device_map(device_map)
     settings = stack.imported(own).resolve().config
     opened = open_source(model, remote=remote)

@@ -13,7 +13,7 @@ from planner.cli.files import write_file
 from planner.cli.fleet import plan_fleet
 from planner.cli.output import show, write_json_text
 from planner.cli.parsing import given_options
-from planner.cli.settings import settings_of, takes_settings
+from planner.cli.settings import remark_file, settings_of, takes_settings
 from planner.errors import InvalidInputError
 from planner.model.tree import ModuleTree
 from planner.planning import plan
@@ -48,6 +48,7 @@ def command(
     Exit code 1, with what would be enough, if it does not fit.
     """
     stack = settings_of(context)
+    remark_file()
     if budgets is not None:
         if html is not None or any(option.name == "device" for option in given_options(context)):
             raise InvalidInputError("--budgets names the devices of many plans; leave out -d and --html")

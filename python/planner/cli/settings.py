@@ -229,16 +229,19 @@ def _choices(name: str) -> list[str]:
 
 
 def settings_of(context: typer.Context) -> SettingsStack:
-    """What a command reads: ``./planner.yaml``, the environment, its options; what is used unasked is said on stderr."""
+    """What a command reads: ``./planner.yaml``, the environment, its options; of variables that mean nothing it warns."""
     stack = stack_of(given_options(context), os.environ)
-    for name in COMMAND_FILES:
-        if os.path.exists(name):
-            write_remark(f"settings of ./{name} are used")
-            break
     for name, near in stack.unknown_variables(os.environ).items():
         meant = f"; did you mean {near}?" if near else ""
         write_remark(f"the variable {name} names no setting and is ignored{meant}")
     return stack
+
+
+def remark_file() -> None:
+    """Says on stderr that settings are used which the command line does not show."""
+    found = next((name for name in COMMAND_FILES if os.path.exists(name)), None)
+    if found is not None:
+        write_remark(f"settings of ./{found} are used")
 
 
 def stack_of(options: Iterable[GivenOption], environ: Mapping[str, str]) -> SettingsStack:
