@@ -248,3 +248,29 @@ def test_sizes_before_quantisation_are_told_wherever_bytes_are_shown(
                 assert (NOTE in done.stdout + done.stderr) == (name == "quantised"), words
         made = planner.Plan.from_json(Path(plan).read_text())
         assert (NOTE in made.summary()) == (name == "quantised")
+
+
+# ---- words
+
+
+def test_words_are_taken_as_people_spell_them(command: Command, llama: str) -> None:
+    plain = answer(command("plan", llama, "-d", "0=64KiB", "-d", "cpu=1MiB", "--mode", "no_disk", "--json"))
+    spelt = answer(command("plan", llama, "-d", "0=64KiB", "-d", "CPU=1MiB", "--mode", "no-disk", "--json"))
+    assert plain["device_map"] == spelt["device_map"]
+    options = ("--fill", "in-order", "--mode", "GPU-only", "--pin", "lm_head=0", "--forbid", "model=Disk,CPU")
+    shown = answer(command("config", "show", "--json", *options))["settings"]
+    assert (shown["mode"], shown["strategy"]["fill"], shown["forbid"]) == (
+        "gpu_only",
+        "in_order",
+        {"model": ["disk", "cpu"]},
+    )
+
+
+def test_help_and_version_are_asked_for_in_every_usual_way(command: Command) -> None:
+    assert command("-V").stdout == command("--version").stdout
+    for asked in ((), ("help",), ("-h",)):
+        done = command(*asked)
+        assert (done.exit_code, done.stderr) == (0, "")
+        assert done.stdout.startswith("Usage: planner [OPTIONS] COMMAND")
+    assert command("help", "plan").stdout == command("plan", "--help").stdout
+    assert command("help", "config", "show").stdout == command("config", "show", "--help").stdout
