@@ -97,6 +97,37 @@ def test_a_full_disk_is_told(llama: str) -> None:
     assert "No space left" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("closed", "arguments", "code", "said"),
+    [
+        (0, ["check", "llama", "-"], 2, "planner: -: cannot be read: standard input is closed\n"),
+        (0, ["check", "llama", "-", "--json"], 2, ""),
+        (1, ["sizes", "llama"], 2, "Bad file descriptor"),
+        (1, ["sizes", "llama", "--json"], 2, "Bad file descriptor"),
+        (1, ["plan", "llama", *ROOM], 2, "Bad file descriptor"),
+        (1, ["--help"], 2, "Bad file descriptor"),
+        (1, ["plan", "llama", "-d", "0=1KiB"], 1, "does not fit"),
+        (2, ["plan", "llama", *ROOM, "--json"], 0, ""),
+        (2, ["plan", "nowhere"], 2, ""),
+    ],
+    ids=str,
+)
+def test_a_stream_that_was_closed_before_is_told(
+    llama: str, closed: int, arguments: list[str], code: int, said: str
+) -> None:
+    """As services and schedulers start processes; Python has None in the place of such a stream."""
+    done = subprocess.run(
+        [*PLANNER, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=partial(os.close, closed),
+    )
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr and done.stderr.count("\n") <= 1
+
+
 def test_an_interrupt_ends_with_130() -> None:
     with subprocess.Popen(
         [*PLANNER, "explain", "-", "head"],

@@ -87,6 +87,14 @@ def test_no_mapping_of_weights_is_refused_and_nothing_changed() -> None:
     assert hook.weights_map == {"w": X}
 
 
+@pytest.mark.parametrize(("name", "value"), [("execution_device", "nowhere:3"), ("skip_keys", 3)])
+def test_no_device_and_no_keys_are_refused_and_nothing_changed(name: str, value: Any) -> None:
+    hook = made()
+    with pytest.raises(planner.PlannerError):
+        setattr(hook, name, value)
+    assert repr(hook) == repr(made()) and hook.device == torch.device("cpu") and hook.skip == {"cache"}
+
+
 @pytest.mark.parametrize("io_same_device", [True, False])
 def test_a_hook_is_compiled_whole(io_same_device: bool) -> None:
     hook = AlignDevicesHook("cpu", io_same_device=io_same_device)

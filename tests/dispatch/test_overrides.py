@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import planner
 from planner.dispatching.hooks.align import AlignDevicesHook
 from planner.dispatching.interrupts import end_again
 from planner.dispatching.methods import forward, mixed_forward, overrides
@@ -119,3 +120,30 @@ def test_an_end_that_was_interrupted_is_called_again(interrupt_at: str | None) -
         with pytest.raises(KeyboardInterrupt):
             run()
         assert calls == ["end", "end"]
+
+
+class Unwilling(planner.ModelHook):
+    """Cannot be attached."""
+
+    def init_hook(self, module: nn.Module) -> nn.Module:
+        raise ValueError("not here")
+
+
+@pytest.mark.parametrize("is_sequence", [False, True])
+def test_a_hook_that_cannot_be_appended_leaves_the_one_before(is_sequence: bool) -> None:
+    layer = nn.Linear(2, 2)
+    x = torch.ones(1, 2)
+    want, values = layer(x), layer.weight.detach().clone()
+    hook: Any = planner.AlignDevicesHook("cpu", offload=True)
+    if is_sequence:
+        hook = planner.SequentialHook(planner.ModelHook(), hook)
+    planner.add_hook_to_module(layer, hook)
+    with pytest.raises(ValueError, match="not here"):
+        planner.add_hook_to_module(layer, Unwilling(), append=True)
+    assert layer._hf_hook is hook and layer.weight.is_meta and layer(x).equal(want)
+    planner.remove_hook_from_module(layer)
+    assert layer.weight.equal(values) and not vars(layer).keys() & {
+        "forward",
+        "_old_forward",
+        "__reduce_ex__",
+    }

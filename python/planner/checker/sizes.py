@@ -9,7 +9,7 @@ from types import FunctionType, MethodType, ModuleType
 from typing import Any, Final, NamedTuple
 
 from planner.checker.described import DescribedTensor
-from planner.checker.devices import Device
+from planner.checker.devices import Device, shown
 from planner.checker.walk import NamedTensor, Walk
 from planner.errors import InvalidInputError, InvalidTreeError
 
@@ -115,10 +115,10 @@ def _dtype_bits(dtype: Any) -> int:
     if isinstance(dtype, str):
         # A live model's torch is imported already; a model in words needs none.
         dtype = getattr(sys.modules.get("torch"), dtype.removeprefix("torch."), dtype)
-    bits = _CUSTOM_BITS.get(getattr(dtype, "name", "")) or _PACKED_BITS.get(str(dtype))
-    if bits is None and not hasattr(dtype, "itemsize"):
-        raise InvalidInputError(f"{dtype!r} is not a dtype")
-    return bits or int(dtype.itemsize) * 8
+    bits = _CUSTOM_BITS.get(getattr(dtype, "name", ""))
+    if bits is None and not hasattr(dtype, "itemsize"):  # its text may be endless, or raise
+        raise InvalidInputError(f"{shown(dtype)} is not a dtype")
+    return bits or _PACKED_BITS.get(str(dtype)) or int(dtype.itemsize) * 8
 
 
 def address_of(tensor: Any) -> tuple[str, int] | None:

@@ -23,6 +23,7 @@ from planner.model.tree import ModuleTree
 from planner.names import listed
 from planner.plans.parts import BEFORE_QUANTIZATION
 from planner.settings.model_facts import import_config, import_values
+from planner.spelling import shown
 
 _QUANTISED = ("quantization_config", "compression_config")
 
@@ -74,7 +75,7 @@ def open_source(
     if isinstance(source, str | os.PathLike):
         if checkpoint is not None:
             raise InvalidInputError(
-                f"checkpoint={checkpoint!r} needs a live model; the source is a checkpoint itself"
+                f"checkpoint={shown(checkpoint)} needs a live model; the source is a checkpoint itself"
             )
         name = _absent_name(os.fsdecode(source)) if remote else None
         return _from_files(find_files(source)) if name is None else _from_hub(name)
@@ -84,7 +85,7 @@ def open_source(
         )
     if isinstance(source, ModuleTree | Opened):
         if checkpoint is not None:
-            raise InvalidInputError(f"checkpoint={checkpoint!r} needs a live model, not a flattened one")
+            raise InvalidInputError(f"checkpoint={shown(checkpoint)} needs a live model, not a flattened one")
         return source if isinstance(source, Opened) else Opened(tree=source, kind="module")
     tree = ModuleTree.from_module(source)
     facts, notes = _live_facts(source)

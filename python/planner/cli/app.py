@@ -11,7 +11,7 @@ import typer
 
 from planner.cli import check, config, devices, diff, explain, plan, sizes
 from planner.cli.exits import run
-from planner.cli.output import write
+from planner.cli.output import replace_closed_streams, write
 from planner.cli.parsing import OrderedCommand, VerbatimGroup
 
 _DISTRIBUTION: Final = "device-map-planner"
@@ -25,6 +25,7 @@ class _CommandLine(VerbatimGroup):
         if _COMPLETION in os.environ:
             super().main(args, prog_name="planner", **extra)
         argv = _with_help(list(sys.argv[1:] if args is None else args))
+        replace_closed_streams()
         for stream in (sys.stdout, sys.stderr):
             # A name may hold what the terminal's encoding cannot say; better an escape than an error.
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -116,13 +116,15 @@ def _plan(path: str, text: str) -> Plan:
 def _read_text(path: str) -> str:
     try:
         if path == "-":
+            if sys.stdin is None:  # the process was started with it closed
+                raise ValueError("standard input is closed")
             text = sys.stdin.read(_MOST_CHARACTERS + 1)
         else:
             with open(path, encoding="utf-8") as stream:
                 text = stream.read(_MOST_CHARACTERS + 1)
     except OSError as error:
         raise InvalidInputError(f"{path}: cannot be read: {error.strerror}", file=path) from error
-    except ValueError as error:  # no UTF-8, or a path with a zero byte
+    except ValueError as error:  # no UTF-8, a path with a zero byte, or no stream
         raise InvalidInputError(f"{path}: cannot be read: {error}", file=path) from error
     if len(text) > _MOST_CHARACTERS:
         raise InvalidInputError(f"{path}: larger than {_MOST_CHARACTERS} characters", file=path)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from planner.plans.parts import doubts
 from planner.spelling import one_line
@@ -15,6 +18,25 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 _PIPED_WIDTH = 100  # columns of a picture that is not shown on a terminal
+
+
+class _ClosedOutput(io.TextIOBase):
+    """Stands where Python has None, because the process was started without standard output."""
+
+    def write(self, text: str) -> NoReturn:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def reconfigure(self, **_: Any) -> None:
+        """Nothing: there is nothing to encode for."""
+
+
+def replace_closed_streams() -> None:
+    """Gives a process that was started with a closed output something that can be written to: an error that can be told is the
+    answer where the answer itself cannot be; messages go nowhere."""
+    if sys.stdout is None:
+        sys.stdout = _ClosedOutput()
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (it is open as long as the process runs)
 
 
 def write(text: str) -> None:

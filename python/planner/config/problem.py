@@ -26,13 +26,16 @@ CODE_ERRORS = (
 
 def path_text(path: Path) -> str:
     """A path as a person writes it, cut to about one line."""
-    text = one_line(".".join(shown(key) if isinstance(key, int) else str(key) for key in path))
+    # Whatever was a mapping's key can be in a path; of torch's devices the text is the name.
+    is_name = (isinstance(key, str) or type(key).__name__ == "device" for key in path)
+    parts = (str(key) if named else shown(key) for key, named in zip(path, is_name, strict=True))
+    text = one_line(".".join(parts))
     return (text if len(text) <= 200 else f"{text[:160]}…{text[-30:]}") or "(root)"
 
 
 def suggestion(name: object, known: Iterable[str]) -> str:
     """`` Did you mean …?`` for a name that is nearly one of the known ones, else nothing."""
-    near = difflib.get_close_matches(str(name)[:100], list(known), n=1)
+    near = difflib.get_close_matches((name if isinstance(name, str) else shown(name))[:100], list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -8,10 +8,10 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from planner import _core
-from planner.errors import InvalidTreeError
+from planner.errors import InvalidInputError, InvalidTreeError
 from planner.model.carried import CARRIES_NOTHING, carried_bytes
 from planner.model.dtypes import describe_dtype
-from planner.names import is_text
+from planner.names import is_text, text_set
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,8 +44,8 @@ class ModuleTree:
             The tree. Ties go by object identity; the same tensor or module under two names is one object twice.
 
         Raises:
-            InvalidTreeError: a module inside itself, an uninitialised (lazy) parameter, a member that is not a tensor, or
-                more names than can be planned. Fields: ``name``.
+            InvalidTreeError: a module inside itself, an uninitialised (lazy) parameter, a member that is not a tensor,
+                ``_no_split_modules`` that are no names, or more names than can be planned. Fields: ``name``.
 
         Cost:
             O(modules + tensors), iterative: depth is no limit. About a quarter of ``list(model.named_parameters())``.
@@ -56,8 +56,7 @@ class ModuleTree:
             2
         """
         columns = _core.Tree.walk(model, _plain_types(), describe_dtype, describe_tensor)
-        # Sorted, because transformers keeps them in a set, whose order is not the same in two processes.
-        return cls(columns, tuple(sorted(getattr(model, "_no_split_modules", None) or ())))
+        return cls(columns, _declared_classes(model))
 
     @property
     def module_count(self) -> int:
@@ -89,6 +88,15 @@ class ModuleTree:
         texts = [key for key in known if is_text(key)]
         unknown, uncovered = self.columns.uncovered(texts, needed)
         return [*unknown, *(key for key in known if not is_text(key))], uncovered
+
+
+def _declared_classes(model: nn.Module) -> tuple[str, ...]:
+    """Classes that a model says must not be split; sorted, because transformers keeps them in a set, whose order is not the same
+    in two processes. Raises InvalidTreeError."""
+    try:
+        return tuple(sorted(text_set(getattr(model, "_no_split_modules", None) or None, "_no_split_modules")))
+    except InvalidInputError as error:  # it is not the caller who says so
+        raise InvalidTreeError(f"the model cannot be planned: {error.message}", name="") from None
 
 
 @cache

@@ -12,6 +12,7 @@ from planner.errors import InfeasibleError, InvalidInputError
 from planner.model.layout import Layout, bits_to_bytes
 from planner.names import named, require_map, require_texts
 from planner.plans.parts import DeviceUsage, Reason
+from planner.spelling import shown
 from planner.strategies.minimum import MOST_BYTES, DeviceRow, least_budget_bytes
 from planner.units import format_bytes
 
@@ -238,6 +239,6 @@ def _budget_bits(budget_bytes: int | float | None) -> int | None:
 def _known_reserve(reserve: Reserve) -> Reserve:
     if reserve not in ("always", "if_offloaded"):
         raise InvalidInputError(
-            f"reserve must be 'always' or 'if_offloaded', not {reserve!r}", reserve=reserve
+            f"reserve must be 'always' or 'if_offloaded', not {shown(reserve)}", reserve=reserve
         )
     return reserve

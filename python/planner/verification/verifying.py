@@ -25,6 +25,7 @@ from planner.dispatching.install.record import RECORD, is_part
 from planner.errors import InvalidInputError, PlanMismatchError, PlannerError
 from planner.names import require_module
 from planner.plans.plan import Plan
+from planner.spelling import shown
 from planner.verification.absent_devices import asked_here, is_of_absent
 from planner.verification.attempts import Attempt
 from planner.verification.sample_inputs import sample_inputs
@@ -64,7 +65,7 @@ def verify(model: nn.Module, plan: Plan | Mapping[str, Any], inputs: Any = None)
     require_module(model)
     if not isinstance(plan, Plan | Mapping):
         raise InvalidInputError(
-            f"verify() wants a plan, or a device map (names to devices), not {plan!r}; planner.plan(model, …) makes one"
+            f"verify() wants a plan, or a device map (names to devices), not {shown(plan)}; planner.plan(model, …) makes one"
         )
     resolved_map = _resolved_map(plan)
     args, kwargs = _arguments(sample_inputs(model) if inputs is None else inputs)

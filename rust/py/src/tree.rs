@@ -157,7 +157,8 @@ fn forward_line(class: &Bound<'_, PyType>) -> PyResult<(String, Vec<Base>)> {
     let mut bases: Vec<Base> = Vec::new();
     for base in class.mro().iter() {
         let name = base.getattr(intern!(py, "__name__"))?.extract()?;
-        let module = base.getattr(intern!(py, "__module__"))?.extract()?;
+        // A class made by hand may have anything for its module; such a one is not torch's.
+        let module = base.getattr(intern!(py, "__module__")).and_then(|module| module.extract()).unwrap_or_default();
         let has_forward = base.getattr(intern!(py, "__dict__"))?.contains(intern!(py, "forward"))?;
         bases.push(Base { name, module, has_forward });
         if has_forward {

@@ -239,6 +239,37 @@ def test_a_layer_that_was_copied_in_goes_with_the_dispatch(end: str) -> None:
     assert model.to(0)(X.to(0)).cpu().equal(want)
 
 
+@pytest.mark.parametrize("end", ENDS)
+def test_a_later_hook_is_all_that_stays(end: str) -> None:
+    """Appending attaches the dispatch's own hook anew, with an override of its own for copies."""
+    model = pair()
+    before = [set(vars(module)) for module in model.modules()]
+    planner.cpu_offload(model, 0)
+    planner.add_hook_to_module(model[1], planner.ModelHook(), append=True)
+    model(X)
+    planner.undispatch(model)
+    planner.remove_hook_from_submodules(model)
+    if end == "dispatch":
+        planner.dispatch(model, MIXED)
+        planner.undispatch(model)
+    assert [set(vars(module)) for module in model.modules()] == before
+
+
+@pytest.mark.parametrize("device", [1, "cpu"])
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_a_hook_of_the_dispatch_that_was_attached_anew_goes_with_it(is_removed: bool, device: Any) -> None:
+    model = pair().requires_grad_(False)
+    before, want = [set(vars(module)) for module in model.modules()], expected(model)
+    planner.dispatch(model, {"0": 0, "1": device})
+    hook = model[1]._hf_hook
+    if is_removed:
+        planner.remove_hook_from_module(model[1])
+    planner.add_hook_to_module(model[1], hook)
+    planner.undispatch(model)
+    assert [set(vars(module)) for module in model.modules()] == before
+    assert model(X).equal(want)
+
+
 class Lazy(nn.Module):
     """Makes a buffer where its first argument lies."""
 
@@ -254,11 +285,14 @@ class Lazy(nn.Module):
 
 
 @pytest.mark.parametrize("lies_on", [0, "cpu"])
-def test_tensors_that_were_made_meanwhile_go_home_with_their_neighbours(lies_on: Any) -> None:
+@pytest.mark.parametrize("end", ENDS)
+def test_tensors_that_were_made_meanwhile_go_home_with_their_neighbours(end: str, lies_on: Any) -> None:
     model = nn.Sequential(Lazy(), nn.Linear(4, 4))
     planner.dispatch(model, {"0": lies_on, "1": 1})
     model(X)
     model.add_module("2", nn.Linear(4, 4, device=1))
+    if end == "dispatch":
+        planner.dispatch(model, {"0": 1, "1": "cpu", "2": "cpu"}, offload_buffers=True)
     planner.undispatch(model)
     assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"cpu"}
     assert model[0].seen.tolist() == [1.0] * 4

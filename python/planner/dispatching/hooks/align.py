@@ -121,22 +121,23 @@ class AlignDevicesHook(_AlignBase, ModelHook):
     def __setattr__(self, name: str, value: Any) -> None:
         # Plain attributes instead of properties: PEFT makes hooks from `vars` of others, by the public names, and a property
         # whose value lies in the instance under its own name is one that torch.compile (2.11) reads without end.
+        # What checks a value comes before it is set, so that one that is refused changes nothing.
         if name == "weights_map" and value is not None:
             require_weights(value)
+        elif name == "skip_keys":
+            self.skip = text_set(value, "skip_keys")
+        elif name == "execution_device":
+            self._follow_device(value)
         super().__setattr__(name, value)
         if name == "weights_map":
             for offloaded_module in self.offloaded_modules:
                 offloaded_module.store.exchange(value)
-        elif name == "skip_keys":
-            self.skip = text_set(value, "skip_keys")
-        elif name == "execution_device":
-            self._follow_device()
         elif name in ("io_same_device", "no_grad", "device", "ties"):
             # One flag, because a border asks before each call.
             self.is_special = self.io_same_device or self.no_grad or self.device is None or bool(self.ties)
 
-    def _follow_device(self) -> None:
-        self.device = None if self.execution_device is None else resolve_device(self.execution_device)
+    def _follow_device(self, execution_device: Any) -> None:
+        self.device = None if execution_device is None else resolve_device(execution_device)
         # As Tensor.get_device tells it, which costs half of what Tensor.device does; the CPU and the meta device are -1.
         self.index = -1 if self.device is None or self.device.index is None else self.device.index
         for offloaded_module in self.offloaded_modules:

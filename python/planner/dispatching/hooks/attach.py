@@ -47,7 +47,8 @@ def add_hook_to_module(module: nn.Module, hook: Any, append: bool = False) -> nn
     Raises:
         InvalidInputError: no module, or no hook.
 
-    Guarantee: name and signature of the forward stay; the module can be copied, pickled and compiled.
+    Guarantee: name and signature of the forward stay; the module can be copied, pickled and compiled. A hook that cannot be
+        attached leaves the module with the one that it had, if any was to be kept.
 
     Source: accelerate 1.15, hooks.py.
 
@@ -63,9 +64,7 @@ def add_hook_to_module(module: nn.Module, hook: Any, append: bool = False) -> nn
         if aligns(each) and (each.offload or each.execution_device is not None):
             require_initialised(module, recurse=each.place_submodules)
     if append and getattr(module, "_hf_hook", None) is not None:
-        before = module._hf_hook
-        remove_hook_from_module(module)
-        hook = SequentialHook(before, hook)
+        return _append(module, hook)
     if not (hasattr(module, "_hf_hook") and hasattr(module, "_old_forward")):
         # Under this name accelerate's own remover looks for it.
         module.__dict__["_old_forward"] = module.forward
@@ -77,6 +76,19 @@ def add_hook_to_module(module: nn.Module, hook: Any, append: bool = False) -> nn
         hook.init_hook(module)
     module._hf_hook = hook
     return module
+
+
+def _append(module: nn.Module, hook: Any) -> nn.Module:
+    """Attaches a hook after the one that is there, which stays alone if the new one raises."""
+    before: Any = module._hf_hook
+    remove_hook_from_module(module)
+    try:
+        return add_hook_to_module(module, SequentialHook(before, hook))
+    except BaseException:
+        # By then it was attached again itself, and only it knows where the weights are.
+        before.detach_hook(module)
+        add_hook_to_module(module, before)
+        raise
 
 
 def remove_hook_from_module(module: nn.Module, recurse: bool = False) -> nn.Module:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from planner.dispatching.hooks.place import moves_in_place, placed, require_values
-from planner.dispatching.methods.forward import Forward, Hooked, forwards_of, installed
+from planner.dispatching.methods.forward import Forward, Hooked, forwards_of, installed, restore_forward
 from planner.dispatching.methods.membership import Membership
 from planner.dispatching.methods.overrides import Conversion, Override, Pickling, Recomputing
 from planner.dispatching.offload.refcount import OffloadedModule
@@ -216,11 +216,21 @@ class Dispatched:
         """What is installed in modules, last first."""
         for forward in reversed(self.forwards):
             journal.remove(_readers_of(forward.module), _SETTLING)
-            journal.put_back(forward.module.__dict__, "_hf_hook", forward.hook)
+            table = forward.module.__dict__
+            is_ours = table.get("_hf_hook") is forward.hook
             forward.take_off(journal)
+            if is_ours:
+                journal.remove(table, "_hf_hook")
+                _unhook(forward.module, journal)
             Recomputing.end(forward.module, journal)
         for override in reversed(self.overrides):
             override.take_off(journal)
+        for offloaded_module in self.offloaded_modules():
+            # A hook that a later one was appended to was attached anew, and has installed its own.
+            for slot in offloaded_module.store.slots:
+                pickling = Pickling.of(slot.module)
+                if pickling is not None and pickling.offloaded_module is offloaded_module:
+                    pickling.take_off(journal)
         if self.device_map:
             journal.put_back(self.model.__dict__, _DEVICE_MAP, *self.device_map)
 
@@ -257,6 +267,13 @@ class Dispatched:
 
     def _send_new(self, journal: Journal, made: _Made) -> None:
         """What the model has made or got while it was dispatched goes where its neighbours go."""
+        for slot, device in self.new_slots():
+            tensor = slot.read()
+            if not tensor.is_meta:
+                _send(journal, slot, tensor, device, made)
+
+    def new_slots(self) -> Iterator[tuple[Slot, torch.device]]:
+        """Slots that were filled since the dispatch, and where their neighbours lay before it."""
         originals = {(id(row.slot.table), row.slot.name): row.device for row in self.originals}
         usual = next(iter(originals.values()), None)
         for _, module in modules_of(self.model):
@@ -264,10 +281,17 @@ class Dispatched:
             known = [originals.get((id(slot.table), slot.name)) for slot in slots]
             beside = next((device for device in known if device is not None), usual)
             for slot, device in zip(slots, known, strict=True):
-                tensor = slot.read()
-                if device is not None or beside is None or beside.type == "meta" or tensor.is_meta:
-                    continue
-                _send(journal, slot, tensor, beside, made)
+                if device is None and beside is not None and beside.type != "meta":
+                    yield slot, beside
+
+
+def _unhook(module: nn.Module, journal: Journal) -> None:
+    """Takes off what calls the hook of a module, where that was attached anew since the dispatch."""
+    hooked = [forward for forward in forwards_of(module) if isinstance(forward, Hooked)]
+    for forward in hooked:
+        forward.take_off(journal)
+    if hooked:
+        restore_forward(module, journal)
 
 
 _SETTLING = "planner"

@@ -60,10 +60,19 @@ class Values:
         known = {
             (id(row.slot.table), row.slot.name): row for dispatched in engaged for row in dispatched.originals
         }
+        # By now these lie where they were made or copied, which was the choice of that dispatch.
+        new = {
+            (id(slot.table), slot.name): device
+            for dispatched in engaged
+            for slot, device in dispatched.new_slots()
+        }
         first: dict[int, Any] = {}
         for index, place in enumerate(self.places):
-            row = known.get((id(place.slot.table), place.slot.name))
+            key = (id(place.slot.table), place.slot.name)
+            row = known.get(key)
             if row is None:
+                if not self.before[index].is_meta:
+                    self.original_devices[index] = new.get(key, self.original_devices[index])
                 continue
             self.original_devices[index] = row.device
             if row.is_apart():
