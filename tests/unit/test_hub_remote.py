@@ -88,6 +88,20 @@ def test_what_is_in_the_cache_is_not_asked_for(serve: Serve, tmp_path: Path) -> 
     assert hub.requests == []
 
 
+@pytest.mark.parametrize("there", ["another revision", "the configuration", "one file of two"])
+def test_what_is_in_the_cache_in_part_is_asked_for(serve: Serve, tmp_path: Path, there: str) -> None:
+    hub = serve()
+    store = tmp_path / "cache" / "models--org--name"
+    snapshot = store / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    if there == "one file of two":
+        write_tensors(snapshot / "model-00001-of-00002.safetensors", {"fc.weight": ("U8", [3], 3)})
+    else:
+        (snapshot / "config.json").write_text(json.dumps(CONFIG))
+    assert total_bytes("org/name@v1" if there == "another revision" else "org/name") == 2**31
+    assert hub.requests
+
+
 FAULTS = {
     "gated": "needs its owner's permission",
     "absent": "not found",
@@ -97,11 +111,16 @@ FAULTS = {
     "no length": "does not say how long it is",
     "not json": "no answer that can be used",
     "503": "no answer that can be used",
+    "no size": "another range",
+    "another size": "a moment later",
+    "not a name": "no answer that can be used",
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_every_fault_of_a_server_is_a_typed_error(serve: Serve, fault: str) -> None:
+def test_every_fault_of_a_server_is_a_typed_error(serve: Serve, tmp_path: Path, fault: str) -> None:
+    tensors = {f"layers.{number}.{'long' * 20}.weight": ("U8", [3], 3) for number in range(2000)}
+    write_tensors(tmp_path / "repository" / "model-00001-of-00002.safetensors", tensors)
     serve(fault=fault)
     with pytest.raises(planner.CheckpointError, match=FAULTS[fault]) as caught:
         total_bytes()
@@ -123,6 +142,37 @@ def test_a_token_is_shown_and_wanted(serve: Serve, monkeypatch: pytest.MonkeyPat
     assert "hf_wrong" not in str(caught.value)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert total_bytes() == 2**31
+
+
+def test_what_opens_a_file_is_not_shown(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A redirect's address is signed, and a mirror's may have a password in it."""
+    hub = serve(fault="503 behind", redirects=True)
+    address = hub.url.replace("://", "://user:password@")
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    with pytest.raises(
+        planner.CheckpointError, match=r"503 .* for url 'http://127.0.0.1:\d+/blob/"
+    ) as caught:
+        total_bytes()
+    hub.fault = "503"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    with pytest.raises(planner.CheckpointError, match=r"503 .*http://127.0.0.1") as other:
+        total_bytes()
+    assert not any(word in str(each.value) for each in (caught, other) for word in ("secret", "password"))
+
+
+def test_a_name_that_is_listed_twice_is_one_file(serve: Serve) -> None:
+    serve(fault="listed twice")
+    assert total_bytes() == 2**31
+
+
+def test_no_temporary_folder_is_a_typed_error(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    with pytest.raises(planner.CheckpointError, match="in a temporary folder: No such file"):
+        total_bytes()
 
 
 def test_offline_mode_is_kept(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +204,9 @@ def test_pickled_weights_are_refused_as_in_a_folder(serve: Serve, tmp_path: Path
         total_bytes()
 
 
-@pytest.mark.parametrize("name", ["../evil.safetensors", "/etc/evil", "a/b.safetensors", "..", "a\\b"])
+@pytest.mark.parametrize(
+    "name", ["../evil.safetensors", "/etc/evil", "a/b.safetensors", "..", "a\\b", "n" * 300, "\ud800"]
+)
 def test_names_that_lead_elsewhere_are_left_alone(serve: Serve, tmp_path: Path, name: str) -> None:
     file = write_tensors(tmp_path / "model.safetensors", {"fc.weight": ("U8", [3], 3)})
     serve(files={"model.safetensors": file, name: file})
