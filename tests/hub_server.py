@@ -23,7 +23,7 @@ class Hub:
         files: paths on this machine by name in the repository.
         fault: what goes wrong: "gated", "absent", "revision", "no ranges", "other range", "short", "no length",
             "not json", "503", "503 behind" a redirect, "no size" that a file can have, "another size" at the second look, "not
-            a name", "listed twice", or nothing.
+            a name", "listed twice", "stalls" at the first file of weights and refuses the others, or nothing.
         token: who does not show it is told 401; None asks for none.
         redirects: whether files are sent by another address, as the hub sends large ones.
     """
@@ -35,6 +35,7 @@ class Hub:
     sent_bytes: int = 0
     requests: list[str] = field(default_factory=list)
     url: str = ""
+    stalled: threading.Event = field(default_factory=threading.Event)
 
 
 @contextmanager
@@ -60,6 +61,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.stalled.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -108,6 +110,11 @@ def send_file(hub: Hub, request: BaseHTTPRequestHandler, path: Path) -> None:
     said = start + 1 if hub.fault == "other range" else start
     size = "9" * 30 if hub.fault == "no size" else str(total + (hub.fault == "another size" and start > 0))
     more = {"Content-Range": f"bytes {said}-{end - 1}/{size}"} if status == 206 else {}
+    if hub.fault == "stalls" and path.name.endswith(".safetensors"):
+        if "00001" not in path.name:
+            refuse(request, 503, "")
+            return
+        hub.stalled.wait()
     with path.open("rb") as file:
         file.seek(start)
         if hub.fault == "short":

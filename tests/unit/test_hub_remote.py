@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -221,6 +224,35 @@ def test_nothing_is_left_behind(serve: Serve, tmp_path: Path, monkeypatch: pytes
     serve(fault="short")
     with pytest.raises(planner.CheckpointError):
         total_bytes()
+    assert os.listdir(tmp_path / "temporary") == []
+
+
+@pytest.mark.parametrize("ends", ["a fault", "an interrupt"])
+def test_nobody_waits_for_a_file_that_does_not_come(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    if ends == "an interrupt":
+        (tmp_path / "repository" / "model-00002-of-00002.safetensors").rename(
+            tmp_path / "model-00001.safetensors"
+        )
+        hub = serve(fault="stalls", files={"model.safetensors": tmp_path / "model-00001.safetensors"})
+        main = threading.main_thread().ident
+        assert main is not None
+        threading.Timer(1, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+    else:
+        hub = serve(fault="stalls")
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt if ends == "an interrupt" else planner.CheckpointError):
+        total_bytes()
+    assert time.monotonic() - start < 15
+    assert os.listdir(tmp_path / "temporary") == []
+    hub.stalled.set()
+    for thread in threading.enumerate():
+        if thread.name == "planner-hub":
+            thread.join(10)
+            assert not thread.is_alive()
     assert os.listdir(tmp_path / "temporary") == []
 
 

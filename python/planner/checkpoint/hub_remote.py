@@ -9,10 +9,12 @@ import os
 import re
 import struct
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, Final
 
 from planner.checkpoint.hub_cache import HubName
@@ -77,6 +79,7 @@ class RemoteFolder:
 
         self.path = path
         self._name = name
+        self._is_given_up = False
         self._api = HfApi()
         with self._asking("the list of files"):
             told = self._api.model_info(name.repo, revision=name.revision, timeout=_TIMEOUT_S)
@@ -92,11 +95,39 @@ class RemoteFolder:
                 self._fetch_whole(file, _MOST_INDEX_BYTES)
 
     def fetch_headers(self, paths: Sequence[str], progress: Progress | None = None) -> None:
-        """Reads the headers of files of this folder, several at once."""
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for done, _ in enumerate(pool.map(self._fetch_header, map(os.path.basename, paths)), start=1):
+        """Reads the headers of files of this folder, several at once.
+
+        Neither an interrupt nor the first fault waits for the other files, which a slow server may send for ever: nobody
+        waits for these threads, and each ends at its next bytes. An executor's would be waited for, at the latest at exit.
+        """
+        names = deque(map(os.path.basename, paths))
+        ended: SimpleQueue[Exception | None] = SimpleQueue()
+
+        def fetch() -> None:
+            with suppress(IndexError):  # none is left
+                while True:
+                    ended.put(self._wrong_with(names.popleft()))
+
+        for _ in range(min(_AT_ONCE, len(names))):
+            Thread(target=fetch, name="planner-hub", daemon=True).start()
+        try:
+            for done in range(1, len(paths) + 1):
+                error = ended.get()
+                if error is not None:
+                    raise error
                 if progress is not None:
                     progress(done, len(paths))
+        except BaseException:
+            self._is_given_up = True
+            names.clear()
+            raise
+
+    def _wrong_with(self, file: str) -> Exception | None:
+        try:
+            self._fetch_header(file)
+        except Exception as error:  # noqa: BLE001 (raised where the headers are waited for)
+            return error
+        return None
 
     def _fetch_header(self, file: str) -> None:
         start, total_bytes = self._range(file, 0, _FIRST_BYTES)
@@ -112,7 +143,8 @@ class RemoteFolder:
             rest, still_bytes = self._range(file, len(start), header_bytes + 8 - len(start))
             if still_bytes != total_bytes:
                 raise self._fault(file, f"had {total_bytes} bytes, and {still_bytes} a moment later")
-        with open(os.path.join(self.path, file), "wb") as written:
+        # Only what is there already: when it is given up, the folder may be on its way out.
+        with open(os.path.join(self.path, file), "r+b") as written:
             written.write((start + rest)[: 8 + header_bytes])
             written.truncate(total_bytes)  # a hole where the weights are
 
@@ -157,6 +189,8 @@ class RemoteFolder:
         content = bytearray()
         skipped = start if answer.status_code != 206 else 0  # a server without ranges begins at the beginning
         for chunk in answer.iter_bytes():
+            if self._is_given_up:
+                raise self._fault(file, "given up")
             content += chunk
             if len(content) >= skipped + count:
                 break  # a server without ranges would go on to the end of the weights
