@@ -22,7 +22,8 @@ class Hub:
     Args:
         files: paths on this machine by name in the repository.
         fault: what goes wrong: "gated", "absent", "revision", "no ranges", "other range", "short", "no length",
-            "not json", "503", or nothing.
+            "not json", "503", "503 behind" a redirect, "no size" that a file can have, "another size" at the second look, "not
+            a name", "listed twice", "stalls" at the first file of weights and refuses the others, or nothing.
         token: who does not show it is told 401; None asks for none.
         redirects: whether files are sent by another address, as the hub sends large ones.
     """
@@ -34,6 +35,7 @@ class Hub:
     sent_bytes: int = 0
     requests: list[str] = field(default_factory=list)
     url: str = ""
+    stalled: threading.Event = field(default_factory=threading.Event)
 
 
 @contextmanager
@@ -59,6 +61,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.stalled.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -67,6 +70,8 @@ def serving(hub: Hub) -> Iterator[Hub]:
 def answer(hub: Hub, request: BaseHTTPRequestHandler) -> None:
     path = unquote(request.path.partition("?")[0])
     hub.requests.append(path)
+    if path.startswith("/blob/") and hub.fault == "503 behind":
+        return refuse(request, 503, "")
     if path.startswith("/blob/"):
         return send_file(hub, request, hub.files[path.removeprefix("/blob/")])
     if hub.token is not None and request.headers.get("Authorization") != f"Bearer {hub.token}":
@@ -81,14 +86,15 @@ def answer(hub: Hub, request: BaseHTTPRequestHandler) -> None:
     if hub.fault == "503":
         return refuse(request, 503, "")
     if path.startswith("/api/models/"):
-        siblings = [{"rfilename": name} for name in hub.files]
+        names = [*hub.files, *hub.files] if hub.fault == "listed twice" else hub.files
+        siblings = [{"rfilename": 5 if hub.fault == "not a name" else name} for name in names]
         told = {"id": "org/name", "sha": COMMIT, "siblings": siblings}
         return send(request, 200, b"<html>" if hub.fault == "not json" else json.dumps(told).encode())
     found = re.fullmatch(rf"/org/name/resolve/{COMMIT}/(.+)", path)
     if found is None or found[1] not in hub.files:
         return refuse(request, 404, "EntryNotFound")
     if hub.redirects and not found[1].endswith(".json"):
-        return send(request, 302, b"", Location=f"/blob/{found[1]}")
+        return send(request, 302, b"", Location=f"/blob/{found[1]}?Signature=secret")
     return send_file(hub, request, hub.files[found[1]])
 
 
@@ -102,7 +108,13 @@ def send_file(hub: Hub, request: BaseHTTPRequestHandler, path: Path) -> None:
         send(request, 416, b"", **{"Content-Range": f"bytes */{total}"})
         return
     said = start + 1 if hub.fault == "other range" else start
-    more = {"Content-Range": f"bytes {said}-{end - 1}/{total}"} if status == 206 else {}
+    size = "9" * 30 if hub.fault == "no size" else str(total + (hub.fault == "another size" and start > 0))
+    more = {"Content-Range": f"bytes {said}-{end - 1}/{size}"} if status == 206 else {}
+    if hub.fault == "stalls" and path.name.endswith(".safetensors"):
+        if "00001" not in path.name:
+            refuse(request, 503, "")
+            return
+        hub.stalled.wait()
     with path.open("rb") as file:
         file.seek(start)
         if hub.fault == "short":

@@ -191,6 +191,23 @@ def test_a_bare_file_of_bitsandbytes_needs_no_configuration(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    "names",
+    [
+        ("fc.weight", "fc._data"),
+        ("fc._data", "fc._shift"),
+        ("fc.weight", "fc._data", "fc._scale"),
+        ("fc._data", "fc._scale", "fc.inner.weight"),
+        ("fc.num_blocks", "fc.num_scales", "fc.num.weight"),
+    ],
+)
+def test_names_like_a_quantisers_of_a_module_that_has_others_stay(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    opened = open_source(written(tmp_path / "folder", {name: ("U8", [3]) for name in names}, UNKNOWN))
+    assert set(opened.tree.uncovered([], "saved")[1]) == set(names)
+
+
+@pytest.mark.parametrize(
     "name", ["fc._scale", "fc.SCB", "fc._weight_scale", "fc.x_blocks", "fc.weight._scale"]
 )
 def test_a_name_that_only_looks_like_a_quantisers_stays(name: str, tmp_path: Path) -> None:

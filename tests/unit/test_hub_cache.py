@@ -88,6 +88,42 @@ def test_a_reference_that_leads_out_of_the_cache_is_refused(downloaded: Download
         total_bytes(store)
 
 
+@pytest.mark.parametrize("said", [b"", OTHER.encode(), "\N{SNOWMAN}".encode() * 60, b"\xff" * 200])
+def test_a_reference_to_what_is_not_there_is_not_taken_for_the_only_snapshot(
+    downloaded: Downloaded, said: bytes
+) -> None:
+    store = downloaded("org/name", main=COMMIT)
+    (store / "refs" / "main").write_bytes(said)
+    with pytest.raises(planner.CheckpointError, match=f"revision 'main'; it has {COMMIT}$"):
+        total_bytes("org/name")
+
+
+def test_a_revision_too_long_for_a_file_is_a_typed_error(downloaded: Downloaded) -> None:
+    downloaded("org/name", main=COMMIT)
+    with pytest.raises(planner.CheckpointError, match="holds no snapshot"):
+        total_bytes("org/name@" + "\N{SNOWMAN}" * 150)
+
+
+def test_a_cache_that_cannot_be_read_is_a_typed_error(
+    downloaded: Downloaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    downloaded("org/name", tag=COMMIT)
+    monkeypatch.setattr("planner.checkpoint.hub_cache.os.scandir", refuse)
+    with pytest.raises(planner.CheckpointError, match="snapshots: permission denied"):
+        total_bytes("org/name")
+
+
+def test_a_link_to_nothing_is_no_name(downloaded: Downloaded, tmp_path: Path) -> None:
+    downloaded("org/name", main=COMMIT)
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "name").symlink_to("nowhere")
+    with pytest.raises(planner.CheckpointError, match="a link to nothing"):
+        total_bytes("org/name")
+
+
 def test_what_was_downloaded_by_its_commit_alone_is_found(downloaded: Downloaded) -> None:
     downloaded("gpt2")
     assert total_bytes("gpt2") == 16

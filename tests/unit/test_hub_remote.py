@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -88,6 +91,20 @@ def test_what_is_in_the_cache_is_not_asked_for(serve: Serve, tmp_path: Path) -> 
     assert hub.requests == []
 
 
+@pytest.mark.parametrize("there", ["another revision", "the configuration", "one file of two"])
+def test_what_is_in_the_cache_in_part_is_asked_for(serve: Serve, tmp_path: Path, there: str) -> None:
+    hub = serve()
+    store = tmp_path / "cache" / "models--org--name"
+    snapshot = store / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    if there == "one file of two":
+        write_tensors(snapshot / "model-00001-of-00002.safetensors", {"fc.weight": ("U8", [3], 3)})
+    else:
+        (snapshot / "config.json").write_text(json.dumps(CONFIG))
+    assert total_bytes("org/name@v1" if there == "another revision" else "org/name") == 2**31
+    assert hub.requests
+
+
 FAULTS = {
     "gated": "needs its owner's permission",
     "absent": "not found",
@@ -97,11 +114,16 @@ FAULTS = {
     "no length": "does not say how long it is",
     "not json": "no answer that can be used",
     "503": "no answer that can be used",
+    "no size": "another range",
+    "another size": "a moment later",
+    "not a name": "no answer that can be used",
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_every_fault_of_a_server_is_a_typed_error(serve: Serve, fault: str) -> None:
+def test_every_fault_of_a_server_is_a_typed_error(serve: Serve, tmp_path: Path, fault: str) -> None:
+    tensors = {f"layers.{number}.{'long' * 20}.weight": ("U8", [3], 3) for number in range(2000)}
+    write_tensors(tmp_path / "repository" / "model-00001-of-00002.safetensors", tensors)
     serve(fault=fault)
     with pytest.raises(planner.CheckpointError, match=FAULTS[fault]) as caught:
         total_bytes()
@@ -123,6 +145,37 @@ def test_a_token_is_shown_and_wanted(serve: Serve, monkeypatch: pytest.MonkeyPat
     assert "hf_wrong" not in str(caught.value)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert total_bytes() == 2**31
+
+
+def test_what_opens_a_file_is_not_shown(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A redirect's address is signed, and a mirror's may have a password in it."""
+    hub = serve(fault="503 behind", redirects=True)
+    address = hub.url.replace("://", "://user:password@")
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    with pytest.raises(
+        planner.CheckpointError, match=r"503 .* for url 'http://127.0.0.1:\d+/blob/"
+    ) as caught:
+        total_bytes()
+    hub.fault = "503"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    with pytest.raises(planner.CheckpointError, match=r"503 .*http://127.0.0.1") as other:
+        total_bytes()
+    assert not any(word in str(each.value) for each in (caught, other) for word in ("secret", "password"))
+
+
+def test_a_name_that_is_listed_twice_is_one_file(serve: Serve) -> None:
+    serve(fault="listed twice")
+    assert total_bytes() == 2**31
+
+
+def test_no_temporary_folder_is_a_typed_error(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    with pytest.raises(planner.CheckpointError, match="in a temporary folder: No such file"):
+        total_bytes()
 
 
 def test_offline_mode_is_kept(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +207,9 @@ def test_pickled_weights_are_refused_as_in_a_folder(serve: Serve, tmp_path: Path
         total_bytes()
 
 
-@pytest.mark.parametrize("name", ["../evil.safetensors", "/etc/evil", "a/b.safetensors", "..", "a\\b"])
+@pytest.mark.parametrize(
+    "name", ["../evil.safetensors", "/etc/evil", "a/b.safetensors", "..", "a\\b", "n" * 300, "\ud800"]
+)
 def test_names_that_lead_elsewhere_are_left_alone(serve: Serve, tmp_path: Path, name: str) -> None:
     file = write_tensors(tmp_path / "model.safetensors", {"fc.weight": ("U8", [3], 3)})
     serve(files={"model.safetensors": file, name: file})
@@ -169,6 +224,35 @@ def test_nothing_is_left_behind(serve: Serve, tmp_path: Path, monkeypatch: pytes
     serve(fault="short")
     with pytest.raises(planner.CheckpointError):
         total_bytes()
+    assert os.listdir(tmp_path / "temporary") == []
+
+
+@pytest.mark.parametrize("ends", ["a fault", "an interrupt"])
+def test_nobody_waits_for_a_file_that_does_not_come(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    if ends == "an interrupt":
+        (tmp_path / "repository" / "model-00002-of-00002.safetensors").rename(
+            tmp_path / "model-00001.safetensors"
+        )
+        hub = serve(fault="stalls", files={"model.safetensors": tmp_path / "model-00001.safetensors"})
+        main = threading.main_thread().ident
+        assert main is not None
+        threading.Timer(1, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+    else:
+        hub = serve(fault="stalls")
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt if ends == "an interrupt" else planner.CheckpointError):
+        total_bytes()
+    assert time.monotonic() - start < 15
+    assert os.listdir(tmp_path / "temporary") == []
+    hub.stalled.set()
+    for thread in threading.enumerate():
+        if thread.name == "planner-hub":
+            thread.join(10)
+            assert not thread.is_alive()
     assert os.listdir(tmp_path / "temporary") == []
 
 

@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping
 _BELOW = re.compile(
     r"(?P<weight>.+)\.(?:(?:nested_)?(?:absmax|quant_map)|quant_state\.[^.]+|_data|_scale|_shift)", re.DOTALL
 )
+_IN_PLACE = ("._data", "._scale", "._shift")
 # Beside it, as attributes of a subclass of tensors that torchao takes apart.
 _TAKEN_APART = re.compile(
     r"(?P<module>.+\.)_(?P<weight>[^.]+?)_(?:qdata|scale_and_zero|per_tensor_scale|scale|zero_point|act_pre_scale)",
@@ -38,31 +39,38 @@ def carriers(names: Collection[str], *, quantised: bool) -> Mapping[str, str]:
     Cost: O(parts of names).
     """
     there = set(names)
-    found = {name: carrier for name in names if (carrier := _carrier(name, there)) is not None}
+    in_place = _taken_places(there)
+    found = {name: carrier for name in names if (carrier := _carrier(name, there, in_place)) is not None}
     if quantised:
         for name in names:
+            # As a model may well have both for itself, they mean nothing where no quantiser was.
+            stem = name.removesuffix(_BLOCKS).removesuffix(_SCALES)
+            if stem != name and {stem + _BLOCKS, stem + _SCALES} <= there:
+                found.setdefault(name, stem)
             above = next((name[:dot] for dot in _dots(name) if name[:dot] in there), None)
             if above is not None:
                 found.setdefault(name, above)
     return found
 
 
-def _carrier(name: str, there: set[str]) -> str | None:
+def _taken_places(there: set[str]) -> set[str]:
+    """Weights in whose places there are quanto's tensors: data and scales, and nothing else, which a module would have."""
+    places = {name.removesuffix("._data") for name in there if name.endswith("._data")}
+    places = {place for place in places if f"{place}._scale" in there}
+    others = (name for name in there if not name.endswith(_IN_PLACE)) if places else ()
+    return places.difference(name[:dot] for name in others for dot in _dots(name))
+
+
+def _carrier(name: str, there: set[str], in_place: set[str]) -> str | None:
     if match := _BELOW.fullmatch(name):
         weight = match["weight"]
-        # A module may well have a tensor called "_scale"; quanto's come in the place of the weight, or of one that is there.
-        is_whole = weight in there or f"{weight}._data" in there
-        return weight if is_whole else None
+        return weight if weight in there or weight in in_place else None
     if match := _TAKEN_APART.fullmatch(name):
         stem = f"{match['module']}_{match['weight']}"
         return f"{match['module']}{match['weight']}" if f"{stem}_qdata" in there else None
     if match := _BESIDE.fullmatch(name):
         weight = f"{match['module']}weight"
         return weight if weight in there else None
-    for end in (_BLOCKS, _SCALES):
-        stem = name.removesuffix(end)
-        if stem != name and {stem + _BLOCKS, stem + _SCALES} <= there:
-            return stem
     return None
 
 

@@ -76,6 +76,8 @@ def find_files(source: str | os.PathLike[str]) -> CheckpointFiles:
         reason = system_reason(error)
         if reason != "no such file":
             raise fault(path, reason) from error
+        if os.path.lexists(path):  # whoever made the link meant what it led to, and no model of the hub
+            raise fault(path, "a link to nothing") from error
         return _from_hub_cache(path, error)
     if stat.S_ISDIR(mode):
         return _from_folder(snapshot_in(path) if is_store(path) else path)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from planner.checkpoint.reading import fault, read_regular
+from planner.checkpoint.reading import fault, read_regular, system_reason
+from planner.errors import CheckpointError
 from planner.names import listed
 
 _PART: Final = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
@@ -104,17 +105,17 @@ def snapshot_in(store: str, revision: str = _MAIN) -> str:
     """The folder of a revision in a repository's place in the cache.
 
     Raises:
-        CheckpointError: no such revision.
+        CheckpointError: no such revision, or no right to look for it.
     """
-    snapshots = Path(store, "snapshots")
+    snapshots = os.path.join(store, "snapshots")
     commit = _commit(store, revision)
-    if _is_one_part(commit) and (snapshots / commit).is_dir():
-        return str(snapshots / commit)
-    there = sorted(each.name for each in snapshots.iterdir() if each.is_dir()) if snapshots.is_dir() else []
+    if _is_one_part(commit) and os.path.isdir(os.path.join(snapshots, commit)):
+        return os.path.join(snapshots, commit)
+    there = _folders(snapshots)
     # Nothing says which commit "main" is where a commit was asked for by its number when it was downloaded.
-    if revision == _MAIN and len(there) == 1:
-        return str(snapshots / there[0])
-    known = sorted({*_refs(store), *there})
+    if revision == commit == _MAIN and len(there) == 1:
+        return os.path.join(snapshots, there[0])
+    known = sorted({*_refs_to(there, store), *there})
     has = f"; it has {listed(known, most=8)}" if known else ""
     raise fault(store, f"holds no snapshot of the revision {revision!r}{has}")
 
@@ -128,9 +129,27 @@ def _commit(store: str, revision: str) -> str:
     return revision
 
 
-def _refs(store: str) -> list[str]:
-    root = Path(store, "refs")
-    return [each.relative_to(root).as_posix() for each in root.rglob("*") if each.is_file()]
+def _folders(snapshots: str) -> list[str]:
+    try:
+        with os.scandir(snapshots) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise fault(snapshots, system_reason(error)) from error
+
+
+def _refs_to(there: list[str], store: str) -> list[str]:
+    """Branches and tags whose commits are there; a reference may be of a commit of which no file was downloaded."""
+    root = os.path.join(store, "refs")
+    found = []
+    for folder, _, names in os.walk(root):
+        for name in names:
+            ref = os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
+            with suppress(CheckpointError):  # one that cannot be read leads nowhere
+                if _commit(store, ref) in there:
+                    found.append(ref)
+    return found
 
 
 def _is_one_part(name: str) -> bool:

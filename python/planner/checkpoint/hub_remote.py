@@ -9,10 +9,12 @@ import os
 import re
 import struct
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, Final
 
 from planner.checkpoint.hub_cache import HubName
@@ -28,7 +30,11 @@ _TIMEOUT_S: Final = 30
 _FIRST_BYTES: Final = 100_000
 _MOST_HEADER_BYTES: Final = 100_000_000  # the format's own limit
 _MOST_INDEX_BYTES: Final = 256 * 2**20
-_TOTAL: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_SIZE: Final = r"([0-9]{1,18})"  # more digits are no size that a file can have
+_TOTAL: Final = re.compile(rf"bytes {_SIZE}-{_SIZE}/{_SIZE}")
+_MOST_NAME_BYTES: Final = 255
+# What is in front of a host may be a password, and what is behind a path a signature that opens the file.
+_ADDRESS: Final = re.compile(r"(\w+://)(?:[^\s/]*@)?([^\s?#]*)[?#]?\S*?(?=['\")]*[.,;:]?(?:\s|$))")
 
 
 @contextmanager
@@ -38,7 +44,7 @@ def remote_folder(name: HubName) -> Iterator[RemoteFolder]:
     Raises:
         InvalidInputError: huggingface_hub is not installed.
         CheckpointError: no such repository or revision, no right to read it, no connection, offline mode, answers that
-            are not those of a hub. Fields: ``file``, ``reason``.
+            are not those of a hub, no temporary folder. Fields: ``file``, ``reason``.
 
     Cost: one request, and one or two for each file that is read.
     """
@@ -46,14 +52,18 @@ def remote_folder(name: HubName) -> Iterator[RemoteFolder]:
         raise InvalidInputError(
             f"{name.repo}: reading from the hub needs huggingface_hub: pip install 'device-map-planner[hub]'"
         )
-    with tempfile.TemporaryDirectory(prefix="planner-hub-") as folder:
-        try:
-            yield RemoteFolder(name, folder)
-        except CheckpointError as error:
-            # What is wrong with a file is wrong with the repository's, not with our copy of its beginning.
-            raise fault(
-                error.file.replace(folder, name.repo), error.reason.replace(folder, name.repo)
-            ) from error
+    try:
+        with tempfile.TemporaryDirectory(prefix="planner-hub-") as folder:
+            try:
+                yield RemoteFolder(name, folder)
+            except CheckpointError as error:
+                # What is wrong with a file is wrong with the repository's, not with our copy of its beginning.
+                raise fault(
+                    error.file.replace(folder, name.repo), error.reason.replace(folder, name.repo)
+                ) from error
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise fault(name.repo, f"its headers cannot be kept in a temporary folder: {reason}") from error
 
 
 class RemoteFolder:
@@ -69,15 +79,15 @@ class RemoteFolder:
 
         self.path = path
         self._name = name
+        self._is_given_up = False
         self._api = HfApi()
         with self._asking("the list of files"):
             told = self._api.model_info(name.repo, revision=name.revision, timeout=_TIMEOUT_S)
-        # Files of one commit belong together; "main" may move while they are read.
-        self._commit = told.sha or name.revision
-        for sibling in told.siblings or ():
-            file = sibling.rfilename
-            if _is_plain(file):
-                open(os.path.join(path, file), "xb").close()
+            # Files of one commit belong together; "main" may move while they are read.
+            self._commit = str(told.sha or name.revision)
+            files = {sibling.rfilename for sibling in told.siblings or () if _is_plain(sibling.rfilename)}
+        for file in files:
+            open(os.path.join(path, file), "wb").close()
         for file in sorted(os.listdir(path)):
             if file == "config.json":
                 self._fetch_whole(file, MOST_CONFIG_BYTES)
@@ -85,11 +95,39 @@ class RemoteFolder:
                 self._fetch_whole(file, _MOST_INDEX_BYTES)
 
     def fetch_headers(self, paths: Sequence[str], progress: Progress | None = None) -> None:
-        """Reads the headers of files of this folder, several at once."""
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for done, _ in enumerate(pool.map(self._fetch_header, map(os.path.basename, paths)), start=1):
+        """Reads the headers of files of this folder, several at once.
+
+        Neither an interrupt nor the first fault waits for the other files, which a slow server may send for ever: nobody
+        waits for these threads, and each ends at its next bytes. An executor's would be waited for, at the latest at exit.
+        """
+        names = deque(map(os.path.basename, paths))
+        ended: SimpleQueue[Exception | None] = SimpleQueue()
+
+        def fetch() -> None:
+            with suppress(IndexError):  # none is left
+                while True:
+                    ended.put(self._wrong_with(names.popleft()))
+
+        for _ in range(min(_AT_ONCE, len(names))):
+            Thread(target=fetch, name="planner-hub", daemon=True).start()
+        try:
+            for done in range(1, len(paths) + 1):
+                error = ended.get()
+                if error is not None:
+                    raise error
                 if progress is not None:
                     progress(done, len(paths))
+        except BaseException:
+            self._is_given_up = True
+            names.clear()
+            raise
+
+    def _wrong_with(self, file: str) -> Exception | None:
+        try:
+            self._fetch_header(file)
+        except Exception as error:  # noqa: BLE001 (raised where the headers are waited for)
+            return error
+        return None
 
     def _fetch_header(self, file: str) -> None:
         start, total_bytes = self._range(file, 0, _FIRST_BYTES)
@@ -102,8 +140,11 @@ class RemoteFolder:
             )
         rest = b""
         if header_bytes + 8 > len(start):
-            rest, _ = self._range(file, len(start), header_bytes + 8 - len(start))
-        with open(os.path.join(self.path, file), "wb") as written:
+            rest, still_bytes = self._range(file, len(start), header_bytes + 8 - len(start))
+            if still_bytes != total_bytes:
+                raise self._fault(file, f"had {total_bytes} bytes, and {still_bytes} a moment later")
+        # Only what is there already: when it is given up, the folder may be on its way out.
+        with open(os.path.join(self.path, file), "r+b") as written:
             written.write((start + rest)[: 8 + header_bytes])
             written.truncate(total_bytes)  # a hole where the weights are
 
@@ -148,11 +189,13 @@ class RemoteFolder:
         content = bytearray()
         skipped = start if answer.status_code != 206 else 0  # a server without ranges begins at the beginning
         for chunk in answer.iter_bytes():
+            if self._is_given_up:
+                raise self._fault(file, "given up")
             content += chunk
             if len(content) >= skipped + count:
                 break  # a server without ranges would go on to the end of the weights
         length = answer.headers.get("Content-Length", "")
-        total_bytes = int(total[3]) if total else int(length) if length.isdecimal() else None
+        total_bytes = int(total[3]) if total else int(length) if re.fullmatch(_SIZE, length) else None
         if total_bytes is None:
             raise self._fault(file, "the server does not say how long it is")
         found = bytes(content[skipped : skipped + count])
@@ -179,7 +222,9 @@ class RemoteFolder:
 
 def _is_plain(file: str) -> bool:
     """Whether a name is that of a file at the top; what lies in folders is of no model that is planned."""
-    return bool(file) and not re.search(r"[/\\\0]", file) and file not in (".", "..")
+    if not file or file in (".", "..") or re.search(r"[/\\\0\ud800-\udfff]", file):
+        return False
+    return len(file.encode()) <= _MOST_NAME_BYTES
 
 
 def _reason(error: Exception) -> str:
@@ -195,4 +240,5 @@ def _reason(error: Exception) -> str:
         if isinstance(error, kind):
             return words
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"the hub gave no answer that can be used: {first[:300]}"
+    shown = _ADDRESS.sub(r"\1\2", first)
+    return f"the hub gave no answer that can be used: {shown[:300]}"

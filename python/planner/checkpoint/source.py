@@ -17,7 +17,7 @@ from planner.checkpoint.names import LiveNames, live_names, names_as_stored
 from planner.checkpoint.reading import fault, printable
 from planner.choices import SourceKind
 from planner.config.layer import Layer
-from planner.errors import InvalidInputError
+from planner.errors import CheckpointError, InvalidInputError
 from planner.model.layout import Layout
 from planner.model.tree import ModuleTree
 from planner.names import listed
@@ -94,9 +94,18 @@ def open_source(
 
 
 def _absent_name(source: str) -> HubName | None:
-    """The name of a model that is neither a path nor in the hub's cache."""
+    """The name of a model that is neither a path nor in the hub's cache with its weights."""
     name = None if os.path.lexists(source) else hub_name(source)
-    return name if name is None or find_snapshot(name) is None else None
+    return None if name is None or _is_cached(name) else name
+
+
+def _is_cached(name: HubName) -> bool:
+    """Whether the cache has the weights, too: a tokenizer, a configuration or another revision is often alone there."""
+    try:
+        snapshot = find_snapshot(name)
+        return snapshot is not None and bool(find_files(snapshot).weights)
+    except CheckpointError:
+        return False
 
 
 def _from_hub(name: HubName) -> Opened:
