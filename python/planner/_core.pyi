@@ -252,11 +252,11 @@ class Blocks:
     def fused_experts(self) -> list[tuple[str, int]]:
         """Names of modules that hold all their experts in one tensor, and the unit of each."""
 
-    def solve(self, row: _Row, homes: list[_Mask], options: SearchOptions) -> AutoPlan | AutoFailure: ...
+    def solve(self, row: _Row, masks: list[_Mask], options: SearchOptions) -> AutoPlan | AutoFailure: ...
     def solve_many(
-        self, rows: list[_Row], homes: list[_Mask], options: SearchOptions
+        self, rows: list[_Row], masks: list[_Mask], options: SearchOptions
     ) -> list[AutoPlan | AutoFailure]: ...
-    def shortfall(self, row: _Row, homes: list[_Mask], options: SearchOptions) -> list[int | None]:
+    def shortfall(self, row: _Row, masks: list[_Mask], options: SearchOptions) -> list[int | None]:
         """By device, the least bits more with which nothing need be offloaded; None where no amount does."""
 
 @final

@@ -7,6 +7,7 @@ from functools import partial
 from typing import cast
 
 from planner.choices import Stage
+from planner.config.types import schema_of
 from planner.devices.keys import DeviceKey, main_device, offload_tiers
 from planner.errors import InvalidConstraintError
 from planner.planning.problem import Problem, device_plan, offloaded_bytes
@@ -71,7 +72,7 @@ def _certificate(problem: Problem, offloaded_total_bytes: int) -> Certificate:
         returns=0,
         returns_lower_bound=0,
         steps=0,
-        stage=cast("Stage", str(problem.resolved.answers["strategy", "type"].written)),
+        stage=cast("Stage", schema_of(type(problem.settings.strategy)).tag),
     )
 
 

@@ -198,12 +198,12 @@ def _joined(places: Sequence[int], parents: Sequence[int]) -> list[int]:
 
 def _with_uncounted(plan: Plan, rows: Rows) -> Rows:
     """Rows with what they leave open against the bytes that the plan says are used."""
-    told = dict.fromkeys(rows.devices, 0)
+    placed_bytes = dict.fromkeys(rows.devices, 0)
     for row, inside in enumerate(rows.children()):
         own = int(rows.sizes_bytes[row]) - sum(int(rows.sizes_bytes[child]) for child in inside)
         if own and rows.homes[row] >= 0:
-            told[rows.devices[rows.homes[row]]] += own
-    open_bytes = {device.id: device.used_bytes - told[device.id] for device in plan.devices}
+            placed_bytes[rows.devices[rows.homes[row]]] += own
+    open_bytes = {device.id: device.used_bytes - placed_bytes[device.id] for device in plan.devices}
     return replace(rows, uncounted_bytes={device: size for device, size in open_bytes.items() if size})
 
 

@@ -18,7 +18,7 @@ fn units(sizes: &[u64]) -> Vec<Unit> {
         block_bits: vec![bits],
         positions: vec![position],
         buffers_only: false,
-        homes: u64::MAX,
+        allowed_devices: u64::MAX,
     };
     (0..).zip(sizes).map(unit).collect()
 }
@@ -86,7 +86,7 @@ fn llama_fills_evenly() {
 #[test]
 fn what_is_pinned_elsewhere_leaves_the_rest_in_even_runs() {
     let mut units = llama();
-    units[82].homes = 1 << 4;
+    units[82].allowed_devices = 1 << 4;
     let solution = solve(&units, &with_cpu(accelerators(&[80, 80, 80, 80]), 200), &Options::default()).unwrap();
     assert_eq!((solution.certificate.returns, solution.certificate.stage), (0, Stage::InOrder));
     assert_eq!(solution.execution[82], [3]);

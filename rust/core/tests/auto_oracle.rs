@@ -85,8 +85,8 @@ fn instance(random: &mut Random, most_units: u64) -> Instance {
 fn unit(random: &mut Random, sizes: &[u64], devices: usize) -> Unit {
     let bits = sizes[random.below(sizes.len() as u64) as usize];
     let all = (1u64 << devices) - 1;
-    let homes = if random.chance(15) { 1 + random.below(all) } else { all };
-    Unit { bits, block_bits: Vec::new(), positions: Vec::new(), buffers_only: random.chance(4), homes }
+    let allowed_devices = if random.chance(15) { 1 + random.below(all) } else { all };
+    Unit { bits, block_bits: Vec::new(), positions: Vec::new(), buffers_only: random.chance(4), allowed_devices }
 }
 
 /// One position for each unit, further ones for some.
@@ -221,9 +221,10 @@ fn oracle(instance: &Instance) -> Option<(u64, u64, bool, u32)> {
     let first = units.iter().position(|unit| !unit.buffers_only);
     for (index, unit) in units.iter().enumerate() {
         let mut next = HashSet::new();
-        let homes = (0..devices.len()).filter(|&home| rules.may_hold[home] && unit.homes >> home & 1 == 1);
+        let allowed_devices =
+            (0..devices.len()).filter(|&home| rules.may_hold[home] && unit.allowed_devices >> home & 1 == 1);
         let ways: Vec<_> =
-            homes.flat_map(|home| rules.ways(index, home).into_iter().map(move |way| (home, way))).collect();
+            allowed_devices.flat_map(|home| rules.ways(index, home).into_iter().map(move |way| (home, way))).collect();
         for (used, reserved, last, seen, runs, is_off) in states {
             for (home, (executor, kept)) in &ways {
                 let is_off = is_off || (first == Some(index) && !rules.executes[*home]);
@@ -258,7 +259,7 @@ fn check(instance: &Instance, solution: &Solution) {
     let (mut runs, mut seen, mut last) = (0u32, 0u64, usize::MAX);
     for (index, unit) in instance.units.iter().enumerate() {
         let home = solution.home[index] as usize;
-        assert!(rules.may_hold[home] && unit.homes >> home & 1 == 1, "home of {index}");
+        assert!(rules.may_hold[home] && unit.allowed_devices >> home & 1 == 1, "home of {index}");
         used[home] += unit.bits;
         assert_eq!(solution.execution[index].len(), unit.block_bits.len());
         for (&block, &executor) in unit.block_bits.iter().zip(&solution.execution[index]) {
@@ -386,8 +387,8 @@ fn first_stage(instance: &Instance) -> Option<Stage> {
     let mut plans: Vec<Vec<usize>> = vec![Vec::new()];
     for unit in &instance.units {
         let longer = |plan: Vec<usize>| {
-            let homes = executes.iter().filter(|&&home| unit.homes >> home & 1 == 1);
-            homes.map(|&home| plan.iter().copied().chain([home]).collect()).collect::<Vec<Vec<usize>>>()
+            let allowed_devices = executes.iter().filter(|&&home| unit.allowed_devices >> home & 1 == 1);
+            allowed_devices.map(|&home| plan.iter().copied().chain([home]).collect()).collect::<Vec<Vec<usize>>>()
         };
         plans = plans.into_iter().flat_map(longer).collect();
     }

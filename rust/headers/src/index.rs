@@ -16,7 +16,7 @@ pub struct Index {
     /// Names of files, in the order in which they are met.
     pub files: Vec<String>,
     /// Number of the file by name of the tensor.
-    pub homes: HashMap<String, u32>,
+    pub file_of: HashMap<String, u32>,
 }
 
 /// Reads an index file.
@@ -100,7 +100,7 @@ impl<'de> Visitor<'de> for WeightMapVisitor {
         let mut index = Index::default();
         let mut numbers: HashMap<String, u32> = HashMap::new();
         while let Some((name, file)) = map.next_entry::<String, String>()? {
-            if index.homes.len() == ALL_TENSORS {
+            if index.file_of.len() == ALL_TENSORS {
                 return Err(A::Error::custom(format_args!("more than {ALL_TENSORS} tensors")));
             }
             let next = u32::try_from(index.files.len()).map_err(A::Error::custom)?;
@@ -108,7 +108,7 @@ impl<'de> Visitor<'de> for WeightMapVisitor {
                 index.files.push(file.clone());
                 next
             });
-            if index.homes.insert(name.clone(), number).is_some_and(|other| other != number) {
+            if index.file_of.insert(name.clone(), number).is_some_and(|other| other != number) {
                 return Err(A::Error::custom(format_args!("'{}' is in two files", shown(&name))));
             }
         }

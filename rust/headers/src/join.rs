@@ -56,8 +56,8 @@ pub fn join(files: Vec<Vec<Entry>>, index: Option<&Index>) -> Result<Joined, Joi
     for (file, entries) in files.into_iter().enumerate() {
         let file = number(file);
         for entry in entries {
-            let home = index.and_then(|index| index.homes.get(&entry.name));
-            if home.is_some_and(|&home| home != file) {
+            let file_of = index.and_then(|index| index.file_of.get(&entry.name));
+            if file_of.is_some_and(|&file_of| file_of != file) {
                 copies.push((file, entry));
                 continue;
             }
@@ -65,7 +65,7 @@ pub fn join(files: Vec<Vec<Entry>>, index: Option<&Index>) -> Result<Joined, Joi
             if let Some(first) = rows.insert(entry.name.clone(), row) {
                 return Err(twice(&entry, joined.files[first as usize], file));
             }
-            if index.is_some() && home.is_none() {
+            if index.is_some() && file_of.is_none() {
                 joined.foreign.push(row);
             }
             joined.push(entry, file);
@@ -74,7 +74,7 @@ pub fn join(files: Vec<Vec<Entry>>, index: Option<&Index>) -> Result<Joined, Joi
     for (file, copy) in copies {
         joined.require_alike(&rows, file, &copy)?;
     }
-    let missing = index.into_iter().flat_map(|index| &index.homes).filter(|(name, _)| !rows.contains_key(*name));
+    let missing = index.into_iter().flat_map(|index| &index.file_of).filter(|(name, _)| !rows.contains_key(*name));
     match missing.min_by_key(|&(name, file)| (file, name)) {
         Some((name, &file)) => {
             let reason = format!("holds no tensor '{}', which the index says it does", shown(name));

@@ -31,7 +31,7 @@ pub fn replay_header(content: &[u8]) {
 pub fn replay_index(content: &[u8]) {
     let Ok(index) = parse_index(content) else { return };
     assert!(!index.files.is_empty());
-    assert!(index.homes.values().all(|&file| (file as usize) < index.files.len()));
+    assert!(index.file_of.values().all(|&file| (file as usize) < index.files.len()));
 }
 
 fn has_bytes_of_its_shape(entry: &Entry) -> bool {

@@ -81,9 +81,9 @@ impl Blocks {
         fused.into_iter().map(|(row, unit)| (tree.full_name(row), unit)).collect()
     }
 
-    /// Plans. `homes` masks the devices of single units.
-    fn solve(&self, py: Python<'_>, row: Row, homes: Vec<(u32, u64)>, options: &SearchOptions) -> PyResult<Py<PyAny>> {
-        let (units, (devices, options)) = (self.restricted(&homes), options.with_devices(row, &self.inner));
+    /// Plans. `allowed_devices` masks the devices of single units.
+    fn solve(&self, py: Python<'_>, row: Row, masks: Vec<(u32, u64)>, options: &SearchOptions) -> PyResult<Py<PyAny>> {
+        let (units, (devices, options)) = (self.restricted(&masks), options.with_devices(row, &self.inner));
         let result = py.detach(|| auto::solve(&units, &devices, &options));
         self.wrap(py, result)
     }
@@ -93,25 +93,25 @@ impl Blocks {
         &self,
         py: Python<'_>,
         rows: Vec<Row>,
-        homes: Vec<(u32, u64)>,
+        masks: Vec<(u32, u64)>,
         options: &SearchOptions,
     ) -> PyResult<Vec<Py<PyAny>>> {
-        let units = self.restricted(&homes);
+        let units = self.restricted(&masks);
         let rows: Vec<_> = rows.into_iter().map(|row| options.with_devices(row, &self.inner)).collect();
         let results = on_all_cores(py, &rows, |(devices, options)| auto::solve(&units, devices, options))?;
         results.into_iter().map(|result| self.wrap(py, result)).collect()
     }
 
     /// Least extra bits on each single device that would let nothing be offloaded; None where no amount does.
-    fn shortfall(&self, py: Python<'_>, row: Row, homes: Vec<(u32, u64)>, options: &SearchOptions) -> Vec<Option<u64>> {
-        let (units, (devices, options)) = (self.restricted(&homes), options.with_devices(row, &self.inner));
+    fn shortfall(&self, py: Python<'_>, row: Row, masks: Vec<(u32, u64)>, options: &SearchOptions) -> Vec<Option<u64>> {
+        let (units, (devices, options)) = (self.restricted(&masks), options.with_devices(row, &self.inner));
         py.detach(|| auto::shortfall(&units, &devices, &options))
     }
 }
 
 impl Blocks {
-    fn restricted(&self, homes: &[(u32, u64)]) -> Arc<Vec<Unit>> {
-        if homes.is_empty() { self.units.clone() } else { restricted(&self.units, homes).into() }
+    fn restricted(&self, masks: &[(u32, u64)]) -> Arc<Vec<Unit>> {
+        if masks.is_empty() { self.units.clone() } else { restricted(&self.units, masks).into() }
     }
 
     fn wrap(&self, py: Python<'_>, result: Result<Solution, Failure>) -> PyResult<Py<PyAny>> {

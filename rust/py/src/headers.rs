@@ -37,7 +37,7 @@ impl Index {
 
     /// Tensors that it lists.
     fn __len__(&self) -> usize {
-        self.inner.homes.len()
+        self.inner.file_of.len()
     }
 }
 

@@ -77,7 +77,7 @@ pub(crate) fn units(sizes: &[u64]) -> Vec<Unit> {
         block_bits: vec![bits],
         positions: vec![position],
         buffers_only: false,
-        homes: u64::MAX,
+        allowed_devices: u64::MAX,
     };
     (0..).zip(sizes).map(unit).collect()
 }

@@ -132,7 +132,7 @@ impl<'a> Instance<'a> {
             };
             let leads_by_cpu = unit.block_bits.first().is_some_and(|&bits| self.is_by_cpu(bits));
             // All that the search asks of a unit but its place; what is left out here must not decide anything.
-            let key = (Reverse(unit.bits), largest(false), largest(true), leads_by_cpu, unit.homes);
+            let key = (Reverse(unit.bits), largest(false), largest(true), leads_by_cpu, unit.allowed_devices);
             classes.entry(key).or_default().push(id_at(index));
         }
         self.class_of = vec![0; self.units.len()];

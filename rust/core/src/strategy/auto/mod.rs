@@ -66,7 +66,7 @@
 //! use planner_core::{Device, DeviceKind};
 //!
 //! let unit = |(size, position)| {
-//!     Unit { bits: size, block_bits: vec![size], positions: vec![position], buffers_only: false, homes: u64::MAX }
+//!     Unit { bits: size, block_bits: vec![size], positions: vec![position], buffers_only: false, allowed_devices: u64::MAX }
 //! };
 //! let units: Vec<Unit> = [4, 3, 3, 3, 3, 3, 3].into_iter().zip(0..).map(unit).collect();
 //! let device = |kind, size| Device { kind, capacity_bits: Some(size), pool: None, is_main: false };

@@ -136,7 +136,8 @@ impl Plan {
         }
         pools.iter().zip(&instance.pools).all(|(used, joint)| used <= joint)
             && all.into_iter().all(|unit| {
-                self.home(instance, unit).is_some_and(|home| instance.units[unit as usize].homes >> home & 1 == 1)
+                self.home(instance, unit)
+                    .is_some_and(|home| instance.units[unit as usize].allowed_devices >> home & 1 == 1)
                     && self.executors(instance, unit).is_some()
             })
     }

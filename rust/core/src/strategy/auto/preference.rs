@@ -159,9 +159,9 @@ impl Wish {
             }
         }
         if let Some(first) = first(instance).filter(|_| self.has_first) {
-            units[joined[first]].homes &= executing;
+            units[joined[first]].allowed_devices &= executing;
         }
-        units.iter().all(|unit| unit.homes != 0).then_some((units, joined))
+        units.iter().all(|unit| unit.allowed_devices != 0).then_some((units, joined))
     }
 }
 
@@ -169,7 +169,7 @@ impl Unit {
     /// Adds the blocks of another unit.
     fn take_in(&mut self, other: &Unit) {
         self.bits += other.bits;
-        self.homes &= other.homes;
+        self.allowed_devices &= other.allowed_devices;
         self.buffers_only &= other.buffers_only;
         let own = self.positions.iter().copied().zip(self.block_bits.iter().copied());
         let mut blocks: Vec<(u32, u64)> =

@@ -17,7 +17,7 @@ pub struct Unit {
     /// Holds buffers only; ignored in counting returns.
     pub buffers_only: bool,
     /// Devices that may be its home: bit `d` stands for device `d`.
-    pub homes: u64,
+    pub allowed_devices: u64,
 }
 
 impl From<&BlockUnit> for Unit {
@@ -28,7 +28,7 @@ impl From<&BlockUnit> for Unit {
             block_bits: unit.block_bits.clone(),
             positions: unit.positions.clone(),
             buffers_only: unit.buffers_only,
-            homes: u64::MAX,
+            allowed_devices: u64::MAX,
         }
     }
 }
@@ -39,7 +39,7 @@ pub fn restricted(units: &[Unit], masks: &[(u32, u64)]) -> Vec<Unit> {
     let mut units = units.to_vec();
     for &(unit, mask) in masks {
         if let Some(unit) = units.get_mut(unit as usize) {
-            unit.homes &= mask;
+            unit.allowed_devices &= mask;
         }
     }
     units
@@ -205,7 +205,7 @@ pub enum Failure {
         /// Homes of the best partial plan, [`UNPLACED`] where there is none.
         best_partial: Vec<u32>,
     },
-    /// A device is a bit of a unit's `homes`.
+    /// A device is a bit of a unit's `allowed_devices`.
     #[error("{count} devices are more than {} can be told apart", u64::BITS)]
     TooManyDevices {
         /// Devices given.
@@ -224,6 +224,6 @@ mod tests {
     #[test]
     fn masks_of_one_unit_meet_and_those_of_no_unit_are_left_out() {
         let masked = restricted(&units(&[1, 1]), &[(1, 0b110), (1, 0b011), (7, 0)]);
-        assert_eq!(masked.iter().map(|unit| unit.homes).collect::<Vec<u64>>(), [u64::MAX, 0b010]);
+        assert_eq!(masked.iter().map(|unit| unit.allowed_devices).collect::<Vec<u64>>(), [u64::MAX, 0b010]);
     }
 }

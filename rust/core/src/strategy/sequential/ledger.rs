@@ -83,13 +83,13 @@ impl Ledger {
     }
 
     /// Devices to which shared groups inside a row are committed, each once and in order.
-    pub(crate) fn homes(&self, layout: &Layout, node: NodeId) -> Vec<u32> {
+    pub(crate) fn devices_of(&self, layout: &Layout, node: NodeId) -> Vec<u32> {
         let mut shared_groups = Vec::new();
         layout.shared_groups.touching(layout.tree(), node, &mut shared_groups);
-        let mut homes: Vec<u32> = shared_groups.into_iter().filter_map(|group| self.home[group as usize]).collect();
-        homes.sort_unstable();
-        homes.dedup();
-        homes
+        let mut devices: Vec<u32> = shared_groups.into_iter().filter_map(|group| self.home[group as usize]).collect();
+        devices.sort_unstable();
+        devices.dedup();
+        devices
     }
 
     pub(crate) fn into_usage(self) -> Vec<Usage> {
@@ -123,7 +123,7 @@ mod tests {
         ledger.meet(claim, 0);
         assert_eq!(ledger.claim(&layout, &[b], 0).map(|claim| claim.bits()), Some(0));
         assert!(ledger.claim(&layout, &[b], 1).is_none(), "its group lies elsewhere");
-        assert_eq!((ledger.homes(&layout, b), ledger.homes(&layout, c)), (vec![0], vec![]));
+        assert_eq!((ledger.devices_of(&layout, b), ledger.devices_of(&layout, c)), (vec![0], vec![]));
         let claim = ledger.claim(&layout, &[c], 1).unwrap();
         ledger.meet(claim, 1);
         assert_eq!((ledger.left_bits(0) / 8, ledger.left_bits(1)), (6, i64::MAX), "no limit stays none");

@@ -95,7 +95,7 @@ impl<'a> Pass<'a> {
     fn treat(&mut self, entry: NodeId) -> Result<(), Error> {
         // `max_layer_names = [n for n in max_layer_names if n != name and ...]`.
         self.reservation.meet(self.layout, entry);
-        let homes = self.ledger.homes(self.layout, entry);
+        let homes = self.ledger.devices_of(self.layout, entry);
         // Ours, before any of accelerate's rules: part of it is committed elsewhere, so it cannot go here.
         if homes.iter().any(|&home| home != self.device) {
             self.treat_bound(entry, &homes);
