@@ -21,7 +21,7 @@ def main() -> None:
     for device in plan.devices:
         print(f"{device.id}: {device.origin}")
 
-    model = AutoModelForCausalLM.from_pretrained(folder, device_map=dict(plan.device_map))
+    model = AutoModelForCausalLM.from_pretrained(folder, device_map=plan.device_map)
     tokens = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False)
     print(f"{tokens.shape[1]} tokens")
 

@@ -21,7 +21,7 @@ def main() -> None:
     plan = planner.plan(folder, max_memory={0: "100KiB", 1: "60KiB", "cpu": "1MiB"})
 
     print(plan.summary())
-    print(dict(plan.device_map))
+    print(plan.device_map)
     print(planner.explain(plan, "model.layers.7.mlp"))
 
     # A plan is a file that says the same on every machine.

@@ -64,7 +64,7 @@ def test_the_public_names_are_sorted_and_documented() -> None:
 
 def test_run_time_dependencies_are_declared() -> None:
     """Third-party imports of the package are dependencies, or what is used only where somebody has it: what comes with the
-    caller's model, weights and hooks, and transformers, asked for architectures that the table lacks."""
+    caller's model, weights and hooks; transformers, asked for architectures that the table lacks; and the extra for the hub."""
     imported = set()
     for source in (ROOT / "python/planner").rglob("*.py"):
         for node in ast.walk(ast.parse(source.read_text())):
@@ -75,7 +75,7 @@ def test_run_time_dependencies_are_declared() -> None:
     foreign = {
         PACKAGES.get(name, name).lower() for name in imported - set(sys.stdlib_module_names) - {"planner"}
     }
-    used_where_present = {"torch", "transformers", "accelerate", "safetensors"}
+    used_where_present = {"torch", "transformers", "accelerate", "safetensors", "huggingface_hub"}
     assert foreign - used_where_present <= distribution_names(PYPROJECT["project"]["dependencies"])
 
 
@@ -85,7 +85,8 @@ def test_every_dependency_has_its_reason() -> None:
     rows = [line.split("|")[1] for line in record.splitlines() if line.startswith("| `")]
     explained = {name.lower() for row in rows for name in re.findall(r"`([^`]+)`", row)}
     project = PYPROJECT["project"]
-    wanted = distribution_names([*project["dependencies"], *project["optional-dependencies"]["dev"]])
+    extras = [name for each in ("dev", "hub") for name in project["optional-dependencies"][each]]
+    wanted = distribution_names([*project["dependencies"], *extras])
     for manifest in ("core", "headers", "py"):
         crate = tomllib.loads((ROOT / "rust" / manifest / "Cargo.toml").read_text())
         tables = [crate, *crate.get("target", {}).values()]

@@ -11,7 +11,7 @@ from command_line import Command, answer
 from planner.cli.parsing import GivenOption
 from planner.cli.settings import SETTING_OPTIONS, stack_of
 from planner.config import Stack
-from planner.errors import InvalidInputError
+from planner.errors import InvalidConfigError, InvalidInputError
 from planner.settings.schema import Settings
 
 
@@ -236,3 +236,57 @@ def test_a_broken_file_in_the_folder_is_named(command: Command) -> None:
 
 def test_every_option_says_what_it_is_for() -> None:
     assert all(option.help.endswith(".") and option.form.isprintable() for option in SETTING_OPTIONS)
+
+
+# ---- variables of others
+
+
+@pytest.mark.parametrize("name", ["PLANNER_API_KEY", "planner_token", "PLANNER_", "PLANNER_X__Y"])
+def test_a_variable_that_names_no_setting_is_a_warning_without_its_value(
+    command: Command, llama: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "hunter2-secret")
+    for words in (("plan", llama, "-d", "0=1GiB"), ("config", "show"), ("config", "path"), ("sizes", llama)):
+        for json_too in ((), ("--json",)):
+            done = command(*words, *json_too)
+            assert done.exit_code == 0
+            assert "hunter2" not in done.stdout + done.stderr
+    done = command("plan", llama, "-d", "0=1GiB")
+    assert f"the variable {name} names no setting and is ignored" in done.stderr
+
+
+def test_a_misspelt_variable_is_told_the_nearest(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANNER_DTYP", "float16")
+    assert (
+        "PLANNER_DTYP names no setting and is ignored; did you mean PLANNER_DTYPE?"
+        in command("config", "show").stderr
+    )
+
+
+def test_a_variable_of_a_setting_is_refused_with_its_value_and_one_below_it_without(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLANNER_MODE", "sideways")
+    done = command("config", "show")
+    assert (done.exit_code, "sideways" in done.stderr) == (2, True)
+    monkeypatch.delenv("PLANNER_MODE")
+    monkeypatch.setenv("PLANNER_STRATEGY__PASSWORD", "hunter2-secret")
+    done = command("config", "show")
+    assert (done.exit_code, "hunter2" in done.stderr) == (2, False)
+    assert "PLANNER_STRATEGY__PASSWORD" in done.stderr
+
+
+def test_a_stack_refuses_unknown_variables_without_their_values() -> None:
+    with pytest.raises(InvalidConfigError) as caught:
+        Stack(Settings).environment({"PLANNER_API_KEY": "hunter2-secret"}).resolve()
+    assert "PLANNER_API_KEY" in str(caught.value)
+    assert "hunter2" not in str(caught.value) + str(caught.value.fields)
+
+
+def test_settings_of_the_folder_are_mentioned_and_both_endings_count(command: Command, llama: str) -> None:
+    for name, mode in (("planner.yml", "no_disk"), ("planner.yaml", "gpu_only")):
+        Path(name).write_text(f"mode: {mode}\n")
+        done = command("plan", llama, "-d", "0=1GiB", "--json")
+        assert done.stderr == f"planner: settings of ./{name} are used\n"
+        assert f'"mode":{{"rank":"user","value":"{mode}"}}' in done.stdout
+        assert mode in command("config", "show").stdout

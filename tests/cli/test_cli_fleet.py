@@ -40,7 +40,12 @@ def test_every_row_gets_the_plan_that_it_gets_alone(command: Command, llama: str
 
 def test_the_exit_code_is_zero_when_every_row_has_a_plan(command: Command, llama: str) -> None:
     assert command("plan", llama, "--budgets", write_rows([ROWS[0]] * 600)).exit_code == 0
-    assert command("plan", llama, "--budgets", write_rows([])).exit_code == 0
+
+
+def test_a_file_without_budgets_is_no_success(command: Command, llama: str) -> None:
+    done = command("plan", llama, "--budgets", write_rows([]))
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "holds no budgets" in done.stderr
 
 
 def test_rows_come_from_standard_input_and_go_to_a_file(command: Command, llama: str) -> None:

@@ -103,6 +103,25 @@ def test_a_plan_of_the_model_is_valid(command: Command, llama: str) -> None:
     assert answer(command("check", llama, "plan.json", "--json")) == {"valid": True, "findings": []}
 
 
+def test_a_plan_is_judged_by_its_own_budgets_and_types(command: Command, llama: str) -> None:
+    """Also where the plan counts other types than the files have, and where an option says otherwise."""
+    half = llama_bytes() // 2
+    assert (
+        command("plan", llama, "-d", f"0={half}", "--dtype", "float8_e4m3fn", "-o", "plan.json").exit_code
+        == 0
+    )
+    done = command("check", llama, "plan.json")
+    assert (done.exit_code, done.stdout) == (0, "valid\n")
+    done = command("check", llama, "plan.json", "--dtype", "bfloat16")
+    assert (done.exit_code, "device 0 would hold" in done.stdout) == (1, True)
+    done = command("check", llama, "plan.json", "-d", "0=10")
+    assert (done.exit_code, "of 10 B" in done.stdout) == (1, True)
+    data = json.loads(Path("plan.json").read_text())
+    data["devices"][0]["budget_bytes"] = 10
+    Path("plan.json").write_text(json.dumps(data))
+    assert "of 10 B" in command("check", llama, "plan.json").stdout
+
+
 def test_without_budgets_none_are_judged_and_it_says_so(command: Command, llama: str) -> None:
     Path("map.json").write_text('{"": "cuda:0"}')
     done = command("check", llama, "map.json")
@@ -229,3 +248,29 @@ def test_sizes_before_quantisation_are_told_wherever_bytes_are_shown(
                 assert (NOTE in done.stdout + done.stderr) == (name == "quantised"), words
         made = planner.Plan.from_json(Path(plan).read_text())
         assert (NOTE in made.summary()) == (name == "quantised")
+
+
+# ---- words
+
+
+def test_words_are_taken_as_people_spell_them(command: Command, llama: str) -> None:
+    plain = answer(command("plan", llama, "-d", "0=64KiB", "-d", "cpu=1MiB", "--mode", "no_disk", "--json"))
+    spelt = answer(command("plan", llama, "-d", "0=64KiB", "-d", "CPU=1MiB", "--mode", "no-disk", "--json"))
+    assert plain["device_map"] == spelt["device_map"]
+    options = ("--fill", "in-order", "--mode", "GPU-only", "--pin", "lm_head=0", "--forbid", "model=Disk,CPU")
+    shown = answer(command("config", "show", "--json", *options))["settings"]
+    assert (shown["mode"], shown["strategy"]["fill"], shown["forbid"]) == (
+        "gpu_only",
+        "in_order",
+        {"model": ["disk", "cpu"]},
+    )
+
+
+def test_help_and_version_are_asked_for_in_every_usual_way(command: Command) -> None:
+    assert command("-V").stdout == command("--version").stdout
+    for asked in ((), ("help",), ("-h",)):
+        done = command(*asked)
+        assert (done.exit_code, done.stderr) == (0, "")
+        assert done.stdout.startswith("Usage: planner [OPTIONS] COMMAND")
+    assert command("help", "plan").stdout == command("plan", "--help").stdout
+    assert command("help", "config", "show").stdout == command("config", "show", "--help").stdout

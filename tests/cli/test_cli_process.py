@@ -43,8 +43,11 @@ def run(
         (["plan", "llama", "-d", "0=1 parsec"], 2),
         (["plan"], 2),
         (["fly"], 2),
-        ([], 2),
+        ([], 0),
         (["--version"], 0),
+        (["-V"], 0),
+        (["help", "plan"], 0),
+        (["help", "fly"], 2),
     ],
     ids=str,
 )

@@ -66,9 +66,9 @@ def resident() -> tuple[Plan, ModuleTree]:
 
 
 def sequential() -> tuple[Plan, ModuleTree]:
-    """accelerate's strategy, which goes to disk without being asked."""
+    """accelerate's strategy, with a disk."""
     tree = ModuleTree.from_module(Decoder(4))
-    return planner.plan(tree, max_memory={0: 30 * MIB}, strategy="sequential"), tree
+    return planner.plan(tree, max_memory={0: 30 * MIB, "disk": 300 * MIB}, strategy="sequential"), tree
 
 
 def renamed(names: list[str]) -> tuple[Plan, ModuleTree]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from planner import Plan
 from planner.report.terminal import PlanView, plan_view
 from planner.report.terminal_bars import characters
 from planner.units import format_bytes
@@ -78,7 +80,12 @@ def test_a_terminal_without_unicode_gets_ascii() -> None:
 
 
 def test_a_device_without_limit_says_so() -> None:
+    """As plans of before have it, whose strategies took a disk that was not named."""
     plan, tree = sequential()
+    data = json.loads(plan.to_json())
+    disk = next(device for device in data["devices"] if device["id"] == "disk")
+    disk.update(budget_bytes=None, free_bytes=None)
+    plan = Plan.from_json(json.dumps(data))
     assert "no limit" in printed(plan_view(plan, tree), width=80)
 
 

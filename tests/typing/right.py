@@ -11,6 +11,7 @@ from torch import nn
 import planner
 from planner.compat import transformers
 from planner.model.tree import ModuleTree
+from planner.plans.device_map import DeviceMap
 from planner.strategies.sequential import Layout, Outcome, sequential, sequential_many
 
 assert_type(planner.__version__, str)
@@ -111,8 +112,8 @@ def plans(model: nn.Module, budgets: dict[int, int], row: dict[str, str]) -> Non
 
 def what_a_plan_says(model: nn.Module, plan: planner.Plan) -> None:
     assert_type(plan.devices[0].budget_bytes, int | None)
-    assert_type(plan.device_map, Mapping[str, int | str])
-    assert_type(plan.execution_map, Mapping[str, int | str])
+    assert_type(plan.device_map, DeviceMap)
+    assert_type(plan.execution_map, dict[str, int | str])
     assert_type(plan.offloaded_bytes, Mapping[str, int])
     assert_type(plan.certificate.gap_bytes, int)
     assert_type(plan.reasons[0].available_bytes, int | None)

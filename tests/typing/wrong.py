@@ -60,7 +60,7 @@ def what_may_be_none(error: planner.InfeasibleError, plan: planner.Plan) -> int:
 
 
 def what_is_frozen(plan: planner.Plan, finding: planner.Finding) -> None:
-    plan.device_map["layers.0"] = 1  # refused: index, reportIndexIssue
+    plan.offloaded_bytes["cpu"] = 1  # refused: index, reportIndexIssue
     plan.certificate = plan.certificate  # refused: misc, reportAttributeAccessIssue
     finding.rule = "uncovered"  # refused: misc, reportAttributeAccessIssue
 

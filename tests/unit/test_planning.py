@@ -94,7 +94,7 @@ def test_two_passes_report_only_the_pass_that_is_returned(caplog: pytest.LogCapt
     assert "  - 0: 5 bytes required" in caplog.text
 
 
-@pytest.mark.parametrize("budgets", [{0: 4}, {0: 4, "disk": 100}, {0: 4, "cpu": 0, "disk": 100}])
+@pytest.mark.parametrize("budgets", [{0: 4, "disk": 100}, {0: 4, "cpu": 0, "disk": 100}])
 @pytest.mark.parametrize("strategy", ["sequential", "balanced", "balanced_low_0"])
 def test_a_mode_without_disk_keeps_every_strategy_from_it(strategy: Any, budgets: dict[Any, int]) -> None:
     model = model_of(a=2, b=1, c=3)
@@ -103,11 +103,17 @@ def test_a_mode_without_disk_keeps_every_strategy_from_it(strategy: Any, budgets
         plan(model, max_memory=budgets, strategy=strategy, mode="no_disk")
 
 
-def test_disk_that_was_not_named_has_a_row_only_where_it_is_used() -> None:
+@pytest.mark.parametrize("strategy", ["auto", "sequential", "balanced", "balanced_low_0"])
+def test_a_disk_that_was_not_named_is_not_used(strategy: Any) -> None:
+    """The drop-in functions use it, as accelerate does."""
     model = model_of(a=2, b=1, c=3)
-    used = plan(model, max_memory={0: 4}, strategy="sequential")
-    assert [(device.id, device.budget_bytes) for device in used.devices] == [(0, 4), ("disk", None)]
-    unused = plan(model, max_memory={0: 100}, strategy="sequential")
+    for budgets in ({0: 4}, {0: 4, "cpu": 1}):
+        with pytest.raises(InfeasibleError):
+            plan(model, max_memory=budgets, strategy=strategy)
+    assert "disk" in infer_auto_device_map(model, {0: 4}).values()
+    with pytest.raises(InfeasibleError, match="disk is not among the devices"):
+        plan(model, max_memory={0: 4}, strategy="sequential")
+    unused = plan(model, max_memory={0: 100}, strategy=strategy)
     assert [device.id for device in unused.devices] == [0]
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner import _core
+from planner.checkpoint.hub_cache import cache_folder, find_snapshot, hub_name, is_store, snapshot_in
 from planner.checkpoint.inside import resolve_inside
 from planner.checkpoint.reading import fault, printable, read_json_object, read_regular, system_reason
 from planner.errors import InvalidInputError
@@ -55,7 +56,9 @@ def find_files(source: str | os.PathLike[str]) -> CheckpointFiles:
     """The files of a checkpoint.
 
     Args:
-        source: a folder (a snapshot of the hub's cache, too), a safetensors file, an index, or a ``config.json``.
+        source: a folder (a snapshot of the hub's cache, or a repository's place in it, too), a safetensors file, an index,
+            a ``config.json``, or where nothing has that path, a repository's name on the hub, with ``@revision`` if it is
+            not "main", that is in the hub's cache.
 
     Raises:
         InvalidInputError: no path.
@@ -71,9 +74,13 @@ def find_files(source: str | os.PathLike[str]) -> CheckpointFiles:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
         reason = system_reason(error)
-        raise fault(path, "no such file or folder" if reason == "no such file" else reason) from error
+        if reason != "no such file":
+            raise fault(path, reason) from error
+        if os.path.lexists(path):  # whoever made the link meant what it led to, and no model of the hub
+            raise fault(path, "a link to nothing") from error
+        return _from_hub_cache(path, error)
     if stat.S_ISDIR(mode):
-        return _from_folder(path)
+        return _from_folder(snapshot_in(path) if is_store(path) else path)
     folder = os.path.dirname(path) or os.curdir
     match _content(path):
         case "index":
@@ -84,6 +91,21 @@ def find_files(source: str | os.PathLike[str]) -> CheckpointFiles:
             )
         case _:
             return _found(path, folder, (path,))
+
+
+def _from_hub_cache(path: str, missing: Exception) -> CheckpointFiles:
+    """What has no path may have a name on the hub: a folder of that name wins, as it does everywhere else."""
+    name = hub_name(path)
+    if name is None:
+        raise fault(path, "no such file or folder") from missing
+    snapshot = find_snapshot(name)
+    if snapshot is None:
+        raise fault(
+            path,
+            f"no such file or folder, and no model of that name in the hub's cache, {cache_folder()}; "
+            f"`{name.download_command}` would put it there, --remote (in Python, remote=True) reads its headers from the hub",
+        ) from missing
+    return _from_folder(snapshot)
 
 
 def _from_folder(folder: str) -> CheckpointFiles:

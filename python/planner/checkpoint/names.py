@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.checkpoint.architecture import Architecture
+from planner.checkpoint.carried_names import carriers
 from planner.checkpoint.files import Headers
 from planner.checkpoint.transforms import Renaming
 
@@ -37,11 +38,13 @@ class LiveNames:
     unknown: tuple[str, ...]
 
 
-def names_as_stored(headers: Headers) -> LiveNames:
-    """Names as they are in the files."""
+def names_as_stored(headers: Headers, *, quantised: bool) -> LiveNames:
+    """Names as they are in the files, but of what belongs to a weight, which has the weight's."""
+    general = headers.general_names()
+    weight_of = carriers(general, quantised=quantised)
     targets = []
-    for name in headers.general_names():
-        first, *rest = name.split(_GAP)
+    for name in general:
+        first, *rest = weight_of.get(name, name).split(_GAP)
         targets.append([first + "".join(f"\0{place}\0{text}" for place, text in enumerate(rest))])
     return LiveNames(by_name=False, targets=targets, dropped=[], unknown=())
 
@@ -65,13 +68,14 @@ def live_names(
     marker = "" if by_name else _unused_number(general)
     texts = headers.names() if by_name else [_marked(name, marker) for name in general]
     renaming = Renaming(architecture.transforms, architecture.base_prefix, architecture.has_tensor)
+    weight_of = carriers(texts, quantised=quantised)
     found: dict[str, list[str]] = {}
-    for text in sorted(texts, key=_natural):
+    for text in sorted({weight_of.get(text, text) for text in texts}, key=_natural):
         found[text] = renaming.live_names(text)
     unknown = {name for names in found.values() for name in names if not architecture.has_tensor(name)}
     unloaded = _not_loaded(unknown, architecture)
     beside = {name for name in unknown if quantised and architecture.has_module(name.rpartition(".")[0])}
-    targets = [[name for name in found[text] if name not in unloaded] for text in texts]
+    targets = [[name for name in found[weight_of.get(text, text)] if name not in unloaded] for text in texts]
     return LiveNames(
         by_name=by_name,
         targets=targets if by_name else [[_gapped(name, marker) for name in names] for names in targets],

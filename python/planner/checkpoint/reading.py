@@ -9,7 +9,7 @@ from typing import Any
 
 from planner.errors import CheckpointError
 
-_MOST_CONFIG_BYTES = 4 * 2**20
+MOST_CONFIG_BYTES = 4 * 2**20
 
 
 def fault(file: str, reason: str) -> CheckpointError:
@@ -54,9 +54,9 @@ def read_json_object(path: str) -> dict[str, Any]:
     Raises:
         CheckpointError: unreadable, over 4 MiB, not UTF-8, not JSON, too deep, or not an object.
     """
-    content = read_regular(path, _MOST_CONFIG_BYTES + 1)
-    if len(content) > _MOST_CONFIG_BYTES:
-        raise fault(path, f"larger than {_MOST_CONFIG_BYTES} bytes")
+    content = read_regular(path, MOST_CONFIG_BYTES + 1)
+    if len(content) > MOST_CONFIG_BYTES:
+        raise fault(path, f"larger than {MOST_CONFIG_BYTES} bytes")
     try:
         read = json.loads(content.decode("utf-8-sig"))
     except RecursionError as error:

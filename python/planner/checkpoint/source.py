@@ -10,12 +10,14 @@ from typing import Any
 from planner.checkpoint.architecture import Architecture
 from planner.checkpoint.describe import architecture_record, meta_model
 from planner.checkpoint.files import CheckpointFiles, Headers, find_files
+from planner.checkpoint.hub_cache import HubName, find_snapshot, hub_name
+from planner.checkpoint.hub_remote import remote_folder
 from planner.checkpoint.known import class_name, find_architecture, has_transformers
 from planner.checkpoint.names import LiveNames, live_names, names_as_stored
 from planner.checkpoint.reading import fault, printable
 from planner.choices import SourceKind
 from planner.config.layer import Layer
-from planner.errors import InvalidInputError
+from planner.errors import CheckpointError, InvalidInputError
 from planner.model.layout import Layout
 from planner.model.tree import ModuleTree
 from planner.names import listed
@@ -54,25 +56,33 @@ class Opened:
         return {name: int(sizes[name] * 8) for name in known if name in sizes}
 
 
-def open_source(source: Any, checkpoint: str | os.PathLike[str] | None = None) -> Opened:
+def open_source(
+    source: Any, checkpoint: str | os.PathLike[str] | None = None, *, remote: bool = False
+) -> Opened:
     """A tree of whatever can be planned.
 
     Args:
         source: a live model, a flattened tree, or the path of a checkpoint: a folder, a safetensors file, an index or a
             ``config.json``; or what was opened before, which is returned.
+        remote: whether a name that is not in the hub's cache is asked of the hub, which needs huggingface_hub.
         checkpoint: for a live model, files whose tensors' sizes count instead of the model's own.
 
     Raises:
         CheckpointError: files that are missing, malformed or hostile. Fields: ``file``, ``reason``.
         InvalidTreeError: a model that cannot be planned.
-        InvalidInputError: a checkpoint beside something that is no live model.
+        InvalidInputError: a checkpoint beside something that is no live model, or ``remote`` for what is no name.
     """
     if isinstance(source, str | os.PathLike):
         if checkpoint is not None:
             raise InvalidInputError(
                 f"checkpoint={shown(checkpoint)} needs a live model; the source is a checkpoint itself"
             )
-        return _from_files(find_files(source))
+        name = _absent_name(os.fsdecode(source)) if remote else None
+        return _from_files(find_files(source)) if name is None else _from_hub(name)
+    if remote:
+        raise InvalidInputError(
+            "remote=True needs the name of a model on the hub; the source is a model already"
+        )
     if isinstance(source, ModuleTree | Opened):
         if checkpoint is not None:
             raise InvalidInputError(f"checkpoint={shown(checkpoint)} needs a live model, not a flattened one")
@@ -81,6 +91,28 @@ def open_source(source: Any, checkpoint: str | os.PathLike[str] | None = None) -
     facts, notes = _live_facts(source)
     opened = Opened(tree=tree, kind="module", facts=facts, notes=notes)
     return opened if checkpoint is None else _beside_files(source, opened, find_files(checkpoint))
+
+
+def _absent_name(source: str) -> HubName | None:
+    """The name of a model that is neither a path nor in the hub's cache with its weights."""
+    name = None if os.path.lexists(source) else hub_name(source)
+    return None if name is None or _is_cached(name) else name
+
+
+def _is_cached(name: HubName) -> bool:
+    """Whether the cache has the weights, too: a tokenizer, a configuration or another revision is often alone there."""
+    try:
+        snapshot = find_snapshot(name)
+        return snapshot is not None and bool(find_files(snapshot).weights)
+    except CheckpointError:
+        return False
+
+
+def _from_hub(name: HubName) -> Opened:
+    with remote_folder(name) as folder:
+        files = find_files(folder.path)
+        folder.fetch_headers(files.weights)
+        return _from_files(replace(files, name=name.text, config_path=f"{name.repo}/config.json"))
 
 
 def _live_facts(model: Any) -> tuple[Layer | None, tuple[str, ...]]:
@@ -153,7 +185,7 @@ class _Built:
 def _build(files: CheckpointFiles, headers: Headers, known: Architecture | None) -> _Built:
     quantised = _is_quantised(files.config)
     names = (
-        names_as_stored(headers)
+        names_as_stored(headers, quantised=quantised)
         if known is None
         else live_names(headers, known, files.config, quantised=quantised)
     )

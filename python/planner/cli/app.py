@@ -24,7 +24,7 @@ class _CommandLine(VerbatimGroup):
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         if _COMPLETION in os.environ:
             super().main(args, prog_name="planner", **extra)
-        argv = list(sys.argv[1:] if args is None else args)
+        argv = _with_help(list(sys.argv[1:] if args is None else args))
         replace_closed_streams()
         for stream in (sys.stdout, sys.stderr):
             # A name may hold what the terminal's encoding cannot say; better an escape than an error.
@@ -36,9 +36,15 @@ class _CommandLine(VerbatimGroup):
             return self.invoke(context)
 
 
+def _with_help(argv: list[str]) -> list[str]:
+    """``planner`` and ``planner help …`` as the help that they ask for."""
+    if not argv:
+        return ["--help"]
+    return [*argv[1:], "--help"] if argv[0] == "help" else argv
+
+
 app = typer.Typer(
     cls=_CommandLine,
-    no_args_is_help=True,
     rich_markup_mode=None,  # plain help takes half the time, and reads the same through a pipe
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -55,7 +61,7 @@ def _version(is_asked: bool) -> None:
 @app.callback()
 def _planner(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("-V", "--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     traceback: Annotated[
         bool, typer.Option("--traceback", help="After an error, where in planner it was raised.")

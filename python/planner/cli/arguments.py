@@ -8,11 +8,19 @@ import typer
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for errors too.")]
 
+Remote = Annotated[
+    bool,
+    typer.Option(
+        "--remote",
+        help="Read the headers of a model that is not in the hub's cache from the hub, through huggingface_hub.",
+    ),
+]
+
 SourcePath = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A model's folder, a safetensors file or index, or a config.json.",
+        help="A model's folder, a safetensors file or index, a config.json, or a hub name that is in the hub's cache.",
         show_default=False,
     ),
 ]

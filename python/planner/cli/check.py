@@ -9,11 +9,11 @@ import typer
 from planner.checker.check import check, is_valid
 from planner.checker.described import DescribedModule, model_from_sizes
 from planner.checkpoint.source import open_source
-from planner.cli.arguments import Json, SourcePath
+from planner.cli.arguments import Json, Remote, SourcePath
 from planner.cli.exits import NEGATIVE, OK
 from planner.cli.files import read_device_map
 from planner.cli.output import noted, write, write_json, write_notes
-from planner.cli.settings import settings_of, takes_settings
+from planner.cli.settings import remark_file, settings_of, takes_settings
 from planner.model.layout import Layout
 from planner.model.tree import ModuleTree
 from planner.settings.schema import Settings
@@ -31,16 +31,19 @@ def command(
             show_default=False,
         ),
     ],
+    remote: Remote = False,
     as_json: Json = False,
 ) -> int:
     """List what is wrong with a device map.
 
     Exit code 1 if anything is. Every tensor must be covered, names of one tensor must share a device, classes named with --no-split must not be
-    split. Budgets are judged where -d names them.
+    split. Budgets and element types are those of the options, else the plan's own.
     """
-    settings = settings_of(context).resolve().config
-    judged = read_device_map(device_map)
-    opened = open_source(model)
+    stack = settings_of(context)
+    remark_file()
+    judged, own = read_device_map(device_map)
+    settings = stack.imported(own).resolve().config
+    opened = open_source(model, remote=remote)
     findings = check(
         _described(opened.tree, settings),
         judged,

@@ -14,6 +14,7 @@ from planner.cli.output import write, write_json
 from planner.cli.parsing import OrderedCommand, VerbatimGroup, given_options
 from planner.cli.settings import settings_of, takes_settings
 from planner.config.layer import UPDATE
+from planner.config.stack import COMMAND_FILES
 from planner.errors import InvalidInputError
 
 app = typer.Typer(
@@ -88,7 +89,9 @@ def _path(context: typer.Context, as_json: Json = False) -> int:
 
 
 def _files(context: typer.Context) -> Iterator[tuple[str, str]]:
-    yield "planner.yaml", "looked for in this folder"
+    for name in COMMAND_FILES:
+        if name == COMMAND_FILES[0] or os.path.exists(name):
+            yield name, "looked for in this folder"
     for name, file in os.environ.items():
         if name.upper() == "PLANNER_CONFIG":
             yield file, f"environment {name}"

@@ -24,8 +24,11 @@ def read_plan(path: str) -> Plan:
     return _plan(path, _read_text(path))
 
 
-def read_device_map(path: str) -> Mapping[str, Any]:
-    """A device map: that of a plan, or an object of names and devices.
+def read_device_map(path: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """A device map: that of a plan, or an object of names and devices; and what a plan says that it was made for.
+
+    Returns:
+        The map, and settings by name that decide how it is judged: budgets and element types; of a bare map, none.
 
     Raises:
         InvalidInputError: unreadable, or neither. Fields: ``file``.
@@ -33,26 +36,43 @@ def read_device_map(path: str) -> Mapping[str, Any]:
     text = _read_text(path)
     data = _read_json(path, text)
     if isinstance(data, dict) and "schema" in data:
-        return _plan(path, text).device_map
+        made = _plan(path, text)
+        return made.device_map, _judged_by(made)
     is_map = isinstance(data, dict) and all(isinstance(device, int | str) for device in data.values())
     if not is_map:
         raise InvalidInputError(
             f'{path}: expected a plan, or an object from names to devices such as {{"lm_head": 0}}',
             file=path,
         )
-    return dict(data)
+    return dict(data), {}
+
+
+def _judged_by(made: Plan) -> dict[str, Any]:
+    start = "special_dtypes."
+    special = {
+        name.removeprefix(start): each.value for name, each in made.settings.items() if name.startswith(start)
+    }
+    dtype = made.settings.get("dtype")
+    budgets = {device.id: device.budget_bytes for device in made.devices if device.budget_bytes is not None}
+    found = {"max_memory": budgets, "special_dtypes": special, "dtype": dtype.value if dtype else None}
+    return {name: value for name, value in found.items() if value}
 
 
 def read_budget_rows(path: str) -> list[dict[DeviceKey, int]]:
     """Budgets, one JSON object in each line; empty lines are skipped.
 
     Raises:
-        InvalidInputError: a line that holds no budgets. Fields: ``file``, ``line``.
+        InvalidInputError: no line at all, or one that holds no budgets. Fields: ``file``, ``line``.
     """
     rows = []
     for number, line in enumerate(_read_text(path).splitlines(), start=1):
         if line.strip():
             rows.append(_budget_row(path, number, line))
+    if not rows:
+        raise InvalidInputError(
+            f'{path}: holds no budgets; write one JSON object a line, such as {{"0": "80GiB", "cpu": "200GiB"}}',
+            file=path,
+        )
     return rows
 
 

@@ -44,6 +44,12 @@ def write(text: str) -> None:
     sys.stdout.write(f"{visible(text)}\n")
 
 
+def write_remark(text: str) -> None:
+    """One line beside the answer, on standard error, so that what reads the answer is not disturbed."""
+    sys.stdout.flush()
+    sys.stderr.write(f"planner: {visible(text)}\n")
+
+
 def write_json(data: object) -> None:
     """One line of JSON on standard output."""
     write_json_text(json_text(data))

@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from planner.checkpoint.source import open_source
-from planner.cli.arguments import Json, SourcePath
+from planner.cli.arguments import Json, Remote, SourcePath
 from planner.cli.exits import OK
 from planner.cli.files import write_file
 from planner.cli.fleet import plan_fleet
 from planner.cli.output import show, write_json_text
 from planner.cli.parsing import given_options
-from planner.cli.settings import settings_of, takes_settings
+from planner.cli.settings import remark_file, settings_of, takes_settings
 from planner.errors import InvalidInputError
 from planner.model.tree import ModuleTree
 from planner.planning import plan
@@ -40,6 +40,7 @@ def command(
             "exit code 1 if any has no plan.",
         ),
     ] = None,
+    remote: Remote = False,
     as_json: Json = False,
 ) -> int:
     """Decide where each module of a model goes.
@@ -47,11 +48,12 @@ def command(
     Exit code 1, with what would be enough, if it does not fit.
     """
     stack = settings_of(context)
+    remark_file()
     if budgets is not None:
         if html is not None or any(option.name == "device" for option in given_options(context)):
             raise InvalidInputError("--budgets names the devices of many plans; leave out -d and --html")
-        return plan_fleet(open_source(model), stack, budgets, output)
-    opened = open_source(model)
+        return plan_fleet(open_source(model, remote=remote), stack, budgets, output)
+    opened = open_source(model, remote=remote)
     made = plan(opened, config=stack)
     text = made.to_json()
     if output is not None:

@@ -11,10 +11,13 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from planner.cli.output import write_remark
 from planner.cli.parsing import GivenOption, given_options
 from planner.config import Stack
+from planner.config.stack import COMMAND_FILES
 from planner.errors import InvalidInputError
 from planner.settings.schema import Settings
+from planner.spelling import NAMED
 
 SettingsStack = Stack[Settings]
 
@@ -58,28 +61,41 @@ def _plain(path: str, stack: SettingsStack, given: OptionValue) -> SettingsStack
     return stack.option(path, given.text, given.spelled, number=given.number)
 
 
+def _word(path: str, stack: SettingsStack, given: OptionValue) -> SettingsStack:
+    """One of a few words, in the spelling of shells, too: gpu-only, GPU_ONLY."""
+    word = given.text.strip().lower().replace("-", "_")
+    return stack.option(path, word, given.spelled, number=given.number)
+
+
+def _device_key(text: str) -> str:
+    """A device as people write it: CPU, Disk."""
+    return text.lower() if text.lower() in NAMED else text
+
+
 def _device(stack: SettingsStack, given: OptionValue) -> SettingsStack:
     device, size = given.pair("DEVICE=SIZE, as in -d 0=80GiB")
     if len(given.texts) == 1:  # the first one says which devices there are, so it replaces what files name
-        return stack.option("max_memory", {device: size}, given.spelled, number=given.number)
-    return stack.option(f"max_memory.{device}", size, given.spelled, number=given.number)
+        return stack.option("max_memory", {_device_key(device): size}, given.spelled, number=given.number)
+    return stack.option(f"max_memory.{_device_key(device)}", size, given.spelled, number=given.number)
 
 
 def _headroom(stack: SettingsStack, given: OptionValue) -> SettingsStack:
     device, equals, room = given.text.rpartition("=")
-    path = f"headroom.{device if equals else 'all'}"
+    path = f"headroom.{_device_key(device) if equals else 'all'}"
     return stack.option(path, room, given.spelled, number=given.number)
 
 
 def _pin(stack: SettingsStack, given: OptionValue) -> SettingsStack:
     name, device = given.pair("MODULE=DEVICE, as in --pin lm_head=0")
-    return stack.option(f"pin.{name}", device, given.spelled, number=given.number)
+    return stack.option(f"pin.{name}", _device_key(device), given.spelled, number=given.number)
 
 
 def _forbid(stack: SettingsStack, given: OptionValue) -> SettingsStack:
     name, _ = given.pair("MODULE=DEVICE, as in --forbid model.visual=1")
     pairs = [text.rpartition("=") for text in given.texts]
-    devices = [device for known, _, text in pairs if known == name for device in text.split(",")]
+    devices = [
+        device for known, _, text in pairs if known == name for device in map(_device_key, text.split(","))
+    ]
     return stack.option(f"forbid.{name}", devices, given.spelled, number=given.number)
 
 
@@ -114,14 +130,14 @@ SETTING_OPTIONS: Final = (
         _headroom,
     ),
     SettingOption(
-        "mode", ("--mode",), "MODE", "Where weights may lie: any, no_disk, gpu_only.", partial(_plain, "mode")
+        "mode", ("--mode",), "MODE", "Where weights may lie: any, no_disk, gpu_only.", partial(_word, "mode")
     ),
     SettingOption(
         "fill",
         ("--fill",),
         "FILL",
         "How room that is left over is spread: even, fewest, in_order.",
-        partial(_plain, "strategy.fill"),
+        partial(_word, "strategy.fill"),
     ),
     SettingOption(
         "dtype",
@@ -151,7 +167,7 @@ SETTING_OPTIONS: Final = (
         ("--granularity",),
         "SIZE",
         "What is placed as a whole: block, module, expert.",
-        partial(_plain, "granularity"),
+        partial(_word, "granularity"),
     ),
     SettingOption(
         "assign", ("--set",), "PATH=VALUE", "Any setting by its path; := replaces a mapping.", _as_written
@@ -227,12 +243,23 @@ def _choices(name: str) -> list[str]:
 
 
 def settings_of(context: typer.Context) -> SettingsStack:
-    """What a command reads: ``./planner.yaml``, the environment, its options."""
-    return stack_of(given_options(context), os.environ)
+    """What a command reads: ``./planner.yaml``, the environment, its options; of variables that mean nothing it warns."""
+    stack = stack_of(given_options(context), os.environ)
+    for name, near in stack.unknown_variables(os.environ).items():
+        meant = f"; did you mean {near}?" if near else ""
+        write_remark(f"the variable {name} names no setting and is ignored{meant}")
+    return stack
+
+
+def remark_file() -> None:
+    """Says on stderr that settings are used which the command line does not show."""
+    found = next((name for name in COMMAND_FILES if os.path.exists(name)), None)
+    if found is not None:
+        write_remark(f"settings of ./{found} are used")
 
 
 def stack_of(options: Iterable[GivenOption], environ: Mapping[str, str]) -> SettingsStack:
-    """``./planner.yaml`` if there is one, the environment, and options in the order given.
+    """``./planner.yaml`` if there is one, variables that name settings, and options in the order given.
 
     Raises:
         InvalidInputError: an option without its equals sign. Fields: ``option``, ``text``.

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from planner.checkpoint.source import open_source
-from planner.cli.arguments import Json, SourcePath
+from planner.cli.arguments import Json, Remote, SourcePath
 from planner.cli.exits import OK
 from planner.cli.output import noted, show_table, write_json, write_notes
 from planner.errors import InvalidInputError
@@ -25,13 +25,14 @@ def command(
     dtype: Annotated[
         str | None, typer.Option("--dtype", metavar="DTYPE", help="What the weights will be loaded as.")
     ] = None,
+    remote: Remote = False,
     as_json: Json = False,
 ) -> int:
     """List bytes by module.
 
     As they are stored; a shared tensor counts where it is met first.
     """
-    opened = open_source(model)
+    opened = open_source(model, remote=remote)
     tree = opened.tree
     sizes = Layout(tree, dtype=None if dtype is None else _dtype(dtype)).stored_sizes()
     total_bytes = sizes.get("", 0)  # a model without a tensor has no sizes at all

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import tomllib
@@ -23,9 +24,11 @@ from planner.config.layer import (
     put,
 )
 from planner.config.problem import Origin, Problem, Rank, UserSource
-from planner.config.types import Type, split_path
+from planner.config.types import Classes, Type, fields_of, split_path
 
 MAX_BYTES: Final = 2**20
+_CONFIG: Final = "config"
+_NOT_SHOWN: Final = "(not shown)"
 
 # The standard TOML parser needs quadratic time for a long dotted key, so its length is checked beforehand.
 _LONG_KEY = re.compile(r"""(?<![\w-])(?:(?:"[^"\n]*+"|'[^'\n]*+'|[\w-]++)[ \t]*+\.[ \t]*+){64}""", re.ASCII)
@@ -154,6 +157,37 @@ def _argument(kind: Type, option: str, text: str, origin: Origin) -> tuple[Node,
     raise SourceError("expected --set PATH=VALUE, --set PATH:=VALUE, --unset PATH or --config FILE")
 
 
+def unknown_variables(kind: Type, environ: Mapping[str, str], prefix: str) -> dict[str, str | None]:
+    """Variables with the prefix whose first part names no setting, with the nearest that does, if any is near.
+
+    Args:
+        kind: the type of a schema.
+        environ: the variables.
+        prefix: of those that are meant.
+    """
+    fields = [
+        name
+        for cls in (kind.tree.classes if isinstance(kind.tree, Classes) else ())
+        for name in fields_of(cls)
+    ]
+    unknown = {}
+    for name in sorted(environ):
+        path = _path_text(name, prefix)
+        if path is None or path == _CONFIG:
+            continue
+        first = path.partition(".")[0]
+        if split_path(kind, first)[1] is None:
+            near = difflib.get_close_matches(first[:100], fields, n=1)
+            unknown[name] = f"{prefix}{near[0].upper()}" if near else None
+    return unknown
+
+
+def _path_text(name: str, prefix: str) -> str | None:
+    """The dotted path that a variable means; None for one without the prefix."""
+    path = name.lower().removeprefix(prefix.lower())
+    return None if path == name.lower() else path.replace("__", ".")
+
+
 def environment_layers(kind: Type, environ: Mapping[str, str], prefix: str) -> Iterator[Layer]:
     """The file that ``{prefix}CONFIG`` names, then one layer of all other variables with the prefix.
 
@@ -163,13 +197,15 @@ def environment_layers(kind: Type, environ: Mapping[str, str], prefix: str) -> I
     root = Node(Origin(Rank.USER, "environment"), {})
     problems: list[Problem] = []
     for name in sorted(environ):
-        path_text = name.lower().removeprefix(prefix.lower())
-        if path_text == name.lower():
+        path_text = _path_text(name, prefix)
+        if path_text is None:
             continue
-        if path_text == "config":
+        if path_text == _CONFIG:
             yield file_layer(environ[name])
         else:
-            path, found = split_path(kind, path_text.replace("__", "."))
-            node = _text_node(environ[name], Origin(Rank.USER, f"environment {name}"[:200]))
+            path, found = split_path(kind, path_text)
+            # What names no setting may be another program's secret, and problems are printed with what was set.
+            text = environ[name] if found else _NOT_SHOWN
+            node = _text_node(text, Origin(Rank.USER, f"environment {name}"[:200]))
             problems += put(root, path[0], along(path[1:], found.with_type(node) if found else node))
     yield Layer(Rank.USER, UserSource.ENVIRONMENT, root, tuple(problems))

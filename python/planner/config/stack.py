@@ -16,10 +16,20 @@ from planner.config.problem import Origin, Path, Rank, UserSource, invalid
 from planner.config.replay import Replay
 from planner.config.resolved import Resolved
 from planner.config.resolved_node import ResolvedNode
-from planner.config.sources import FilePath, argument_layers, environment_layers, file_layer, option_layer
+from planner.config.sources import (
+    FilePath,
+    argument_layers,
+    environment_layers,
+    file_layer,
+    option_layer,
+    unknown_variables,
+)
 from planner.config.types import Type
 
 T = TypeVar("T")
+
+COMMAND_FILES = ("planner.yaml", "planner.yml")
+"""Where a command looks for settings in its folder; the first that is there counts."""
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -146,9 +156,24 @@ class Stack(Generic[T]):
 
     @classmethod
     def from_command(cls, schema: type[T], argv: Sequence[str], environ: Mapping[str, str]) -> Stack[T]:
-        """What a command reads: ``./planner.yaml`` if there is one, then the environment, then its options."""
-        here = [file_layer("planner.yaml")] if os.path.exists("planner.yaml") else []
-        return Stack(schema).push(*here).environment(environ).arguments(argv)
+        """What a command reads: ``./planner.yaml`` or ``./planner.yml`` if there is one, then the environment, then its
+        options. Variables with the prefix that name no setting are left out: see :meth:`unknown_variables`.
+        """
+        here = [file_layer(name) for name in COMMAND_FILES if os.path.exists(name)]
+        stack: Stack[T] = Stack(schema).push(*here[:1])
+        unknown = stack.unknown_variables(environ)
+        known = {name: value for name, value in environ.items() if name not in unknown}
+        return stack.environment(known).arguments(argv)
+
+    def unknown_variables(
+        self, environ: Mapping[str, str], *, prefix: str = "PLANNER_"
+    ) -> dict[str, str | None]:
+        """Variables with the prefix that name no setting, and the variable that may have been meant.
+
+        Another program may have the same prefix, so a command warns of these and goes on; :meth:`environment`, which is
+        called for the variables, refuses them. Neither shows their values.
+        """
+        return unknown_variables(self.kind, environ, prefix)
 
 
 @functools.cache  # not for unions: two with another order are equal, but the first class is the default

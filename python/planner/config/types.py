@@ -181,6 +181,12 @@ def split_path(kind: Type, text: str) -> tuple[Path, Type | None]:
     return tuple(path), found
 
 
+def fields_of(cls: type) -> Collection[str]:
+    """The names of a ``@config`` class's fields."""
+    names: Collection[str] = vars(cls)["__config__"].fields
+    return names
+
+
 def is_block(cls: type) -> bool:
     """Whether ``@config`` was applied to this very class (not only to a parent)."""
     return "__config__" in vars(cls)

@@ -27,6 +27,7 @@ def plan(
     /,
     *,
     checkpoint: str | os.PathLike[str] | None = None,
+    remote: bool = False,
     config: Any = None,
     **settings: Unpack[PlanSettings],
 ) -> Plan:
@@ -34,8 +35,10 @@ def plan(
 
     Args:
         source: a live model, one that was flattened before, or the path of a checkpoint: a folder, a safetensors file, an
-            index, or a ``config.json`` alone. Of files, nothing but headers is read.
+            index, or a ``config.json`` alone; or a name on the hub that is in the hub's cache. Of files, nothing but headers
+            is read.
         checkpoint: for a live model, files whose tensors' sizes count instead of the model's own.
+        remote: whether the headers of a model that is not in the hub's cache are read from the hub, through huggingface_hub.
         config: a file, a mapping, a ``Stack`` or a ``Resolved`` that ``settings`` go on top of. Nothing else is read.
         settings: as in :class:`planner.settings.schema.Settings`: ``max_memory``, ``strategy``, ``mode``, ``pin``, …
 
@@ -67,7 +70,7 @@ def plan(
         >>> dict(plan(model, max_memory={0: 800, 1: 800}).device_map)
         {'0': 0, '1': 0, '2': 1, '3': 1}
     """
-    return _plan(Problem.of(source, config, settings, checkpoint))
+    return _plan(Problem.of(source, config, settings, checkpoint, remote=remote))
 
 
 def plan_many(
@@ -76,6 +79,7 @@ def plan_many(
     /,
     *,
     checkpoint: str | os.PathLike[str] | None = None,
+    remote: bool = False,
     config: Any = None,
     **settings: Unpack[PlanSettings],
 ) -> list[Plan | InfeasibleError]:
@@ -85,6 +89,7 @@ def plan_many(
         source: as in :func:`plan`; flattened once.
         budgets: device to budget, in bytes or words, one mapping for each plan.
         checkpoint: as in :func:`plan`.
+        remote: as in :func:`plan`.
         config: as in :func:`plan`.
         settings: as in :func:`plan`, without ``max_memory``.
 
@@ -102,7 +107,7 @@ def plan_many(
     rows = _budget_rows(budgets)
     if not rows:
         return []
-    problem = Problem.of(source, config, {**settings, "max_memory": rows[0]}, checkpoint)
+    problem = Problem.of(source, config, {**settings, "max_memory": rows[0]}, checkpoint, remote=remote)
     if isinstance(problem.settings.strategy, Auto) and problem.settings.granularity != "module":
         return plan_auto_many(problem, rows)
     return [_plan_or_error(problem.with_budgets(row)) for row in rows]

@@ -53,10 +53,16 @@ class Problem:
 
     @classmethod
     def of(
-        cls, source: Any, config: Any, settings: Mapping[str, Any], checkpoint: str | os.PathLike[str] | None
+        cls,
+        source: Any,
+        config: Any,
+        settings: Mapping[str, Any],
+        checkpoint: str | os.PathLike[str] | None,
+        *,
+        remote: bool = False,
     ) -> Problem:
         """The problem that the arguments of `plan()` mean. Raises what :func:`planner.planning.plan` raises."""
-        resolved, opened = _understood(source, checkpoint, settings_stack(config, settings))
+        resolved, opened = _understood(source, checkpoint, settings_stack(config, settings), remote=remote)
         chosen = resolved.config
         classes, containers = _no_split_classes(opened.tree, chosen.no_split_module_classes)
         layout = Layout(
@@ -147,7 +153,9 @@ def settings_stack(config: Any, settings: Mapping[str, Any]) -> Stack[Settings]:
     return stack.set(**settings) if settings else stack
 
 
-def _understood(source: Any, checkpoint: Any, stack: Stack[Settings]) -> tuple[Resolved[Settings], Opened]:
+def _understood(
+    source: Any, checkpoint: Any, stack: Stack[Settings], *, remote: bool
+) -> tuple[Resolved[Settings], Opened]:
     """The settings with what the model says of itself, and the model.
 
     Wrong settings are said first, whatever is wrong with the model, and before any file of a model is read. A live model is
@@ -157,7 +165,7 @@ def _understood(source: Any, checkpoint: Any, stack: Stack[Settings]) -> tuple[R
     if checkpoint is not None or isinstance(source, str | os.PathLike):
         stack.resolve()
     try:
-        opened = open_source(source, checkpoint)
+        opened = open_source(source, checkpoint, remote=remote)
     except Exception:
         stack.resolve()
         raise

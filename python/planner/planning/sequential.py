@@ -54,7 +54,6 @@ def plan_sequential(problem: Problem) -> Plan:
 
 
 def _devices(filling: ModeProblem, outcome: Outcome) -> Iterator[DevicePlan]:
-    """Devices with budgets, and the disk where it is used without one."""
     used = {usage.device: usage for usage in outcome.usage}
     for budget in filling.device_budgets:
         usage = used.pop(budget.device)
@@ -62,18 +61,6 @@ def _devices(filling: ModeProblem, outcome: Outcome) -> Iterator[DevicePlan]:
             budget.capacity_bytes - usage.used_bytes
         )  # more may be wanted for offloaded layers than is left
         yield device_plan(budget, usage, min(usage.reserved_bytes, left_bytes))
-    if "disk" in used and used["disk"].used_bytes:
-        yield DevicePlan(
-            id="disk",
-            kind="disk",
-            pool=None,
-            budget_bytes=None,
-            headroom_bytes=0,
-            used_bytes=used["disk"].used_bytes,
-            reserved_bytes=0,
-            free_bytes=None,
-            origin="accelerate's strategies use disk without being asked",
-        )
 
 
 def _certificate(problem: Problem, offloaded_total_bytes: int) -> Certificate:

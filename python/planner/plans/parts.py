@@ -10,6 +10,7 @@ from typing import Any
 
 from planner.choices import DeviceKind, RankName, ReasonRule, SourceKind, Stage
 from planner.devices.keys import DeviceKey
+from planner.plans.device_map import OwnDeviceMap, OwnDict
 
 BEFORE_QUANTIZATION = "sizes are those before quantization, which only a checkpoint's files tell"
 """The note that puts every number of bytes in doubt; it is shown wherever bytes are."""
@@ -212,12 +213,11 @@ class PlanParts:
     """All parts of a plan; see :class:`planner.plans.plan.Plan`, which says more about them."""
 
     devices: tuple[DevicePlan, ...]
-    device_map: Mapping[str, DeviceKey]
-    execution_map: Mapping[str, DeviceKey]
+    device_map: OwnDeviceMap = OwnDeviceMap()  # noqa: RUF009 - a descriptor, of which one is enough
+    execution_map: OwnDict = OwnDict()  # noqa: RUF009
     offloaded_bytes: Mapping[str, int]
     certificate: Certificate
     account: Account
 
     def __post_init__(self) -> None:
-        for name in ("device_map", "execution_map", "offloaded_bytes"):
-            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        object.__setattr__(self, "offloaded_bytes", MappingProxyType(dict(self.offloaded_bytes)))

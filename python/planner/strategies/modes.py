@@ -48,7 +48,8 @@ class ModeProblem:
                 reserve=self.strategy.reserve,
             )
         except InfeasibleError as error:
-            if self.mode == "any":
+            has_disk = any(budget.device == "disk" for budget in self.device_budgets)
+            if self.mode == "any" and has_disk:
                 raise
             raise _excluded(error, self.mode) from error
 
@@ -74,7 +75,8 @@ class ModeProblem:
             budgets = balanced_budgets(self._facts, budgets, low_zero=low_zero)
         if self.mode != "any":
             budgets.update(dict.fromkeys(self._left_out, 0))
-            budgets.setdefault("disk", 0)
+        # accelerate's strategies take a disk that is not named for one without end; here what is not named is not used.
+        budgets.setdefault("disk", 0)
         return budgets
 
 
@@ -88,10 +90,14 @@ def _with_budget(
 
 
 def _excluded(error: InfeasibleError, mode: Mode) -> InfeasibleError:
-    """The same error where not a budget is exhausted, but the mode leaves out devices."""
-    left_out = "the cpu and disk" if mode == "gpu_only" else "disk"
+    """The same error where not a budget is exhausted, but the mode, or who named the devices, leaves some out."""
+    why = {
+        "gpu_only": "mode = gpu_only leaves out the cpu and disk",
+        "no_disk": "mode = no_disk leaves out disk",
+        "any": "disk is not among the devices, and what is not named is not used",
+    }
     return InfeasibleError(
-        f"{named(error.block)} fits nowhere: mode = {mode} leaves out {left_out}, and accelerate's strategies found no room "
-        "elsewhere; strategy 'auto' may, and says how much more would be enough",
+        f"{named(error.block)} fits nowhere: {why[mode]}; accelerate's strategies found no room elsewhere; "
+        "strategy 'auto' may, and says how much more would be enough",
         **error.fields,
     )

@@ -86,7 +86,10 @@ impl Piece {
         let is_alike = self.element == other.element && self.opaque_bytes.is_none() && other.opaque_bytes.is_none();
         let bytes = self.bytes().saturating_add(other.bytes());
         let numel = self.numel.saturating_add(other.numel);
-        Self { element: self.element, numel, opaque_bytes: (!is_alike).then_some(bytes) }
+        // Files say neither first: what is packed decides, and not the scales that are counted with it.
+        let is_first = self.element.may_be_packed() || !other.element.may_be_packed();
+        let element = if is_first { self.element } else { other.element };
+        Self { element, numel, opaque_bytes: (!is_alike).then_some(bytes) }
     }
 }
 

@@ -1,0 +1,70 @@
+"""The device map of a plan as callers get it: a dict of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from planner.devices.keys import DeviceKey
+
+
+class DeviceMap(dict[str, DeviceKey]):
+    """Names to devices, as every loader takes them.
+
+    Args:
+        device_map: names to devices.
+        execution_map: names to devices, for what runs elsewhere than it lies; loaders that know nothing of it run what is
+            offloaded on the first accelerator of the map.
+
+    Guarantee: a dict in every other way: it compares, copies, pickles and dumps as one.
+
+    Example:
+        >>> import json
+        >>> json.dumps(DeviceMap({"layers.0": 0, "lm_head": "cpu"}, {"lm_head": 0}))
+        '{"layers.0": 0, "lm_head": "cpu"}'
+    """
+
+    __slots__ = ("execution_map",)
+
+    execution_map: dict[str, DeviceKey]
+
+    def __init__(
+        self,
+        device_map: Mapping[str, DeviceKey] = MappingProxyType({}),
+        execution_map: Mapping[str, DeviceKey] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(device_map)
+        self.execution_map = dict(execution_map)
+
+    def copy(self) -> DeviceMap:
+        """Another one that says the same."""
+        return DeviceMap(self, self.execution_map)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DeviceMap, (dict(self), self.execution_map)
+
+
+class OwnDict:
+    """A field of a frozen class that gives each caller a dict of its own, so that none can change another's.
+
+    The instance keeps what was set; the class has no default for it.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __set__(self, instance: Any, value: Mapping[str, DeviceKey]) -> None:
+        vars(instance)[self._name] = dict(value)
+
+    def __get__(self, instance: Any, owner: type) -> dict[str, DeviceKey]:
+        if instance is None:  # dataclasses asks the class for a default
+            raise AttributeError(self._name)
+        return dict(vars(instance)[self._name])
+
+
+class OwnDeviceMap(OwnDict):
+    """The same for a device map, with the execution map beside it."""
+
+    def __get__(self, instance: Any, owner: type) -> DeviceMap:
+        return DeviceMap(super().__get__(instance, owner), vars(instance)["execution_map"])
