@@ -9,6 +9,7 @@ from planner.devices.keys import DeviceKey
 from planner.errors import InfeasibleError
 from planner.model.blocks import Blocks, Constraints, allowed_devices
 from planner.planning.problem import Problem, device_plan, offloaded_bytes
+from planner.plans.device_map import DeviceMap
 from planner.plans.plan import Plan
 from planner.settings.schema import Auto
 from planner.strategies.auto import AutoAnswer, AutoSearch, solve_in_parts
@@ -88,8 +89,8 @@ def _plan(problem: Problem, search: AutoSearch, answer: AutoAnswer) -> Plan:
     idle = [device.id for device in devices if device.kind == "accelerator" and not device.used_bytes]
     return Plan(
         devices=devices,
-        device_map=answer.device_map,
-        execution_map=answer.execution_map,
+        device_map=DeviceMap(answer.device_map, answer.execution_map),
+        execution_map=dict(answer.execution_map),
         offloaded_bytes=offloaded_bytes(devices),
         certificate=answer.certificate,
         account=problem.account(

@@ -11,6 +11,7 @@ from planner.config.types import schema_of
 from planner.devices.keys import DeviceKey, main_device, offload_tiers
 from planner.errors import InvalidConstraintError
 from planner.planning.problem import Problem, device_plan, offloaded_bytes
+from planner.plans.device_map import DeviceMap
 from planner.plans.parts import Certificate, DevicePlan
 from planner.plans.plan import Plan
 from planner.settings.schema import Auto
@@ -38,10 +39,11 @@ def plan_sequential(problem: Problem) -> Plan:
     devices = tuple(_devices(filling, outcome))
     offloaded = offloaded_bytes(devices)
     device_map = outcome.device_map()
+    execution_map = _execution_map(device_map)
     return Plan(
         devices=devices,
-        device_map=device_map,
-        execution_map=_execution_map(device_map),
+        device_map=DeviceMap(device_map, execution_map),
+        execution_map=execution_map,
         offloaded_bytes=offloaded,
         certificate=_certificate(problem, sum(offloaded.values())),
         account=problem.account(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from planner.devices.keys import DeviceKey
 
@@ -45,8 +45,15 @@ class DeviceMap(dict[str, DeviceKey]):
         return DeviceMap, (dict(self), self.execution_map)
 
 
-class OwnDict:
-    """A field of a frozen class that gives each caller a dict of its own, so that none can change another's.
+class _Copied(Protocol):
+    def copy(self) -> Self: ...
+
+
+T = TypeVar("T", bound=_Copied)
+
+
+class Own(Generic[T]):
+    """A field of a frozen class that gives each caller a copy of its own, so that none can change another's.
 
     The instance keeps what was set; the class has no default for it.
     """
@@ -54,17 +61,11 @@ class OwnDict:
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    def __set__(self, instance: Any, value: Mapping[str, DeviceKey]) -> None:
-        vars(instance)[self._name] = dict(value)
+    def __set__(self, instance: Any, value: T) -> None:
+        vars(instance)[self._name] = value.copy()
 
-    def __get__(self, instance: Any, owner: type) -> dict[str, DeviceKey]:
+    def __get__(self, instance: Any, owner: type) -> T:
         if instance is None:  # dataclasses asks the class for a default
             raise AttributeError(self._name)
-        return dict(vars(instance)[self._name])
-
-
-class OwnDeviceMap(OwnDict):
-    """The same for a device map, with the execution map beside it."""
-
-    def __get__(self, instance: Any, owner: type) -> DeviceMap:
-        return DeviceMap(super().__get__(instance, owner), vars(instance)["execution_map"])
+        kept: T = vars(instance)[self._name]
+        return kept.copy()

@@ -10,7 +10,7 @@ from typing import Any
 
 from planner.choices import DeviceKind, RankName, ReasonRule, SourceKind, Stage
 from planner.devices.keys import DeviceKey
-from planner.plans.device_map import OwnDeviceMap, OwnDict
+from planner.plans.device_map import DeviceMap, Own
 
 BEFORE_QUANTIZATION = "sizes are those before quantization, which only a checkpoint's files tell"
 """The note that puts every number of bytes in doubt; it is shown wherever bytes are."""
@@ -213,8 +213,8 @@ class PlanParts:
     """All parts of a plan; see :class:`planner.plans.plan.Plan`, which says more about them."""
 
     devices: tuple[DevicePlan, ...]
-    device_map: OwnDeviceMap = OwnDeviceMap()  # noqa: RUF009 - a descriptor, of which one is enough
-    execution_map: OwnDict = OwnDict()  # noqa: RUF009
+    device_map: Own[DeviceMap] = Own()  # noqa: RUF009 - a descriptor, of which one is enough
+    execution_map: Own[dict[str, DeviceKey]] = Own()  # noqa: RUF009
     offloaded_bytes: Mapping[str, int]
     certificate: Certificate
     account: Account

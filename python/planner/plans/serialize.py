@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from planner.devices.keys import DeviceKey, canonical_device
 from planner.errors import InvalidInputError
+from planner.plans.device_map import DeviceMap
 from planner.plans.parts import (
     Account,
     Certificate,
@@ -91,7 +92,7 @@ def _parts(data: dict[str, Any]) -> PlanParts:
     provenance = {path: _text(origin) for path, origin in data.get("provenance", {}).items()}
     return PlanParts(
         devices=devices,
-        device_map=device_map,
+        device_map=DeviceMap(device_map, execution_map),
         execution_map=execution_map,
         offloaded_bytes=offloaded_bytes,
         certificate=certificate,
