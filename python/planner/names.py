@@ -133,6 +133,16 @@ def device_of(name: str, device_map: Mapping[str, T]) -> T | None:
     return None if key is None else device_map[key]
 
 
+def counted(count: int, noun: str) -> str:
+    """So many of something, in words.
+
+    Example:
+        >>> counted(1, "block"), counted(0, "block")
+        ('1 block', '0 blocks')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def listed(names: Iterable[str], most: int = 5) -> str:
     """Names in a sentence, of which only the first ones are said.
 

@@ -497,3 +497,10 @@ def test_a_bad_row_of_budgets_is_the_same_error_anywhere(row: Any, position: int
         assert many.value.message.startswith(f"budgets {position} of plan_many: ")
         told = [[problem.what for problem in error.problems] for error in (alone.value, many.value)]
         assert told[0] == told[1]
+
+
+def test_one_block_is_one_block() -> None:
+    plan = planner.plan(torch.nn.Linear(2, 2, bias=False), max_memory={0: 100})
+    assert (plan.source.blocks, repr(plan)[:13]) == (1, "Plan(1 block,")
+    assert plan.summary().startswith("1 block, ")
+    assert "Plan of 1 block, " in plan._repr_html_()

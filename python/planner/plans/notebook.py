@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 
+from planner.names import counted
 from planner.plans.bars import PARTS, Segment, bar_words, device_classes, segments
 from planner.plans.parts import DevicePlan
 from planner.units import format_bytes
@@ -65,7 +66,7 @@ def snippet(
     """
     offloaded = sum(offloaded_bytes.values())
     remark = f"{format_bytes(offloaded)} offloaded, {proof}" if offloaded else "nothing is offloaded"
-    headline = f"Plan of {blocks} blocks, {format_bytes(total_bytes)}; {remark}"
+    headline = f"Plan of {counted(blocks, 'block')}, {format_bytes(total_bytes)}; {remark}"
     return f'<div class="planner-plan"><p>{markup(headline)}</p>{devices_table(devices)}</div>'
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from planner.devices.keys import DeviceKey
 from planner.errors import InvalidInputError
+from planner.names import counted
 from planner.plans.diff import PlanDiff, UsageDifference, moved_names
 from planner.plans.notebook import snippet
 from planner.plans.parts import PlanParts, Reason, Setting, Shortfall, Source
@@ -112,7 +113,7 @@ class Plan(PlanParts):
 
     def summary(self) -> str:
         """The plan in words: a line for each device, and one for what is offloaded."""
-        lines = [f"{self.source.blocks} blocks, {format_bytes(self.source.total_bytes)}"]
+        lines = [f"{counted(self.source.blocks, 'block')}, {format_bytes(self.source.total_bytes)}"]
         for device in self.devices:
             parts = [f"{format_bytes(device.used_bytes)} used"]
             if device.reserved_bytes:
@@ -141,7 +142,9 @@ class Plan(PlanParts):
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{device.id}: {device.used_bytes}" for device in self.devices)
-        return f"Plan({self.source.blocks} blocks, used bytes {{{parts}}}, {self.certificate.stage})"
+        return (
+            f"Plan({counted(self.source.blocks, 'block')}, used bytes {{{parts}}}, {self.certificate.stage})"
+        )
 
     def _repr_html_(self) -> str:
         """What a notebook shows: bytes by device as bars and numbers."""

@@ -11,6 +11,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from planner.model.tree import ModuleTree
+from planner.names import counted
 from planner.plans.plan import Plan
 from planner.plans.wording import notices
 from planner.report.folding import Fold, fold_rows
@@ -64,7 +65,7 @@ class PlanView:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         source, is_ascii = self.plan.source, options.ascii_only
-        yield Text(f"{source.blocks} blocks, {format_bytes(source.total_bytes)}", style="bold")
+        yield Text(f"{counted(source.blocks, 'block')}, {format_bytes(source.total_bytes)}", style="bold")
         yield Text()
         yield bars_table(self.plan.devices, is_ascii=is_ascii, width=options.max_width)
         yield Text()
