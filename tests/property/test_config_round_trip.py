@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from planner.config import UNSET, Rank, Replace, Stack, config, setting
@@ -150,7 +150,20 @@ def plain(value: object) -> bool:
     return value is None or type(value) in (bool, int, float, str)
 
 
+def names_a_key_of_another_class(layers: list[Any]) -> bool:
+    """Whether a layer says a key of Two while One is chosen, which is an error and has no dump."""
+    chosen = "two"
+    for said_of_variant in (layer["variant"] for layer in layers if "variant" in layer):
+        is_keyed = isinstance(said_of_variant, dict)
+        word = said_of_variant.get("type", chosen) if is_keyed else said_of_variant
+        chosen = "two" if word is UNSET else word
+        if is_keyed and chosen == "one" and "other" in said_of_variant:
+            return True
+    return False
+
+
 def resolved_of(imported: list[Any], layers: list[Any]) -> tuple[Stack[Whole], Any]:
+    assume(not names_a_key_of_another_class([*imported[:1], *layers]))
     base = Stack(Whole)
     for layer in imported[:1]:  # two that contradict each other would be an error
         base = base.imported(layer)
