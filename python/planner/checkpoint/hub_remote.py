@@ -10,7 +10,7 @@ import re
 import struct
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from queue import SimpleQueue
@@ -20,9 +20,6 @@ from typing import Any, Final
 from planner.checkpoint.hub_cache import HubName
 from planner.checkpoint.reading import MOST_CONFIG_BYTES, fault
 from planner.errors import CheckpointError, InvalidInputError
-
-Progress = Callable[[int, int], None]
-"""Called with headers read and headers in all."""
 
 _AT_ONCE: Final = 8
 _TIMEOUT_S: Final = 30
@@ -94,7 +91,7 @@ class RemoteFolder:
             elif file.endswith(".safetensors.index.json"):
                 self._fetch_whole(file, _MOST_INDEX_BYTES)
 
-    def fetch_headers(self, paths: Sequence[str], progress: Progress | None = None) -> None:
+    def fetch_headers(self, paths: Sequence[str]) -> None:
         """Reads the headers of files of this folder, several at once.
 
         Neither an interrupt nor the first fault waits for the other files, which a slow server may send for ever: nobody
@@ -111,12 +108,10 @@ class RemoteFolder:
         for _ in range(min(_AT_ONCE, len(names))):
             Thread(target=fetch, name="planner-hub", daemon=True).start()
         try:
-            for done in range(1, len(paths) + 1):
+            for _ in paths:
                 error = ended.get()
                 if error is not None:
                     raise error
-                if progress is not None:
-                    progress(done, len(paths))
         except BaseException:
             self._is_given_up = True
             names.clear()

@@ -14,7 +14,7 @@ import typer
 from planner.cli.output import write_remark
 from planner.cli.parsing import GivenOption, given_options
 from planner.config import Stack
-from planner.config.stack import COMMAND_FILES
+from planner.config.stack import command_file
 from planner.errors import InvalidInputError
 from planner.settings.schema import Settings
 from planner.spelling import NAMED
@@ -253,7 +253,7 @@ def settings_of(context: typer.Context) -> SettingsStack:
 
 def remark_file() -> None:
     """Says on stderr that settings are used which the command line does not show."""
-    found = next((name for name in COMMAND_FILES if os.path.exists(name)), None)
+    found = command_file()
     if found is not None:
         write_remark(f"settings of ./{found} are used")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from planner.errors import InvalidConfigError
+from planner.names import counted
 from planner.spelling import one_line, shown
 
 Path = tuple[object, ...]
@@ -119,7 +120,7 @@ class Problem:
 def invalid(problems: Iterable[Problem]) -> InvalidConfigError:
     """The one error that carries all problems. Fields: ``problems`` (tuple of Problem)."""
     found = tuple(problems)
-    count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+    count = counted(len(found), "problem")
     # Hostile input can hold thousands of mistakes; all are in the field, the text stays readable.
     first = [str(problem) for problem in found[:50]]
     more = [f"… and {len(found) - 50} more"] if len(found) > 50 else []

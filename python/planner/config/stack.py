@@ -32,6 +32,11 @@ COMMAND_FILES = ("planner.yaml", "planner.yml")
 """Where a command looks for settings in its folder; the first that is there counts."""
 
 
+def command_file() -> str | None:
+    """The file of settings that a command finds in its folder."""
+    return next((name for name in COMMAND_FILES if os.path.exists(name)), None)
+
+
 @dataclass(frozen=True, slots=True, init=False)
 class Stack(Generic[T]):
     """Layers over a schema. Every method returns a new stack; nothing is read or checked before it is asked for.
@@ -159,8 +164,9 @@ class Stack(Generic[T]):
         """What a command reads: ``./planner.yaml`` or ``./planner.yml`` if there is one, then the environment, then its
         options. Variables with the prefix that name no setting are left out: see :meth:`unknown_variables`.
         """
-        here = [file_layer(name) for name in COMMAND_FILES if os.path.exists(name)]
-        stack: Stack[T] = Stack(schema).push(*here[:1])
+        found = command_file()
+        here = () if found is None else (file_layer(found),)
+        stack: Stack[T] = Stack(schema).push(*here)
         unknown = stack.unknown_variables(environ)
         known = {name: value for name, value in environ.items() if name not in unknown}
         return stack.environment(known).arguments(argv)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from planner.dispatching.mixed.crossing import Crossing
+from planner.names import counted
 from planner.units import format_bytes
 
 __all__ = ["Verification"]
@@ -35,7 +36,7 @@ class Verification:
             head = f"{head}: {self.error}"
         if self.crossings:
             size_bytes = sum(crossing.size_bytes for crossing in self.crossings)
-            what = "1 crossing" if len(self.crossings) == 1 else f"{len(self.crossings)} crossings"
+            what = counted(len(self.crossings), "crossing")
             until = " in each forward" if self.runs else " until then"
             head = f"{head}; {what} ({format_bytes(size_bytes)}){until}"
         return "\n".join([head, *(f"  {crossing}" for crossing in self.crossings)])

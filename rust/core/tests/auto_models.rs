@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(clippy::cast_precision_loss, clippy::float_cmp)] // shares of small numbers, in figures
 
+mod common;
+
+use common::units;
 use planner_core::auto::{Execute, Failure, Fill, Mode, Options, Stage, Unit, shortfall, solve};
 use planner_core::{Device, DeviceKind};
 use proptest::prelude::*;
@@ -11,17 +14,6 @@ const GIB: u64 = 8 << 30;
 const LAYER: u64 = 855_654_400 * 16;
 const EMBEDDING: u64 = 128_256 * 8_192 * 16;
 const NORM: u64 = 8_192 * 16;
-
-fn units(sizes: &[u64]) -> Vec<Unit> {
-    let unit = |(position, &bits): (u32, &u64)| Unit {
-        bits,
-        block_bits: vec![bits],
-        positions: vec![position],
-        buffers_only: false,
-        allowed_devices: u64::MAX,
-    };
-    (0..).zip(sizes).map(unit).collect()
-}
 
 fn llama() -> Vec<Unit> {
     let mut sizes = vec![EMBEDDING];

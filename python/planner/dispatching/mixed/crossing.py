@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from planner.devices.keys import DeviceKey
+from planner.names import counted
 from planner.units import format_bytes
 
 __all__ = ["Crossing"]
@@ -35,7 +36,7 @@ class Crossing:
     size_bytes: int
 
     def __str__(self) -> str:
-        what = "1 tensor" if self.count == 1 else f"{self.count} tensors"
+        what = counted(self.count, "tensor")
         return (
             f"{self.where}: {self.operator} brought {what} ({format_bytes(self.size_bytes)}) from {self.from_device} to "
             f"{self.to_device}"
