@@ -19,6 +19,7 @@ from planner.errors import InfeasibleError, InvalidConfigError
 from planner.model.blocks import Blocks, expand_classes, require_names
 from planner.model.layout import Layout, repeated
 from planner.model.tree import ModuleTree
+from planner.planning.block_bytes import block_bytes
 from planner.plans.parts import Account, DevicePlan, DeviceUsage, Reason, Setting, Shortfall, Source, doubts
 from planner.settings.schema import Settings
 
@@ -105,14 +106,16 @@ class Problem:
     def account(
         self,
         blocks: Blocks,
+        maps: tuple[Mapping[str, DeviceKey], Mapping[str, DeviceKey]],
         *,
         reasons: Callable[[], tuple[Reason, ...]],
         shortfall: Callable[[], Shortfall | None],
         minimum_bytes: Callable[[], Mapping[DeviceKey, int | None]],
     ) -> Account:
-        """The story of a plan of this problem, with what its strategy says of it."""
+        """The story of a plan of this problem, with its device map and execution map and what its strategy says of it."""
         return Account(
             source=partial(_source, blocks, self.opened, self.settings.dtype),
+            block_bytes=partial(block_bytes, blocks, *maps),
             reasons=reasons,
             shortfall=shortfall,
             minimum_bytes=minimum_bytes,

@@ -15,6 +15,9 @@ from planner.plans.device_map import DeviceMap, Own
 BEFORE_QUANTIZATION = "sizes are those before quantization, which only a checkpoint's files tell"
 """The note that puts every number of bytes in doubt; it is shown wherever bytes are."""
 
+PLACING: tuple[ReasonRule, ...] = ("resident", "offloaded", "oversized", "fits", "tied", "bound", "fallback")
+"""Rules whose device is where the module lies; the others tell what was tried."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceUsage:
@@ -176,26 +179,33 @@ class Account:
     """The story of a plan, which most callers never ask for: each part is made when it is first read.
 
     Args:
-        source, reasons, shortfall, minimum_bytes, settings, provenance: make the property of that name; pure.
+        source, block_bytes, reasons, shortfall, minimum_bytes, settings, provenance: make the property of that name; pure.
     """
 
     def __init__(
         self,
         *,
         source: Callable[[], Source],
+        block_bytes: Callable[[], Mapping[str, int]],
         reasons: Callable[[], tuple[Reason, ...]],
         shortfall: Callable[[], Shortfall | None],
         minimum_bytes: Callable[[], Mapping[DeviceKey, int | None]],
         settings: Callable[[], Mapping[str, Setting]],
         provenance: Callable[[], Mapping[str, str]],
     ) -> None:
-        self._source, self._reasons, self._shortfall = source, reasons, shortfall
+        self._source, self._block_bytes = source, block_bytes
+        self._reasons, self._shortfall = reasons, shortfall
         self._minimum_bytes, self._settings, self._provenance = minimum_bytes, settings, provenance
 
     @cached_property
     def source(self) -> Source:
         """What was planned."""
         return self._source()
+
+    @cached_property
+    def block_bytes(self) -> Mapping[str, int]:
+        """By block, its bytes, in execution order."""
+        return MappingProxyType(dict(self._block_bytes()))
 
     @cached_property
     def reasons(self) -> tuple[Reason, ...]:
