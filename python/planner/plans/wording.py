@@ -9,6 +9,7 @@ from planner.choices import Mode
 from planner.devices.keys import DeviceKey, canonical_device
 from planner.errors import InvalidConstraintError, InvalidInputError
 from planner.names import device_of, is_within, listed, named
+from planner.plans.map_alone import execution_map_notice
 from planner.plans.parts import Reason
 from planner.plans.plan import Plan
 from planner.spelling import shown
@@ -183,7 +184,8 @@ def notices(plan: Plan) -> tuple[str, ...]:
         1.17 KiB of 1.56 KiB are offloaded: 1.17 KiB to cpu; no plan offloads less.
         Everything would be on the accelerators with 600 B more on 0.
     """
-    said = [*_offloaded_notices(plan), *_device_notices(plan)]
+    needs_map = execution_map_notice(plan)
+    said = [*_offloaded_notices(plan), *([needs_map] if needs_map else []), *_device_notices(plan)]
     certificate = plan.certificate
     if certificate.returns:
         times = "once" if certificate.returns == 1 else f"{certificate.returns} times"

@@ -14,8 +14,8 @@ use crate::words::Word;
 
 /// (kind, capacity in bits or None, pool or None)
 type DeviceRow = (Word<DeviceKind>, Option<u64>, Option<u32>);
-/// Devices and the joint capacity of each pool.
-type Row = (Vec<DeviceRow>, Vec<u64>);
+/// Devices, the joint capacity of each pool, and accelerators in the order in which a loader looks for its main device.
+type Row = (Vec<DeviceRow>, Vec<u64>, Vec<u32>);
 
 /// A layout cut into units.
 #[pyclass(frozen, module = "planner._core")]
@@ -158,7 +158,7 @@ impl SearchOptions {
 }
 
 impl SearchOptions {
-    fn with_devices(&self, (devices, pools): Row, blocks: &planner_core::Blocks) -> (Vec<Device>, Options) {
+    fn with_devices(&self, (devices, pools, main_order): Row, blocks: &planner_core::Blocks) -> (Vec<Device>, Options) {
         let device =
             |(kind, capacity_bits, pool): DeviceRow| Device { kind: kind.0, capacity_bits, pool, is_main: false };
         let options = Options {
@@ -168,6 +168,7 @@ impl SearchOptions {
             execute_offloaded: self.execute_offloaded,
             staging_blocks: self.staging_blocks,
             pools,
+            main_order,
             siblings: blocks.siblings.clone(),
         };
         (devices.into_iter().map(device).collect(), options)
@@ -213,6 +214,12 @@ impl AutoPlan {
         let pairs = self.blocks.units.iter().zip(&self.solution.oversized);
         let row = |unit, block: Option<u32>| block.and_then(|block| self.blocks.first_row(unit, block));
         pairs.map(|(unit, &block)| row(unit, block).map(|row| tree.full_name(row))).collect()
+    }
+
+    /// The device map alone says where everything runs.
+    #[getter]
+    fn map_is_enough(&self) -> bool {
+        self.solution.map_is_enough
     }
 
     /// Bits per device: used, reserved.
