@@ -236,6 +236,7 @@ class Blocks:
         granularity: BlockGranularity,
         no_split: list[str] = ...,
         split: list[str] = ...,
+        apart: list[str] = ...,
         keep_together: list[list[str]] = ...,
     ) -> Blocks: ...
     def __len__(self) -> int: ...

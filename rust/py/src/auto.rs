@@ -29,17 +29,18 @@ pub(crate) struct Blocks {
 impl Blocks {
     /// Cuts a layout.
     #[new]
-    #[pyo3(signature = (layout, *, granularity, no_split=Vec::new(), split=Vec::new(), keep_together=Vec::new()))]
+    #[pyo3(signature = (layout, *, granularity, no_split=Vec::new(), split=Vec::new(), apart=Vec::new(), keep_together=Vec::new()))]
     fn new(
         py: Python<'_>,
         layout: &Layout,
         granularity: Word<Granularity>,
         no_split: Vec<String>,
         split: Vec<String>,
+        apart: Vec<String>,
         keep_together: Vec<Vec<String>>,
     ) -> Self {
         let layout = layout.inner.clone();
-        let options = NamedBlockOptions { no_split, split, granularity: granularity.0, keep_together };
+        let options = NamedBlockOptions { no_split, split, apart, granularity: granularity.0, keep_together };
         let inner = py.detach(|| planner_core::Blocks::new(&layout, &options.resolve(layout.tree())));
         let units = Arc::new(inner.units.iter().map(Unit::from).collect());
         Self { layout, inner: inner.into(), units }
