@@ -118,8 +118,13 @@ class AutoSearch:
             )
             for budget in self.device_budgets
         ]
-        numbers = ordered({budget.device: number for number, budget in enumerate(self.device_budgets)})
-        return devices, sizes, [number for number in numbers.values() if devices[number][0] == "accelerator"]
+        keys = [budget.device for budget in self.device_budgets]
+        main_order = [
+            keys.index(device)
+            for device in ordered(dict.fromkeys(keys, 0))
+            if device_kind(device) == "accelerator"
+        ]
+        return devices, sizes, main_order
 
     def options(self) -> _core.SearchOptions:
         """The search's options as the extension takes them."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from itertools import pairwise, product
 
+import accelerate
+import pytest
 import torch
 from torch import nn
 
@@ -38,21 +41,31 @@ def planned(widths: list[int], room_0: float, room_1: float, **settings: str) ->
     )
 
 
-def shares(plan: Plan, widths: list[int], accelerators: Accelerators, *, is_map_alone: bool) -> list[float]:
-    """Peaks of a forward as shares of the budgets."""
+def shares(
+    plan: Plan,
+    widths: list[int],
+    accelerators: Accelerators,
+    load_map: Callable[[nn.Module, dict[str, int | str]], nn.Module] | None,
+) -> list[float]:
+    """Peaks of a forward as shares of the budgets, by a loader of device maps or, without one, by the whole plan."""
     gc.collect()  # the model before this one
     model = layers(widths)
-    if is_map_alone:
-        planner.dispatch_model(model, plan.device_map)
-    else:
+    if load_map is None:
         planner.dispatch(model, plan)
+    else:
+        load_map(model, plan.device_map)
     accelerators.reset()
     model(X)
     budgets = {device.id: device.budget_bytes for device in plan.devices}
     return [accelerators.peak_bytes(card) / budgets[card] for card in (0, 1)]
 
 
-def test_a_map_that_is_enough_keeps_the_budgets_by_itself(virtual_accelerators: Accelerators) -> None:
+@pytest.mark.parametrize(
+    "load_map", [planner.dispatch_model, accelerate.dispatch_model], ids=["planner", "accelerate"]
+)
+def test_a_map_that_is_enough_keeps_the_budgets_by_itself(
+    virtual_accelerators: Accelerators, load_map: Callable[..., nn.Module]
+) -> None:
     """Of these 60 pairs of cards, 24 had a map that is enough before such plans were preferred, and 33 have one."""
     rooms = [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
     enough = 0
@@ -62,7 +75,7 @@ def test_a_map_that_is_enough_keeps_the_budgets_by_itself(virtual_accelerators: 
             continue
         is_enough = map_is_enough(plan)
         assert is_enough != any("device_map alone" in said for said in notices(plan)), pair
-        most = max(shares(plan, UNLIKE, virtual_accelerators, is_map_alone=is_enough))
+        most = max(shares(plan, UNLIKE, virtual_accelerators, load_map if is_enough else None))
         assert most <= 1, (pair, most, plan.device_map, plan.execution_map)
         enough += is_enough
     assert enough >= 33
@@ -73,8 +86,8 @@ def test_a_map_that_is_not_enough_says_so_and_breaks_the_budgets(virtual_acceler
     plan = planned(ALIKE, 1.0, 3.0)
     assert set(plan.execution_map.values()) == {0} and 0 not in plan.device_map.values()
     assert not map_is_enough(plan)
-    assert shares(plan, ALIKE, virtual_accelerators, is_map_alone=True)[1] > 1
-    assert max(shares(plan, ALIKE, virtual_accelerators, is_map_alone=False)) <= 1
+    assert shares(plan, ALIKE, virtual_accelerators, planner.dispatch_model)[1] > 1
+    assert max(shares(plan, ALIKE, virtual_accelerators, None)) <= 1
     said = "device_map alone would run what is offloaded on 1; this plan runs it on 0: use planner.dispatch(model, plan)."
     assert said in notices(plan)
 
