@@ -16,7 +16,9 @@ from planner.config.resolved_node import ResolvedNode
 from planner.devices.budgets import DeviceBudget, device_budgets
 from planner.devices.keys import DeviceKey
 from planner.errors import InfeasibleError, InvalidConfigError
-from planner.model.blocks import Blocks, expand_classes, require_names
+from planner.model.blocks import Blocks, expand_classes
+from planner.model.constraints import Constraints
+from planner.model.globs import matched_names, require_names
 from planner.model.layout import Layout, repeated
 from planner.model.tree import ModuleTree
 from planner.planning.block_bytes import block_bytes
@@ -76,7 +78,7 @@ class Problem:
         )
         require_names(layout, "special_dtypes", list(chosen.special_dtypes))
         require_names(layout, "no_split_modules", list(chosen.no_split_modules))
-        require_names(layout, "keep_together", [name for group in chosen.keep_together for name in group])
+        matched_names(layout, "keep_together", [name for group in chosen.keep_together for name in group])
         return cls(resolved, opened, layout, tuple(containers), chosen.max_memory or {})
 
     def with_budgets(self, row: Mapping[DeviceKey, int]) -> Problem:
@@ -93,6 +95,14 @@ class Problem:
         """Devices with budgets, in order of preference; free memory is asked for here."""
         return device_budgets(self.budgets, self.settings.headroom, self.settings.offload_folder)
 
+    @cached_property
+    def constraints(self) -> Constraints:
+        """What is wanted of single modules. Raises InvalidConstraintError."""
+        chosen = self.settings
+        return Constraints.of(
+            self.layout, pin=chosen.pin, forbid=chosen.forbid, keep_together=chosen.keep_together
+        )
+
     def blocks(self, split: Sequence[str] = ()) -> Blocks:
         """The model in blocks, some of them in parts."""
         return Blocks(
@@ -100,7 +110,8 @@ class Problem:
             granularity="expert" if self.settings.granularity == "expert" else "block",
             no_split=self.settings.no_split_modules,
             split=(*self.containers, *split),
-            keep_together=self.settings.keep_together,
+            apart=self.constraints.apart,
+            keep_together=self.constraints.keep_together,
         )
 
     def account(

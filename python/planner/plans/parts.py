@@ -132,8 +132,8 @@ class Certificate:
         lower_bound_bytes: no plan offloads less than this.
         gap_bytes: what this plan offloads beyond it.
         returns: times that execution comes back to a device it had left; a unit counts once, at its first block.
-        returns_lower_bound: no plan with as many bytes offloaded and on disk, and its first block on an accelerator if this
-            plan has it there, returns less often.
+        returns_lower_bound: no plan with as many bytes offloaded and on disk, which needs no execution map if this plan needs
+            none, and has its first block on an accelerator if this plan has it there, returns less often.
         steps: steps of the search.
         stage: which way of placing units gave the plan: "in_order", "other_order", "tie_position", "scattered", "offload",
             or the name of a strategy without a search.

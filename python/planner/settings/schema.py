@@ -294,9 +294,11 @@ class Settings:
         no_split_modules: paths of modules that stay on one device; "" is the whole model.
         granularity: what a block is: "block", "module" (blocks that would be offloaded are taken apart, unless they were
             named here), "expert" (each expert is a block).
-        pin: device by path of a module.
-        forbid: devices that a module may not lie on, by path.
-        keep_together: groups of paths that share a device.
+        pin: device by path of a module, or by glob: ``*`` is any characters, ``"*.experts"`` all modules of that name. What a glob
+            matches inside a block becomes a block of its own; of pins that meet, that of the inner name counts, and before a glob
+            what is written out.
+        forbid: devices that a module may not lie on, by path or glob.
+        keep_together: groups of paths and globs that share a device.
         execute_offloaded: where offloaded blocks run.
         staging_blocks: blocks for which room is kept at once while they are streamed.
         offload_folder: where disk offload would go; without it disk is not detected.
