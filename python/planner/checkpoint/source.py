@@ -38,6 +38,7 @@ class Opened:
         facts: what the model's configuration says of it, read when it was opened; None where it has none.
         notes: what a reader of the plan should know of its names and sizes.
         stored: the tensors of the files, where they are not the tree itself.
+        is_quantised: the configuration says that a quantiser has written the weights.
     """
 
     tree: ModuleTree
@@ -45,6 +46,7 @@ class Opened:
     facts: Layer | None = None
     notes: tuple[str, ...] = ()
     stored: ModuleTree | None = None
+    is_quantised: bool = False
 
     def sizes(self, dtype: Any, special_dtypes: Mapping[str, Any]) -> dict[str, int]:
         """Bits of single tensors that the tree itself does not know: those that the files hold for a live model."""
@@ -142,6 +144,7 @@ def _from_files(files: CheckpointFiles) -> Opened:
         kind="checkpoint",
         facts=_file_facts(files),
         notes=(*known.notes, *built.notes),
+        is_quantised=_is_quantised(files.config),
     )
 
 
@@ -158,8 +161,14 @@ def _from_config(files: CheckpointFiles) -> Opened:
         model = meta_model(name, files.config, files.config_path)
     except ValueError as error:
         raise fault(files.config_path, str(error)) from error
-    notes = (BEFORE_QUANTIZATION,) if _is_quantised(files.config) else ()
-    return Opened(tree=ModuleTree.from_module(model), kind="config", facts=_file_facts(files), notes=notes)
+    is_quantised = _is_quantised(files.config)
+    return Opened(
+        tree=ModuleTree.from_module(model),
+        kind="config",
+        facts=_file_facts(files),
+        notes=(BEFORE_QUANTIZATION,) if is_quantised else (),
+        is_quantised=is_quantised,
+    )
 
 
 def _beside_files(model: Any, opened: Opened, files: CheckpointFiles) -> Opened:
@@ -173,7 +182,12 @@ def _beside_files(model: Any, opened: Opened, files: CheckpointFiles) -> Opened:
     stored = built.tree.uncovered((), "saved")[1]
     missing = opened.tree.uncovered(stored, "saved")[1]
     own = tuple(f"{_shown(missing)} not in the files, counted as in the model" for _ in missing[:1])
-    return replace(opened, notes=(*opened.notes, *built.notes, *own), stored=built.tree)
+    return replace(
+        opened,
+        notes=(*opened.notes, *built.notes, *own),
+        stored=built.tree,
+        is_quantised=_is_quantised(files.config),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
