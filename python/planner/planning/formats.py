@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
-from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from planner.checkpoint.source import Opened
 from planner.errors import InvalidInputError
@@ -47,37 +46,61 @@ def estimate_note(into: Format) -> str:
     )
 
 
-class SmallerFormats:
-    """Formats in which a model would be smaller than it is planned, found when they are first asked for.
+class SmallerFormats(Mapping[str, int]):
+    """Bytes of a model by format in which it would be clearly smaller, each less than the one before; nothing where it is quantised
+    already. Found when it is first read, which most callers never do.
 
     Args:
         opened: the model.
         settings: of the plan.
         layout: the model as it is planned.
+
+    Guarantee: immutable; pickled and copied as a dict.
+
+    Cost: O(modules + tensors) for each format that is tried, once.
     """
 
     def __init__(self, opened: Opened, settings: Settings, layout: Layout) -> None:
         self._opened, self._settings, self._layout = opened, settings, layout
 
-    @cached_property
-    def total_bytes(self) -> Mapping[str, int]:
-        """Bytes of the model by format, each clearly less than the one before; none where it is quantised already.
+    def __getitem__(self, name: str) -> int:
+        return self._total_bytes[name]
 
-        Cost: O(modules + tensors) for each format that is tried.
-        """
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._total_bytes)
+
+    def __len__(self) -> int:
+        return len(self._total_bytes)
+
+    def __repr__(self) -> str:
+        return repr(self._total_bytes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (dict, (self._total_bytes,))
+
+    @cached_property
+    def _total_bytes(self) -> dict[str, int]:
         found: dict[str, int] = {}
         if is_quantised(self._opened, self._settings):
-            return MappingProxyType(found)
+            return found
         least = self._layout.columns.total_bits / 8
-        weights = Weights(self._opened.tree)
         special = self._settings.special_dtypes
-        sizes = self._opened.sizes(None, special)
+        wide = Layout(
+            self._opened.tree,
+            special_dtypes=special,
+            sizes=self._opened.sizes(dtype=None, special_dtypes=special),
+        )
+        own_bytes = wide.stored_sizes()
+        weights = Weights(self._opened.tree)
         for name in _OFFERED:
             into = format_named(name)
             converted = {} if into is None else weights.converted(into)
-            kept = {name: size for name, size in converted.items() if name not in special}
-            layout = Layout(self._opened.tree, special_dtypes=special, sizes={**sizes, **kept})
-            total_bytes = -(-layout.columns.total_bits // 8)
-            if kept and total_bytes < least * _WORTHWHILE:
+            saved_bits = sum(
+                int(own_bytes[weight] * 8) - bits
+                for weight, bits in converted.items()
+                if weight not in special
+            )
+            total_bytes = -(-(wide.columns.total_bits - saved_bits) // 8)
+            if total_bytes < least * _WORTHWHILE:
                 found[name] = least = total_bytes
-        return MappingProxyType(found)
+        return found

@@ -130,12 +130,12 @@ class Problem:
 
     def noted(self, error: InfeasibleError) -> InfeasibleError:
         """The error with what is to be known of the sizes that it compares, and formats that are smaller."""
-        fields = {**error.fields, "smaller_formats": dict(self.smaller.total_bytes)}
+        fields = {**error.fields, "smaller_formats": self.smaller}
         return InfeasibleError("; ".join((error.message, *doubts(self.opened.notes))), **fields)
 
     def _shortfall(self, shortfall: Callable[[], Shortfall | None]) -> Shortfall | None:
         found = shortfall()
-        return None if found is None else replace(found, smaller_formats=self.smaller.total_bytes)
+        return None if found is None else replace(found, smaller_formats=self.smaller)
 
     def _setting_values(self) -> dict[str, Setting]:
         found = {
