@@ -26,17 +26,16 @@ def asked_format(opened: Opened, settings: Settings) -> Format | None:
     """
     into = None if settings.dtype is None else format_named(settings.dtype)
     if into is not None and is_quantised(opened, settings):
-        method = settings.model.quant_method or "another format"
         raise InvalidInputError(
-            f"dtype {into.name}: the model is quantised already ({method}) and is loaded as it is; leave dtype out, or name the model "
-            "before it was quantised"
+            f"dtype {into.name}: the model is quantised already ({opened.format()}) and is loaded as it is; leave dtype out, or name "
+            "the model before it was quantised"
         )
     return into
 
 
 def is_quantised(opened: Opened, settings: Settings) -> bool:
     """Whether a quantiser has written the weights, by what the model says of itself."""
-    return opened.is_quantised or settings.model.quant_method is not None
+    return bool(opened.quantization) or settings.model.quant_method is not None
 
 
 def estimate_note(into: Format) -> str:

@@ -20,6 +20,7 @@ from planner.model.blocks import Blocks, expand_classes, require_names
 from planner.model.in_format import layout_as
 from planner.model.layout import Layout, repeated
 from planner.model.tree import ModuleTree
+from planner.planning.block_bytes import block_bytes
 from planner.planning.formats import SmallerFormats, asked_format, estimate_note
 from planner.plans.parts import Account, DevicePlan, DeviceUsage, Reason, Setting, Shortfall, Source, doubts
 from planner.settings.schema import Settings
@@ -113,14 +114,16 @@ class Problem:
     def account(
         self,
         blocks: Blocks,
+        maps: tuple[Mapping[str, DeviceKey], Mapping[str, DeviceKey]],
         *,
         reasons: Callable[[], tuple[Reason, ...]],
         shortfall: Callable[[], Shortfall | None],
         minimum_bytes: Callable[[], Mapping[DeviceKey, int | None]],
     ) -> Account:
-        """The story of a plan of this problem, with what its strategy says of it."""
+        """The story of a plan of this problem, with its device map and execution map and what its strategy says of it."""
         return Account(
-            source=partial(_source, blocks, self.opened),
+            source=partial(_source, blocks, self.opened, self.settings.dtype),
+            block_bytes=partial(block_bytes, blocks, *maps),
             reasons=reasons,
             shortfall=partial(self._shortfall, shortfall),
             minimum_bytes=minimum_bytes,
@@ -139,7 +142,11 @@ class Problem:
 
     def _setting_values(self) -> dict[str, Setting]:
         found = {
-            _dotted(path): Setting(value=node.written, rank=_RANK_NAMES[node.origin.rank])
+            # A size is a number here, as all of a plan's bytes are; `written` gives it a unit, for files that people keep.
+            _dotted(path): Setting(
+                value=node.value if type(node.value) is int else node.written,
+                rank=_RANK_NAMES[node.origin.rank],
+            )
             for path, node in self._leaves()
         }
         if self.has_own_budgets:
@@ -202,7 +209,7 @@ def _no_split_classes(tree: ModuleTree, named: Sequence[str]) -> tuple[list[str]
     return repeated(tree)
 
 
-def _source(blocks: Blocks, opened: Opened) -> Source:
+def _source(blocks: Blocks, opened: Opened, dtype: object) -> Source:
     columns = blocks.layout.columns
     return Source(
         kind=opened.kind,
@@ -210,6 +217,9 @@ def _source(blocks: Blocks, opened: Opened) -> Source:
         blocks=blocks.block_count,
         total_bytes=-(-columns.total_bits // 8),
         notes=opened.notes,
+        name=opened.name,
+        format=opened.format(dtype),
+        layers=opened.tree.columns.layer_count(),
     )
 
 
@@ -229,6 +239,7 @@ def device_plan(budget: DeviceBudget, usage: DeviceUsage, reserved_bytes: int) -
         reserved_bytes=reserved_bytes,
         free_bytes=max(0, budget.capacity_bytes - usage.used_bytes - reserved_bytes),
         origin=budget.origin,
+        name=budget.name,
     )
 
 
