@@ -3,46 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Final
 
 from planner.checkpoint.source import Opened
 from planner.errors import InvalidInputError
-from planner.model.formats import Format, format_named
-from planner.model.in_format import Weights
+from planner.model.formats import format_named
+from planner.model.in_format import Weights, layout_as
 from planner.model.layout import Layout
 from planner.plans.parts import ESTIMATED
-from planner.settings.schema import Settings
 
 _OFFERED: Final = ("fp8", "int8", "nf4", "mxfp4")
 _WORTHWHILE: Final = 0.9  # of the bytes that there are now; what saves less is no way out
 
 
-def asked_format(opened: Opened, settings: Settings) -> Format | None:
-    """The format that a model is to be planned in.
+def loaded_as(
+    opened: Opened, dtype: str | None, *, special_dtypes: Mapping[str, Any] | None = None, **options: Any
+) -> tuple[Layout, Opened]:
+    """A model as it will be loaded, and what to know of its sizes then.
+
+    Args:
+        opened: the model.
+        dtype: an element type or a quantiser's format, as :func:`planner.settings.dtypes.read_dtype` spells it; None for what it is.
+        special_dtypes: element types of single tensors, by name.
+        options: others of :class:`planner.model.layout.Layout`.
+
+    Returns:
+        The layout; and the model with a note more, where its sizes are an estimate.
 
     Raises:
-        InvalidInputError: the model is quantised already, so that no quantiser takes it.
+        InvalidInputError: the model is quantised already, or the format converts nothing of it.
     """
-    into = None if settings.dtype is None else format_named(settings.dtype)
-    if into is not None and is_quantised(opened, settings):
+    into = None if dtype is None else format_named(dtype)
+    if into is not None and opened.quantization:
         raise InvalidInputError(
             f"dtype {into.name}: the model is quantised already ({opened.format()}) and is loaded as it is; leave dtype out, or name "
             "the model before it was quantised"
         )
-    return into
-
-
-def is_quantised(opened: Opened, settings: Settings) -> bool:
-    """Whether a quantiser has written the weights, by what the model says of itself."""
-    return bool(opened.quantization) or settings.model.quant_method is not None
-
-
-def estimate_note(into: Format) -> str:
-    """What a reader should know of sizes in a format that no file is in yet."""
-    return (
+    special = dict(special_dtypes or {})
+    sizes = opened.sizes(None if into else dtype, special)
+    layout = layout_as(opened.tree, dtype, sizes=sizes, special_dtypes=special, **options)
+    if into is None:
+        return layout, opened
+    note = (
         f"{ESTIMATED} of {into.name} as {into.quantiser} writes it; what it does not convert stays as it is"
     )
+    return layout, replace(opened, notes=(*opened.notes, note))
 
 
 class SmallerFormats(Mapping[str, int]):
@@ -51,7 +58,7 @@ class SmallerFormats(Mapping[str, int]):
 
     Args:
         opened: the model.
-        settings: of the plan.
+        special_dtypes: element types of single tensors, by name.
         layout: the model as it is planned.
 
     Guarantee: immutable; pickled and copied as a dict.
@@ -59,8 +66,8 @@ class SmallerFormats(Mapping[str, int]):
     Cost: O(modules + tensors) for each format that is tried, once.
     """
 
-    def __init__(self, opened: Opened, settings: Settings, layout: Layout) -> None:
-        self._opened, self._settings, self._layout = opened, settings, layout
+    def __init__(self, opened: Opened, special_dtypes: Mapping[str, str], layout: Layout) -> None:
+        self._opened, self._special, self._layout = opened, special_dtypes, layout
 
     def __getitem__(self, name: str) -> int:
         return self._total_bytes[name]
@@ -80,10 +87,10 @@ class SmallerFormats(Mapping[str, int]):
     @cached_property
     def _total_bytes(self) -> dict[str, int]:
         found: dict[str, int] = {}
-        if is_quantised(self._opened, self._settings):
+        if self._opened.quantization:
             return found
         least = self._layout.columns.total_bits / 8
-        special = self._settings.special_dtypes
+        special = self._special
         wide = Layout(
             self._opened.tree,
             special_dtypes=special,

@@ -17,11 +17,10 @@ from planner.devices.budgets import DeviceBudget, device_budgets
 from planner.devices.keys import DeviceKey
 from planner.errors import InfeasibleError, InvalidConfigError
 from planner.model.blocks import Blocks, expand_classes, require_names
-from planner.model.in_format import layout_as
 from planner.model.layout import Layout, repeated
 from planner.model.tree import ModuleTree
 from planner.planning.block_bytes import block_bytes
-from planner.planning.formats import SmallerFormats, asked_format, estimate_note
+from planner.planning.formats import SmallerFormats, loaded_as
 from planner.plans.parts import Account, DevicePlan, DeviceUsage, Reason, Setting, Shortfall, Source, doubts
 from planner.settings.schema import Settings
 
@@ -70,21 +69,17 @@ class Problem:
         resolved, opened = _understood(source, checkpoint, settings_stack(config, settings), remote=remote)
         chosen = resolved.config
         classes, containers = _no_split_classes(opened.tree, chosen.no_split_module_classes)
-        into = asked_format(opened, chosen)
-        layout = layout_as(
-            opened.tree,
+        layout, opened = loaded_as(
+            opened,
             chosen.dtype,
+            special_dtypes=chosen.special_dtypes,
             no_split=classes,
-            special_dtypes=dict(chosen.special_dtypes),
-            sizes=opened.sizes(None if into else chosen.dtype, chosen.special_dtypes),
             containers=containers,
         )
-        if into is not None:
-            opened = replace(opened, notes=(*opened.notes, estimate_note(into)))
         require_names(layout, "special_dtypes", list(chosen.special_dtypes))
         require_names(layout, "no_split_modules", list(chosen.no_split_modules))
         require_names(layout, "keep_together", [name for group in chosen.keep_together for name in group])
-        smaller = SmallerFormats(opened, chosen, layout)
+        smaller = SmallerFormats(opened, chosen.special_dtypes, layout)
         return cls(resolved, opened, layout, tuple(containers), smaller, chosen.max_memory or {})
 
     def with_budgets(self, row: Mapping[DeviceKey, int]) -> Problem:
