@@ -20,7 +20,7 @@ from planner.checker.check import check, is_valid
 from planner.checker.described import model_from_sizes
 from planner.checkpoint.source import open_source
 from planner.model.formats import format_named
-from planner.model.in_format import layout_as
+from planner.model.in_format import Weights, layout_as
 from planner.settings.dtypes import FORMATS, is_format
 
 BITS = {"U8": 8, "I8": 8, "F8_E4M3": 8, "BF16": 16, "F16": 16, "F32": 32, "I32": 32}
@@ -72,6 +72,35 @@ def test_what_is_kept_wide_is_what_the_quantiser_keeps(model: str, name: str, tm
     assert narrow or model in ("mixtral", "qwen3_moe", "gpt_oss")
     for each in narrow:
         assert sizes[each] < wide[each]
+
+
+# One for each way in which a quantiser leaves something alone.
+TELLING = (
+    *("LlamaForCausalLM", "GPT2LMHeadModel", "MixtralForCausalLM", "T5ForConditionalGeneration"),
+    *("RemBertForMaskedLM", "LukeForMaskedLM", "MusicgenForCausalLM", "GitForCausalLM"),
+    *("DeepseekV3ForCausalLM", "WhisperForConditionalGeneration", "Qwen2VLForConditionalGeneration"),
+)
+
+
+@pytest.mark.parametrize("name", TELLING)
+def test_what_is_converted_is_what_transformers_would_replace(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from transformers.pytorch_utils import Conv1D
+    from transformers.quantizers.base import get_keys_to_not_convert
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    cls = getattr(transformers, name)
+    with torch.device("meta"):
+        model = cls._from_config(cls.config_class())
+        model.tie_weights()
+    kept = [*get_keys_to_not_convert(model), *model._keep_in_fp32_modules]
+    replaced = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if type(module) in (torch.nn.Linear, Conv1D) and should_convert_module(name, kept)
+    }
+    assert replaced == set(Weights(open_source(model).tree).converted(format_named("nf4"))) != set()
 
 
 def test_a_live_model_has_the_same_bytes_as_its_files(tmp_path: Path) -> None:

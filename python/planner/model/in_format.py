@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Final
 
@@ -13,7 +13,10 @@ from planner.model.layout import Layout
 from planner.model.tree import ModuleTree
 
 # What `get_output_embeddings` returns, by the names that transformers 5.23 has for it.
-_HEADS: Final = ("lm_head", "embed_out", "output_projection", "proj_out", "output_layer")
+_HEADS: Final = (
+    *("lm_head", "lm_heads", "embed_out", "output", "output_projection", "output_layer", "proj_out"),
+    *("lm_head.decoder", "cls.predictions.decoder"),
+)
 # Keys of `_keep_in_fp32_modules` of transformers 5.23 that mean linear modules, where a module is of such a class.
 _KEPT: Final = (
     (re.compile(r"(M|UM)?T5Dense\w*|UdopDense\w*|Pop2PianoDense\w*"), ("wo",)),
@@ -88,12 +91,14 @@ class Weights:
     def _kinds(self) -> dict[str, Kind]:
         """By name, the weights that some quantiser converts."""
         derived = set(self._tree.columns.derived_classes(["Linear"])[0])
-        kept = tuple(self._kept())
+        tied = {name.removesuffix(".weight") for group in Layout(self._tree).tied_groups() for name in group}
+        endings = tuple(self._kept())
+        kept = tied.union(endings)
         found: dict[str, Kind] = {}
         for name in self._elements:
             module, _, local = name.rpartition(".")
             kind = self._kind(module, local, derived)
-            if kind is not None and not _is_kept(module, kept):
+            if kind is not None and not (module.endswith(endings) or _is_named(module, kept)):
                 found[name] = kind
         return found
 
@@ -112,19 +117,12 @@ class Weights:
         return "gpt_oss_experts" if self._classes.get(around) == "GptOssMLP" else "experts"
 
     def _kept(self) -> Iterator[str]:
-        """Modules that quantisers leave alone: what is tied, the last one, the head, and what must stay in 32 bits.
+        """Modules that quantisers leave alone beside what is tied: the last one, the head, and what must stay in 32 bits.
 
         Source: ``get_keys_to_not_convert``, transformers 5.23, quantizers/base.py.
         """
-        yield from (
-            name.removesuffix(".weight") for group in Layout(self._tree).tied_groups() for name in group
-        )
         yield from (name.removesuffix(".weight") for name in list(self._elements)[-1:])
-        yield from (
-            name
-            for name, owner in self._classes.items()
-            if owner == "Linear" and name.rpartition(".")[2] in _HEADS
-        )
+        yield from (name for name in _HEADS if self._classes.get(name) in ("Linear", "ModuleList"))
         owners = set(self._classes.values())
         for classes, keys in _KEPT:
             if any(map(classes.fullmatch, owners)):
@@ -138,9 +136,12 @@ class Weights:
         )
 
 
-def _is_kept(module: str, kept: Iterable[str]) -> bool:
-    """Source: ``should_convert_module``, transformers 5.23, quantizers/quantizers_utils.py."""
-    return any(module.startswith(f"{key}.") or module.endswith(key) for key in kept)
+def _is_named(module: str, kept: Collection[str]) -> bool:
+    """Whether a key is a module, one around it, or the end of its name; with endings that cut a part of a name, the rule of
+    ``should_convert_module``, transformers 5.23, quantizers/quantizers_utils.py."""
+    dots = [place for place, letter in enumerate(module) if letter == "."]
+    starts, ends = (module[:dot] for dot in dots), (module[dot + 1 :] for dot in dots)
+    return any(name in kept for name in (module, *starts, *ends))
 
 
 def _is_in_block(name: str) -> bool:
