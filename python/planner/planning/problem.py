@@ -22,6 +22,7 @@ from planner.model.globs import matched_names, require_names
 from planner.model.layout import Layout, repeated
 from planner.model.tree import ModuleTree
 from planner.planning.block_bytes import block_bytes
+from planner.planning.formats import SmallerFormats, loaded_as
 from planner.plans.parts import Account, DevicePlan, DeviceUsage, Reason, Setting, Shortfall, Source, doubts
 from planner.settings.schema import Settings
 
@@ -43,6 +44,7 @@ class Problem:
         opened: the model.
         layout: the model with no-split classes, dtypes and ties.
         containers: modules that only hold others; never blocks.
+        smaller: formats in which the model would be smaller.
         budgets: bytes by device; empty for what is detected.
         has_own_budgets: the budgets are one row of many, in place of what the settings say.
     """
@@ -51,6 +53,7 @@ class Problem:
     opened: Opened
     layout: Layout
     containers: tuple[str, ...]
+    smaller: SmallerFormats
     budgets: Mapping[DeviceKey, int]
     has_own_budgets: bool = False
 
@@ -68,18 +71,18 @@ class Problem:
         resolved, opened = _understood(source, checkpoint, settings_stack(config, settings), remote=remote)
         chosen = resolved.config
         classes, containers = _no_split_classes(opened.tree, chosen.no_split_module_classes)
-        layout = Layout(
-            opened.tree,
+        layout, opened = loaded_as(
+            opened,
+            chosen.dtype,
+            special_dtypes=chosen.special_dtypes,
             no_split=classes,
-            dtype=chosen.dtype,
-            special_dtypes=dict(chosen.special_dtypes),
-            sizes=opened.sizes(chosen.dtype, chosen.special_dtypes),
             containers=containers,
         )
         require_names(layout, "special_dtypes", list(chosen.special_dtypes))
         require_names(layout, "no_split_modules", list(chosen.no_split_modules))
         matched_names(layout, "keep_together", [name for group in chosen.keep_together for name in group])
-        return cls(resolved, opened, layout, tuple(containers), chosen.max_memory or {})
+        smaller = SmallerFormats(opened, chosen.special_dtypes, layout)
+        return cls(resolved, opened, layout, tuple(containers), smaller, chosen.max_memory or {})
 
     def with_budgets(self, row: Mapping[DeviceKey, int]) -> Problem:
         """The same problem for one row of many budgets."""
@@ -128,15 +131,20 @@ class Problem:
             source=partial(_source, blocks, self.opened, self.settings.dtype),
             block_bytes=partial(block_bytes, blocks, *maps),
             reasons=reasons,
-            shortfall=shortfall,
+            shortfall=partial(self._shortfall, shortfall),
             minimum_bytes=minimum_bytes,
             settings=self._setting_values,
             provenance=self._provenance,
         )
 
     def noted(self, error: InfeasibleError) -> InfeasibleError:
-        """The error with what is to be known of the sizes that it compares."""
-        return InfeasibleError("; ".join((error.message, *doubts(self.opened.notes))), **error.fields)
+        """The error with what is to be known of the sizes that it compares, and formats that are smaller."""
+        fields = {**error.fields, "smaller_formats": self.smaller}
+        return InfeasibleError("; ".join((error.message, *doubts(self.opened.notes))), **fields)
+
+    def _shortfall(self, shortfall: Callable[[], Shortfall | None]) -> Shortfall | None:
+        found = shortfall()
+        return None if found is None else replace(found, smaller_formats=self.smaller)
 
     def _setting_values(self) -> dict[str, Setting]:
         found = {

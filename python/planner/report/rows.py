@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from planner.devices.keys import DeviceKey
 from planner.errors import PlanMismatchError
+from planner.model.in_format import layout_as
 from planner.model.layout import Layout
 from planner.model.tree import ModuleTree
 from planner.plans.parts import PLACING
@@ -134,7 +135,7 @@ def _planned_layout(plan: Plan, tree: ModuleTree) -> Layout:
         if path.startswith("special_dtypes.")
     }
     dtype = plan.settings.get("dtype")
-    return Layout(tree, dtype=None if dtype is None else dtype.value, special_dtypes=special)
+    return layout_as(tree, None if dtype is None else dtype.value, special_dtypes=special)
 
 
 def _require_match(plan: Plan, tree: ModuleTree, total_bytes: int | float) -> None:
