@@ -3,11 +3,12 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use planner_core::{Base, ClassLine, Kind, Needed, WithoutForward, derived_classes};
+use planner_core::{Base, ClassLine, Kind, Needed, WithoutForward, beside, derived_classes};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyTuple, PyType};
 
+use crate::errors::from_core;
 use crate::walk::{Guide, walk};
 use crate::words::Word;
 
@@ -47,6 +48,24 @@ impl Tree {
     ) -> PyResult<Self> {
         let (tree, can_tie, classes) = walk(model, Guide { plain_types, describe_dtype, describe_tensor })?;
         Ok(Self { inner: tree.into(), can_tie, classes: Classes::Live(classes) })
+    }
+
+    /// A tree of a class whose children are whole models from files, by name and in order.
+    #[staticmethod]
+    fn beside(py: Python<'_>, class_name: &str, models: Vec<(String, Py<Self>)>) -> PyResult<Self> {
+        let parts: Vec<_> = models.iter().map(|(name, model)| (name.clone(), &*model.get().inner)).collect();
+        let joined = py.detach(|| beside(class_name, &parts));
+        let tree = joined.map_err(|error| from_core(py, error, |_| String::new()))?;
+        let lines = models.iter().map(|(_, model)| model.get().class_lines(py)).collect::<PyResult<Vec<_>>>()?;
+        let mut known: HashMap<String, ClassLine> =
+            lines.into_iter().flatten().map(|line| (line.name.clone(), line)).collect();
+        let mut joined = Self::known(tree, HashMap::new());
+        if let Classes::Named(classes) = &mut joined.classes {
+            for class in classes {
+                *class = known.remove(&class.name).unwrap_or_else(|| class.clone());
+            }
+        }
+        Ok(joined)
     }
 
     /// Whether any module's class has `_tie_weights`.

@@ -1,0 +1,86 @@
+"""Tensors of an adapter in the base model that it changes: each is counted in the module that it belongs to.
+
+A device map is about the base model, which is loaded with it before peft wraps any module; so a module that peft makes, such as
+``q_proj.lora_A.default``, has no key of its own. Its tensor stands as ``q_proj.lora_A``, beside ``q_proj.weight``.
+
+Source: names as saved by ``get_peft_model_state_dict``, sizes as ``cast_adapter_dtype`` makes them, peft 0.21.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Self
+
+from planner import _core
+
+_PREFIX: Final = "base_model."
+_MODEL: Final = "base_model.model."
+_COPIED: Final = ("weight", "bias")
+_COPY: Final = "modules_to_save"
+# Of these floats peft makes 32 bits when it loads them, whatever the base model is in.
+_MADE_OF: Final = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_MADE_BITS: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterNames:
+    """Names of an adapter's tensors.
+
+    Args:
+        stored: as the adapter's file has them.
+    """
+
+    stored: frozenset[str] = field(default_factory=frozenset)
+
+    @classmethod
+    def among(cls, names: Iterable[str]) -> Self:
+        """Those among the names in the files of an adapter and its base."""
+        return cls(frozenset(name for name in names if name.startswith(_PREFIX)))
+
+    def owners(
+        self, texts: Iterable[str], is_weight: Callable[[str], bool]
+    ) -> Mapping[str, tuple[str, str]]:
+        """Of names, or their general forms, that are the adapter's: the name of the weight that each belongs to, and how it is
+        called beside that.
+
+        Args:
+            is_weight: whether the base has a tensor of this name.
+        """
+        if not self.stored:
+            return {}
+        ours = (text for text in texts if text.startswith(_PREFIX))
+        return {text: found for text in ours if (found := _owner(text, is_weight)) is not None}
+
+    def fixed_bits(
+        self, headers: _core.Headers, live_names: Callable[[Mapping[int, str]], Mapping[int, str]]
+    ) -> dict[str, int]:
+        """Bits of the tensors that peft makes of a type of its own, by live name.
+
+        Args:
+            live_names: what rows of the headers with these names become.
+        """
+        if not self.stored:
+            return {}
+        rows = {row: entry for row, entry in enumerate(headers.rows()) if entry[0] in self.stored}
+        found: dict[str, int] = {}
+        for row, live in live_names({row: entry[0] for row, entry in rows.items()}).items():
+            _, dtype, shape, _ = rows[row]
+            if dtype in _MADE_OF and not live.rpartition(".")[2].startswith(_COPY):
+                found[live] = found.get(live, 0) + math.prod(shape) * _MADE_BITS
+        return found
+
+
+def _owner(text: str, is_weight: Callable[[str], bool]) -> tuple[str, str] | None:
+    name = text.removeprefix(_MODEL) if text.startswith(_MODEL) else text.removeprefix(_PREFIX)
+    parts = name.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        weight = ".".join((*parts[:end], "weight"))
+        if is_weight(weight):
+            own = [part for part in parts[end:] if part != "base_layer"]
+            if own[-1:] == ["weight"] and len(own) > 1:
+                own.pop()
+            called = "_".join(own)
+            return weight, f"{_COPY}_{called}" if called in _COPIED else called
+    return None

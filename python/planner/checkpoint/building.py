@@ -1,0 +1,144 @@
+"""From the safetensors files of one model to its tree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from planner.checkpoint.adapter_names import AdapterNames
+from planner.checkpoint.architecture import Architecture
+from planner.checkpoint.describe import meta_model
+from planner.checkpoint.files import CheckpointFiles, Headers
+from planner.checkpoint.known import class_name, find_architecture, has_transformers
+from planner.checkpoint.names import LiveNames, live_names, names_as_stored
+from planner.checkpoint.opened import Opened
+from planner.checkpoint.reading import fault, printable
+from planner.config.layer import Layer
+from planner.model.tree import ModuleTree
+from planner.names import listed
+from planner.plans.parts import BEFORE_QUANTIZATION
+from planner.settings.model_facts import import_values
+
+_QUANTISED = ("quantization_config", "compression_config")
+
+
+def open_files(files: CheckpointFiles, adapter: str | None = None) -> Opened:
+    """The model that files hold, or a configuration describes.
+
+    Args:
+        adapter: path of an adapter's weights, which are counted with the modules that they belong to.
+    """
+    if not files.weights:
+        return _from_config(files)
+    headers = files.read_headers([] if adapter is None else [adapter])
+    known = find_architecture(files.config, files.config_path)
+    built = build(files, headers, known.architecture, has_adapter=adapter is not None)
+    return Opened(
+        tree=built.tree,
+        kind="checkpoint",
+        facts=_facts(files),
+        notes=(*known.notes, *built.notes),
+        fixed_bits=built.fixed_bits,
+    )
+
+
+def _facts(files: CheckpointFiles) -> Layer | None:
+    return import_values(files.config, files.config_path) if files.config else None
+
+
+def _from_config(files: CheckpointFiles) -> Opened:
+    """A model that has no files: sizes are those that its class makes of the configuration."""
+    name = class_name(files.config)
+    if name is None:
+        raise fault(files.config_path, "names no model: it has neither architectures nor a known model_type")
+    if not has_transformers():
+        raise fault(
+            files.config_path, f"has no weights beside it; sizes of {name} need transformers and torch"
+        )
+    try:
+        model = meta_model(name, files.config, files.config_path)
+    except ValueError as error:
+        raise fault(files.config_path, str(error)) from error
+    notes = (BEFORE_QUANTIZATION,) if _is_quantised(files.config) else ()
+    return Opened(tree=ModuleTree.from_module(model), kind="config", facts=_facts(files), notes=notes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """The tree of a model's files.
+
+    Args:
+        tree: modules and tensors.
+        notes: what was counted otherwise than the files have it, and what was not known.
+        fixed_bits: bits of the adapter's tensors, whatever dtype is asked for.
+    """
+
+    tree: ModuleTree
+    notes: tuple[str, ...]
+    fixed_bits: Mapping[str, int]
+
+
+def build(
+    files: CheckpointFiles, headers: Headers, known: Architecture | None, *, has_adapter: bool = False
+) -> Built:
+    """The tree that tensors in files make, with the names that a live model of this architecture has for them."""
+    quantised = _is_quantised(files.config)
+    adapter = AdapterNames.among(headers.names()) if has_adapter else AdapterNames()
+    names = (
+        names_as_stored(headers, adapter, quantised=quantised)
+        if known is None
+        else live_names(headers, known, files.config, adapter, quantised=quantised)
+    )
+    ties = [pair for rule in known.ties if rule.holds(files.config) for pair in rule.pairs] if known else []
+    columns, doubled = headers.tree(
+        names.targets,
+        list(known.forms) if known else [],
+        dict(known.bases) if known else {},
+        shown=printable(files.name),
+        by_name=names.by_name,
+        dropped=set(names.dropped),
+        tied=ties,
+        quantised=quantised,
+    )
+    tree = ModuleTree(columns, known.no_split if known else ())
+    notes = tuple(_notes(files, headers, names, known, doubled, columns.non_persistent(), adapter))
+    return Built(tree=tree, notes=notes, fixed_bits=adapter.fixed_bits(headers, names.of_rows))
+
+
+def _is_quantised(config: Mapping[str, Any]) -> bool:
+    inner = config.get("text_config")
+    said = (config, inner if isinstance(inner, dict) else {})
+    return any(isinstance(part.get(key), dict) for part in said for key in _QUANTISED)
+
+
+def _notes(
+    files: CheckpointFiles,
+    headers: Headers,
+    names: LiveNames,
+    known: Architecture | None,
+    doubled: Sequence[str],
+    non_persistent: Sequence[str],
+    adapter: AdapterNames,
+) -> Iterator[str]:
+    if files.variant is not None:
+        yield f"the files are there as variant {files.variant!r} only: from_pretrained wants variant={files.variant!r}"
+    foreign = [name for name in headers.foreign() if name not in adapter.stored]
+    if foreign:
+        yield f"{shown_names(foreign)} in the files but not in the index; counted, because loaders load them"
+    if doubled:
+        yield f"{shown_names(doubled)} in the files beside what the configuration ties it to; counted once"
+    if known is None:
+        return
+    described = f"{known.name} of transformers {known.version}"
+    if names.dropped:
+        yield f"{len(names.dropped)} tensors are of layers that {described} does not load; not counted"
+    if names.unknown:
+        yield f"{shown_names(names.unknown)} not known of {described}; counted all the same"
+    if non_persistent:
+        yield f"{shown_names(non_persistent)} of the model but in no file, being buffers that are not saved; counted as nothing"
+
+
+def shown_names(names: Sequence[str]) -> str:
+    """Names as the beginning of a sentence, with its verb."""
+    return f"{listed(names)} {'is' if len(names) == 1 else 'are'}"
