@@ -59,7 +59,15 @@ COUNT = int
 SCHEMA: dict[str, Any] = {
     "schema": str,
     "version": int,
-    "source": {"kind": str, "fingerprint": str, "blocks": int, "total_bytes": COUNT},
+    "source": {
+        "kind": str,
+        "fingerprint": str,
+        "blocks": int,
+        "total_bytes": COUNT,
+        "name": str,
+        "format": str,
+        "layers": int,
+    },
     "devices": [
         {
             "id": str,
@@ -71,10 +79,12 @@ SCHEMA: dict[str, Any] = {
             "reserved_bytes": COUNT,
             "free_bytes": (int, type(None)),
             "origin": str,
+            "name": (str, type(None)),
         }
     ],
     "device_map": [(str, ID)],
     "execution_map": [(str, ID)],
+    "block_bytes": [(str, ID)],
     "offloaded_bytes": {"cpu": COUNT, "disk": COUNT},
     "certificate": {
         "proven": bool,
@@ -210,6 +220,8 @@ def test_an_unknown_version_is_refused_and_named(version: object) -> None:
 @pytest.mark.parametrize("key", [key for key in SCHEMA if key not in ("provenance", "schema", "version")])
 @pytest.mark.parametrize("value", ["absent", 7, "text", [1], [[1]], {"a": 1}])
 def test_a_plan_with_a_damaged_part_is_refused(key: str, value: object) -> None:
+    if (key, value) == ("block_bytes", "absent"):
+        return  # plans of before have none
     data = json.loads(offloading().to_json())
     data[key] = value
     if value == "absent":

@@ -19,6 +19,7 @@ from planner.errors import InfeasibleError, InvalidConfigError
 from planner.model.blocks import Blocks, expand_classes, require_names
 from planner.model.layout import Layout, repeated
 from planner.model.tree import ModuleTree
+from planner.planning.block_bytes import block_bytes
 from planner.plans.parts import Account, DevicePlan, DeviceUsage, Reason, Setting, Shortfall, Source, doubts
 from planner.settings.schema import Settings
 
@@ -105,14 +106,16 @@ class Problem:
     def account(
         self,
         blocks: Blocks,
+        maps: tuple[Mapping[str, DeviceKey], Mapping[str, DeviceKey]],
         *,
         reasons: Callable[[], tuple[Reason, ...]],
         shortfall: Callable[[], Shortfall | None],
         minimum_bytes: Callable[[], Mapping[DeviceKey, int | None]],
     ) -> Account:
-        """The story of a plan of this problem, with what its strategy says of it."""
+        """The story of a plan of this problem, with its device map and execution map and what its strategy says of it."""
         return Account(
-            source=partial(_source, blocks, self.opened),
+            source=partial(_source, blocks, self.opened, self.settings.dtype),
+            block_bytes=partial(block_bytes, blocks, *maps),
             reasons=reasons,
             shortfall=shortfall,
             minimum_bytes=minimum_bytes,
@@ -189,7 +192,7 @@ def _no_split_classes(tree: ModuleTree, named: Sequence[str]) -> tuple[list[str]
     return repeated(tree)
 
 
-def _source(blocks: Blocks, opened: Opened) -> Source:
+def _source(blocks: Blocks, opened: Opened, dtype: object) -> Source:
     columns = blocks.layout.columns
     return Source(
         kind=opened.kind,
@@ -197,6 +200,9 @@ def _source(blocks: Blocks, opened: Opened) -> Source:
         blocks=blocks.block_count,
         total_bytes=-(-columns.total_bits // 8),
         notes=opened.notes,
+        name=opened.name,
+        format=opened.format(dtype),
+        layers=opened.tree.columns.layer_count(),
     )
 
 
@@ -216,6 +222,7 @@ def device_plan(budget: DeviceBudget, usage: DeviceUsage, reserved_bytes: int) -
         reserved_bytes=reserved_bytes,
         free_bytes=max(0, budget.capacity_bytes - usage.used_bytes - reserved_bytes),
         origin=budget.origin,
+        name=budget.name,
     )
 
 

@@ -28,7 +28,7 @@ class Plan(PlanParts):
         execution_map: names to devices, for what runs elsewhere than it lies.
         offloaded_bytes: bytes by tier, "cpu" and "disk"; where there is no accelerator, the cpu does not count.
         certificate: how good it is known to be.
-        account: source, reasons, shortfall, minimum bytes, settings and provenance, which the properties of these names read.
+        account: source, block bytes, reasons, shortfall, minimum bytes, settings and provenance, which the properties of these names read.
 
     Guarantee: immutable; picklable; equal problems give equal plans and the same bytes of canonical JSON.
     """
@@ -37,6 +37,12 @@ class Plan(PlanParts):
     def source(self) -> Source:
         """What was planned."""
         return self.account.source
+
+    @property
+    def block_bytes(self) -> Mapping[str, int]:
+        """By block, in execution order, its stored bytes, each tensor where it is met first; of a block that the device map
+        takes apart, those of its parts. Empty for a plan that was written before plans had them."""
+        return self.account.block_bytes
 
     @property
     def reasons(self) -> tuple[Reason, ...]:

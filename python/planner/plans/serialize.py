@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from typing import Any, TypeVar
 
 from planner.devices.keys import DeviceKey, canonical_device
@@ -37,6 +37,7 @@ def write_json(plan: PlanParts, *, provenance: bool) -> str:
     data["execution_map"] = [[name, device] for name, device in plan.execution_map.items()]
     data["offloaded_bytes"] = dict(plan.offloaded_bytes)
     data["certificate"] = asdict(plan.certificate)
+    data["block_bytes"] = [[name, size] for name, size in account.block_bytes.items()]
     data["reasons"] = [asdict(reason) for reason in account.reasons]
     data["shortfall"] = None if account.shortfall is None else _shortfall_data(account.shortfall)
     if account.minimum_bytes:
@@ -83,6 +84,7 @@ def _parts(data: dict[str, Any]) -> PlanParts:
     offloaded_bytes = {tier: _count(data["offloaded_bytes"][tier]) for tier in ("cpu", "disk")}
     certificate = _exact(Certificate, data["certificate"])
     source = _read_source(data["source"])
+    block_bytes = {str(name): _count(size) for name, size in data.get("block_bytes", [])}
     reasons = tuple(_exact(Reason, row) for row in data["reasons"])
     minimum_bytes = {
         canonical_device(key): None if size is None else _count(size)
@@ -98,6 +100,7 @@ def _parts(data: dict[str, Any]) -> PlanParts:
         certificate=certificate,
         account=Account(
             source=lambda: source,
+            block_bytes=lambda: block_bytes,
             reasons=lambda: reasons,
             shortfall=lambda: shortfall,
             minimum_bytes=lambda: minimum_bytes,
@@ -130,6 +133,8 @@ _WORDS = ("DeviceKind", "RankName", "ReasonRule", "Stage")
 def _exact(cls: type[T], row: Mapping[str, Any]) -> T:
     """An instance with fields of exactly the types declared. Raises TypeError."""
     for field in fields(cls):  # type: ignore[arg-type]
+        if field.name not in row and field.default is not MISSING:
+            continue  # what older planners did not write
         declared = "str" if field.type in _WORDS else field.type
         allowed = _TYPES.get(declared)
         if allowed and type(row[field.name]) not in allowed:

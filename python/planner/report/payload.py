@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 from planner.plans.bars import device_classes
+from planner.plans.parts import PLACING
 from planner.plans.plan import Plan
 from planner.plans.wording import UNDECIDED, WORDS
-from planner.report.rows import PLACING, Rows
+from planner.report.rows import Rows
 
 __all__ = ["page_json", "payload"]
 

@@ -9,16 +9,15 @@ from planner.devices.keys import DeviceKey
 from planner.errors import PlanMismatchError
 from planner.model.layout import Layout
 from planner.model.tree import ModuleTree
+from planner.plans.parts import PLACING
 from planner.plans.plan import Plan
 from planner.units import format_bytes
 
-__all__ = ["NOTHING", "PLACING", "SEVERAL", "Rows", "plan_rows", "preorder", "uncounted_notices"]
+__all__ = ["NOTHING", "SEVERAL", "Rows", "plan_rows", "preorder", "uncounted_notices"]
 
 SEVERAL = -1  # not all of it lies on one device
 NOTHING = -2  # it holds no tensor
-# Rules whose device is where the module lies; the others tell what was tried.
-PLACING = ("resident", "offloaded", "oversized", "fits", "tied", "bound", "fallback")
-# Of these, bytes are those of the module they go with, which has a decision of its own.
+# Of rules that place, bytes are those of the module they go with, which has a decision of its own.
 _GOING_ALONG = ("tied", "bound")
 _MOST_NAMED = 5  # names that an error lists
 
