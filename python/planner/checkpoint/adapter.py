@@ -10,6 +10,7 @@ from typing import Final
 from planner.checkpoint.building import open_files
 from planner.checkpoint.files import CheckpointFiles, files_at, resolved
 from planner.checkpoint.hub_cache import HubName, hub_name
+from planner.checkpoint.model_name import model_name
 from planner.checkpoint.opened import Opened
 from planner.checkpoint.place import Place, locate
 from planner.checkpoint.reading import fault, read_json_object
@@ -20,6 +21,7 @@ CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 _PICKLED: Final = "adapter_model.bin"
 _MODEL_CONFIG: Final = "config.json"
+_MODEL: Final = ("model.safetensors", "model.safetensors.index.json")
 _FILES: Final = (CONFIG, WEIGHTS, _PICKLED)
 
 
@@ -62,9 +64,7 @@ def read_adapter(place: Place, names: Sequence[str]) -> Adapter:
     config = read_json_object(config_path)
     base, revision, method = (config.get(key) for key in ("base_model_name_or_path", "revision", "peft_type"))
     # As transformers has it: a folder that has a model's configuration, too, has its base.
-    is_beside = _MODEL_CONFIG in names and any(
-        name.endswith((".safetensors", ".safetensors.index.json")) and name != WEIGHTS for name in names
-    )
+    is_beside = _MODEL_CONFIG in names and any(name in names for name in _MODEL)
     if not is_beside and not (isinstance(base, str) and base):
         raise fault(config_path, "names no base model: base_model_name_or_path is missing")
     return Adapter(
@@ -111,7 +111,9 @@ def open_adapter(adapter: Adapter, base: CheckpointFiles) -> Opened:
         f"{adapter.format} of {adapter.base or 'the model beside it'}: names are the base model's, and each of the adapter's "
         "tensors is counted in the module that it changes, in 32 bits, as peft loads it"
     )
-    return replace(opened, notes=(note, *opened.notes))
+    return replace(
+        opened, notes=(note, *opened.notes), named=model_name(adapter.place.folder), adapter=adapter.format
+    )
 
 
 def _what(adapter: Adapter) -> str:

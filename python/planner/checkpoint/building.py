@@ -11,6 +11,7 @@ from planner.checkpoint.architecture import Architecture
 from planner.checkpoint.describe import meta_model
 from planner.checkpoint.files import CheckpointFiles, Headers
 from planner.checkpoint.known import class_name, find_architecture, has_transformers
+from planner.checkpoint.model_name import model_name
 from planner.checkpoint.names import LiveNames, live_names, names_as_stored
 from planner.checkpoint.opened import Opened
 from planner.checkpoint.reading import fault, printable
@@ -39,6 +40,8 @@ def open_files(files: CheckpointFiles, adapter: str | None = None) -> Opened:
         kind="checkpoint",
         facts=_facts(files),
         notes=(*known.notes, *built.notes),
+        named=model_name(files.name),
+        quantization=quantization(files.config),
         fixed_bits=built.fixed_bits,
     )
 
@@ -60,8 +63,15 @@ def _from_config(files: CheckpointFiles) -> Opened:
         model = meta_model(name, files.config, files.config_path)
     except ValueError as error:
         raise fault(files.config_path, str(error)) from error
-    notes = (BEFORE_QUANTIZATION,) if _is_quantised(files.config) else ()
-    return Opened(tree=ModuleTree.from_module(model), kind="config", facts=_facts(files), notes=notes)
+    packed = quantization(files.config)
+    return Opened(
+        tree=ModuleTree.from_module(model),
+        kind="config",
+        facts=_facts(files),
+        notes=(BEFORE_QUANTIZATION,) if packed else (),
+        named=model_name(files.name),
+        quantization=packed,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +93,7 @@ def build(
     files: CheckpointFiles, headers: Headers, known: Architecture | None, *, has_adapter: bool = False
 ) -> Built:
     """The tree that tensors in files make, with the names that a live model of this architecture has for them."""
-    quantised = _is_quantised(files.config)
+    quantised = bool(_said_of_quantisers(files.config))
     adapter = AdapterNames.among(headers.names()) if has_adapter else AdapterNames()
     names = (
         names_as_stored(headers, adapter, quantised=quantised)
@@ -106,10 +116,17 @@ def build(
     return Built(tree=tree, notes=notes, fixed_bits=adapter.fixed_bits(headers, names.of_rows))
 
 
-def _is_quantised(config: Mapping[str, Any]) -> bool:
+def quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a configuration says of a quantiser, empty where it says nothing."""
+    return next(iter(_said_of_quantisers(config)), {})
+
+
+def _said_of_quantisers(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """All that it says; that there was one may be all."""
     inner = config.get("text_config")
     said = (config, inner if isinstance(inner, dict) else {})
-    return any(isinstance(part.get(key), dict) for part in said for key in _QUANTISED)
+    found = (part.get(key) for part in said for key in _QUANTISED)
+    return [each for each in found if isinstance(each, dict)]
 
 
 def _notes(

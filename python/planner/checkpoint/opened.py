@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from planner.checkpoint.stored_format import stored_format
 from planner.choices import SourceKind
 from planner.config.layer import Layer
 from planner.model.layout import Layout
@@ -22,6 +23,10 @@ class Opened:
         facts: what the model's configuration says of it, read when it was opened; None where it has none.
         notes: what a reader of the plan should know of its names and sizes.
         stored: the tensors of the files, where they are not the tree itself.
+        named: what the model is called, where its class does not say it.
+        quantization: what its configuration says of a quantiser.
+        stored_as: how its weights are stored, where the files have a word for it.
+        adapter: what changes it, such as a "LoRA".
         fixed_bits: of tensors whose size in memory is known whatever dtype is asked for, by name.
     """
 
@@ -30,7 +35,22 @@ class Opened:
     facts: Layer | None = None
     notes: tuple[str, ...] = ()
     stored: ModuleTree | None = None
+    named: str = ""
+    quantization: Mapping[str, Any] = field(default_factory=dict)
+    stored_as: str = ""
+    adapter: str = ""
     fixed_bits: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What the model is called: by its folder or its repository; a live one by its class."""
+        return self.named or self.tree.class_name
+
+    def format(self, dtype: Any = None) -> str:
+        """How its weights are stored, or will be once they are loaded as ``dtype``, as people say it."""
+        tree = self.stored or self.tree
+        said = self.stored_as or stored_format(tree.columns.bytes_by_dtype(), self.quantization, dtype)
+        return f"{said} + {self.adapter}" if self.adapter else said
 
     def sizes(self, dtype: Any, special_dtypes: Mapping[str, Any]) -> dict[str, int]:
         """Bits of single tensors that the tree itself does not know: those that the files hold for a live model, and those

@@ -76,7 +76,8 @@ impl Tree {
         let lines = models.iter().map(|(_, model)| model.get().class_lines(py)).collect::<PyResult<Vec<_>>>()?;
         let mut known: HashMap<String, ClassLine> =
             lines.into_iter().flatten().map(|line| (line.name.clone(), line)).collect();
-        let mut joined = Self::known(tree, HashMap::new());
+        let stored = models.iter().flat_map(|(_, model)| model.get().bytes_by_dtype()).collect();
+        let mut joined = Self::known(tree, HashMap::new(), stored);
         if let Classes::Named(classes) = &mut joined.classes {
             for class in classes {
                 *class = known.remove(&class.name).unwrap_or_else(|| class.clone());
