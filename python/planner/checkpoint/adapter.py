@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from planner.checkpoint.adapter_names import AdapterFile
 from planner.checkpoint.building import open_files
 from planner.checkpoint.files import CheckpointFiles, files_at, resolved
 from planner.checkpoint.hub_cache import HubName, hub_name
@@ -22,6 +23,7 @@ WEIGHTS: Final = "adapter_model.safetensors"
 _PICKLED: Final = "adapter_model.bin"
 _MODEL_CONFIG: Final = "config.json"
 _MODEL: Final = ("model.safetensors", "model.safetensors.index.json")
+_METHODS: Final = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr", "ADALORA": "AdaLoRA"}
 _FILES: Final = (CONFIG, WEIGHTS, _PICKLED)
 
 
@@ -31,14 +33,14 @@ class Adapter:
 
     Args:
         place: the folder.
-        weights: path of its tensors.
+        file: its tensors.
         method: what peft calls it: "LORA" and others.
         base: the model that it changes, as its configuration says it; None for one beside it in the folder.
         revision: of that model on the hub.
     """
 
     place: Place
-    weights: str
+    file: AdapterFile
     method: str
     base: str | None
     revision: str | None
@@ -46,7 +48,7 @@ class Adapter:
     @property
     def format(self) -> str:
         """As people call it."""
-        return "LoRA" if self.method == "LORA" else f"{self.method} adapter"
+        return _METHODS.get(self.method, f"{self.method} adapter")
 
 
 def is_adapter(place: Place, names: Sequence[str]) -> bool:
@@ -69,7 +71,7 @@ def read_adapter(place: Place, names: Sequence[str]) -> Adapter:
         raise fault(config_path, "names no base model: base_model_name_or_path is missing")
     return Adapter(
         place=place,
-        weights=weights,
+        file=AdapterFile(path=weights, copied=_texts(config.get("modules_to_save"))),
         method=method if isinstance(method, str) else "peft",
         base=None if is_beside else str(base),
         revision=revision if isinstance(revision, str) and revision else None,
@@ -106,7 +108,7 @@ def open_adapter(adapter: Adapter, base: CheckpointFiles) -> Opened:
     """The base model with the adapter's tensors in the modules that they belong to."""
     if not base.weights:
         raise fault(base.name, f"holds no safetensors files; it is the base of {adapter.place.folder}")
-    opened = open_files(base, adapter.weights)
+    opened = open_files(base, adapter.file)
     note = (
         f"{adapter.format} of {adapter.base or 'the model beside it'}: names are the base model's, and each of the adapter's "
         "tensors is counted in the module that it changes, in 32 bits, as peft loads it"
@@ -114,6 +116,10 @@ def open_adapter(adapter: Adapter, base: CheckpointFiles) -> Opened:
     return replace(
         opened, notes=(note, *opened.notes), named=model_name(adapter.place.folder), adapter=adapter.format
     )
+
+
+def _texts(said: object) -> tuple[str, ...]:
+    return tuple(text for text in said if isinstance(text, str) and text) if isinstance(said, list) else ()
 
 
 def _what(adapter: Adapter) -> str:

@@ -18,32 +18,51 @@ from planner import _core
 _PREFIX: Final = "base_model."
 _MODEL: Final = "base_model.model."
 _COPIED: Final = ("weight", "bias")
+_WRAPPED: Final = "base_layer"
 _COPY: Final = "modules_to_save"
 # Of these floats peft makes 32 bits when it loads them, whatever the base model is in.
 _MADE_OF: Final = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _MADE_BITS: Final = 32
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFile:
+    """The tensors of an adapter.
+
+    Args:
+        path: where they lie.
+        copied: ends of names of the modules that it has copies of, beside the base's own (``modules_to_save``).
+    """
+
+    path: str
+    copied: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterNames:
     """Names of an adapter's tensors.
 
     Args:
         stored: as the adapter's file has them.
+        copied: ends of names of the modules that it has copies of.
     """
 
     stored: frozenset[str] = field(default_factory=frozenset)
+    copied: tuple[str, ...] = ()
 
     @classmethod
-    def among(cls, names: Iterable[str]) -> Self:
-        """Those among the names in the files of an adapter and its base."""
-        return cls(frozenset(name for name in names if name.startswith(_PREFIX)))
+    def among(cls, names: Iterable[str], adapter: AdapterFile | None) -> Self:
+        """Those among the names in the files of a model and its adapter, if it has one."""
+        if adapter is None:
+            return cls()
+        ours = frozenset(name for name in names if name.startswith(_PREFIX))
+        return cls(stored=ours, copied=adapter.copied)
 
     def owners(
         self, texts: Iterable[str], is_weight: Callable[[str], bool]
     ) -> Mapping[str, tuple[str, str]]:
         """Of names, or their general forms, that are the adapter's: the name of the weight that each belongs to, and how it is
-        called beside that.
+        called beside that; "" where it takes the place of a tensor of the base.
 
         Args:
             is_weight: whether the base has a tensor of this name.
@@ -51,7 +70,7 @@ class AdapterNames:
         if not self.stored:
             return {}
         ours = (text for text in texts if text.startswith(_PREFIX))
-        return {text: found for text in ours if (found := _owner(text, is_weight)) is not None}
+        return {text: found for text in ours if (found := self._owner(text, is_weight)) is not None}
 
     def fixed_bits(
         self, headers: _core.Headers, live_names: Callable[[Mapping[int, str]], Mapping[int, str]]
@@ -71,16 +90,20 @@ class AdapterNames:
                 found[live] = found.get(live, 0) + math.prod(shape) * _MADE_BITS
         return found
 
+    def _owner(self, text: str, is_weight: Callable[[str], bool]) -> tuple[str, str] | None:
+        name = text.removeprefix(_MODEL) if text.startswith(_MODEL) else text.removeprefix(_PREFIX)
+        parts = name.split(".")
+        for end in range(len(parts) - 1, 0, -1):
+            module = ".".join(parts[:end])
+            if is_weight(f"{module}.weight"):
+                return f"{module}.weight", self._called(module, parts[end:])
+        return None
 
-def _owner(text: str, is_weight: Callable[[str], bool]) -> tuple[str, str] | None:
-    name = text.removeprefix(_MODEL) if text.startswith(_MODEL) else text.removeprefix(_PREFIX)
-    parts = name.split(".")
-    for end in range(len(parts) - 1, 0, -1):
-        weight = ".".join((*parts[:end], "weight"))
-        if is_weight(weight):
-            own = [part for part in parts[end:] if part != "base_layer"]
-            if own[-1:] == ["weight"] and len(own) > 1:
-                own.pop()
-            called = "_".join(own)
-            return weight, f"{_COPY}_{called}" if called in _COPIED else called
-    return None
+    def _called(self, module: str, own: list[str]) -> str:
+        """What a tensor of the adapter is called in the module that it belongs to."""
+        if own[0] == _WRAPPED:
+            return ""
+        if own[-1] in _COPIED and len(own) == 1:
+            # A trained bias or embedding is loaded over the base's; a copy stands beside it.
+            return f"{_COPY}_{own[0]}" if module.endswith(self.copied) else ""
+        return "_".join(own[:-1] if own[-1] == _COPIED[0] else own)

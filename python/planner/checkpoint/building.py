@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from planner.checkpoint.adapter_names import AdapterNames
+from planner.checkpoint.adapter_names import AdapterFile, AdapterNames
 from planner.checkpoint.architecture import Architecture
 from planner.checkpoint.describe import meta_model
 from planner.checkpoint.files import CheckpointFiles, Headers
@@ -24,17 +24,17 @@ from planner.settings.model_facts import import_values
 _QUANTISED = ("quantization_config", "compression_config")
 
 
-def open_files(files: CheckpointFiles, adapter: str | None = None) -> Opened:
+def open_files(files: CheckpointFiles, adapter: AdapterFile | None = None) -> Opened:
     """The model that files hold, or a configuration describes.
 
     Args:
-        adapter: path of an adapter's weights, which are counted with the modules that they belong to.
+        adapter: what changes the model; its tensors are counted in the modules that they belong to.
     """
     if not files.weights:
         return _from_config(files)
-    headers = files.read_headers([] if adapter is None else [adapter])
+    headers = files.read_headers([] if adapter is None else [adapter.path])
     known = find_architecture(files.config, files.config_path)
-    built = build(files, headers, known.architecture, has_adapter=adapter is not None)
+    built = build(files, headers, known.architecture, adapter)
     return Opened(
         tree=built.tree,
         kind="checkpoint",
@@ -90,11 +90,14 @@ class Built:
 
 
 def build(
-    files: CheckpointFiles, headers: Headers, known: Architecture | None, *, has_adapter: bool = False
+    files: CheckpointFiles,
+    headers: Headers,
+    known: Architecture | None,
+    adapter_file: AdapterFile | None = None,
 ) -> Built:
     """The tree that tensors in files make, with the names that a live model of this architecture has for them."""
     quantised = bool(_said_of_quantisers(files.config))
-    adapter = AdapterNames.among(headers.names()) if has_adapter else AdapterNames()
+    adapter = AdapterNames.among(headers.names(), adapter_file)
     names = (
         names_as_stored(headers, adapter, quantised=quantised)
         if known is None

@@ -57,10 +57,13 @@ def names_as_stored(headers: Headers, adapter: AdapterNames, *, quantised: bool)
     general = headers.general_names()
     owners = adapter.owners(general, set(general).__contains__)
     weight_of = carriers([name for name in general if name not in owners], quantised=quantised)
-    targets = []
+    targets: list[list[str]] = []
     for name in general:
         if name in owners:
             weight, own = owners[name]
+            if not own:
+                targets.append([])
+                continue
             name = f"{weight.rpartition('.')[0]}.{own}"
         first, *rest = weight_of.get(name, name).split(_GAP)
         targets.append([first + "".join(f"\0{place}\0{text}" for place, text in enumerate(rest))])
@@ -102,11 +105,12 @@ def live_names(
     unknown = {name for names in found.values() for name in names if not architecture.has_tensor(name)}
     unloaded = _not_loaded(unknown, architecture)
     beside = {name for name in unknown if quantised and architecture.has_module(name.rpartition(".")[0])}
-    targets = []
+    targets: list[list[str]] = []
     for text in texts:
         names = [name for name in found[weight_of.get(text, text)] if name not in unloaded]
         if text in owners:  # what belongs to a weight that is taken apart stays whole, beside the first part
-            names = [f"{name.rpartition('.')[0]}.{owners[text][1]}" for name in names[:1]]
+            own = owners[text][1]
+            names = [f"{name.rpartition('.')[0]}.{own}" for name in names[:1] if own]
         targets.append(names)
     return LiveNames(
         by_name=by_name,

@@ -8,7 +8,6 @@ Source: ``model_index.json`` and its components, ``from_pretrained`` of diffuser
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -20,7 +19,7 @@ from planner.checkpoint.model_name import model_name
 from planner.checkpoint.opened import Opened
 from planner.checkpoint.place import Place
 from planner.checkpoint.reading import fault, read_json_object
-from planner.checkpoint.refused import PICKLED_ENDS
+from planner.checkpoint.refused import PICKLED_ENDS, python_command
 from planner.model.layout import repeated
 from planner.model.tree import ModuleTree
 from planner.names import listed
@@ -102,12 +101,10 @@ def _open_component(folder: str, name: str, said_by: str) -> Opened | None:
 
 def _pickled(folder: str, files: Sequence[str]) -> str:
     target = os.path.normpath(folder) + "-safetensors"
-    code = (
-        f"from diffusers import DiffusionPipeline as P; P.from_pretrained({folder!r}).save_pretrained({target!r})"
-    )
+    code = "import sys; from diffusers import DiffusionPipeline as P; P.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])"
     return (
         f"holds only pickled weights ({listed(files)}), which run code when they are read; planner reads safetensors files "
-        f"only. This writes the pipeline with them to {target}: python -c {shlex.quote(code)}"
+        f"only. This writes the pipeline with them to {target}: {python_command(code, folder, target)}"
     )
 
 

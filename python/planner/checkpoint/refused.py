@@ -64,8 +64,8 @@ def _converted(folder: str, files: Sequence[str]) -> str:
     model = _class_in(folder) if _ADAPTER not in files else None
     if model is not None:
         target = os.path.normpath(folder) + "-safetensors"
-        code = f"from transformers import {model} as M; M.from_pretrained({folder!r}).save_pretrained({target!r})"
-        return f"{said}. This writes them to {target}: python -c {shlex.quote(code)}"
+        code = f"import sys; from transformers import {model} as M; M.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])"
+        return f"{said}. This writes them to {target}: {python_command(code, folder, target)}"
     first = next((file for file in files if not file.endswith(".json")), files[0])
     each = "this writes one" if len(files) == 1 else "this writes one of the first, and so of the others"
     return f"{said}; {each}: {_tensors_command(os.path.join(folder, first))}"
@@ -78,14 +78,19 @@ def _class_in(folder: str) -> str | None:
 
 
 def _tensors_command(path: str) -> str:
-    target = os.path.splitext(path)[0] + ".safetensors"
+    """What writes the tensors of a file with nothing but torch; a training's file has them below a name."""
     code = (
-        "import torch; from safetensors.torch import save_file; "
-        f"found = torch.load({path!r}, map_location='cpu', weights_only=True); "
-        "found = found.get('state_dict', found); "
-        f"save_file({{name: tensor.contiguous().clone() for name, tensor in found.items()}}, {target!r})"
+        "import sys, torch; from safetensors.torch import save_file; "
+        "found = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
+        "found = found.get('state_dict', found.get('model', found)); "
+        "save_file({name: each.contiguous().clone() for name, each in found.items()}, sys.argv[2])"
     )
-    return f"python -c {shlex.quote(code)}"
+    return python_command(code, path, os.path.splitext(path)[0] + ".safetensors")
+
+
+def python_command(code: str, *paths: str) -> str:
+    """What runs code with paths as its arguments, as it is typed; the code has no double quotes."""
+    return f'python -c "{code}" {_quoted(*paths)}'
 
 
 def _quoted(*words: str) -> str:

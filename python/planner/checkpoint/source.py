@@ -114,7 +114,7 @@ def _from_hub(name: HubName) -> Opened:
         names = place.names()
         if is_adapter(place, names):
             adapter = read_adapter(place, names)
-            folder.fetch_headers([adapter.weights])
+            folder.fetch_headers([adapter.file.path])
             return replace(_with_base(adapter, remote=True), named=name.repo)
         if is_pipeline(place, names) or is_gguf(place, names):
             what = "a pipeline" if is_pipeline(place, names) else "of GGUF files"
