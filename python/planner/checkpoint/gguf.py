@@ -16,7 +16,7 @@ from planner.checkpoint.reading import fault, printable, read_regular
 from planner.errors import CheckpointError
 from planner.model.tree import ModuleTree
 from planner.names import listed
-from planner.settings.model_facts import import_values
+from planner.settings.model_facts import import_facts
 
 _END: Final = ".gguf"
 _START: Final = b"GGUF"
@@ -92,7 +92,7 @@ def open_gguf(place: Place, names: Sequence[str]) -> Opened:
     return Opened(
         tree=ModuleTree(columns, _BLOCKS),
         kind="checkpoint",
-        facts=import_values(_known(facts), place.name),
+        facts=import_facts(_known(facts), place.name),
         notes=tuple(_notes(files, names, is_tied=is_tied)),
         named=model_name(place.path if place.file else place.folder),
         stored_as=_format(facts, columns),
@@ -131,10 +131,10 @@ def _numbered(general: str) -> str:
 
 
 def _known(facts: Facts) -> dict[str, object]:
-    """What is said of the model, in the words of a ``config.json``."""
+    """What is said of the model, by the names of our own facts."""
     architecture = facts.get("general.architecture")
     values = {fact: facts.get(f"{architecture}.{key}") for fact, key in _FACTS.items()}
-    return {fact: value for fact, value in values.items() if isinstance(value, int)}
+    return {fact: value for fact, value in values.items() if type(value) is int}
 
 
 def _format(facts: Facts, columns: _core.Tree) -> str:
