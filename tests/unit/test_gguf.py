@@ -79,7 +79,10 @@ def test_embeddings_that_are_the_head_too_count_once(tmp_path: Path) -> None:
 
 
 def test_an_embedding_model_has_no_head(tmp_path: Path) -> None:
-    tensors: GgufTensors = {"token_embd.weight": ("F16", [256, 64]), "blk.0.attn_q.weight": ("F16", [256, 256])}
+    tensors: GgufTensors = {
+        "token_embd.weight": ("F16", [256, 64]),
+        "blk.0.attn_q.weight": ("F16", [256, 256]),
+    }
     opened = open_source(write_gguf(tmp_path / "bert.gguf", tensors, {"general.architecture": "bert"}))
     assert not Layout(opened.tree).has_ties
     assert opened.tree.class_name == "bert"
@@ -122,7 +125,10 @@ def test_files_of_a_model_that_are_missing_or_of_another_are_said(tmp_path: Path
 
 def test_a_folder_of_several_models_asks_which(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m-Q4_K_M.gguf", model(1))
-    write_gguf(tmp_path / "mmproj-m-f16.gguf", {"v.blk.0.attn_q.weight": ("F16", [32, 32]), "mm.0.weight": ("F16", [32])})
+    write_gguf(
+        tmp_path / "mmproj-m-f16.gguf",
+        {"v.blk.0.attn_q.weight": ("F16", [32, 32]), "mm.0.weight": ("F16", [32])},
+    )
     plan = planner.plan(tmp_path, max_memory={0: "1GiB"})
     assert plan.source.total_bytes == total_of(model(1))
     assert any("mmproj-m-f16.gguf beside it is not counted" in note for note in plan.source.notes)
@@ -172,7 +178,10 @@ HOSTILE = {
     "a list of texts": (begin(0, 1) + text("k") + struct.pack("<IIQ", 9, 8, 2**62), "truncated"),
     "a list of lists": (begin(0, 1) + NESTED, "nested more than 4 deep"),
     "a type of a value": (begin(0, 1) + text("k") + struct.pack("<I", 13) + bytes(9), "the type number 13"),
-    "a type of a list": (begin(0, 1) + text("k") + struct.pack("<IIQ", 9, 13, 1), "a list of the type number 13"),
+    "a type of a list": (
+        begin(0, 1) + text("k") + struct.pack("<IIQ", 9, 13, 1),
+        "a list of the type number 13",
+    ),
     "a key twice": (begin(0, 2) + fact("k", 1) * 2, "lists 'k' twice"),
     "alignment": (begin(0, 1) + fact("general.alignment", 3), "general.alignment is 3, not a power of two"),
     "a name twice": (begin(2, 0) + tensor("a", 0, [0], 0) * 2, "lists 'a' twice"),
@@ -210,5 +219,15 @@ def test_a_name_that_no_module_has_is_refused(tmp_path: Path) -> None:
 
 def test_names_of_formats_are_those_of_llama_cpp() -> None:
     """Recorded from ``LlamaFileType`` of gguf 0.19."""
-    known = {0: "F32", 1: "F16", 2: "Q4_0", 7: "Q8_0", 15: "Q4_K_M", 18: "Q6_K", 19: "IQ2_XXS", 24: "IQ1_S", 32: "BF16"}
+    known = {
+        0: "F32",
+        1: "F16",
+        2: "Q4_0",
+        7: "Q8_0",
+        15: "Q4_K_M",
+        18: "Q6_K",
+        19: "IQ2_XXS",
+        24: "IQ1_S",
+        32: "BF16",
+    }
     assert {number: FILE_TYPES[number] for number in (*known, 36, 40)} == {**known, 36: "TQ1_0", 40: "Q1_0"}

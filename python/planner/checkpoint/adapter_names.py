@@ -58,9 +58,7 @@ class AdapterNames:
         ours = frozenset(name for name in names if name.startswith(_PREFIX))
         return cls(stored=ours, copied=adapter.copied)
 
-    def owners(
-        self, texts: Iterable[str], is_weight: Callable[[str], bool]
-    ) -> Mapping[str, tuple[str, str]]:
+    def owners(self, texts: Iterable[str], is_weight: Callable[[str], bool]) -> Mapping[str, tuple[str, str]]:
         """Of names, or their general forms, that are the adapter's: the name of the weight that each belongs to, and how it is
         called beside that; "" where it takes the place of a tensor of the base.
 

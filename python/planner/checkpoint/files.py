@@ -172,8 +172,7 @@ def all_numbered(folder: str, names: Iterable[str]) -> list[str]:
                 raise fault(os.path.join(folder, name), f"says that it is one of {count} files")
             wanted.update(
                 dict.fromkeys(
-                    f"{stem}-{number:0{len(digits)}d}-of-{count}.{end}"
-                    for number in range(1, int(count) + 1)
+                    f"{stem}-{number:0{len(digits)}d}-of-{count}.{end}" for number in range(1, int(count) + 1)
                 )
             )
     return list(wanted)

@@ -112,7 +112,9 @@ def _files(place: Place, names: Sequence[str]) -> list[str]:
         models = {stem: files for stem, files in models.items() if not _PROJECTOR.search(stem)} or models
     if len(models) > 1:
         first = [files[0] for files in models.values()]
-        raise fault(place.folder, f"holds {len(models)} GGUF models, name one of them: {listed(first, most=20)}")
+        raise fault(
+            place.folder, f"holds {len(models)} GGUF models, name one of them: {listed(first, most=20)}"
+        )
     return sorted(all_numbered(place.folder, next(iter(models.values()))))
 
 

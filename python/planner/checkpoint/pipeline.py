@@ -28,7 +28,12 @@ INDEX: Final = "model_index.json"
 _WEIGHTS_END: Final = ".safetensors"
 _OWN_WEIGHTS: Final = ("model.safetensors", "model.safetensors.index.json")
 # What runs when: what reads the prompt, what draws, what makes an image of it, what looks at that.
-_ORDER: Final = (("text_encoder", "image_encoder", "vision"), (), ("vae", "vqvae", "movq", "vocoder"), ("safety",))
+_ORDER: Final = (
+    ("text_encoder", "image_encoder", "vision"),
+    (),
+    ("vae", "vqvae", "movq", "vocoder"),
+    ("safety",),
+)
 _DRAWS: Final = 1
 
 

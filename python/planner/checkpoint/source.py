@@ -118,7 +118,9 @@ def _from_hub(name: HubName) -> Opened:
             return replace(_with_base(adapter, remote=True), named=name.repo)
         if is_pipeline(place, names) or is_gguf(place, names):
             what = "a pipeline" if is_pipeline(place, names) else "of GGUF files"
-            raise fault(name.repo, f"is {what}, which is read on this machine only: `{name.download_command}`")
+            raise fault(
+                name.repo, f"is {what}, which is read on this machine only: `{name.download_command}`"
+            )
         return replace(open_files(_fetched(folder, name)), named=name.repo)
 
 

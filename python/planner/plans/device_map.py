@@ -64,7 +64,9 @@ class DeviceMap(dict[str, DeviceKey]):
 
 def _below(device_map: Mapping[str, DeviceKey], name: str) -> dict[str, DeviceKey]:
     """What a map says of a module: of all of it, and of what is inside."""
-    inside = {key[len(name) + 1 :]: device for key, device in device_map.items() if key.startswith(f"{name}.")}
+    inside = {
+        key[len(name) + 1 :]: device for key, device in device_map.items() if key.startswith(f"{name}.")
+    }
     around = device_of(name, device_map)
     return inside if around is None else {"": around, **inside}
 
