@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Self
 
-from planner import _core
+from planner.checkpoint.files import Headers
 
 _PREFIX: Final = "base_model."
 _MODEL: Final = "base_model.model."
@@ -71,7 +71,7 @@ class AdapterNames:
         return {text: found for text in ours if (found := self._owner(text, is_weight)) is not None}
 
     def fixed_bits(
-        self, headers: _core.Headers, live_names: Callable[[Mapping[int, str]], Mapping[int, str]]
+        self, headers: Headers, live_names: Callable[[Mapping[int, str]], Mapping[int, str]]
     ) -> dict[str, int]:
         """Bits of the tensors that peft makes of a type of its own, by live name.
 

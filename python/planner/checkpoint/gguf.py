@@ -7,8 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from planner import _core
-from planner.checkpoint.files import all_numbered, resolved
+from planner.checkpoint.files import Headers, all_numbered, resolved
 from planner.checkpoint.model_name import model_name
 from planner.checkpoint.opened import Opened
 from planner.checkpoint.place import Place
@@ -71,7 +70,7 @@ def open_gguf(place: Place, names: Sequence[str]) -> Opened:
     """
     files = _files(place, names)
     paths = resolved(place.folder, files, place.folder)
-    headers, facts = _core.Headers.read_gguf(list(paths), [printable(path) for path in paths])
+    headers, facts = Headers.read_gguf(list(paths), [printable(path) for path in paths])
     _require_model(os.path.join(place.folder, files[0]), facts)
     stored = set(headers.names())
     is_tied = _HEAD in stored and _TIED[1] in stored and _TIED[0] not in stored
@@ -95,7 +94,7 @@ def open_gguf(place: Place, names: Sequence[str]) -> Opened:
         facts=import_facts(_known(facts), place.name),
         notes=tuple(_notes(files, names, is_tied=is_tied)),
         named=model_name(place.path if place.file else place.folder),
-        stored_as=_format(facts, columns),
+        stored_as=_format(facts, columns.bytes_by_dtype()),
     )
 
 
@@ -139,11 +138,11 @@ def _known(facts: Facts) -> dict[str, object]:
     return {fact: value for fact, value in values.items() if type(value) is int}
 
 
-def _format(facts: Facts, columns: _core.Tree) -> str:
+def _format(facts: Facts, bytes_by_type: Sequence[tuple[str, int]]) -> str:
     """What people call it: by what the file says, else by the type of most of its bytes."""
     said = facts.get("general.file_type")
     word = FILE_TYPES.get(said) if isinstance(said, int) else None
-    return word or max(columns.bytes_by_dtype(), key=lambda pair: pair[1], default=("", 0))[0]
+    return word or max(bytes_by_type, key=lambda pair: pair[1], default=("", 0))[0]
 
 
 def _notes(files: Sequence[str], names: Sequence[str], *, is_tied: bool) -> list[str]:

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from planner import _core
 from planner.checkpoint.building import open_files
 from planner.checkpoint.files import files_at, resolved
 from planner.checkpoint.inside import resolve_inside
@@ -60,16 +59,16 @@ def open_pipeline(place: Place) -> Opened:
     if not parts:
         raise fault(place.folder, f"none of the components that {INDEX} names has weights here")
     kind = index.get("_class_name")
-    columns = _core.Tree.beside(
-        kind if isinstance(kind, str) else "", [(name, opened.tree.columns) for name, opened in parts]
+    no_split = sorted({cls for _, opened in parts for cls in _no_split(opened.tree)})
+    tree = ModuleTree.beside(
+        kind if isinstance(kind, str) else "", [(name, opened.tree) for name, opened in parts], no_split
     )
-    no_split = {cls for _, opened in parts for cls in _no_split(opened.tree)}
     notes = (
         "a pipeline: the map of a component is plan.device_map.below(its name), for that component's from_pretrained",
         *_notes(parts),
     )
     return Opened(
-        tree=ModuleTree(columns, tuple(sorted(no_split))),
+        tree=tree,
         kind="checkpoint",
         notes=notes,
         named=model_name(place.folder),
