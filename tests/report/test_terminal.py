@@ -15,6 +15,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from planner import Plan
+from planner.plans.columns import one_size
 from planner.report.terminal import PlanView, plan_view
 from planner.report.terminal_bars import characters
 from planner.units import format_bytes
@@ -92,8 +93,8 @@ def test_a_device_without_limit_says_so() -> None:
 def test_what_matters_is_said_below() -> None:
     plan, tree = offloaded()
     text = " ".join(printed(plan_view(plan, tree), width=400).split())
-    assert f"{format_bytes(plan.offloaded_bytes['cpu'])} to cpu" in text
-    assert "Everything would be on the accelerators with" in text
+    assert f"{one_size(plan.offloaded_bytes['cpu'])} of" in text and "to RAM" in text
+    assert "everything would be on the accelerators." in text
     plan, tree = resident()
     assert "!" not in printed(plan_view(plan, tree), width=80)
 

@@ -115,7 +115,7 @@ def build(
         quantised=quantised,
     )
     tree = ModuleTree(columns, known.no_split if known else ())
-    notes = tuple(_notes(files, headers, names, known, doubled, columns.non_persistent(), adapter))
+    notes = tuple(_notes(files, headers, names, known, doubled, adapter))
     return Built(tree=tree, notes=notes, fixed_bits=adapter.fixed_bits(headers, names.of_rows))
 
 
@@ -138,7 +138,6 @@ def _notes(
     names: LiveNames,
     known: Architecture | None,
     doubled: Sequence[str],
-    non_persistent: Sequence[str],
     adapter: AdapterNames,
 ) -> Iterator[str]:
     if files.variant is not None:
@@ -155,8 +154,6 @@ def _notes(
         yield f"{len(names.dropped)} tensors are of layers that {described} does not load; not counted"
     if names.unknown:
         yield f"{shown_names(names.unknown)} not known of {described}; counted all the same"
-    if non_persistent:
-        yield f"{shown_names(non_persistent)} of the model but in no file, being buffers that are not saved; counted as nothing"
 
 
 def shown_names(names: Sequence[str]) -> str:

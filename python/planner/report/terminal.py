@@ -12,8 +12,8 @@ from rich.tree import Tree
 
 from planner.model.tree import ModuleTree
 from planner.names import counted
+from planner.plans.notices import notices
 from planner.plans.plan import Plan
-from planner.plans.wording import notices
 from planner.report.folding import Fold, fold_rows
 from planner.report.rows import Rows, plan_rows, uncounted_notices
 from planner.report.terminal_bars import bars_table, device_styles
@@ -72,7 +72,7 @@ class PlanView:
         tree = Tree(self._line(self.fold, is_ascii), guide_style="dim")
         self._grow(tree, self.fold, is_ascii)
         yield tree
-        said = [*uncounted_notices(self.rows), *notices(self.plan)]
+        said = [*uncounted_notices(self.rows), *map(str, notices(self.plan))]
         if said:
             yield Text()
             yield _notices_grid(said, is_ascii)

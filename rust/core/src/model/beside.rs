@@ -59,8 +59,10 @@ fn add(builder: &mut TreeBuilder, name: &str, model: &Tree) -> Result<(), Error>
     for &(alias, original) in model.aliases() {
         builder.alias(root + alias, root + original);
     }
-    open.iter().for_each(|_| builder.leave());
-    builder.leave();
+    // What is still open, and the model itself.
+    for _ in 0..=open.len() {
+        builder.leave();
+    }
     debug_assert_eq!(id_at(builder.row_count()), root + id_at(model.len()));
     Ok(())
 }
