@@ -68,6 +68,10 @@ class Tree:
             describe_tensor: elements, dtype and stored bytes of a tensor of any other class, by itself and its name.
         """
 
+    @staticmethod
+    def beside(class_name: str, models: list[tuple[str, Tree]]) -> Tree:
+        """Whole models from files below one root, by name and in order."""
+
     def __len__(self) -> int:
         """Rows, the root included."""
 
@@ -360,9 +364,16 @@ class Headers:
     def read(paths: list[str], shown: list[str], index: Index | None) -> Headers:
         """Reads headers; ``shown`` are the paths as messages have them."""
 
+    @staticmethod
+    def read_gguf(paths: list[str], shown: list[str]) -> tuple[Headers, dict[str, int | float | bool | str]]:
+        """Reads the headers of the files of one GGUF model, in order; also what the first says of the model, without lists."""
+
     def __len__(self) -> int: ...
     def names(self) -> list[str]:
         """By tensor."""
+
+    def rows(self) -> list[tuple[str, str, list[int], int]]:
+        """By tensor, name, type, shape and bytes; of GGUF files, the innermost dimension first."""
 
     def foreign(self) -> list[str]:
         """Names that the index does not list."""
