@@ -78,6 +78,12 @@ class Tree:
     def tensor_count(self) -> int: ...
     @property
     def held_bytes(self) -> int: ...
+    def bytes_by_dtype(self) -> list[tuple[str, int]]:
+        """Stored bytes of each element type, as torch or the files name it."""
+
+    def layer_count(self) -> int:
+        """Length of the main list of repeated layers; 0 without one."""
+
     def names(self) -> list[str]:
         """Of all rows but the root: ``len(self) - 1``."""
 

@@ -59,7 +59,15 @@ COUNT = int
 SCHEMA: dict[str, Any] = {
     "schema": str,
     "version": int,
-    "source": {"kind": str, "fingerprint": str, "blocks": int, "total_bytes": COUNT},
+    "source": {
+        "kind": str,
+        "fingerprint": str,
+        "blocks": int,
+        "total_bytes": COUNT,
+        "name": str,
+        "format": str,
+        "layers": int,
+    },
     "devices": [
         {
             "id": str,
@@ -71,6 +79,7 @@ SCHEMA: dict[str, Any] = {
             "reserved_bytes": COUNT,
             "free_bytes": (int, type(None)),
             "origin": str,
+            "name": (str, type(None)),
         }
     ],
     "device_map": [(str, ID)],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from planner.checkpoint.architecture import Architecture
@@ -13,8 +13,10 @@ from planner.checkpoint.files import CheckpointFiles, Headers, find_files
 from planner.checkpoint.hub_cache import HubName, find_snapshot, hub_name
 from planner.checkpoint.hub_remote import remote_folder
 from planner.checkpoint.known import class_name, find_architecture, has_transformers
+from planner.checkpoint.model_name import model_name
 from planner.checkpoint.names import LiveNames, live_names, names_as_stored
 from planner.checkpoint.reading import fault, printable
+from planner.checkpoint.stored_format import stored_format
 from planner.choices import SourceKind
 from planner.config.layer import Layer
 from planner.errors import CheckpointError, InvalidInputError
@@ -22,7 +24,7 @@ from planner.model.layout import Layout
 from planner.model.tree import ModuleTree
 from planner.names import listed
 from planner.plans.parts import BEFORE_QUANTIZATION
-from planner.settings.model_facts import import_config, import_values
+from planner.settings.model_facts import import_values
 from planner.spelling import shown
 
 _QUANTISED = ("quantization_config", "compression_config")
@@ -38,6 +40,8 @@ class Opened:
         facts: what the model's configuration says of it, read when it was opened; None where it has none.
         notes: what a reader of the plan should know of its names and sizes.
         stored: the tensors of the files, where they are not the tree itself.
+        named: what the model is called, where its class does not say it.
+        quantization: what its configuration says of a quantiser.
     """
 
     tree: ModuleTree
@@ -45,6 +49,18 @@ class Opened:
     facts: Layer | None = None
     notes: tuple[str, ...] = ()
     stored: ModuleTree | None = None
+    named: str = ""
+    quantization: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What the model is called: by its folder or its repository; a live one by its class."""
+        return self.named or self.tree.class_name
+
+    def format(self, dtype: Any = None) -> str:
+        """How its weights are stored, or will be once they are loaded as ``dtype``, as people say it."""
+        tree = self.stored or self.tree
+        return stored_format(tree.columns.bytes_by_dtype(), self.quantization, dtype)
 
     def sizes(self, dtype: Any, special_dtypes: Mapping[str, Any]) -> dict[str, int]:
         """Bits of single tensors that the tree itself does not know: those that the files hold for a live model."""
@@ -88,8 +104,10 @@ def open_source(
             raise InvalidInputError(f"checkpoint={shown(checkpoint)} needs a live model, not a flattened one")
         return source if isinstance(source, Opened) else Opened(tree=source, kind="module")
     tree = ModuleTree.from_module(source)
-    facts, notes = _live_facts(source)
-    opened = Opened(tree=tree, kind="module", facts=facts, notes=notes)
+    said = _live_config(source)
+    opened = Opened(
+        tree=tree, kind="module", facts=said.facts, notes=said.notes, quantization=said.quantization
+    )
     return opened if checkpoint is None else _beside_files(source, opened, find_files(checkpoint))
 
 
@@ -112,19 +130,31 @@ def _from_hub(name: HubName) -> Opened:
     with remote_folder(name) as folder:
         files = find_files(folder.path)
         folder.fetch_headers(files.weights)
-        return _from_files(replace(files, name=name.text, config_path=f"{name.repo}/config.json"))
+        asked = replace(files, name=name.text, config_path=f"{name.repo}/config.json")
+        return replace(_from_files(asked), named=name.repo)
 
 
-def _live_facts(model: Any) -> tuple[Layer | None, tuple[str, ...]]:
-    """Facts from a live model's configuration, and a note if it does not tell them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LiveConfig:
+    """What a live model's configuration says, and a note where it does not tell it."""
+
+    facts: Layer | None = None
+    quantization: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def _live_config(model: Any) -> _LiveConfig:
     config: Any = getattr(model, "config", None)
     if not (hasattr(config, "to_dict") and hasattr(config, "model_type")):
-        return None, ()
+        return _LiveConfig()
     try:
-        return import_config(config), ()
+        values = config.to_dict()
+        facts = import_values(values, f"live {type(config).__name__}")
+        return _LiveConfig(facts=facts, quantization=_quantization(values))
     except Exception as error:  # noqa: BLE001 (others' code, and no fact decides a plan)
         words = f"{type(error).__name__}: {error}"
-        return None, (f"the model's configuration cannot be read ({words[:200]}); its facts are left out",)
+        note = f"the model's configuration cannot be read ({words[:200]}); its facts are left out"
+        return _LiveConfig(notes=(note,))
 
 
 def _file_facts(files: CheckpointFiles) -> Layer | None:
@@ -142,6 +172,8 @@ def _from_files(files: CheckpointFiles) -> Opened:
         kind="checkpoint",
         facts=_file_facts(files),
         notes=(*known.notes, *built.notes),
+        named=model_name(files.name),
+        quantization=_quantization(files.config),
     )
 
 
@@ -158,8 +190,15 @@ def _from_config(files: CheckpointFiles) -> Opened:
         model = meta_model(name, files.config, files.config_path)
     except ValueError as error:
         raise fault(files.config_path, str(error)) from error
-    notes = (BEFORE_QUANTIZATION,) if _is_quantised(files.config) else ()
-    return Opened(tree=ModuleTree.from_module(model), kind="config", facts=_file_facts(files), notes=notes)
+    quantization = _quantization(files.config)
+    return Opened(
+        tree=ModuleTree.from_module(model),
+        kind="config",
+        facts=_file_facts(files),
+        notes=(BEFORE_QUANTIZATION,) if quantization else (),
+        named=model_name(files.name),
+        quantization=quantization,
+    )
 
 
 def _beside_files(model: Any, opened: Opened, files: CheckpointFiles) -> Opened:
@@ -173,7 +212,12 @@ def _beside_files(model: Any, opened: Opened, files: CheckpointFiles) -> Opened:
     stored = built.tree.uncovered((), "saved")[1]
     missing = opened.tree.uncovered(stored, "saved")[1]
     own = tuple(f"{_shown(missing)} not in the files, counted as in the model" for _ in missing[:1])
-    return replace(opened, notes=(*opened.notes, *built.notes, *own), stored=built.tree)
+    return replace(
+        opened,
+        notes=(*opened.notes, *built.notes, *own),
+        stored=built.tree,
+        quantization=_quantization(files.config) or opened.quantization,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +227,7 @@ class _Built:
 
 
 def _build(files: CheckpointFiles, headers: Headers, known: Architecture | None) -> _Built:
-    quantised = _is_quantised(files.config)
+    quantised = bool(_quantization(files.config))
     names = (
         names_as_stored(headers, quantised=quantised)
         if known is None
@@ -205,10 +249,12 @@ def _build(files: CheckpointFiles, headers: Headers, known: Architecture | None)
     return _Built(tree=tree, notes=notes)
 
 
-def _is_quantised(config: Mapping[str, Any]) -> bool:
+def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a configuration says of a quantiser, empty where it says nothing."""
     inner = config.get("text_config")
     said = (config, inner if isinstance(inner, dict) else {})
-    return any(isinstance(part.get(key), dict) for part in said for key in _QUANTISED)
+    found = (part.get(key) for part in said for key in _QUANTISED)
+    return next((each for each in found if isinstance(each, dict)), {})
 
 
 def _notes(

@@ -69,6 +69,11 @@ class ModuleTree:
         return self.columns.tensor_count
 
     @property
+    def class_name(self) -> str:
+        """The model's own class; "" where it is not known."""
+        return next((name for name, _ in self.columns.class_bases()), "")
+
+    @property
     def can_tie(self) -> bool:
         """Whether the class of any module has ``_tie_weights``."""
         return self.columns.can_tie

@@ -114,7 +114,7 @@ class Problem:
     ) -> Account:
         """The story of a plan of this problem, with its device map and execution map and what its strategy says of it."""
         return Account(
-            source=partial(_source, blocks, self.opened),
+            source=partial(_source, blocks, self.opened, self.settings.dtype),
             block_bytes=partial(block_bytes, blocks, *maps),
             reasons=reasons,
             shortfall=shortfall,
@@ -192,7 +192,7 @@ def _no_split_classes(tree: ModuleTree, named: Sequence[str]) -> tuple[list[str]
     return repeated(tree)
 
 
-def _source(blocks: Blocks, opened: Opened) -> Source:
+def _source(blocks: Blocks, opened: Opened, dtype: object) -> Source:
     columns = blocks.layout.columns
     return Source(
         kind=opened.kind,
@@ -200,6 +200,9 @@ def _source(blocks: Blocks, opened: Opened) -> Source:
         blocks=blocks.block_count,
         total_bytes=-(-columns.total_bits // 8),
         notes=opened.notes,
+        name=opened.name,
+        format=opened.format(dtype),
+        layers=opened.tree.columns.layer_count(),
     )
 
 
@@ -219,6 +222,7 @@ def device_plan(budget: DeviceBudget, usage: DeviceUsage, reserved_bytes: int) -
         reserved_bytes=reserved_bytes,
         free_bytes=max(0, budget.capacity_bytes - usage.used_bytes - reserved_bytes),
         origin=budget.origin,
+        name=budget.name,
     )
 
 

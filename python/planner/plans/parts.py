@@ -66,14 +66,27 @@ class Reason:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What was planned: a live "module", a "checkpoint" or a "config"; its digest, blocks and stored bytes; and what to know
-    of its names and sizes."""
+    """What was planned.
+
+    Args:
+        kind: a live "module", a "checkpoint" or a "config".
+        fingerprint: digest of names, sizes and options.
+        blocks: how many there are.
+        total_bytes: stored bytes of all tensors, each once.
+        notes: what to know of its names and sizes.
+        name: what it is called: the folder, the repository on the hub, or a live model's class; "" if unknown.
+        format: how its weights are stored, or will be once they are loaded, as people say it: "bfloat16", "nf4", "gptq 4-bit".
+        layers: length of its main list of repeated layers; 0 without one.
+    """
 
     kind: SourceKind
     fingerprint: str
     blocks: int
     total_bytes: int
     notes: tuple[str, ...] = ()
+    name: str = ""
+    format: str = ""
+    layers: int = 0
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -95,6 +108,7 @@ class DevicePlan:
         kind: "accelerator", "cpu" or "disk".
         pool: devices of one pool share their memory.
         origin: where the budget comes from.
+        name: what the card is called, where it was detected.
     """
 
     id: DeviceKey
@@ -106,6 +120,7 @@ class DevicePlan:
     reserved_bytes: int
     free_bytes: int | None
     origin: str
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

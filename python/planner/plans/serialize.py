@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from typing import Any, TypeVar
 
 from planner.devices.keys import DeviceKey, canonical_device
@@ -133,6 +133,8 @@ _WORDS = ("DeviceKind", "RankName", "ReasonRule", "Stage")
 def _exact(cls: type[T], row: Mapping[str, Any]) -> T:
     """An instance with fields of exactly the types declared. Raises TypeError."""
     for field in fields(cls):  # type: ignore[arg-type]
+        if field.name not in row and field.default is not MISSING:
+            continue  # what older planners did not write
         declared = "str" if field.type in _WORDS else field.type
         allowed = _TYPES.get(declared)
         if allowed and type(row[field.name]) not in allowed:

@@ -120,7 +120,21 @@ impl Headers {
             Error::ImpossibleName { .. } | Error::TreeTooLarge { .. } => checkpoint(py, shown, error.to_string()),
             other => from_core(py, other, |_| String::new()),
         })?;
-        Ok((Tree::known(tree, bases), doubled))
+        Ok((Tree::known(tree, bases, self.bytes_by_dtype()), doubled))
+    }
+}
+
+impl Headers {
+    /// Bytes of each type of the format, in the order in which types are met.
+    fn bytes_by_dtype(&self) -> Vec<(String, u64)> {
+        let mut found: Vec<(Dtype, u64)> = Vec::new();
+        for (&dtype, &bytes) in self.inner.dtypes.iter().zip(&self.inner.bytes) {
+            match found.iter_mut().find(|(known, _)| *known == dtype) {
+                Some((_, total)) => *total = total.saturating_add(bytes),
+                None => found.push((dtype, bytes)),
+            }
+        }
+        found.into_iter().map(|(dtype, bytes)| (dtype.to_string(), bytes)).collect()
     }
 }
 

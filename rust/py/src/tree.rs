@@ -17,6 +17,13 @@ pub(crate) struct Tree {
     pub(crate) inner: Arc<planner_core::Tree>,
     can_tie: bool,
     classes: Classes,
+    stored: Stored,
+}
+
+/// What elements are stored as: the tree's types have these names, or files hold so many bytes of each.
+enum Stored {
+    Names(Vec<String>),
+    Bytes(Vec<(String, u64)>),
 }
 
 /// Classes of modules: as a live model has them, or by name with the names of their bases.
@@ -26,12 +33,17 @@ enum Classes {
 }
 
 impl Tree {
-    /// A tree that no live model was walked for; `bases` are names by class, as far as they are known.
-    pub(crate) fn known(inner: planner_core::Tree, mut bases: HashMap<String, Vec<String>>) -> Self {
+    /// A tree that no live model was walked for; `bases` are names by class, as far as they are known, and `stored` the bytes of
+    /// each element type.
+    pub(crate) fn known(
+        inner: planner_core::Tree,
+        mut bases: HashMap<String, Vec<String>>,
+        stored: Vec<(String, u64)>,
+    ) -> Self {
         let mut met = HashSet::new();
         let names = inner.rows().filter_map(|node| inner.class_name(node)).filter(|name| met.insert(*name));
         let classes = names.map(|name| ClassLine::known(name, bases.remove(name).unwrap_or_default())).collect();
-        Self { inner: inner.into(), can_tie: false, classes: Classes::Named(classes) }
+        Self { inner: inner.into(), can_tie: false, classes: Classes::Named(classes), stored: Stored::Bytes(stored) }
     }
 }
 
@@ -45,8 +57,13 @@ impl Tree {
         describe_dtype: Bound<'py, PyAny>,
         describe_tensor: Bound<'py, PyAny>,
     ) -> PyResult<Self> {
-        let (tree, can_tie, classes) = walk(model, Guide { plain_types, describe_dtype, describe_tensor })?;
-        Ok(Self { inner: tree.into(), can_tie, classes: Classes::Live(classes) })
+        let walked = walk(model, Guide { plain_types, describe_dtype, describe_tensor })?;
+        Ok(Self {
+            inner: walked.tree.into(),
+            can_tie: walked.can_tie,
+            classes: Classes::Live(walked.classes),
+            stored: Stored::Names(walked.dtypes),
+        })
     }
 
     /// Whether any module's class has `_tie_weights`.
@@ -105,6 +122,19 @@ impl Tree {
     #[getter]
     fn held_bytes(&self) -> usize {
         self.inner.held_bytes()
+    }
+
+    /// Stored bytes by element type, named as torch or the files name it; each tensor object once.
+    fn bytes_by_dtype(&self) -> Vec<(String, u64)> {
+        match &self.stored {
+            Stored::Names(names) => names.iter().cloned().zip(self.inner.bytes_by_dtype()).collect(),
+            Stored::Bytes(bytes) => bytes.clone(),
+        }
+    }
+
+    /// Length of the main list of repeated layers; 0 without one.
+    fn layer_count(&self) -> usize {
+        self.inner.layer_count()
     }
 
     /// Names of all rows but the root, in preorder.

@@ -11,6 +11,7 @@ pub(crate) mod layout;
 #[cfg(test)]
 mod linear_time;
 pub(crate) mod options;
+pub(crate) mod overview;
 pub(crate) mod repeated;
 pub(crate) mod shared;
 pub(crate) mod sizes;
