@@ -85,7 +85,7 @@ def _page(made: Plan, tree: ModuleTree) -> str:
 def _show(made: Plan, tree: ModuleTree) -> None:
     from planner.report.terminal import plan_view
 
-    show(plan_view(made, tree))
+    show(plan_view(made))
 
 
 def _refuse_two_answers(as_json: bool, *files: str | None) -> None:

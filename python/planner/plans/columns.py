@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import ceil
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-_NEARLY = 0.005  # of itself, by which a number may differ from the whole number that is shown for it
+_NEARLY = 0.05  # by which a number may differ from the whole number that is shown for it
 
 
 def in_one_unit(sizes_bytes: Sequence[int], *, up: bool = False) -> list[str]:
@@ -25,7 +25,7 @@ def in_one_unit(sizes_bytes: Sequence[int], *, up: bool = False) -> list[str]:
     largest = max(sizes_bytes, default=0)
     power = min((max(largest, 1).bit_length() - 1) // 10, len(_UNITS) - 1)
     scaled = [size / (1 << 10 * power) for size in sizes_bytes]
-    are_whole = all(abs(size - round(size)) <= _NEARLY * size for size in scaled)
+    are_whole = all(abs(size - round(size)) < min(_NEARLY, size) for size in scaled)
     digits = 0 if power == 0 or (are_whole and not up) else 1 if max(scaled) >= 10 else 2
     return [f"{_shown(size, digits, up=up)} {_UNITS[power]}" for size in scaled]
 

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 from planner.devices.keys import DeviceKey
 
-_NAMES: dict[DeviceKey, str] = {"cpu": "RAM", "disk": "disk", "mps": "the GPU"}
+LEFT_OVER: DeviceKey = "left over"
+"""Stands for a device where there is none."""
+
+_NAMES: dict[DeviceKey, str] = {LEFT_OVER: "left over", "cpu": "RAM", "disk": "disk", "mps": "the GPU"}
 
 
 def place_name(device: DeviceKey) -> str:
@@ -34,7 +37,7 @@ def listed_places(devices: Sequence[DeviceKey], last: str = "and") -> str:
 
     Example:
         >>> listed_places([0, 1]), listed_places([0, 1, 2, 3, 5], "or"), listed_places(["cpu"])
-        ('GPU 0 and GPU 1', 'GPU 0-3 or GPU 5', 'RAM')
+        ('GPU 0 and GPU 1', 'GPUs 0-3 or GPU 5', 'RAM')
     """
     spans: list[list[DeviceKey]] = []
     for device in devices:
@@ -46,5 +49,5 @@ def listed_places(devices: Sequence[DeviceKey], last: str = "and") -> str:
     words = []
     for span in spans:
         is_range = len(span) > 2
-        words += [f"GPU {span[0]}-{span[-1]}"] if is_range else [place_name(device) for device in span]
+        words += [f"GPUs {span[0]}-{span[-1]}"] if is_range else [place_name(device) for device in span]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"

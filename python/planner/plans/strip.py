@@ -101,7 +101,8 @@ def _label(group: Sequence[_Block], heads: dict[str, str]) -> str:
     if first.list_name:
         head = heads[first.list_name]
         return f"{head}{first.number}" + (f"-{last.number}" if last.number != first.number else "")
-    names = [_short(block.run.first.rpartition(".")[2]) or "the model" for block in group]
+    told = [block for block in group if block.run.size_bytes] or group  # buffers without bytes say little
+    names = [_short(block.run.first.rpartition(".")[2]) or "the model" for block in told]
     return ", ".join(names) if len(names) < 3 else f"{names[0]} ... {names[-1]}"
 
 

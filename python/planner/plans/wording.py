@@ -172,8 +172,12 @@ def _is_about(name: str, block: str) -> bool:
     return is_within(block, name) or is_within(name, block)
 
 
-def notices(plan: Plan) -> tuple[str, ...]:
+def notices(plan: Plan, *, beyond_verdict: bool = False) -> tuple[str, ...]:
     """What a reader of a plan should not miss; nothing where all is well.
+
+    Args:
+        plan: the plan.
+        beyond_verdict: without what pictures say first: how much is offloaded, what would avoid it, and which devices are full.
 
     Example:
         >>> import torch
@@ -183,7 +187,8 @@ def notices(plan: Plan) -> tuple[str, ...]:
         1.17 KiB of 1.56 KiB are offloaded: 1.17 KiB to cpu; no plan offloads less.
         Everything would be on the accelerators with 600 B more on 0.
     """
-    said = [*_offloaded_notices(plan), *_device_notices(plan)]
+    said = [] if beyond_verdict else [*_offloaded_notices(plan), *_full_device_notices(plan)]
+    said = [*said, *_oversized_notices(plan), *_device_notices(plan)]
     certificate = plan.certificate
     if certificate.returns:
         times = "once" if certificate.returns == 1 else f"{certificate.returns} times"
@@ -214,14 +219,18 @@ def _offloaded_notices(plan: Plan) -> list[str]:
             )
             + "."
         )
-    oversized = [reason.name for reason in plan.reasons if reason.rule == "oversized"]
-    if oversized:
-        said.append(f"Larger than every accelerator, so it runs where it lies: {listed(oversized, most=1)}.")
     return said
 
 
-def _device_notices(plan: Plan) -> list[str]:
-    """Devices without room for anything but weights, and memory that several devices share."""
+def _oversized_notices(plan: Plan) -> list[str]:
+    oversized = [reason.name for reason in plan.reasons if reason.rule == "oversized"]
+    if not oversized:
+        return []
+    return [f"Larger than every accelerator, so it runs where it lies: {listed(oversized, most=1)}."]
+
+
+def _full_device_notices(plan: Plan) -> list[str]:
+    """Devices without room for anything but weights."""
     full = [
         str(device.id)
         for device in plan.devices
@@ -229,10 +238,12 @@ def _device_notices(plan: Plan) -> list[str]:
         and device.used_bytes
         and device.free_bytes == device.headroom_bytes == 0
     ]
-    said = []
-    if full:
-        said.append(f"Nothing is left for activations and the KV cache on {', '.join(full)}.")
-    said.extend(_empty_device_notice(plan, device, least) for device, least in plan.minimum_bytes.items())
+    return [f"Nothing is left for activations and the KV cache on {', '.join(full)}."] if full else []
+
+
+def _device_notices(plan: Plan) -> list[str]:
+    """Devices that hold nothing, and memory that several devices share."""
+    said = [_empty_device_notice(plan, device, least) for device, least in plan.minimum_bytes.items()]
     pools: dict[str, list[str]] = {}
     for device in plan.devices:
         if device.pool is not None:
