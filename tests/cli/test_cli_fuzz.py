@@ -111,7 +111,7 @@ def lay_out() -> None:
     Path("plan.json").write_text(PLAN)
     Path("map.json").write_text('{"": 0}')
     Path("bad.json").write_text('{"schema": "planner.plan", "version": 1, "devices": 5}')
-    Path("rows.jsonl").write_text('{"0": "64KiB"}\n{"cpu": 1}\n')
+    Path("rows.jsonl").write_text('{"0": "64KiB"}\n{"cpu": "1B"}\n')
     Path("planner.yaml").write_text("granularity: block\n")
 
 
@@ -141,7 +141,7 @@ def test_the_vocabulary_reaches_every_kind_of_answer() -> None:
         CliRunner().invoke(app, asked).exit_code
         for asked in (
             ["plan", "llama", "-d", "0=80GiB"],
-            ["plan", "llama", "-d", "0=5"],
+            ["plan", "llama", "-d", "0=5B"],
             ["plan", "llama", "-d", "0=-1"],
         )
     ]

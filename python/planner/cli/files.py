@@ -11,7 +11,7 @@ from typing import Any, Final
 from planner.devices.keys import DeviceKey, canonical_device
 from planner.errors import InvalidInputError
 from planner.plans.plan import Plan
-from planner.settings.schema import read_budget_row
+from planner.settings.schema import read_budget_row, refuse_bare_number
 from planner.spelling import shown
 
 _MOST_CHARACTERS: Final = 1 << 26  # far beyond the plan of a hundred thousand modules
@@ -100,6 +100,8 @@ def _budget_row(path: str, number: int, line: str) -> BudgetRow:
             f'{where}: expected budgets such as {{"0": "80GiB", "cpu": "200GiB"}}', file=path, line=number
         )
     try:
+        for size in data.values():
+            refuse_bare_number(size)
         row = {canonical_device(device): size for device, size in read_budget_row(data).items()}
     except ValueError as error:
         raise InvalidInputError(f"{where}: {error}", file=path, line=number) from error

@@ -31,6 +31,7 @@ class Leaf:
         name: for messages: ``expected {name}``.
         read: from what was set to the value; raises ValueError or TypeError with a reason.
         write: from the value to plain data that ``read`` takes back; None for the value itself.
+        refuse: what of a value that a person wrote is most likely a slip; raises ValueError with what may have been meant.
         is_list: whether it reads a tuple of nodes instead of a scalar.
     """
 
@@ -38,12 +39,15 @@ class Leaf:
     read: Callable[[typing.Any], object]
     write: Callable[[typing.Any], object] | None = None
     is_list: bool = False
+    refuse: Callable[[typing.Any], None] | None = None
 
-    def take(self, content: object) -> object:
+    def take(self, content: object, *, is_written: bool = False) -> object:
         """The value meant by the content of a node. Raises ValueError."""
         if isinstance(content, dict) or isinstance(content, tuple) != self.is_list:
             raise ValueError(f"expected {self.name}, got {got(content)}")
         try:
+            if is_written and self.refuse:
+                self.refuse(content)
             return self.read(content)
         except (TypeError, ArithmeticError) as error:
             raise ValueError(str(error)) from error
@@ -51,11 +55,18 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class MappingType:
-    """A Mapping: updated key by key, or, if ``whole``, replaced by each mapping that is set."""
+    """A Mapping: updated key by key, or, if ``whole``, replaced by each mapping that is set.
+
+    Args:
+        key, value: what they are read as.
+        whole: whether a mapping replaces what was set before.
+        scalar_key: the key that a single value stands for.
+    """
 
     key: Type
     value: Type
     whole: bool = False
+    scalar_key: str | None = None
 
     def child(self, key: object, *, is_text: bool, chosen: type | None) -> tuple[object, Type, None]:
         """The canonical spelling of a key, and what stands there. Raises ValueError."""
@@ -119,19 +130,20 @@ class Type:
 
     def read(self, node: Node) -> object:
         """The value of a node. Raises ValueError with the reason of every member that refused it."""
+        is_written = node.origin.is_written
         try:
-            return self.take(node.content)
+            return self.take(node.content, is_written=is_written)
         except ValueError:
             if node.text is None:
                 raise
-        return self.take(node.text)
+        return self.take(node.text, is_written=is_written)
 
-    def take(self, content: object) -> object:
+    def take(self, content: object, *, is_written: bool = False) -> object:
         """The value of the first member that takes the content. Raises ValueError."""
         reasons = []
         for member in self.members:
             try:
-                return member.take(content)
+                return member.take(content, is_written=is_written)
             except ValueError as error:
                 reasons.append(str(error))
         if self.tree is not None:
@@ -147,15 +159,18 @@ class Type:
                 return member.write(value) if member.write else value
         raise TypeError(f"{shown(value)} is not {self}")
 
-    def with_type(self, node: Node) -> Node:
-        """``{type: tag}`` for a plain text where a tag picks the class, unless a member takes such a text."""
-        if not (isinstance(node.content, str) and isinstance(self.tree, Classes) and self.tree.tags):
+    def spelled_out(self, node: Node) -> Node:
+        """The mapping that a single value is short for, unless a member takes such a value: ``{type: tag}`` for a text where
+        a tag picks the class, and the one key of a mapping that has a key for it."""
+        key = self._key_of(node.content)
+        if key is None or is_unset(node.content) or any(_takes(each, node.content) for each in self.members):
             return node
-        if is_unset(node.content):
-            return node
-        if any(_takes(member, node.content) for member in self.members):
-            return node
-        return Node(node.origin, {"type": node}, partial=True)
+        return Node(node.origin, {key: node}, partial=True)
+
+    def _key_of(self, content: object) -> str | None:
+        if isinstance(self.tree, Classes):
+            return "type" if self.tree.tags and isinstance(content, str) else None
+        return self.tree.scalar_key if self.tree and isinstance(content, str | int | float) else None
 
 
 def split_path(kind: Type, text: str) -> tuple[Path, Type | None]:

@@ -129,7 +129,11 @@ class Problem:
 
     def _setting_values(self) -> dict[str, Setting]:
         found = {
-            _dotted(path): Setting(value=node.written, rank=_RANK_NAMES[node.origin.rank])
+            # A size is a number here, as all of a plan's bytes are; `written` gives it a unit, for files that people keep.
+            _dotted(path): Setting(
+                value=node.value if type(node.value) is int else node.written,
+                rank=_RANK_NAMES[node.origin.rank],
+            )
             for path, node in self._leaves()
         }
         if self.has_own_budgets:

@@ -13,7 +13,7 @@ from planner.config.problem import suggestion
 from planner.config.schema import config, setting
 from planner.config.types import Leaf
 from planner.spelling import NAMED, count_of, device_words, known_device, shown
-from planner.units import parse_bytes
+from planner.units import exact_bytes, parse_bytes
 
 __all__ = [
     "DTYPES",
@@ -57,6 +57,9 @@ DTYPES: Final = (
 )
 """torch's names of element types; listed here because reading a configuration must not need torch."""
 
+_LEAST_BARE_BYTES: Final = 2**20
+_MOST_WRITTEN_BYTES: Final = 2**60
+
 _SHORT_DTYPES: Final = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -85,13 +88,44 @@ def read_device(value: object) -> int | str:
 def read_bytes(value: object) -> int:
     """Whole bytes from a number of any kind, rounded down, or from a size as text. Raises ValueError."""
     if isinstance(value, str):
-        return parse_bytes(value)
+        return parse_bytes(value, takes_short_units=True)
     count = count_of(value)
     if count is None:
         raise ValueError(
             f"expected a finite number of bytes of at least 0, or a size such as '10GiB', got {shown(value)}"
         )
     return int(count)
+
+
+def refuse_bare_number(value: object) -> None:
+    """Refuses what a person hardly meant: fewer bytes than any device holds, without a unit; or more than any will hold.
+
+    Raises:
+        ValueError: with what may have been meant.
+
+    Example:
+        >>> refuse_bare_number("24GiB")
+        >>> refuse_bare_number(24)
+        Traceback (most recent call last):
+            ...
+        ValueError: 24 bytes? A size needs a unit: did you mean 24GiB? (24 bytes are written 24B)
+    """
+    text = str(value).strip()
+    is_bare = not isinstance(value, str) or text.replace(".", "", 1).isdecimal()
+    if isinstance(value, str) and not is_bare and not text.endswith("%"):
+        if read_bytes(value) > _MOST_WRITTEN_BYTES:
+            raise ValueError(f"{text} is more than any device holds; the most that is read is 1024PiB")
+        return
+    if is_bare and 0 < read_bytes(value) < _LEAST_BARE_BYTES:
+        unit = "GiB" if read_bytes(value) < 1024 else "MiB"
+        raise ValueError(
+            f"{text} bytes? A size needs a unit: did you mean {text}{unit}? ({text} bytes are written {text}B)"
+        )
+
+
+def _write_size(value: int | str) -> str:
+    """A number of bytes with its unit, so that it can be read back anywhere; a share as it is."""
+    return value if isinstance(value, str) else exact_bytes(value)
 
 
 def _read_headroom(value: object) -> int | str:
@@ -164,8 +198,11 @@ def read_dtype(value: object) -> str:
 
 
 _Device = Annotated[int | str, Leaf("a device", read_device)]
-_Bytes = Annotated[int, Leaf("a size in bytes", read_bytes)]
-_Headroom = Annotated[int | str, Leaf("bytes or a share such as '10%'", _read_headroom)]
+_Bytes = Annotated[int, Leaf("a size in bytes", read_bytes, _write_size, refuse=refuse_bare_number)]
+_Headroom = Annotated[
+    int | str,
+    Leaf("bytes or a share such as '10%'", _read_headroom, _write_size, refuse=refuse_bare_number),
+]
 _DType = Annotated[str, Leaf("an element type", read_dtype)]
 _Name = Annotated[str, Leaf("a name", _read_name)]
 # JSON's readers tell whole numbers apart up to here.
@@ -247,8 +284,8 @@ class Settings:
     Args:
         strategy: how devices are filled.
         max_memory: budget by device; empty or None for all that is detected, else only what is named.
-        headroom: what stays free of a budget, by device, "all" for every device without an entry of its own; None for a tenth
-            of what was detected and nothing of what was given.
+        headroom: what stays free of a budget, by device, "all" for every device without an entry of its own, for which a
+            single value is short; None for a tenth of what was detected and nothing of what was given.
         mode: whether something may lie on cpu and disk ("any"), not on disk ("no_disk"), or on accelerators only.
         dtype: what the weights will be loaded as; None for what they are.
         special_dtypes: element type by name of a tensor, against ``dtype``.
@@ -269,7 +306,7 @@ class Settings:
 
     strategy: Strategy = Auto()
     max_memory: Mapping[_Device, _Bytes] | None = setting(default={}, whole=True)
-    headroom: Mapping[_Device, _Headroom] | None = None
+    headroom: Mapping[_Device, _Headroom] | None = setting(default=None, scalar_key="all")
     mode: Mode = "any"
     dtype: _DType | None = None
     special_dtypes: Mapping[_Name, _DType] = setting(default={})
