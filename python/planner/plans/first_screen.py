@@ -115,7 +115,9 @@ def device_lines(devices: tuple[DevicePlan, ...], *, runs: bool = True) -> tuple
         runs: it is a plan that will run, so that full devices are worth a remark.
     """
     has_accelerator = any(device.kind == "accelerator" and device.budget_bytes for device in devices)
-    rests = [has_accelerator and device.kind != "accelerator" or device.kind == "disk" for device in devices]
+    rests = [
+        (has_accelerator and device.kind != "accelerator") or device.kind == "disk" for device in devices
+    ]
     shown = [
         device.used_bytes if is_rest else left_bytes(device)
         for device, is_rest in zip(devices, rests, strict=True)

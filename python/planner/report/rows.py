@@ -59,8 +59,8 @@ def plan_rows(plan: Plan, tree: ModuleTree | None = None) -> Rows:
 
     Args:
         plan: the plan.
-        tree: the model it was made for. Without it, rows are the names in the plan, and bytes are those that its decisions
-            compared: of units, so a tied module's bytes stand at the unit's first name.
+        tree: the model it was made for. Without it, rows are the names in the plan, down to its blocks; where the plan does not
+            tell the bytes of blocks, they are those that its decisions compared.
 
     Raises:
         PlanMismatchError: the tree is not the one that was planned: other bytes, or names that it does not have.
@@ -112,18 +112,24 @@ def uncounted_notices(rows: Rows) -> list[str]:
 
 def _told_by_plan(plan: Plan) -> tuple[list[str], dict[str, int | float]]:
     """Names in a plan, and the bytes of those that decisions placed."""
-    named = dict.fromkeys(plan.device_map)
+    named = dict.fromkeys(plan.block_bytes)  # first, for they stand in the order of execution
+    named.update(dict.fromkeys(plan.device_map))
     named.update(dict.fromkeys(plan.execution_map))
     named.update(dict.fromkeys(reason.name for reason in plan.reasons))
     names = preorder(named)
-    counted = set(PLACING) - set(_GOING_ALONG)
-    own = {reason.name: reason.needed_bytes for reason in plan.reasons if reason.rule in counted}
+    own = dict(plan.block_bytes) or _compared_bytes(plan)
     sizes: dict[str, int | float] = dict.fromkeys(names, 0)
     for name in reversed(names):
         sizes[name] += own.get(name, 0)
         if name:
             sizes[name.rpartition(".")[0]] += sizes[name]
     return names, sizes
+
+
+def _compared_bytes(plan: Plan) -> dict[str, int]:
+    """Bytes of a plan that was written before plans had those of blocks: what decisions compared."""
+    counted = set(PLACING) - set(_GOING_ALONG)
+    return {reason.name: reason.needed_bytes for reason in plan.reasons if reason.rule in counted}
 
 
 def _planned_layout(plan: Plan, tree: ModuleTree) -> Layout:
