@@ -47,7 +47,8 @@ PAGES = {
             *_below("plans.parts", "Source DevicePlan Certificate Reason Shortfall Setting"),
             *_below("plans.runs", "runs_of Run"),
             *_below("plans.diff", "PlanDiff PlanDifference UsageDifference"),
-            *_below("plans.wording", "sentence notices first_device_of"),
+            *_below("plans.notices", "notices Notice"),
+            *_below("plans.wording", "sentence first_device_of"),
         ),
     ),
     "settings": Page(

@@ -18,7 +18,8 @@ from pages import Page, read_page
 
 from planner import Plan
 from planner.plans.notebook import snippet
-from planner.plans.wording import WORDS, notices
+from planner.plans.notices import notices
+from planner.plans.wording import WORDS
 from planner.report.html import html_report
 from planner.report.rows import plan_rows
 
@@ -109,7 +110,7 @@ def test_the_devices_are_there_without_any_script(made: Any) -> None:
     ]
     assert values == expected
     text = "".join(page.text)
-    assert all(notice in text for notice in notices(plan))
+    assert all(notice.text in text for notice in notices(plan))
 
 
 def test_bars_are_as_long_as_their_parts() -> None:

@@ -245,7 +245,7 @@ def _build(files: CheckpointFiles, headers: Headers, known: Architecture | None)
         quantised=quantised,
     )
     tree = ModuleTree(columns, known.no_split if known else ())
-    notes = tuple(_notes(headers, names, known, doubled, columns.non_persistent()))
+    notes = tuple(_notes(headers, names, known, doubled))
     return _Built(tree=tree, notes=notes)
 
 
@@ -262,7 +262,6 @@ def _notes(
     names: LiveNames,
     known: Architecture | None,
     doubled: Sequence[str],
-    non_persistent: Sequence[str],
 ) -> Iterator[str]:
     foreign = headers.foreign()
     if foreign:
@@ -276,8 +275,6 @@ def _notes(
         yield f"{len(names.dropped)} tensors are of layers that {described} does not load; not counted"
     if names.unknown:
         yield f"{_shown(names.unknown)} not known of {described}; counted all the same"
-    if non_persistent:
-        yield f"{_shown(non_persistent)} of the model but in no file, being buffers that are not saved; counted as nothing"
 
 
 def _shown(names: Sequence[str]) -> str:

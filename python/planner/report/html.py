@@ -10,8 +10,8 @@ from importlib.resources import files
 
 from planner.model.tree import ModuleTree
 from planner.plans.notebook import devices_table, markup
+from planner.plans.notices import notices
 from planner.plans.plan import Plan
-from planner.plans.wording import notices
 from planner.report.payload import page_json, payload
 from planner.report.rows import plan_rows, uncounted_notices
 
@@ -55,7 +55,7 @@ def html_report(plan: Plan, tree: ModuleTree | None = None) -> str:
         "script": script,
         "headline": markup(headline),
         "devices": devices_table(plan.devices),
-        "notices": _items([*uncounted_notices(rows), *notices(plan)]),
+        "notices": _items([*uncounted_notices(rows), *map(str, notices(plan))]),
         "settings": _settings_rows(plan),
         "certificate": _certificate_rows(plan),
         "data": page_json(payload(plan, rows)),
