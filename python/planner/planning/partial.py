@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from planner.devices.keys import DeviceKey
@@ -12,13 +13,13 @@ from planner.model.blocks import Blocks, is_usable
 from planner.names import device_of
 from planner.planning.automatic import plan_auto
 from planner.planning.block_bytes import block_bytes
-from planner.planning.problem import Problem, device_plan
+from planner.planning.problem import Problem, device_plan, offloaded_bytes
 from planner.planning.sequential import plan_sequential
+from planner.plans.device_map import DeviceMap
 from planner.plans.no_plan import NoPlan
-from planner.plans.parts import DeviceUsage
+from planner.plans.parts import Certificate, DeviceUsage, PlanParts
 from planner.plans.places import LEFT_OVER
 from planner.plans.plan import Plan
-from planner.plans.runs import Run
 from planner.settings.keywords import PlanSettings
 from planner.settings.schema import Auto
 
@@ -59,35 +60,47 @@ def partial_plan(
     problem = Problem.of(source, config, settings, checkpoint, remote=remote)
     blocks = _blocks(problem, error)
     device_map = _homes(blocks, error)
-    runs = tuple(
-        _run(name, size, device_of(name, device_map))
-        for name, size in block_bytes(blocks, device_map, {}).items()
-    )
+    sizes = block_bytes(blocks, device_map, {})
+    homes = {name: _home(name, device_map) for name in sizes}
     used: Counter[DeviceKey] = Counter()
-    for run in runs:
-        used[run.home] += run.size_bytes or 0
+    for name, size in sizes.items():
+        used[homes[name]] += size
     devices = tuple(
         device_plan(budget, _usage(budget.device, budget.budget_bytes, used[budget.device]), 0)
         for budget in problem.device_budgets
     )
-    account = problem.account(
-        blocks, (device_map, {}), reasons=tuple, shortfall=lambda: None, minimum_bytes=dict
-    )
+    account = problem.account(blocks, (homes, {}), reasons=tuple, shortfall=lambda: None, minimum_bytes=dict)
     return NoPlan(
-        source=account.source,
-        devices=devices,
-        blocks=runs,
+        attempt=PlanParts(
+            devices=devices,
+            device_map=DeviceMap(homes),
+            execution_map={},
+            offloaded_bytes=offloaded_bytes(devices),
+            certificate=_NOT_KNOWN,
+            account=account,
+        ),
         more_bytes=error.more_bytes,
         named_bytes=_named_bytes(problem, account.source.total_bytes),
         smaller_formats=getattr(error, "smaller_formats", {}),
         is_proven=bool(error.is_proven),
-        settings=account.settings,
     )
 
 
-def _run(name: str, size_bytes: int, found: DeviceKey | None) -> Run:
-    home = LEFT_OVER if found is None else found
-    return Run(name, name, 1, size_bytes, home, home)
+# Of an attempt nothing is known.
+_NOT_KNOWN = Certificate(
+    proven=False,
+    lower_bound_bytes=0,
+    gap_bytes=0,
+    returns=0,
+    returns_lower_bound=0,
+    steps=0,
+    stage="in_order",
+)
+
+
+def _home(name: str, device_map: Mapping[str, DeviceKey]) -> DeviceKey:
+    found = device_of(name, device_map)
+    return LEFT_OVER if found is None else found
 
 
 def _usage(device: DeviceKey, budget_bytes: int, used_bytes: int) -> DeviceUsage:

@@ -9,12 +9,11 @@ from typing import Literal
 from planner.plans.advice import Advice, advice, is_too_full, left_bytes
 from planner.plans.columns import in_one_unit
 from planner.plans.no_plan import NoPlan
-from planner.plans.parts import DevicePlan
-from planner.plans.plan import Plan
+from planner.plans.notices import Notice, notices
+from planner.plans.parts import DevicePlan, PlanParts
 from planner.plans.runs import blocks_of
 from planner.plans.strip import Piece, strip_of
 from planner.plans.verdict import holds_all, model_facts, verdict
-from planner.plans.wording import notices
 
 Tone = Literal["good", "bad", "no"]
 
@@ -62,10 +61,12 @@ class FirstScreen:
     devices: tuple[DeviceLine, ...]
     strip: tuple[Piece, ...]
     advice: tuple[Advice, ...]
-    notices: tuple[str, ...]
+    notices: tuple[Notice, ...]
 
 
-def first_screen(plan: Plan | NoPlan, *, is_shell: bool = True, remarks: Sequence[str] = ()) -> FirstScreen:
+def first_screen(
+    plan: PlanParts | NoPlan, *, is_shell: bool = True, remarks: Sequence[str] = ()
+) -> FirstScreen:
     """The first screen of a plan, or of the attempt at one.
 
     Args:
@@ -83,27 +84,28 @@ def first_screen(plan: Plan | NoPlan, *, is_shell: bool = True, remarks: Sequenc
         >>> print(screen.name, screen.facts, screen.verdict, sep="; ")
         Sequential; float32, 1.56 KiB, 4 layers; Does not fit on GPU 0: 1.17 KiB rest in RAM and are streamed for each token.
     """
+    said = [Notice("bad", remark) for remark in remarks]
     if isinstance(plan, NoPlan):
         return FirstScreen(
             name=plan.source.name or "the model",
             facts=model_facts(plan.source),
             verdict=plan.verdict,
             tone="no",
-            devices=device_lines(plan.devices, runs=False),
+            devices=device_lines(plan.attempt.devices, runs=False),
             strip=strip_of(plan.blocks),
             advice=plan.advice(is_shell=is_shell),
-            notices=(*remarks, *plan.source.notes),
+            notices=(*said, *notices(plan.attempt, beyond_verdict=True)),
         )
     blocks = blocks_of(plan)
     return FirstScreen(
-        name=plan.source.name or "the model",
-        facts=model_facts(plan.source),
+        name=plan.account.source.name or "the model",
+        facts=model_facts(plan.account.source),
         verdict=verdict(plan, blocks),
         tone="good" if holds_all(plan) else "bad",
         devices=device_lines(plan.devices),
         strip=strip_of(blocks),
         advice=advice(plan, is_shell=is_shell),
-        notices=(*remarks, *notices(plan, beyond_verdict=True)),
+        notices=(*said, *notices(plan, beyond_verdict=True)),
     )
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from planner.devices.keys import DeviceKey
 from planner.plans.advice import Advice, Room, fitting_formats, more_room
 from planner.plans.columns import one_size
-from planner.plans.parts import DevicePlan, Setting, Source
+from planner.plans.parts import PlanParts, Source
 from planner.plans.places import LEFT_OVER, listed_places
-from planner.plans.runs import Run
+from planner.plans.runs import Run, blocks_of
 
 __all__ = ["NoPlan"]
 
@@ -20,24 +20,28 @@ class NoPlan:
     """The best attempt at a plan.
 
     Args:
-        source: what was to be planned.
-        devices: with what the attempt placed there.
-        blocks: each a run of its own, in the order of execution; the home of what has no place is ``LEFT_OVER``.
+        attempt: what it placed; what has no place has the home ``LEFT_OVER``.
         more_bytes: by device, what alone would be enough; None where the strategy does not look for it.
         named_bytes: by device that was not named, with how much of it there would be a plan.
         smaller_formats: by format, about how many bytes the whole model would have.
         is_proven: there is none; otherwise none was found.
-        settings: by path, who said what.
     """
 
-    source: Source
-    devices: tuple[DevicePlan, ...]
-    blocks: tuple[Run, ...]
+    attempt: PlanParts
     more_bytes: Mapping[DeviceKey, int] | None
     named_bytes: Mapping[DeviceKey, int]
     smaller_formats: Mapping[str, int]
     is_proven: bool
-    settings: Mapping[str, Setting]
+
+    @property
+    def source(self) -> Source:
+        """What was to be planned."""
+        return self.attempt.account.source
+
+    @property
+    def blocks(self) -> tuple[Run, ...]:
+        """Each block as a run of its own, in the order of execution."""
+        return blocks_of(self.attempt)
 
     @property
     def left_bytes(self) -> int:
@@ -87,11 +91,13 @@ class NoPlan:
     def _rooms(self) -> tuple[Room, ...]:
         """Capacities, less what offloaded blocks may need to run."""
         largest = max((run.size_bytes or 0 for run in self.blocks), default=0)
-        return tuple(Room.of(device, 3 * largest) for device in self.devices)
+        return tuple(Room.of(device, 3 * largest) for device in self.attempt.devices)
 
     def _less_headroom(self, more_bytes: Mapping[DeviceKey, int]) -> Iterator[str]:
         enough = [
-            device for device in self.devices if 0 < more_bytes.get(device.id, 0) <= device.headroom_bytes
+            device
+            for device in self.attempt.devices
+            if 0 < more_bytes.get(device.id, 0) <= device.headroom_bytes
         ]
         if enough:
             sizes = " and ".join(dict.fromkeys(one_size(device.headroom_bytes) for device in enough))

@@ -6,32 +6,11 @@ from collections.abc import Sequence
 
 from planner.devices.keys import DeviceKey
 from planner.plans.bars import Part, device_classes
+from planner.plans.colours import DEVICE_COLOURS
 from planner.spelling import one_line
 
 __all__ = ["PART_CHARACTERS", "device_characters", "device_styles", "shown"]
 
-# Legible on black and on white, and apart from each other; rich finds the nearest where a terminal has fewer.
-_COLOURS = {
-    "a0": "#2f6fc4",
-    "a1": "#d145c1",
-    "a2": "#18a440",
-    "a3": "#8535ce",
-    "a4": "#219ba2",
-    "a5": "#067128",
-    "a6": "#9e427b",
-    "a7": "#9879b9",
-    "a8": "#9563fe",
-    "a9": "#828f67",
-    "a10": "#42607e",
-    "a11": "#4f4de3",
-    "a12": "#5880f5",
-    "a13": "#608208",
-    "a14": "#a81ba3",
-    "a15": "#c57118",
-    "cpu": "#946d00",
-    "disk": "#766858",
-    "rest": "default",
-}
 # Blocks that every font has, one column wide; the second is for terminals with nothing but ASCII.
 _CHARACTERS = {
     **{
@@ -58,7 +37,7 @@ def device_styles(ids: Sequence[DeviceKey]) -> tuple[str, ...]:
         >>> device_styles([0, 1, "cpu"])
         ('#2f6fc4', '#d145c1', '#946d00')
     """
-    return tuple(_COLOURS[name] for name in device_classes(ids))
+    return tuple(DEVICE_COLOURS[name] for name in device_classes(ids))
 
 
 def device_characters(ids: Sequence[DeviceKey], *, is_ascii: bool = False) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from planner.report.terminal_strip import strip_lines
 
 __all__ = ["PlanView", "plan_view"]
 
+_MARKS = {"bad": " !", "hint": " i"}
 _TONES = {"good": "bold green", "bad": "bold yellow", "no": "bold red"}
 
 
@@ -73,7 +74,7 @@ class PlanView:
             yield Text()
         yield from self._advice(is_ascii, options.max_width)
         if screen.notices:
-            notices = ((" !", [notice]) for notice in screen.notices)
+            notices = ((_MARKS[notice.kind], [notice.text]) for notice in screen.notices)
             yield _grid(notices, "bold yellow", 1, is_ascii=is_ascii)
 
     def _advice(self, is_ascii: bool, width: int) -> Iterator[Table]:
