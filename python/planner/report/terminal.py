@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
 from rich.text import Text
 
 from planner.plans.first_screen import FirstScreen, first_screen
@@ -18,7 +18,9 @@ from planner.report.terminal_strip import strip_lines
 
 __all__ = ["PlanView", "plan_view"]
 
-_MARKS = {"bad": " !", "hint": " i"}
+_Row: TypeAlias = tuple[str, str, list[str]]  # mark, its style, lines
+
+_MARKS = {"bad": " ! ", "hint": " i "}
 _TONES = {"good": "bold green", "bad": "bold yellow", "no": "bold red"}
 
 
@@ -70,34 +72,29 @@ class PlanView:
             known = list(dict.fromkeys([*devices, *others]))
             yield Text()
             yield from strip_lines(screen.strip, known, is_ascii=is_ascii, width=options.max_width)
-        if screen.advice or screen.notices:
+        rows = [*self._advice(options.max_width), *self._notices()]
+        if rows:
             yield Text()
-        yield from self._advice(is_ascii, options.max_width)
-        if screen.notices:
-            notices = ((_MARKS[notice.kind], [notice.text]) for notice in screen.notices)
-            yield _grid(notices, "bold yellow", 1, is_ascii=is_ascii)
+        for mark, style, lines in rows:
+            words = "\n".join(shown(line, is_ascii=is_ascii) for line in lines)
+            # Wrapped words keep clear of their mark.
+            for number, line in enumerate(Text(words).wrap(console, options.max_width - len(mark))):
+                yield Text.assemble((mark if number == 0 else " " * len(mark), style), line)
 
-    def _advice(self, is_ascii: bool, width: int) -> Iterator[Table]:
+    def _advice(self, width: int) -> Iterator[_Row]:
         """What to do: in a line each, or where that is too long, a line for each way."""
-        rows = []
+        longest = max((len(each.aim) for each in self.screen.advice), default=0)
         for each in self.screen.advice:
             in_one_line = ", or ".join(each.ways)
-            fits = max(len(advice.aim) for advice in self.screen.advice) + 3 + len(in_one_line) <= width
-            rows.append((f" {each.aim}", [in_one_line] if fits else _or_lines(each.ways)))
-        if rows:
-            yield _grid(rows, "bold", 2, is_ascii=is_ascii)
+            fits = longest + 3 + len(in_one_line) <= width
+            yield f" {each.aim:<{longest}}  ", "bold", [in_one_line] if fits else _or_lines(each.ways)
+
+    def _notices(self) -> Iterator[_Row]:
+        for notice in self.screen.notices:
+            yield _MARKS[notice.kind], "bold yellow", [notice.text]
 
 
 def _or_lines(ways: Sequence[str]) -> list[str]:
     first, *others = ways
     lines = [first, *(f"or {way}" for way in others)]
     return [*(f"{line}," for line in lines[:-1]), lines[-1]]
-
-
-def _grid(rows: Iterable[tuple[str, Sequence[str]]], style: str, gap: int, *, is_ascii: bool) -> Table:
-    """Lines with a mark or an aim before them, which keeps clear when they wrap."""
-    grid = Table.grid(padding=(0, gap, 0, 0))
-    for mark, lines in rows:
-        words = "\n".join(shown(line, is_ascii=is_ascii) for line in lines)
-        grid.add_row(Text(mark, style=style), Text(words))
-    return grid

@@ -39,7 +39,7 @@ def strip_lines(
         for row in rows:
             yield from drawing.row(row, min(_WIDEST, width - 2))
     else:
-        yield from drawing.list(pieces, width)
+        yield from drawing.listed(pieces, width)
 
 
 def place_words(piece: Piece) -> str:
@@ -88,7 +88,7 @@ class _Drawing:
         yield above
         yield below
 
-    def list(self, pieces: Sequence[Piece], width: int) -> Iterator[Text]:
+    def listed(self, pieces: Sequence[Piece], width: int) -> Iterator[Text]:
         """A line for each piece."""
         shown_pieces = pieces if len(pieces) <= _MOST_LINES else pieces[: _MOST_LINES - 1]
         label_width = max(len(self._shown(piece.label)) for piece in shown_pieces)
