@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from planner.devices.keys import DeviceKey
+from planner.plans.places import listed_places, place_name, runner_name
 from planner.plans.runs import Run
 
-__all__ = ["Piece", "strip_of"]
+__all__ = ["Piece", "place_words", "strip_of"]
 
 _MOST_PIECES = 40  # from here on, pieces that repeat by turns are one
 _LONGEST = 14  # characters of a name
@@ -58,6 +59,20 @@ def strip_of(blocks: Sequence[Run]) -> tuple[Piece, ...]:
     groups = groupby(found, lambda block: (block.run.home, block.run.runs_on, block.list_name))
     pieces = [_piece(list(group), heads) for _, group in groups]
     return tuple(pieces if len(pieces) <= _MOST_PIECES else _by_turns(found, heads))
+
+
+def place_words(piece: Piece) -> str:
+    """Where a piece lies and, where that is another device, where it runs.
+
+    Example:
+        >>> place_words(Piece("0-3", 4, 100, "cpu", 0)), place_words(Piece("0-3", 8, 100, 0, 0, ("cpu",)))
+        ('RAM → runs on GPU 0', 'GPU 0 and RAM by turns')
+    """
+    if piece.turns:
+        return f"{listed_places([piece.home, *piece.turns])} by turns"
+    if piece.runs_on == piece.home:
+        return place_name(piece.home)
+    return f"{place_name(piece.home)} → runs on {runner_name(piece.runs_on)}"
 
 
 def _numbered(block: Run) -> _Block:

@@ -8,12 +8,11 @@ from rich.text import Text
 
 from planner.devices.keys import DeviceKey
 from planner.plans.columns import in_one_unit
-from planner.plans.places import listed_places, place_name, runner_name
-from planner.plans.strip import Piece
+from planner.plans.strip import Piece, place_words
 from planner.report.device_looks import device_characters, device_styles, shown
 from planner.report.terminal_bars import characters
 
-__all__ = ["place_words", "strip_lines"]
+__all__ = ["strip_lines"]
 
 _WIDEST = 110  # cells of a strip
 _MOST_ROWS = 3  # before a list reads better
@@ -40,20 +39,6 @@ def strip_lines(
             yield from drawing.row(row, min(_WIDEST, width - 2))
     else:
         yield from drawing.listed(pieces, width)
-
-
-def place_words(piece: Piece) -> str:
-    """Where a piece lies and, where that is another device, where it runs.
-
-    Example:
-        >>> place_words(Piece("0-3", 4, 100, "cpu", 0)), place_words(Piece("0-3", 8, 100, 0, 0, ("cpu",)))
-        ('RAM → runs on GPU 0', 'GPU 0 and RAM by turns')
-    """
-    if piece.turns:
-        return f"{listed_places([piece.home, *piece.turns])} by turns"
-    if piece.runs_on == piece.home:
-        return place_name(piece.home)
-    return f"{place_name(piece.home)} → runs on {runner_name(piece.runs_on)}"
 
 
 class _Drawing:
