@@ -51,6 +51,7 @@ class Details {
   }
 
   #sentences(node) {
+    if (node.home === SEVERAL && !node.isRun) return []; // each block inside has its own
     const found = this.reasons.of(node.row);
     const all = node.isRun ? found.filter((reason) => node.row <= reason.row) : found;
     const sentences = all.slice(0, MOST_REASONS).map((reason) => [this.reasons.sentence(reason)]);

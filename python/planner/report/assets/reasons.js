@@ -7,6 +7,7 @@ class Reasons {
     this.rows = rows;
     this.words = data.words;
     this.undecided = data.undecided;
+    this.places = new Map(data.devices.map(({ id, place }) => [id, place]));
     this.whyNotWords = data.whyNot;
     this.rooms = data.rooms.map((room) => room.map((size) => (size === null ? Infinity : Number(size))));
     this.ranks = data.ranks;
@@ -40,7 +41,7 @@ class Reasons {
   sentence(reason) {
     const values = {
       name: this.rows.full[reason.row],
-      device: reason.device,
+      device: this.places.get(reason.device) ?? reason.device,
       needed: String(reason.needed),
       available: reason.available === null ? "unlimited" : String(reason.available),
     };
