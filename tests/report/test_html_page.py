@@ -15,12 +15,12 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from colours import oklab
 from drawn_models import MIB, Decoder, offloaded, renamed, resident, sequential, with_device_map
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pages import Page, read_page
 from screens import refused
-from test_terminal import oklab
 
 from planner import Plan
 from planner.model.tree import ModuleTree
@@ -302,9 +302,9 @@ def test_a_notebook_is_not_commanded_either(word: str) -> None:
     for said in ("plain", word):
         data["source"]["name"] = data["devices"][0]["name"] = said
         data["source"]["notes"] = [said]
-        data["block_bytes"][0][0] = said
+        data["block_bytes"][0][0] = said.replace(".", "")
         pages.append(read_page(Plan.from_json(json.dumps(data))._repr_html_()))
-    assert len(skeleton(pages[0])) == len(skeleton(pages[1])) or "." in word
+    assert len(skeleton(pages[0])) == len(skeleton(pages[1]))
 
 
 # ---- opening it

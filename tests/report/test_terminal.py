@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from colours import oklab
 from drawn_models import MIB, Decoder, offloaded, renamed, resident, sequential, with_device_map
 from hypothesis import given
 from hypothesis import strategies as st
@@ -134,22 +135,6 @@ def test_a_terminal_without_unicode_gets_ascii() -> None:
     text = file.buffer.getvalue().decode("ascii")
     assert "####" in text and "RAM -> runs on GPU 0" in text
     assert "gr\\xf6\\xdfe" in text
-
-
-def oklab(colour: str) -> tuple[float, float, float]:
-    """Source: Björn Ottosson, A perceptual color space for image processing, 2020."""
-    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    r, g, b = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
-    long, medium, short = (
-        (0.4122214708 * r + 0.5363325363 * g + 0.0514459929 * b) ** (1 / 3),
-        (0.2119034982 * r + 0.6806995451 * g + 0.1073969566 * b) ** (1 / 3),
-        (0.0883024619 * r + 0.2817188376 * g + 0.6299787005 * b) ** (1 / 3),
-    )
-    return (
-        0.2104542553 * long + 0.7936177850 * medium - 0.0040720468 * short,
-        1.9779984951 * long - 2.4285922050 * medium + 0.4505937099 * short,
-        0.0259040371 * long + 0.7827717662 * medium - 0.8086757660 * short,
-    )
 
 
 def test_sixteen_devices_can_be_told_apart() -> None:

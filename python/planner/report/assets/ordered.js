@@ -8,10 +8,8 @@ function inStrips(items, box) {
   const scale = (box.width * box.height) / total;
   const placed = [];
   let y = box.y;
-  for (let start = 0; start < shown.length;) {
-    const end = stripEnd(shown, start, box.width, scale);
-    const strip = shown.slice(start, end);
-    const height = (scale * strip.reduce((sum, item) => sum + item.size, 0)) / box.width;
+  for (const strip of cutStrips(shown, box.width, scale)) {
+    const height = stripHeight(strip, box.width, scale);
     let x = box.x;
     for (const item of strip) {
       const width = height > 0 ? (item.size * scale) / height : 0;
@@ -19,23 +17,36 @@ function inStrips(items, box) {
       x += width;
     }
     y += height;
-    start = end;
   }
   return placed;
 }
 
-// How far a strip goes before its rectangles are, on average, further from squares.
-function stripEnd(items, start, width, scale) {
-  let sum = 0, inverse = 0, last = Infinity;
-  for (let end = start; end < items.length; end++) {
-    const area = items[end].size * scale;
-    sum += area;
-    inverse += 1 / area;
-    const count = end - start + 1, height = sum / width;
-    // Of each, width / height or its inverse, whichever is above 1; both on average, which needs two sums and no list.
-    const average = Math.max(sum / (height * height), inverse * height * height) / count;
-    if (average > last) return end;
-    last = average;
+// Each strip goes on as long as its rectangles come nearer to squares; what is left for the last may be better off before.
+function cutStrips(items, width, scale) {
+  const strips = [];
+  let strip = [];
+  for (const item of items) {
+    const longer = [...strip, item];
+    if (strip.length && elongation(longer, width, scale) > elongation(strip, width, scale)) {
+      strips.push(strip);
+      strip = [item];
+    } else strip = longer;
   }
-  return items.length;
+  const before = strips.at(-1);
+  if (before) {
+    const apart = Math.max(elongation(before, width, scale), elongation(strip, width, scale));
+    if (elongation([...before, ...strip], width, scale) < apart) strip = [...strips.pop(), ...strip];
+  }
+  return [...strips, strip];
+}
+
+function stripHeight(strip, width, scale) {
+  return (scale * strip.reduce((sum, item) => sum + item.size, 0)) / width;
+}
+
+// How far the rectangles of a strip are from squares, on average.
+function elongation(strip, width, scale) {
+  const height = stripHeight(strip, width, scale);
+  const ratios = strip.map((item) => (item.size * scale) / (height * height));
+  return ratios.reduce((sum, ratio) => sum + Math.max(ratio, 1 / ratio), 0) / strip.length;
 }
