@@ -141,7 +141,9 @@ def device_lines(devices: tuple[DevicePlan, ...], *, runs: bool = True) -> tuple
 def _left(device: DevicePlan, number: str, *, is_rest: bool) -> str:
     if is_rest:
         return f"{number} of weights rest here" if device.used_bytes else "unused"
-    return f"{number} left" if number != "no limit" else number
+    if number == "no limit":
+        return number
+    return f"{number} left" if left_bytes(device) else "nothing left"
 
 
 def _percent(device: DevicePlan) -> str:
