@@ -156,11 +156,5 @@ class Plan(PlanParts):
         )
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: bytes by device as bars and numbers."""
-        return snippet(
-            self.devices,
-            blocks=self.source.blocks,
-            total_bytes=self.source.total_bytes,
-            offloaded_bytes=self.offloaded_bytes,
-            proof=self.certificate.proof,
-        )
+        """What a notebook shows: the verdict, bars, the strip, and what to do."""
+        return snippet(self)
