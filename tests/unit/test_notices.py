@@ -56,7 +56,9 @@ def test_bad_news_is_first_and_names_devices_as_people_do() -> None:
 
 def test_equal_cards_are_one_way() -> None:
     plan = planner.plan(model_of(10, 10, 10, 10), max_memory={0: 15, 1: 15, 2: 15, "cpu": 100})
-    assert ("hint", "With 5 B more on one of GPUs 0-2, everything would be on the accelerators.") in told(plan)
+    assert ("hint", "With 5 B more on one of GPUs 0-2, everything would be on the accelerators.") in told(
+        plan
+    )
 
 
 def test_what_is_to_know_of_a_model_is_a_hint_unless_it_puts_bytes_in_doubt() -> None:
@@ -67,6 +69,6 @@ def test_what_is_to_know_of_a_model_is_a_hint_unless_it_puts_bytes_in_doubt() ->
 
 def with_source(plan: Plan, change: Callable[[Any], Any]) -> Plan:
     account = plan.account
-    parts = ("block_bytes", "reasons", "shortfall", "minimum_bytes", "settings", "provenance")
+    parts = ("names", "block_bytes", "reasons", "shortfall", "minimum_bytes", "settings", "provenance")
     made = {part: (lambda part=part: getattr(account, part)) for part in parts}
     return replace(plan, account=Account(source=lambda: change(account.source), **made))
