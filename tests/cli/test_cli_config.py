@@ -94,7 +94,7 @@ def test_a_line_break_in_an_option_does_not_become_a_setting(command: Command, l
 
 def test_one_key_of_budgets_is_shown_as_an_update(command: Command) -> None:
     done = command("config", "show", "--set", "max_memory.0=5B")
-    assert done.stdout.startswith("max_memory: !update\n  0: \"5B\"  # ")
+    assert done.stdout.startswith('max_memory: !update\n  0: "5B"  # ')
     Path("one.yaml").write_text(done.stdout)
     Path("planner.yaml").write_text("max_memory: {0: 10GiB, cpu: 30GiB}\n")
     changed = answer(command("config", "show", "--json", "--config", "one.yaml"))

@@ -220,7 +220,10 @@ def test_none_is_all_that_there_is_at_every_door() -> None:
 def test_rows_of_a_file_are_read_as_settings_are(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"cuda:0": "800.5B", "cpu": "1KB"}\n{"xpu:1": 8e9}\n')
-    assert read_budget_rows(str(file)) == [BudgetRow(None, {0: 800, "cpu": 1000}), BudgetRow(None, {1: 8 * 10**9})]
+    assert read_budget_rows(str(file)) == [
+        BudgetRow(None, {0: 800, "cpu": 1000}),
+        BudgetRow(None, {1: 8 * 10**9}),
+    ]
     for line in (
         '{"0": 1, "cuda:0": 2}',
         '{"0": NaN}',

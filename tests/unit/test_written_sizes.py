@@ -67,7 +67,9 @@ def test_more_than_any_device_holds_is_an_error_that_says_so(size: str) -> None:
         stack().arguments(["--set", f"max_memory.0={size}"]).resolve()
 
 
-@given(st.integers(min_value=0, max_value=1 << 60) | st.integers(0, 1 << 30).map(lambda count: count * 1000**2))
+@given(
+    st.integers(min_value=0, max_value=1 << 60) | st.integers(0, 1 << 30).map(lambda count: count * 1000**2)
+)
 def test_a_dump_is_read_back_wherever_it_is_put(size: int) -> None:
     assert parse_bytes(exact_bytes(size)) == size
     resolved = stack().set(max_memory={0: size}, headroom={"cpu": size}).resolve()

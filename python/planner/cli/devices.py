@@ -12,6 +12,7 @@ from planner.cli.exits import OK
 from planner.cli.output import show_table, write, write_json
 from planner.cli.parsing import Command
 from planner.cli.waiting import saying
+from planner.devices.absence import no_accelerator
 from planner.devices.detect import FreeMemory, free_devices, free_disk, free_host_memory
 from planner.units import format_bytes
 
@@ -37,8 +38,9 @@ def command(offload_folder: str | None, as_json: bool) -> int:
     show_table(("device", "free", "shares", "said by"), rows, right=("free",))
     if has_torch:
         write(f"detected in {seconds:.1f} s, nearly all of it importing torch")
-    else:
-        write("accelerators are not listed: they are found by torch, which is not installed")
+    absence = no_accelerator()
+    if absence is not None:
+        write(absence)
     return OK
 
 

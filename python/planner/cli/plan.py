@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import click
 
+from planner.checkpoint.source import Opened
 from planner.cli.arguments import example_option, json_option, model_argument, remote_option
 from planner.cli.exits import OK
 from planner.cli.files import STANDARD_STREAM, write_file
 from planner.cli.fleet import plan_fleet
 from planner.cli.output import json_text, show, write_json_text, write_remark
 from planner.cli.parsing import Command, given_options
-from planner.cli.settings import remark_file, settings_of, takes_settings
+from planner.cli.settings import SettingsStack, remark_file, settings_of, takes_settings
 from planner.cli.sources import open_model
 from planner.cli.waiting import saying
+from planner.devices.absence import no_accelerator
 from planner.errors import InvalidInputError
 from planner.model.tree import ModuleTree
 from planner.planning import plan
@@ -62,8 +64,7 @@ def command(
             )
         return plan_fleet(open_model(model, example, remote=remote), stack, budgets, output, as_json=as_json)
     opened = open_model(model, example, remote=remote)
-    with saying("planning"):
-        made = plan(opened, config=stack)
+    made = _plan(opened, stack)
     text = made.to_json()
     _write(output, text, "the plan")
     _write(device_map, json_text(made.device_map), "its device map")
@@ -86,6 +87,19 @@ def _show(made: Plan, tree: ModuleTree) -> None:
     from planner.report.terminal import plan_view
 
     show(plan_view(made, tree))
+
+
+def _plan(opened: Opened, stack: SettingsStack) -> Plan:
+    """The plan; where no device was named, also that there is no accelerator, and why."""
+    if stack.resolve().config.max_memory:
+        with saying("planning"):
+            return plan(opened, config=stack)
+    with saying("importing torch, to find accelerators"):
+        absence = no_accelerator()
+    if absence is not None:
+        write_remark(absence)
+    with saying("planning"):
+        return plan(opened, config=stack)
 
 
 def _refuse_two_answers(as_json: bool, *files: str | None) -> None:

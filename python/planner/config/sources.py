@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -95,6 +94,8 @@ def _toml(text: str) -> dict[str, object]:
     if long_key:
         line = text.count("\n", 0, long_key.start()) + 1
         raise SourceError(f"line {line}: a key of more than {MAX_DEPTH} parts")
+    import tomllib  # few have a TOML file, and every command starts here
+
     return parsed(tomllib.loads, text, "TOML")
 
 

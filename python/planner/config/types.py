@@ -7,9 +7,9 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import linecache
 import os
 import pathlib
-import textwrap
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -296,19 +296,37 @@ def is_constant(default: object) -> bool:
 
 def place_of(cls: type, name: str = "") -> str:
     """``file.py:line`` of a field in the body of a class, or of the class itself; its module if it has no source."""
-    file, lines = _source_lines(cls)
-    return f"{file}:{lines[name]}" if name in lines else file
+    try:
+        file = inspect.getsourcefile(cls)
+    except TypeError:  # typed in at a prompt
+        file = None
+    line = _lines_of(file).get((cls.__qualname__, name)) if file else None
+    return f"{os.path.basename(file)}:{line}" if file and line else os.path.basename(file or cls.__module__)
 
 
 @functools.cache
-def _source_lines(cls: type) -> tuple[str, Mapping[str, int]]:
-    """The file of a class, and the line of each field; the class itself stands under the empty name."""
+def _lines_of(file: str) -> Mapping[tuple[str, str], int]:
+    """The line of each class and of each of its fields; a class itself stands under the empty name.
+
+    A file is parsed once for all of its classes: ``inspect.getsourcelines`` parses it for each.
+    """
+    found: dict[tuple[str, str], int] = {}
+
+    def visit(node: ast.AST, inside: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ClassDef):
+                name = f"{inside}{child.name}"
+                found[name, ""] = min([child.lineno, *(each.lineno for each in child.decorator_list)])
+                fields = [item for item in child.body if isinstance(item, ast.AnnAssign)]
+                found.update({(name, ast.unparse(item.target)): item.lineno for item in fields})
+                visit(child, f"{name}.")
+            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                visit(child, f"{inside}{child.name}.<locals>.")
+            elif isinstance(child, ast.stmt):
+                visit(child, inside)
+
     try:
-        source, start = inspect.getsourcelines(cls)
-        tree = ast.parse(textwrap.dedent("".join(source))).body[0]
-    except (OSError, TypeError, SyntaxError):  # typed in at a prompt, or without its source
-        return cls.__module__, {}
-    assert isinstance(tree, ast.ClassDef)
-    fields = {ast.unparse(item.target): item for item in tree.body if isinstance(item, ast.AnnAssign)}
-    lines = {name: start + item.lineno - 1 for name, item in {"": tree, **fields}.items()}
-    return os.path.basename(inspect.getsourcefile(cls) or cls.__module__), lines
+        visit(ast.parse("".join(linecache.getlines(file))), "")
+    except SyntaxError:  # edited since it was imported
+        return {}
+    return found

@@ -192,7 +192,8 @@ def _process_limits(used_bytes: int) -> Iterator[tuple[int, str]]:
     except ModuleNotFoundError:  # Windows, whose processes have no such limits
         return
     for name in ("RLIMIT_AS", "RLIMIT_DATA"):
-        limit = resource.getrlimit(getattr(resource, name))[0]
+        which = getattr(resource, name, None)  # not every system has each
+        limit = resource.RLIM_INFINITY if which is None else resource.getrlimit(which)[0]
         if limit != resource.RLIM_INFINITY:
             yield max(0, limit - used_bytes), name
 
