@@ -98,8 +98,8 @@ class Tree:
     def knows(self, names: list[str]) -> list[bool]:
         """For each name, whether a row has it."""
 
-    def non_persistent(self) -> list[str]:
-        """Names of the buffers that are not saved with the model."""
+    def name_kinds(self) -> list[tuple[list[tuple[str, int]], list[tuple[str, int]]]]:
+        """By kind, its named and its numbered members with their kinds, which come before it; the model's is the last."""
 
     def class_bases(self) -> list[tuple[str, list[str]]]:
         """Each class of modules once, with its own name and those of its bases, in the order in which methods are looked up."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -11,7 +12,7 @@ from typing import Any, Final
 from planner.checkpoint.source import Opened, open_source
 from planner.choices import RankName
 from planner.config import Resolved, Stack
-from planner.config.problem import Rank
+from planner.config.problem import Origin, Rank, path_text
 from planner.config.resolved_node import ResolvedNode
 from planner.devices.budgets import DeviceBudget, device_budgets
 from planner.devices.keys import DeviceKey
@@ -23,8 +24,10 @@ from planner.model.layout import Layout, repeated
 from planner.model.tree import ModuleTree
 from planner.planning.block_bytes import block_bytes
 from planner.planning.formats import SmallerFormats, loaded_as
+from planner.plans.known_names import KnownNames
 from planner.plans.parts import Account, DevicePlan, DeviceUsage, Reason, Setting, Shortfall, Source, doubts
 from planner.settings.schema import Settings
+from planner.spelling import one_line, shown
 
 _RANK_NAMES: Final[Mapping[Rank, RankName]] = {
     Rank.DEFAULT: "default",
@@ -33,6 +36,9 @@ _RANK_NAMES: Final[Mapping[Rank, RankName]] = {
     Rank.USER: "user",
     Rank.DERIVED: "derived",
 }
+
+_CODE: Final = re.compile(r"(keyword arguments|import) at ")
+_NO_FILES: Final = ("keyword arguments", "import", "environment", "command line argument", "live ")
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,7 @@ class Problem:
         """The story of a plan of this problem, with its device map and execution map and what its strategy says of it."""
         return Account(
             source=partial(_source, blocks, self.opened, self.settings.dtype),
+            names=partial(_names, self.opened),
             block_bytes=partial(block_bytes, blocks, *maps),
             reasons=reasons,
             shortfall=partial(self._shortfall, shortfall),
@@ -162,7 +169,7 @@ class Problem:
         return dict(sorted(found.items()))
 
     def _provenance(self) -> dict[str, str]:
-        return {_dotted(path): str(node.origin) for path, node in self._leaves()}
+        return {_dotted(path): _said_by(node.origin) for path, node in self._leaves()}
 
     def _leaves(self) -> list[tuple[tuple[Any, ...], ResolvedNode]]:
         """The settings with one value each, without budgets that this problem replaces."""
@@ -201,8 +208,27 @@ def _understood(
         return stack.imported(opened.facts).resolve(), opened
     except InvalidConfigError as error:
         resolved = stack.resolve()
-        note = f"the model's configuration makes no sense ({error.problems[0]}); its facts are left out"
+        note = f"the model's configuration makes no sense ({_first_problem(error)}); its facts are left out"
         return resolved, replace(opened, notes=(*opened.notes, note))
+
+
+def _first_problem(error: InvalidConfigError) -> str:
+    """What is wrong with which values, without the folder that they were read in."""
+    problem = error.problems[0]
+    values = [f"{path_text(each.path)} = {shown(each.value)}" for each in problem.words]
+    return ", ".join((f"{path_text(problem.path)}: {problem.what}", *values))
+
+
+def _said_by(origin: Origin) -> str:
+    """Who said a value, without lines of code and folders: these differ where the same is planned."""
+    note = f" ({origin.note})" if origin.note else ""
+    rank = origin.rank.name.lower()
+    if origin.rank not in (Rank.IMPORTED, Rank.USER):
+        return one_line(f"{rank}{note}")
+    code = _CODE.match(origin.where)
+    where = code[1] if code else origin.where
+    is_file = not where.startswith(_NO_FILES)
+    return one_line(f"{rank} · {os.path.basename(where) if is_file else where}{note}")
 
 
 def _no_split_classes(tree: ModuleTree, named: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -227,6 +253,10 @@ def _source(blocks: Blocks, opened: Opened, dtype: object) -> Source:
         format=opened.format(dtype),
         layers=opened.tree.columns.layer_count(),
     )
+
+
+def _names(opened: Opened) -> KnownNames:
+    return KnownNames.of(opened.tree.columns.name_kinds())
 
 
 def _dotted(path: tuple[Any, ...]) -> str:

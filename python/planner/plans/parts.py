@@ -11,6 +11,7 @@ from typing import Any
 from planner.choices import DeviceKind, RankName, ReasonRule, SourceKind, Stage
 from planner.devices.keys import DeviceKey
 from planner.plans.device_map import DeviceMap, Own
+from planner.plans.known_names import KnownNames
 
 BEFORE_QUANTIZATION = "sizes are those before quantization, which only a checkpoint's files tell"
 """A note that puts every number of bytes in doubt; it is shown wherever bytes are."""
@@ -188,13 +189,15 @@ class Account:
     """The story of a plan, which most callers never ask for: each part is made when it is first read.
 
     Args:
-        source, block_bytes, reasons, shortfall, minimum_bytes, settings, provenance: make the property of that name; pure.
+        source, names, block_bytes, reasons, shortfall, minimum_bytes, settings, provenance: make the property of that name;
+            pure.
     """
 
     def __init__(
         self,
         *,
         source: Callable[[], Source],
+        names: Callable[[], KnownNames],
         block_bytes: Callable[[], Mapping[str, int]],
         reasons: Callable[[], tuple[Reason, ...]],
         shortfall: Callable[[], Shortfall | None],
@@ -202,7 +205,7 @@ class Account:
         settings: Callable[[], Mapping[str, Setting]],
         provenance: Callable[[], Mapping[str, str]],
     ) -> None:
-        self._source, self._block_bytes = source, block_bytes
+        self._source, self._names, self._block_bytes = source, names, block_bytes
         self._reasons, self._shortfall = reasons, shortfall
         self._minimum_bytes, self._settings, self._provenance = minimum_bytes, settings, provenance
 
@@ -210,6 +213,11 @@ class Account:
     def source(self) -> Source:
         """What was planned."""
         return self._source()
+
+    @cached_property
+    def names(self) -> KnownNames:
+        """Every name of the model's modules and tensors."""
+        return self._names()
 
     @cached_property
     def block_bytes(self) -> Mapping[str, int]:
