@@ -45,8 +45,10 @@ PAGES = {
         (
             *("plan", "plan_many", "explain", "Plan"),
             *_below("plans.parts", "Source DevicePlan Certificate Reason Shortfall Setting"),
+            *_below("plans.runs", "runs_of Run"),
             *_below("plans.diff", "PlanDiff PlanDifference UsageDifference"),
-            *_below("plans.wording", "sentence notices first_device_of"),
+            *_below("plans.notices", "notices Notice"),
+            *_below("plans.wording", "sentence first_device_of"),
         ),
     ),
     "settings": Page(
@@ -125,7 +127,12 @@ PAGES = {
     "pictures": Page(
         "Pictures",
         "See [pictures](../pictures.md).",
-        (*_below("report.terminal", "plan_view"), *_below("report.html", "html_report")),
+        (
+            *_below("report.terminal", "plan_view"),
+            *_below("report.html", "html_report"),
+            *_below("report.showing", "show"),
+            *_below("planning.partial", "partial_plan"),
+        ),
     ),
     "configuration": Page(
         "Layered configuration",

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from click.testing import Result
 from torch import nn
-from typer.testing import Result
 
 Command = Callable[..., Result]
 

@@ -30,6 +30,7 @@ MAY_USE_TORCH = (
     "model/carried.py",
     "devices/keys.py",
     "devices/detect.py",
+    "devices/absence.py",
     "compat/",
     "dispatching/",
     "verification/",

@@ -68,6 +68,10 @@ class Tree:
             describe_tensor: elements, dtype and stored bytes of a tensor of any other class, by itself and its name.
         """
 
+    @staticmethod
+    def beside(class_name: str, models: list[tuple[str, Tree]]) -> Tree:
+        """Whole models from files below one root, by name and in order."""
+
     def __len__(self) -> int:
         """Rows, the root included."""
 
@@ -79,6 +83,12 @@ class Tree:
     def tensor_count(self) -> int: ...
     @property
     def held_bytes(self) -> int: ...
+    def bytes_by_dtype(self) -> list[tuple[str, int]]:
+        """Stored bytes of each element type, as torch or the files name it."""
+
+    def layer_count(self) -> int:
+        """Length of the main list of repeated layers; 0 without one."""
+
     def names(self) -> list[str]:
         """Of all rows but the root: ``len(self) - 1``."""
 
@@ -88,8 +98,8 @@ class Tree:
     def knows(self, names: list[str]) -> list[bool]:
         """For each name, whether a row has it."""
 
-    def non_persistent(self) -> list[str]:
-        """Names of the buffers that are not saved with the model."""
+    def name_kinds(self) -> list[tuple[list[tuple[str, int]], list[tuple[str, int]]]]:
+        """By kind, its named and its numbered members with their kinds, which come before it; the model's is the last."""
 
     def class_bases(self) -> list[tuple[str, list[str]]]:
         """Each class of modules once, with its own name and those of its bases, in the order in which methods are looked up."""
@@ -354,9 +364,16 @@ class Headers:
     def read(paths: list[str], shown: list[str], index: Index | None) -> Headers:
         """Reads headers; ``shown`` are the paths as messages have them."""
 
+    @staticmethod
+    def read_gguf(paths: list[str], shown: list[str]) -> tuple[Headers, dict[str, int | float | bool | str]]:
+        """Reads the headers of the files of one GGUF model, in order; also what the first says of the model, without lists."""
+
     def __len__(self) -> int: ...
     def names(self) -> list[str]:
         """By tensor."""
+
+    def rows(self) -> list[tuple[str, str, list[int], int]]:
+        """By tensor, name, type, shape and bytes; of GGUF files, the innermost dimension first."""
 
     def foreign(self) -> list[str]:
         """Names that the index does not list."""

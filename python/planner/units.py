@@ -14,6 +14,12 @@ _FACTORS = {
     **{f"{prefix}b": 1000**power for power, prefix in enumerate("kmgtp", start=1)},
     **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgtp", start=1)},
 }
+_UNITS = {
+    f"{prefix}{kind}B": base**power
+    for kind, base in (("i", 1024), ("", 1000))
+    for power, prefix in enumerate("KMGTP", start=1)
+}
+_SHORT = {prefix: 1024**power for power, prefix in enumerate("kmgtp", start=1)}
 _GRAMMAR = "a number of bytes, or a number with KB, MB, GB, TB, PB, KiB, MiB, GiB, TiB or PiB, as in '5.5GiB'"
 
 
@@ -29,13 +35,14 @@ def is_bit_spelling(text: str) -> bool:
     return len(unit) == 2 and unit.endswith("b")
 
 
-def parse_bytes(text: str, *, lower_b_is_bits: bool = False) -> int:
+def parse_bytes(text: str, *, lower_b_is_bits: bool = False, takes_short_units: bool = False) -> int:
     """Bytes meant by a size in words.
 
     Args:
         text: a number, optionally followed by a unit; blanks around the unit are allowed.
         lower_b_is_bits: read "Gb" as gigabits, as accelerate does; otherwise such a spelling is refused,
             because its writers meant bytes as often as bits.
+        takes_short_units: read "G" as GiB, as docker and SLURM do, and likewise K, M, T and P; accelerate refuses them.
 
     Returns:
         Whole bytes, rounded down.
@@ -48,11 +55,12 @@ def parse_bytes(text: str, *, lower_b_is_bits: bool = False) -> int:
         the rounding (a float product, truncated).
 
     Example:
-        >>> parse_bytes("1.5 GiB"), parse_bytes("900"), parse_bytes("2TB")
-        (1610612736, 900, 2000000000000)
+        >>> parse_bytes("1.5 GiB"), parse_bytes("900"), parse_bytes("2TB"), parse_bytes("24G", takes_short_units=True)
+        (1610612736, 900, 2000000000000, 25769803776)
     """
     match = _SIZE.fullmatch(text) if len(text) <= _LONGEST else None
-    factor = _FACTORS.get(match.group(2).lower()) if match else None
+    factors = _FACTORS | _SHORT if takes_short_units else _FACTORS
+    factor = factors.get(match.group(2).lower()) if match else None
     if match is None or factor is None:
         raise InvalidByteSizeError(
             f"size {text[:_LONGEST]!r} is not in a valid format: write {_GRAMMAR}", text=text
@@ -67,6 +75,22 @@ def parse_bytes(text: str, *, lower_b_is_bits: bool = False) -> int:
     if value == float("inf"):
         raise InvalidByteSizeError(f"size {text!r} is not finite", text=text)
     return int(number) if number.isdigit() and factor == 1 else int(value) // (8 if bits else 1)
+
+
+def exact_bytes(count_bytes: int) -> str:
+    """A size to be read back: the shortest spelling with a unit that is the same to the byte.
+
+    Example:
+        >>> exact_bytes(25769803776), exact_bytes(24 * 10**9), exact_bytes(1537)
+        ('24GiB', '24GB', '1537B')
+    """
+    spellings = [f"{count_bytes}B"]
+    spellings += [
+        f"{count_bytes // factor}{unit}"
+        for unit, factor in _UNITS.items()
+        if count_bytes and count_bytes % factor == 0
+    ]
+    return min((text for text in spellings if parse_bytes(text) == count_bytes), key=len)
 
 
 def format_bytes(count_bytes: float) -> str:

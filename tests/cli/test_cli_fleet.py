@@ -11,7 +11,7 @@ import pytest
 import planner
 from command_line import Command, llama_bytes
 
-ROWS = [{"0": "64KiB"}, {"0": "1KiB"}, {"0": 3000, "1": 2000, "cpu": "1MiB"}]
+ROWS = [{"0": "64KiB"}, {"0": "1KiB"}, {"0": "3000B", "1": "2000B", "cpu": "1MiB"}]
 
 
 def write_rows(rows: list[Any], name: str = "rows.jsonl") -> str:
@@ -49,7 +49,9 @@ def test_a_file_without_budgets_is_no_success(command: Command, llama: str) -> N
 
 
 def test_rows_come_from_standard_input_and_go_to_a_file(command: Command, llama: str) -> None:
-    done = command("plan", llama, "--budgets", "-", "-o", "plans.jsonl", stdin='{"0": "64KiB"}\n\n{"0": 5}\n')
+    done = command(
+        "plan", llama, "--budgets", "-", "-o", "plans.jsonl", stdin='{"0": "64KiB"}\n\n{"0": "5B"}\n'
+    )
     assert (done.exit_code, done.stdout) == (1, "")
     assert [line["feasible"] for line in lines_of(Path("plans.jsonl").read_text())] == [True, False]
 

@@ -70,7 +70,7 @@ def test_settings_reach_the_plan(command: Command, llama: str) -> None:
 
 
 def test_headroom_of_all_and_of_one(command: Command, llama: str) -> None:
-    options = ["-d", "0=10000", "-d", "1=20000", "--headroom", "5%", "--headroom", "1=7"]
+    options = ["-d", "0=10000B", "-d", "1=20000B", "--headroom", "5%", "--headroom", "1=7B"]
     made = planner.Plan.from_json(command("plan", llama, *options, "--json").stdout)
     assert [device.headroom_bytes for device in made.devices] == [500, 7]
 
@@ -107,14 +107,14 @@ def test_a_plan_is_judged_by_its_own_budgets_and_types(command: Command, llama: 
     """Also where the plan counts other types than the files have, and where an option says otherwise."""
     half = llama_bytes() // 2
     assert (
-        command("plan", llama, "-d", f"0={half}", "--dtype", "float8_e4m3fn", "-o", "plan.json").exit_code
+        command("plan", llama, "-d", f"0={half}B", "--dtype", "float8_e4m3fn", "-o", "plan.json").exit_code
         == 0
     )
     done = command("check", llama, "plan.json")
     assert (done.exit_code, done.stdout) == (0, "valid\n")
     done = command("check", llama, "plan.json", "--dtype", "bfloat16")
     assert (done.exit_code, "device 0 would hold" in done.stdout) == (1, True)
-    done = command("check", llama, "plan.json", "-d", "0=10")
+    done = command("check", llama, "plan.json", "-d", "0=10B")
     assert (done.exit_code, "of 10 B" in done.stdout) == (1, True)
     data = json.loads(Path("plan.json").read_text())
     data["devices"][0]["budget_bytes"] = 10
@@ -130,14 +130,14 @@ def test_without_budgets_none_are_judged_and_it_says_so(command: Command, llama:
 
 def test_every_fault_of_a_map_is_listed(command: Command, llama: str) -> None:
     Path("map.json").write_text(json.dumps({"model": 0, "lm_haed": 1}))
-    done = command("check", llama, "map.json", "-d", "0=1000")
+    done = command("check", llama, "map.json", "-d", "0=1000B")
     used = llama_bytes() - 32 * 8 * 2
     assert done.exit_code == 1
     assert "lm_head.weight is on no device" in done.stdout
     assert f"device 0 would hold {format_bytes(used)} of 1000 B" in done.stdout
     assert "key 'lm_haed' matches nothing in the model; the nearest name is 'lm_head'" in done.stdout
     assert done.stdout.splitlines()[-1] == "not valid"
-    found = answer(command("check", llama, "map.json", "-d", "0=1000", "--json"))
+    found = answer(command("check", llama, "map.json", "-d", "0=1000B", "--json"))
     assert found["valid"] is False
     assert {finding["rule"] for finding in found["findings"]} == {"uncovered", "over-budget", "unknown-key"}
 
@@ -157,7 +157,7 @@ def test_classes_and_ties_are_those_of_the_model(command: Command, llama: str) -
 
 def test_bytes_are_judged_in_the_dtype_that_is_asked_for(command: Command, llama: str) -> None:
     Path("map.json").write_text('{"": 0}')
-    budget = ("-d", f"0={llama_bytes()}")
+    budget = ("-d", f"0={llama_bytes()}B")
     assert command("check", llama, "map.json", *budget).exit_code == 0
     assert command("check", llama, "map.json", *budget, "--dtype", "fp32").exit_code == 1
 
@@ -200,7 +200,7 @@ def test_a_model_without_tensors_is_a_model(command: Command) -> None:
     Path("empty.safetensors").write_bytes((8).to_bytes(8, "little") + b"{}      ")
     assert answer(command("sizes", "empty.safetensors", "--json")) == {"total_bytes": 0, "sizes": {}}
     assert command("sizes", "empty.safetensors").exit_code == 0
-    assert command("plan", "empty.safetensors", "-d", "0=5").exit_code == 0
+    assert command("plan", "empty.safetensors", "-d", "0=5B").exit_code == 0
     assert command("check", "empty.safetensors", "-", stdin="{}").exit_code == 0
 
 
@@ -231,14 +231,14 @@ def test_sizes_before_quantisation_are_told_wherever_bytes_are_shown(
         command("plan", model, "-d", "0=1GiB", "-o", plan)
         command("plan", model, "-d", "0=1GiB", "-d", "1=1GiB", "--fill", "even", "-o", f"other-{name}.json")
         Path("map.json").write_text('{"": 0}')
-        Path("rows.jsonl").write_text('{"0": 10}\n')
+        Path("rows.jsonl").write_text('{"0": "10B"}\n')
         calls = (
             ("plan", model, "-d", "0=1GiB"),
-            ("plan", model, "-d", "0=10"),
+            ("plan", model, "-d", "0=10B"),
             ("plan", model, "--budgets", "rows.jsonl"),
             ("sizes", model),
             ("sizes", model, "--depth", "0"),
-            ("check", model, "map.json", "-d", "0=10"),
+            ("check", model, "map.json", "-d", "0=10B"),
             ("explain", plan, "lm_head"),
             ("diff", plan, f"other-{name}.json"),
         )

@@ -17,7 +17,7 @@ from planner.errors import (
     InvalidTreeError,
     PlannerError,
 )
-from planner.plans.wording import notices
+from planner.plans.notices import notices
 
 STRATEGIES = ("auto", "sequential", "balanced", "balanced_low_0")
 every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)

@@ -17,7 +17,7 @@ import planner
 from generators import case
 from planner.errors import InfeasibleError
 from planner.model.tree import ModuleTree
-from planner.plans.wording import notices
+from planner.plans.notices import Notice, notices
 from planner.strategies.modes import ModeProblem
 from planner.strategies.sequential import Layout, Outcome, Reserve, sequential
 
@@ -227,10 +227,8 @@ def test_the_number_is_in_the_plan_its_json_and_its_notices() -> None:
         again = planner.Plan.from_json(found.to_json())
         assert again == found
         assert dict(again.minimum_bytes) == {0: 5}
-        assert (
-            "0 holds no weights; with a budget of 5 B, the others as they are, it would get some."
-            in notices(found)
-        )
+        told = "GPU 0 holds no weights; with a budget of 5 B, the others as they are, it would get some."
+        assert Notice("hint", told) in notices(found)
 
 
 def test_auto_tells_of_an_accelerator_that_holds_nothing_and_why() -> None:
@@ -239,10 +237,10 @@ def test_auto_tells_of_an_accelerator_that_holds_nothing_and_why() -> None:
     assert dict(tight.minimum_bytes) == {1: None}
     assert '"minimum_bytes":{"1":null}' in tight.to_json()
     assert planner.Plan.from_json(tight.to_json()) == tight
-    (told,) = [text for text in notices(tight) if text.startswith("1 holds no weights")]
-    assert told == "1 holds no weights: it has room for 5 B, and the smallest block offloaded needs 20 B."
-    roomy = planner.plan(model, max_memory={0: 60, 1: 60}, strategy={"fill": "in_order"})
-    assert "1 holds no weights; everything fits without it." in notices(roomy)
+    (told,) = [str(each) for each in notices(tight) if str(each).startswith("GPU 1 holds no weights")]
+    assert told == "GPU 1 holds no weights: it has room for 5 B, and the smallest block offloaded needs 20 B."
+    roomy = planner.plan(model, max_memory={0: 61, 1: 60}, strategy={"fill": "in_order"})
+    assert notices(roomy) == (), "everything fits without it, so nobody has to do anything"
     assert "minimum_bytes" not in planner.plan(model, max_memory={0: 60}).to_json()
 
 

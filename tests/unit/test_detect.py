@@ -208,6 +208,16 @@ def test_each_accelerator_has_what_its_driver_says(machine: Machine) -> None:
     assert found[1].origin == "torch.fake.mem_get_info(1)"
 
 
+def test_a_card_has_the_name_that_its_driver_says(machine: Machine) -> None:
+    cards = backend([3 * GIB, 5 * GIB])
+    names = ["NVIDIA GeForce RTX 4090", ""]
+    cards.get_device_properties = lambda index: SimpleNamespace(name=names[index])  # type: ignore[attr-defined]
+    machine.accelerator(cards)
+    assert [free.name for free in free_devices()] == ["NVIDIA GeForce RTX 4090", None, None]
+    assert [budget.name for budget in device_budgets({}, None)] == ["NVIDIA GeForce RTX 4090", None, None]
+    assert [budget.name for budget in device_budgets({0: GIB}, None)] == [None], "said, not detected"
+
+
 def test_what_the_allocator_holds_and_does_not_use_is_free(machine: Machine) -> None:
     machine.accelerator(backend([3 * GIB, 5 * GIB], reserved=[4 * GIB, GIB], allocated=[GIB, GIB]))
     first, second, _ = free_devices()

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
+from pathlib import Path
 from typing import Any, cast
 
 from planner.checkpoint.transforms import Transform
@@ -14,7 +14,7 @@ from planner.checkpoint.transforms import Transform
 Form = tuple[str, list[str], list[tuple[str, list[int]]], list[tuple[str, bool]]]
 """A module: class, parameters, children with the numbers of the forms they may have, buffers and whether they are saved."""
 
-_TABLE = "architectures.jsonl"
+_TABLE = Path(__file__).with_name("architectures.jsonl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +146,7 @@ def known_architecture(name: str) -> Architecture | None:
     Cost: the table is read line by line and one line is parsed.
     """
     wanted = f'{{"name":{json.dumps(name)},'.encode()
-    with resources.files("planner.checkpoint").joinpath(_TABLE).open("rb") as table:
+    with _TABLE.open("rb") as table:
         for line in table:
             if line.startswith(wanted):
                 return Architecture.from_record(json.loads(line))
@@ -155,5 +155,5 @@ def known_architecture(name: str) -> Architecture | None:
 
 def class_of_type(model_type: str) -> str | None:
     """The class that a ``model_type`` is loaded as where a configuration names none."""
-    with resources.files("planner.checkpoint").joinpath(_TABLE).open("rb") as table:
+    with _TABLE.open("rb") as table:
         return cast("str | None", json.loads(next(table))["types"].get(model_type))

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from planner.checkpoint.reading import fault, read_regular, system_reason
@@ -99,6 +100,18 @@ def is_store(folder: str) -> bool:
     return os.path.isdir(os.path.join(folder, "snapshots")) and os.path.basename(
         os.path.abspath(folder)
     ).startswith(_STORE)
+
+
+def repository_of(folder: Path) -> str | None:
+    """The repository of which a folder in the cache is a snapshot.
+
+    Example:
+        >>> repository_of(Path("hub/models--org--llama/snapshots/0a1b"))
+        'org/llama'
+    """
+    store = folder.parent.parent.name
+    is_snapshot = folder.parent.name == "snapshots" and store.startswith(_STORE)
+    return store.removeprefix(_STORE).replace("--", "/") if is_snapshot else None
 
 
 def snapshot_in(store: str, revision: str = _MAIN) -> str:

@@ -3,57 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from planner.checkpoint.adapter import Adapter, base_files, base_name, is_adapter, open_adapter, read_adapter
 from planner.checkpoint.architecture import Architecture
-from planner.checkpoint.describe import architecture_record, meta_model
-from planner.checkpoint.files import CheckpointFiles, Headers, find_files
+from planner.checkpoint.building import build, open_files, quantization, shown_names
+from planner.checkpoint.describe import architecture_record
+from planner.checkpoint.files import CheckpointFiles, files_at, find_files
+from planner.checkpoint.gguf import is_gguf, open_gguf
 from planner.checkpoint.hub_cache import HubName, find_snapshot, hub_name
-from planner.checkpoint.hub_remote import remote_folder
-from planner.checkpoint.known import class_name, find_architecture, has_transformers
-from planner.checkpoint.names import LiveNames, live_names, names_as_stored
-from planner.checkpoint.reading import fault, printable
-from planner.choices import SourceKind
+from planner.checkpoint.hub_remote import RemoteFolder, remote_folder
+from planner.checkpoint.opened import Opened
+from planner.checkpoint.pipeline import is_pipeline, open_pipeline
+from planner.checkpoint.place import Place, locate
+from planner.checkpoint.reading import fault
 from planner.config.layer import Layer
 from planner.errors import CheckpointError, InvalidInputError
-from planner.model.layout import Layout
 from planner.model.tree import ModuleTree
-from planner.names import listed
-from planner.plans.parts import BEFORE_QUANTIZATION
-from planner.settings.model_facts import import_config, import_values
+from planner.settings.model_facts import import_values
 from planner.spelling import shown
 
-_QUANTISED = ("quantization_config", "compression_config")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
-    """A tree, and where it is from.
-
-    Args:
-        tree: modules and tensors.
-        kind: a live "module", the files of a "checkpoint", or a "config" alone.
-        facts: what the model's configuration says of it, read when it was opened; None where it has none.
-        notes: what a reader of the plan should know of its names and sizes.
-        stored: the tensors of the files, where they are not the tree itself.
-    """
-
-    tree: ModuleTree
-    kind: SourceKind
-    facts: Layer | None = None
-    notes: tuple[str, ...] = ()
-    stored: ModuleTree | None = None
-
-    def sizes(self, dtype: Any, special_dtypes: Mapping[str, Any]) -> dict[str, int]:
-        """Bits of single tensors that the tree itself does not know: those that the files hold for a live model."""
-        if self.stored is None:
-            return {}
-        known = self.stored.uncovered((), "saved")[1]
-        special = {name: special_dtypes[name] for name in known if name in special_dtypes}
-        sizes = Layout(self.stored, dtype=dtype, special_dtypes=special).stored_sizes()
-        return {name: int(sizes[name] * 8) for name in known if name in sizes}
+__all__ = ["Opened", "open_source"]
 
 
 def open_source(
@@ -62,8 +34,8 @@ def open_source(
     """A tree of whatever can be planned.
 
     Args:
-        source: a live model, a flattened tree, or the path of a checkpoint: a folder, a safetensors file, an index or a
-            ``config.json``; or what was opened before, which is returned.
+        source: a live model, a flattened tree, or the path of a checkpoint: a folder, a safetensors or GGUF file, an index or
+            a ``config.json``, the folder of an adapter or of a pipeline; or what was opened before, which is returned.
         remote: whether a name that is not in the hub's cache is asked of the hub, which needs huggingface_hub.
         checkpoint: for a live model, files whose tensors' sizes count instead of the model's own.
 
@@ -78,7 +50,7 @@ def open_source(
                 f"checkpoint={shown(checkpoint)} needs a live model; the source is a checkpoint itself"
             )
         name = _absent_name(os.fsdecode(source)) if remote else None
-        return _from_files(find_files(source)) if name is None else _from_hub(name)
+        return _open_place(locate(source), remote=remote) if name is None else _from_hub(name)
     if remote:
         raise InvalidInputError(
             "remote=True needs the name of a model on the hub; the source is a model already"
@@ -88,9 +60,32 @@ def open_source(
             raise InvalidInputError(f"checkpoint={shown(checkpoint)} needs a live model, not a flattened one")
         return source if isinstance(source, Opened) else Opened(tree=source, kind="module")
     tree = ModuleTree.from_module(source)
-    facts, notes = _live_facts(source)
-    opened = Opened(tree=tree, kind="module", facts=facts, notes=notes)
+    said = _live_config(source)
+    opened = Opened(
+        tree=tree, kind="module", facts=said.facts, notes=said.notes, quantization=said.quantization
+    )
     return opened if checkpoint is None else _beside_files(source, opened, find_files(checkpoint))
+
+
+def _open_place(place: Place, *, remote: bool = False) -> Opened:
+    """What lies in one place, whatever its format."""
+    # A file can be read in a folder that cannot be listed.
+    names = place.names() if place.file is None or os.access(place.folder, os.R_OK) else [place.file]
+    if is_adapter(place, names):
+        return _with_base(read_adapter(place, names), remote=remote)
+    if is_pipeline(place, names):
+        return open_pipeline(place)
+    if is_gguf(place, names):
+        return open_gguf(place, names)
+    return open_files(files_at(place))
+
+
+def _with_base(adapter: Adapter, *, remote: bool) -> Opened:
+    name = base_name(adapter) if remote else None
+    if name is None or _is_cached(name):
+        return open_adapter(adapter, base_files(adapter))
+    with remote_folder(name) as folder:
+        return open_adapter(adapter, _fetched(folder, name))
 
 
 def _absent_name(source: str) -> HubName | None:
@@ -103,63 +98,59 @@ def _is_cached(name: HubName) -> bool:
     """Whether the cache has the weights, too: a tokenizer, a configuration or another revision is often alone there."""
     try:
         snapshot = find_snapshot(name)
-        return snapshot is not None and bool(find_files(snapshot).weights)
+        if snapshot is None:
+            return False
+        place = Place(name=snapshot, folder=snapshot)
+        names = place.names()
+        is_other = any(holds(place, names) for holds in (is_adapter, is_pipeline, is_gguf))
+        return is_other or bool(files_at(place).weights)
     except CheckpointError:
         return False
 
 
 def _from_hub(name: HubName) -> Opened:
     with remote_folder(name) as folder:
-        files = find_files(folder.path)
-        folder.fetch_headers(files.weights)
-        return _from_files(replace(files, name=name.text, config_path=f"{name.repo}/config.json"))
+        place = Place(name=folder.path, folder=folder.path)
+        names = place.names()
+        if is_adapter(place, names):
+            adapter = read_adapter(place, names)
+            folder.fetch_headers([adapter.file.path])
+            return replace(_with_base(adapter, remote=True), named=name.repo)
+        if is_pipeline(place, names) or is_gguf(place, names):
+            what = "a pipeline" if is_pipeline(place, names) else "of GGUF files"
+            raise fault(
+                name.repo, f"is {what}, which is read on this machine only: `{name.download_command}`"
+            )
+        return replace(open_files(_fetched(folder, name)), named=name.repo)
 
 
-def _live_facts(model: Any) -> tuple[Layer | None, tuple[str, ...]]:
-    """Facts from a live model's configuration, and a note if it does not tell them."""
+def _fetched(folder: RemoteFolder, name: HubName) -> CheckpointFiles:
+    files = find_files(folder.path)
+    folder.fetch_headers(files.weights)
+    return replace(files, name=name.text, config_path=f"{name.repo}/config.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LiveConfig:
+    """What a live model's configuration says, and a note where it does not tell it."""
+
+    facts: Layer | None = None
+    quantization: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def _live_config(model: Any) -> _LiveConfig:
     config: Any = getattr(model, "config", None)
     if not (hasattr(config, "to_dict") and hasattr(config, "model_type")):
-        return None, ()
+        return _LiveConfig()
     try:
-        return import_config(config), ()
+        values = config.to_dict()
+        facts = import_values(values, f"live {type(config).__name__}")
+        return _LiveConfig(facts=facts, quantization=quantization(values))
     except Exception as error:  # noqa: BLE001 (others' code, and no fact decides a plan)
         words = f"{type(error).__name__}: {error}"
-        return None, (f"the model's configuration cannot be read ({words[:200]}); its facts are left out",)
-
-
-def _file_facts(files: CheckpointFiles) -> Layer | None:
-    return import_values(files.config, files.config_path) if files.config else None
-
-
-def _from_files(files: CheckpointFiles) -> Opened:
-    if not files.weights:
-        return _from_config(files)
-    headers = files.read_headers()
-    known = find_architecture(files.config, files.config_path)
-    built = _build(files, headers, known.architecture)
-    return Opened(
-        tree=built.tree,
-        kind="checkpoint",
-        facts=_file_facts(files),
-        notes=(*known.notes, *built.notes),
-    )
-
-
-def _from_config(files: CheckpointFiles) -> Opened:
-    """A model that has no files: sizes are those that its class makes of the configuration."""
-    name = class_name(files.config)
-    if name is None:
-        raise fault(files.config_path, "names no model: it has neither architectures nor a known model_type")
-    if not has_transformers():
-        raise fault(
-            files.config_path, f"has no weights beside it; sizes of {name} need transformers and torch"
-        )
-    try:
-        model = meta_model(name, files.config, files.config_path)
-    except ValueError as error:
-        raise fault(files.config_path, str(error)) from error
-    notes = (BEFORE_QUANTIZATION,) if _is_quantised(files.config) else ()
-    return Opened(tree=ModuleTree.from_module(model), kind="config", facts=_file_facts(files), notes=notes)
+        note = f"the model's configuration cannot be read ({words[:200]}); its facts are left out"
+        return _LiveConfig(notes=(note,))
 
 
 def _beside_files(model: Any, opened: Opened, files: CheckpointFiles) -> Opened:
@@ -169,71 +160,13 @@ def _beside_files(model: Any, opened: Opened, files: CheckpointFiles) -> Opened:
     architecture = None
     if hasattr(model, "base_model_prefix") and hasattr(model, "_keys_to_ignore_on_load_unexpected"):
         architecture = Architecture.from_record(architecture_record(model))
-    built = _build(files, files.read_headers(), architecture)
+    built = build(files, files.read_headers(), architecture)
     stored = built.tree.uncovered((), "saved")[1]
     missing = opened.tree.uncovered(stored, "saved")[1]
-    own = tuple(f"{_shown(missing)} not in the files, counted as in the model" for _ in missing[:1])
-    return replace(opened, notes=(*opened.notes, *built.notes, *own), stored=built.tree)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Built:
-    tree: ModuleTree
-    notes: tuple[str, ...]
-
-
-def _build(files: CheckpointFiles, headers: Headers, known: Architecture | None) -> _Built:
-    quantised = _is_quantised(files.config)
-    names = (
-        names_as_stored(headers, quantised=quantised)
-        if known is None
-        else live_names(headers, known, files.config, quantised=quantised)
+    own = tuple(f"{shown_names(missing)} not in the files, counted as in the model" for _ in missing[:1])
+    return replace(
+        opened,
+        notes=(*opened.notes, *built.notes, *own),
+        stored=built.tree,
+        quantization=quantization(files.config) or opened.quantization,
     )
-    ties = [pair for rule in known.ties if rule.holds(files.config) for pair in rule.pairs] if known else []
-    columns, doubled = headers.tree(
-        names.targets,
-        list(known.forms) if known else [],
-        dict(known.bases) if known else {},
-        shown=printable(files.name),
-        by_name=names.by_name,
-        dropped=set(names.dropped),
-        tied=ties,
-        quantised=quantised,
-    )
-    tree = ModuleTree(columns, known.no_split if known else ())
-    notes = tuple(_notes(headers, names, known, doubled, columns.non_persistent()))
-    return _Built(tree=tree, notes=notes)
-
-
-def _is_quantised(config: Mapping[str, Any]) -> bool:
-    inner = config.get("text_config")
-    said = (config, inner if isinstance(inner, dict) else {})
-    return any(isinstance(part.get(key), dict) for part in said for key in _QUANTISED)
-
-
-def _notes(
-    headers: Headers,
-    names: LiveNames,
-    known: Architecture | None,
-    doubled: Sequence[str],
-    non_persistent: Sequence[str],
-) -> Iterator[str]:
-    foreign = headers.foreign()
-    if foreign:
-        yield f"{_shown(foreign)} in the files but not in the index; counted, because loaders load them"
-    if doubled:
-        yield f"{_shown(doubled)} in the files beside what the configuration ties it to; counted once"
-    if known is None:
-        return
-    described = f"{known.name} of transformers {known.version}"
-    if names.dropped:
-        yield f"{len(names.dropped)} tensors are of layers that {described} does not load; not counted"
-    if names.unknown:
-        yield f"{_shown(names.unknown)} not known of {described}; counted all the same"
-    if non_persistent:
-        yield f"{_shown(non_persistent)} of the model but in no file, being buffers that are not saved; counted as nothing"
-
-
-def _shown(names: Sequence[str]) -> str:
-    """Names as the beginning of a sentence, with its verb."""
-    return f"{listed(names)} {'is' if len(names) == 1 else 'are'}"

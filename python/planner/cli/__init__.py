@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
-from planner.cli.app import main
+import sys
+from typing import NoReturn
 
 __all__ = ["main"]
+
+
+def main() -> NoReturn:
+    """The console script."""
+    try:
+        from planner.cli.app import app
+    except ImportError as error:
+        # Python's own code for an error is 1, which here means that the answer is no.
+        sys.stderr.write(
+            f"planner: the installation is broken: {error}\n"
+            "Install it again: pip install --force-reinstall device-map-planner\n"
+        )
+        sys.exit(70)
+    app.main()

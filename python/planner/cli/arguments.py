@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
+from planner.cli.parsing import Argument
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for errors too.")]
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object on standard output, for errors too."
+)
 
-Remote = Annotated[
-    bool,
-    typer.Option(
-        "--remote",
-        help="Read the headers of a model that is not in the hub's cache from the hub, through huggingface_hub.",
-    ),
-]
+remote_option = click.option(
+    "--remote",
+    is_flag=True,
+    help="Read the headers of a model that is not in the hub's cache from the hub, through huggingface_hub.",
+)
 
-SourcePath = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A model's folder, a safetensors file or index, a config.json, or a hub name that is in the hub's cache.",
-        show_default=False,
-    ),
-]
+# Not required, since --example stands in its place.
+model_argument = click.argument(
+    "model",
+    cls=Argument,
+    metavar="MODEL",
+    required=False,
+    about="A model's folder, a safetensors file or index, a config.json, or a hub name that is in the hub's cache.",
+)
 
-PlanFile = Annotated[
-    str,
-    typer.Argument(
-        metavar="PLAN",
-        help="A plan, as `planner plan -o` writes it; - is standard input.",
-        show_default=False,
-    ),
-]
+example_option = click.option(
+    "--example",
+    metavar="NAME",
+    help="A model that is made up, instead of MODEL: llama-70b.",
+)
+
+ABOUT_PLANS = "A plan, as `planner plan -o` writes it; - is standard input."

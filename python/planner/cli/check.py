@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+import click
 
 from planner.checker.check import check, is_valid
 from planner.checker.described import DescribedModule, model_from_sizes
-from planner.checkpoint.source import open_source
-from planner.cli.arguments import Json, Remote, SourcePath
+from planner.cli.arguments import example_option, json_option, model_argument, remote_option
 from planner.cli.exits import NEGATIVE, OK
 from planner.cli.files import read_device_map
-from planner.cli.output import noted, write, write_json, write_notes
+from planner.cli.notes import noted, write_notes
+from planner.cli.output import write, write_json
+from planner.cli.parsing import Argument, Command
 from planner.cli.settings import remark_file, settings_of, takes_settings
-from planner.model.layout import Layout
+from planner.cli.sources import open_model
+from planner.model.in_format import layout_as
 from planner.model.tree import ModuleTree
 from planner.settings.schema import Settings
 
 
+@click.command(cls=Command)
+@model_argument
+@click.argument(
+    "device_map",
+    cls=Argument,
+    metavar="MAP",
+    required=False,
+    about="A plan, or a JSON object from names to devices; - is standard input.",
+)
+@example_option
+@remote_option
+@json_option
 @takes_settings
+@click.pass_context
 def command(
-    context: typer.Context,
-    model: SourcePath,
-    device_map: Annotated[
-        str,
-        typer.Argument(
-            metavar="MAP",
-            help="A plan, or a JSON object from names to devices; - is standard input.",
-            show_default=False,
-        ),
-    ],
-    remote: Remote = False,
-    as_json: Json = False,
+    context: click.Context,
+    model: str | None,
+    device_map: str | None,
+    example: str | None,
+    remote: bool,
+    as_json: bool,
 ) -> int:
     """List what is wrong with a device map.
 
@@ -41,9 +48,13 @@ def command(
     """
     stack = settings_of(context)
     remark_file()
+    if example is not None and device_map is None:
+        model, device_map = None, model  # an example stands in the place of the model
+    if device_map is None:
+        raise click.UsageError("Missing argument 'MAP'." if model or example else "Missing argument 'MODEL'.")
     judged, own = read_device_map(device_map)
     settings = stack.imported(own).resolve().config
-    opened = open_source(model, remote=remote)
+    opened = open_model(model, example, remote=remote)
     findings = check(
         _described(opened.tree, settings),
         judged,
@@ -64,7 +75,7 @@ def command(
 
 def _described(tree: ModuleTree, settings: Settings) -> DescribedModule:
     """The model in plain words, since the checker shares nothing with the planner."""
-    layout = Layout(tree, dtype=settings.dtype, special_dtypes=dict(settings.special_dtypes))
+    layout = layout_as(tree, settings.dtype, special_dtypes=dict(settings.special_dtypes))
     sizes = layout.stored_sizes()
     _, tensors = tree.uncovered([])
     return model_from_sizes(

@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import typer
+import click
 
-from planner.cli.arguments import Json
+from planner.cli.arguments import json_option
 from planner.cli.exits import OK
 from planner.cli.output import write, write_json
-from planner.cli.parsing import OrderedCommand, VerbatimGroup, given_options
+from planner.cli.parsing import Argument, Command, given_options
 from planner.cli.settings import settings_of, takes_settings
 from planner.config.layer import UPDATE
 from planner.config.stack import COMMAND_FILES
 from planner.errors import InvalidInputError
 
-app = typer.Typer(
-    cls=VerbatimGroup,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Show settings, and where each was said.",
-)
+
+@click.group(no_args_is_help=True)
+def command() -> None:
+    """Show settings, and where each was said."""
 
 
-@app.command("show", cls=OrderedCommand)
+@command.command("show", cls=Command)
+@click.option("--all", "everything", is_flag=True, help="Defaults, too.")
+@json_option
 @takes_settings
-def _show(
-    context: typer.Context,
-    everything: Annotated[bool, typer.Option("--all", help="Defaults, too.")] = False,
-    as_json: Json = False,
-) -> int:
+@click.pass_context
+def _show(context: click.Context, everything: bool, as_json: bool) -> int:
     """Print the settings that files, environment and options say, as a YAML file that says the same."""
     resolved = settings_of(context).resolve()
     level: Literal["all", "said"] = "all" if everything else "said"
@@ -44,13 +41,12 @@ def _show(
     return OK
 
 
-@app.command("explain", cls=OrderedCommand)
+@command.command("explain", cls=Command)
+@click.argument("path", cls=Argument, metavar="PATH", about="A setting, such as max_memory.0.")
+@json_option
 @takes_settings
-def _explain(
-    context: typer.Context,
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A setting, such as max_memory.0.")],
-    as_json: Json = False,
-) -> int:
+@click.pass_context
+def _explain(context: click.Context, path: str, as_json: bool) -> int:
     """Say where a setting comes from, and what it shadowed."""
     resolved = settings_of(context).resolve()
     try:
@@ -64,9 +60,11 @@ def _explain(
     return OK
 
 
-@app.command("path", cls=OrderedCommand)
+@command.command("path", cls=Command)
+@json_option
 @takes_settings
-def _path(context: typer.Context, as_json: Json = False) -> int:
+@click.pass_context
+def _path(context: click.Context, as_json: bool) -> int:
     """List where settings are looked for, the lowest first."""
     files = [
         {"file": file, "said_by": said_by, "exists": os.path.exists(file)}
@@ -88,7 +86,7 @@ def _path(context: typer.Context, as_json: Json = False) -> int:
     return OK
 
 
-def _files(context: typer.Context) -> Iterator[tuple[str, str]]:
+def _files(context: click.Context) -> Iterator[tuple[str, str]]:
     for name in COMMAND_FILES:
         if name == COMMAND_FILES[0] or os.path.exists(name):
             yield name, "looked for in this folder"

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import time
 from importlib.util import find_spec
-from typing import Annotated
 
-import typer
+import click
 
-from planner.cli.arguments import Json
+from planner.cli.arguments import json_option
 from planner.cli.exits import OK
 from planner.cli.output import show_table, write, write_json
+from planner.cli.parsing import Command
+from planner.cli.waiting import saying
+from planner.devices.absence import no_accelerator
 from planner.devices.detect import FreeMemory, free_devices, free_disk, free_host_memory
 from planner.units import format_bytes
 
 
-def command(
-    offload_folder: Annotated[
-        str | None,
-        typer.Option("--offload-folder", metavar="FOLDER", help="Also what its disk has free."),
-    ] = None,
-    as_json: Json = False,
-) -> int:
+@click.command(cls=Command)
+@click.option("--offload-folder", metavar="FOLDER", help="Also what its disk has free.")
+@json_option
+def command(offload_folder: str | None, as_json: bool) -> int:
     """List what this machine has free.
 
     Accelerators are found by torch, and importing it takes a second or more; budgets named with -d need neither.
     """
     start = time.perf_counter()
     has_torch = find_spec("torch") is not None
-    found = free_devices(offload_folder) if has_torch else _without_accelerators(offload_folder)
+    with saying("importing torch to find accelerators"):
+        found = free_devices(offload_folder) if has_torch else _without_accelerators(offload_folder)
     seconds = time.perf_counter() - start
     if as_json:
         listed = [_data(free) for free in found]
@@ -38,8 +38,9 @@ def command(
     show_table(("device", "free", "shares", "said by"), rows, right=("free",))
     if has_torch:
         write(f"detected in {seconds:.1f} s, nearly all of it importing torch")
-    else:
-        write("accelerators are not listed: they are found by torch, which is not installed")
+    absence = no_accelerator()
+    if absence is not None:
+        write(absence)
     return OK
 
 

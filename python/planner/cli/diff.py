@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from planner.cli.arguments import Json, PlanFile
+import click
+
+from planner.cli.arguments import ABOUT_PLANS, json_option
 from planner.cli.exits import NEGATIVE, OK
 from planner.cli.files import read_plan
-from planner.cli.output import noted, write, write_json, write_notes
+from planner.cli.notes import noted, write_notes
+from planner.cli.output import write, write_json
+from planner.cli.parsing import Argument, Command
 
 
-def command(left: PlanFile, right: PlanFile, as_json: Json = False) -> int:
+@click.command(cls=Command)
+@click.argument("left", cls=Argument, metavar="PLAN", about=ABOUT_PLANS)
+@click.argument("right", cls=Argument, metavar="PLAN", about="The other one.")
+@json_option
+def command(left: str, right: str, as_json: bool) -> int:
     """List what two plans place differently.
 
     Names, then bytes by device. Exit code 1 if there is anything.

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import typer
-from typer.exceptions import TyperException
+import click
 
 from planner.cli.output import plain_data, visible, write_json
 from planner.errors import InfeasibleError, PlannerError
@@ -77,9 +76,9 @@ def _reported(call: Callable[[], object], argv: Sequence[str]) -> int:
         return code if isinstance(code, int) else OK
     except BrokenPipeError:
         raise
-    except typer.Exit as error:
+    except click.exceptions.Exit as error:
         return error.exit_code
-    except (typer.Abort, EOFError):
+    except (click.Abort, EOFError):
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the outermost border: nothing above could report it
         failure = failure_of(error)
@@ -103,18 +102,27 @@ def failure_of(error: Exception) -> Failure:
     if isinstance(error, PlannerError):
         code = NEGATIVE if isinstance(error, InfeasibleError) else BAD_INPUT
         return Failure(kind=kind, message=error.message, exit_code=code, fields=error.fields)
-    if isinstance(error, TyperException):
+    if isinstance(error, click.ClickException):
         return Failure(kind="UsageError", message=_usage(error), exit_code=BAD_INPUT)
     if isinstance(error, OSError):
         fields = {"file": error.filename, "reason": error.strerror}
         return Failure(kind=kind, message=str(error), exit_code=BAD_INPUT, fields=fields)
+    if isinstance(error, ImportError):
+        return Failure(kind=kind, message=_broken(error), exit_code=INTERNAL_ERROR)
     return Failure(kind=kind, message=_internal(error), exit_code=INTERNAL_ERROR)
 
 
-def _usage(error: TyperException) -> str:
+def _usage(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
     hint = f"\nTry '{context.command_path} --help' for help." if context is not None else ""
     return f"{error.format_message()}{hint}"
+
+
+def _broken(error: ImportError) -> str:
+    return (
+        f"the installation is broken: {error}\n"
+        "Install it again: pip install --force-reinstall device-map-planner"
+    )
 
 
 def _internal(error: Exception) -> str:

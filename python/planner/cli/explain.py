@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
-
-from planner.cli.arguments import Json, PlanFile
+from planner.cli.arguments import ABOUT_PLANS, json_option
 from planner.cli.exits import OK
 from planner.cli.files import read_plan
-from planner.cli.output import noted, write, write_json
+from planner.cli.notes import noted
+from planner.cli.output import write, write_json
+from planner.cli.parsing import Argument, Command
 from planner.plans.wording import explain, first_device_of, reasons_about
 
 
-def command(
-    plan: PlanFile,
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A module or tensor of the model.", show_default=False)
-    ],
-    as_json: Json = False,
-) -> int:
+@click.command(cls=Command)
+@click.argument("plan", cls=Argument, metavar="PLAN", about=ABOUT_PLANS)
+@click.argument("name", cls=Argument, metavar="NAME", about="A module or tensor of the model.")
+@json_option
+def command(plan: str, name: str, as_json: bool) -> int:
     """Say where a module lies, why, and what would move it."""
     made = read_plan(plan)
     text = explain(made, name)

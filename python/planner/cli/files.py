@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from planner.devices.keys import DeviceKey, canonical_device
 from planner.errors import InvalidInputError
 from planner.plans.plan import Plan
-from planner.settings.schema import read_budget_row
+from planner.settings.schema import read_budget_row, refuse_bare_number
+from planner.spelling import shown
 
 _MOST_CHARACTERS: Final = 1 << 26  # far beyond the plan of a hundred thousand modules
+
+STANDARD_STREAM: Final = "-"
+"""Instead of a file: standard input where something is read, standard output where it is written."""
 
 
 def read_plan(path: str) -> Plan:
@@ -58,8 +63,16 @@ def _judged_by(made: Plan) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value}
 
 
-def read_budget_rows(path: str) -> list[dict[DeviceKey, int]]:
-    """Budgets, one JSON object in each line; empty lines are skipped.
+@dataclass(frozen=True, slots=True)
+class BudgetRow:
+    """One line of a fleet: what it is called, if it has a name, and its budgets in bytes."""
+
+    name: str | None
+    budgets: Mapping[DeviceKey, int]
+
+
+def read_budget_rows(path: str) -> list[BudgetRow]:
+    """Budgets, one JSON object in each line, each with a "name" if it wants; empty lines are skipped.
 
     Raises:
         InvalidInputError: no line at all, or one that holds no budgets. Fields: ``file``, ``line``.
@@ -76,20 +89,25 @@ def read_budget_rows(path: str) -> list[dict[DeviceKey, int]]:
     return rows
 
 
-def _budget_row(path: str, number: int, line: str) -> dict[DeviceKey, int]:
+def _budget_row(path: str, number: int, line: str) -> BudgetRow:
     where = f"{path}, line {number}"
     data = _read_json(where, line)
+    name = data.pop("name", None) if isinstance(data, dict) else None
+    if name is not None and not isinstance(name, str):
+        raise InvalidInputError(f"{where}: a name is text, got {shown(name)}", file=path, line=number)
     if not isinstance(data, dict) or not data:
         raise InvalidInputError(
             f'{where}: expected budgets such as {{"0": "80GiB", "cpu": "200GiB"}}', file=path, line=number
         )
     try:
+        for size in data.values():
+            refuse_bare_number(size)
         row = {canonical_device(device): size for device, size in read_budget_row(data).items()}
     except ValueError as error:
         raise InvalidInputError(f"{where}: {error}", file=path, line=number) from error
     if len(row) < len(data):
         raise InvalidInputError(f"{where}: one device is named twice", file=path, line=number)
-    return row
+    return BudgetRow(name, row)
 
 
 def _read_json(where: str, text: str) -> Any:
@@ -115,7 +133,7 @@ def _plan(path: str, text: str) -> Plan:
 
 def _read_text(path: str) -> str:
     try:
-        if path == "-":
+        if path == STANDARD_STREAM:
             if sys.stdin is None:  # the process was started with it closed
                 raise ValueError("standard input is closed")
             text = sys.stdin.read(_MOST_CHARACTERS + 1)
@@ -132,11 +150,14 @@ def _read_text(path: str) -> str:
 
 
 def write_file(path: str, text: str) -> None:
-    """Writes a whole file.
+    """Writes a whole file, or standard output for "-".
 
     Raises:
         InvalidInputError: the place cannot be written. Fields: ``file``.
     """
+    if path == STANDARD_STREAM:
+        sys.stdout.write(text)
+        return
     try:
         with open(path, "w", encoding="utf-8", errors="backslashreplace") as stream:
             stream.write(text)

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from planner.plans.parts import doubts
 from planner.spelling import one_line
 
 if TYPE_CHECKING:
@@ -58,18 +57,6 @@ def write_json(data: object) -> None:
 def write_json_text(text: str) -> None:
     """JSON that is text already, in one line on standard output."""
     sys.stdout.write(f"{text}\n")
-
-
-def write_notes(notes: Iterable[str]) -> None:
-    """Of notes, those that put every number of bytes in doubt, each in a line, as plans show them."""
-    for note in doubts(notes):
-        write(f"! {note}")
-
-
-def noted(notes: Iterable[str]) -> dict[str, object]:
-    """The same for JSON; nothing where there is no doubt."""
-    found = doubts(notes)
-    return {"notes": list(found)} if found else {}
 
 
 def json_text(data: object) -> str:

@@ -2,67 +2,77 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
-
-from planner.checkpoint.source import open_source
-from planner.cli.arguments import Json, Remote, SourcePath
+from planner.checkpoint.source import Opened
+from planner.cli.arguments import example_option, json_option, model_argument, remote_option
 from planner.cli.exits import OK
-from planner.cli.files import write_file
+from planner.cli.files import STANDARD_STREAM, write_file
 from planner.cli.fleet import plan_fleet
-from planner.cli.output import show, write_json_text
-from planner.cli.parsing import given_options
-from planner.cli.settings import remark_file, settings_of, takes_settings
+from planner.cli.output import json_text, show, write_json_text, write_remark
+from planner.cli.parsing import Command, given_options
+from planner.cli.settings import SettingsStack, remark_file, settings_of, takes_settings
+from planner.cli.sources import open_model
+from planner.cli.waiting import saying
+from planner.devices.absence import no_accelerator
 from planner.errors import InvalidInputError
 from planner.model.tree import ModuleTree
 from planner.planning import plan
 from planner.plans.plan import Plan
 
 
+@click.command(cls=Command)
+@model_argument
+@click.option("-o", "--output", metavar="FILE", help="Write the plan, as JSON; - is standard output.")
+@click.option(
+    "--device-map", metavar="FILE", help="Write its device map alone, as JSON; - is standard output."
+)
+@click.option("--html", metavar="FILE", help="Write a picture that a browser shows.")
+@click.option(
+    "--budgets",
+    metavar="FILE",
+    help='Plan once for each line of a file of JSON objects such as {"0": "80GiB"}; - is standard input. '
+    "Exit code 1 if any has no plan.",
+)
+@example_option
+@remote_option
+@json_option
 @takes_settings
+@click.pass_context
 def command(
-    context: typer.Context,
-    model: SourcePath,
-    output: Annotated[
-        str | None, typer.Option("-o", "--output", metavar="FILE", help="Write the plan, as JSON.")
-    ] = None,
-    html: Annotated[
-        str | None, typer.Option("--html", metavar="FILE", help="Write a picture that a browser shows.")
-    ] = None,
-    budgets: Annotated[
-        str | None,
-        typer.Option(
-            "--budgets",
-            metavar="FILE",
-            help="Plan once for each line of a file of JSON objects such as "
-            '{"0": "80GiB"}; - is standard input. Prints one line of JSON for each; '
-            "exit code 1 if any has no plan.",
-        ),
-    ] = None,
-    remote: Remote = False,
-    as_json: Json = False,
+    context: click.Context,
+    model: str | None,
+    output: str | None,
+    device_map: str | None,
+    html: str | None,
+    budgets: str | None,
+    example: str | None,
+    remote: bool,
+    as_json: bool,
 ) -> int:
     """Decide where each module of a model goes.
 
     Exit code 1, with what would be enough, if it does not fit.
     """
+    _refuse_two_answers(as_json, output, device_map, html)
     stack = settings_of(context)
     remark_file()
     if budgets is not None:
-        if html is not None or any(option.name == "device" for option in given_options(context)):
-            raise InvalidInputError("--budgets names the devices of many plans; leave out -d and --html")
-        return plan_fleet(open_source(model, remote=remote), stack, budgets, output)
-    opened = open_source(model, remote=remote)
-    made = plan(opened, config=stack)
+        if html or device_map or any(option.name == "device" for option in given_options(context)):
+            raise InvalidInputError(
+                "--budgets names the devices of many plans; leave out -d, --html and --device-map"
+            )
+        return plan_fleet(open_model(model, example, remote=remote), stack, budgets, output, as_json=as_json)
+    opened = open_model(model, example, remote=remote)
+    made = _plan(opened, stack)
     text = made.to_json()
-    if output is not None:
-        write_file(output, f"{text}\n")
+    _write(output, text, "the plan")
+    _write(device_map, json_text(made.device_map), "its device map")
     if html is not None:
-        write_file(html, _page(made, opened.tree))
+        _write(html, _page(made, opened.tree), "its report")
     if as_json:
         write_json_text(text)
-    else:
+    elif STANDARD_STREAM not in (output, device_map, html):
         _show(made, opened.tree)
     return OK
 
@@ -76,4 +86,31 @@ def _page(made: Plan, tree: ModuleTree) -> str:
 def _show(made: Plan, tree: ModuleTree) -> None:
     from planner.report.terminal import plan_view
 
-    show(plan_view(made, tree))
+    show(plan_view(made))
+
+
+def _plan(opened: Opened, stack: SettingsStack) -> Plan:
+    """The plan; where no device was named, also that there is no accelerator, and why."""
+    if stack.resolve().config.max_memory:
+        with saying("planning"):
+            return plan(opened, config=stack)
+    with saying("importing torch, to find accelerators"):
+        absence = no_accelerator()
+    if absence is not None:
+        write_remark(absence)
+    with saying("planning"):
+        return plan(opened, config=stack)
+
+
+def _refuse_two_answers(as_json: bool, *files: str | None) -> None:
+    if as_json + files.count(STANDARD_STREAM) > 1:
+        raise InvalidInputError("standard output takes one answer: of --json and of options with -, give one")
+
+
+def _write(file: str | None, text: str, what: str) -> None:
+    """Writes a file that was asked for, and says so."""
+    if file is None:
+        return
+    write_file(file, f"{text}\n")
+    if file != STANDARD_STREAM:
+        write_remark(f"wrote {what} to {file}")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial, wraps
-from typing import Annotated, Any, Final
+from functools import partial
+from typing import Final
 
-import typer
+import click
+from click.shell_completion import CompletionItem
 
 from planner.cli.output import write_remark
 from planner.cli.parsing import GivenOption, given_options
@@ -188,46 +188,28 @@ _BY_NAME: Final = {option.name: option for option in SETTING_OPTIONS}
 
 def takes_settings(function: Callable[..., int]) -> Callable[..., int]:
     """Gives a command the options of :data:`SETTING_OPTIONS`; :func:`settings_of` reads them from its context."""
-
-    @wraps(function)
-    def command(**given: Any) -> int:
-        return function(**{name: value for name, value in given.items() if name not in _BY_NAME})
-
-    own = inspect.signature(function, eval_str=True).parameters.values()
-    parameters = [*own, *_parameters()]
-    described: Any = command
-    described.__signature__ = inspect.Signature(parameters)
-    described.__annotations__ = {each.name: each.annotation for each in parameters}
-    return command
-
-
-@cache
-def _parameters() -> tuple[inspect.Parameter, ...]:
-    return tuple(map(_parameter, SETTING_OPTIONS))
+    for option in reversed(SETTING_OPTIONS):
+        declare = click.option(
+            *option.flags,
+            option.name,
+            metavar=option.form,
+            help=option.help,
+            multiple=True,
+            expose_value=False,
+            shell_complete=_completion(option.name),
+        )
+        function = declare(function)
+    return function
 
 
-def _parameter(option: SettingOption) -> inspect.Parameter:
-    declared = typer.Option(
-        *option.flags,
-        metavar=option.form,
-        help=option.help,
-        show_default=False,
-        autocompletion=_completion(option.name),
-    )
-    return inspect.Parameter(
-        option.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=[],
-        annotation=Annotated[list[str], declared],
-    )
-
-
-def _completion(name: str) -> Callable[[], list[str]] | None:
+def _completion(
+    name: str,
+) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem] | list[str]] | None:
     if name not in ("mode", "fill", "granularity", "dtype"):
         return None
 
-    def complete() -> list[str]:
-        return _choices(name)
+    def complete(_: click.Context, __: click.Parameter, start: str) -> list[CompletionItem] | list[str]:
+        return [word for word in _choices(name) if word.startswith(start)]
 
     return complete
 
@@ -235,14 +217,14 @@ def _completion(name: str) -> Callable[[], list[str]] | None:
 def _choices(name: str) -> list[str]:
     from typing import get_args, get_type_hints
 
-    from planner.settings.schema import DTYPES, Auto
+    from planner.settings.schema import DTYPES, FORMATS, Auto
 
     if name == "dtype":
-        return list(DTYPES)
+        return [*DTYPES, *FORMATS]
     return list(get_args(get_type_hints(Auto if name == "fill" else Settings)[name]))
 
 
-def settings_of(context: typer.Context) -> SettingsStack:
+def settings_of(context: click.Context) -> SettingsStack:
     """What a command reads: ``./planner.yaml``, the environment, its options; of variables that mean nothing it warns."""
     stack = stack_of(given_options(context), os.environ)
     for name, near in stack.unknown_variables(os.environ).items():

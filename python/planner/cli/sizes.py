@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
-
-from planner.checkpoint.source import open_source
-from planner.cli.arguments import Json, Remote, SourcePath
+from planner.cli.arguments import example_option, json_option, model_argument, remote_option
 from planner.cli.exits import OK
-from planner.cli.output import noted, show_table, write_json, write_notes
+from planner.cli.notes import noted, write_notes
+from planner.cli.output import show_table, write_json
+from planner.cli.parsing import Command
+from planner.cli.sources import open_model
 from planner.errors import InvalidInputError
-from planner.model.layout import Layout
 from planner.model.tree import ModuleTree
+from planner.planning.formats import loaded_as
 from planner.settings.schema import read_dtype
 from planner.units import format_bytes
 
 
+@click.command(cls=Command)
+@model_argument
+@click.option(
+    "--depth",
+    type=click.IntRange(min=0),
+    default=2,
+    metavar="LEVELS",
+    help="Levels of names that are listed; 2 without it.",
+)
+@click.option("--dtype", metavar="DTYPE", help="What the weights will be loaded as.")
+@example_option
+@remote_option
+@json_option
 def command(
-    model: SourcePath,
-    depth: Annotated[
-        int, typer.Option("--depth", min=0, metavar="LEVELS", help="Levels of names that are listed.")
-    ] = 2,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", metavar="DTYPE", help="What the weights will be loaded as.")
-    ] = None,
-    remote: Remote = False,
-    as_json: Json = False,
+    model: str | None, depth: int, dtype: str | None, example: str | None, remote: bool, as_json: bool
 ) -> int:
     """List bytes by module.
 
     As they are stored; a shared tensor counts where it is met first.
     """
-    opened = open_source(model, remote=remote)
-    tree = opened.tree
-    sizes = Layout(tree, dtype=None if dtype is None else _dtype(dtype)).stored_sizes()
+    opened = open_model(model, example, remote=remote)
+    layout, opened = loaded_as(opened, None if dtype is None else _dtype(dtype))
+    tree, sizes = opened.tree, layout.stored_sizes()
     total_bytes = sizes.get("", 0)  # a model without a tensor has no sizes at all
     shown = {name: sizes.get(name, 0) for name in _names(tree) if name.count(".") < depth}
     if as_json:

@@ -10,6 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
+EXAMPLES: Final = ("llama-70b",)
+"""What can be made up; each is a folder of that name."""
+
 _LAYERS: Final = 80
 _HIDDEN: Final = 8192
 _INTERMEDIATE: Final = 28672

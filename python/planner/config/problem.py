@@ -67,6 +67,7 @@ class Origin:
         rank: what set it.
         where: the place as text: ``plan.yaml:3:12``, ``environment PLANNER_DTYPE``, ``settings.py:40``.
         note: what it was translated or computed from, if it was.
+        is_written: whether a person wrote it, in a file, a variable or on the command line; code computes what it sets.
 
     Example:
         >>> str(Origin(Rank.IMPORTED, "config.json:4", "from n_layer = 12"))
@@ -76,6 +77,7 @@ class Origin:
     rank: Rank
     where: str
     note: str = ""
+    is_written: bool = False
 
     def __str__(self) -> str:
         note = f" ({self.note})" if self.note else ""

@@ -18,7 +18,7 @@ class Replay:
         """All that one layer sets. What cannot be meant for a whole configuration is wrong even where more is set on top."""
         if not isinstance(node.content, dict) and not is_unset(node.content):
             try:
-                root.kind.read(root.kind.with_type(node))
+                root.kind.read(root.kind.spelled_out(node))
             except ValueError as error:
                 self._problem((), str(error), node)
                 return
@@ -32,7 +32,7 @@ class Replay:
         node = node.decoded()
         if node.replace:
             answer.end_all("replaced", node)
-        tree, node = answer.kind.tree, answer.kind.with_type(node)
+        tree, node = answer.kind.tree, answer.kind.spelled_out(node)
         if tree is None or not isinstance(node.content, dict):
             answer.end_all("shadowed", node)
             answer.current = node

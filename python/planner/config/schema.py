@@ -35,6 +35,7 @@ def setting(
     compute: Compute | None = None,
     derived: Compute | None = None,
     whole: bool = False,
+    scalar_key: str | None = None,
 ) -> typing.Any:
     """Declares a field that needs more than a default.
 
@@ -43,6 +44,7 @@ def setting(
         compute: ``f(block, root)``: the default computed from other fields; it yields to any value that is set.
         derived: ``f(block, root)``: evaluated last; such a field cannot be set.
         whole: a mapping that means something only as a whole: a mapping replaces it, a dotted path updates it.
+        scalar_key: of a mapping, the key that a single value in its place stands for.
 
     Example:
         >>> @config
@@ -58,6 +60,7 @@ def setting(
         "compute": compute or derived,
         "derived": derived is not None,
         "whole": whole,
+        "scalar_key": scalar_key,
     }
     # One Field call cannot be typed for "with or without a default"; the notes travel beside it.
     declared: typing.Any = dataclasses.field(metadata=notes)
@@ -136,10 +139,10 @@ def _field(cls: type, name: str, hint: object) -> Field:
 
 
 def _with_notes(place: str, kind: Type, notes: Mapping[str, typing.Any], given: type) -> Type:
-    """The type, knowing whether a mapping is one whole, and which class the default has."""
+    """The type, knowing what is particular to a mapping, and which class the default has."""
     tree = kind.tree
     if isinstance(tree, MappingType):
-        tree = dataclasses.replace(tree, whole=notes["whole"])
+        tree = dataclasses.replace(tree, whole=notes["whole"], scalar_key=notes["scalar_key"])
     elif isinstance(tree, Classes) and notes["compute"]:
         raise TypeError(f"{place}: a block cannot be computed; compute its fields")
     elif isinstance(tree, Classes) and given in tree.classes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -38,7 +37,7 @@ FilePath = str | os.PathLike[str]
 
 def file_layer(path: FilePath) -> Layer:
     """The layer of a YAML, TOML or JSON file, by its suffix; what is wrong with the file is a problem of the layer."""
-    origin = Origin(Rank.USER, os.fspath(path))
+    origin = Origin(Rank.USER, os.fspath(path), is_written=True)
     return layer_of(UserSource.FILE, origin, partial(_parse, origin))
 
 
@@ -47,7 +46,7 @@ def _parse(origin: Origin) -> tuple[Node | None, list[Problem]]:
     if suffix in (".yaml", ".yml"):
         return _document(yaml_events(_text(origin.where)), origin), []
     if suffix == ".json":
-        return json_tree(origin.where, origin.rank), []
+        return _json(origin), []
     if suffix == ".toml":
         return from_python(_toml(_text(origin.where)), origin, text_keys=True)
     raise SourceError("the name must end in .yaml, .yml, .toml or .json")
@@ -55,12 +54,16 @@ def _parse(origin: Origin) -> tuple[Node | None, list[Problem]]:
 
 def json_tree(path: FilePath, rank: Rank) -> Node | None:
     """The tree of a JSON file. Raises SourceError."""
-    return _document(json_events(_text(path)), Origin(rank, os.fspath(path)), text_keys=True)
+    return _json(Origin(rank, os.fspath(path)))
+
+
+def _json(file: Origin) -> Node | None:
+    return _document(json_events(_text(file.where)), file, text_keys=True)
 
 
 def _document(events: Iterator[Event], file: Origin, *, text_keys: bool = False) -> Node | None:
     def origin_at(event: Event) -> Origin:
-        return Origin(file.rank, f"{file.where}:{event.line}:{event.column}")
+        return replace(file, where=f"{file.where}:{event.line}:{event.column}")
 
     root = compose(events, origin_at, text_keys=text_keys)
     if root is not None and not isinstance(root.content, dict):
@@ -91,6 +94,8 @@ def _toml(text: str) -> dict[str, object]:
     if long_key:
         line = text.count("\n", 0, long_key.start()) + 1
         raise SourceError(f"line {line}: a key of more than {MAX_DEPTH} parts")
+    import tomllib  # few have a TOML file, and every command starts here
+
     return parsed(tomllib.loads, text, "TOML")
 
 
@@ -144,7 +149,7 @@ def option_layer(kind: Type, path: str, value: object, spelled: str, number: int
 
 
 def _option_origin(number: int, spelled: str) -> Origin:
-    return Origin(Rank.USER, f"command line argument {number} `{spelled}`"[:200])
+    return Origin(Rank.USER, f"command line argument {number} `{spelled}`"[:200], is_written=True)
 
 
 def _argument(kind: Type, option: str, text: str, origin: Origin) -> tuple[Node, list[Problem]]:
@@ -206,6 +211,6 @@ def environment_layers(kind: Type, environ: Mapping[str, str], prefix: str) -> I
             path, found = split_path(kind, path_text)
             # What names no setting may be another program's secret, and problems are printed with what was set.
             text = environ[name] if found else _NOT_SHOWN
-            node = _text_node(text, Origin(Rank.USER, f"environment {name}"[:200]))
-            problems += put(root, path[0], along(path[1:], found.with_type(node) if found else node))
+            node = _text_node(text, Origin(Rank.USER, f"environment {name}"[:200], is_written=True))
+            problems += put(root, path[0], along(path[1:], found.spelled_out(node) if found else node))
     yield Layer(Rank.USER, UserSource.ENVIRONMENT, root, tuple(problems))

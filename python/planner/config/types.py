@@ -7,9 +7,9 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import linecache
 import os
 import pathlib
-import textwrap
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ class Leaf:
         name: for messages: ``expected {name}``.
         read: from what was set to the value; raises ValueError or TypeError with a reason.
         write: from the value to plain data that ``read`` takes back; None for the value itself.
+        refuse: what of a value that a person wrote is most likely a slip; raises ValueError with what may have been meant.
         is_list: whether it reads a tuple of nodes instead of a scalar.
     """
 
@@ -38,12 +39,15 @@ class Leaf:
     read: Callable[[typing.Any], object]
     write: Callable[[typing.Any], object] | None = None
     is_list: bool = False
+    refuse: Callable[[typing.Any], None] | None = None
 
-    def take(self, content: object) -> object:
+    def take(self, content: object, *, is_written: bool = False) -> object:
         """The value meant by the content of a node. Raises ValueError."""
         if isinstance(content, dict) or isinstance(content, tuple) != self.is_list:
             raise ValueError(f"expected {self.name}, got {got(content)}")
         try:
+            if is_written and self.refuse:
+                self.refuse(content)
             return self.read(content)
         except (TypeError, ArithmeticError) as error:
             raise ValueError(str(error)) from error
@@ -51,11 +55,18 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class MappingType:
-    """A Mapping: updated key by key, or, if ``whole``, replaced by each mapping that is set."""
+    """A Mapping: updated key by key, or, if ``whole``, replaced by each mapping that is set.
+
+    Args:
+        key, value: what they are read as.
+        whole: whether a mapping replaces what was set before.
+        scalar_key: the key that a single value stands for.
+    """
 
     key: Type
     value: Type
     whole: bool = False
+    scalar_key: str | None = None
 
     def child(self, key: object, *, is_text: bool, chosen: type | None) -> tuple[object, Type, None]:
         """The canonical spelling of a key, and what stands there. Raises ValueError."""
@@ -119,19 +130,20 @@ class Type:
 
     def read(self, node: Node) -> object:
         """The value of a node. Raises ValueError with the reason of every member that refused it."""
+        is_written = node.origin.is_written
         try:
-            return self.take(node.content)
+            return self.take(node.content, is_written=is_written)
         except ValueError:
             if node.text is None:
                 raise
-        return self.take(node.text)
+        return self.take(node.text, is_written=is_written)
 
-    def take(self, content: object) -> object:
+    def take(self, content: object, *, is_written: bool = False) -> object:
         """The value of the first member that takes the content. Raises ValueError."""
         reasons = []
         for member in self.members:
             try:
-                return member.take(content)
+                return member.take(content, is_written=is_written)
             except ValueError as error:
                 reasons.append(str(error))
         if self.tree is not None:
@@ -147,15 +159,18 @@ class Type:
                 return member.write(value) if member.write else value
         raise TypeError(f"{shown(value)} is not {self}")
 
-    def with_type(self, node: Node) -> Node:
-        """``{type: tag}`` for a plain text where a tag picks the class, unless a member takes such a text."""
-        if not (isinstance(node.content, str) and isinstance(self.tree, Classes) and self.tree.tags):
+    def spelled_out(self, node: Node) -> Node:
+        """The mapping that a single value is short for, unless a member takes such a value: ``{type: tag}`` for a text where
+        a tag picks the class, and the one key of a mapping that has a key for it."""
+        key = self._key_of(node.content)
+        if key is None or is_unset(node.content) or any(_takes(each, node.content) for each in self.members):
             return node
-        if is_unset(node.content):
-            return node
-        if any(_takes(member, node.content) for member in self.members):
-            return node
-        return Node(node.origin, {"type": node}, partial=True)
+        return Node(node.origin, {key: node}, partial=True)
+
+    def _key_of(self, content: object) -> str | None:
+        if isinstance(self.tree, Classes):
+            return "type" if self.tree.tags and isinstance(content, str) else None
+        return self.tree.scalar_key if self.tree and isinstance(content, str | int | float) else None
 
 
 def split_path(kind: Type, text: str) -> tuple[Path, Type | None]:
@@ -281,19 +296,37 @@ def is_constant(default: object) -> bool:
 
 def place_of(cls: type, name: str = "") -> str:
     """``file.py:line`` of a field in the body of a class, or of the class itself; its module if it has no source."""
-    file, lines = _source_lines(cls)
-    return f"{file}:{lines[name]}" if name in lines else file
+    try:
+        file = inspect.getsourcefile(cls)
+    except TypeError:  # typed in at a prompt
+        file = None
+    line = _lines_of(file).get((cls.__qualname__, name)) if file else None
+    return f"{os.path.basename(file)}:{line}" if file and line else os.path.basename(file or cls.__module__)
 
 
 @functools.cache
-def _source_lines(cls: type) -> tuple[str, Mapping[str, int]]:
-    """The file of a class, and the line of each field; the class itself stands under the empty name."""
+def _lines_of(file: str) -> Mapping[tuple[str, str], int]:
+    """The line of each class and of each of its fields; a class itself stands under the empty name.
+
+    A file is parsed once for all of its classes: ``inspect.getsourcelines`` parses it for each.
+    """
+    found: dict[tuple[str, str], int] = {}
+
+    def visit(node: ast.AST, inside: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ClassDef):
+                name = f"{inside}{child.name}"
+                found[name, ""] = min([child.lineno, *(each.lineno for each in child.decorator_list)])
+                fields = [item for item in child.body if isinstance(item, ast.AnnAssign)]
+                found.update({(name, ast.unparse(item.target)): item.lineno for item in fields})
+                visit(child, f"{name}.")
+            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                visit(child, f"{inside}{child.name}.<locals>.")
+            elif isinstance(child, ast.stmt):
+                visit(child, inside)
+
     try:
-        source, start = inspect.getsourcelines(cls)
-        tree = ast.parse(textwrap.dedent("".join(source))).body[0]
-    except (OSError, TypeError, SyntaxError):  # typed in at a prompt, or without its source
-        return cls.__module__, {}
-    assert isinstance(tree, ast.ClassDef)
-    fields = {ast.unparse(item.target): item for item in tree.body if isinstance(item, ast.AnnAssign)}
-    lines = {name: start + item.lineno - 1 for name, item in {"": tree, **fields}.items()}
-    return os.path.basename(inspect.getsourcefile(cls) or cls.__module__), lines
+        visit(ast.parse("".join(linecache.getlines(file))), "")
+    except SyntaxError:  # edited since it was imported
+        return {}
+    return found

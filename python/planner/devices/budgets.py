@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.choices import DeviceKind
-from planner.devices.detect import free_devices
+from planner.devices.detect import FreeMemory, free_devices
 from planner.devices.keys import DeviceKey, canonical_device, device_kind
 from planner.errors import InvalidDevicesError
 
@@ -26,6 +26,7 @@ class DeviceBudget:
         headroom: what must stay free of it: bytes, or a share as in "10%".
         origin: "user", or "detected: …" with where it was read.
         pool: devices of one pool share the largest of their capacities.
+        name: what the card is called, where it was detected.
     """
 
     device: DeviceKey
@@ -33,6 +34,7 @@ class DeviceBudget:
     headroom: int | str
     origin: str
     pool: str | None = None
+    name: str | None = None
 
     @property
     def kind(self) -> DeviceKind:
@@ -68,31 +70,30 @@ def device_budgets(
     Raises:
         InvalidDevicesError: two spellings of one device, or headroom of a device that has no budget. Fields: ``device``.
     """
-    found: list[tuple[DeviceKey, int, str, str | None]]
     if max_memory:
         named = _canonical(max_memory)
-        found = [(named[key], size, "user", None) for key, size in max_memory.items()]
-    else:
         found = [
-            (free.device, free.free_bytes, f"detected: {free.origin}", free.pool)
-            for free in free_devices(offload_folder)
+            FreeMemory(device=named[key], free_bytes=size, origin="user") for key, size in max_memory.items()
         ]
+    else:
+        found = [replace(free, origin=f"detected: {free.origin}") for free in free_devices(offload_folder)]
     words = dict(headroom or {})
     default = words.pop(_ALL, 0 if max_memory else _DETECTED_HEADROOM)
     kept = {device: words[key] for key, device in _canonical(words).items()}
-    known = {device for device, *_ in found}
+    known = {free.device for free in found}
     for device in kept:
         if device not in known:
             raise InvalidDevicesError(f"headroom for {device!r}, which has no budget", device=device)
     device_budgets = [
         DeviceBudget(
-            device=device,
-            budget_bytes=budget,
-            headroom=kept.get(device, default),
-            origin=origin,
-            pool=pool,
+            device=free.device,
+            budget_bytes=free.free_bytes,
+            headroom=kept.get(free.device, default),
+            origin=free.origin,
+            pool=free.pool,
+            name=free.name,
         )
-        for device, budget, origin, pool in found
+        for free in found
     ]
     return tuple(
         sorted(

@@ -28,12 +28,14 @@ class FreeMemory:
         free_bytes: what could be allocated now.
         origin: where the number comes from, in words.
         pool: devices of one pool share their memory; None for memory of its own.
+        name: what the card is called, if torch knows.
     """
 
     device: DeviceKey
     free_bytes: int
     origin: str
     pool: str | None = None
+    name: str | None = None
 
 
 def free_devices(offload_folder: str | os.PathLike[str] | None = None) -> tuple[FreeMemory, ...]:
@@ -87,6 +89,7 @@ def _free_accelerators() -> Iterator[FreeMemory]:
             origin=f"torch.{each.name}.mem_get_info({each.index})"
             + (" + reserved but unused" if idle_bytes else ""),
             pool=_HOST_POOL if each.shares_host_memory() else None,
+            name=each.card_name(),
         )
 
 
@@ -114,8 +117,16 @@ class _Accelerator:
 
     def shares_host_memory(self) -> bool:
         """Whether its memory is the host's."""
+        return bool(getattr(self._properties(), "is_integrated", False))
+
+    def card_name(self) -> str | None:
+        """What its driver calls it, such as "NVIDIA GeForce RTX 4090"."""
+        name = getattr(self._properties(), "name", None)
+        return name if isinstance(name, str) and name else None
+
+    def _properties(self) -> Any:
         properties_of = getattr(self.backend, "get_device_properties", None)
-        return bool(properties_of and getattr(properties_of(self.index), "is_integrated", False))
+        return properties_of(self.index) if properties_of else None
 
 
 def _numbered_accelerators() -> Iterator[_Accelerator]:
@@ -181,7 +192,8 @@ def _process_limits(used_bytes: int) -> Iterator[tuple[int, str]]:
     except ModuleNotFoundError:  # Windows, whose processes have no such limits
         return
     for name in ("RLIMIT_AS", "RLIMIT_DATA"):
-        limit = resource.getrlimit(getattr(resource, name))[0]
+        which = getattr(resource, name, None)  # not every system has each
+        limit = resource.RLIM_INFINITY if which is None else resource.getrlimit(which)[0]
         if limit != resource.RLIM_INFINITY:
             yield max(0, limit - used_bytes), name
 

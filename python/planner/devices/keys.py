@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
+import sys
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
 
@@ -39,13 +42,27 @@ def canonical_device(key: object) -> DeviceKey:
     if kind and kind not in NAMED and _is_backend(kind):  # any other back end counts once torch knows it
         return int(number or 0)
     raise InvalidDevicesError(
-        f"device {shown(key)} is not recognized: write the number of an accelerator from 0 on (or 'cuda:0' and the like), "
-        "'mps', 'cpu' or 'disk'",
+        f"device {shown(key)} is not recognized{_meant(key)}: write the number of an accelerator from 0 on (or 'cuda:0' and the "
+        "like), 'mps', 'cpu' or 'disk'",
         device=key,
     )
 
 
+def _meant(key: object) -> str:
+    words = key.strip().lower() if isinstance(key, str) else ""
+    number = re.fullmatch(r"gpu[:\s]?([0-9]{0,9})", words)
+    near = [number[1] or "0"] if number else get_close_matches(words, ("cuda:0", "cuda:1", *NAMED), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def _is_backend(name: str) -> bool:
+    # A back end gets its name from a package that was imported after torch, or that torch imports along with itself. Where
+    # neither can be, the name is a slip, and a slip is told without the seconds that importing torch takes.
+    if "torch" not in sys.modules:
+        from importlib.metadata import entry_points  # takes as long to import as half of planner
+
+        if not entry_points(group="torch.backends"):
+            return False
     try:
         import torch
     except ModuleNotFoundError:

@@ -95,6 +95,7 @@ def _plan(problem: Problem, search: AutoSearch, answer: AutoAnswer) -> Plan:
         certificate=answer.certificate,
         account=problem.account(
             search.blocks,
+            (answer.device_map, answer.execution_map),
             reasons=answer.reasons,
             shortfall=answer.shortfall,
             minimum_bytes=lambda: dict.fromkeys(idle),

@@ -48,6 +48,7 @@ def plan_sequential(problem: Problem) -> Plan:
         certificate=_certificate(problem, sum(offloaded.values())),
         account=problem.account(
             problem.blocks(),
+            (device_map, execution_map),
             reasons=lambda: outcome.reasons,
             shortfall=lambda: None,
             minimum_bytes=partial(filling.minimum_bytes, outcome),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -11,9 +11,16 @@ from typing import Any
 from planner.choices import DeviceKind, RankName, ReasonRule, SourceKind, Stage
 from planner.devices.keys import DeviceKey
 from planner.plans.device_map import DeviceMap, Own
+from planner.plans.known_names import KnownNames
 
 BEFORE_QUANTIZATION = "sizes are those before quantization, which only a checkpoint's files tell"
-"""The note that puts every number of bytes in doubt; it is shown wherever bytes are."""
+"""A note that puts every number of bytes in doubt; it is shown wherever bytes are."""
+
+ESTIMATED = "sizes are an estimate"
+"""How another such note begins."""
+
+PLACING: tuple[ReasonRule, ...] = ("resident", "offloaded", "oversized", "fits", "tied", "bound", "fallback")
+"""Rules whose device is where the module lies; the others tell what was tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +70,27 @@ class Reason:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What was planned: a live "module", a "checkpoint" or a "config"; its digest, blocks and stored bytes; and what to know
-    of its names and sizes."""
+    """What was planned.
+
+    Args:
+        kind: a live "module", a "checkpoint" or a "config".
+        fingerprint: digest of names, sizes and options.
+        blocks: how many there are.
+        total_bytes: stored bytes of all tensors, each once.
+        notes: what to know of its names and sizes.
+        name: what it is called: the folder, the repository on the hub, or a live model's class; "" if unknown.
+        format: how its weights are stored, or will be once they are loaded, as people say it: "bfloat16", "nf4", "gptq 4-bit".
+        layers: length of its main list of repeated layers; 0 without one.
+    """
 
     kind: SourceKind
     fingerprint: str
     blocks: int
     total_bytes: int
     notes: tuple[str, ...] = ()
+    name: str = ""
+    format: str = ""
+    layers: int = 0
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -80,7 +100,7 @@ class Source:
 
 def doubts(notes: Iterable[str]) -> tuple[str, ...]:
     """Of notes, those that put every number of bytes in doubt."""
-    return tuple(note for note in notes if note == BEFORE_QUANTIZATION)
+    return tuple(note for note in notes if note.startswith((BEFORE_QUANTIZATION, ESTIMATED)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +112,7 @@ class DevicePlan:
         kind: "accelerator", "cpu" or "disk".
         pool: devices of one pool share their memory.
         origin: where the budget comes from.
+        name: what the card is called, where it was detected.
     """
 
     id: DeviceKey
@@ -103,6 +124,7 @@ class DevicePlan:
     reserved_bytes: int
     free_bytes: int | None
     origin: str
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,11 +164,17 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shortfall:
-    """What keeps something off the accelerators: the largest block concerned, and by device the extra bytes that alone
-    would let everything stay there."""
+    """What keeps something off the accelerators.
+
+    Args:
+        name: the largest block concerned.
+        more_bytes: by device, the extra bytes that alone would let everything stay there.
+        smaller_formats: by quantiser's format, about how many bytes the whole model would have in it; only clearly smaller ones.
+    """
 
     name: str
     more_bytes: Mapping[DeviceKey, int]
+    smaller_formats: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,26 +189,40 @@ class Account:
     """The story of a plan, which most callers never ask for: each part is made when it is first read.
 
     Args:
-        source, reasons, shortfall, minimum_bytes, settings, provenance: make the property of that name; pure.
+        source, names, block_bytes, reasons, shortfall, minimum_bytes, settings, provenance: make the property of that name;
+            pure.
     """
 
     def __init__(
         self,
         *,
         source: Callable[[], Source],
+        names: Callable[[], KnownNames],
+        block_bytes: Callable[[], Mapping[str, int]],
         reasons: Callable[[], tuple[Reason, ...]],
         shortfall: Callable[[], Shortfall | None],
         minimum_bytes: Callable[[], Mapping[DeviceKey, int | None]],
         settings: Callable[[], Mapping[str, Setting]],
         provenance: Callable[[], Mapping[str, str]],
     ) -> None:
-        self._source, self._reasons, self._shortfall = source, reasons, shortfall
+        self._source, self._names, self._block_bytes = source, names, block_bytes
+        self._reasons, self._shortfall = reasons, shortfall
         self._minimum_bytes, self._settings, self._provenance = minimum_bytes, settings, provenance
 
     @cached_property
     def source(self) -> Source:
         """What was planned."""
         return self._source()
+
+    @cached_property
+    def names(self) -> KnownNames:
+        """Every name of the model's modules and tensors."""
+        return self._names()
+
+    @cached_property
+    def block_bytes(self) -> Mapping[str, int]:
+        """By block, its bytes, in execution order."""
+        return MappingProxyType(dict(self._block_bytes()))
 
     @cached_property
     def reasons(self) -> tuple[Reason, ...]:

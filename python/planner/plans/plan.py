@@ -10,6 +10,7 @@ from planner.devices.keys import DeviceKey
 from planner.errors import InvalidInputError
 from planner.names import counted
 from planner.plans.diff import PlanDiff, UsageDifference, moved_names
+from planner.plans.known_names import KnownNames
 from planner.plans.map_alone import execution_map_notice
 from planner.plans.notebook import snippet
 from planner.plans.parts import PlanParts, Reason, Setting, Shortfall, Source
@@ -30,7 +31,8 @@ class Plan(PlanParts):
             the first accelerator of the map; the summary says so where the plan has room for it elsewhere.
         offloaded_bytes: bytes by tier, "cpu" and "disk"; where there is no accelerator, the cpu does not count.
         certificate: how good it is known to be.
-        account: source, reasons, shortfall, minimum bytes, settings and provenance, which the properties of these names read.
+        account: source, names, block bytes, reasons, shortfall, minimum bytes, settings and provenance, which the properties of
+            these names read.
 
     Guarantee: immutable; picklable; equal problems give equal plans and the same bytes of canonical JSON.
     """
@@ -39,6 +41,17 @@ class Plan(PlanParts):
     def source(self) -> Source:
         """What was planned."""
         return self.account.source
+
+    @property
+    def names(self) -> KnownNames:
+        """Every name of the model's modules and tensors; none for a plan that was written before plans had them."""
+        return self.account.names
+
+    @property
+    def block_bytes(self) -> Mapping[str, int]:
+        """By block, in execution order, its stored bytes, each tensor where it is met first; of a block that the device map
+        takes apart, those of its parts. Empty for a plan that was written before plans had them."""
+        return self.account.block_bytes
 
     @property
     def reasons(self) -> tuple[Reason, ...]:
@@ -67,14 +80,16 @@ class Plan(PlanParts):
 
     @property
     def provenance(self) -> Mapping[str, str]:
-        """By path, where a setting was said; takes no part in equality, hash and canonical JSON."""
+        """By path, who said a setting, without lines of code and folders; takes no part in equality, hash and canonical JSON."""
         return self.account.provenance
 
     def to_json(self, *, provenance: bool = True) -> str:
-        """One line of JSON with sorted keys.
+        """One line of JSON; ``docs/plan-file.md`` says what its fields mean.
 
         Args:
-            provenance: include where settings were said; without it, equal plans have equal text.
+            provenance: include who said each setting; without it, equal plans have equal text.
+
+        Guarantee: the same bytes whatever folder the same call was made from.
         """
         return write_json(self, provenance=provenance)
 
@@ -150,11 +165,5 @@ class Plan(PlanParts):
         )
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: bytes by device as bars and numbers."""
-        return snippet(
-            self.devices,
-            blocks=self.source.blocks,
-            total_bytes=self.source.total_bytes,
-            offloaded_bytes=self.offloaded_bytes,
-            proof=self.certificate.proof,
-        )
+        """What a notebook shows: the verdict, bars, the strip, and what to do."""
+        return snippet(self)

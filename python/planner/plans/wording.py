@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from planner.choices import Mode
 from planner.devices.keys import DeviceKey, canonical_device
 from planner.errors import InvalidConstraintError, InvalidInputError
-from planner.names import device_of, is_within, listed, named
-from planner.plans.map_alone import execution_map_notice
+from planner.names import device_of, is_within, named
 from planner.plans.parts import Reason
 from planner.plans.plan import Plan
 from planner.spelling import shown
@@ -22,7 +21,6 @@ __all__ = [
     "explain",
     "first_device_of",
     "infeasible_message",
-    "notices",
     "reasons_about",
     "sentence",
 ]
@@ -171,104 +169,6 @@ _LEFT_OUT: Mapping[str, tuple[str, ...]] = {"gpu_only": ("cpu", "disk"), "no_dis
 
 def _is_about(name: str, block: str) -> bool:
     return is_within(block, name) or is_within(name, block)
-
-
-def notices(plan: Plan) -> tuple[str, ...]:
-    """What a reader of a plan should not miss; nothing where all is well.
-
-    Example:
-        >>> import torch
-        >>> from planner import plan
-        >>> model = torch.nn.Sequential(*(torch.nn.Linear(10, 10, bias=False) for _ in range(4)))
-        >>> print(*notices(plan(model, max_memory={0: 1000, "cpu": 2000})), sep="\\n")
-        1.17 KiB of 1.56 KiB are offloaded: 1.17 KiB to cpu; no plan offloads less.
-        Everything would be on the accelerators with 600 B more on 0.
-    """
-    needs_map = execution_map_notice(plan)
-    said = [*_offloaded_notices(plan), *([needs_map] if needs_map else []), *_device_notices(plan)]
-    certificate = plan.certificate
-    if certificate.returns:
-        times = "once" if certificate.returns == 1 else f"{certificate.returns} times"
-        said.append(f"Execution comes back {times} to a device that it had left.")
-    return (*said, *plan.source.notes)
-
-
-def _offloaded_notices(plan: Plan) -> list[str]:
-    tiers = {tier: size for tier, size in plan.offloaded_bytes.items() if size}
-    if not tiers:
-        return []
-    where = ", ".join(f"{format_bytes(size)} to {tier}" for tier, size in tiers.items())
-    certificate = plan.certificate
-    proof = (
-        "no plan offloads less"
-        if certificate.proven
-        else f"any plan offloads at least {format_bytes(certificate.lower_bound_bytes)}"
-        if certificate.lower_bound_bytes
-        else "whether that is the least is not known"
-    )
-    total = format_bytes(plan.source.total_bytes)
-    said = [f"{format_bytes(sum(tiers.values()))} of {total} are offloaded: {where}; {proof}."]
-    if plan.shortfall is not None and plan.shortfall.more_bytes:
-        said.append(
-            "Everything would be on the accelerators with "
-            + " or ".join(
-                f"{format_bytes(size)} more on {device}" for device, size in plan.shortfall.more_bytes.items()
-            )
-            + "."
-        )
-    oversized = [reason.name for reason in plan.reasons if reason.rule == "oversized"]
-    if oversized:
-        said.append(f"Larger than every accelerator, so it runs where it lies: {listed(oversized, most=1)}.")
-    return said
-
-
-def _device_notices(plan: Plan) -> list[str]:
-    """Devices without room for anything but weights, and memory that several devices share."""
-    full = [
-        str(device.id)
-        for device in plan.devices
-        if device.kind == "accelerator"
-        and device.used_bytes
-        and device.free_bytes == device.headroom_bytes == 0
-    ]
-    said = []
-    if full:
-        said.append(f"Nothing is left for activations and the KV cache on {', '.join(full)}.")
-    said.extend(_empty_device_notice(plan, device, least) for device, least in plan.minimum_bytes.items())
-    pools: dict[str, list[str]] = {}
-    for device in plan.devices:
-        if device.pool is not None:
-            pools.setdefault(device.pool, []).append(str(device.id))
-    said.extend(f"{' and '.join(ids)} share one memory ({pool})." for pool, ids in pools.items() if ids[1:])
-    return said
-
-
-def _empty_device_notice(plan: Plan, device: DeviceKey, least_bytes: int | None) -> str:
-    """A device that holds no weights, and why, or what would change it."""
-    own = next((each for each in plan.devices if each.id == device), None)
-    said = f"{device} holds no weights"
-    if plan.certificate.stage not in _STAGES:
-        if least_bytes is None:
-            return f"{said}, and no budget of it alone would change that."
-        more = f"with a budget of {_exactly(least_bytes)}, the others as they are, it would get some"
-        is_less = own is not None and own.budget_bytes is not None and least_bytes <= own.budget_bytes
-        return f"{said}; {more}{', though that is less than it has' if is_less else ''}."
-    if own is not None and own.reserved_bytes:
-        return f"{said}; it keeps {_exactly(own.reserved_bytes)} for offloaded blocks that run there."
-    if not sum(plan.offloaded_bytes.values()):
-        return f"{said}; everything fits without it."
-    sizes = [reason.needed_bytes for reason in plan.reasons if reason.rule in ("offloaded", "oversized")]
-    room_bytes = 0 if own is None else max(0, (own.budget_bytes or 0) - own.headroom_bytes)
-    if sizes and min(sizes) > room_bytes:
-        return f"{said}: it has room for {_exactly(room_bytes)}, and the smallest block offloaded needs {_exactly(min(sizes))}."
-    return f"{said}."
-
-
-def _exactly(size_bytes: int) -> str:
-    """A size to be read, and to be written into a budget."""
-    return (
-        format_bytes(size_bytes) if size_bytes < 1024 else f"{format_bytes(size_bytes)} ({size_bytes} bytes)"
-    )
 
 
 def _tried(plan: Plan) -> list[str]:

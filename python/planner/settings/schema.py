@@ -9,14 +9,15 @@ from typing import Annotated, Any, Final
 
 from planner.choices import ExecuteOffloaded, Fill, Granularity, Mode, Reserve
 from planner.config.annotations import parse_type
-from planner.config.problem import suggestion
 from planner.config.schema import config, setting
 from planner.config.types import Leaf
+from planner.settings.dtypes import DTYPES, FORMATS, read_dtype, read_element_type
 from planner.spelling import NAMED, count_of, device_words, known_device, shown
-from planner.units import parse_bytes
+from planner.units import exact_bytes, parse_bytes
 
 __all__ = [
     "DTYPES",
+    "FORMATS",
     "SETTINGS",
     "Auto",
     "Balanced",
@@ -29,35 +30,11 @@ __all__ = [
     "read_bytes",
     "read_device",
     "read_dtype",
+    "read_element_type",
 ]
 
-DTYPES: Final = (
-    *("float64", "float32", "float16", "bfloat16"),
-    *(
-        "float8_e4m3fn",
-        "float8_e4m3fnuz",
-        "float8_e5m2",
-        "float8_e5m2fnuz",
-        "float8_e8m0fnu",
-        "float4_e2m1fn_x2",
-    ),
-    *(
-        "int64",
-        "int32",
-        "int16",
-        "int8",
-        "uint64",
-        "uint32",
-        "uint16",
-        "uint8",
-        "bool",
-        "complex64",
-        "complex128",
-    ),
-)
-"""torch's names of element types; listed here because reading a configuration must not need torch."""
-
-_SHORT_DTYPES: Final = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_LEAST_BARE_BYTES: Final = 2**20
+_MOST_WRITTEN_BYTES: Final = 2**60
 
 
 def read_device(value: object) -> int | str:
@@ -85,13 +62,44 @@ def read_device(value: object) -> int | str:
 def read_bytes(value: object) -> int:
     """Whole bytes from a number of any kind, rounded down, or from a size as text. Raises ValueError."""
     if isinstance(value, str):
-        return parse_bytes(value)
+        return parse_bytes(value, takes_short_units=True)
     count = count_of(value)
     if count is None:
         raise ValueError(
             f"expected a finite number of bytes of at least 0, or a size such as '10GiB', got {shown(value)}"
         )
     return int(count)
+
+
+def refuse_bare_number(value: object) -> None:
+    """Refuses what a person hardly meant: fewer bytes than any device holds, without a unit; or more than any will hold.
+
+    Raises:
+        ValueError: with what may have been meant.
+
+    Example:
+        >>> refuse_bare_number("24GiB")
+        >>> refuse_bare_number(24)
+        Traceback (most recent call last):
+            ...
+        ValueError: 24 bytes? A size needs a unit: did you mean 24GiB? (24 bytes are written 24B)
+    """
+    text = str(value).strip()
+    is_bare = not isinstance(value, str) or text.replace(".", "", 1).isdecimal()
+    if isinstance(value, str) and not is_bare and not text.endswith("%"):
+        if read_bytes(value) > _MOST_WRITTEN_BYTES:
+            raise ValueError(f"{text} is more than any device holds; the most that is read is 1024PiB")
+        return
+    if is_bare and 0 < read_bytes(value) < _LEAST_BARE_BYTES:
+        unit = "GiB" if read_bytes(value) < 1024 else "MiB"
+        raise ValueError(
+            f"{text} bytes? A size needs a unit: did you mean {text}{unit}? ({text} bytes are written {text}B)"
+        )
+
+
+def _write_size(value: int | str) -> str:
+    """A number of bytes with its unit, so that it can be read back anywhere; a share as it is."""
+    return value if isinstance(value, str) else exact_bytes(value)
 
 
 def _read_headroom(value: object) -> int | str:
@@ -143,30 +151,14 @@ def _counted(least: int, most: int) -> Leaf:
     return Leaf(f"an int from {least} to {most}", read)
 
 
-def read_dtype(value: object) -> str:
-    """torch's name of an element type, from the name, with or without ``torch.``, or from the object itself.
-
-    Raises:
-        ValueError: no such type.
-
-    Example:
-        >>> read_dtype("torch.bfloat16"), read_dtype("fp16")
-        ('bfloat16', 'float16')
-    """
-    is_torch = (type(value).__module__, type(value).__qualname__) == ("torch", "dtype")
-    name = str(value).removeprefix("torch.") if is_torch or type(value) is str else ""
-    name = _SHORT_DTYPES.get(name, name)
-    if name not in DTYPES:
-        raise ValueError(
-            f"expected an element type such as 'float16', got {shown(value)}{suggestion(name, DTYPES)}"
-        )
-    return name
-
-
 _Device = Annotated[int | str, Leaf("a device", read_device)]
-_Bytes = Annotated[int, Leaf("a size in bytes", read_bytes)]
-_Headroom = Annotated[int | str, Leaf("bytes or a share such as '10%'", _read_headroom)]
-_DType = Annotated[str, Leaf("an element type", read_dtype)]
+_Bytes = Annotated[int, Leaf("a size in bytes", read_bytes, _write_size, refuse=refuse_bare_number)]
+_Headroom = Annotated[
+    int | str,
+    Leaf("bytes or a share such as '10%'", _read_headroom, _write_size, refuse=refuse_bare_number),
+]
+_DType = Annotated[str, Leaf("an element type", read_element_type)]
+_LoadedAs = Annotated[str, Leaf("an element type or a format", read_dtype)]
 _Name = Annotated[str, Leaf("a name", _read_name)]
 # JSON's readers tell whole numbers apart up to here.
 _MOST: Final = 2**53
@@ -247,10 +239,11 @@ class Settings:
     Args:
         strategy: how devices are filled.
         max_memory: budget by device; empty or None for all that is detected, else only what is named.
-        headroom: what stays free of a budget, by device, "all" for every device without an entry of its own; None for a tenth
-            of what was detected and nothing of what was given.
+        headroom: what stays free of a budget, by device, "all" for every device without an entry of its own, for which a
+            single value is short; None for a tenth of what was detected and nothing of what was given.
         mode: whether something may lie on cpu and disk ("any"), not on disk ("no_disk"), or on accelerators only.
-        dtype: what the weights will be loaded as; None for what they are.
+        dtype: what the weights will be loaded as: an element type, or a quantiser's format such as "nf4", with what it keeps wide
+            and the scales it adds; None for what they are.
         special_dtypes: element type by name of a tensor, against ``dtype``.
         no_split_module_classes: classes, or base classes, whose modules stay on one device; empty for the model's own. The
             root is taken apart whatever its class.
@@ -271,9 +264,9 @@ class Settings:
 
     strategy: Strategy = Auto()
     max_memory: Mapping[_Device, _Bytes] | None = setting(default={}, whole=True)
-    headroom: Mapping[_Device, _Headroom] | None = None
+    headroom: Mapping[_Device, _Headroom] | None = setting(default=None, scalar_key="all")
     mode: Mode = "any"
-    dtype: _DType | None = None
+    dtype: _LoadedAs | None = None
     special_dtypes: Mapping[_Name, _DType] = setting(default={})
     no_split_module_classes: tuple[_Name, ...] = ()
     no_split_modules: tuple[_Name, ...] = ()

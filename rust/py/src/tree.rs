@@ -3,11 +3,12 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use planner_core::{Base, ClassLine, Kind, Needed, WithoutForward, derived_classes};
+use planner_core::{Base, ClassLine, Needed, WithoutForward, beside, derived_classes};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyTuple, PyType};
 
+use crate::errors::from_core;
 use crate::walk::{Guide, walk};
 use crate::words::Word;
 
@@ -17,6 +18,13 @@ pub(crate) struct Tree {
     pub(crate) inner: Arc<planner_core::Tree>,
     can_tie: bool,
     classes: Classes,
+    stored: Stored,
+}
+
+/// What elements are stored as: the tree's types have these names, or files hold so many bytes of each.
+enum Stored {
+    Names(Vec<String>),
+    Bytes(Vec<(String, u64)>),
 }
 
 /// Classes of modules: as a live model has them, or by name with the names of their bases.
@@ -26,12 +34,17 @@ enum Classes {
 }
 
 impl Tree {
-    /// A tree that no live model was walked for; `bases` are names by class, as far as they are known.
-    pub(crate) fn known(inner: planner_core::Tree, mut bases: HashMap<String, Vec<String>>) -> Self {
+    /// A tree that no live model was walked for; `bases` are names by class, as far as they are known, and `stored` the bytes of
+    /// each element type.
+    pub(crate) fn known(
+        inner: planner_core::Tree,
+        mut bases: HashMap<String, Vec<String>>,
+        stored: Vec<(String, u64)>,
+    ) -> Self {
         let mut met = HashSet::new();
         let names = inner.rows().filter_map(|node| inner.class_name(node)).filter(|name| met.insert(*name));
         let classes = names.map(|name| ClassLine::known(name, bases.remove(name).unwrap_or_default())).collect();
-        Self { inner: inner.into(), can_tie: false, classes: Classes::Named(classes) }
+        Self { inner: inner.into(), can_tie: false, classes: Classes::Named(classes), stored: Stored::Bytes(stored) }
     }
 }
 
@@ -45,8 +58,32 @@ impl Tree {
         describe_dtype: Bound<'py, PyAny>,
         describe_tensor: Bound<'py, PyAny>,
     ) -> PyResult<Self> {
-        let (tree, can_tie, classes) = walk(model, Guide { plain_types, describe_dtype, describe_tensor })?;
-        Ok(Self { inner: tree.into(), can_tie, classes: Classes::Live(classes) })
+        let walked = walk(model, Guide { plain_types, describe_dtype, describe_tensor })?;
+        Ok(Self {
+            inner: walked.tree.into(),
+            can_tie: walked.can_tie,
+            classes: Classes::Live(walked.classes),
+            stored: Stored::Names(walked.dtypes),
+        })
+    }
+
+    /// A tree of a class whose children are whole models from files, by name and in order.
+    #[staticmethod]
+    fn beside(py: Python<'_>, class_name: &str, models: Vec<(String, Py<Self>)>) -> PyResult<Self> {
+        let parts: Vec<_> = models.iter().map(|(name, model)| (name.clone(), &*model.get().inner)).collect();
+        let joined = py.detach(|| beside(class_name, &parts));
+        let tree = joined.map_err(|error| from_core(py, error, |_| String::new()))?;
+        let lines = models.iter().map(|(_, model)| model.get().class_lines(py)).collect::<PyResult<Vec<_>>>()?;
+        let mut known: HashMap<String, ClassLine> =
+            lines.into_iter().flatten().map(|line| (line.name.clone(), line)).collect();
+        let stored = models.iter().flat_map(|(_, model)| model.get().bytes_by_dtype()).collect();
+        let mut joined = Self::known(tree, HashMap::new(), stored);
+        if let Classes::Named(classes) = &mut joined.classes {
+            for class in classes {
+                *class = known.remove(&class.name).unwrap_or_else(|| class.clone());
+            }
+        }
+        Ok(joined)
     }
 
     /// Whether any module's class has `_tie_weights`.
@@ -107,6 +144,19 @@ impl Tree {
         self.inner.held_bytes()
     }
 
+    /// Stored bytes by element type, named as torch or the files name it; each tensor object once.
+    fn bytes_by_dtype(&self) -> Vec<(String, u64)> {
+        match &self.stored {
+            Stored::Names(names) => names.iter().cloned().zip(self.inner.bytes_by_dtype()).collect(),
+            Stored::Bytes(bytes) => bytes.clone(),
+        }
+    }
+
+    /// Length of the main list of repeated layers; 0 without one.
+    fn layer_count(&self) -> usize {
+        self.inner.layer_count()
+    }
+
     /// Names of all rows but the root, in preorder.
     fn names(&self) -> Vec<String> {
         self.inner.rows().skip(1).map(|node| self.inner.full_name(node)).collect()
@@ -119,12 +169,10 @@ impl Tree {
         tree.rows().skip(1).filter_map(pair).collect()
     }
 
-    /// Names of buffers that are not saved with the model.
-    fn non_persistent(&self) -> Vec<String> {
-        let rows = self.inner.rows();
-        rows.filter(|&node| self.inner.kind(node) == Kind::NonPersistentBuffer)
-            .map(|node| self.inner.full_name(node))
-            .collect()
+    /// By kind, its named and its numbered members with their kinds; the model's is the last.
+    fn name_kinds(&self, py: Python<'_>) -> Vec<(Vec<(String, u32)>, Vec<(String, u32)>)> {
+        let kinds = py.detach(|| self.inner.name_kinds());
+        kinds.into_iter().map(|kind| (kind.named, kind.numbered)).collect()
     }
 
     /// Keys that name nothing, and tensors that no key covers; a key covers itself and all inside.

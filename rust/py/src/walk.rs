@@ -45,10 +45,21 @@ struct Frame<'py> {
     buffers: Vec<(u32, Kind, TensorId)>,
 }
 
-/// Walks a model; also tells whether any module's class knows how to tie weights, and which classes there are.
+/// What a walk brings back.
+pub(crate) struct Walked {
+    pub(crate) tree: Tree,
+    /// Whether any module's class knows how to tie weights.
+    pub(crate) can_tie: bool,
+    /// Classes of modules, the root's first.
+    pub(crate) classes: Vec<Py<PyType>>,
+    /// Element types as torch writes them, by their place in the tree.
+    pub(crate) dtypes: Vec<String>,
+}
+
+/// Walks a model.
 ///
 /// Identity is an object's address, so every object seen is held until the end.
-pub(crate) fn walk<'py>(model: &Bound<'py, PyAny>, guide: Guide<'py>) -> PyResult<(Tree, bool, Vec<Py<PyType>>)> {
+pub(crate) fn walk<'py>(model: &Bound<'py, PyAny>, guide: Guide<'py>) -> PyResult<Walked> {
     let mut walk = Walk {
         py: model.py(),
         plain: guide.plain_types.iter().map(|class| class.as_ptr() as usize).collect(),
@@ -62,12 +73,18 @@ pub(crate) fn walk<'py>(model: &Bound<'py, PyAny>, guide: Guide<'py>) -> PyResul
         names: FxHashMap::default(),
         classes: FxHashMap::default(),
         dtypes: FxHashMap::default(),
+        dtype_names: Vec::new(),
         held: Vec::with_capacity(4096),
         can_tie: false,
         met_classes: Vec::new(),
     };
     walk.run(model)?;
-    Ok((walk.builder.finish(), walk.can_tie, walk.met_classes))
+    Ok(Walked {
+        tree: walk.builder.finish(),
+        can_tie: walk.can_tie,
+        classes: walk.met_classes,
+        dtypes: walk.dtype_names,
+    })
 }
 
 struct Walk<'py> {
@@ -82,6 +99,7 @@ struct Walk<'py> {
     names: FxHashMap<usize, u32>,
     classes: FxHashMap<usize, u32>,
     dtypes: FxHashMap<usize, (DTypeId, u64)>, // with stored bits
+    dtype_names: Vec<String>,
     held: Vec<Bound<'py, PyAny>>,
     can_tie: bool,
     met_classes: Vec<Py<PyType>>,
@@ -312,6 +330,7 @@ impl<'py> Walk<'py> {
             self.guide.describe_dtype.call1((dtype,))?.extract()?;
         let id = self.builder.dtype(DType { formula_bits, stored_bits, castable });
         self.dtypes.insert(key, (id, stored_bits));
+        self.dtype_names.push(dtype.str()?.extract()?);
         self.held.push(dtype.clone());
         Ok((id, stored_bits))
     }

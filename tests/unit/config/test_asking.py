@@ -146,8 +146,10 @@ def test_explain_of_an_unknown_path_suggests():
 
 def test_explain_shows_how_a_value_was_said():
     resolved = Stack(Settings).arguments(["--set", "max_memory.cuda:0=10GiB"]).resolve()
-    assert "max_memory.0 = 10737418240  <- user" in resolved.explain("max_memory.0")
-    assert "said as '10GiB'" in resolved.explain("max_memory.cuda:0")
+    assert "max_memory.0 = '10GiB'  <- user" in resolved.explain("max_memory.0")
+    resolved = Stack(Settings).arguments(["--set", "max_memory.0=10 gib"]).resolve()
+    assert "max_memory.0 = '10GiB'" in resolved.explain("max_memory.0")
+    assert "said as '10 gib'" in resolved.explain("max_memory.0")
 
 
 def test_dump_of_a_default_strategy_with_one_key_names_its_type():
@@ -177,7 +179,7 @@ def test_diff_of_classes_and_switches():
         ("strategy", "type"),
         ("max_memory", 0),
     ]
-    assert "max_memory.0: nothing | 1 (user" in str(diff(left, right)[-1])
+    assert "max_memory.0: nothing | '1B' (user" in str(diff(left, right)[-1])
     assert diff(left, left) == ()
 
 

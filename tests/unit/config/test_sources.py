@@ -214,9 +214,9 @@ def test_a_whole_mapping_is_replaced_by_a_mapping_and_updated_by_a_path():
     assert base.set(max_memory={1: 5}).resolve().config.max_memory == {1: 5}
     updated = base.set({("max_memory", 1): 5}).resolve()
     assert updated.config.max_memory == {0: 1, 1: 5, "cpu": 2}
-    assert updated.dump() == {"max_memory": {"!update": True, 1: 5}}
+    assert updated.dump() == {"max_memory": {"!update": True, 1: "5B"}}
     assert base.set(updated.dump()).resolve().config == updated.config
-    assert base.arguments(["--set", "max_memory.0=3"]).resolve().config.max_memory == {0: 3, "cpu": 2}
+    assert base.arguments(["--set", "max_memory.0=3B"]).resolve().config.max_memory == {0: 3, "cpu": 2}
     assert base.set(max_memory={}).resolve().config.max_memory == {}
 
 

@@ -1,6 +1,7 @@
 //! The flattened model: rows, sizes, what shares tensors, and what is placed as a whole.
 
 pub(crate) mod balance;
+pub(crate) mod beside;
 pub(crate) mod blocks;
 pub(crate) mod builder;
 pub(crate) mod by_name;
@@ -10,7 +11,9 @@ pub(crate) mod fingerprint;
 pub(crate) mod layout;
 #[cfg(test)]
 mod linear_time;
+pub(crate) mod name_kinds;
 pub(crate) mod options;
+pub(crate) mod overview;
 pub(crate) mod repeated;
 pub(crate) mod shared;
 pub(crate) mod sizes;
