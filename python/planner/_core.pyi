@@ -40,8 +40,9 @@ __all__ = [
 _SequentialDevice = tuple[DeviceKind, int | None, bool]
 # Kind; capacity in bits, or None without limit; number of its pool, or None.
 _AutoDevice = tuple[DeviceKind, int | None, int | None]
-# Devices in order of preference; joint capacity in bits of each pool, by its number.
-_Row = tuple[list[_AutoDevice], list[int]]
+# Devices in order of preference; joint capacity in bits of each pool, by its number; numbers of accelerators, in the order in
+# which a loader looks for its main device.
+_Row = tuple[list[_AutoDevice], list[int], list[int]]
 # Number of a unit, and the devices where it may lie: bit d stands for device d.
 _Mask = tuple[int, int]
 # Class; names of parameters; names of children with the numbers of the forms that each may have; names of buffers, and whether
@@ -66,6 +67,10 @@ class Tree:
             describe_dtype: bits of an element by accelerate's formula, bits as stored, and whether a load in another dtype casts it.
             describe_tensor: elements, dtype and stored bytes of a tensor of any other class, by itself and its name.
         """
+
+    @staticmethod
+    def beside(class_name: str, models: list[tuple[str, Tree]]) -> Tree:
+        """Whole models from files below one root, by name and in order."""
 
     def __len__(self) -> int:
         """Rows, the root included."""
@@ -241,6 +246,7 @@ class Blocks:
         granularity: BlockGranularity,
         no_split: list[str] = ...,
         split: list[str] = ...,
+        apart: list[str] = ...,
         keep_together: list[list[str]] = ...,
     ) -> Blocks: ...
     def __len__(self) -> int: ...
@@ -296,6 +302,10 @@ class AutoPlan:
     @property
     def oversized(self) -> list[str | None]:
         """By unit, the name of its first block that is larger than every accelerator."""
+
+    @property
+    def map_is_enough(self) -> bool:
+        """Whether a loader that is given the device map alone runs everything where the plan does."""
 
     @property
     def usage(self) -> list[tuple[int, int]]:
@@ -354,9 +364,16 @@ class Headers:
     def read(paths: list[str], shown: list[str], index: Index | None) -> Headers:
         """Reads headers; ``shown`` are the paths as messages have them."""
 
+    @staticmethod
+    def read_gguf(paths: list[str], shown: list[str]) -> tuple[Headers, dict[str, int | float | bool | str]]:
+        """Reads the headers of the files of one GGUF model, in order; also what the first says of the model, without lists."""
+
     def __len__(self) -> int: ...
     def names(self) -> list[str]:
         """By tensor."""
+
+    def rows(self) -> list[tuple[str, str, list[int], int]]:
+        """By tensor, name, type, shape and bytes; of GGUF files, the innermost dimension first."""
 
     def foreign(self) -> list[str]:
         """Names that the index does not list."""

@@ -435,7 +435,7 @@ def test_what_is_not_there_is_said_to_be_missing(tmp_path: Path, name: str) -> N
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    fault(tmp_path, tmp_path, "holds neither safetensors files nor a config.json")
+    fault(tmp_path, tmp_path, "holds neither safetensors files, nor GGUF files, nor a config.json")
 
 
 def test_names_in_other_encodings_are_read(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.checkpoint_files import write_tensors
 
 import planner
-from planner.checkpoint import known, source
+from planner.checkpoint import building, known
 
 
 def test_numbered_blocks_go_by_value_and_heads_last(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def folder_of(place: Path, config: dict[str, object]) -> Path:
 
 @pytest.fixture
 def without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (known, source):
+    for module in (known, building):
         monkeypatch.setattr(module, "has_transformers", lambda: False)
 
 

@@ -245,3 +245,16 @@ def test_json_of_a_plan_explains_the_same() -> None:
     back = Plan.from_json(json.dumps(json.loads(plan.to_json())))
     for name in ("", "model", "model.layers.3.act", "head"):
         assert planner.explain(back, name) == planner.explain(plan, name)
+
+
+@pytest.mark.parametrize("setting", ["pin", "forbid", "no_split_modules", "keep_together", "special_dtypes"])
+def test_settings_suggest_what_explain_suggests(setting: str) -> None:
+    value: Any = {
+        "pin": {"layers.3": 0},
+        "forbid": {"layers.3": [0]},
+        "no_split_modules": ["layers.3"],
+        "keep_together": [["layers.3", "head"]],
+        "special_dtypes": {"layers.3": "float32"},
+    }[setting]
+    with pytest.raises(InvalidConstraintError, match=r"did you mean 'model\.layers\.3'\?"):
+        planner.plan(model(), max_memory={0: 1000}, **{setting: value})

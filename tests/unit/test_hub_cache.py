@@ -196,7 +196,7 @@ def test_the_cache_is_asked_for_by_a_name_only(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "never"))
     assert cache_folder() == str(tmp_path / "never")
     write_floats(tmp_path / "model" / "model.safetensors", 4)
-    monkeypatch.setattr("planner.checkpoint.files.find_snapshot", lambda name: pytest.fail("looked"))
+    monkeypatch.setattr("planner.checkpoint.place.find_snapshot", lambda name: pytest.fail("looked"))
     assert total_bytes(tmp_path / "model") == 16
     with pytest.raises(planner.CheckpointError, match=r"no such file or folder$"):
         total_bytes("./model")

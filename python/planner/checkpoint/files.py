@@ -1,32 +1,33 @@
-"""From a path to the files of a checkpoint: a folder, a file, an index, or a configuration alone."""
+"""The safetensors files of a checkpoint: of a folder, a file, an index, or a configuration alone."""
 
 from __future__ import annotations
 
 import os
 import re
-import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from planner import _core
-from planner.checkpoint.hub_cache import cache_folder, find_snapshot, hub_name, is_store, snapshot_in
 from planner.checkpoint.inside import resolve_inside
-from planner.checkpoint.reading import fault, printable, read_json_object, read_regular, system_reason
-from planner.errors import InvalidInputError
+from planner.checkpoint.place import Place, locate
+from planner.checkpoint.reading import fault, printable, read_json_object, read_regular
+from planner.checkpoint.refused import refusal, refuse_folder
 from planner.names import listed
-from planner.spelling import shown
 
 Headers = _core.Headers
 """What the headers of a checkpoint's files say, as columns."""
 
-_SINGLE = "model.safetensors"
-_CONFIG = "config.json"
-_WEIGHTS_END = ".safetensors"
-_INDEX_END = ".safetensors.index.json"
-_PICKLED_ENDS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".bin.index.json")
-_NUMBERED = re.compile(r"(.*)-([0-9]{1,9})-of-([0-9]{1,9})\.safetensors")
-_MOST_NUMBERED = 100_000
+_STEMS: Final = ("model", "diffusion_pytorch_model")  # transformers' and diffusers' names, in this order
+_CONFIG: Final = "config.json"
+WEIGHTS_END: Final = ".safetensors"
+_INDEX_END: Final = ".safetensors.index.json"
+_VARIANT: Final = re.compile(
+    rf"(?:{'|'.join(_STEMS)})(?:\.(?P<single>\w+)\.safetensors|\.safetensors\.index\.(?P<index>\w+)\.json)"
+)
+_PREFERRED_VARIANT: Final = "fp16"
+_NUMBERED: Final = re.compile(r"(.*)-([0-9]{1,9})-of-([0-9]{1,9})\.(safetensors|gguf)")
+_MOST_NUMBERED: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class CheckpointFiles:
         index: which file holds what, if an index says so.
         config: content of ``config.json``, empty where there is none.
         config_path: where it lies, or would.
+        variant: which variant these files are, where the folder has no others.
     """
 
     name: str
@@ -46,104 +48,97 @@ class CheckpointFiles:
     index: _core.Index | None
     config: Mapping[str, Any]
     config_path: str
+    variant: str | None = None
 
-    def read_headers(self) -> Headers:
-        """Names, types and sizes of all tensors. Raises CheckpointError."""
-        return Headers.read(list(self.weights), [printable(path) for path in self.weights], self.index)
+    def read_headers(self, more: Sequence[str] = ()) -> Headers:
+        """Names, types and sizes of all tensors, with those of more files. Raises CheckpointError."""
+        paths = [*self.weights, *more]
+        return Headers.read(paths, [printable(path) for path in paths], self.index)
 
 
 def find_files(source: str | os.PathLike[str]) -> CheckpointFiles:
     """The files of a checkpoint.
 
     Args:
-        source: a folder (a snapshot of the hub's cache, or a repository's place in it, too), a safetensors file, an index,
-            a ``config.json``, or where nothing has that path, a repository's name on the hub, with ``@revision`` if it is
-            not "main", that is in the hub's cache.
+        source: what :func:`planner.checkpoint.place.locate` takes; a file may be a safetensors file, an index or a
+            ``config.json``.
 
     Raises:
         InvalidInputError: no path.
         CheckpointError: nothing there that can be planned from, files that are missing (all of them are named), or names in
             an index that leave the folder. Fields: ``file``, ``reason``.
 
-    Source: which file comes first, ``_get_resolved_checkpoint_files``, transformers 5.23, modeling_utils.py.
+    Source: which file comes first, ``_get_resolved_checkpoint_files``, transformers 5.23, modeling_utils.py; diffusers' names
+        and variants, ``_add_variant`` and ``from_pretrained``, diffusers 0.42, models/modeling_utils.py.
     """
-    if not isinstance(source, str | os.PathLike):
-        raise InvalidInputError(f"a checkpoint is a path, not {shown(source)}")
-    path = os.fsdecode(source)
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError) as error:
-        reason = system_reason(error)
-        if reason != "no such file":
-            raise fault(path, reason) from error
-        if os.path.lexists(path):  # whoever made the link meant what it led to, and no model of the hub
-            raise fault(path, "a link to nothing") from error
-        return _from_hub_cache(path, error)
-    if stat.S_ISDIR(mode):
-        return _from_folder(snapshot_in(path) if is_store(path) else path)
-    folder = os.path.dirname(path) or os.curdir
-    match _content(path):
+    return files_at(locate(source))
+
+
+def files_at(place: Place) -> CheckpointFiles:
+    """The files of a checkpoint that lies there. Raises CheckpointError."""
+    if place.file is None:
+        return _from_folder(place)
+    path = place.name
+    match _content(place, path):
         case "index":
-            return _from_index(path, folder, path)
+            return _from_index(path, place.folder, path)
         case "config":
             return CheckpointFiles(
                 name=path, weights=(), index=None, config=read_json_object(path), config_path=path
             )
         case _:
-            return _found(path, folder, (path,))
+            return _found(path, place.folder, (path,))
 
 
-def _from_hub_cache(path: str, missing: Exception) -> CheckpointFiles:
-    """What has no path may have a name on the hub: a folder of that name wins, as it does everywhere else."""
-    name = hub_name(path)
-    if name is None:
-        raise fault(path, "no such file or folder") from missing
-    snapshot = find_snapshot(name)
-    if snapshot is None:
-        raise fault(
-            path,
-            f"no such file or folder, and no model of that name in the hub's cache, {cache_folder()}; "
-            f"`{name.download_command}` would put it there, --remote (in Python, remote=True) reads its headers from the hub",
-        ) from missing
-    return _from_folder(snapshot)
-
-
-def _from_folder(folder: str) -> CheckpointFiles:
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise fault(folder, system_reason(error)) from error
+def _from_folder(place: Place) -> CheckpointFiles:
+    folder, names = place.folder, place.names()
     indices = [name for name in names if name.endswith(_INDEX_END)]
-    weights = [name for name in names if name.endswith(_WEIGHTS_END)]
-    if _SINGLE in weights:
-        return _found(folder, folder, _resolved(folder, [_SINGLE], folder))
+    weights = [name for name in names if name.endswith(WEIGHTS_END)]
+    for stem in _STEMS:
+        if stem + WEIGHTS_END in weights:
+            return _found(folder, folder, resolved(folder, [stem + WEIGHTS_END], folder))
+        if stem + _INDEX_END in indices:
+            indices = [stem + _INDEX_END]
+            break
     if indices:
-        index = _SINGLE + ".index.json"
-        if index not in indices and len(indices) > 1:
+        if len(indices) > 1:
             raise fault(folder, f"holds several indices, name one of them: {listed(indices, most=20)}")
-        (path,) = _resolved(folder, [index if index in indices else indices[0]], folder)
+        (path,) = resolved(folder, indices, folder)
         return _from_index(path, folder, folder)
+    variants = {
+        match["single"] or match["index"]: match for name in names if (match := _VARIANT.fullmatch(name))
+    }
+    if variants:
+        return _from_variant(folder, variants)
     if weights:
-        return _found(folder, folder, _resolved(folder, _all_numbered(folder, weights), folder))
-    pickled = [name for name in names if name.endswith(_PICKLED_ENDS)]
-    if pickled:
-        raise fault(
-            folder,
-            f"holds only pickled weights ({listed(pickled, most=20)}), which run code when they are read; planner reads "
-            "safetensors files only: save the model with save_pretrained, which writes them",
-        )
-    if _CONFIG not in names:
-        raise fault(folder, "holds neither safetensors files nor a config.json")
+        return _found(folder, folder, resolved(folder, all_numbered(folder, weights), folder))
+    refuse_folder(place, names)
     return _found(folder, folder, ())
 
 
-def _from_index(path: str, folder: str, name: str) -> CheckpointFiles:
+def _from_variant(folder: str, variants: Mapping[str, re.Match[str]]) -> CheckpointFiles:
+    """What a folder has under no name but a variant's."""
+    if len(variants) > 1 and _PREFERRED_VARIANT not in variants:
+        raise fault(folder, f"holds several variants, name a file of one of them: {listed(sorted(variants))}")
+    variant = _PREFERRED_VARIANT if _PREFERRED_VARIANT in variants else next(iter(variants))
+    match = variants[variant]
+    (path,) = resolved(folder, [match.string], folder)
+    if match["index"]:
+        return _from_index(path, folder, folder, variant)
+    return _found(folder, folder, (path,), variant=variant)
+
+
+def _from_index(path: str, folder: str, name: str, variant: str | None = None) -> CheckpointFiles:
     index = _core.Index.read(path, printable(path))
-    return _found(name, folder, _resolved(folder, index.files(), path), index)
+    return _found(name, folder, resolved(folder, index.files(), path), index, variant)
 
 
 def _found(
-    name: str, folder: str, weights: tuple[str, ...], index: _core.Index | None = None
+    name: str,
+    folder: str,
+    weights: tuple[str, ...],
+    index: _core.Index | None = None,
+    variant: str | None = None,
 ) -> CheckpointFiles:
     path = resolve_inside(folder, _CONFIG, folder)
     config = {} if path is None else read_json_object(path)
@@ -153,10 +148,12 @@ def _found(
         index=index,
         config=config,
         config_path=path or os.path.join(folder, _CONFIG),
+        variant=variant,
     )
 
 
-def _resolved(folder: str, names: Sequence[str], said_by: str) -> tuple[str, ...]:
+def resolved(folder: str, names: Sequence[str], said_by: str) -> tuple[str, ...]:
+    """Where files of a folder really lie. Raises CheckpointError: some are missing, all of which are named."""
     paths = {name: resolve_inside(folder, name, said_by) for name in names}
     missing = [name for name, path in paths.items() if path is None]
     if missing:
@@ -164,35 +161,38 @@ def _resolved(folder: str, names: Sequence[str], said_by: str) -> tuple[str, ...
     return tuple(path for path in paths.values() if path is not None)
 
 
-def _all_numbered(folder: str, names: Sequence[str]) -> list[str]:
+def all_numbered(folder: str, names: Iterable[str]) -> list[str]:
     """Names of files, with all that must be there because others say "3 of 7"."""
     wanted = dict.fromkeys(names)
-    for name in names:
+    for name in tuple(wanted):
         match = _NUMBERED.fullmatch(name)
         if match:
-            stem, digits, count = match.groups()
+            stem, digits, count, end = match.groups()
             if int(count) > _MOST_NUMBERED:
                 raise fault(os.path.join(folder, name), f"says that it is one of {count} files")
             wanted.update(
                 dict.fromkeys(
-                    f"{stem}-{number:0{len(digits)}d}-of-{count}{_WEIGHTS_END}"
-                    for number in range(1, int(count) + 1)
+                    f"{stem}-{number:0{len(digits)}d}-of-{count}.{end}" for number in range(1, int(count) + 1)
                 )
             )
     return list(wanted)
 
 
-def _content(path: str) -> str:
+def _content(place: Place, path: str) -> str:
     """What a file is, by its first bytes and, for JSON, its name."""
     start = read_regular(path, 64)
-    if path.endswith(_INDEX_END):
+    if path.endswith(_INDEX_END) or _is_variant_index(path):
         return "index"
-    if path.endswith(_WEIGHTS_END) or start[8:9] == b"{":
+    if path.endswith(WEIGHTS_END) or start[8:9] == b"{":
         return "weights"
-    if start.startswith((b"PK", b"\x80")) or path.endswith(_PICKLED_ENDS):
-        raise fault(
-            path, "pickled weights, which run code when they are read; planner reads safetensors files only"
-        )
+    refused = refusal(place, start)
+    if refused is not None:
+        raise fault(path, refused)
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
         return "index" if path.endswith(".index.json") else "config"
-    raise fault(path, "neither a safetensors file, an index nor a config.json")
+    raise fault(path, "neither a safetensors file, a GGUF file, an index nor a config.json")
+
+
+def _is_variant_index(path: str) -> bool:
+    match = _VARIANT.fullmatch(os.path.basename(path))
+    return match is not None and match["index"] is not None

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import struct
-import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,6 +28,7 @@ _MOST_HEADER_BYTES: Final = 100_000_000  # the format's own limit
 _MOST_INDEX_BYTES: Final = 256 * 2**20
 _SIZE: Final = r"([0-9]{1,18})"  # more digits are no size that a file can have
 _TOTAL: Final = re.compile(rf"bytes {_SIZE}-{_SIZE}/{_SIZE}")
+_CONFIGS: Final = ("config.json", "adapter_config.json", "model_index.json")
 _MOST_NAME_BYTES: Final = 255
 # What is in front of a host may be a password, and what is behind a path a signature that opens the file.
 _ADDRESS: Final = re.compile(r"(\w+://)(?:[^\s/]*@)?([^\s?#]*)[?#]?\S*?(?=['\")]*[.,;:]?(?:\s|$))")
@@ -49,6 +49,8 @@ def remote_folder(name: HubName) -> Iterator[RemoteFolder]:
         raise InvalidInputError(
             f"{name.repo}: reading from the hub needs huggingface_hub: pip install 'device-map-planner[hub]'"
         )
+    import tempfile  # few plans ask the hub, and every command loads this module
+
     try:
         with tempfile.TemporaryDirectory(prefix="planner-hub-") as folder:
             try:
@@ -86,7 +88,7 @@ class RemoteFolder:
         for file in files:
             open(os.path.join(path, file), "wb").close()
         for file in sorted(os.listdir(path)):
-            if file == "config.json":
+            if file in _CONFIGS:
                 self._fetch_whole(file, MOST_CONFIG_BYTES)
             elif file.endswith(".safetensors.index.json"):
                 self._fetch_whole(file, _MOST_INDEX_BYTES)

@@ -49,12 +49,14 @@ def _require_plain(name: str, said_by: str) -> None:
 
 
 def _roots(folder: str) -> tuple[str, ...]:
-    """Folders where files of this one may lie: itself, and a hub cache's blobs for a snapshot of it."""
-    real = os.path.realpath(folder)
-    above, revision = os.path.split(real)
-    store, snapshots = os.path.split(above)
-    is_snapshot = snapshots == "snapshots" and revision and os.path.basename(store).startswith("models--")
-    return (real, os.path.join(store, "blobs")) if is_snapshot else (real,)
+    """Folders where files of this one may lie: itself, and a hub cache's blobs for a snapshot of it or a folder in one."""
+    real = inner = os.path.realpath(folder)
+    while (above := os.path.dirname(inner)) != inner:
+        store, snapshots = os.path.split(above)
+        if snapshots == "snapshots" and os.path.basename(store).startswith("models--"):
+            return (real, os.path.join(store, "blobs"))
+        inner = above
+    return (real,)
 
 
 def _is_below(path: str, root: str) -> bool:

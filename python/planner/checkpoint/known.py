@@ -39,6 +39,10 @@ def find_architecture(config: Mapping[str, Any], config_path: str) -> Known:
     Guarantee: torch is imported only for what is not in the table, and no code that comes with a checkpoint is run.
     """
     name = class_name(config)
+    if name is None and isinstance(config.get("_class_name"), str):
+        return Known(
+            architecture=None, notes=()
+        )  # of diffusers, which has the files' names; its blocks are what repeats
     if name is None:
         return _as_stored(
             "no config.json says what model this is" if not config else "config.json names no model"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Final
 
 from planner.checkpoint.hub_cache import repository_of
 from planner.checkpoint.reading import printable
 
-_END: Final = ".safetensors"
+_ENDS: Final = re.compile(r"(?:-[0-9]+-of-[0-9]+)?\.(?:safetensors|gguf)$")
 # Files that have this name in every folder, whatever model is in it.
 _USUAL: Final = ("model", "pytorch_model", "diffusion_pytorch_model", "adapter_model")
 
@@ -23,7 +24,7 @@ def model_name(path: str) -> str:
         ('llama-70b', 'flux1-dev')
     """
     folder, file = (path, "") if os.path.isdir(path) else os.path.split(path)
-    stem = file.removesuffix(_END)
+    stem = _ENDS.sub("", file)
     if stem != file and not stem.startswith(_USUAL):
         return printable(stem)
     real = Path(os.path.realpath(folder or os.curdir))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from planner.checkpoint.adapter_names import AdapterNames
 from planner.checkpoint.architecture import Architecture
 from planner.checkpoint.carried_names import carriers
 from planner.checkpoint.files import Headers
@@ -26,6 +27,7 @@ class LiveNames:
 
     Args:
         by_name: whether ``targets`` go by name, or by name without its numbers.
+        texts: those names.
         targets: live names of each; a number is written as its place between zero bytes.
         dropped: rows of tensors that are not loaded.
         unknown: live names that the architecture does not have, with ``*`` for numbers; of quantised ones, only those in
@@ -33,24 +35,48 @@ class LiveNames:
     """
 
     by_name: bool
+    texts: Sequence[str]
     targets: list[list[str]]
     dropped: list[int]
     unknown: tuple[str, ...]
 
+    def of_rows(self, stored: Mapping[int, str]) -> dict[int, str]:
+        """What rows with these names become: of each the first name, of those that become something."""
+        if self.by_name:
+            return {row: self.targets[row][0] for row in stored if self.targets[row]}
+        targets = dict(zip(self.texts, self.targets, strict=True))
+        found = {}
+        for row, name in stored.items():
+            for target in targets[_PART_NUMBER.sub(_GAP, name)][:1]:
+                found[row] = _filled(target, _PART_NUMBER.findall(name))
+        return found
 
-def names_as_stored(headers: Headers, *, quantised: bool) -> LiveNames:
-    """Names as they are in the files, but of what belongs to a weight, which has the weight's."""
+
+def names_as_stored(headers: Headers, adapter: AdapterNames, *, quantised: bool) -> LiveNames:
+    """Names as they are in the files, but of what belongs to a weight: it has the weight's, or stands beside it."""
     general = headers.general_names()
-    weight_of = carriers(general, quantised=quantised)
-    targets = []
+    owners = adapter.owners(general, set(general).__contains__)
+    weight_of = carriers([name for name in general if name not in owners], quantised=quantised)
+    targets: list[list[str]] = []
     for name in general:
+        if name in owners:
+            weight, own = owners[name]
+            if not own:
+                targets.append([])
+                continue
+            name = f"{weight.rpartition('.')[0]}.{own}"
         first, *rest = weight_of.get(name, name).split(_GAP)
         targets.append([first + "".join(f"\0{place}\0{text}" for place, text in enumerate(rest))])
-    return LiveNames(by_name=False, targets=targets, dropped=[], unknown=())
+    return LiveNames(by_name=False, texts=general, targets=targets, dropped=[], unknown=())
 
 
 def live_names(
-    headers: Headers, architecture: Architecture, config: Mapping[str, Any], *, quantised: bool
+    headers: Headers,
+    architecture: Architecture,
+    config: Mapping[str, Any],
+    adapter: AdapterNames,
+    *,
+    quantised: bool,
 ) -> LiveNames:
     """Names as a live model has them.
 
@@ -58,6 +84,7 @@ def live_names(
         headers: what the files hold.
         architecture: whose names are meant.
         config: content of ``config.json``; says how many layers there are.
+        adapter: names among them that are of an adapter.
         quantised: whether modules may hold scales and the like beside what the architecture knows.
 
     Cost: names that differ in their numbers only are translated once, unless a step is about a certain number.
@@ -68,16 +95,26 @@ def live_names(
     marker = "" if by_name else _unused_number(general)
     texts = headers.names() if by_name else [_marked(name, marker) for name in general]
     renaming = Renaming(architecture.transforms, architecture.base_prefix, architecture.has_tensor)
-    weight_of = carriers(texts, quantised=quantised)
+    stored = set(texts)
+    owners = adapter.owners(texts, lambda name: name in stored or architecture.has_tensor(name))
+    weight_of = dict(carriers([text for text in texts if text not in owners], quantised=quantised))
+    weight_of.update({text: weight for text, (weight, _) in owners.items()})
     found: dict[str, list[str]] = {}
     for text in sorted({weight_of.get(text, text) for text in texts}, key=_natural):
         found[text] = renaming.live_names(text)
     unknown = {name for names in found.values() for name in names if not architecture.has_tensor(name)}
     unloaded = _not_loaded(unknown, architecture)
     beside = {name for name in unknown if quantised and architecture.has_module(name.rpartition(".")[0])}
-    targets = [[name for name in found[weight_of.get(text, text)] if name not in unloaded] for text in texts]
+    targets: list[list[str]] = []
+    for text in texts:
+        names = [name for name in found[weight_of.get(text, text)] if name not in unloaded]
+        if text in owners:  # what belongs to a weight that is taken apart stays whole, beside the first part
+            own = owners[text][1]
+            names = [f"{name.rpartition('.')[0]}.{own}" for name in names[:1] if own]
+        targets.append(names)
     return LiveNames(
         by_name=by_name,
+        texts=texts if by_name else general,
         targets=targets if by_name else [[_gapped(name, marker) for name in names] for names in targets],
         dropped=_layers_not_loaded(headers, architecture, config),
         unknown=tuple(sorted({_PART_NUMBER.sub("*", name) for name in unknown - unloaded - beside})),
@@ -132,6 +169,12 @@ def _marked(name: str, marker: str) -> str:
 
 def _gapped(name: str, marker: str) -> str:
     return _GAP.join(re.split(f"{marker}([0-9]{{3}})", name))
+
+
+def _filled(target: str, numbers: Sequence[str]) -> str:
+    """A target with the numbers of one name."""
+    parts = target.split(_GAP)
+    return "".join(numbers[int(part)] if place % 2 else part for place, part in enumerate(parts))
 
 
 def _natural(name: str) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -57,6 +57,22 @@ class ModuleTree:
         """
         columns = _core.Tree.walk(model, _plain_types(), describe_dtype, describe_tensor)
         return cls(columns, _declared_classes(model))
+
+    @classmethod
+    def beside(
+        cls, class_name: str, models: Sequence[tuple[str, ModuleTree]], no_split_classes: Iterable[str]
+    ) -> ModuleTree:
+        """Whole models from files below one root, by name and in order.
+
+        Args:
+            class_name: the root's.
+            models: their tensors stay their own.
+            no_split_classes: of all of them.
+
+        Cost: O(rows).
+        """
+        columns = _core.Tree.beside(class_name, [(name, model.columns) for name, model in models])
+        return cls(columns, tuple(no_split_classes))
 
     @property
     def module_count(self) -> int:

@@ -17,10 +17,13 @@ from planner.config.resolved_node import ResolvedNode
 from planner.devices.budgets import DeviceBudget, device_budgets
 from planner.devices.keys import DeviceKey
 from planner.errors import InfeasibleError, InvalidConfigError
-from planner.model.blocks import Blocks, expand_classes, require_names
+from planner.model.blocks import Blocks, expand_classes
+from planner.model.constraints import Constraints
+from planner.model.globs import matched_names, require_names
 from planner.model.layout import Layout, repeated
 from planner.model.tree import ModuleTree
 from planner.planning.block_bytes import block_bytes
+from planner.planning.formats import SmallerFormats, loaded_as
 from planner.plans.known_names import KnownNames
 from planner.plans.parts import Account, DevicePlan, DeviceUsage, Reason, Setting, Shortfall, Source, doubts
 from planner.settings.schema import Settings
@@ -47,6 +50,7 @@ class Problem:
         opened: the model.
         layout: the model with no-split classes, dtypes and ties.
         containers: modules that only hold others; never blocks.
+        smaller: formats in which the model would be smaller.
         budgets: bytes by device; empty for what is detected.
         has_own_budgets: the budgets are one row of many, in place of what the settings say.
     """
@@ -55,6 +59,7 @@ class Problem:
     opened: Opened
     layout: Layout
     containers: tuple[str, ...]
+    smaller: SmallerFormats
     budgets: Mapping[DeviceKey, int]
     has_own_budgets: bool = False
 
@@ -72,18 +77,18 @@ class Problem:
         resolved, opened = _understood(source, checkpoint, settings_stack(config, settings), remote=remote)
         chosen = resolved.config
         classes, containers = _no_split_classes(opened.tree, chosen.no_split_module_classes)
-        layout = Layout(
-            opened.tree,
+        layout, opened = loaded_as(
+            opened,
+            chosen.dtype,
+            special_dtypes=chosen.special_dtypes,
             no_split=classes,
-            dtype=chosen.dtype,
-            special_dtypes=dict(chosen.special_dtypes),
-            sizes=opened.sizes(chosen.dtype, chosen.special_dtypes),
             containers=containers,
         )
         require_names(layout, "special_dtypes", list(chosen.special_dtypes))
         require_names(layout, "no_split_modules", list(chosen.no_split_modules))
-        require_names(layout, "keep_together", [name for group in chosen.keep_together for name in group])
-        return cls(resolved, opened, layout, tuple(containers), chosen.max_memory or {})
+        matched_names(layout, "keep_together", [name for group in chosen.keep_together for name in group])
+        smaller = SmallerFormats(opened, chosen.special_dtypes, layout)
+        return cls(resolved, opened, layout, tuple(containers), smaller, chosen.max_memory or {})
 
     def with_budgets(self, row: Mapping[DeviceKey, int]) -> Problem:
         """The same problem for one row of many budgets."""
@@ -99,6 +104,14 @@ class Problem:
         """Devices with budgets, in order of preference; free memory is asked for here."""
         return device_budgets(self.budgets, self.settings.headroom, self.settings.offload_folder)
 
+    @cached_property
+    def constraints(self) -> Constraints:
+        """What is wanted of single modules. Raises InvalidConstraintError."""
+        chosen = self.settings
+        return Constraints.of(
+            self.layout, pin=chosen.pin, forbid=chosen.forbid, keep_together=chosen.keep_together
+        )
+
     def blocks(self, split: Sequence[str] = ()) -> Blocks:
         """The model in blocks, some of them in parts."""
         return Blocks(
@@ -106,7 +119,8 @@ class Problem:
             granularity="expert" if self.settings.granularity == "expert" else "block",
             no_split=self.settings.no_split_modules,
             split=(*self.containers, *split),
-            keep_together=self.settings.keep_together,
+            apart=self.constraints.apart,
+            keep_together=self.constraints.keep_together,
         )
 
     def account(
@@ -124,15 +138,20 @@ class Problem:
             names=partial(_names, self.opened),
             block_bytes=partial(block_bytes, blocks, *maps),
             reasons=reasons,
-            shortfall=shortfall,
+            shortfall=partial(self._shortfall, shortfall),
             minimum_bytes=minimum_bytes,
             settings=self._setting_values,
             provenance=self._provenance,
         )
 
     def noted(self, error: InfeasibleError) -> InfeasibleError:
-        """The error with what is to be known of the sizes that it compares."""
-        return InfeasibleError("; ".join((error.message, *doubts(self.opened.notes))), **error.fields)
+        """The error with what is to be known of the sizes that it compares, and formats that are smaller."""
+        fields = {**error.fields, "smaller_formats": self.smaller}
+        return InfeasibleError("; ".join((error.message, *doubts(self.opened.notes))), **fields)
+
+    def _shortfall(self, shortfall: Callable[[], Shortfall | None]) -> Shortfall | None:
+        found = shortfall()
+        return None if found is None else replace(found, smaller_formats=self.smaller)
 
     def _setting_values(self) -> dict[str, Setting]:
         found = {

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from planner.devices.keys import DeviceKey
+from planner.names import device_of
 
 
 class DeviceMap(dict[str, DeviceKey]):
@@ -41,8 +42,33 @@ class DeviceMap(dict[str, DeviceKey]):
         """Another one that says the same."""
         return DeviceMap(self, self.execution_map)
 
+    def below(self, name: str) -> DeviceMap:
+        """The map of one module, with names from there: for a model that is loaded by itself, as a pipeline's components are.
+
+        Raises:
+            KeyError: the map says nothing of that module.
+
+        Example:
+            >>> plan = DeviceMap({"text_encoder": 0, "unet.down_blocks": 0, "unet.up_blocks": 1})
+            >>> plan.below("unet"), plan.below("text_encoder")
+            ({'down_blocks': 0, 'up_blocks': 1}, {'': 0})
+        """
+        found = _below(self, name)
+        if not found:
+            raise KeyError(name)
+        return DeviceMap(found, _below(self.execution_map, name))
+
     def __reduce__(self) -> tuple[Any, ...]:
         return DeviceMap, (dict(self), self.execution_map)
+
+
+def _below(device_map: Mapping[str, DeviceKey], name: str) -> dict[str, DeviceKey]:
+    """What a map says of a module: of all of it, and of what is inside."""
+    inside = {
+        key[len(name) + 1 :]: device for key, device in device_map.items() if key.startswith(f"{name}.")
+    }
+    around = device_of(name, device_map)
+    return inside if around is None else {"": around, **inside}
 
 
 class _Copied(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +14,10 @@ from planner.plans.device_map import DeviceMap, Own
 from planner.plans.known_names import KnownNames
 
 BEFORE_QUANTIZATION = "sizes are those before quantization, which only a checkpoint's files tell"
-"""The note that puts every number of bytes in doubt; it is shown wherever bytes are."""
+"""A note that puts every number of bytes in doubt; it is shown wherever bytes are."""
+
+ESTIMATED = "sizes are an estimate"
+"""How another such note begins."""
 
 PLACING: tuple[ReasonRule, ...] = ("resident", "offloaded", "oversized", "fits", "tied", "bound", "fallback")
 """Rules whose device is where the module lies; the others tell what was tried."""
@@ -97,7 +100,7 @@ class Source:
 
 def doubts(notes: Iterable[str]) -> tuple[str, ...]:
     """Of notes, those that put every number of bytes in doubt."""
-    return tuple(note for note in notes if note == BEFORE_QUANTIZATION)
+    return tuple(note for note in notes if note.startswith((BEFORE_QUANTIZATION, ESTIMATED)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +136,8 @@ class Certificate:
         lower_bound_bytes: no plan offloads less than this.
         gap_bytes: what this plan offloads beyond it.
         returns: times that execution comes back to a device it had left; a unit counts once, at its first block.
-        returns_lower_bound: no plan with as many bytes offloaded and on disk, and its first block on an accelerator if this
-            plan has it there, returns less often.
+        returns_lower_bound: no plan with as many bytes offloaded and on disk, which needs no execution map if this plan needs
+            none, and has its first block on an accelerator if this plan has it there, returns less often.
         steps: steps of the search.
         stage: which way of placing units gave the plan: "in_order", "other_order", "tie_position", "scattered", "offload",
             or the name of a strategy without a search.
@@ -161,11 +164,17 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shortfall:
-    """What keeps something off the accelerators: the largest block concerned, and by device the extra bytes that alone
-    would let everything stay there."""
+    """What keeps something off the accelerators.
+
+    Args:
+        name: the largest block concerned.
+        more_bytes: by device, the extra bytes that alone would let everything stay there.
+        smaller_formats: by quantiser's format, about how many bytes the whole model would have in it; only clearly smaller ones.
+    """
 
     name: str
     more_bytes: Mapping[DeviceKey, int]
+    smaller_formats: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

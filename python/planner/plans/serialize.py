@@ -105,10 +105,13 @@ def _from_pairs(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shortfall_data(shortfall: Shortfall) -> dict[str, Any]:
-    return {
+    data: dict[str, Any] = {
         "name": shortfall.name,
         "more_bytes": {str(key): size for key, size in shortfall.more_bytes.items()},
     }
+    if shortfall.smaller_formats:
+        data["smaller_formats"] = dict(shortfall.smaller_formats)
+    return data
 
 
 def _parts(data: dict[str, Any]) -> PlanParts:
@@ -150,7 +153,8 @@ def _read_shortfall(row: Any) -> Shortfall | None:
     if row is None:
         return None
     more_bytes = {canonical_device(key): _count(size) for key, size in row["more_bytes"].items()}
-    return _exact(Shortfall, {**row, "more_bytes": more_bytes})
+    smaller_formats = {_text(name): _count(size) for name, size in row.get("smaller_formats", {}).items()}
+    return _exact(Shortfall, {**row, "more_bytes": more_bytes, "smaller_formats": smaller_formats})
 
 
 # The declared types that JSON could get wrong; a bool is no number.

@@ -209,10 +209,24 @@ def import_values(values: Mapping[str, object], where: str) -> Layer:
         return Layer(Rank.IMPORTED, UserSource.FILE, Node(origin, {}), (Problem((), f"{where}: {error}"),))
 
 
+def import_facts(facts: Mapping[str, object], where: str) -> Layer:
+    """The same of facts that a file says by whatever names, translated already.
+
+    Args:
+        facts: values by the names that ``Model`` has for them.
+        where: what origins call the file.
+    """
+    origin = Origin(Rank.IMPORTED, where)
+    return _below_model(origin, {name: from_python(value, origin)[0] for name, value in facts.items()}, [])
+
+
 def _layer(root: Node) -> Layer:
     problems: list[Problem] = []
-    facts = dict(_facts(root, problems))
-    tree = Node(root.origin, {"model": Node(root.origin, facts, partial=True)}, partial=True)
+    return _below_model(root.origin, dict(_facts(root, problems)), problems)
+
+
+def _below_model(origin: Origin, facts: Mapping[object, Node], problems: Iterable[Problem]) -> Layer:
+    tree = Node(origin, {"model": Node(origin, facts, partial=True)}, partial=True)
     return Layer(Rank.IMPORTED, UserSource.FILE, tree, tuple(problems))
 
 

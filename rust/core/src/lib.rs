@@ -51,6 +51,7 @@ pub use error::Error;
 pub use ids::{DTypeId, NodeId, TensorId};
 pub use keys::KeyTrie;
 pub use model::balance::{BalanceFacts, Counted};
+pub use model::beside::beside;
 pub use model::blocks::{BlockOptions, BlockUnit, Blocks, Granularity};
 pub use model::builder::TreeBuilder;
 pub use model::by_name::{NamedBlockOptions, NamedLayoutOptions, SpecialDtype};

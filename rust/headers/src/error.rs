@@ -16,13 +16,22 @@ pub enum HeaderError {
     /// The system refuses to read it.
     #[error("cannot be read: {0}")]
     Unreadable(String),
+    /// Does not begin as a GGUF file does.
+    #[error("not a GGUF file")]
+    NotGguf,
+    /// A GGUF file for machines of the other byte order.
+    #[error("a big-endian GGUF file; little-endian ones are read, which gguf-py's gguf_convert_endian makes of it")]
+    BigEndian,
+    /// A GGUF version that is not read.
+    #[error("GGUF version {0}; versions 2 and 3 are read")]
+    GgufVersion(u32),
     /// Fewer than the 8 bytes that say how long the header is.
     #[error("{0} bytes, too few for a safetensors file")]
     TooShort(u64),
     /// The header is larger than the format allows.
     #[error("says that its header has {said} bytes; at most {most} are allowed")]
     HeaderTooLarge {
-        /// Length in the file's first 8 bytes.
+        /// Length that the header is said to have.
         said: u64,
         /// Most bytes that are read.
         most: u64,
@@ -30,7 +39,7 @@ pub enum HeaderError {
     /// The header would end after the file.
     #[error("truncated: a header of {said} bytes in a file of {file_bytes}")]
     HeaderTruncated {
-        /// Length in the file's first 8 bytes.
+        /// Length that the header is said to have.
         said: u64,
         /// Length of the file.
         file_bytes: u64,

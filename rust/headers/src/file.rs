@@ -1,11 +1,12 @@
 //! From paths to headers: regular files only, opened without waiting, on several threads.
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read};
+use std::io::{BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::HeaderError;
+use crate::gguf::{Gguf, parse_gguf};
 use crate::parse::{Entry, parse};
 use crate::{ALL_HEADERS_BYTES, HEADER_BYTES};
 
@@ -38,6 +39,23 @@ pub fn read_files(paths: &[PathBuf]) -> Result<Vec<Vec<Entry>>, (usize, HeaderEr
         workers.into_iter().flat_map(|worker| worker.join().unwrap_or_else(|_| died())).collect()
     });
     results.into_iter().enumerate().map(|(index, result)| result.map_err(|error| (index, error))).collect()
+}
+
+/// The headers of GGUF files, in their order; of those that fail, the first.
+///
+/// # Errors
+///
+/// The index of a file, and what is wrong with it.
+pub fn read_gguf_files(paths: &[PathBuf]) -> Result<Vec<Gguf>, (usize, HeaderError)> {
+    let mut left_bytes = ALL_HEADERS_BYTES;
+    let mut read = |path: &Path| {
+        let (file, file_bytes) = open_regular(path)?;
+        let most_bytes = left_bytes.min(HEADER_BYTES);
+        let (gguf, header_bytes) = parse_gguf(BufReader::new(file), file_bytes, most_bytes)?;
+        left_bytes -= header_bytes;
+        Ok(gguf)
+    };
+    paths.iter().enumerate().map(|(index, path)| read(path).map_err(|error| (index, error))).collect()
 }
 
 /// All of a regular file that is not too large.
@@ -93,7 +111,7 @@ fn open_regular(path: &Path) -> Result<(File, u64), HeaderError> {
     Ok((file, metadata.len()))
 }
 
-fn from_io(error: &std::io::Error) -> HeaderError {
+pub(crate) fn from_io(error: &std::io::Error) -> HeaderError {
     match error.kind() {
         ErrorKind::NotFound => HeaderError::Missing,
         ErrorKind::PermissionDenied => HeaderError::Denied,

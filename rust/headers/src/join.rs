@@ -117,7 +117,7 @@ fn twice(entry: &Entry, first: u32, second: u32) -> JoinError {
 }
 
 /// A place in a list of files or tensors. Tensors are at most `ALL_TENSORS`; the entries of 2^32 files fit no memory.
-fn number(place: usize) -> u32 {
+pub(crate) fn number(place: usize) -> u32 {
     #[allow(clippy::cast_possible_truncation)] // see above: no list is as long as that
     return place as u32;
 }

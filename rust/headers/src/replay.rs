@@ -1,7 +1,7 @@
 //! What must hold for any bytes: the fuzz targets and the test that replays their corpus check the same.
 
 use crate::parse::{Entry, parse};
-use crate::{FILE_TENSORS, parse_index};
+use crate::{FILE_TENSORS, HEADER_BYTES, parse_gguf, parse_index};
 
 /// Reads bytes as a header, the last two as the length of the data behind it; asserts what callers rely on.
 ///
@@ -32,6 +32,24 @@ pub fn replay_index(content: &[u8]) {
     let Ok(index) = parse_index(content) else { return };
     assert!(!index.files.is_empty());
     assert!(index.file_of.values().all(|&file| (file as usize) < index.files.len()));
+}
+
+/// Reads bytes as a GGUF file; asserts what callers rely on.
+///
+/// # Panics
+///
+/// If the reader accepts a header that breaks its promises.
+pub fn replay_gguf(content: &[u8]) {
+    let file_bytes = content.len() as u64;
+    let Ok((gguf, header_bytes)) = parse_gguf(content, file_bytes, HEADER_BYTES) else { return };
+    assert!(header_bytes <= file_bytes);
+    assert!(gguf.tensors.len() <= FILE_TENSORS);
+    let bytes = gguf.tensors.iter().try_fold(0_u64, |sum, tensor| sum.checked_add(tensor.bytes));
+    assert!(bytes.is_some_and(|bytes| bytes <= file_bytes - header_bytes));
+    let mut names: Vec<&str> = gguf.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    names.sort_unstable();
+    assert!(names.windows(2).all(|pair| pair[0] != pair[1]));
+    assert!(names.iter().all(|name| !name.contains('\0')));
 }
 
 fn has_bytes_of_its_shape(entry: &Entry) -> bool {

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use planner_headers::{replay_header, replay_index};
+use planner_headers::{replay_gguf, replay_header, replay_index};
 
 fn replay(target: &str, check: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
@@ -23,4 +23,9 @@ fn headers_that_the_fuzzer_found_keep_the_promises() {
 #[test]
 fn indices_that_the_fuzzer_found_keep_the_promises() {
     replay("index", replay_index);
+}
+
+#[test]
+fn gguf_files_that_the_fuzzer_found_keep_the_promises() {
+    replay("gguf", replay_gguf);
 }

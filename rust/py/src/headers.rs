@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use planner_core::{
     ElementType, Error, Form, GeneralNames, LiveNames, Numbers, Outline, Slot, StoredTensor, tree_of_files,
 };
-use planner_headers::{Dtype, Joined, join, read_files, read_index};
+use planner_headers::{
+    Dtype, Fact, GgmlType, Gguf, JoinError, join, join_gguf, read_files, read_gguf_files, read_index,
+};
 use pyo3::prelude::*;
 
 use crate::errors::{checkpoint, from_core};
@@ -44,7 +46,10 @@ impl Index {
 /// Tensors of a checkpoint as columns.
 #[pyclass(frozen, module = "planner._core")]
 pub(crate) struct Headers {
-    inner: Joined,
+    names: Vec<String>,
+    types: Vec<String>,
+    shapes: Vec<Vec<u64>>,
+    foreign: Vec<u32>,
     tensors: Vec<StoredTensor>,
     general: GeneralNames,
 }
@@ -58,32 +63,57 @@ impl Headers {
         let fault = |file: usize, reason: String| checkpoint(py, shown.get(file).map_or("", String::as_str), reason);
         let files = py.detach(|| read_files(&paths)).map_err(|(file, error)| fault(file, error.to_string()))?;
         let joined = py.detach(|| join(files, index.map(|index| &index.inner)));
-        let inner = joined.map_err(|error| fault(error.file as usize, error.reason))?;
-        let general = py.detach(|| GeneralNames::new(&inner.names));
-        let elements = inner.dtypes.iter().map(|&dtype| element_type(dtype));
-        let tensors = elements.zip(&inner.bytes).map(|(element, &bytes)| StoredTensor { element, bytes }).collect();
-        Ok(Self { inner, tensors, general })
+        let joined = joined.map_err(|error| fault(error.file as usize, error.reason))?;
+        let general = py.detach(|| GeneralNames::new(&joined.names));
+        let elements = joined.dtypes.iter().map(|&dtype| element_type(dtype));
+        let tensors = elements.zip(&joined.bytes).map(|(element, &bytes)| StoredTensor { element, bytes }).collect();
+        let types = joined.dtypes.iter().map(ToString::to_string).collect();
+        let shapes =
+            joined.shapes.into_iter().map(|shape| shape.into_iter().map(|size| size as u64).collect()).collect();
+        Ok(Self { names: joined.names, types, shapes, foreign: joined.foreign, tensors, general })
+    }
+
+    /// Reads the headers of the files of one GGUF model, in their order; also what the first says of the model.
+    #[staticmethod]
+    fn read_gguf(
+        py: Python<'_>,
+        paths: Vec<PathBuf>,
+        shown: Vec<String>,
+    ) -> PyResult<(Self, HashMap<String, FactValue>)> {
+        let fault = |file: usize, reason: String| checkpoint(py, shown.get(file).map_or("", String::as_str), reason);
+        let read = py.detach(|| read_gguf_files(&paths));
+        let mut files = read.map_err(|(file, error)| fault(file, error.to_string()))?;
+        let headers = gguf_headers(&files).map_err(|error| fault(error.file as usize, error.reason))?;
+        let facts = files.drain(..).next().map(|first| first.facts).unwrap_or_default();
+        Ok((headers, facts.into_iter().map(|(name, fact)| (name, FactValue::from(fact))).collect()))
     }
 
     /// Tensors.
     fn __len__(&self) -> usize {
-        self.inner.names.len()
+        self.names.len()
     }
 
     /// Names in the files.
     fn names(&self) -> Vec<String> {
-        self.inner.names.clone()
+        self.names.clone()
     }
 
     /// Names in the files that an index does not list.
     fn foreign(&self) -> Vec<String> {
-        self.inner.foreign.iter().map(|&row| self.inner.names[row as usize].clone()).collect()
+        self.foreign.iter().map(|&row| self.names[row as usize].clone()).collect()
+    }
+
+    /// (name, type, shape, bytes) of each tensor, as the format has them.
+    fn rows(&self) -> Vec<(String, String, Vec<u64>, u64)> {
+        let bytes = self.tensors.iter().map(|tensor| tensor.bytes);
+        let columns = self.names.iter().zip(&self.types).zip(&self.shapes).zip(bytes);
+        columns.map(|(((name, kind), shape), bytes)| (name.clone(), kind.clone(), shape.clone(), bytes)).collect()
     }
 
     /// Bytes of all tensors as stored.
     #[getter]
     fn total_bytes(&self) -> u64 {
-        self.inner.bytes.iter().sum()
+        self.tensors.iter().map(|tensor| tensor.bytes).sum()
     }
 
     /// Names with a zero byte for every part that is a number, each once, in the order in which they are met.
@@ -113,29 +143,68 @@ impl Headers {
         let built = py.detach(|| {
             let outline = Outline::new(forms.into_iter().map(form).collect());
             let live = LiveNames { targets: live, by_name, dropped };
-            let files = (&self.inner.names[..], &self.tensors[..]);
+            let files = (&self.names[..], &self.tensors[..]);
             tree_of_files(&outline, files, &self.general, &live, &tied, quantised)
         });
         let (tree, doubled) = built.map_err(|error| match error {
             Error::ImpossibleName { .. } | Error::TreeTooLarge { .. } => checkpoint(py, shown, error.to_string()),
             other => from_core(py, other, |_| String::new()),
         })?;
-        Ok((Tree::known(tree, bases, self.bytes_by_dtype()), doubled))
+        Ok((Tree::known(tree, bases, self.bytes_by_type()), doubled))
     }
 }
 
 impl Headers {
     /// Bytes of each type of the format, in the order in which types are met.
-    fn bytes_by_dtype(&self) -> Vec<(String, u64)> {
-        let mut found: Vec<(Dtype, u64)> = Vec::new();
-        for (&dtype, &bytes) in self.inner.dtypes.iter().zip(&self.inner.bytes) {
-            match found.iter_mut().find(|(known, _)| *known == dtype) {
-                Some((_, total)) => *total = total.saturating_add(bytes),
-                None => found.push((dtype, bytes)),
+    fn bytes_by_type(&self) -> Vec<(String, u64)> {
+        let mut found: Vec<(String, u64)> = Vec::new();
+        for (kind, tensor) in self.types.iter().zip(&self.tensors) {
+            match found.iter_mut().find(|(known, _)| known == kind) {
+                Some((_, total)) => *total = total.saturating_add(tensor.bytes),
+                None => found.push((kind.clone(), tensor.bytes)),
             }
         }
-        found.into_iter().map(|(dtype, bytes)| (dtype.to_string(), bytes)).collect()
+        found
     }
+}
+
+/// A fact of a GGUF file as Python has it.
+#[derive(IntoPyObject)]
+enum FactValue {
+    Integer(i128),
+    Float(f64),
+    Boolean(bool),
+    Text(String),
+}
+
+impl From<Fact> for FactValue {
+    fn from(fact: Fact) -> Self {
+        match fact {
+            Fact::Integer(value) => Self::Integer(value),
+            Fact::Float(value) => Self::Float(value),
+            Fact::Boolean(value) => Self::Boolean(value),
+            Fact::Text(value) => Self::Text(value),
+        }
+    }
+}
+
+fn gguf_headers(files: &[Gguf]) -> Result<Headers, JoinError> {
+    let joined = join_gguf(files)?;
+    let names: Vec<String> = joined.iter().map(|tensor| tensor.name.clone()).collect();
+    Ok(Headers {
+        types: joined.iter().map(|tensor| tensor.kind.name.to_string()).collect(),
+        shapes: joined.iter().map(|tensor| tensor.shape.clone()).collect(),
+        foreign: Vec::new(),
+        tensors: joined.iter().map(|tensor| ggml_tensor(tensor.kind, tensor.bytes)).collect(),
+        general: GeneralNames::new(&names),
+        names,
+    })
+}
+
+/// Its bytes and nothing else: what runs GGUF files casts none of their tensors when it loads them.
+fn ggml_tensor(kind: GgmlType, bytes: u64) -> StoredTensor {
+    let bits = (kind.block_bytes * 8).div_ceil(kind.block_elements);
+    StoredTensor { element: ElementType { numbers: Numbers::Unknown, bits }, bytes }
 }
 
 /// What the elements of a type of the format are.

@@ -3,11 +3,12 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use planner_core::{Base, ClassLine, Needed, WithoutForward, derived_classes};
+use planner_core::{Base, ClassLine, Needed, WithoutForward, beside, derived_classes};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyTuple, PyType};
 
+use crate::errors::from_core;
 use crate::walk::{Guide, walk};
 use crate::words::Word;
 
@@ -64,6 +65,25 @@ impl Tree {
             classes: Classes::Live(walked.classes),
             stored: Stored::Names(walked.dtypes),
         })
+    }
+
+    /// A tree of a class whose children are whole models from files, by name and in order.
+    #[staticmethod]
+    fn beside(py: Python<'_>, class_name: &str, models: Vec<(String, Py<Self>)>) -> PyResult<Self> {
+        let parts: Vec<_> = models.iter().map(|(name, model)| (name.clone(), &*model.get().inner)).collect();
+        let joined = py.detach(|| beside(class_name, &parts));
+        let tree = joined.map_err(|error| from_core(py, error, |_| String::new()))?;
+        let lines = models.iter().map(|(_, model)| model.get().class_lines(py)).collect::<PyResult<Vec<_>>>()?;
+        let mut known: HashMap<String, ClassLine> =
+            lines.into_iter().flatten().map(|line| (line.name.clone(), line)).collect();
+        let stored = models.iter().flat_map(|(_, model)| model.get().bytes_by_dtype()).collect();
+        let mut joined = Self::known(tree, HashMap::new(), stored);
+        if let Classes::Named(classes) = &mut joined.classes {
+            for class in classes {
+                *class = known.remove(&class.name).unwrap_or_else(|| class.clone());
+            }
+        }
+        Ok(joined)
     }
 
     /// Whether any module's class has `_tie_weights`.

@@ -1,6 +1,7 @@
 //! The flattened model: rows, sizes, what shares tensors, and what is placed as a whole.
 
 pub(crate) mod balance;
+pub(crate) mod beside;
 pub(crate) mod blocks;
 pub(crate) mod builder;
 pub(crate) mod by_name;

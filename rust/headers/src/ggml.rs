@@ -1,0 +1,75 @@
+//! Element types of GGUF files: ggml packs elements into blocks of so many bytes.
+//!
+//! Source: `GGML_QUANT_SIZES` of gguf 0.19, constants.py; `type_traits` of ggml.c.
+
+/// How ggml stores the elements of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GgmlType {
+    /// Number in files.
+    pub number: u32,
+    /// Name in ggml, without its prefix.
+    pub name: &'static str,
+    /// Elements of one block.
+    pub block_elements: u64,
+    /// Bytes of one block.
+    pub block_bytes: u64,
+}
+
+const fn row(number: u32, name: &'static str, block_elements: u64, block_bytes: u64) -> GgmlType {
+    GgmlType { number, name, block_elements, block_bytes }
+}
+
+/// Every type that files may have. Numbers that are missing were taken out of ggml, or never written into files.
+pub const GGML_TYPES: [GgmlType; 34] = [
+    row(0, "F32", 1, 4),
+    row(1, "F16", 1, 2),
+    row(2, "Q4_0", 32, 18),
+    row(3, "Q4_1", 32, 20),
+    row(6, "Q5_0", 32, 22),
+    row(7, "Q5_1", 32, 24),
+    row(8, "Q8_0", 32, 34),
+    row(9, "Q8_1", 32, 40),
+    row(10, "Q2_K", 256, 84),
+    row(11, "Q3_K", 256, 110),
+    row(12, "Q4_K", 256, 144),
+    row(13, "Q5_K", 256, 176),
+    row(14, "Q6_K", 256, 210),
+    row(15, "Q8_K", 256, 292),
+    row(16, "IQ2_XXS", 256, 66),
+    row(17, "IQ2_XS", 256, 74),
+    row(18, "IQ3_XXS", 256, 98),
+    row(19, "IQ1_S", 256, 50),
+    row(20, "IQ4_NL", 32, 18),
+    row(21, "IQ3_S", 256, 110),
+    row(22, "IQ2_S", 256, 82),
+    row(23, "IQ4_XS", 256, 136),
+    row(24, "I8", 1, 1),
+    row(25, "I16", 1, 2),
+    row(26, "I32", 1, 4),
+    row(27, "I64", 1, 8),
+    row(28, "F64", 1, 8),
+    row(29, "IQ1_M", 256, 56),
+    row(30, "BF16", 1, 2),
+    row(34, "TQ1_0", 256, 54),
+    row(35, "TQ2_0", 256, 66),
+    row(39, "MXFP4", 32, 17),
+    row(40, "NVFP4", 64, 36),
+    row(41, "Q1_0", 128, 18),
+];
+
+impl GgmlType {
+    /// The type of this number in files.
+    pub fn of(number: u32) -> Option<Self> {
+        GGML_TYPES.iter().copied().find(|known| known.number == number)
+    }
+
+    /// Bytes of a tensor; `None` if its rows do not end at blocks, or it is larger than any file.
+    pub fn bytes(self, shape: &[u64]) -> Option<u64> {
+        let row = shape.first().copied().unwrap_or(1);
+        if row % self.block_elements != 0 {
+            return None;
+        }
+        let elements = shape.iter().try_fold(1_u64, |product, &size| product.checked_mul(size))?;
+        (elements / self.block_elements).checked_mul(self.block_bytes)
+    }
+}
