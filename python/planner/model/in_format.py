@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Final
 
@@ -155,7 +155,8 @@ def layout_as(
     *,
     sizes: Mapping[str, int] | None = None,
     special_dtypes: Mapping[str, Any] | None = None,
-    **options: Any,
+    no_split: Iterable[str] = (),
+    containers: Iterable[str] = (),
 ) -> Layout:
     """A model as it will be loaded.
 
@@ -164,7 +165,7 @@ def layout_as(
         dtype: an element type, or a quantiser's format: then what the quantiser keeps wide stays as it is.
         sizes: bits of single tensors by name; of those that are converted, the format's count.
         special_dtypes: element types of single tensors, which are not converted.
-        options: others of :class:`Layout`.
+        no_split, containers: as of :class:`Layout`.
 
     Raises:
         InvalidInputError: the format converts nothing of this model, and as :class:`Layout` raises it.
@@ -188,4 +189,11 @@ def layout_as(
         special = special_dtypes or {}
         changed = {name: bits for name, bits in converted.items() if name not in special}
         sizes, dtype = {**(sizes or {}), **changed}, None
-    return Layout(tree, dtype=dtype, special_dtypes=special_dtypes, sizes=sizes, **options)
+    return Layout(
+        tree,
+        no_split=no_split,
+        dtype=dtype,
+        special_dtypes=special_dtypes,
+        sizes=sizes,
+        containers=containers,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Final
@@ -19,7 +19,12 @@ _WORTHWHILE: Final = 0.9  # of the bytes that there are now; what saves less is 
 
 
 def loaded_as(
-    opened: Opened, dtype: str | None, *, special_dtypes: Mapping[str, Any] | None = None, **options: Any
+    opened: Opened,
+    dtype: str | None,
+    *,
+    special_dtypes: Mapping[str, str] | None = None,
+    no_split: Iterable[str] = (),
+    containers: Iterable[str] = (),
 ) -> tuple[Layout, Opened]:
     """A model as it will be loaded, and what to know of its sizes then.
 
@@ -27,7 +32,7 @@ def loaded_as(
         opened: the model.
         dtype: an element type or a quantiser's format, as :func:`planner.settings.dtypes.read_dtype` spells it; None for what it is.
         special_dtypes: element types of single tensors, by name.
-        options: others of :class:`planner.model.layout.Layout`.
+        no_split, containers: as of :class:`planner.model.layout.Layout`.
 
     Returns:
         The layout; and the model with a note more, where its sizes are an estimate.
@@ -43,7 +48,9 @@ def loaded_as(
         )
     special = dict(special_dtypes or {})
     sizes = opened.sizes(None if into else dtype, special)
-    layout = layout_as(opened.tree, dtype, sizes=sizes, special_dtypes=special, **options)
+    layout = layout_as(
+        opened.tree, dtype, sizes=sizes, special_dtypes=special, no_split=no_split, containers=containers
+    )
     if into is None:
         return layout, opened
     note = (

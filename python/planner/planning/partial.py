@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from planner.devices.keys import DeviceKey
 from planner.errors import InfeasibleError
-from planner.model.blocks import Blocks, is_usable
+from planner.model.blocks import Blocks
+from planner.model.constraints import is_usable
 from planner.names import device_of
 from planner.planning.automatic import plan_auto
 from planner.planning.block_bytes import block_bytes

@@ -153,8 +153,8 @@ class KnownNames:
             for near, likeness in self._corrected(place, kind, parts):
                 found[near] = max(likeness, found.get(near, 0.0))
         best = max(found.values(), default=0.0)
-        near = sorted(found, key=lambda near: (-found[near], near.count("."), near))
-        return tuple(each for each in near if found[each] > best - _NEARLY)[:most]
+        nearest = sorted(found, key=lambda near: (-found[near], near.count("."), near))
+        return tuple(each for each in nearest if found[each] > best - _NEARLY)[:most]
 
     def _places(self) -> Iterator[tuple[str, int]]:
         """Modules with what they look like inside, outer ones first; of numbered ones that look alike only the first."""
