@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable, Sequence
 
 from planner.errors import InvalidConstraintError
+from planner.known_names import KnownNames
 from planner.model.layout import Layout
 from planner.names import is_within
-from planner.plans.known_names import KnownNames
 
 __all__ = ["matched_names", "require_names", "unknown_names"]
 

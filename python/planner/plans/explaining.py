@@ -30,15 +30,15 @@ _SENTENCES: Final[Mapping[str, str]] = {
     "resident": "{name} takes {needed} of {available}.",
     "offloaded": "{name} is offloaded: it takes {needed} of {available} {in_place}.",
     "oversized": "{name} is larger than every accelerator: it takes {needed}.",
-    "no_room": "{name} does not fit {in_place}: it needs {needed}, and {available} are left.",
+    "no_room": "{name} does not fit {in_place}: it needs {needed}, and {left}.",
     "fused_experts": "{name} holds all its experts in one tensor and cannot be split by expert.",
     "fits": "{name} fits {in_place}: it needs {needed} of {available}.",
     "tied": "{name} goes with the module that it is tied to: together they need {needed} of {available}.",
     "bound": "{name} shares a tensor with a module {in_place}.",
     "fallback": "{name} goes {in_place} out of turn, because the next module would have left it empty.",
-    "split": "{name} is split: it needs {needed}, and {place} has {available} left.",
-    "split_tied": "{name} is split, being tied: it needs {needed}, and {place} has {available} left.",
-    "next_device": "{name} cannot be split, and {place} is full: it needs {needed}, and {available} are left.",
+    "split": "{name} is split: it needs {needed}, and {left} {in_place}.",
+    "split_tied": "{name} is split, being tied: it needs {needed}, and {left} {in_place}.",
+    "next_device": "{name} cannot be split, and {place} is full: it needs {needed}, and {left}.",
 }
 
 _STAGES: Final[Mapping[str, str]] = {
@@ -73,16 +73,16 @@ def explain(plan: Plan, name: str, *, style: Style = "python") -> str:
         >>> made = plan(model, max_memory={0: 1000, "cpu": 2000})
         >>> print(explain(made, "3.weight"))
         3.weight lies in RAM and runs on GPU 0, as a part of the block 3.
-          3 is offloaded: it takes 400 B of 1.95 KiB in RAM.
+          3 is offloaded: it takes 400 B of 2 KiB in RAM.
           3 does not fit on GPU 0: it needs 400 B, and 200 B are left.
         Tried: in the order given, with the devices in another order, with blocks anywhere on the accelerators.
-        1.17 KiB are offloaded; no plan offloads less.
+        1.17 KiB of the model are offloaded; no plan offloads less.
         With 600 B more on GPU 0, everything would be on the accelerators.
         To move 3, write pin={'3': 0}.
-        >>> print(explain(made, ""))
-        The model has 4 blocks, 1.56 KiB, in two runs:
-          0: 400 B on GPU 0
-          1 to 3: 1.17 KiB in RAM, run on GPU 0
+        >>> print(explain(made, ""))  # doctest: +ELLIPSIS
+        The model has 4 blocks, 1.56 KiB, on GPU 0 and RAM.
+          0: 1 block, 400 B, on GPU 0
+          1 to 3: 3 blocks, 1.17 KiB, in RAM, run on GPU 0
         ...
     """
     if not isinstance(plan, Plan):
@@ -250,6 +250,9 @@ def _sentence(reason: Reason) -> str:
         in_place=_in_place(reason.device),
         needed=one_size(reason.needed_bytes),
         available="no limit" if available is None else one_size(max(0, available)),
+        left="nothing is left"
+        if available is not None and available <= 0
+        else f"{one_size(available or 0)} are left",
     )
 
 
