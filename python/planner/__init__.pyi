@@ -225,11 +225,11 @@ from planner.planning import (
 from planner.planning import (
     plan_many as plan_many,
 )
+from planner.plans.explaining import (
+    explain as explain,
+)
 from planner.plans.plan import (
     Plan as Plan,
-)
-from planner.plans.wording import (
-    explain as explain,
 )
 from planner.report.showing import (
     show as show,
