@@ -8,7 +8,7 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 BIN := .venv/bin
 
 RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml $(wildcard Cargo.lock rust-toolchain.toml)
-LINTED := python tests benches examples docs/write_reference.py
+LINTED := python tests benches examples docs/write_reference.py docs/write_pictures.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check build format-check lint types rust-test python-test sweep upstream docs bench wheel sdist fmt clean
@@ -68,8 +68,9 @@ sweep: build ## the long differential sweeps over every model class
 upstream: build ## accelerate's own tests with our functions in place of its own (downloads them once)
 	PYTHONPATH=tests $(BIN)/python -m upstream
 
-docs: build ## write docs/reference from the docstrings
+docs: build ## write docs/reference from the docstrings, and the README's picture
 	$(BIN)/python docs/write_reference.py
+	$(BIN)/python docs/write_pictures.py
 
 bench: build ## the benchmark table (about ten minutes)
 	$(BIN)/python benches/bench_plan.py

@@ -128,7 +128,12 @@ PAGES = {
     "pictures": Page(
         "Pictures",
         "See [pictures](../pictures.md).",
-        (*_below("report.terminal", "plan_view"), *_below("report.html", "html_report")),
+        (
+            *_below("report.terminal", "plan_view"),
+            *_below("report.html", "html_report"),
+            *_below("report.showing", "show"),
+            *_below("planning.partial", "partial_plan"),
+        ),
     ),
     "configuration": Page(
         "Layered configuration",

@@ -40,8 +40,9 @@ __all__ = [
 _SequentialDevice = tuple[DeviceKind, int | None, bool]
 # Kind; capacity in bits, or None without limit; number of its pool, or None.
 _AutoDevice = tuple[DeviceKind, int | None, int | None]
-# Devices in order of preference; joint capacity in bits of each pool, by its number.
-_Row = tuple[list[_AutoDevice], list[int]]
+# Devices in order of preference; joint capacity in bits of each pool, by its number; numbers of accelerators, in the order in
+# which a loader looks for its main device.
+_Row = tuple[list[_AutoDevice], list[int], list[int]]
 # Number of a unit, and the devices where it may lie: bit d stands for device d.
 _Mask = tuple[int, int]
 # Class; names of parameters; names of children with the numbers of the forms that each may have; names of buffers, and whether
@@ -97,8 +98,8 @@ class Tree:
     def knows(self, names: list[str]) -> list[bool]:
         """For each name, whether a row has it."""
 
-    def non_persistent(self) -> list[str]:
-        """Names of the buffers that are not saved with the model."""
+    def name_kinds(self) -> list[tuple[list[tuple[str, int]], list[tuple[str, int]]]]:
+        """By kind, its named and its numbered members with their kinds, which come before it; the model's is the last."""
 
     def class_bases(self) -> list[tuple[str, list[str]]]:
         """Each class of modules once, with its own name and those of its bases, in the order in which methods are looked up."""
@@ -245,6 +246,7 @@ class Blocks:
         granularity: BlockGranularity,
         no_split: list[str] = ...,
         split: list[str] = ...,
+        apart: list[str] = ...,
         keep_together: list[list[str]] = ...,
     ) -> Blocks: ...
     def __len__(self) -> int: ...
@@ -300,6 +302,10 @@ class AutoPlan:
     @property
     def oversized(self) -> list[str | None]:
         """By unit, the name of its first block that is larger than every accelerator."""
+
+    @property
+    def map_is_enough(self) -> bool:
+        """Whether a loader that is given the device map alone runs everything where the plan does."""
 
     @property
     def usage(self) -> list[tuple[int, int]]:

@@ -94,7 +94,8 @@ class InfeasibleError(PlannerError):
     of ``auto``, which refuses it everywhere; ``shortfall_bytes`` (int): what ``device`` lacks, and of ``auto`` the least of
     ``more_bytes``, None where no single device with more bytes would be enough; ``best_partial``: what had been placed;
     ``more_bytes``: by device, what alone would be enough, None of accelerate's strategies, which do not look; ``is_proven``:
-    there is no plan, otherwise none was found, None of accelerate's strategies, which prove nothing.
+    there is no plan, otherwise none was found, None of accelerate's strategies, which prove nothing; ``smaller_formats``: of
+    ``plan()``, by quantiser's format, about how many bytes the whole model would have in it, only clearly smaller ones.
     """
 
     block: str = ""
@@ -103,6 +104,7 @@ class InfeasibleError(PlannerError):
     best_partial: Mapping[str, int | str] = MappingProxyType({})
     more_bytes: Mapping[int | str, int] | None = None
     is_proven: bool | None = None
+    smaller_formats: Mapping[str, int] = MappingProxyType({})
 
 
 class CheckpointError(PlannerError):

@@ -83,15 +83,15 @@ BAD = {
     "a number": "7",
     "nested": "[" * 100_000,
     "another schema": '{"schema": "planner.device_map"}',
-    "a later version": '{"schema": "planner.plan", "version": 2}',
-    "parts missing": '{"schema": "planner.plan", "version": 1}',
+    "a later version": '{"schema": "planner.plan", "version": 3}',
+    "parts missing": '{"schema": "planner.plan", "version": 2}',
 }
 BAD_PARTS: dict[str, dict[str, Any]] = {
     "devices that are text": {"devices": "0"},
     "a device without bytes": {"devices": [{"id": "0"}]},
     "bytes that are text": {"offloaded_bytes": {"cpu": "1", "disk": 0}},
-    "a map that is an object": {"device_map": {"head": 0}},
-    "a device that is none": {"device_map": [["head", "moon"]]},
+    "a map that is a list": {"device_map": [["head", 0]]},
+    "a device that is none": {"device_map": {"head": "moon"}},
     "a reason without fields": {"reasons": [{}]},
     "a rule that nobody knows": {"reasons": [{**REASON, "rule": "whim"}]},
     "needed bytes that are a list": {"reasons": [{**REASON, "needed_bytes": []}]},
@@ -132,7 +132,7 @@ def test_a_plan_that_is_not_utf8_is_bad_input(command: Command) -> None:
 
 
 def test_names_cannot_command_the_terminal(command: Command, plan_file: Callable[..., str]) -> None:
-    Path("plan.json").write_text(edited(plan_file(), device_map=[["", 0]]))
+    Path("plan.json").write_text(edited(plan_file(), device_map={"": 0}))
     done = command("explain", "plan.json", "a\x1b[31mb")
     assert "\x1b" not in done.output
     assert "a\\x1b[31mb" in done.stdout

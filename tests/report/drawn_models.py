@@ -83,7 +83,7 @@ def renamed(names: list[str]) -> tuple[Plan, ModuleTree]:
 def with_device_map(plan: Plan, device_map: dict[str, DeviceKey]) -> Plan:
     """The plan as somebody might have edited it."""
     data = json.loads(plan.to_json())
-    data["device_map"] = [[name, device] for name, device in device_map.items()]
+    data["device_map"] = device_map
     return Plan.from_json(json.dumps(data))
 
 

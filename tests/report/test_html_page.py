@@ -6,22 +6,31 @@ import base64
 import hashlib
 import json
 import re
-from dataclasses import replace
+import sys
 from importlib.resources import files
+from itertools import combinations
+from math import dist
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from drawn_models import offloaded, renamed, resident, sequential, with_device_map
+from colours import oklab
+from drawn_models import MIB, Decoder, offloaded, renamed, resident, sequential, with_device_map
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pages import Page, read_page
+from screens import refused
 
 from planner import Plan
+from planner.model.tree import ModuleTree
+from planner.plans.colours import DEVICE_COLOURS
+from planner.plans.first_screen import first_screen
 from planner.plans.notebook import snippet
-from planner.plans.notices import notices
 from planner.plans.wording import WORDS
 from planner.report.html import html_report
 from planner.report.rows import plan_rows
+from planner.report.showing import show
 
 PLANS = pytest.mark.parametrize("made", [offloaded, resident, sequential])
 STYLE = files("planner.report").joinpath("assets", "report.css").read_text(encoding="utf-8")
@@ -92,28 +101,28 @@ def test_the_data_are_the_plan_s(made: Any, has_tree: bool) -> None:
 
 @PLANS
 def test_the_devices_are_there_without_any_script(made: Any) -> None:
-    """Numbers and bars of each device, and what should not be missed, in the markup itself."""
+    """Numbers and bars of each device, the verdict and what to do, in the markup itself."""
     plan, tree = made()
     page = read_page(html_report(plan, tree))
     values = [int(each["value"] or "") for each in page.attributes("data")]
-    expected = [
-        size
-        for device in plan.devices
-        for size in (
-            device.used_bytes,
-            device.reserved_bytes,
-            device.headroom_bytes,
-            device.free_bytes,
-            device.budget_bytes,
-        )
-        if size is not None
-    ]
-    assert values == expected
-    text = "".join(page.text)
-    assert all(notice.text in text for notice in notices(plan))
+    assert values == [size for device in plan.devices for size in (device.budget_bytes, device.used_bytes)]
+    text, screen = "".join(page.text), first_screen(plan)
+    assert {screen.name, screen.facts, screen.verdict} <= {each.strip() for each in page.text}
+    for line in screen.devices:
+        assert line.budget in text and line.left in text
+    assert all(way in text for each in screen.advice for way in each.ways)
+    assert all(notice.text in text for notice in screen.notices)
 
 
-def test_bars_are_as_long_as_their_parts() -> None:
+@PLANS
+def test_the_title_is_the_model_and_the_verdict(made: Any) -> None:
+    plan, tree = made()
+    screen = first_screen(plan)
+    assert f"<title>{screen.name}: {screen.verdict}</title>" in html_report(plan, tree)
+
+
+def test_bars_stand_on_one_scale() -> None:
+    """Of accelerators; the others fill the width."""
     plan, tree = offloaded()
     page = read_page(html_report(plan, tree))
     widths = [
@@ -121,13 +130,23 @@ def test_bars_are_as_long_as_their_parts() -> None:
         for each in page.attributes("rect")
         if each.get("class") in ("used", "reserved", "headroom", "free")
     ]
+    scales = {0: 1, 1: 30 / 60, "cpu": 1}
     expected = [
-        100 * size / device.budget_bytes
+        100 * size / device.budget_bytes * scales[device.id]
         for device in plan.devices
         for size in (device.used_bytes, device.reserved_bytes, device.headroom_bytes, device.free_bytes or 0)
         if size and device.budget_bytes
     ]
     assert widths == pytest.approx(expected, abs=0.001)
+
+
+def test_a_no_is_a_page_too() -> None:
+    no_plan = refused(ModuleTree.from_module(Decoder(12)), max_memory={0: 60 * MIB, 1: 30 * MIB})
+    page = read_page(html_report(no_plan, remarks=["looked for <cuda>"]))
+    text = "".join(page.text)
+    assert no_plan.verdict in text and "looked for <cuda>" in text
+    assert no_plan.advice()[0].ways[0] in text
+    assert [device["place"] for device in page.data["devices"]] == ["GPU 0", "GPU 1", "left over"]
 
 
 HOSTILE = st.text(alphabet=st.one_of(st.characters(), st.sampled_from("<>\"'&/{}\\\u2028\u202e")), min_size=1)
@@ -211,7 +230,7 @@ def test_text_can_be_read_on_every_device_and_its_pattern(scheme: str) -> None:
     """At least 4.5 to 1, also where a line of the pattern runs under the letters."""
     known = schemes()[scheme]
     fills = {name.removesuffix("-edge") for name in known if name.endswith("-edge")}
-    assert len(fills) == 11
+    assert len(fills) == 20
     for name in fills:
         fill, ink = known[name], known["ink"]
         grained = tuple(0.11 * over + 0.89 * under for over, under in zip(ink, fill, strict=True))
@@ -231,26 +250,86 @@ def test_bars_and_edges_stand_out(scheme: str) -> None:
         assert contrast(known["focus"], known[ground]) >= 4.5
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_sixteen_devices_have_sixteen_colours(scheme: str) -> None:
+    """As far apart as eyes need, fills and edges; in the light, edges are the colours of the other pictures."""
+    known = schemes()[scheme]
+    names = [*(f"a{number}" for number in range(16)), "cpu", "disk"]
+    for suffix in ("", "-edge"):
+        shown = [oklab(hexadecimal(known[f"{name}{suffix}"])) for name in names]
+        assert min(dist(one, other) for one, other in combinations(shown, 2)) > 0.07
+    if scheme == "light":
+        assert {name: hexadecimal(known[f"{name}-edge"]) for name in names} == {
+            name: colour for name, colour in DEVICE_COLOURS.items() if name in names
+        }
+    rules = re.findall(r"^\.(a\d+|cpu|disk) \{.*--pattern: (.*); \}$", STYLE, re.MULTILINE)
+    assert len(rules) == len({pattern for _, pattern in rules}) == 18
+
+
+def hexadecimal(colour: tuple[float, ...]) -> str:
+    return "#" + "".join(f"{round(255 * part):02x}" for part in colour)
+
+
 # ---- notebooks
 
 
 @PLANS
-def test_a_notebook_shows_the_numbers(made: Any) -> None:
+def test_a_notebook_shows_the_first_screen(made: Any) -> None:
+    """The same verdict, bars in colour, the strip, what to do and what not to miss, in Python's words."""
     plan, _ = made()
     page = read_page(plan._repr_html_())
     assert not {"script", "style", "link", "img"} & {tag for tag, _ in page.tags}
-    assert len(page.attributes("svg")) == len(plan.devices)
-    used = page.attributes("data")[0]["value"]
-    assert used == str(plan.devices[0].used_bytes)
-    assert "nothing is offloaded" in "".join(page.text) or sum(plan.offloaded_bytes.values())
+    assert not [attributes for _, attributes in page.tags if "style" in attributes or "id" in attributes]
+    assert len(page.attributes("svg")) == len(plan.devices) + 1
+    screen = first_screen(plan, is_shell=False)
+    text = "".join(page.text)
+    assert screen.verdict in text
+    assert all(way in text for each in screen.advice for way in each.ways)
+    assert all(notice.text in text for notice in screen.notices)
+    fills = {each.get("fill") for each in page.attributes("rect")}
+    assert {DEVICE_COLOURS["a0"]} <= fills
 
 
-def test_a_notebook_is_not_commanded_either() -> None:
-    """Whatever stands where numbers and keys are expected."""
-    (device, *_) = resident()[0].devices
-    odd = replace(device, id="<script>", budget_bytes="<img src=x>")
-    with pytest.raises(TypeError):
-        snippet([odd], blocks=1, total_bytes=1, offloaded_bytes={}, proof="proven least")
-    odd = replace(device, id='"><script>')
-    shown = snippet([odd], blocks="<script>", total_bytes=1, offloaded_bytes={}, proof="proven least")
-    assert "<script>" not in shown
+def test_a_notebook_shows_a_no() -> None:
+    no_plan = refused(ModuleTree.from_module(Decoder(12)), max_memory={0: 60 * MIB})
+    assert no_plan.verdict in "".join(read_page(snippet(no_plan)).text)
+
+
+@given(HOSTILE)
+def test_a_notebook_is_not_commanded_either(word: str) -> None:
+    data = json.loads(resident()[0].to_json())
+    pages = []
+    for said in ("plain", word):
+        data["source"]["name"] = data["devices"][0]["name"] = said
+        data["source"]["notes"] = [said]
+        data["block_bytes"][0][0] = said.replace(".", "")
+        pages.append(read_page(Plan.from_json(json.dumps(data))._repr_html_()))
+    assert len(skeleton(pages[0])) == len(skeleton(pages[1]))
+
+
+# ---- opening it
+
+
+def test_show_writes_the_report_and_opens_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    plan, tree = resident()
+    path = show(plan, tree)
+    assert path is not None and opened == [path.as_uri()]
+    assert path.read_text(encoding="utf-8") == html_report(plan, tree)
+
+
+def test_show_displays_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What IPython's kernel is handed is the page, in a frame of its own."""
+    shown: list[str] = []
+    display = ModuleType("IPython.display")
+    display.HTML, display.display = str, shown.append  # type: ignore[attr-defined]
+    ipython = ModuleType("IPython")
+    ipython.get_ipython = lambda: SimpleNamespace(kernel=object())  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    plan, _ = resident()
+    assert show(plan) is None
+    (frame,) = read_page(shown[0]).attributes("iframe")
+    assert frame["srcdoc"] == html_report(plan)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
 import torch
-from drawn_models import MIB, Decoder, drawn_bytes, offloaded, resident, sequential, tensors, with_device_map
+from drawn_models import MIB, Decoder, drawn_bytes, offloaded, resident, sequential, tensors
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -16,7 +17,6 @@ from generators import Case, cases
 from planner import Plan
 from planner.errors import InfeasibleError, PlanMismatchError
 from planner.model.tree import ModuleTree
-from planner.report.folding import Fold, fold_rows
 from planner.report.rows import NOTHING, SEVERAL, plan_rows, preorder, uncounted_notices
 
 Made = Callable[[], tuple[Plan, ModuleTree]]
@@ -33,10 +33,6 @@ def planned(case: Case, strategy: str) -> tuple[Plan, ModuleTree] | None:
         return None
 
 
-def lines(fold: Fold) -> list[Fold]:
-    return [fold, *(line for inside in fold.inside for line in lines(inside))]
-
-
 # ---- bytes and devices
 
 
@@ -50,14 +46,17 @@ def test_bytes_by_device_are_those_of_the_plan(made: Made) -> None:
 
 @given(cases(), st.sampled_from(["auto", "sequential"]))
 def test_bytes_by_device_are_those_of_any_plan(case: Case, strategy: str) -> None:
-    """With the model, to the byte; without it, with what the plan leaves open said."""
+    """To the byte, with the model and without it; from a plan of before, with what it leaves open said."""
     made = planned(case, strategy)
     if made is None:
         return
     plan, tree = made
     used = {device.id: device.used_bytes for device in plan.devices if device.used_bytes}
     assert drawn_bytes(plan_rows(plan, tree)) == used
-    alone = plan_rows(plan)
+    assert drawn_bytes(plan_rows(plan)) == used
+    data = json.loads(plan.to_json())
+    del data["block_bytes"]
+    alone = plan_rows(Plan.from_json(json.dumps(data)))
     told = drawn_bytes(alone)
     for device in plan.devices:
         left = alone.uncounted_bytes.get(device.id, 0)
@@ -146,56 +145,3 @@ def test_names_stand_in_preorder(names: list[str]) -> None:
     for row, above in enumerate(parents, start=1):
         assert above in path
         path = [*path[: path.index(above) + 1], row]
-
-
-# ---- folding
-
-
-def test_repeated_siblings_are_one_line() -> None:
-    plan, tree = offloaded()
-    labels = [line.label for line in lines(fold_rows(plan_rows(plan, tree)))]
-    assert labels[:3] == ["the model", "model", "embed"]
-    assert any(label.startswith("layers.0-") for label in labels)
-    assert len(labels) < 10
-
-
-def test_layers_that_are_split_alike_are_one_line() -> None:
-    """Attention on the card and perceptron on the cpu, four times over."""
-    plan, tree = resident()
-    halves = {
-        f"model.layers.{layer}.{part}": device
-        for layer in range(4)
-        for part, device in (("attn", 0), ("mlp", 1))
-    }
-    by_hand = with_device_map(plan, halves | {"model.embed": 0, "model.norm": 0, "head": 0})
-    fold = fold_rows(plan_rows(by_hand, tree))
-    layers = next(line for line in lines(fold) if line.label == "layers.0-3")
-    assert [(line.label, line.count, line.home) for line in layers.inside] == [("attn", 4, 0), ("mlp", 4, 1)]
-    assert layers.size_bytes == 40 * MIB
-
-
-@given(cases(), st.sampled_from(["auto", "sequential"]))
-def test_folding_loses_no_byte(case: Case, strategy: str) -> None:
-    made = planned(case, strategy)
-    if made is None:
-        return
-    for rows in (plan_rows(*made), plan_rows(made[0])):
-        for line in lines(fold_rows(rows)):
-            if line.inside:
-                assert sum(inside.size_bytes for inside in line.inside) == line.size_bytes
-            else:
-                assert line.home != SEVERAL
-
-
-def test_depth_is_no_limit() -> None:
-    """A chain deeper than Python's stack whose last two parts lie apart."""
-    chain = tensors(nn.Module(), first=100)
-    for _ in range(1500):
-        outer = nn.Module()
-        outer.inner = chain
-        chain = outer
-    tensors(chain, last=100)
-    tree = ModuleTree.from_module(chain)
-    plan = planner.plan(tree, max_memory={0: 100, 1: 100})
-    assert fold_rows(plan_rows(plan, tree)).size_bytes == 200
-    assert fold_rows(plan_rows(plan)).size_bytes == 200

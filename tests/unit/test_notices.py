@@ -69,6 +69,6 @@ def test_what_is_to_know_of_a_model_is_a_hint_unless_it_puts_bytes_in_doubt() ->
 
 def with_source(plan: Plan, change: Callable[[Any], Any]) -> Plan:
     account = plan.account
-    parts = ("block_bytes", "reasons", "shortfall", "minimum_bytes", "settings", "provenance")
+    parts = ("names", "block_bytes", "reasons", "shortfall", "minimum_bytes", "settings", "provenance")
     made = {part: (lambda part=part: getattr(account, part)) for part in parts}
     return replace(plan, account=Account(source=lambda: change(account.source), **made))

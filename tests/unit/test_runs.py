@@ -59,7 +59,7 @@ def planned(case: Case, strategy: str, granularity: str) -> Plan | None:
 def without_block_bytes(plan: Plan) -> Plan:
     """The plan as it was written before plans had bytes of blocks."""
     data = json.loads(plan.to_json())
-    del data["block_bytes"]
+    data["block_bytes"] = {}
     return Plan.from_json(json.dumps(data))
 
 

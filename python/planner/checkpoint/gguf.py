@@ -41,6 +41,8 @@ _FACTS: Final = {
     "max_position_embeddings": "context_length",
 }
 _NOT_MODELS: Final = {"adapter": "a LoRA adapter", "imatrix": "an importance matrix"}
+# What a quantiser's format asks for is too late: llama.cpp runs the types that are there.
+_IS_PACKED: Final = {"quant_method": "gguf"}
 # Source: ``llama_ftype`` of llama.cpp, as ``LlamaFileType`` of gguf 0.19 has it.
 FILE_TYPES: Final[Mapping[int, str]] = {
     **dict(enumerate(("F32", "F16", "Q4_0", "Q4_1"))),
@@ -94,6 +96,7 @@ def open_gguf(place: Place, names: Sequence[str]) -> Opened:
         facts=import_facts(_known(facts), place.name),
         notes=tuple(_notes(files, names)),
         named=model_name(place.path if place.file else place.folder),
+        quantization=_IS_PACKED,
         stored_as=_format(facts, columns.bytes_by_dtype()),
     )
 

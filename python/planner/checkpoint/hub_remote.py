@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import struct
-import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -50,6 +49,8 @@ def remote_folder(name: HubName) -> Iterator[RemoteFolder]:
         raise InvalidInputError(
             f"{name.repo}: reading from the hub needs huggingface_hub: pip install 'device-map-planner[hub]'"
         )
+    import tempfile  # few plans ask the hub, and every command loads this module
+
     try:
         with tempfile.TemporaryDirectory(prefix="planner-hub-") as folder:
             try:

@@ -14,7 +14,7 @@ from planner.cli.output import write, write_json
 from planner.cli.parsing import Argument, Command
 from planner.cli.settings import remark_file, settings_of, takes_settings
 from planner.cli.sources import open_model
-from planner.model.layout import Layout
+from planner.model.in_format import layout_as
 from planner.model.tree import ModuleTree
 from planner.settings.schema import Settings
 
@@ -75,7 +75,7 @@ def command(
 
 def _described(tree: ModuleTree, settings: Settings) -> DescribedModule:
     """The model in plain words, since the checker shares nothing with the planner."""
-    layout = Layout(tree, dtype=settings.dtype, special_dtypes=dict(settings.special_dtypes))
+    layout = layout_as(tree, settings.dtype, special_dtypes=dict(settings.special_dtypes))
     sizes = layout.stored_sizes()
     _, tensors = tree.uncovered([])
     return model_from_sizes(

@@ -14,7 +14,9 @@ from planner.cli.output import write
 from planner.cli.parsing import Command
 from planner.cli.synthetic import EXAMPLES
 
-_DEVICES = ("-d", "0=80GiB", "-d", "1=24GiB", "-d", "cpu=200GiB")
+BUDGETS = {0: "80GiB", 1: "24GiB", "cpu": "200GiB"}
+"""Two unlike cards, which is what accelerate plans worst."""
+
 _EXPLAINED = "model.layers.50"
 
 
@@ -32,9 +34,13 @@ def command(folder: str | None) -> int:
     place = tempfile.mkdtemp(prefix="planner-demo-") if folder is None else folder
     (example, *_) = EXAMPLES
     saved, page = (os.path.join(place, f"{example}.{kind}") for kind in ("json", "html"))
-    _run(plan.command, "plan", "--example", example, *_DEVICES, "-o", saved, "--html", page)
+    _run(plan.command, "plan", "--example", example, *_devices(), "-o", saved, "--html", page)
     _run(explain.command, "explain", saved, _EXPLAINED)
     return OK
+
+
+def _devices() -> list[str]:
+    return [word for device, size in BUDGETS.items() for word in ("-d", f"{device}={size}")]
 
 
 def _run(step: click.Command, *words: str) -> None:

@@ -86,7 +86,7 @@ def _page(made: Plan, tree: ModuleTree) -> str:
 def _show(made: Plan, tree: ModuleTree) -> None:
     from planner.report.terminal import plan_view
 
-    show(plan_view(made, tree))
+    show(plan_view(made))
 
 
 def _plan(opened: Opened, stack: SettingsStack) -> Plan:

@@ -217,10 +217,10 @@ def _completion(
 def _choices(name: str) -> list[str]:
     from typing import get_args, get_type_hints
 
-    from planner.settings.schema import DTYPES, Auto
+    from planner.settings.schema import DTYPES, FORMATS, Auto
 
     if name == "dtype":
-        return list(DTYPES)
+        return [*DTYPES, *FORMATS]
     return list(get_args(get_type_hints(Auto if name == "fill" else Settings)[name]))
 
 

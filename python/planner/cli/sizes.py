@@ -11,8 +11,8 @@ from planner.cli.output import show_table, write_json
 from planner.cli.parsing import Command
 from planner.cli.sources import open_model
 from planner.errors import InvalidInputError
-from planner.model.layout import Layout
 from planner.model.tree import ModuleTree
+from planner.planning.formats import loaded_as
 from planner.settings.schema import read_dtype
 from planner.units import format_bytes
 
@@ -38,8 +38,8 @@ def command(
     As they are stored; a shared tensor counts where it is met first.
     """
     opened = open_model(model, example, remote=remote)
-    tree = opened.tree
-    sizes = Layout(tree, dtype=None if dtype is None else _dtype(dtype)).stored_sizes()
+    layout, opened = loaded_as(opened, None if dtype is None else _dtype(dtype))
+    tree, sizes = opened.tree, layout.stored_sizes()
     total_bytes = sizes.get("", 0)  # a model without a tensor has no sizes at all
     shown = {name: sizes.get(name, 0) for name in _names(tree) if name.count(".") < depth}
     if as_json:

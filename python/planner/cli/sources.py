@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import click
@@ -35,6 +34,8 @@ def open_model(model: str | None, example: str | None, *, remote: bool) -> Opene
         raise InvalidInputError(
             f"--example {example}: there is {', '.join(EXAMPLES)}", option="--example", text=example
         )
+    import tempfile  # few plans are of an example, and every command loads this module
+
     # Headers are read at once, so that nothing is left behind.
     with tempfile.TemporaryDirectory() as folder:
         write_synthetic(Path(folder, example))

@@ -7,7 +7,8 @@ from functools import cache, partial
 
 from planner.devices.keys import DeviceKey
 from planner.errors import InfeasibleError
-from planner.model.blocks import Blocks, Constraints, allowed_devices
+from planner.model.blocks import Blocks
+from planner.model.constraints import allowed_devices
 from planner.planning.problem import Problem, device_plan, offloaded_bytes
 from planner.plans.device_map import DeviceMap
 from planner.plans.plan import Plan
@@ -73,8 +74,7 @@ def _search(problem: Problem, blocks: Blocks, masks: _Masks) -> AutoSearch:
 
 
 def _masks(problem: Problem, blocks: Blocks, devices: tuple[DeviceKey, ...]) -> _Masks:
-    constraints = Constraints(pin=problem.settings.pin, forbid=problem.settings.forbid)
-    return tuple(allowed_devices(blocks, constraints, devices, problem.settings.mode))
+    return tuple(allowed_devices(blocks, problem.constraints, devices, problem.settings.mode))
 
 
 def _devices(problem: Problem) -> tuple[DeviceKey, ...]:

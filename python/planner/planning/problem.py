@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -11,17 +12,22 @@ from typing import Any, Final
 from planner.checkpoint.source import Opened, open_source
 from planner.choices import RankName
 from planner.config import Resolved, Stack
-from planner.config.problem import Rank
+from planner.config.problem import Origin, Rank, path_text
 from planner.config.resolved_node import ResolvedNode
 from planner.devices.budgets import DeviceBudget, device_budgets
 from planner.devices.keys import DeviceKey
 from planner.errors import InfeasibleError, InvalidConfigError
-from planner.model.blocks import Blocks, expand_classes, require_names
+from planner.model.blocks import Blocks, expand_classes
+from planner.model.constraints import Constraints
+from planner.model.globs import matched_names, require_names
 from planner.model.layout import Layout, repeated
 from planner.model.tree import ModuleTree
 from planner.planning.block_bytes import block_bytes
+from planner.planning.formats import SmallerFormats, loaded_as
+from planner.plans.known_names import KnownNames
 from planner.plans.parts import Account, DevicePlan, DeviceUsage, Reason, Setting, Shortfall, Source, doubts
 from planner.settings.schema import Settings
+from planner.spelling import one_line, shown
 
 _RANK_NAMES: Final[Mapping[Rank, RankName]] = {
     Rank.DEFAULT: "default",
@@ -30,6 +36,9 @@ _RANK_NAMES: Final[Mapping[Rank, RankName]] = {
     Rank.USER: "user",
     Rank.DERIVED: "derived",
 }
+
+_CODE: Final = re.compile(r"(keyword arguments|import) at ")
+_NO_FILES: Final = ("keyword arguments", "import", "environment", "command line argument", "live ")
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,7 @@ class Problem:
         opened: the model.
         layout: the model with no-split classes, dtypes and ties.
         containers: modules that only hold others; never blocks.
+        smaller: formats in which the model would be smaller.
         budgets: bytes by device; empty for what is detected.
         has_own_budgets: the budgets are one row of many, in place of what the settings say.
     """
@@ -49,6 +59,7 @@ class Problem:
     opened: Opened
     layout: Layout
     containers: tuple[str, ...]
+    smaller: SmallerFormats
     budgets: Mapping[DeviceKey, int]
     has_own_budgets: bool = False
 
@@ -66,18 +77,18 @@ class Problem:
         resolved, opened = _understood(source, checkpoint, settings_stack(config, settings), remote=remote)
         chosen = resolved.config
         classes, containers = _no_split_classes(opened.tree, chosen.no_split_module_classes)
-        layout = Layout(
-            opened.tree,
+        layout, opened = loaded_as(
+            opened,
+            chosen.dtype,
+            special_dtypes=chosen.special_dtypes,
             no_split=classes,
-            dtype=chosen.dtype,
-            special_dtypes=dict(chosen.special_dtypes),
-            sizes=opened.sizes(chosen.dtype, chosen.special_dtypes),
             containers=containers,
         )
         require_names(layout, "special_dtypes", list(chosen.special_dtypes))
         require_names(layout, "no_split_modules", list(chosen.no_split_modules))
-        require_names(layout, "keep_together", [name for group in chosen.keep_together for name in group])
-        return cls(resolved, opened, layout, tuple(containers), chosen.max_memory or {})
+        matched_names(layout, "keep_together", [name for group in chosen.keep_together for name in group])
+        smaller = SmallerFormats(opened, chosen.special_dtypes, layout)
+        return cls(resolved, opened, layout, tuple(containers), smaller, chosen.max_memory or {})
 
     def with_budgets(self, row: Mapping[DeviceKey, int]) -> Problem:
         """The same problem for one row of many budgets."""
@@ -93,6 +104,14 @@ class Problem:
         """Devices with budgets, in order of preference; free memory is asked for here."""
         return device_budgets(self.budgets, self.settings.headroom, self.settings.offload_folder)
 
+    @cached_property
+    def constraints(self) -> Constraints:
+        """What is wanted of single modules. Raises InvalidConstraintError."""
+        chosen = self.settings
+        return Constraints.of(
+            self.layout, pin=chosen.pin, forbid=chosen.forbid, keep_together=chosen.keep_together
+        )
+
     def blocks(self, split: Sequence[str] = ()) -> Blocks:
         """The model in blocks, some of them in parts."""
         return Blocks(
@@ -100,7 +119,8 @@ class Problem:
             granularity="expert" if self.settings.granularity == "expert" else "block",
             no_split=self.settings.no_split_modules,
             split=(*self.containers, *split),
-            keep_together=self.settings.keep_together,
+            apart=self.constraints.apart,
+            keep_together=self.constraints.keep_together,
         )
 
     def account(
@@ -115,17 +135,23 @@ class Problem:
         """The story of a plan of this problem, with its device map and execution map and what its strategy says of it."""
         return Account(
             source=partial(_source, blocks, self.opened, self.settings.dtype),
+            names=partial(_names, self.opened),
             block_bytes=partial(block_bytes, blocks, *maps),
             reasons=reasons,
-            shortfall=shortfall,
+            shortfall=partial(self._shortfall, shortfall),
             minimum_bytes=minimum_bytes,
             settings=self._setting_values,
             provenance=self._provenance,
         )
 
     def noted(self, error: InfeasibleError) -> InfeasibleError:
-        """The error with what is to be known of the sizes that it compares."""
-        return InfeasibleError("; ".join((error.message, *doubts(self.opened.notes))), **error.fields)
+        """The error with what is to be known of the sizes that it compares, and formats that are smaller."""
+        fields = {**error.fields, "smaller_formats": self.smaller}
+        return InfeasibleError("; ".join((error.message, *doubts(self.opened.notes))), **fields)
+
+    def _shortfall(self, shortfall: Callable[[], Shortfall | None]) -> Shortfall | None:
+        found = shortfall()
+        return None if found is None else replace(found, smaller_formats=self.smaller)
 
     def _setting_values(self) -> dict[str, Setting]:
         found = {
@@ -143,7 +169,7 @@ class Problem:
         return dict(sorted(found.items()))
 
     def _provenance(self) -> dict[str, str]:
-        return {_dotted(path): str(node.origin) for path, node in self._leaves()}
+        return {_dotted(path): _said_by(node.origin) for path, node in self._leaves()}
 
     def _leaves(self) -> list[tuple[tuple[Any, ...], ResolvedNode]]:
         """The settings with one value each, without budgets that this problem replaces."""
@@ -182,8 +208,27 @@ def _understood(
         return stack.imported(opened.facts).resolve(), opened
     except InvalidConfigError as error:
         resolved = stack.resolve()
-        note = f"the model's configuration makes no sense ({error.problems[0]}); its facts are left out"
+        note = f"the model's configuration makes no sense ({_first_problem(error)}); its facts are left out"
         return resolved, replace(opened, notes=(*opened.notes, note))
+
+
+def _first_problem(error: InvalidConfigError) -> str:
+    """What is wrong with which values, without the folder that they were read in."""
+    problem = error.problems[0]
+    values = [f"{path_text(each.path)} = {shown(each.value)}" for each in problem.words]
+    return ", ".join((f"{path_text(problem.path)}: {problem.what}", *values))
+
+
+def _said_by(origin: Origin) -> str:
+    """Who said a value, without lines of code and folders: these differ where the same is planned."""
+    note = f" ({origin.note})" if origin.note else ""
+    rank = origin.rank.name.lower()
+    if origin.rank not in (Rank.IMPORTED, Rank.USER):
+        return one_line(f"{rank}{note}")
+    code = _CODE.match(origin.where)
+    where = code[1] if code else origin.where
+    is_file = not where.startswith(_NO_FILES)
+    return one_line(f"{rank} · {os.path.basename(where) if is_file else where}{note}")
 
 
 def _no_split_classes(tree: ModuleTree, named: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -208,6 +253,10 @@ def _source(blocks: Blocks, opened: Opened, dtype: object) -> Source:
         format=opened.format(dtype),
         layers=opened.tree.columns.layer_count(),
     )
+
+
+def _names(opened: Opened) -> KnownNames:
+    return KnownNames.of(opened.tree.columns.name_kinds())
 
 
 def _dotted(path: tuple[Any, ...]) -> str:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from planner.plans.parts import DevicePlan
+from planner.plans.places import LEFT_OVER
 from planner.units import format_bytes
 
 __all__ = ["PARTS", "Part", "Segment", "bar_words", "device_classes", "segments"]
 
 Part = Literal["used", "reserved", "headroom", "free"]
 PARTS: tuple[Part, ...] = ("used", "reserved", "headroom", "free")
-_ACCELERATOR_COLOURS = 8
+_ACCELERATOR_COLOURS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,8 @@ def device_classes(ids: Sequence[int | str]) -> tuple[str, ...]:
     classes: list[str] = []
     accelerators = 0
     for each in ids:
-        if each in ("cpu", "disk"):
-            classes.append(str(each))
+        if each in ("cpu", "disk", LEFT_OVER):
+            classes.append("rest" if each == LEFT_OVER else str(each))
         else:
             classes.append(f"a{accelerators % _ACCELERATOR_COLOURS}")
             accelerators += 1

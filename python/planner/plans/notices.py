@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 from planner.devices.keys import DeviceKey
 from planner.names import listed
 from planner.plans.columns import one_size
+from planner.plans.map_alone import execution_map_notice
 from planner.plans.parts import DevicePlan, PlanParts, doubts
 from planner.plans.places import listed_places, place_name
 
@@ -51,7 +52,7 @@ def notices(plan: PlanParts, *, beyond_verdict: bool = False) -> tuple[Notice, .
         bad 1.17 KiB of 1.56 KiB are offloaded, all of it to RAM; no plan offloads less.
         hint With 600 B more on GPU 0, everything would be on the accelerators.
     """
-    said = [*_in_doubt(plan), *_oversized(plan), *_idle(plan), *_about_the_source(plan)]
+    said = [*_in_doubt(plan), *_map_alone(plan), *_oversized(plan), *_idle(plan), *_about_the_source(plan)]
     if not beyond_verdict:
         said = [*_offloaded(plan), *_full(plan), *said]
     return tuple(sorted(said, key=lambda notice: notice.kind != "bad"))
@@ -113,6 +114,13 @@ def _full(plan: PlanParts) -> Iterator[Notice]:
 def _in_doubt(plan: PlanParts) -> Iterator[Notice]:
     for note in plan.account.source.doubts:
         yield Notice("bad", note)
+
+
+def _map_alone(plan: PlanParts) -> Iterator[Notice]:
+    """A map that loaders would carry out otherwise than the plan does."""
+    text = execution_map_notice(plan)
+    if text is not None:
+        yield Notice("bad", text)
 
 
 def _oversized(plan: PlanParts) -> Iterator[Notice]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -11,9 +11,13 @@ from typing import Any
 from planner.choices import DeviceKind, RankName, ReasonRule, SourceKind, Stage
 from planner.devices.keys import DeviceKey
 from planner.plans.device_map import DeviceMap, Own
+from planner.plans.known_names import KnownNames
 
 BEFORE_QUANTIZATION = "sizes are those before quantization, which only a checkpoint's files tell"
-"""The note that puts every number of bytes in doubt; it is shown wherever bytes are."""
+"""A note that puts every number of bytes in doubt; it is shown wherever bytes are."""
+
+ESTIMATED = "sizes are an estimate"
+"""How another such note begins."""
 
 PLACING: tuple[ReasonRule, ...] = ("resident", "offloaded", "oversized", "fits", "tied", "bound", "fallback")
 """Rules whose device is where the module lies; the others tell what was tried."""
@@ -96,7 +100,7 @@ class Source:
 
 def doubts(notes: Iterable[str]) -> tuple[str, ...]:
     """Of notes, those that put every number of bytes in doubt."""
-    return tuple(note for note in notes if note == BEFORE_QUANTIZATION)
+    return tuple(note for note in notes if note.startswith((BEFORE_QUANTIZATION, ESTIMATED)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,8 +136,8 @@ class Certificate:
         lower_bound_bytes: no plan offloads less than this.
         gap_bytes: what this plan offloads beyond it.
         returns: times that execution comes back to a device it had left; a unit counts once, at its first block.
-        returns_lower_bound: no plan with as many bytes offloaded and on disk, and its first block on an accelerator if this
-            plan has it there, returns less often.
+        returns_lower_bound: no plan with as many bytes offloaded and on disk, which needs no execution map if this plan needs
+            none, and has its first block on an accelerator if this plan has it there, returns less often.
         steps: steps of the search.
         stage: which way of placing units gave the plan: "in_order", "other_order", "tie_position", "scattered", "offload",
             or the name of a strategy without a search.
@@ -160,11 +164,17 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shortfall:
-    """What keeps something off the accelerators: the largest block concerned, and by device the extra bytes that alone
-    would let everything stay there."""
+    """What keeps something off the accelerators.
+
+    Args:
+        name: the largest block concerned.
+        more_bytes: by device, the extra bytes that alone would let everything stay there.
+        smaller_formats: by quantiser's format, about how many bytes the whole model would have in it; only clearly smaller ones.
+    """
 
     name: str
     more_bytes: Mapping[DeviceKey, int]
+    smaller_formats: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,13 +189,15 @@ class Account:
     """The story of a plan, which most callers never ask for: each part is made when it is first read.
 
     Args:
-        source, block_bytes, reasons, shortfall, minimum_bytes, settings, provenance: make the property of that name; pure.
+        source, names, block_bytes, reasons, shortfall, minimum_bytes, settings, provenance: make the property of that name;
+            pure.
     """
 
     def __init__(
         self,
         *,
         source: Callable[[], Source],
+        names: Callable[[], KnownNames],
         block_bytes: Callable[[], Mapping[str, int]],
         reasons: Callable[[], tuple[Reason, ...]],
         shortfall: Callable[[], Shortfall | None],
@@ -193,7 +205,7 @@ class Account:
         settings: Callable[[], Mapping[str, Setting]],
         provenance: Callable[[], Mapping[str, str]],
     ) -> None:
-        self._source, self._block_bytes = source, block_bytes
+        self._source, self._names, self._block_bytes = source, names, block_bytes
         self._reasons, self._shortfall = reasons, shortfall
         self._minimum_bytes, self._settings, self._provenance = minimum_bytes, settings, provenance
 
@@ -201,6 +213,11 @@ class Account:
     def source(self) -> Source:
         """What was planned."""
         return self._source()
+
+    @cached_property
+    def names(self) -> KnownNames:
+        """Every name of the model's modules and tensors."""
+        return self._names()
 
     @cached_property
     def block_bytes(self) -> Mapping[str, int]:

@@ -10,6 +10,8 @@ from planner.devices.keys import DeviceKey
 from planner.errors import InvalidInputError
 from planner.names import counted
 from planner.plans.diff import PlanDiff, UsageDifference, moved_names
+from planner.plans.known_names import KnownNames
+from planner.plans.map_alone import execution_map_notice
 from planner.plans.notebook import snippet
 from planner.plans.parts import PlanParts, Reason, Setting, Shortfall, Source
 from planner.plans.serialize import read_json, write_json
@@ -25,10 +27,12 @@ class Plan(PlanParts):
     Args:
         devices: bytes by device, in order of preference.
         device_map: names to devices: the fewest keys that cover every tensor, in execution order.
-        execution_map: names to devices, for what runs elsewhere than it lies.
+        execution_map: names to devices, for what runs elsewhere than it lies. A loader that gets the device map alone runs that on
+            the first accelerator of the map; the summary says so where the plan has room for it elsewhere.
         offloaded_bytes: bytes by tier, "cpu" and "disk"; where there is no accelerator, the cpu does not count.
         certificate: how good it is known to be.
-        account: source, block bytes, reasons, shortfall, minimum bytes, settings and provenance, which the properties of these names read.
+        account: source, names, block bytes, reasons, shortfall, minimum bytes, settings and provenance, which the properties of
+            these names read.
 
     Guarantee: immutable; picklable; equal problems give equal plans and the same bytes of canonical JSON.
     """
@@ -37,6 +41,11 @@ class Plan(PlanParts):
     def source(self) -> Source:
         """What was planned."""
         return self.account.source
+
+    @property
+    def names(self) -> KnownNames:
+        """Every name of the model's modules and tensors; none for a plan that was written before plans had them."""
+        return self.account.names
 
     @property
     def block_bytes(self) -> Mapping[str, int]:
@@ -71,14 +80,16 @@ class Plan(PlanParts):
 
     @property
     def provenance(self) -> Mapping[str, str]:
-        """By path, where a setting was said; takes no part in equality, hash and canonical JSON."""
+        """By path, who said a setting, without lines of code and folders; takes no part in equality, hash and canonical JSON."""
         return self.account.provenance
 
     def to_json(self, *, provenance: bool = True) -> str:
-        """One line of JSON with sorted keys.
+        """One line of JSON; ``docs/plan-file.md`` says what its fields mean.
 
         Args:
-            provenance: include where settings were said; without it, equal plans have equal text.
+            provenance: include who said each setting; without it, equal plans have equal text.
+
+        Guarantee: the same bytes whatever folder the same call was made from.
         """
         return write_json(self, provenance=provenance)
 
@@ -118,7 +129,7 @@ class Plan(PlanParts):
         )
 
     def summary(self) -> str:
-        """The plan in words: a line for each device, and one for what is offloaded."""
+        """The plan in words: a line for each device, one for what is offloaded, and one where the device map alone is not enough."""
         lines = [f"{counted(self.source.blocks, 'block')}, {format_bytes(self.source.total_bytes)}"]
         for device in self.devices:
             parts = [f"{format_bytes(device.used_bytes)} used"]
@@ -135,7 +146,8 @@ class Plan(PlanParts):
             if offloaded
             else "nothing is offloaded"
         )
-        return "\n".join((*lines, *self.source.doubts))
+        needs_map = execution_map_notice(self)
+        return "\n".join((*lines, *([needs_map] if needs_map else []), *self.source.doubts))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.to_json(provenance=False) == other.to_json(provenance=False)
@@ -153,11 +165,5 @@ class Plan(PlanParts):
         )
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: bytes by device as bars and numbers."""
-        return snippet(
-            self.devices,
-            blocks=self.source.blocks,
-            total_bytes=self.source.total_bytes,
-            offloaded_bytes=self.offloaded_bytes,
-            proof=self.certificate.proof,
-        )
+        """What a notebook shows: the verdict, bars, the strip, and what to do."""
+        return snippet(self)

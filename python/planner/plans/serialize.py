@@ -1,4 +1,4 @@
-"""A plan as one line of JSON, and back."""
+"""A plan as one line of JSON, and back; `docs/plan-file.md` says what the fields mean."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from planner.devices.keys import DeviceKey, canonical_device
 from planner.errors import InvalidInputError
 from planner.plans.device_map import DeviceMap
+from planner.plans.known_names import KnownNames
 from planner.plans.parts import (
     Account,
     Certificate,
@@ -22,69 +23,106 @@ from planner.plans.parts import (
 )
 
 _SCHEMA = "planner.plan"
-_VERSION = 1
+_VERSION = 2
+_READ_VERSIONS = (1, 2)
+_IN_ORDER = ("device_map", "execution_map", "block_bytes")
+"""Objects whose keys stand in the order of execution; those of all others are sorted."""
 
 T = TypeVar("T")
 
 
 def write_json(plan: PlanParts, *, provenance: bool) -> str:
-    """One line of JSON with sorted keys."""
+    """One line of JSON: sorted keys, but where order means something."""
     account = plan.account
-    data: dict[str, Any] = {"schema": _SCHEMA, "version": _VERSION}
-    data["source"] = _source_data(account.source)
-    data["devices"] = [{**asdict(device), "id": str(device.id)} for device in plan.devices]
-    data["device_map"] = [[name, device] for name, device in plan.device_map.items()]
-    data["execution_map"] = [[name, device] for name, device in plan.execution_map.items()]
-    data["offloaded_bytes"] = dict(plan.offloaded_bytes)
-    data["certificate"] = asdict(plan.certificate)
-    data["block_bytes"] = [[name, size] for name, size in account.block_bytes.items()]
-    data["reasons"] = [asdict(reason) for reason in account.reasons]
-    data["shortfall"] = None if account.shortfall is None else _shortfall_data(account.shortfall)
+    data: dict[str, Any] = {
+        "schema": _SCHEMA,
+        "version": _VERSION,
+        "source": _source_data(account.source),
+        "devices": [asdict(device) for device in plan.devices],
+        "device_map": plan.device_map,
+        "execution_map": plan.execution_map,
+        "offloaded_bytes": dict(plan.offloaded_bytes),
+        "certificate": asdict(plan.certificate),
+        "block_bytes": dict(account.block_bytes),
+        "names": account.names.plain(),
+        "reasons": [asdict(reason) for reason in account.reasons],
+        "shortfall": None if account.shortfall is None else _shortfall_data(account.shortfall),
+        "settings": {path: asdict(setting) for path, setting in account.settings.items()},
+    }
     if account.minimum_bytes:
         data["minimum_bytes"] = {str(key): size for key, size in account.minimum_bytes.items()}
-    data["settings"] = {path: asdict(setting) for path, setting in account.settings.items()}
     if provenance:
         data["provenance"] = dict(account.provenance)
-    return json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    parts = (
+        f"{_text_of(key)}:{_text_of(value, key not in _IN_ORDER)}" for key, value in sorted(data.items())
+    )
+    return f"{{{','.join(parts)}}}"
+
+
+def _text_of(value: Any, sort_keys: bool = False) -> str:
+    return json.dumps(value, sort_keys=sort_keys, ensure_ascii=False, separators=(",", ":"))
 
 
 def read_json(text: str) -> PlanParts:
-    """The parts that :func:`write_json` wrote.
+    """The parts that :func:`write_json` wrote, or an older planner did.
 
     Raises:
         InvalidInputError: not JSON, not a plan, or of a version this planner does not know.
     """
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=_without_repetition)
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidInputError(f"not a plan: {error}") from error
     if not isinstance(data, dict) or data.get("schema") != _SCHEMA:
         raise InvalidInputError(f"not a plan: the schema is not {_SCHEMA!r}")
-    if type(data.get("version")) is not int or data["version"] != _VERSION:
+    version = data.get("version")
+    if type(version) is not int or version not in _READ_VERSIONS:
         raise InvalidInputError(
-            f"plan of version {data.get('version')!r}; this planner reads version {_VERSION}"
+            f"plan of version {version!r}; this planner reads versions {' and '.join(map(str, _READ_VERSIONS))}"
         )
     try:
-        return _parts(data)
+        return _parts({**data, **_from_pairs(data)} if version == 1 else data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InvalidInputError(f"not a plan: {type(error).__name__}: {error}") from error
 
 
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
+
+
+def _from_pairs(data: dict[str, Any]) -> dict[str, Any]:
+    """What version 1 wrote as lists of pairs, as objects; it had no names. Raises TypeError or ValueError."""
+    found: dict[str, Any] = {"names": []}
+    for part in _IN_ORDER:
+        rows = data[part] if part != "block_bytes" else data.get(part, [])
+        if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 2 for row in rows):
+            raise TypeError(f"{part} must be a list of pairs")
+        found[part] = {_text(name): value for name, value in rows}
+    return found
+
+
 def _shortfall_data(shortfall: Shortfall) -> dict[str, Any]:
-    return {
+    data: dict[str, Any] = {
         "name": shortfall.name,
         "more_bytes": {str(key): size for key, size in shortfall.more_bytes.items()},
     }
+    if shortfall.smaller_formats:
+        data["smaller_formats"] = dict(shortfall.smaller_formats)
+    return data
 
 
 def _parts(data: dict[str, Any]) -> PlanParts:
     shortfall = _read_shortfall(data["shortfall"])
     devices = tuple(_exact(DevicePlan, {**row, "id": canonical_device(row["id"])}) for row in data["devices"])
-    device_map, execution_map = _pairs(data["device_map"]), _pairs(data["execution_map"])
+    device_map, execution_map = _map(data["device_map"]), _map(data["execution_map"])
     offloaded_bytes = {tier: _count(data["offloaded_bytes"][tier]) for tier in ("cpu", "disk")}
     certificate = _exact(Certificate, data["certificate"])
     source = _read_source(data["source"])
-    block_bytes = {str(name): _count(size) for name, size in data.get("block_bytes", [])}
+    names = KnownNames.read(data["names"])
+    block_bytes = {name: _count(size) for name, size in data["block_bytes"].items()}
     reasons = tuple(_exact(Reason, row) for row in data["reasons"])
     minimum_bytes = {
         canonical_device(key): None if size is None else _count(size)
@@ -100,6 +138,7 @@ def _parts(data: dict[str, Any]) -> PlanParts:
         certificate=certificate,
         account=Account(
             source=lambda: source,
+            names=lambda: names,
             block_bytes=lambda: block_bytes,
             reasons=lambda: reasons,
             shortfall=lambda: shortfall,
@@ -114,7 +153,8 @@ def _read_shortfall(row: Any) -> Shortfall | None:
     if row is None:
         return None
     more_bytes = {canonical_device(key): _count(size) for key, size in row["more_bytes"].items()}
-    return _exact(Shortfall, {**row, "more_bytes": more_bytes})
+    smaller_formats = {_text(name): _count(size) for name, size in row.get("smaller_formats", {}).items()}
+    return _exact(Shortfall, {**row, "more_bytes": more_bytes, "smaller_formats": smaller_formats})
 
 
 # The declared types that JSON could get wrong; a bool is no number.
@@ -127,7 +167,7 @@ _TYPES: Mapping[object, tuple[type, ...]] = {
     "int | None": (int, type(None)),
 }
 # Closed sets of words; any text is read, since a rule or stage may be newer than this reader.
-_WORDS = ("DeviceKind", "RankName", "ReasonRule", "Stage")
+_WORDS = ("SourceKind", "DeviceKind", "RankName", "ReasonRule", "Stage")
 
 
 def _exact(cls: type[T], row: Mapping[str, Any]) -> T:
@@ -163,11 +203,11 @@ def _read_source(row: dict[str, Any]) -> Source:
     return _exact(Source, {**row, "notes": tuple(notes)})
 
 
-def _pairs(rows: Any) -> dict[str, DeviceKey]:
-    """A device map from its rows. Raises TypeError or ValueError for anything else."""
-    if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 2 for row in rows):
-        raise TypeError("a device map must be a list of [name, device]")
-    return {str(name): canonical_device(device) for name, device in rows}
+def _map(rows: Any) -> dict[str, DeviceKey]:
+    """A device map. Raises TypeError or ValueError for anything else."""
+    if not isinstance(rows, dict):
+        raise TypeError("a device map must be an object of names and devices")
+    return {name: canonical_device(device) for name, device in rows.items()}
 
 
 def _count(value: Any) -> int:

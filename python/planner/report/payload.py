@@ -6,8 +6,10 @@ import json
 from typing import Any
 
 from planner.plans.bars import device_classes
-from planner.plans.parts import PLACING
-from planner.plans.plan import Plan
+from planner.plans.parts import PLACING, PlanParts
+from planner.plans.places import place_name
+from planner.plans.runs import blocks_of
+from planner.plans.why_not import WHY_NOT, placed_by_user, ranks, rooms_bytes
 from planner.plans.wording import UNDECIDED, WORDS
 from planner.report.rows import Rows
 
@@ -17,7 +19,7 @@ _EXACT = 1 << 53  # up to here, JavaScript's numbers are exact integers
 _UNSAFE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 
-def payload(plan: Plan, rows: Rows) -> dict[str, Any]:
+def payload(plan: PlanParts, rows: Rows) -> dict[str, Any]:
     """What the script of the report draws.
 
     Args:
@@ -26,15 +28,22 @@ def payload(plan: Plan, rows: Rows) -> dict[str, Any]:
 
     Returns:
         Plain data. Columns have one item for each row: ``names`` are local, ``parents`` point up, ``homes`` and ``runs``
-        are devices by index, -1 for several and -2 for none. A reason is [rule, row, device, needed, available].
+        are devices by index, -1 for several and -2 for none. ``blocks`` are rows in the order of execution. By device,
+        ``rooms`` are what weights may take and what is left of that. A reason is [rule, row, device, needed, available].
         Numbers beyond 2^53 are strings, because a browser would round them.
     """
     index = {name: row for row, name in enumerate(rows.names)}
     return {
         "devices": [
-            {"id": str(device), "style": style}
+            {"id": str(device), "style": style, "place": place_name(device)}
             for device, style in zip(rows.devices, device_classes(rows.devices), strict=True)
         ],
+        "budgets": [_limit(device.budget_bytes) for device in plan.devices],
+        "reserved": [_exact(device.reserved_bytes) for device in plan.devices],
+        "rooms": [[_limit(room), _limit(free)] for room, free in rooms_bytes(plan)],
+        "ranks": ranks(plan),
+        "placed": [row for name in placed_by_user(plan) for row in [index.get(name)] if row is not None],
+        "blocks": [row for block in blocks_of(plan) for row in [index.get(block.first)] if row is not None],
         "names": [
             name[len(rows.names[above]) + 1 :] if above > 0 else name
             for name, above in zip(rows.names, rows.parents, strict=True)
@@ -52,11 +61,12 @@ def payload(plan: Plan, rows: Rows) -> dict[str, Any]:
                 _exact(reason.needed_bytes),
                 None if reason.available_bytes is None else _exact(reason.available_bytes),
             ]
-            for reason in plan.reasons
+            for reason in plan.account.reasons
         ],
         "words": dict(WORDS),
         "placing": PLACING,
         "undecided": UNDECIDED,
+        "whyNot": dict(WHY_NOT),
     }
 
 
@@ -72,6 +82,10 @@ def page_json(data: Any) -> str:
 
 def _exact(size_bytes: int | float) -> int | float | str:
     return size_bytes if abs(size_bytes) < _EXACT else str(size_bytes)
+
+
+def _limit(size_bytes: int | None) -> int | float | str | None:
+    return None if size_bytes is None else _exact(size_bytes)
 
 
 def _row(index: dict[str, int], name: str) -> int:

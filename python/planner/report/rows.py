@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from planner.devices.keys import DeviceKey
 from planner.errors import PlanMismatchError
+from planner.model.in_format import layout_as
 from planner.model.layout import Layout
 from planner.model.tree import ModuleTree
-from planner.plans.parts import PLACING
-from planner.plans.plan import Plan
+from planner.plans.parts import PLACING, PlanParts
 from planner.units import format_bytes
 
 __all__ = ["NOTHING", "SEVERAL", "Rows", "plan_rows", "preorder", "uncounted_notices"]
@@ -54,13 +54,13 @@ class Rows:
         return inside
 
 
-def plan_rows(plan: Plan, tree: ModuleTree | None = None) -> Rows:
+def plan_rows(plan: PlanParts, tree: ModuleTree | None = None) -> Rows:
     """The rows of a plan.
 
     Args:
         plan: the plan.
-        tree: the model it was made for. Without it, rows are the names in the plan, and bytes are those that its decisions
-            compared: of units, so a tied module's bytes stand at the unit's first name.
+        tree: the model it was made for. Without it, rows are the names in the plan, down to its blocks; where the plan does not
+            tell the bytes of blocks, they are those that its decisions compared.
 
     Raises:
         PlanMismatchError: the tree is not the one that was planned: other bytes, or names that it does not have.
@@ -110,14 +110,14 @@ def uncounted_notices(rows: Rows) -> list[str]:
     ]
 
 
-def _told_by_plan(plan: Plan) -> tuple[list[str], dict[str, int | float]]:
+def _told_by_plan(plan: PlanParts) -> tuple[list[str], dict[str, int | float]]:
     """Names in a plan, and the bytes of those that decisions placed."""
-    named = dict.fromkeys(plan.device_map)
+    named = dict.fromkeys(plan.account.block_bytes)  # first, for they stand in the order of execution
+    named.update(dict.fromkeys(plan.device_map))
     named.update(dict.fromkeys(plan.execution_map))
-    named.update(dict.fromkeys(reason.name for reason in plan.reasons))
+    named.update(dict.fromkeys(reason.name for reason in plan.account.reasons))
     names = preorder(named)
-    counted = set(PLACING) - set(_GOING_ALONG)
-    own = {reason.name: reason.needed_bytes for reason in plan.reasons if reason.rule in counted}
+    own = dict(plan.account.block_bytes) or _compared_bytes(plan)
     sizes: dict[str, int | float] = dict.fromkeys(names, 0)
     for name in reversed(names):
         sizes[name] += own.get(name, 0)
@@ -126,18 +126,24 @@ def _told_by_plan(plan: Plan) -> tuple[list[str], dict[str, int | float]]:
     return names, sizes
 
 
-def _planned_layout(plan: Plan, tree: ModuleTree) -> Layout:
+def _compared_bytes(plan: PlanParts) -> dict[str, int]:
+    """Bytes of a plan that was written before plans had those of blocks: what decisions compared."""
+    counted = set(PLACING) - set(_GOING_ALONG)
+    return {reason.name: reason.needed_bytes for reason in plan.account.reasons if reason.rule in counted}
+
+
+def _planned_layout(plan: PlanParts, tree: ModuleTree) -> Layout:
     """The tree with the element types that the plan was made with."""
     special = {
         path.removeprefix("special_dtypes."): setting.value
-        for path, setting in plan.settings.items()
+        for path, setting in plan.account.settings.items()
         if path.startswith("special_dtypes.")
     }
-    dtype = plan.settings.get("dtype")
-    return Layout(tree, dtype=None if dtype is None else dtype.value, special_dtypes=special)
+    dtype = plan.account.settings.get("dtype")
+    return layout_as(tree, None if dtype is None else dtype.value, special_dtypes=special)
 
 
-def _require_match(plan: Plan, tree: ModuleTree, total_bytes: int | float) -> None:
+def _require_match(plan: PlanParts, tree: ModuleTree, total_bytes: int | float) -> None:
     unknown, _ = tree.uncovered([*plan.device_map, *plan.execution_map])
     if unknown:
         shown = ", ".join(map(repr, unknown[:_MOST_NAMED]))
@@ -145,7 +151,7 @@ def _require_match(plan: Plan, tree: ModuleTree, total_bytes: int | float) -> No
             f"the plan was not made for this model, which has no {shown}; draw it without a tree, or with its own",
             findings=tuple(unknown),
         )
-    planned = plan.source.total_bytes
+    planned = plan.account.source.total_bytes
     if planned != -(-total_bytes // 1):
         raise PlanMismatchError(
             f"the plan was not made for this model: it places {planned} bytes, the model has {total_bytes}; "
@@ -159,14 +165,14 @@ def _counted_first(layout: Layout, sizes: Mapping[str, int | float]) -> list[lis
     return [sorted(group, key=lambda name: name not in sizes) for group in layout.tied_groups()]
 
 
-def _devices(plan: Plan) -> tuple[DeviceKey, ...]:
+def _devices(plan: PlanParts) -> tuple[DeviceKey, ...]:
     """The plan's devices, and any that only its maps name."""
     named = (*plan.device_map.values(), *plan.execution_map.values())
     return tuple(dict.fromkeys((*(device.id for device in plan.devices), *named)))
 
 
 def _places(
-    plan: Plan, devices: Sequence[DeviceKey], names: Sequence[str], parents: Sequence[int]
+    plan: PlanParts, devices: Sequence[DeviceKey], names: Sequence[str], parents: Sequence[int]
 ) -> tuple[list[int], list[int]]:
     """Where each row lies and runs by its own name or those around it."""
     number = {device: index for index, device in enumerate(devices)}
@@ -195,7 +201,7 @@ def _joined(places: Sequence[int], parents: Sequence[int]) -> list[int]:
     return inside
 
 
-def _with_uncounted(plan: Plan, rows: Rows) -> Rows:
+def _with_uncounted(plan: PlanParts, rows: Rows) -> Rows:
     """Rows with what they leave open against the bytes that the plan says are used."""
     placed_bytes = dict.fromkeys(rows.devices, 0)
     for row, inside in enumerate(rows.children()):

@@ -1,78 +1,115 @@
-"""Bars by device for the terminal, and what its colours and characters mean."""
+"""Bars by device for the terminal: accelerators on one scale, then what is taken and what is left."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from rich.table import Table
 from rich.text import Text
 
-from planner.devices.keys import DeviceKey
-from planner.plans.bars import PARTS, Part, device_classes, segments
-from planner.plans.parts import DevicePlan
-from planner.units import format_bytes
+from planner.plans.bars import Part, segments
+from planner.plans.first_screen import DeviceLine
+from planner.plans.places import place_name
+from planner.report.device_looks import PART_CHARACTERS, device_characters, device_styles, shown
 
-__all__ = ["bars_table", "characters", "device_styles"]
+__all__ = ["bar_lines", "characters"]
 
-_NARROWEST = 10
-_WIDEST = 120
-_NUMBER_WIDTH = 11  # "1000 MiB" and the space beside it
-_NAME_WIDTH = 8
-
-# Basic colours: the terminal's own palette keeps them legible on its background.
-_STYLES = {"cpu": "yellow", "disk": "red"}
-_ACCELERATOR_STYLES = ("cyan", "magenta", "green", "blue")
-
-# By part: the character in a terminal that can draw, and in one that cannot.
-_PART_CHARACTERS: dict[Part, tuple[str, str]] = {
-    "used": ("█", "#"),
-    "reserved": ("▒", "="),
-    "headroom": ("╱", "/"),
-    "free": ("·", "."),
-}
+_WIDEST = 60  # cells of a bar
+_WIDE_ENOUGH = 24  # below this, remarks and names of cards give way
+_NARROWEST = 12  # below this, a bar has a line of its own
+_LEGEND: dict[Part, str] = {"reserved": "kept for streaming", "headroom": "headroom"}
 
 
-def device_styles(ids: Sequence[DeviceKey]) -> tuple[str, ...]:
-    """The colour of each device; accelerators take turns.
-
-    Example:
-        >>> device_styles([0, 1, "cpu"])
-        ('cyan', 'magenta', 'yellow')
-    """
-    return tuple(
-        _STYLES.get(name) or _ACCELERATOR_STYLES[int(name[1:]) % len(_ACCELERATOR_STYLES)]
-        for name in device_classes(ids)
-    )
-
-
-def bars_table(devices: Sequence[DevicePlan], *, is_ascii: bool, width: int) -> Table:
-    """A line for each device: bar, then the number of every part that any device has.
+def bar_lines(lines: Sequence[DeviceLine], *, is_ascii: bool, width: int) -> Iterator[Text]:
+    """The lines of a table of devices.
 
     Args:
-        devices: in the plan's order.
+        lines: devices in words.
         is_ascii: draw with ASCII only.
         width: columns of the terminal.
+
+    Guarantee: no line is wider than the terminal, as long as that has forty columns.
     """
-    parts = [part for part in PARTS if part in ("used", "free") or _has(devices, part)]
-    room = width - _NAME_WIDTH - _NUMBER_WIDTH * (len(parts) + 1)
-    bar_width = min(_WIDEST, room)
-    table = Table(box=None, padding=(0, 1), pad_edge=False, show_edge=False)
-    table.add_column("device", no_wrap=True)
-    if bar_width >= _NARROWEST:
-        table.add_column("", no_wrap=True, width=bar_width)
-    for part in parts:
-        table.add_column(f"{_PART_CHARACTERS[part][is_ascii]} {part}", justify="right", no_wrap=True)
-    table.add_column("budget", justify="right", no_wrap=True)
-    styles = device_styles([device.id for device in devices])
-    for device, style in zip(devices, styles, strict=True):
-        cells = [Text(str(device.id), style=f"bold {style}")]
-        if bar_width >= _NARROWEST:
-            cells.append(Text(_bar(device, bar_width, is_ascii), style=style))
-        sizes = {segment.part: segment.size_bytes for segment in segments(device)}
-        cells.extend(Text(_size(sizes[part])) for part in parts)
-        cells.append(Text(_size(device.budget_bytes)))
-        table.add_row(*cells)
-    return table
+    table = _Table(lines, is_ascii, width)
+    yield from table.lines()
+    parts = [part for part in _LEGEND if any(_has(line, part) for line in lines)]
+    if parts:
+        words = "  ".join(f"{PART_CHARACTERS[part][is_ascii]} {_LEGEND[part]}" for part in parts)
+        yield Text(f" {words}", style="dim")
+
+
+class _Table:
+    """Widths of columns for one width of the terminal."""
+
+    def __init__(self, lines: Sequence[DeviceLine], is_ascii: bool, width: int) -> None:
+        self._rows, self._is_ascii = lines, is_ascii
+        ids = [line.device.id for line in lines]
+        self._styles = device_styles(ids)
+        self._used = device_characters(ids, is_ascii=is_ascii)
+        self._budget_width = max(len(line.budget) for line in lines)
+        self._largest_bytes = max(
+            (line.device.budget_bytes or 0 for line in lines if line.device.kind == "accelerator"), default=0
+        )
+        self._is_stacked = False
+        for self._has_cards, self._has_remarks in ((True, True), (False, True), (False, False)):
+            self._bar_width = min(_WIDEST, width - self._words_width())
+            if self._bar_width >= _WIDE_ENOUGH:
+                break
+        self._is_stacked = self._bar_width < _NARROWEST
+        if self._is_stacked:
+            self._bar_width = min(_WIDEST, width - 2)
+
+    def lines(self) -> Iterator[Text]:
+        names = [self._name(line) for line in self._rows]
+        name_width = max(map(len, names))
+        for index, (line, name) in enumerate(zip(self._rows, names, strict=True)):
+            style = self._styles[index]
+            head = Text.assemble(
+                " ", (name.ljust(name_width), f"bold {style}"), f"  {line.budget:>{self._budget_width}}"
+            )
+            bar = self._bar(line, self._used[index])
+            tail = f"  {line.percent:>4}  {self._left(line)}".rstrip()
+            if self._is_stacked:
+                yield head.append(tail)
+                yield Text.assemble(" ", (bar.rstrip(), style))
+            else:
+                yield Text.assemble(head, "  ", (bar, style), tail)
+        if not self._has_remarks:
+            for line, name in zip(self._rows, names, strict=True):
+                if line.remark:
+                    yield Text(f" {name} has {line.remark}.")
+
+    def _name(self, line: DeviceLine) -> str:
+        card = (line.device.name or "").removeprefix("NVIDIA ") if self._has_cards else ""
+        return shown(f"{place_name(line.device.id)}  {card}".rstrip(), is_ascii=self._is_ascii)
+
+    def _left(self, line: DeviceLine) -> str:
+        if self._is_stacked:
+            return line.left.replace("of weights rest here", "used")
+        return f"{line.left}: {line.remark}" if line.remark and self._has_remarks else line.left
+
+    def _words_width(self) -> int:
+        """Columns of everything but the bar."""
+        name_width = max(len(self._name(line)) for line in self._rows)
+        return (
+            1
+            + name_width
+            + 2
+            + self._budget_width
+            + 2
+            + 8
+            + max(len(self._left(line)) for line in self._rows)
+        )
+
+    def _bar(self, line: DeviceLine, used: str) -> str:
+        device, width = line.device, self._bar_width
+        if device.kind == "accelerator" and self._largest_bytes:
+            width = max(2, round(width * (device.budget_bytes or 0) / self._largest_bytes))
+        if device.budget_bytes is None:  # nothing to measure by
+            return (used if device.used_bytes else "").ljust(self._bar_width)
+        parts = segments(device)
+        counts = characters([segment.share for segment in parts], width)
+        marks = [used, *(PART_CHARACTERS[segment.part][self._is_ascii] for segment in parts[1:])]
+        return "".join(mark * count for mark, count in zip(marks, counts, strict=True)).ljust(self._bar_width)
 
 
 def characters(shares: Sequence[float], width: int) -> list[int]:
@@ -94,19 +131,5 @@ def characters(shares: Sequence[float], width: int) -> list[int]:
     return counts
 
 
-def _bar(device: DevicePlan, width: int, is_ascii: bool) -> str:
-    parts = segments(device)
-    counts = characters([segment.share for segment in parts], width)
-    return "".join(
-        _PART_CHARACTERS[segment.part][is_ascii] * count for segment, count in zip(parts, counts, strict=True)
-    )
-
-
-def _has(devices: Sequence[DevicePlan], part: Part) -> bool:
-    return any(
-        segment.size_bytes for device in devices for segment in segments(device) if segment.part == part
-    )
-
-
-def _size(size_bytes: int | None) -> str:
-    return "no limit" if size_bytes is None else format_bytes(size_bytes)
+def _has(line: DeviceLine, part: Part) -> bool:
+    return any(segment.size_bytes for segment in segments(line.device) if segment.part == part)

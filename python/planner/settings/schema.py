@@ -9,14 +9,15 @@ from typing import Annotated, Any, Final
 
 from planner.choices import ExecuteOffloaded, Fill, Granularity, Mode, Reserve
 from planner.config.annotations import parse_type
-from planner.config.problem import suggestion
 from planner.config.schema import config, setting
 from planner.config.types import Leaf
+from planner.settings.dtypes import DTYPES, FORMATS, read_dtype, read_element_type
 from planner.spelling import NAMED, count_of, device_words, known_device, shown
 from planner.units import exact_bytes, parse_bytes
 
 __all__ = [
     "DTYPES",
+    "FORMATS",
     "SETTINGS",
     "Auto",
     "Balanced",
@@ -29,38 +30,11 @@ __all__ = [
     "read_bytes",
     "read_device",
     "read_dtype",
+    "read_element_type",
 ]
-
-DTYPES: Final = (
-    *("float64", "float32", "float16", "bfloat16"),
-    *(
-        "float8_e4m3fn",
-        "float8_e4m3fnuz",
-        "float8_e5m2",
-        "float8_e5m2fnuz",
-        "float8_e8m0fnu",
-        "float4_e2m1fn_x2",
-    ),
-    *(
-        "int64",
-        "int32",
-        "int16",
-        "int8",
-        "uint64",
-        "uint32",
-        "uint16",
-        "uint8",
-        "bool",
-        "complex64",
-        "complex128",
-    ),
-)
-"""torch's names of element types; listed here because reading a configuration must not need torch."""
 
 _LEAST_BARE_BYTES: Final = 2**20
 _MOST_WRITTEN_BYTES: Final = 2**60
-
-_SHORT_DTYPES: Final = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def read_device(value: object) -> int | str:
@@ -177,33 +151,14 @@ def _counted(least: int, most: int) -> Leaf:
     return Leaf(f"an int from {least} to {most}", read)
 
 
-def read_dtype(value: object) -> str:
-    """torch's name of an element type, from the name, with or without ``torch.``, or from the object itself.
-
-    Raises:
-        ValueError: no such type.
-
-    Example:
-        >>> read_dtype("torch.bfloat16"), read_dtype("fp16")
-        ('bfloat16', 'float16')
-    """
-    is_torch = (type(value).__module__, type(value).__qualname__) == ("torch", "dtype")
-    name = str(value).removeprefix("torch.") if is_torch or type(value) is str else ""
-    name = _SHORT_DTYPES.get(name, name)
-    if name not in DTYPES:
-        raise ValueError(
-            f"expected an element type such as 'float16', got {shown(value)}{suggestion(name, DTYPES)}"
-        )
-    return name
-
-
 _Device = Annotated[int | str, Leaf("a device", read_device)]
 _Bytes = Annotated[int, Leaf("a size in bytes", read_bytes, _write_size, refuse=refuse_bare_number)]
 _Headroom = Annotated[
     int | str,
     Leaf("bytes or a share such as '10%'", _read_headroom, _write_size, refuse=refuse_bare_number),
 ]
-_DType = Annotated[str, Leaf("an element type", read_dtype)]
+_DType = Annotated[str, Leaf("an element type", read_element_type)]
+_LoadedAs = Annotated[str, Leaf("an element type or a format", read_dtype)]
 _Name = Annotated[str, Leaf("a name", _read_name)]
 # JSON's readers tell whole numbers apart up to here.
 _MOST: Final = 2**53
@@ -287,16 +242,19 @@ class Settings:
         headroom: what stays free of a budget, by device, "all" for every device without an entry of its own, for which a
             single value is short; None for a tenth of what was detected and nothing of what was given.
         mode: whether something may lie on cpu and disk ("any"), not on disk ("no_disk"), or on accelerators only.
-        dtype: what the weights will be loaded as; None for what they are.
+        dtype: what the weights will be loaded as: an element type, or a quantiser's format such as "nf4", with what it keeps wide
+            and the scales it adds; None for what they are.
         special_dtypes: element type by name of a tensor, against ``dtype``.
         no_split_module_classes: classes, or base classes, whose modules stay on one device; empty for the model's own. The
             root is taken apart whatever its class.
         no_split_modules: paths of modules that stay on one device; "" is the whole model.
         granularity: what a block is: "block", "module" (blocks that would be offloaded are taken apart, unless they were
             named here), "expert" (each expert is a block).
-        pin: device by path of a module.
-        forbid: devices that a module may not lie on, by path.
-        keep_together: groups of paths that share a device.
+        pin: device by path of a module, or by glob: ``*`` is any characters, ``"*.experts"`` all modules of that name. What a glob
+            matches inside a block becomes a block of its own; of pins that meet, that of the inner name counts, and before a glob
+            what is written out.
+        forbid: devices that a module may not lie on, by path or glob.
+        keep_together: groups of paths and globs that share a device.
         execute_offloaded: where offloaded blocks run.
         staging_blocks: blocks for which room is kept at once while they are streamed.
         offload_folder: where disk offload would go; without it disk is not detected.
@@ -308,7 +266,7 @@ class Settings:
     max_memory: Mapping[_Device, _Bytes] | None = setting(default={}, whole=True)
     headroom: Mapping[_Device, _Headroom] | None = setting(default=None, scalar_key="all")
     mode: Mode = "any"
-    dtype: _DType | None = None
+    dtype: _LoadedAs | None = None
     special_dtypes: Mapping[_Name, _DType] = setting(default={})
     no_split_module_classes: tuple[_Name, ...] = ()
     no_split_modules: tuple[_Name, ...] = ()

@@ -10,7 +10,7 @@ from typing import Any
 from planner import _core
 from planner.choices import DeviceKind, ExecuteOffloaded, Fill, Mode, ReasonRule
 from planner.devices.budgets import DeviceBudget
-from planner.devices.keys import DeviceKey, device_kind
+from planner.devices.keys import DeviceKey, device_kind, ordered
 from planner.errors import InfeasibleError, InvalidConstraintError, InvalidDevicesError, InvalidTreeError
 from planner.model.blocks import Blocks
 from planner.plans.parts import Certificate, DeviceUsage, Reason, Shortfall
@@ -33,6 +33,7 @@ class AutoAnswer:
     reasons: Callable[[], tuple[Reason, ...]]
     shortfall: Callable[[], Shortfall | None]
     cost_bytes: tuple[int, int]  # offloaded, on disk
+    map_is_enough: bool
     has_oversized: bool
     displaced: Callable[[], tuple[str, ...]]  # blocks that are offloaded
 
@@ -90,8 +91,10 @@ class AutoSearch:
         result = self.blocks.columns.solve(self.row(), list(self.masks), self.options())
         return self.read(result, enough_bytes)
 
-    def row(self, least_bits: int = 0) -> tuple[list[tuple[DeviceKind, int | None, int | None]], list[int]]:
-        """Devices and pools as the extension takes them.
+    def row(
+        self, least_bits: int = 0
+    ) -> tuple[list[tuple[DeviceKind, int | None, int | None]], list[int], list[int]]:
+        """Devices, pools, and the order in which a loader looks for its main device, as the extension takes them.
 
         Args:
             least_bits: capacity of devices that have none. The search passes those over; a single bit asks what more room on
@@ -115,7 +118,13 @@ class AutoSearch:
             )
             for budget in self.device_budgets
         ]
-        return devices, sizes
+        keys = [budget.device for budget in self.device_budgets]
+        main_order = [
+            keys.index(device)
+            for device in ordered(dict.fromkeys(keys, 0))
+            if device_kind(device) == "accelerator"
+        ]
+        return devices, sizes, main_order
 
     def options(self) -> _core.SearchOptions:
         """The search's options as the extension takes them."""
@@ -149,6 +158,7 @@ class AutoSearch:
             usage=usage,
             certificate=_certificate(result),
             cost_bytes=self._cost(usage),
+            map_is_enough=result.map_is_enough,
             has_oversized=any(name is not None for name in result.oversized),
             reasons=partial(self._reasons, result),
             shortfall=partial(self._shortfall, result),
@@ -272,7 +282,7 @@ def solve_in_parts(
         cut: the problem with some of them in parts.
 
     Returns:
-        The answer that offloads least, the coarsest of equal ones, and its problem. Its certificate is about every plan
+        The answer that offloads least, of equal ones one whose device map is enough alone, then the coarsest, and its problem. Its certificate is about every plan
         that has all blocks whole, or each part by itself.
 
     Raises:
@@ -307,12 +317,16 @@ def solve_in_parts(
         # In the end the bound of all parts: they can do what blocks can.
         bound_bytes = finer.certificate.lower_bound_bytes
         steps += finer.certificate.steps
-        if finer.cost_bytes < best[1].cost_bytes:
+        if _rank(finer) < _rank(best[1]):
             best = (search, finer)
     if answer.has_oversized:
         bound_bytes = min(bound_bytes, answer.certificate.lower_bound_bytes)
     found = replace(best[1], shortfall=partial(_finer_shortfall, best[1], parts))
     return best[0], _certified(found, bound_bytes, steps)
+
+
+def _rank(answer: AutoAnswer) -> tuple[tuple[int, int], bool]:
+    return answer.cost_bytes, not answer.map_is_enough
 
 
 def _finer_shortfall(answer: AutoAnswer, parts: AutoSearch) -> Shortfall | None:

@@ -10,7 +10,7 @@ from planner.choices import Mode
 from planner.devices.budgets import DeviceBudget
 from planner.devices.keys import Budgets, DeviceKey
 from planner.errors import InfeasibleError
-from planner.model.blocks import is_usable
+from planner.model.constraints import is_usable
 from planner.model.layout import BalanceFacts, Layout
 from planner.names import named
 from planner.settings.schema import Balanced, BalancedLow0, Sequential

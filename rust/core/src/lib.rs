@@ -58,6 +58,7 @@ pub use model::by_name::{NamedBlockOptions, NamedLayoutOptions, SpecialDtype};
 pub use model::classes::{Base, ClassLine, WithoutForward, derived_classes};
 pub use model::cover::{Needed, Uncovered};
 pub use model::layout::Layout;
+pub use model::name_kinds::NameKind;
 pub use model::options::{Cast, Dialect, Explicit, LayoutOptions, Tied};
 pub use model::repeated::{Containers, Repeated};
 pub use model::tree::{DType, Kind, Tensor, Tree};

@@ -158,3 +158,20 @@ fn a_plan_passed_over_is_kept_for_its_first_block() {
     assert_eq!((solution.offloaded_bits, solution.certificate.returns), (27, 2));
     assert!(solution.home[0] < 3, "the first block is on an accelerator");
 }
+
+/// The second card alone holds anything, and a loader streams to the card that holds something.
+#[test]
+fn what_is_offloaded_runs_on_the_first_device_that_holds_anything_where_that_is_free() {
+    let sizes = common::units(&[4 * 8; 8]);
+    let streaming = |cards: [u64; 2], main_order: &[u32]| {
+        let options = Options { main_order: main_order.to_vec(), ..Options::default() };
+        let solution = solve(&sizes, &devices(&cards, 80), &options).unwrap();
+        let streams: Vec<bool> = solution.reserved_bits[..2].iter().map(|&bits| bits > 0).collect();
+        (streams, solution.offloaded_bits / 8, solution.map_is_enough)
+    };
+    let bytes = |cards: [u64; 2]| cards.map(|card| card * 4);
+    assert_eq!(streaming(bytes([2, 4]), &[]), (vec![true, false], 12, true));
+    assert_eq!(streaming(bytes([2, 4]), &[1, 0]), (vec![false, true], 12, true));
+    assert_eq!(streaming([3, 16], &[]), (vec![false, true], 20, true), "no block fits on the first");
+    assert_eq!(streaming([4, 16], &[]), (vec![true, false], 16, false), "a block that is streamed leaves it no room");
+}

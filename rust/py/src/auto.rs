@@ -14,8 +14,8 @@ use crate::words::Word;
 
 /// (kind, capacity in bits or None, pool or None)
 type DeviceRow = (Word<DeviceKind>, Option<u64>, Option<u32>);
-/// Devices and the joint capacity of each pool.
-type Row = (Vec<DeviceRow>, Vec<u64>);
+/// Devices, the joint capacity of each pool, and accelerators in the order in which a loader looks for its main device.
+type Row = (Vec<DeviceRow>, Vec<u64>, Vec<u32>);
 
 /// A layout cut into units.
 #[pyclass(frozen, module = "planner._core")]
@@ -29,17 +29,18 @@ pub(crate) struct Blocks {
 impl Blocks {
     /// Cuts a layout.
     #[new]
-    #[pyo3(signature = (layout, *, granularity, no_split=Vec::new(), split=Vec::new(), keep_together=Vec::new()))]
+    #[pyo3(signature = (layout, *, granularity, no_split=Vec::new(), split=Vec::new(), apart=Vec::new(), keep_together=Vec::new()))]
     fn new(
         py: Python<'_>,
         layout: &Layout,
         granularity: Word<Granularity>,
         no_split: Vec<String>,
         split: Vec<String>,
+        apart: Vec<String>,
         keep_together: Vec<Vec<String>>,
     ) -> Self {
         let layout = layout.inner.clone();
-        let options = NamedBlockOptions { no_split, split, granularity: granularity.0, keep_together };
+        let options = NamedBlockOptions { no_split, split, apart, granularity: granularity.0, keep_together };
         let inner = py.detach(|| planner_core::Blocks::new(&layout, &options.resolve(layout.tree())));
         let units = Arc::new(inner.units.iter().map(Unit::from).collect());
         Self { layout, inner: inner.into(), units }
@@ -158,7 +159,7 @@ impl SearchOptions {
 }
 
 impl SearchOptions {
-    fn with_devices(&self, (devices, pools): Row, blocks: &planner_core::Blocks) -> (Vec<Device>, Options) {
+    fn with_devices(&self, (devices, pools, main_order): Row, blocks: &planner_core::Blocks) -> (Vec<Device>, Options) {
         let device =
             |(kind, capacity_bits, pool): DeviceRow| Device { kind: kind.0, capacity_bits, pool, is_main: false };
         let options = Options {
@@ -168,6 +169,7 @@ impl SearchOptions {
             execute_offloaded: self.execute_offloaded,
             staging_blocks: self.staging_blocks,
             pools,
+            main_order,
             siblings: blocks.siblings.clone(),
         };
         (devices.into_iter().map(device).collect(), options)
@@ -213,6 +215,12 @@ impl AutoPlan {
         let pairs = self.blocks.units.iter().zip(&self.solution.oversized);
         let row = |unit, block: Option<u32>| block.and_then(|block| self.blocks.first_row(unit, block));
         pairs.map(|(unit, &block)| row(unit, block).map(|row| tree.full_name(row))).collect()
+    }
+
+    /// The device map alone says where everything runs.
+    #[getter]
+    fn map_is_enough(&self) -> bool {
+        self.solution.map_is_enough
     }
 
     /// Bits per device: used, reserved.

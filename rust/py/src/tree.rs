@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use planner_core::{Base, ClassLine, Kind, Needed, WithoutForward, beside, derived_classes};
+use planner_core::{Base, ClassLine, Needed, WithoutForward, beside, derived_classes};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyTuple, PyType};
@@ -169,12 +169,10 @@ impl Tree {
         tree.rows().skip(1).filter_map(pair).collect()
     }
 
-    /// Names of buffers that are not saved with the model.
-    fn non_persistent(&self) -> Vec<String> {
-        let rows = self.inner.rows();
-        rows.filter(|&node| self.inner.kind(node) == Kind::NonPersistentBuffer)
-            .map(|node| self.inner.full_name(node))
-            .collect()
+    /// By kind, its named and its numbered members with their kinds; the model's is the last.
+    fn name_kinds(&self, py: Python<'_>) -> Vec<(Vec<(String, u32)>, Vec<(String, u32)>)> {
+        let kinds = py.detach(|| self.inner.name_kinds());
+        kinds.into_iter().map(|kind| (kind.named, kind.numbered)).collect()
     }
 
     /// Keys that name nothing, and tensors that no key covers; a key covers itself and all inside.

@@ -23,10 +23,6 @@ function fixedToEven(value, digits) {
   return value.toFixed(digits);
 }
 
-function exactBytes(size) {
-  return `${String(size).replace(/\B(?=(\d{3})+$)/g, "\u202f")} bytes`;
-}
-
 function percent(part, whole) {
   if (!whole || !part) return "0 %";
   const share = (100 * part) / whole;

@@ -7,6 +7,8 @@ class Details {
     this.name = document.getElementById("details-name");
     this.facts = document.getElementById("details-facts");
     this.list = document.getElementById("details-reasons");
+    this.others = document.getElementById("details-others");
+    this.othersTitle = document.getElementById("details-others-title");
   }
 
   show(node) {
@@ -15,7 +17,7 @@ class Details {
     const size = node.isRun ? node.size : rows.exact[node.row];
     const facts = [
       ["lies on", rows.place(node.home), rows.style(node.home)],
-      ["size", `${formatBytes(size)} (${exactBytes(size)})`],
+      ["size", formatBytes(size)],
       ["share", `${percent(node.size, rows.sizes[0])} of the model`],
     ];
     if (node.run !== node.home && node.home !== NOWHERE) facts.splice(1, 0, ["runs on", rows.place(node.run), rows.style(node.run)]);
@@ -23,6 +25,9 @@ class Details {
     if (!node.isRun) facts.push(...this.#relations(node.row));
     this.facts.replaceChildren(...facts.flatMap(([term, words, style]) => this.#fact(term, words, style)));
     this.list.replaceChildren(...this.#sentences(node).map((words) => item(...words)));
+    const others = node.isRun || node.home < 0 ? [] : this.reasons.whyNot(node.row);
+    this.others.replaceChildren(...others.map((words) => item(words)));
+    this.others.hidden = this.othersTitle.hidden = !others.length;
   }
 
   #parts(row) {
@@ -46,9 +51,10 @@ class Details {
   }
 
   #sentences(node) {
+    if (node.home === SEVERAL && !node.isRun) return []; // each block inside has its own
     const found = this.reasons.of(node.row);
     const all = node.isRun ? found.filter((reason) => node.row <= reason.row) : found;
-    const sentences = all.slice(0, MOST_REASONS).map((reason) => [this.reasons.sentence(reason), " ", span("aside", comparison(reason))]);
+    const sentences = all.slice(0, MOST_REASONS).map((reason) => [this.reasons.sentence(reason)]);
     if (all.length > MOST_REASONS) sentences.push([`and ${counted(all.length - MOST_REASONS, "more reason")}.`]);
     if (!all.length && node.home !== NOWHERE) sentences.push([this.reasons.undecided]);
     return sentences;
@@ -62,11 +68,6 @@ class Details {
     text.append(words);
     return [title, text];
   }
-}
-
-// The numbers of a sentence again, as people read them.
-function comparison({ needed, available }) {
-  return available === null ? formatBytes(needed) : `${formatBytes(needed)} against ${formatBytes(available)}`;
 }
 
 function item(...content) {

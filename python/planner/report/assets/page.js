@@ -10,6 +10,9 @@ function startPage() {
   const root = new Node(rows, [0], 0);
   let view = root, found = null;
 
+  const tabs = new Tabs(document.getElementById("tabs"));
+  const openInMap = (node) => { tabs.show("tab-map"); goInto(node); };
+  new Lanes(rows, data, document.getElementById("lanes"), { onShow: (node) => details.show(node), onOpen: openInMap });
   const treemap = new Treemap(document.getElementById("map"), {
     onShow: (node) => details.show(node),
     onOpen: (node) => goInto(node),
@@ -18,7 +21,7 @@ function startPage() {
   new Search(rows, {
     onFound: (matches) => { found = matches; treemap.mark(found); },
     onChoose: (row) => {
-      goInto(new Node(rows, [row ? rows.parents[row] : 0], 0));
+      openInMap(new Node(rows, [row ? rows.parents[row] : 0], 0));
       treemap.focusRow(row);
       details.show(new Node(rows, [row], rows.parents[row]));
     },
@@ -76,7 +79,10 @@ function startPage() {
 
   function followAddress() {
     const row = Math.max(0, rows.full.indexOf(decodeAddress()));
-    if (view.isRun || view.row !== row) look(new Node(rows, [row], 0));
+    if (view.isRun || view.row !== row) {
+      tabs.show("tab-map");
+      look(new Node(rows, [row], 0));
+    }
   }
 
   drawLegend(rows);
@@ -87,7 +93,7 @@ function startPage() {
 }
 
 function drawLegend(rows) {
-  const entries = rows.devices.map((device) => item(span(`swatch ${device.style}`, ""), device.id));
+  const entries = rows.devices.map((device) => item(span(`swatch ${device.style}`, ""), device.place));
   if (rows.homes.includes(SEVERAL)) entries.push(item(span("swatch several", ""), "several"));
   document.getElementById("legend").replaceChildren(...entries);
 }

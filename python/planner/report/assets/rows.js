@@ -82,7 +82,7 @@ class Rows {
   }
 
   place(device) {
-    return device >= 0 ? this.devices[device].id : device === SEVERAL ? "several devices" : "nowhere: no tensors";
+    return device >= 0 ? this.devices[device].place : device === SEVERAL ? "several devices" : "nowhere: no tensors";
   }
 
   style(device) {

@@ -118,7 +118,7 @@ class Treemap {
   }
 }
 
-// The device first: it must not be what an ellipsis hides.
+// The place first: it must not be what an ellipsis hides.
 function placeAndSize(node, width) {
   const arrow = width > 44 ? "→ " : "→";
   const words = [node.home >= 0 ? `${arrow}${node.rows.place(node.home)}` : "", width > 84 ? formatBytes(node.size) : ""];
@@ -138,7 +138,7 @@ function layOut(node, box) {
 }
 
 function fill(cell, box) {
-  const parts = squarify(cell.node.inside(), box).filter(({ width, height }) => width > 2.5 && height > 2.5);
+  const parts = inStrips(cell.node.inside(), box).filter(({ width, height }) => width > 2.5 && height > 2.5);
   cell.inside = parts.map(({ item, ...place }) => ({ node: item, ...place, isOpen: false, inside: [] }));
   cell.isOpen = cell.inside.length > 0;
   return cell.inside;

@@ -30,6 +30,9 @@ pub struct BlockOptions {
     /// Modules that are taken apart though their class says otherwise; their children become blocks. A module without
     /// modules inside stays whole: its tensors meet in its own forward.
     pub split_rows: Vec<NodeId>,
+    /// Modules, or tensors of modules, that are blocks of their own where they lie inside a block, and leave the rest of it
+    /// another; not inside of what stays whole, whatever its class.
+    pub apart_rows: Vec<NodeId>,
     /// How fine.
     pub granularity: Granularity,
     /// Rows that must share a home; whole blocks are meant.
@@ -52,7 +55,7 @@ pub struct BlockUnit {
 /// A model cut into units.
 #[derive(Debug)]
 pub struct Blocks {
-    /// Rows of each block, in execution order; several where experts were taken out of one.
+    /// Rows of each block, in execution order; several where parts were taken out of one.
     pub blocks: Vec<Vec<NodeId>>,
     /// Units in the order of their first positions.
     pub units: Vec<BlockUnit>,
@@ -113,6 +116,7 @@ impl Blocks {
 
     /// Units with a block inside a row, or the one that holds it.
     pub fn units_of(&self, tree: &Tree, row: NodeId) -> Vec<u32> {
+        let row = tree.original(row);
         let from = self.starts.partition_point(|&(start, _)| start < row);
         let to = self.starts.partition_point(|&(start, _)| start < tree.end(row));
         let inside = self.starts[from..to].iter();
@@ -237,6 +241,7 @@ struct Cutter<'a> {
     is_open: BitSet,     // it is taken apart, or some module inside must stay whole or is taken apart
     is_inside: BitSet,   // it, or some module around it, must stay whole or is taken apart
     has_tensors: BitSet, // it is a tensor, or one is inside
+    apart: Vec<NodeId>,  // ascending
     granularity: Granularity,
 }
 
@@ -272,7 +277,14 @@ impl<'a> Cutter<'a> {
                 is_inside.insert(row);
             }
         }
-        Self { layout, whole, is_open, is_inside, has_tensors, granularity: options.granularity }
+        let mut apart: Vec<NodeId> = (options.apart_rows.iter())
+            .map(|&row| tree.original(row))
+            .map(|row| if tree.is_module(row) { row } else { tree.parent(row) })
+            .filter(|&row| has_tensors.contains(row) && !stays_inside(tree, &options.no_split_rows, row))
+            .collect();
+        apart.sort_unstable();
+        apart.dedup();
+        Self { layout, whole, is_open, is_inside, has_tensors, apart, granularity: options.granularity }
     }
 
     fn cut(&self) -> Vec<Vec<NodeId>> {
@@ -284,7 +296,7 @@ impl<'a> Cutter<'a> {
                 let children: Vec<NodeId> = tree.children(row).filter(|&child| !self.layout.is_alias(child)).collect();
                 open.extend(children.into_iter().rev());
             } else if self.has_tensors.contains(row) {
-                self.block(row, &mut blocks);
+                self.block(row, self.granularity == Granularity::Expert, &mut blocks);
             }
         }
         blocks
@@ -295,38 +307,56 @@ impl<'a> Cutter<'a> {
         !self.is_inside.contains(row)
     }
 
-    /// A block, or what is left of it and its experts.
-    fn block(&self, row: NodeId, blocks: &mut Vec<Vec<NodeId>>) {
-        let experts = if self.granularity == Granularity::Expert { self.experts(row) } else { Vec::new() };
-        if experts.is_empty() {
+    /// A block, or what is left of it and the parts that are taken out of it.
+    fn block(&self, row: NodeId, is_by_expert: bool, blocks: &mut Vec<Vec<NodeId>>) {
+        let parts = self.parts(row, is_by_expert);
+        if parts.is_empty() {
             blocks.push(vec![row]);
             return;
         }
         let tree = self.layout.tree();
         let mut rest = Vec::new();
         let mut open = vec![row];
-        while let Some(part) = open.pop() {
-            if experts.binary_search(&part).is_ok() {
+        while let Some(inner) = open.pop() {
+            if parts.binary_search(&inner).is_ok() {
                 continue;
             }
-            if experts
-                .get(experts.partition_point(|&expert| expert < part))
-                .is_some_and(|&expert| tree.contains(part, expert))
-            {
-                let children: Vec<NodeId> = tree.children(part).collect();
+            if parts.get(parts.partition_point(|&part| part < inner)).is_some_and(|&part| tree.contains(inner, part)) {
+                let children: Vec<NodeId> =
+                    tree.children(inner).filter(|&child| !self.layout.is_alias(child)).collect();
                 open.extend(children.into_iter().rev());
-            } else if self.has_tensors.contains(part) {
-                rest.push(part);
+            } else if self.has_tensors.contains(inner) {
+                rest.push(inner);
             }
         }
         if !rest.is_empty() {
             blocks.push(rest);
         }
-        blocks.extend(experts.into_iter().map(|expert| vec![expert]));
+        for part in parts {
+            let is_expert = self.apart.binary_search(&part).is_err();
+            // Experts inside experts are part of them.
+            self.block(part, is_by_expert && !is_expert, blocks);
+        }
     }
 
-    /// Numbered modules directly inside a module called `experts`, the outer one where they lie in each other: blocks share
-    /// no row.
+    /// The outermost parts that are taken out of a block: blocks share no row.
+    fn parts(&self, block: NodeId, is_by_expert: bool) -> Vec<NodeId> {
+        let tree = self.layout.tree();
+        let inside = |rows: &[NodeId], end: NodeId| rows.partition_point(|&row| row < end);
+        let apart = &self.apart[inside(&self.apart, block + 1)..inside(&self.apart, tree.end(block))];
+        let mut parts = if is_by_expert { self.experts(block) } else { Vec::new() };
+        parts.extend(apart);
+        parts.sort_unstable();
+        let mut outermost: Vec<NodeId> = Vec::new();
+        for part in parts {
+            if outermost.last().is_none_or(|&last| part >= tree.end(last)) {
+                outermost.push(part);
+            }
+        }
+        outermost
+    }
+
+    /// Numbered modules directly inside a module called `experts`.
     fn experts(&self, block: NodeId) -> Vec<NodeId> {
         let tree = self.layout.tree();
         let is_expert = |&row: &NodeId| {
@@ -335,14 +365,20 @@ impl<'a> Cutter<'a> {
                 && tree.local_name(tree.parent(row)) == "experts"
                 && self.has_tensors.contains(row)
         };
-        let mut experts: Vec<NodeId> = Vec::new();
-        for row in (block + 1..tree.end(block)).filter(is_expert) {
-            if experts.last().is_none_or(|&last| row >= tree.end(last)) {
-                experts.push(row);
-            }
-        }
-        experts
+        (block + 1..tree.end(block)).filter(is_expert).collect()
     }
+}
+
+/// A row is, or lies inside, one of those that stay whole.
+fn stays_inside(tree: &Tree, whole: &[NodeId], row: NodeId) -> bool {
+    let mut above = row;
+    while above != 0 {
+        if whole.contains(&above) {
+            return true;
+        }
+        above = tree.parent(above);
+    }
+    row == 0 || whole.contains(&0)
 }
 
 #[cfg(test)]
@@ -358,6 +394,24 @@ mod tests {
         let blocks = Blocks::new(&layout, &options);
         assert_eq!(blocks.blocks.len(), 5);
         assert_eq!(blocks.siblings, [[0, 1]], "and not the parts of b, which was taken apart");
+    }
+
+    #[test]
+    fn parts_that_are_named_leave_the_rest_of_their_block() {
+        let lines = ["b:Block.attn.w 1", "b:Block.mlp.gate.w 1", "b:Block.mlp.experts.w 2", "c:Block.mlp.experts.w 3"];
+        let layout = layout(&lines, &["Block"]);
+        let names = |named: &[&str], whole: &[&str]| {
+            let rows = |names: &[&str]| names.iter().map(|name| row(&layout, name)).collect();
+            let options = BlockOptions { apart_rows: rows(named), no_split_rows: rows(whole), ..Default::default() };
+            let blocks = Blocks::new(&layout, &options).blocks;
+            let name = |row: &u32| layout.tree().full_name(*row);
+            blocks.iter().map(|rows| rows.iter().map(name).collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+        };
+        let experts = ["b.mlp.experts.w", "c.mlp.experts"];
+        assert_eq!(names(&experts, &[]), ["b.attn b.mlp.gate", "b.mlp.experts", "c.mlp.experts"]);
+        assert_eq!(names(&experts, &["c"]), ["b.attn b.mlp.gate", "b.mlp.experts", "c"], "c stays whole");
+        assert_eq!(names(&["b.mlp.experts", "b.mlp"], &[]), ["b.attn", "b.mlp.gate", "b.mlp.experts", "c"]);
+        assert_eq!(names(&["b", "c"], &[]), ["b", "c"], "blocks are blocks");
     }
 
     #[test]

@@ -70,6 +70,8 @@ pub struct NamedBlockOptions {
     pub no_split: Vec<String>,
     /// Modules that are taken apart though their class says otherwise.
     pub split: Vec<String>,
+    /// Modules, or tensors of modules, that are blocks of their own where they lie inside a block.
+    pub apart: Vec<String>,
     /// How fine.
     pub granularity: Granularity,
     /// Groups that share a home.
@@ -82,6 +84,7 @@ impl NamedBlockOptions {
         BlockOptions {
             no_split_rows: rows(tree, &self.no_split),
             split_rows: rows(tree, &self.split),
+            apart_rows: rows(tree, &self.apart),
             granularity: self.granularity,
             keep_together: self.keep_together.iter().map(|names| rows(tree, names)).collect(),
         }

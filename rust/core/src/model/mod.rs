@@ -11,6 +11,7 @@ pub(crate) mod fingerprint;
 pub(crate) mod layout;
 #[cfg(test)]
 mod linear_time;
+pub(crate) mod name_kinds;
 pub(crate) mod options;
 pub(crate) mod overview;
 pub(crate) mod repeated;

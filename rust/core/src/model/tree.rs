@@ -172,6 +172,16 @@ impl Tree {
         &self.aliases
     }
 
+    /// The row that is planned for a row: the same but inside of an alias, where it is that of the original.
+    pub fn original(&self, node: NodeId) -> NodeId {
+        let mut node = node;
+        // Aliases inside of aliases: the inner one leads to a row that may lie inside of the outer one.
+        while let Some(&(alias, original)) = self.aliases.iter().find(|(alias, _)| self.contains(*alias, node)) {
+            node = original + (node - alias);
+        }
+        node
+    }
+
     /// Last part of a row's name.
     pub fn local_name(&self, node: NodeId) -> &str {
         self.names.get(self.name[node as usize])

@@ -88,6 +88,10 @@ pub(crate) struct Instance<'a> {
     pub(crate) classes: Vec<Class>,
     /// By unit, the number of its class: `classes[class_of[u]].units` contains `u`.
     pub(crate) class_of: Vec<u32>,
+    /// Bins in the order in which a loader looks for its main device: see `map_alone`.
+    pub(crate) main_order: Vec<usize>,
+    /// Bins to which offloaded units may be streamed: bit `b` stands for bin `b`.
+    pub(crate) streaming_bins: u64,
     /// Capacity of the widest bin: a block larger than that is executed by the cpu.
     pub(crate) widest: u64,
     /// Bits of all units; below [`UNLIMITED`], so that sums of a few such numbers do not overflow.
@@ -103,6 +107,10 @@ impl<'a> Instance<'a> {
         let total = total.filter(|&total| total < UNLIMITED).ok_or(Failure::TooLarge)?;
         let Sides { has_accelerator, bins, cpu, disk, pools } = sides(devices, options);
         let widest = bins.iter().map(|bin| bin.capacity).max().unwrap_or(0);
+        let mut main_order: Vec<usize> = (0..bins.len()).collect();
+        let rank = |bin: usize| options.main_order.iter().position(|&device| device == bins[bin].device);
+        // Stable: devices that the loader's order leaves out come last, as they were given.
+        main_order.sort_by_key(|&bin| rank(bin).unwrap_or(usize::MAX));
         let mut instance = Self {
             units,
             device_count: devices.len(),
@@ -114,6 +122,8 @@ impl<'a> Instance<'a> {
             pools,
             classes: Vec::new(),
             class_of: Vec::new(),
+            main_order,
+            streaming_bins: u64::MAX,
             widest,
             total,
         };
@@ -169,6 +179,16 @@ impl<'a> Instance<'a> {
         let blocks = &self.units[unit as usize].block_bits;
         let block = blocks.iter().position(|&bits| bits > self.widest)?;
         (self.has_accelerator && self.cpu.is_some()).then_some(id_at(block))
+    }
+
+    /// Bins to which offloaded units may be streamed.
+    pub(crate) fn streaming(&self) -> impl Iterator<Item = usize> {
+        (0..self.bins.len()).filter(|&bin| self.may_stream(bin))
+    }
+
+    /// Offloaded units may be streamed to a bin.
+    pub(crate) fn may_stream(&self, bin: usize) -> bool {
+        self.streaming_bins >> bin & 1 == 1
     }
 
     /// Class of a unit.

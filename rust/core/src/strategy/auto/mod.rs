@@ -6,7 +6,8 @@
 //! unit whose home does not execute (the cpu beside accelerators, or the disk) is *offloaded*: it is streamed, block by
 //! block, to an accelerator that keeps room for its largest block. Sought: the plan that offloads the fewest bits.
 //!
-//! Among plans that are equal in this, in this order: fewest bits on disk; the first block at home on a device that
+//! Among plans that are equal in this, in this order: fewest bits on disk; homes that need no map of executing devices
+//! beside them, because a loader streams to the very device that streams here; the first block at home on a device that
 //! executes; siblings run by one device; fewest *returns* (changes of the executing device beyond those that its number
 //! of devices needs); nearest to the order of devices given; filled as the options say. The offloading part is a
 //! multiple subset sum problem, and so NP-hard; models are easy cases of it, because most of their units are alike.
@@ -36,8 +37,8 @@
 //! 5. **Shape**. Counts say nothing of which unit. `runs::offload_window` looks for a plan of this cost in which each
 //!    device still executes one run, the offloaded units lying in the run of the staging device. If there is none,
 //!    `packing::reshape` brings the counts near to runs and `packing::arrange` hands out the units in sweeps.
-//! 6. **Preferences** (`preference`). The first block and siblings are tried as constraints, with the cost found as a
-//!    limit.
+//! 6. **Preferences** (`preference`). The main device of a loader (`map_alone`), the first block and siblings are tried as
+//!    constraints, with the cost found as a limit.
 //! 7. **Failure** (`deficit`). If there is no plan: the least capacity that one device lacks, by halving over the
 //!    search itself.
 //!
@@ -110,6 +111,7 @@
 mod counts;
 mod deficit;
 mod instance;
+mod map_alone;
 mod packing;
 mod plan;
 mod preference;

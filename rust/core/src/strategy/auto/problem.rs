@@ -94,6 +94,9 @@ pub struct Options {
     pub staging_blocks: u32,
     /// Joint capacity of each pool.
     pub pools: Vec<u64>,
+    /// Accelerators in the order in which a loader looks for the one to which it streams, where it is given the device map
+    /// alone: the first that holds anything. Those left out come last, as they were given.
+    pub main_order: Vec<u32>,
     /// Groups of units that one device should run, where that costs nothing: siblings whose results their parent mixes.
     pub siblings: Vec<Vec<u32>>,
 }
@@ -107,6 +110,7 @@ impl Default for Options {
             execute_offloaded: Execute::Accelerator,
             staging_blocks: 1,
             pools: Vec::new(),
+            main_order: Vec::new(),
             siblings: Vec::new(),
         }
     }
@@ -179,6 +183,9 @@ pub struct Solution {
     pub offloaded_bits: u64,
     /// On disk.
     pub disk_bits: u64,
+    /// The homes alone say where everything runs: what is offloaded is executed by the device to which a loader streams that is
+    /// given the device map alone.
+    pub map_is_enough: bool,
     /// How good the plan is known to be.
     pub certificate: Certificate,
 }

@@ -2,6 +2,7 @@
 
 use crate::ids::id_at;
 use crate::strategy::auto::instance::Instance;
+use crate::strategy::auto::map_alone::needs_execution_map;
 use crate::strategy::auto::packing::arrange::arrange;
 use crate::strategy::auto::packing::offload::{self, Choice, Goal, Offloading, are_alike};
 use crate::strategy::auto::packing::reshape::near_runs;
@@ -34,6 +35,9 @@ struct Ranked {
     rank: (u32, usize),
     plan: Plan,
 }
+
+/// The device map alone is not enough; returns; how uneven the fill is.
+type RunsRank = (bool, u32, Vec<u64>);
 
 /// The stages, until one finds a plan.
 pub(crate) struct Search<'a> {
@@ -107,7 +111,7 @@ impl<'a> Search<'a> {
         let streams = instance.classes.iter().any(|class| class.is_forced_off() && class.streamed.is_some());
         let staging_devices: Vec<Option<usize>> =
             // Which device streams decides where the window is, so each of them is tried.
-            if streams { (0..instance.bins.len()).map(Some).collect() } else { vec![None] };
+            if streams { instance.streaming().map(Some).collect() } else { vec![None] };
         let split = Split { offloaded, tiers, staging_device: None };
         // Pools: other blocks in the memory that cpu and cards share could leave the cards more room.
         let is_bound = instance.is_plain()
@@ -130,21 +134,22 @@ impl<'a> Search<'a> {
         Err(returns)
     }
 
-    /// The plan with the fewest returns, and the best fill among those.
+    /// The plan whose map alone is enough, then the fewest returns, and the best fill among those.
     fn with_any_staging_device(
         &mut self,
         split: &Split,
         staging_devices: &[Option<usize>],
         way: (Orders, bool),
     ) -> Runnable {
-        let mut best: Option<((u32, Vec<u64>), Plan)> = None;
+        let mut best: Option<(RunsRank, Plan)> = None;
         let mut failed = Runnable::DoesNotFit;
         for &staging_device in staging_devices {
             let split = Split { staging_device, ..split.clone() };
             let sequence = (0..id_at(self.instance.units.len())).collect();
             match runs(self.instance, &split, sequence, way, &mut self.steps) {
                 Runnable::Fits(plan) => {
-                    let rank = (plan.returns(self.instance), plan.unevenness(self.instance));
+                    let needs_map = needs_execution_map(self.instance, &plan);
+                    let rank = (needs_map, plan.returns(self.instance), plan.unevenness(self.instance));
                     if best.as_ref().is_none_or(|(least, _)| rank < *least) {
                         best = Some((rank, plan));
                     }
@@ -224,7 +229,7 @@ impl<'a> Search<'a> {
                 streamed.push((packing.clone(), None));
                 continue;
             };
-            for other in (0..self.instance.bins.len()).filter(|&bin| are_alike(self.instance, one, bin)) {
+            for other in self.instance.streaming().filter(|&bin| are_alike(self.instance, one, bin)) {
                 let mut packing = packing.clone();
                 packing.counts.swap(one, other);
                 streamed.push((packing, Some(other)));
@@ -291,7 +296,18 @@ impl<'a> Search<'a> {
             stage: found.stage,
         };
         let oversized = (0..id_at(home.len())).map(|unit| instance.oversized(unit)).collect();
+        let map_is_enough = !needs_execution_map(instance, &found.plan);
         let (reserved_bits, used_bits) = (load.reserved, load.used);
-        Solution { home, execution, oversized, reserved_bits, used_bits, offloaded_bits, disk_bits, certificate }
+        Solution {
+            home,
+            execution,
+            oversized,
+            reserved_bits,
+            used_bits,
+            offloaded_bits,
+            disk_bits,
+            map_is_enough,
+            certificate,
+        }
     }
 }

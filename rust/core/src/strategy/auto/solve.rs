@@ -13,8 +13,9 @@ use crate::strategy::auto::steps::Steps;
 /// One of so many parts of the steps is kept for preferences among plans that cost the same.
 const PREFERENCE_PARTS: u64 = 8;
 
-/// Places units on devices: least offloaded, least on disk, the first block at home on a device that executes, siblings run
-/// by one device, fewest returns, nearest to the order of devices given, filled as the options say; in this order.
+/// Places units on devices: least offloaded, least on disk, homes that need no map of executing devices beside them, the first
+/// block at home on a device that executes, siblings run by one device, fewest returns, nearest to the order of devices given,
+/// filled as the options say; in this order.
 ///
 /// # Errors
 ///

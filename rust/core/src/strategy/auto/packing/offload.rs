@@ -301,10 +301,10 @@ fn pinned_bits(instance: &Instance) -> Vec<u64> {
     bits
 }
 
-/// One bin of each kind; bins that are alike have the same packings.
+/// One bin of each kind that may stream; bins that are alike have the same packings.
 fn kinds_of_bins(instance: &Instance) -> Vec<usize> {
     let mut kinds: Vec<usize> = Vec::new();
-    for bin in 0..instance.bins.len() {
+    for bin in instance.streaming() {
         if kinds.iter().all(|&kind| !are_alike(instance, kind, bin)) {
             kinds.push(bin);
         }

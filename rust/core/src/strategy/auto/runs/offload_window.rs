@@ -62,12 +62,15 @@ pub(crate) fn search(instance: &Instance, cost: (u64, u64), steps: &mut Steps) -
     // A search with one staging device proves something only where no second one could be used.
     is_complete &= instance.is_plain() && loads.iter().all(|load| staging_devices::is_one(instance, &load.offloaded));
     let staging_devices: Vec<Option<usize>> =
-        if uses_cpu { vec![None] } else { (0..instance.bins.len()).map(Some).collect() };
+        if uses_cpu { vec![None] } else { instance.streaming().map(Some).collect() };
     let mut sides: Vec<Side> =
         staging_devices.iter().map(|&staging_device| Side::new(instance, staging_device, &before)).collect();
-    // The order given first, over all sides: it is preferred to any other, whichever device streams.
-    for is_given_order in [true, false] {
-        for side in &mut sides {
+    // A loader's main device first: its windows need no execution map, which is preferred to everything else.
+    let main = instance.main_order.first().copied();
+    let of_main = |side: &Side| side.staging_device.is_some() && side.staging_device == main;
+    // Then the order given, over all sides: it is preferred to any other, whichever device streams.
+    for (is_main, is_given_order) in [(true, true), (true, false), (false, true), (false, false)] {
+        for side in sides.iter_mut().filter(|side| of_main(side) == is_main) {
             for load in &loads {
                 match side.find(load, is_given_order, steps) {
                     Ok(Some(offload_window)) => return (Some(side.split(load, offload_window)), is_complete),

@@ -1,0 +1,156 @@
+"""What would make a plan better, in words that can be pasted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from planner.devices.keys import DeviceKey
+from planner.plans.columns import one_size
+from planner.plans.parts import DevicePlan, PlanParts
+from planner.plans.places import listed_places
+from planner.plans.verdict import holds_all
+
+__all__ = ["Advice", "Room", "advice", "fitting_formats", "is_too_full", "left_bytes", "more_room"]
+
+_ENOUGH_BYTES = 256 << 20  # to run in, on any card
+_ENOUGH_SHARE = 20  # or this part of the card
+_MOST_HEADROOM_BYTES = 2 << 30
+_MOST_DEVICES = 4  # amounts that differ from card to card, before only the least is said
+_BITS = {"int8": 8, "fp8": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What to do, and for what.
+
+    Args:
+        aim: as "To avoid it".
+        ways: each alone is enough.
+    """
+
+    aim: str
+    ways: tuple[str, ...]
+
+
+def advice(plan: PlanParts, *, is_shell: bool = True) -> tuple[Advice, ...]:
+    """What would avoid offloading, and what the plan needs to run.
+
+    Args:
+        plan: the plan.
+        is_shell: say options as the command has them, otherwise as `plan()` has them.
+
+    Guarantee: sizes are rounded up, so that they are enough as they are said; a format is said only where the whole model
+        fits in it.
+    """
+    found = []
+    shortfall = plan.account.shortfall
+    if shortfall is not None and not holds_all(plan):
+        formats = fitting_formats(
+            _accelerator_rooms(plan), getattr(shortfall, "smaller_formats", {}), is_shell=is_shell
+        )
+        ways = (*more_room(shortfall.more_bytes), *formats)
+        if ways:
+            found.append(Advice("To avoid it", ways))
+    full = [device for device in plan.devices if is_too_full(device)]
+    if full and _has_room_elsewhere(plan, full):
+        found.append(Advice("To run it", (_headroom_words(full, is_shell),)))
+    return tuple(found)
+
+
+def left_bytes(device: DevicePlan) -> int | None:
+    """What weights leave of a device; None is without limit."""
+    if device.budget_bytes is None:
+        return None
+    return max(0, device.budget_bytes - device.used_bytes - device.reserved_bytes)
+
+
+def is_too_full(device: DevicePlan) -> bool:
+    """Whether an accelerator that runs something has hardly room for more than weights."""
+    left = left_bytes(device)
+    is_running = device.kind == "accelerator" and bool(device.used_bytes or device.reserved_bytes)
+    return (
+        is_running
+        and left is not None
+        and left < min(_ENOUGH_BYTES, (device.budget_bytes or 0) // _ENOUGH_SHARE)
+    )
+
+
+def more_room(more_bytes: Mapping[DeviceKey, int]) -> Iterator[str]:
+    """How much more on which device; equal cards are one way.
+
+    Example:
+        >>> list(more_room({0: 100, 1: 100, 2: 100, "cpu": 300}))
+        ['100 B more on one of GPUs 0-2', '300 B more in RAM']
+    """
+    by_size: dict[int, list[DeviceKey]] = {}
+    for device, size in more_bytes.items():
+        by_size.setdefault(size, []).append(device)
+    sizes = list(by_size) if len(by_size) <= _MOST_DEVICES else sorted(by_size)[:1]
+    for size in sizes:
+        where = _one_of(by_size[size])
+        yield f"{one_size(size, up=True)} more {where}"
+
+
+def _one_of(devices: Sequence[DeviceKey]) -> str:
+    if len(devices) == 2:
+        return f"on {listed_places(devices, 'or')}"
+    if len(devices) > 2:
+        return f"on one of {listed_places(devices, 'or')}"
+    return {"cpu": "in RAM", "disk": "on disk"}.get(str(devices[0]), f"on {listed_places(devices)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes of a device that blocks fill for certain, whatever their sizes; 0 where memory is shared with another."""
+
+    size_bytes: int
+
+    @classmethod
+    def of(cls, device: DevicePlan, lost_bytes: int) -> Room:
+        """The room of a device, of which at most so much stays empty."""
+        if device.pool is not None:
+            return cls(0)
+        return cls(max(0, (device.budget_bytes or 0) - device.headroom_bytes - lost_bytes))
+
+
+def fitting_formats(rooms: Sequence[Room], formats: Mapping[str, int], *, is_shell: bool) -> Iterator[str]:
+    """The widest format in which the whole model fits for certain."""
+    room_bytes = sum(room.size_bytes for room in rooms)
+    fitting = {name: size for name, size in formats.items() if size <= room_bytes}
+    if fitting:
+        name = max(fitting, key=fitting.__getitem__)
+        option = f"--dtype {name}" if is_shell else f"dtype={name!r}"
+        yield f"{_BITS.get(name, 4)}-bit weights ({one_size(fitting[name])}): {option}"
+
+
+def _accelerator_rooms(plan: PlanParts) -> list[Room]:
+    """Block after block, each device is filled up to less than one block."""
+    largest = max(plan.account.block_bytes.values(), default=0)
+    return [Room.of(device, largest) for device in plan.devices if device.kind == "accelerator"]
+
+
+def _has_room_elsewhere(plan: PlanParts, full: Sequence[DevicePlan]) -> bool:
+    """Whether what would leave the full devices has a place: what leaves one of them may take a block with it."""
+    mode = plan.account.settings.get("mode")
+    left_out = {"gpu_only": ("cpu", "disk"), "no_disk": ("disk",)}.get(str(mode.value) if mode else "", ())
+    largest = max(plan.account.block_bytes.values(), default=0)
+    leaving = sum(_headroom_bytes(device) + largest for device in full)
+    names = {device.id for device in full}
+    others = [device for device in plan.devices if device.id not in names and device.kind not in left_out]
+    return any(device.free_bytes is None or device.free_bytes >= leaving for device in others)
+
+
+def _headroom_bytes(device: DevicePlan) -> int:
+    """A round size: a power of two, a twelfth of the device or less."""
+    share = min(_MOST_HEADROOM_BYTES, max(1, (device.budget_bytes or 0) // 12))
+    return 1 << (share.bit_length() - 1)
+
+
+def _headroom_words(full: Sequence[DevicePlan], is_shell: bool) -> str:
+    sizes = {device.id: one_size(_headroom_bytes(device)).replace(" ", "") for device in full}
+    if is_shell:
+        options = " ".join(f"--headroom {device}={size}" for device, size in sizes.items())
+    else:
+        options = f"headroom={sizes!r}"
+    return f"leave room on {listed_places(list(sizes))}: {options}"
