@@ -113,6 +113,7 @@ def plans(model: nn.Module, budgets: dict[int, int], row: dict[str, str]) -> Non
 def what_a_plan_says(model: nn.Module, plan: planner.Plan) -> None:
     assert_type(plan.devices[0].budget_bytes, int | None)
     assert_type(plan.device_map, DeviceMap)
+    assert_type(plan.device_map.below("layers"), DeviceMap)
     assert_type(plan.execution_map, dict[str, int | str])
     assert_type(plan.offloaded_bytes, Mapping[str, int])
     assert_type(plan.certificate.gap_bytes, int)
