@@ -9,6 +9,8 @@ import pytest
 
 import planner
 from command_line import Command, answer, llama_bytes, tensor_shapes, write_llama
+from planner.plans.first_screen import first_screen
+from planner.plans.places import place_name
 from planner.plans.wording import first_device_of
 from planner.units import format_bytes
 
@@ -32,7 +34,9 @@ def test_the_picture_names_devices_and_bytes(command: Command, llama: str) -> No
     assert done.exit_code == 0
     assert format_bytes(llama_bytes()) in done.stdout
     for device in made.devices:
-        assert format_bytes(device.used_bytes) in done.stdout
+        assert place_name(device.id) in done.stdout
+    for line in first_screen(made).devices:
+        assert line.budget in done.stdout and line.left in done.stdout
     assert "\x1b" not in done.output
 
 
