@@ -302,7 +302,7 @@ def test_a_notebook_is_not_commanded_either(word: str) -> None:
     for said in ("plain", word):
         data["source"]["name"] = data["devices"][0]["name"] = said
         data["source"]["notes"] = [said]
-        data["block_bytes"][0][0] = said.replace(".", "")
+        data["block_bytes"] = {said.replace(".", ""): 1}
         pages.append(read_page(Plan.from_json(json.dumps(data))._repr_html_()))
     assert len(skeleton(pages[0])) == len(skeleton(pages[1]))
 

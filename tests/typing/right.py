@@ -11,7 +11,13 @@ from torch import nn
 import planner
 from planner.compat import transformers
 from planner.model.tree import ModuleTree
+from planner.planning.partial import partial_plan
 from planner.plans.device_map import DeviceMap
+from planner.plans.no_plan import NoPlan
+from planner.plans.runs import Run, runs_of
+from planner.report.html import html_report
+from planner.report.showing import show
+from planner.report.terminal import PlanView, plan_view
 from planner.strategies.sequential import Layout, Outcome, sequential, sequential_many
 
 assert_type(planner.__version__, str)
@@ -250,3 +256,14 @@ def errors(error: planner.PlannerError) -> None:
 
 
 def as_value_error(error: ValueError) -> None: ...
+
+
+def pictures(model: nn.Module, plan: planner.Plan, error: planner.InfeasibleError) -> None:
+    assert_type(runs_of(plan, "layers"), tuple[Run, ...])
+    no_plan = partial_plan(error, model, max_memory={0: "1GiB"})
+    assert_type(no_plan, NoPlan)
+    assert_type(plan_view(plan), PlanView)
+    assert_type(plan_view(no_plan, remarks=["no accelerator was found"]), PlanView)
+    assert_type(html_report(plan, ModuleTree.from_module(model)), str)
+    assert_type(html_report(no_plan), str)
+    assert_type(show(plan), Path | None)
