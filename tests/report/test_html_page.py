@@ -302,7 +302,8 @@ def test_a_notebook_is_not_commanded_either(word: str) -> None:
     for said in ("plain", word):
         data["source"]["name"] = data["devices"][0]["name"] = said
         data["source"]["notes"] = [said]
-        data["block_bytes"][0][0] = said.replace(".", "")
+        (_, size), *others = data["block_bytes"].items()
+        data["block_bytes"] = {said.replace(".", ""): size, **dict(others)}
         pages.append(read_page(Plan.from_json(json.dumps(data))._repr_html_()))
     assert len(skeleton(pages[0])) == len(skeleton(pages[1]))
 

@@ -184,7 +184,7 @@ def test_what_takes_turns_layer_by_layer_is_one_piece() -> None:
         for part, device in (("attn", 0), ("mlp", "cpu"))
     }
     data = json.loads(plan.to_json())
-    data["block_bytes"] = [["model.embed", 1], *([name, 1] for name in halves), ["head", 1]]
+    data["block_bytes"] = {"model.embed": 1, **dict.fromkeys(halves, 1), "head": 1}
     by_hand = with_device_map(Plan.from_json(json.dumps(data)), halves | {"model.embed": 0, "head": 0})
     text = drawn(plan_view(by_hand), 110)
     assert "0-59" in text and "GPU 0 and RAM by turns" in text
@@ -194,7 +194,7 @@ def test_lists_of_layers_are_told_apart() -> None:
     names = [f"{side}.layers.{layer}" for side in ("encoder", "decoder") for layer in range(3)]
     plan = planner.plan(ModuleTree.from_module(Decoder(4)), max_memory={0: 300 * MIB})
     data = json.loads(plan.to_json())
-    data["block_bytes"] = [[name, 1] for name in names]
+    data["block_bytes"] = dict.fromkeys(names, 1)
     plan = with_device_map(Plan.from_json(json.dumps(data)), {"": 0})
     assert [piece.label for piece in first_screen(plan).strip] == ["encoder 0-2", "decoder 0-2"]
 
@@ -209,7 +209,7 @@ def test_long_lists_are_cut_and_counted() -> None:
 
 def test_a_plan_of_before_is_drawn_without_sizes() -> None:
     data = json.loads(offloaded()[0].to_json())
-    del data["block_bytes"]
+    data["block_bytes"] = {}
     assert "RAM → runs on GPU 0" in drawn(plan_view(Plan.from_json(json.dumps(data))), 110)
 
 
@@ -305,7 +305,7 @@ def test_names_cannot_command_the_terminal(names: list[str]) -> None:
     """Escapes, line ends and marks of direction are spelled out."""
     plan, _ = renamed(["a", "b", "c"])
     data = json.loads(plan.to_json())
-    data["block_bytes"] = [[name, 1] for name in ["a", "b", *names]]
+    data["block_bytes"] = dict.fromkeys(["a", "b", *names], 1)
     data["source"]["name"] = "".join(names)
     text = drawn(plan_view(with_device_map(Plan.from_json(json.dumps(data)), {"": 0})), 400)
     assert all(each.isprintable() or each == "\n" for each in text)
