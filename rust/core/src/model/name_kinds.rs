@@ -46,15 +46,14 @@ impl Tree {
         let members = self.is_module(node).then(|| self.children(node)).into_iter().flatten();
         for child in members.filter(|&child| !self.local_name(child).contains('.')) {
             let (name, kind) = (self.local_name(child), kind_of[child as usize]);
-            match plain_number(name) {
-                Some(number) => numbers.entry(kind).or_default().push(number),
-                // A tensor and a module of one name: the module has the more names.
-                None => {
-                    let place = named.entry(name).or_insert(kind);
-                    if self.is_module(child) {
-                        *place = kind;
-                    }
-                }
+            if let Some(number) = plain_number(name) {
+                numbers.entry(kind).or_default().push(number);
+                continue;
+            }
+            // A tensor and a module of one name: the module has the more names.
+            let place = named.entry(name).or_insert(kind);
+            if self.is_module(child) {
+                *place = kind;
             }
         }
         let mut numbered: Vec<(u64, String, u32)> =
