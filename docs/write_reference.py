@@ -45,6 +45,7 @@ PAGES = {
         (
             *("plan", "plan_many", "explain", "Plan"),
             *_below("plans.parts", "Source DevicePlan Certificate Reason Shortfall Setting"),
+            *_below("plans.device_map", "DeviceMap"),
             *_below("plans.runs", "runs_of Run"),
             *_below("plans.diff", "PlanDiff PlanDifference UsageDifference"),
             *_below("plans.notices", "notices Notice"),
@@ -130,7 +131,7 @@ PAGES = {
         (
             *_below("report.terminal", "plan_view"),
             *_below("report.html", "html_report"),
-            *_below("report.showing", "show"),
+            "show",
             *_below("planning.partial", "partial_plan"),
         ),
     ),

@@ -112,6 +112,7 @@ _NAMES = {
     ),
     "planner.plans.plan": ("Plan",),
     "planner.plans.explaining": ("explain",),
+    "planner.report.showing": ("show",),
     "planner.verification.verdict": ("Verification",),
     "planner.verification.verifying": ("verify",),
 }

@@ -116,3 +116,12 @@ def test_safetensors_win_beside_other_formats(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     (tmp_path / ".metadata").write_bytes(b"")
     assert total_bytes(tmp_path) == 24
+
+
+def test_nothing_is_written_into_the_cache_of_the_hub(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--org--name" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    torch.save(tensors(), snapshot / "pytorch_model.bin")
+    assert refused(snapshot).endswith(f"{snapshot}/pytorch_model.bin pytorch_model.safetensors")
+    (snapshot / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"]}))
+    assert refused(snapshot).endswith(f"{snapshot} name-safetensors")

@@ -184,7 +184,7 @@ def test_what_takes_turns_layer_by_layer_is_one_piece() -> None:
         for part, device in (("attn", 0), ("mlp", "cpu"))
     }
     data = json.loads(plan.to_json())
-    data["block_bytes"] = {"model.embed": 1, **dict.fromkeys(halves, 1), "head": 1}
+    data["block_bytes"] = dict.fromkeys(["model.embed", *halves, "head"], 1)
     by_hand = with_device_map(Plan.from_json(json.dumps(data)), halves | {"model.embed": 0, "head": 0})
     text = drawn(plan_view(by_hand), 110)
     assert "0-59" in text and "GPU 0 and RAM by turns" in text
@@ -228,6 +228,16 @@ def test_the_room_that_is_advised_is_enough(folder: Path) -> None:
         assert sum(planner.plan(folder, max_memory=enough).offloaded_bytes.values())
 
 
+def test_the_format_that_is_advised_fits(folder: Path) -> None:
+    """Everything on the accelerators; and no format is said where none does."""
+    (avoid, *_) = first_screen(planner.plan(folder, max_memory=UNLIKE)).advice
+    (name,) = re.findall(r"--dtype (\S+)", ", or ".join(avoid.ways))
+    smaller = planner.plan(folder, max_memory=UNLIKE, dtype=name)
+    assert not sum(smaller.offloaded_bytes.values())
+    (avoid, *_) = first_screen(planner.plan(folder, max_memory={**UNLIKE, 0: 10 * GIB, 1: 10 * GIB})).advice
+    assert "--dtype" not in " ".join(avoid.ways)
+
+
 def test_the_headroom_that_is_advised_leaves_room(folder: Path) -> None:
     screen = first_screen(planner.plan(folder, max_memory=UNLIKE))
     assert [line.remark for line in screen.devices] == ["", "too little to run in", ""]
@@ -258,6 +268,8 @@ def test_what_would_make_it_fit_does(folder: Path, budgets: dict[Any, int]) -> N
     ways = ", or ".join(way for each in screen.advice for way in each.ways)
     for device, size in re.findall(r"-d (\w+)=([\w.]+)", ways):
         planner.plan(folder, max_memory={**budgets, device: parse_bytes(size)})
+    for name in re.findall(r"--dtype (\S+)", ways):
+        planner.plan(folder, max_memory=budgets, dtype=name)
     rooms = re.findall(r"([\d.]+ GiB) more (?:on (?:one of )?GPUs? (\d)|in RAM)", ways)
     assert rooms
     for size, card in rooms:
@@ -267,7 +279,11 @@ def test_what_would_make_it_fit_does(folder: Path, budgets: dict[Any, int]) -> N
 
 def test_equal_cards_are_one_way(folder: Path) -> None:
     (advice,) = first_screen(refused(folder, max_memory=dict.fromkeys(range(8), 16 * GIB))).advice
-    assert advice.ways == ("3.86 GiB more on one of GPUs 0-7", "7 GiB in RAM: -d cpu=7GiB")
+    assert advice.ways == (
+        "3.86 GiB more on one of GPUs 0-7",
+        "7 GiB in RAM: -d cpu=7GiB",
+        "8-bit weights (67.7 GiB): --dtype fp8",
+    )
 
 
 def test_what_is_left_over_stands_in_the_strip(folder: Path) -> None:

@@ -11,7 +11,13 @@ from torch import nn
 import planner
 from planner.compat import transformers
 from planner.model.tree import ModuleTree
+from planner.planning.partial import partial_plan
 from planner.plans.device_map import DeviceMap
+from planner.plans.no_plan import NoPlan
+from planner.plans.runs import Run, runs_of
+from planner.report.html import html_report
+from planner.report.showing import show
+from planner.report.terminal import PlanView, plan_view
 from planner.strategies.sequential import Layout, Outcome, sequential, sequential_many
 
 assert_type(planner.__version__, str)
@@ -113,6 +119,7 @@ def plans(model: nn.Module, budgets: dict[int, int], row: dict[str, str]) -> Non
 def what_a_plan_says(model: nn.Module, plan: planner.Plan) -> None:
     assert_type(plan.devices[0].budget_bytes, int | None)
     assert_type(plan.device_map, DeviceMap)
+    assert_type(plan.device_map.below("layers"), DeviceMap)
     assert_type(plan.execution_map, dict[str, int | str])
     assert_type(plan.offloaded_bytes, Mapping[str, int])
     assert_type(plan.certificate.gap_bytes, int)
@@ -124,6 +131,7 @@ def what_a_plan_says(model: nn.Module, plan: planner.Plan) -> None:
     assert_type(plan.provenance, Mapping[str, str])
     assert_type(planner.Plan.from_json(plan.to_json(provenance=False)), planner.Plan)
     assert_type(planner.explain(plan, "layers.0"), str)
+    assert_type(planner.show(plan), Path | None)
     found = planner.verify(model, plan, torch.zeros(1, 8))
     assert_type(found, planner.Verification)
     assert_type(found.runs, bool | None)
@@ -248,3 +256,14 @@ def errors(error: planner.PlannerError) -> None:
 
 
 def as_value_error(error: ValueError) -> None: ...
+
+
+def pictures(model: nn.Module, plan: planner.Plan, error: planner.InfeasibleError) -> None:
+    assert_type(runs_of(plan, "layers"), tuple[Run, ...])
+    no_plan = partial_plan(error, model, max_memory={0: "1GiB"})
+    assert_type(no_plan, NoPlan)
+    assert_type(plan_view(plan), PlanView)
+    assert_type(plan_view(no_plan, remarks=["no accelerator was found"]), PlanView)
+    assert_type(html_report(plan, ModuleTree.from_module(model)), str)
+    assert_type(html_report(no_plan), str)
+    assert_type(show(plan), Path | None)

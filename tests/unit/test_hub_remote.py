@@ -209,6 +209,34 @@ def test_pickled_weights_are_refused_as_in_a_folder(serve: Serve, tmp_path: Path
         total_bytes()
 
 
+def test_an_adapter_on_the_hub_is_planned_with_its_base_there(serve: Serve, tmp_path: Path) -> None:
+    lora = {f"base_model.model.layers.1.a.lora_{part}.weight": ("BF16", [2, 2**14], 2**16) for part in "AB"}
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    write_tensors(adapter / "adapter_model.safetensors", lora)
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": "org/name"})
+    )
+    serve()
+    base_bytes = total_bytes()
+    assert (
+        planner.plan(adapter, remote=True, max_memory={0: "8GiB"}).source.total_bytes
+        == base_bytes + 2 * 2**17
+    )
+    serve(files={each.name: each for each in adapter.iterdir()})
+    with pytest.raises(planner.CheckpointError, match="which is an adapter itself"):
+        total_bytes()
+
+
+def test_what_is_read_on_this_machine_only_says_so(serve: Serve, tmp_path: Path) -> None:
+    for name, words in (("model_index.json", "is a pipeline"), ("m.gguf", "has GGUF files")):
+        (tmp_path / name).write_text("{}")
+        serve(files={name: tmp_path / name})
+        with pytest.raises(planner.CheckpointError, match=f"{words}.*`hf download org/name`") as caught:
+            total_bytes()
+        assert caught.value.file == "org/name"
+
+
 @pytest.mark.parametrize(
     "name", ["../evil.safetensors", "/etc/evil", "a/b.safetensors", "..", "a\\b", "n" * 300, "\ud800"]
 )

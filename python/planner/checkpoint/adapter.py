@@ -91,9 +91,14 @@ def base_files(adapter: Adapter) -> CheckpointFiles:
         place = locate(adapter.base if name is None else name.text)
     except CheckpointError as error:
         raise fault(adapter.place.folder, _without_base(adapter, name)) from error
+    require_model(adapter, place)
+    return files_at(place)
+
+
+def require_model(adapter: Adapter, place: Place) -> None:
+    """Raises CheckpointError if what an adapter changes is an adapter, too."""
     if place.file is None and is_adapter(place, place.names()):
         raise fault(adapter.place.folder, f"{_what(adapter)}, which is an adapter itself; merge that first")
-    return files_at(place)
 
 
 def base_name(adapter: Adapter) -> HubName | None:

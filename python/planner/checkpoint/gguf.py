@@ -41,6 +41,8 @@ _FACTS: Final = {
     "max_position_embeddings": "context_length",
 }
 _NOT_MODELS: Final = {"adapter": "a LoRA adapter", "imatrix": "an importance matrix"}
+# What a quantiser's format asks for is too late: llama.cpp runs the types that are there.
+_IS_PACKED: Final = {"quant_method": "gguf"}
 # Source: ``llama_ftype`` of llama.cpp, as ``LlamaFileType`` of gguf 0.19 has it.
 FILE_TYPES: Final[Mapping[int, str]] = {
     **dict(enumerate(("F32", "F16", "Q4_0", "Q4_1"))),
@@ -92,8 +94,9 @@ def open_gguf(place: Place, names: Sequence[str]) -> Opened:
         tree=ModuleTree(columns, _BLOCKS),
         kind="checkpoint",
         facts=import_facts(_known(facts), place.name),
-        notes=tuple(_notes(files, names, is_tied=is_tied)),
+        notes=tuple(_notes(files, names)),
         named=model_name(place.path if place.file else place.folder),
+        quantization=_IS_PACKED,
         stored_as=_format(facts, columns.bytes_by_dtype()),
     )
 
@@ -145,12 +148,10 @@ def _format(facts: Facts, bytes_by_type: Sequence[tuple[str, int]]) -> str:
     return word or max(bytes_by_type, key=lambda pair: pair[1], default=("", 0))[0]
 
 
-def _notes(files: Sequence[str], names: Sequence[str], *, is_tied: bool) -> list[str]:
+def _notes(files: Sequence[str], names: Sequence[str]) -> list[str]:
     notes = [
         "names are llama.cpp's, which runs these files; the map says where its blocks lie, and is not one for from_pretrained"
     ]
-    if is_tied:
-        notes.append(f"{_TIED[0]} is {_TIED[1]}, which is used twice; counted once")
     projectors = [name for name in names if name.endswith(_END) and _PROJECTOR.search(name)]
     others = [name for name in projectors if name not in files]
     if others:

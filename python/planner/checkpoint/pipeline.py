@@ -18,7 +18,7 @@ from planner.checkpoint.model_name import model_name
 from planner.checkpoint.opened import Opened
 from planner.checkpoint.place import Place
 from planner.checkpoint.reading import fault, read_json_object
-from planner.checkpoint.refused import PICKLED_ENDS, python_command
+from planner.checkpoint.refused import PICKLED_ENDS, beside, python_command
 from planner.model.layout import repeated
 from planner.model.tree import ModuleTree
 from planner.names import listed
@@ -104,7 +104,7 @@ def _open_component(folder: str, name: str, said_by: str) -> Opened | None:
 
 
 def _pickled(folder: str, files: Sequence[str]) -> str:
-    target = os.path.normpath(folder) + "-safetensors"
+    target = beside(folder, "-safetensors")
     code = "import sys; from diffusers import DiffusionPipeline as P; P.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])"
     return (
         f"holds only pickled weights ({listed(files)}), which run code when they are read; planner reads safetensors files "

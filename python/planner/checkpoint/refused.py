@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
+from planner.checkpoint.hub_cache import repository_of
 from planner.checkpoint.known import class_name
 from planner.checkpoint.place import Place
 from planner.checkpoint.reading import fault, read_json_object
@@ -47,7 +49,7 @@ def _distributed(folder: str, names: Sequence[str]) -> str:
     """A folder that torch.distributed.checkpoint has written; what it says of sizes is pickled, too."""
     files = [os.path.join(folder, name) for name in names if name.endswith(_DISTRIBUTED_END)]
     size = format_bytes(sum(os.path.getsize(file) for file in files if os.path.isfile(file)))
-    whole = os.path.normpath(folder) + ".pt"
+    whole = beside(folder, ".pt")
     command = (
         f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {_quoted(folder, whole)} && "
         f"{_tensors_command(whole)}"
@@ -63,7 +65,7 @@ def _converted(folder: str, files: Sequence[str]) -> str:
     said = "which run code when they are read; planner reads safetensors files only"
     model = _class_in(folder) if _ADAPTER not in files else None
     if model is not None:
-        target = os.path.normpath(folder) + "-safetensors"
+        target = beside(folder, "-safetensors")
         code = f"import sys; from transformers import {model} as M; M.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])"
         return f"{said}. This writes them to {target}: {python_command(code, folder, target)}"
     first = next((file for file in files if not file.endswith(".json")), files[0])
@@ -85,7 +87,18 @@ def _tensors_command(path: str) -> str:
         "found = found.get('state_dict', found.get('model', found)); "
         "save_file({name: each.contiguous().clone() for name, each in found.items()}, sys.argv[2])"
     )
-    return python_command(code, path, os.path.splitext(path)[0] + ".safetensors")
+    target = os.path.splitext(path)[0] + ".safetensors"
+    return python_command(code, path, os.path.basename(target) if _is_of_cache(path) else target)
+
+
+def beside(folder: str, end: str) -> str:
+    """Where what is made of a folder is written: beside it, and nothing into the hub's cache."""
+    repository = repository_of(Path(os.path.realpath(folder)))
+    return os.path.basename(repository) + end if repository else os.path.normpath(folder) + end
+
+
+def _is_of_cache(path: str) -> bool:
+    return bool(repository_of(Path(os.path.realpath(os.path.dirname(path)))))
 
 
 def python_command(code: str, *paths: str) -> str:

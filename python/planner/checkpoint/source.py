@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from planner.checkpoint.adapter import Adapter, base_files, base_name, is_adapter, open_adapter, read_adapter
+from planner.checkpoint.adapter import (
+    Adapter,
+    base_files,
+    base_name,
+    is_adapter,
+    open_adapter,
+    read_adapter,
+    require_model,
+)
 from planner.checkpoint.architecture import Architecture
 from planner.checkpoint.building import build, open_files, quantization, shown_names
 from planner.checkpoint.describe import architecture_record
-from planner.checkpoint.files import CheckpointFiles, files_at, find_files
+from planner.checkpoint.files import WEIGHTS_END, CheckpointFiles, files_at, find_files
 from planner.checkpoint.gguf import is_gguf, open_gguf
 from planner.checkpoint.hub_cache import HubName, find_snapshot, hub_name
 from planner.checkpoint.hub_remote import RemoteFolder, remote_folder
@@ -19,9 +27,11 @@ from planner.checkpoint.opened import Opened
 from planner.checkpoint.pipeline import is_pipeline, open_pipeline
 from planner.checkpoint.place import Place, locate
 from planner.checkpoint.reading import fault
+from planner.checkpoint.refused import PICKLED_ENDS
 from planner.config.layer import Layer
 from planner.errors import CheckpointError, InvalidInputError
 from planner.model.tree import ModuleTree
+from planner.names import listed
 from planner.settings.model_facts import import_values
 from planner.spelling import shown
 
@@ -85,6 +95,7 @@ def _with_base(adapter: Adapter, *, remote: bool) -> Opened:
     if name is None or _is_cached(name):
         return open_adapter(adapter, base_files(adapter))
     with remote_folder(name) as folder:
+        require_model(adapter, Place(name=folder.path, folder=folder.path))
         return open_adapter(adapter, _fetched(folder, name))
 
 
@@ -116,12 +127,22 @@ def _from_hub(name: HubName) -> Opened:
             adapter = read_adapter(place, names)
             folder.fetch_headers([adapter.file.path])
             return replace(_with_base(adapter, remote=True), named=name.repo)
-        if is_pipeline(place, names) or is_gguf(place, names):
-            what = "a pipeline" if is_pipeline(place, names) else "of GGUF files"
-            raise fault(
-                name.repo, f"is {what}, which is read on this machine only: `{name.download_command}`"
-            )
+        _require_remote(name, place, names)
         return replace(open_files(_fetched(folder, name)), named=name.repo)
+
+
+def _require_remote(name: HubName, place: Place, names: Sequence[str]) -> None:
+    """Raises CheckpointError for what is read, or converted, on this machine only."""
+    pickled = [each for each in names if each.endswith(PICKLED_ENDS)]
+    if is_pipeline(place, names):
+        what = "is a pipeline, which is read"
+    elif is_gguf(place, names):
+        what = "has GGUF files, which are read"
+    elif pickled and not any(each.endswith(WEIGHTS_END) for each in names):
+        what = f"holds only pickled weights ({listed(pickled)}), which can be converted"
+    else:
+        return
+    raise fault(name.repo, f"{what} on this machine only: `{name.download_command}`, and plan it again")
 
 
 def _fetched(folder: RemoteFolder, name: HubName) -> CheckpointFiles:

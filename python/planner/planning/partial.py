@@ -82,7 +82,7 @@ def partial_plan(
         ),
         more_bytes=error.more_bytes,
         named_bytes=_named_bytes(problem, account.source.total_bytes),
-        smaller_formats=getattr(error, "smaller_formats", {}),
+        smaller_formats=error.smaller_formats,
         is_proven=bool(error.is_proven),
     )
 

@@ -46,9 +46,7 @@ def advice(plan: PlanParts, *, is_shell: bool = True) -> tuple[Advice, ...]:
     found = []
     shortfall = plan.account.shortfall
     if shortfall is not None and not holds_all(plan):
-        formats = fitting_formats(
-            _accelerator_rooms(plan), getattr(shortfall, "smaller_formats", {}), is_shell=is_shell
-        )
+        formats = fitting_formats(_accelerator_rooms(plan), shortfall.smaller_formats, is_shell=is_shell)
         ways = (*more_room(shortfall.more_bytes), *formats)
         if ways:
             found.append(Advice("To avoid it", ways))

@@ -94,7 +94,7 @@ def first_screen(
             devices=device_lines(plan.attempt.devices, runs=False),
             strip=strip_of(plan.blocks),
             advice=plan.advice(is_shell=is_shell),
-            notices=(*said, *notices(plan.attempt, beyond_verdict=True)),
+            notices=(*said, *(Notice("bad", doubt) for doubt in plan.source.doubts)),
         )
     blocks = blocks_of(plan)
     return FirstScreen(

@@ -12,7 +12,6 @@ from planner.known_names import KnownNames
 from planner.names import counted
 from planner.plans.diff import PlanDiff, UsageDifference, moved_names
 from planner.plans.map_alone import execution_map_notice
-from planner.plans.notebook import snippet
 from planner.plans.parts import PlanParts, Reason, Setting, Shortfall, Source
 from planner.plans.serialize import read_json, write_json
 from planner.units import format_bytes
@@ -166,4 +165,6 @@ class Plan(PlanParts):
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the verdict, bars, the strip, and what to do."""
+        from planner.plans.notebook import snippet  # most plans are never shown
+
         return snippet(self)

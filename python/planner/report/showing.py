@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import tempfile
 import webbrowser
 from pathlib import Path
+from typing import Any
 
 from planner.model.tree import ModuleTree
 from planner.plans.no_plan import NoPlan
@@ -54,7 +56,6 @@ def _is_notebook() -> bool:
 
 
 def _display(page: str) -> None:
-    from IPython.display import HTML, display
-
+    tools: Any = importlib.import_module("IPython.display")  # of whoever runs the notebook
     frame = f'<iframe srcdoc="{markup(page)}" width="100%" height="{_FRAME_PIXELS}" frameborder="0"></iframe>'
-    display(HTML(frame))
+    tools.display(tools.HTML(frame))

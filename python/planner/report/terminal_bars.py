@@ -80,7 +80,9 @@ class _Table:
 
     def _name(self, line: DeviceLine) -> str:
         card = (line.device.name or "").removeprefix("NVIDIA ") if self._has_cards else ""
-        return shown(f"{place_name(line.device.id)}  {card}".rstrip(), is_ascii=self._is_ascii)
+        return shown(
+            f"{place_name(line.device.id)}  {card}".strip().removeprefix("the "), is_ascii=self._is_ascii
+        )
 
     def _left(self, line: DeviceLine) -> str:
         if self._is_stacked:

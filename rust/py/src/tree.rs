@@ -12,6 +12,9 @@ use crate::errors::from_core;
 use crate::walk::{Guide, walk};
 use crate::words::Word;
 
+/// Names with the numbers of what they stand for.
+type Members = Vec<(String, u32)>;
+
 /// A module tree as columns.
 #[pyclass(frozen, module = "planner._core")]
 pub(crate) struct Tree {
@@ -170,7 +173,7 @@ impl Tree {
     }
 
     /// By kind, its named and its numbered members with their kinds; the model's is the last.
-    fn name_kinds(&self, py: Python<'_>) -> Vec<(Vec<(String, u32)>, Vec<(String, u32)>)> {
+    fn name_kinds(&self, py: Python<'_>) -> Vec<(Members, Members)> {
         let kinds = py.detach(|| self.inner.name_kinds());
         kinds.into_iter().map(|kind| (kind.named, kind.numbered)).collect()
     }

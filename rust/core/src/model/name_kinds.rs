@@ -48,12 +48,12 @@ impl Tree {
             let (name, kind) = (self.local_name(child), kind_of[child as usize]);
             if let Some(number) = plain_number(name) {
                 numbers.entry(kind).or_default().push(number);
-                continue;
-            }
-            // A tensor and a module of one name: the module has the more names.
-            let place = named.entry(name).or_insert(kind);
-            if self.is_module(child) {
-                *place = kind;
+            } else {
+                let place = named.entry(name).or_insert(kind);
+                // A tensor and a module of one name: the module has the more names.
+                if self.is_module(child) {
+                    *place = kind;
+                }
             }
         }
         let mut numbered: Vec<(u64, String, u32)> =
