@@ -15,7 +15,10 @@ from rig import missing
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # What each prints that nothing but a working example could.
 SHOWN = {
-    "plan_a_folder": ["model.layers.7.mlp lies on 1, as block 'model.layers.7'.", "(proven least)"],
+    "plan_a_folder": [
+        "model.layers.7.mlp lies on GPU 1, as a part of the block model.layers.7.",
+        "(proven least)",
+    ],
     "unlike_cards": ["1 → 0", "60.0 KiB headroom", "the model does not fit on the accelerators"],
     "one_card_and_cpu": ["lm_head runs on 0", "bytes more on 0, nothing would be offloaded"],
     "experts_to_cpu": [

@@ -12,10 +12,10 @@ use crate::errors::from_core;
 use crate::walk::{Guide, walk};
 use crate::words::Word;
 
-/// A module tree as columns.
-/// Names inside of a module, each with the row of its kind.
-type Inner = Vec<(String, u32)>;
+/// Names with the numbers of what they stand for.
+type Members = Vec<(String, u32)>;
 
+/// A module tree as columns.
 #[pyclass(frozen, module = "planner._core")]
 pub(crate) struct Tree {
     pub(crate) inner: Arc<planner_core::Tree>,
@@ -173,7 +173,7 @@ impl Tree {
     }
 
     /// By kind, its named and its numbered members with their kinds; the model's is the last.
-    fn name_kinds(&self, py: Python<'_>) -> Vec<(Inner, Inner)> {
+    fn name_kinds(&self, py: Python<'_>) -> Vec<(Members, Members)> {
         let kinds = py.detach(|| self.inner.name_kinds());
         kinds.into_iter().map(|kind| (kind.named, kind.numbered)).collect()
     }
