@@ -54,7 +54,7 @@ def _picture(theme: TerminalTheme) -> str:
         folder = Path(place, EXAMPLES[0])
         write_synthetic(folder)
         opened = open_source(folder)
-    view = plan_view(planner.plan(opened, max_memory=BUDGETS), opened.tree)
+    view = plan_view(planner.plan(opened, max_memory=BUDGETS))
     console = Console(
         record=True, file=io.StringIO(), width=_COLUMNS, force_terminal=True, color_system="truecolor"
     )

@@ -130,7 +130,7 @@ PAGES = {
         (
             *_below("report.terminal", "plan_view"),
             *_below("report.html", "html_report"),
-            *_below("report.showing", "show"),
+            "show",
             *_below("planning.partial", "partial_plan"),
         ),
     ),

@@ -111,7 +111,8 @@ _NAMES = {
         "plan_many",
     ),
     "planner.plans.plan": ("Plan",),
-    "planner.plans.wording": ("explain",),
+    "planner.plans.explaining": ("explain",),
+    "planner.report.showing": ("show",),
     "planner.verification.verdict": ("Verification",),
     "planner.verification.verifying": ("verify",),
 }

@@ -225,11 +225,14 @@ from planner.planning import (
 from planner.planning import (
     plan_many as plan_many,
 )
+from planner.plans.explaining import (
+    explain as explain,
+)
 from planner.plans.plan import (
     Plan as Plan,
 )
-from planner.plans.wording import (
-    explain as explain,
+from planner.report.showing import (
+    show as show,
 )
 from planner.verification.verdict import (
     Verification as Verification,
@@ -317,6 +320,7 @@ __all__ = [
     "save_offload_index",
     "send_to_device",
     "set_module_tensor_to_device",
+    "show",
     "state_dict",
     "undispatch",
     "verify",

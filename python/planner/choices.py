@@ -25,3 +25,7 @@ Stage: TypeAlias = SearchStage | Literal["sequential", "balanced", "balanced_low
 SequentialRule: TypeAlias = Literal["fits", "tied", "bound", "fallback", "split", "split_tied", "next_device"]
 AutoRule: TypeAlias = Literal["resident", "offloaded", "oversized", "no_room", "fused_experts"]
 ReasonRule: TypeAlias = SequentialRule | AutoRule
+
+# ---- How a plan says it
+
+Style: TypeAlias = Literal["python", "shell"]

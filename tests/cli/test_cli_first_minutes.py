@@ -281,3 +281,32 @@ def test_without_an_accelerator_what_was_looked_for_is_said(command: Command, ll
         assert done.exit_code == 0
         said = done.stderr + done.stdout
         assert "no accelerator was found: torch" in said and str(torch.__version__) in said
+
+
+# ---- A no
+
+
+def test_a_no_is_drawn_and_written(command: Command, llama: str) -> None:
+    asked = ("plan", llama, "-d", "0=1KiB", "-d", "1=2KiB", "--html", "no.html")
+    done = command(*asked)
+    assert done.exit_code == 1
+    assert done.stdout.splitlines()[1].startswith("Does not fit: ")
+    assert "wrote a report of what is left over to no.html" in done.stderr
+    assert "the model does not fit" in done.stderr
+    page = Path("no.html").read_text()
+    assert page.startswith("<!doctype html>") and "left over" in page
+    Path("no.html").unlink()
+    assert answer(command(*asked, "--json"))["error"]["exit_code"] == 1
+    assert Path("no.html").read_text() == page
+    only = command("plan", llama, "-d", "0=1KiB", "--html", "-")
+    assert (only.exit_code, only.stdout.startswith("<!doctype html>")) == (1, True)
+
+
+def test_what_would_make_it_fit_does(command: Command, own_folder: Path) -> None:
+    no = command("plan", "--example", "llama-70b", "-d", "0=80GiB", "-d", "1=24GiB")
+    assert no.exit_code == 1
+    (option,) = re.findall(r"--dtype (\w+)", no.stdout)
+    assert command("plan", "--example", "llama-70b", *TWO_CARDS[:4], "--dtype", option).exit_code == 0
+    (more,) = re.findall(r"(\d+\.\d) GiB more on GPU 1", no.stdout)
+    room = f"1={24 + float(more)}GiB"
+    assert command("plan", "--example", "llama-70b", "-d", "0=80GiB", "-d", room).exit_code == 0

@@ -130,6 +130,7 @@ def what_a_plan_says(model: nn.Module, plan: planner.Plan) -> None:
     assert_type(plan.provenance, Mapping[str, str])
     assert_type(planner.Plan.from_json(plan.to_json(provenance=False)), planner.Plan)
     assert_type(planner.explain(plan, "layers.0"), str)
+    assert_type(planner.show(plan), Path | None)
     found = planner.verify(model, plan, torch.zeros(1, 8))
     assert_type(found, planner.Verification)
     assert_type(found.runs, bool | None)

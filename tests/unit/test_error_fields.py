@@ -92,7 +92,7 @@ def test_a_field_that_nobody_gave_is_none_and_survives_pickling() -> None:
 def test_the_root_is_called_the_model() -> None:
     root = nn.Sequential(nn.Linear(10, 10, bias=False, device="meta"))
     whole = planner.plan(root, max_memory={0: 400, 1: 1}, no_split_modules=["0"])
-    assert planner.explain(whole, "").startswith("the model lies on 0, ")
+    assert planner.explain(whole, "").startswith("The model lies on GPU 0")
     with pytest.raises(
         planner.InvalidConstraintError, match="pin of the model names device 7, which has no budget"
     ):

@@ -20,7 +20,7 @@ from checkpoint_files import write_tensors
 from generators import tree
 from planner import Plan
 from planner.errors import InfeasibleError, InvalidInputError
-from planner.plans.known_names import KnownNames
+from planner.known_names import KnownNames
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs/plan.schema.json").read_text())

@@ -10,7 +10,10 @@ from planner.cli.files import read_plan
 from planner.cli.notes import noted
 from planner.cli.output import write, write_json
 from planner.cli.parsing import Argument, Command
-from planner.plans.wording import explain, first_device_of, reasons_about
+from planner.names import device_of
+from planner.plans.explaining import explain
+from planner.plans.runs import runs_of
+from planner.plans.wording import reasons_about
 
 
 @click.command(cls=Command)
@@ -20,15 +23,16 @@ from planner.plans.wording import explain, first_device_of, reasons_about
 def command(plan: str, name: str, as_json: bool) -> int:
     """Say where a module lies, why, and what would move it."""
     made = read_plan(plan)
-    text = explain(made, name)
+    text = explain(made, name, style="shell")
     if not as_json:
         write(text)
         return OK
     write_json(
         {
             "name": name,
-            "device": first_device_of(made.device_map, name),
-            "runs_on": first_device_of(made.execution_map, name),
+            "device": device_of(name, made.device_map),
+            "runs_on": device_of(name, made.execution_map),
+            "runs": runs_of(made, name),
             "reasons": reasons_about(made, name),
             "text": text,
             **noted(made.source.notes),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from planner.checkpoint.source import Opened
@@ -15,9 +17,9 @@ from planner.cli.settings import SettingsStack, remark_file, settings_of, takes_
 from planner.cli.sources import open_model
 from planner.cli.waiting import saying
 from planner.devices.absence import no_accelerator
-from planner.errors import InvalidInputError
-from planner.model.tree import ModuleTree
+from planner.errors import InfeasibleError, InvalidInputError
 from planner.planning import plan
+from planner.plans.no_plan import NoPlan
 from planner.plans.plan import Plan
 
 
@@ -64,42 +66,53 @@ def command(
             )
         return plan_fleet(open_model(model, example, remote=remote), stack, budgets, output, as_json=as_json)
     opened = open_model(model, example, remote=remote)
-    made = _plan(opened, stack)
+    remarks = _remarks(stack)
+    try:
+        with saying("planning"):
+            made = plan(opened, config=stack)
+    except InfeasibleError as error:
+        _draw_no(error, opened, stack, html, remarks, is_drawn=not as_json and html != STANDARD_STREAM)
+        raise
     text = made.to_json()
     _write(output, text, "the plan")
     _write(device_map, json_text(made.device_map), "its device map")
     if html is not None:
-        _write(html, _page(made, opened.tree), "its report")
+        _write(html, _page(made, opened, remarks), "its report")
     if as_json:
         write_json_text(text)
     elif STANDARD_STREAM not in (output, device_map, html):
-        _show(made, opened.tree)
+        _show(made, remarks)
     return OK
 
 
-def _page(made: Plan, tree: ModuleTree) -> str:
-    from planner.report.html import html_report
-
-    return html_report(made, tree)
-
-
-def _show(made: Plan, tree: ModuleTree) -> None:
-    from planner.report.terminal import plan_view
-
-    show(plan_view(made))
-
-
-def _plan(opened: Opened, stack: SettingsStack) -> Plan:
-    """The plan; where no device was named, also that there is no accelerator, and why."""
+def _remarks(stack: SettingsStack) -> tuple[str, ...]:
+    """What a picture should not keep back: where no device was named, that there is no accelerator, and why."""
     if stack.resolve().config.max_memory:
-        with saying("planning"):
-            return plan(opened, config=stack)
+        return ()
     with saying("importing torch, to find accelerators"):
         absence = no_accelerator()
-    if absence is not None:
-        write_remark(absence)
-    with saying("planning"):
-        return plan(opened, config=stack)
+    return () if absence is None else (absence,)
+
+
+def _draw_no(
+    error: InfeasibleError,
+    opened: Opened,
+    stack: SettingsStack,
+    html: str | None,
+    remarks: Sequence[str],
+    *,
+    is_drawn: bool,
+) -> None:
+    """How far the best attempt got, and what would make it fit; the error itself is told by who gets it."""
+    if html is None and not is_drawn:
+        return
+    from planner.planning.partial import partial_plan
+
+    attempt = partial_plan(error, opened, config=stack)
+    if html is not None:
+        _write(html, _page(attempt, opened, remarks), "a report of what is left over")
+    if is_drawn:
+        _show(attempt, remarks)
 
 
 def _refuse_two_answers(as_json: bool, *files: str | None) -> None:
@@ -114,3 +127,15 @@ def _write(file: str | None, text: str, what: str) -> None:
     write_file(file, f"{text}\n")
     if file != STANDARD_STREAM:
         write_remark(f"wrote {what} to {file}")
+
+
+def _page(made: Plan | NoPlan, opened: Opened, remarks: Sequence[str]) -> str:
+    from planner.report.html import html_report
+
+    return html_report(made, opened.tree, remarks=remarks)
+
+
+def _show(made: Plan | NoPlan, remarks: Sequence[str]) -> None:
+    from planner.report.terminal import plan_view
+
+    show(plan_view(made, remarks=remarks))

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from planner.errors import InvalidConstraintError
+from planner.known_names import KnownNames
 from planner.model.layout import Layout
 from planner.names import is_within
 
@@ -43,7 +44,7 @@ def matched_names(layout: Layout, what: str, patterns: Sequence[str]) -> dict[st
     }
     unknown = [pattern for pattern, matches in found.items() if not matches]
     if unknown:
-        raise unknown_names(f"{what} names nothing in the model:", unknown, names)
+        raise _unknown_in(layout, what, unknown, names)
     return found
 
 
@@ -65,12 +66,28 @@ def require_names(layout: Layout, what: str, names: Sequence[str]) -> None:
     known = layout.tree.columns.knows(list(names))
     unknown = [name for name, is_known in zip(names, known, strict=True) if not is_known]
     if unknown:
-        raise unknown_names(f"{what} names nothing in the model:", unknown, layout.tree.columns.names())
+        raise _unknown_in(layout, what, unknown, layout.tree.columns.names())
 
 
-def unknown_names(message: str, unknown: list[str], known: Sequence[str]) -> InvalidConstraintError:
-    """The error about names that are not there, with the nearest ones that are."""
-    nearest = [match for name in unknown[:5] for match in _nearest(name, known)]
+def _unknown_in(
+    layout: Layout, what: str, unknown: list[str], known: Sequence[str]
+) -> InvalidConstraintError:
+    """The error about modules and tensors that a model does not have."""
+    names = KnownNames.of(layout.tree.columns.name_kinds())
+    return unknown_names(f"{what} names nothing in the model:", unknown, known, names)
+
+
+def unknown_names(
+    message: str, unknown: list[str], known: Sequence[str], names: KnownNames | None = None
+) -> InvalidConstraintError:
+    """The error about names that are not there, with the nearest ones that are: of modules and tensors, what `explain` says."""
+    nearest = [
+        match
+        for name in unknown[:5]
+        for match in (
+            _nearest(name, known) if names is None or _is_glob(name) else names.nearest(name, most=1)
+        )
+    ]
     hint = f"; did you mean {', '.join(map(repr, nearest))}?" if nearest else ""
     return InvalidConstraintError(
         f"{message} {', '.join(map(repr, unknown))}{hint}", names=tuple(unknown), suggestions=tuple(nearest)

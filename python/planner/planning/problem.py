@@ -17,6 +17,7 @@ from planner.config.resolved_node import ResolvedNode
 from planner.devices.budgets import DeviceBudget, device_budgets
 from planner.devices.keys import DeviceKey
 from planner.errors import InfeasibleError, InvalidConfigError
+from planner.known_names import KnownNames
 from planner.model.blocks import Blocks, expand_classes
 from planner.model.constraints import Constraints
 from planner.model.globs import matched_names, require_names
@@ -24,7 +25,6 @@ from planner.model.layout import Layout, repeated
 from planner.model.tree import ModuleTree
 from planner.planning.block_bytes import block_bytes
 from planner.planning.formats import SmallerFormats, loaded_as
-from planner.plans.known_names import KnownNames
 from planner.plans.parts import Account, DevicePlan, DeviceUsage, Reason, Setting, Shortfall, Source, doubts
 from planner.settings.schema import Settings
 from planner.spelling import one_line, shown

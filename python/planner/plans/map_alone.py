@@ -9,6 +9,7 @@ from __future__ import annotations
 from planner.devices.keys import DeviceKey, main_device, offload_tiers
 from planner.names import device_of, listed, nearest_key
 from planner.plans.parts import PlanParts
+from planner.plans.places import runner_name
 
 __all__ = ["execution_map_notice", "map_is_enough"]
 
@@ -45,7 +46,7 @@ def execution_map_notice(plan: PlanParts) -> str | None:
 
 
 def _listed(devices: set[DeviceKey]) -> str:
-    return listed(sorted(map(str, devices)))
+    return listed(sorted(map(runner_name, devices)))
 
 
 def _offloaded(plan: PlanParts) -> dict[str, DeviceKey]:

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 from planner.devices.keys import DeviceKey
 from planner.names import listed
+from planner.plans.advice import more_room
 from planner.plans.columns import one_size
 from planner.plans.map_alone import execution_map_notice
 from planner.plans.parts import DevicePlan, PlanParts, doubts
@@ -84,18 +85,7 @@ def shortfall_words(plan: PlanParts) -> str:
     shortfall = plan.account.shortfall
     if shortfall is None or not shortfall.more_bytes:
         return ""
-    by_size: dict[int, list[DeviceKey]] = {}
-    for device, size in shortfall.more_bytes.items():
-        by_size.setdefault(size, []).append(device)
-    ways = (f"{one_size(size, up=True)} more {_on(devices)}" for size, devices in by_size.items())
-    return f"With {', or '.join(ways)}, everything would be on the accelerators."
-
-
-def _on(devices: list[DeviceKey]) -> str:
-    """Equal cards are one way."""
-    if len(devices) > 1:
-        return f"on one of {listed_places(devices, 'or')}"
-    return f"{'in' if devices[0] == 'cpu' else 'on'} {place_name(devices[0])}"
+    return f"With {', or '.join(more_room(shortfall.more_bytes))}, everything would be on the accelerators."
 
 
 def _full(plan: PlanParts) -> Iterator[Notice]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from planner.choices import DeviceKind, RankName, ReasonRule, SourceKind, Stage
 from planner.devices.keys import DeviceKey
+from planner.known_names import KnownNames
 from planner.plans.device_map import DeviceMap, Own
-from planner.plans.known_names import KnownNames
 
 BEFORE_QUANTIZATION = "sizes are those before quantization, which only a checkpoint's files tell"
 """A note that puts every number of bytes in doubt; it is shown wherever bytes are."""

@@ -8,9 +8,9 @@ from typing import Any
 
 from planner.devices.keys import DeviceKey
 from planner.errors import InvalidInputError
+from planner.known_names import KnownNames
 from planner.names import counted
 from planner.plans.diff import PlanDiff, UsageDifference, moved_names
-from planner.plans.known_names import KnownNames
 from planner.plans.map_alone import execution_map_notice
 from planner.plans.parts import PlanParts, Reason, Setting, Shortfall, Source
 from planner.plans.serialize import read_json, write_json

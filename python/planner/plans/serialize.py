@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from planner.devices.keys import DeviceKey, canonical_device
 from planner.errors import InvalidInputError
+from planner.known_names import KnownNames
 from planner.plans.device_map import DeviceMap
-from planner.plans.known_names import KnownNames
 from planner.plans.parts import (
     Account,
     Certificate,

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
 from planner.choices import Mode
-from planner.devices.keys import DeviceKey, canonical_device
-from planner.errors import InvalidConstraintError, InvalidInputError
+from planner.devices.keys import DeviceKey
+from planner.errors import InvalidInputError
 from planner.names import device_of, is_within, named
 from planner.plans.parts import Reason
 from planner.plans.plan import Plan
-from planner.spelling import shown
 from planner.units import format_bytes
 
 __all__ = [
     "UNDECIDED",
     "WORDS",
     "empty_devices_notice",
-    "explain",
     "first_device_of",
     "infeasible_message",
     "reasons_about",
@@ -66,118 +63,6 @@ def sentence(reason: Reason) -> str:
     return WORDS[reason.rule].format(
         name=reason.name or "the model", device=reason.device, needed=reason.needed_bytes, available=available
     )
-
-
-_STAGES = {
-    "in_order": "in the order given",
-    "other_order": "with the devices in another order",
-    "tie_position": "with tied blocks at another member's place",
-    "scattered": "with blocks anywhere on the accelerators",
-    "offload": "with something offloaded",
-}
-
-
-def explain(plan: Plan, name: str) -> str:
-    """Where a module lies, why, and what would move it; at most a dozen lines.
-
-    Args:
-        plan: the plan.
-        name: a module or tensor; any name inside a block is explained by the block.
-
-    Raises:
-        InvalidInputError: no plan.
-        InvalidConstraintError: the plan has no place for that name. Fields: ``names``, ``suggestions``.
-
-    Cost: O(keys and reasons of the plan); reasons are made when they are first asked for.
-
-    Example:
-        >>> import torch
-        >>> from planner import plan
-        >>> model = torch.nn.Sequential(*(torch.nn.Linear(10, 10, bias=False) for _ in range(4)))
-        >>> print(explain(plan(model, max_memory={0: 1000, "cpu": 2000}), "3"))
-        3 lies on cpu and runs on 0, as block '3'.
-          3 is offloaded to cpu: 400 bytes of 2000.
-          3 does not fit on 0: it needs 400 bytes, 200 are left.
-        Tried: in the order given, with the devices in another order, with blocks anywhere on the accelerators.
-        Offloaded bytes: 1200, proven least.
-        Everything would be on the accelerators with 600 bytes more on 0.
-        To move it, write pin={'3': 0}.
-    """
-    if not isinstance(plan, Plan):
-        raise InvalidInputError(f"what is explained is a plan; got {type(plan).__name__}")
-    home = first_device_of(plan.device_map, name) if isinstance(name, str) else None
-    if home is None:
-        nearest = difflib.get_close_matches(name, list(plan.device_map), n=3) if isinstance(name, str) else []
-        raise InvalidConstraintError(
-            f"the plan has no place for {shown(name)}", names=(name,), suggestions=tuple(nearest)
-        )
-    own = reasons_about(plan, name)
-    block = next((reason.name for reason in own if is_within(name, reason.name)), name)
-    runs = first_device_of(plan.execution_map, name)
-    runs_there = "" if runs is None else f" and runs on {runs}"
-    lines = [
-        f"{name or 'the model'} lies on {home}{runs_there}, as {f'block {block!r}' if block else 'one block'}."
-    ]
-    lines.extend(f"  {sentence(reason)}" for reason in own[:5])
-    if len(own) > 5:
-        lines.append(f"  and {len(own) - 5} more reasons.")
-    lines.append(f"Tried: {', '.join(_tried(plan))}.")
-    offloaded = sum(plan.offloaded_bytes.values())
-    known = plan.certificate
-    proof = known.proof if known.proven else f"at least {known.lower_bound_bytes} in any plan"
-    lines.append(f"Offloaded bytes: {offloaded}, {proof}.")
-    if plan.shortfall is not None and plan.shortfall.more_bytes:
-        more = " or ".join(
-            f"{size} bytes more on {device}" for device, size in plan.shortfall.more_bytes.items()
-        )
-        lines.append(f"Everything would be on the accelerators with {more}.")
-    lines.extend(_advice(plan, block, home, own))
-    lines.extend(plan.source.doubts)
-    return "\n".join(lines)
-
-
-def _advice(plan: Plan, block: str, home: DeviceKey, own: tuple[Reason, ...]) -> list[str]:
-    """What would move a block: nothing where no device could take it, or where the user has placed it already."""
-    if plan.certificate.stage not in _STAGES:
-        return ["accelerate's strategies take no pins; strategy='auto' does."]
-    said = {path: setting.value for path, setting in plan.settings.items()}
-    pinned = [path.removeprefix("pin.") for path in said if path.startswith("pin.")]
-    if any(_is_about(name, block) for name in pinned):
-        return []
-    forbidden = [
-        device
-        for path, devices in said.items()
-        if path.startswith("forbid.") and _is_about(path.removeprefix("forbid."), block)
-        for device in (devices if isinstance(devices, list | tuple) else [devices])
-    ]
-    needed_bytes = max((reason.needed_bytes for reason in own if reason.name == block), default=0)
-    is_left_out = _LEFT_OUT.get(str(said.get("mode")), ())
-    others = [
-        device.id
-        for device in plan.devices
-        if device.id not in (home, *map(canonical_device, forbidden))
-        and device.kind not in is_left_out
-        and device.budget_bytes is not None
-        and max(needed_bytes, 1) <= device.budget_bytes - device.headroom_bytes
-    ]
-    return [f"To move it, write pin={{{block!r}: {others[0]!r}}}."] if others else []
-
-
-# Kinds of devices that a mode leaves out.
-_LEFT_OUT: Mapping[str, tuple[str, ...]] = {"gpu_only": ("cpu", "disk"), "no_disk": ("disk",)}
-
-
-def _is_about(name: str, block: str) -> bool:
-    return is_within(block, name) or is_within(name, block)
-
-
-def _tried(plan: Plan) -> list[str]:
-    """Ways of placing units up to the one that gave the plan."""
-    stage = plan.certificate.stage
-    if stage not in _STAGES:
-        return [f"strategy {stage}"]
-    tried = list(_STAGES)[: list(_STAGES).index(stage) + (stage != "offload")]
-    return [_STAGES[each] for each in tried if each != "tie_position" or each == stage]
 
 
 def reasons_about(plan: Plan, name: str) -> tuple[Reason, ...]:

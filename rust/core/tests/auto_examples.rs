@@ -173,5 +173,9 @@ fn what_is_offloaded_runs_on_the_first_device_that_holds_anything_where_that_is_
     assert_eq!(streaming(bytes([2, 4]), &[]), (vec![true, false], 12, true));
     assert_eq!(streaming(bytes([2, 4]), &[1, 0]), (vec![false, true], 12, true));
     assert_eq!(streaming([3, 16], &[]), (vec![false, true], 20, true), "no block fits on the first");
-    assert_eq!(streaming([4, 16], &[]), (vec![true, false], 16, false), "a block that is streamed leaves it no room");
+    assert_eq!(
+        streaming([4, 16], &[]),
+        (vec![false, true], 16, false),
+        "a block that is streamed to the first fills it"
+    );
 }

@@ -68,12 +68,23 @@ pub(crate) fn search(instance: &Instance, cost: (u64, u64), steps: &mut Steps) -
     // A loader's main device first: its windows need no execution map, which is preferred to everything else.
     let main = instance.main_order.first().copied();
     let of_main = |side: &Side| side.staging_device.is_some() && side.staging_device == main;
+    let mut empty_main = None;
     // Then the order given, over all sides: it is preferred to any other, whichever device streams.
     for (is_main, is_given_order) in [(true, true), (true, false), (false, true), (false, false)] {
+        if let (false, false, Some(split)) = (is_main, is_given_order, &empty_main) {
+            return (Some(Split::clone(split)), is_complete);
+        }
         for side in sides.iter_mut().filter(|side| of_main(side) == is_main) {
             for load in &loads {
                 match side.find(load, is_given_order, steps) {
-                    Ok(Some(offload_window)) => return (Some(side.split(load, offload_window)), is_complete),
+                    Ok(Some((start, end))) => {
+                        let split = side.split(load, (start, end));
+                        // A device that holds nothing is no loader's main one, and as good as any other.
+                        if !is_main || split.offloaded[start..end].contains(&false) {
+                            return (Some(split), is_complete);
+                        }
+                        empty_main.get_or_insert(split);
+                    }
                     Ok(None) => {}
                     Err(Unknown) => is_complete = false,
                 }

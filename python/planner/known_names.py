@@ -120,11 +120,12 @@ class KnownNames:
     def __contains__(self, name: object) -> bool:
         if not isinstance(name, str) or not self.kinds:
             return False
-        kind: int | None = len(self.kinds) - 1
+        kind = len(self.kinds) - 1
         for part in name.split(".") if name else ():
-            kind = self.kinds[kind].member(part)
-            if kind is None:
+            inner = self.kinds[kind].member(part)
+            if inner is None:
                 return False
+            kind = inner
         return True
 
     def __iter__(self) -> Iterator[str]:
