@@ -6,6 +6,7 @@ import click
 
 from planner.checker.check import check, is_valid
 from planner.checker.described import DescribedModule, model_from_sizes
+from planner.checkpoint.source import Opened
 from planner.cli.arguments import example_option, json_option, model_argument, remote_option
 from planner.cli.exits import NEGATIVE, OK
 from planner.cli.files import read_device_map
@@ -14,8 +15,7 @@ from planner.cli.output import write, write_json
 from planner.cli.parsing import Argument, Command
 from planner.cli.settings import remark_file, settings_of, takes_settings
 from planner.cli.sources import open_model
-from planner.model.in_format import layout_as
-from planner.model.tree import ModuleTree
+from planner.planning.formats import loaded_as
 from planner.settings.schema import Settings
 
 
@@ -56,7 +56,7 @@ def command(
     settings = stack.imported(own).resolve().config
     opened = open_model(model, example, remote=remote)
     findings = check(
-        _described(opened.tree, settings),
+        _described(opened, settings),
         judged,
         dict(settings.max_memory or {}) or None,
         no_split_module_classes=settings.no_split_module_classes,
@@ -73,13 +73,13 @@ def command(
     return OK if valid else NEGATIVE
 
 
-def _described(tree: ModuleTree, settings: Settings) -> DescribedModule:
+def _described(opened: Opened, settings: Settings) -> DescribedModule:
     """The model in plain words, since the checker shares nothing with the planner."""
-    layout = layout_as(tree, settings.dtype, special_dtypes=dict(settings.special_dtypes))
+    layout, _ = loaded_as(opened, settings.dtype, special_dtypes=settings.special_dtypes)
     sizes = layout.stored_sizes()
-    _, tensors = tree.uncovered([])
+    _, tensors = opened.tree.uncovered([])
     return model_from_sizes(
         {name: int(sizes.get(name, 0)) for name in tensors},
         tied=layout.tied_groups(),
-        classes=dict(tree.columns.module_classes()),
+        classes=dict(opened.tree.columns.module_classes()),
     )
