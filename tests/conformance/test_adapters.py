@@ -201,3 +201,42 @@ def test_a_folder_with_its_own_model_is_the_base(tmp_path: Path) -> None:
     save_file({"fc.weight": torch.zeros(8, 8)}, folder / "model.safetensors")
     (folder / "config.json").write_text("{}")
     assert planner.plan(folder, max_memory={"cpu": "1GiB"}).source.total_bytes == 8 * 8 * 4 + 2 * 2 * 2 * 4
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("x.gguf", "which is a GGUF file; in adapter_config.json, name the model that this was made of"),
+        ("model_index.json", "which is a pipeline; in adapter_config.json, name the folder"),
+    ],
+)
+def test_a_base_that_peft_cannot_change_is_refused_by_what_it_is(
+    file: str, said: str, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / file).write_text("{}")
+    assert said in refused(adapter_folder(tmp_path / "lora", {"base_model_name_or_path": str(base)}))
+
+
+def test_what_is_wrong_with_a_base_says_whose_base_it_is(tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "lora"
+    base.mkdir()
+    folder = adapter_folder(adapter, {"base_model_name_or_path": str(base)})
+    assert refused(folder).startswith(f"(the base of {adapter}) holds neither")
+    (base / "m.pt").write_bytes(b"PK")
+    reason = refused(folder)
+    # The command stays last, where it is copied from.
+    assert reason.startswith(f"(the base of {adapter}) holds only pickled") and reason.endswith("m.safetensors")
+
+
+def test_an_adapter_whose_weights_are_missing_says_so(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "no weights of the adapter" in refused(tmp_path)
+
+
+def test_an_adapter_named_by_its_file_is_no_base(tmp_path: Path) -> None:
+    first = adapter_folder(tmp_path / "first", {"base_model_name_or_path": "x/y"})
+    (name,) = (file.name for file in first.iterdir() if file.suffix == ".safetensors")
+    second = adapter_folder(tmp_path / "second", {"base_model_name_or_path": str(first / name)})
+    assert "which is an adapter itself" in refused(second)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,16 +40,52 @@ def tensors() -> dict[str, Any]:
     return {"fc.weight": weight.T, "head.weight": torch.zeros(4)}
 
 
-@pytest.mark.parametrize("below", [None, "state_dict", "model"])
+@pytest.mark.parametrize("below", [None, "state_dict", "model_ema"])
 def test_a_file_of_tensors_is_converted_by_torch_alone(below: str | None, tmp_path: Path) -> None:
+    """Also the file of a training, which has its step and its optimizer beside them."""
     folder = tmp_path / "with a space"
     folder.mkdir()
-    torch.save(tensors() if below is None else {below: tensors()}, folder / "x.pth")
+    beside = {"step": 7, "optimizer": {"state": {0: {"mean": torch.zeros(9)}}, "rate": torch.zeros(1)}}
+    found = {**tensors(), "step": 7} if below is None else {below: tensors(), **beside}
+    torch.save(found, folder / "x.pth")
     reason = refused(folder / "x.pth")
     assert reason.startswith("pickled weights, which run code when they are read")
     assert "holds only pickled weights (x.pth)" in refused(folder)
     typed(reason)
     assert total_bytes(folder / "x.safetensors") == total_bytes(folder) == TENSORS_BYTES
+
+
+def test_an_index_of_pickled_files_is_converted_by_its_files(tmp_path: Path) -> None:
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text("{}")
+    for source in (index, tmp_path):
+        assert "the files that it lists are missing here" in refused(source)
+    name = "pytorch_model-00001-of-00001.bin"
+    torch.save(tensors(), tmp_path / name)
+    reason = refused(index)
+    assert reason.startswith("an index of pickled weights") and str(tmp_path / name) in reason
+    typed(reason)
+    assert total_bytes(tmp_path) == TENSORS_BYTES
+
+
+def test_a_folder_around_models_names_them(tmp_path: Path) -> None:
+    for name in ("checkpoint-10", "checkpoint-20", "logs"):
+        (tmp_path / name).mkdir()
+    for name in ("checkpoint-10", "checkpoint-20"):
+        (tmp_path / name / "config.json").write_text("{}")
+    inner = f"{tmp_path}/checkpoint-10, {tmp_path}/checkpoint-20"
+    assert refused(tmp_path).endswith(f"name a folder inside, which does: {inner}")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model_index.json", "adapter_config.json"])
+def test_a_folder_in_the_place_of_a_file_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    before = set(os.listdir("/dev/fd"))
+    with pytest.raises(planner.CheckpointError) as caught:
+        planner.plan(tmp_path, max_memory={"cpu": "1GiB"})
+    assert caught.value.file == str(tmp_path / name) and caught.value.reason == "a folder, not a file"
+    assert set(os.listdir("/dev/fd")) == before
 
 
 def test_a_folder_of_a_known_class_is_converted_by_transformers(tmp_path: Path) -> None:

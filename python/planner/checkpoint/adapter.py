@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from planner.checkpoint.adapter_names import AdapterFile
 from planner.checkpoint.building import open_files
 from planner.checkpoint.files import CheckpointFiles, files_at, resolved
+from planner.checkpoint.gguf import is_gguf
 from planner.checkpoint.hub_cache import HubName, hub_name
 from planner.checkpoint.model_name import model_name
 from planner.checkpoint.opened import Opened
+from planner.checkpoint.pipeline import is_pipeline
 from planner.checkpoint.place import Place, locate
 from planner.checkpoint.reading import fault, read_json_object
 from planner.checkpoint.refused import refuse_folder
@@ -58,6 +60,13 @@ def is_adapter(place: Place, names: Sequence[str]) -> bool:
     return place.file is None or place.file in _FILES
 
 
+_NO_BASES: Final[Sequence[tuple[Callable[[Place, Sequence[str]], bool], str]]] = (
+    (is_adapter, "an adapter itself; merge that first"),
+    (is_pipeline, f"a pipeline; in {CONFIG}, name the folder of the component that it changes"),
+    (is_gguf, f"a GGUF file; in {CONFIG}, name the model that this was made of, which peft changes"),
+)
+
+
 def read_adapter(place: Place, names: Sequence[str]) -> Adapter:
     """The adapter in a folder. Raises CheckpointError: pickled weights, or a configuration that names no base."""
     if WEIGHTS not in names:
@@ -92,13 +101,19 @@ def base_files(adapter: Adapter) -> CheckpointFiles:
     except CheckpointError as error:
         raise fault(adapter.place.folder, _without_base(adapter, name)) from error
     require_model(adapter, place)
-    return files_at(place)
+    try:
+        return files_at(place)
+    except CheckpointError as error:
+        # In front: a reason may end in a command that is pasted.
+        raise fault(error.file, f"(the base of {adapter.place.folder}) {error.reason}") from error
 
 
 def require_model(adapter: Adapter, place: Place) -> None:
-    """Raises CheckpointError if what an adapter changes is an adapter, too."""
-    if place.file is None and is_adapter(place, place.names()):
-        raise fault(adapter.place.folder, f"{_what(adapter)}, which is an adapter itself; merge that first")
+    """Raises CheckpointError if what an adapter changes is no model that peft could change."""
+    names = place.names()
+    for holds, words in _NO_BASES:
+        if holds(place, names):
+            raise fault(adapter.place.folder, f"{_what(adapter)}, which is {words}")
 
 
 def base_name(adapter: Adapter) -> HubName | None:

@@ -32,10 +32,12 @@ class Place:
         return self.folder if self.file is None else os.path.join(self.folder, self.file)
 
     def names(self) -> list[str]:
-        """Names in the folder, sorted. Raises CheckpointError."""
+        """Names in the folder, sorted; the file's alone, where it can be read and its folder cannot. Raises CheckpointError."""
         try:
             return sorted(os.listdir(self.folder))
         except OSError as error:
+            if self.file is not None:
+                return [self.file]
             raise fault(self.folder, system_reason(error)) from error
 
 

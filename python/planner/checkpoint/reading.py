@@ -42,9 +42,15 @@ def read_regular(path: str, most_bytes: int) -> bytes:
         number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
         raise fault(path, system_reason(error)) from error
+    try:
+        # Looked at before a file object is made of it, which is refused for a directory.
+        mode = os.fstat(number).st_mode
+        if not stat.S_ISREG(mode):
+            raise fault(path, "a folder, not a file" if stat.S_ISDIR(mode) else "not a regular file")
+    except BaseException:
+        os.close(number)
+        raise
     with open(number, "rb") as file:
-        if not stat.S_ISREG(os.fstat(number).st_mode):
-            raise fault(path, "not a regular file")
         return file.read(most_bytes)
 
 

@@ -79,8 +79,7 @@ def open_source(
 
 def _open_place(place: Place, *, remote: bool = False) -> Opened:
     """What lies in one place, whatever its format."""
-    # A file can be read in a folder that cannot be listed.
-    names = place.names() if place.file is None or os.access(place.folder, os.R_OK) else [place.file]
+    names = place.names()
     if is_adapter(place, names):
         return _with_base(read_adapter(place, names), remote=remote)
     if is_pipeline(place, names):
