@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -58,6 +58,13 @@ PER_LAYER = (
     "attention_types",
     "attn_layer_indices",
 )
+# What a configuration says that changes which modules there are: a model of the class with the other answer has them, too.
+OTHERWISE: dict[str, Callable[[Any], Any]] = {
+    "is_gated_act": lambda said: not said,  # T5's feed_forward_proj
+    "q_lora_rank": lambda said: None if said else 64,
+    "word_embed_proj_dim": lambda _: 64,
+    "is_moe": lambda said: not said,
+}
 
 
 def names(kinds: tuple[str, ...] = tuple(KINDS)) -> list[str]:
@@ -87,6 +94,32 @@ def build(name: str, *, tie: bool = True) -> Any:
             model.tie_weights()
         return model
     raise errors[0]
+
+
+def variants(name: str) -> Iterator[Any]:
+    """Models of this class with other modules inside than its default configuration makes."""
+    cls = getattr(transformers, name)
+    for key, other in OTHERWISE.items():
+        config = cls.config_class(**MISSING.get(name, {}))
+        shrink_config(config)
+        if not _answer_otherwise(config, key, other):
+            continue
+        try:
+            with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+                yield cls(config)
+        except Exception:
+            continue  # a configuration that the class refuses is nobody's
+
+
+def _answer_otherwise(config: Any, key: str, other: Callable[[Any], Any], depth: int = 0) -> bool:
+    """Whether a configuration, or one inside it, has this to say."""
+    found = hasattr(config, key)
+    if found:
+        _set(config, key, other(getattr(config, key)))
+    for value in list(vars(config).values()):
+        if hasattr(value, "to_dict") and hasattr(value, "model_type") and depth < 4:
+            found = _answer_otherwise(value, key, other, depth + 1) or found
+    return found
 
 
 def shrink_config(config: Any, depth: int = 0) -> None:

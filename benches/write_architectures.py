@@ -30,7 +30,7 @@ SAID: tuple[dict[str, Any], ...] = ({}, {"tie_word_embeddings": False}, {"tie_wo
 def record(name: str) -> dict[str, Any]:
     """A class's line of the table."""
     model = model_zoo.build(name)
-    return architecture_record(model, tie_rules(name, model))
+    return architecture_record(model, tie_rules(name, model), list(model_zoo.variants(name)))
 
 
 def tie_rules(name: str, model: Any) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 # A literal number as a part of a name, which a step for one certain layer has; `w1` and `ln_1` are no such thing.
@@ -43,24 +43,27 @@ def meta_model(name: str, config: Mapping[str, Any], where: str) -> Any:
     return model
 
 
-def architecture_record(model: Any, ties: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+def architecture_record(
+    model: Any, ties: list[dict[str, Any]] | None = None, others: Sequence[Any] = ()
+) -> dict[str, Any]:
     """A live model's architecture as one line of the table.
 
     Args:
         model: of a class of transformers, on any device.
         ties: rules that hold for every configuration; None for what this model ties.
+        others: models of the class that other configurations make, with other modules inside.
     """
     import transformers
 
     forms = _Forms()
-    forms.add_root(model)
+    forms.add_root(model, others)
     return {
         "name": type(model).__name__,
         "version": transformers.__version__,
         "parts": _parts(model.config),
         "base_prefix": model.base_model_prefix or "",
         "no_split": sorted(getattr(model, "_no_split_modules", None) or ()),
-        "bases": _bases(model),
+        "bases": {name: bases for each in (*others, model) for name, bases in _bases(each).items()},
         "forms": forms.rows,
         "ties": [{"when": "1" * 9, "pairs": _tied_pairs(model)}] if ties is None else ties,
         "ignored": _ignored(model),
@@ -137,8 +140,8 @@ class _Forms:
         self.rows: list[list[Any]] = []
         self._known: dict[str, int] = {}
 
-    def add_root(self, model: Any) -> None:
-        root = _merged([_form(model)])[0]
+    def add_root(self, model: Any, others: Sequence[Any] = ()) -> None:
+        root = _merged([_form(each) for each in (model, *others)])[0]
         self.rows.append([])  # the model is the first, whatever else there is
         self.rows[0] = self._row(root)
 
