@@ -86,6 +86,9 @@ class Tree:
     def bytes_by_dtype(self) -> list[tuple[str, int]]:
         """Stored bytes of each element type, as torch or the files name it."""
 
+    def widths(self) -> list[tuple[str, int]]:
+        """(name, length of the last dimension) of tensors, as far as it is known."""
+
     def layer_count(self) -> int:
         """Length of the main list of repeated layers; 0 without one."""
 

@@ -178,6 +178,92 @@ def test_a_plan_that_offloads_says_which_formats_are_smaller(tmp_path: Path) -> 
     assert eight.shortfall is not None and list(eight.shortfall.smaller_formats) == ["nf4"]
 
 
+def test_a_format_that_would_be_refused_is_no_smaller_format(tmp_path: Path) -> None:
+    """A model that is planned wide is larger than its files, and so than a format that changes nothing of them."""
+    folder = folder_of("gpt2", tmp_path / "plain")
+    plan = planner.plan(folder, max_memory={0: "1MB", "cpu": "1GiB"}, dtype="float32")
+    assert plan.shortfall is not None and list(plan.shortfall.smaller_formats) == ["int8", "nf4"]
+    for name, size in plan.shortfall.smaller_formats.items():
+        assert planner.plan(folder, max_memory=BUDGETS, dtype=name).source.total_bytes == size
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "columns", "is_converted"),
+    [
+        ("int4", 256, 3420, False),  # Qwen2.5-VL's vision
+        ("int4", 3420, 256, True),
+        ("int4", 576, 576, False),  # SmolLM
+        ("fp8", 1536, 576, False),
+        ("fp8", 576, 1536, False),
+        ("fp8", 384, 256, True),
+    ],
+)
+def test_what_has_no_whole_groups_or_tiles_is_not_converted(
+    name: str, rows: int, columns: int, is_converted: bool, tmp_path: Path
+) -> None:
+    """Of a live model and of files alike; with as many elements as whole tiles have, too."""
+    torch = pytest.importorskip("torch")
+    linear = torch.nn.Linear(columns, rows, bias=False, device="meta", dtype=torch.bfloat16)
+    live = torch.nn.ModuleDict({"up": linear, "end": torch.nn.Linear(128, 128, bias=False, device="meta")})
+    assert (set(Weights(open_source(live).tree).converted(format_named(name))) == {"up.weight"}) is is_converted
+    folder = folder_of("llama", tmp_path / "plain")
+    tensor = "model.layers.0.mlp.up_proj.weight"
+    write_tensors(
+        folder / "model.safetensors",
+        {
+            tensor: ("BF16", [rows, columns], 2 * rows * columns),
+            "lm_head.weight": ("BF16", [128, 128], 2 * 128 * 128),
+        },
+    )
+    found = set(Weights(open_source(folder).tree).converted(format_named(name)))
+    assert (found == {tensor}) is is_converted
+
+
+def test_a_format_says_what_it_needs_of_weights() -> None:
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Sequential(*(torch.nn.Linear(100, 100, device="meta") for _ in range(2)))
+    with pytest.raises(InvalidInputError, match="converts weights with rows of a multiple of 128 only"):
+        planner.plan(model, max_memory=BUDGETS, dtype="int4")
+
+
+# What a configuration says that puts other modules into a model than the class has by default.
+OTHERWISE: dict[str, tuple[str, dict[str, Any]]] = {
+    "gated T5": ("T5ForConditionalGeneration", {"feed_forward_proj": "gated-gelu"}),
+    "plain mT5": ("MT5ForConditionalGeneration", {"feed_forward_proj": "relu"}),
+    "DeepSeek without a small query": ("DeepseekV2ForCausalLM", {"q_lora_rank": None}),
+    "OPT with a narrow embedding": (
+        "OPTForCausalLM",
+        {"word_embed_proj_dim": 64, "num_attention_heads": 4},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OTHERWISE)
+def test_files_have_the_same_bytes_as_the_model_that_their_configuration_makes(
+    case: str, tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    name, said = OTHERWISE[case]
+    cls = getattr(transformers, name)
+    narrow = {"hidden_size": 256, "d_model": 256, "ffn_dim": 512, "d_ff": 512, "vocab_size": 500}
+    few = {"num_layers": 2, "num_hidden_layers": 2, "num_decoder_layers": 2, "n_routed_experts": 4}
+    with torch.device("meta"):
+        live = cls(cls.config_class(**narrow, **few, **said)).to(torch.bfloat16)
+    live.tie_weights()
+    live.config.architectures = [name]
+    live.config.save_pretrained(tmp_path)
+    whole = {tensor: tuple(each.shape) for tensor, each in live.named_parameters()}
+    write_tensors(
+        tmp_path / "model.safetensors",
+        {tensor: ("BF16", list(shape), 2 * math.prod(shape)) for tensor, shape in whole.items()},
+    )
+    files = open_source(tmp_path)
+    assert not files.notes
+    weights = [set(Weights(tree).converted(format_named("nf4"))) for tree in (files.tree, open_source(live).tree)]
+    assert weights[0] == weights[1] != set()
+
+
 def test_a_plan_without_the_field_is_read(tmp_path: Path) -> None:
     plan = planner.plan(folder_of("llama", tmp_path / "plain"), max_memory={0: "4MB", "cpu": "1GiB"})
     data = json.loads(plan.to_json())

@@ -14,11 +14,25 @@ Kind = Literal["linear", "derived", "conv1d", "experts", "gpt_oss_experts"]
 """A weight that quantisers know: of ``nn.Linear`` itself, of a class derived from it, of transformers' ``Conv1D``, and of all experts
 of a layer in one tensor, in general and of gpt-oss."""
 
-# A weight has no shape here, only elements. Rows and columns are few against them, so a square, and experts of this width, are
-# near enough: at widths from 512 to 8192, the difference is below one percent of the weight.
+# How many rows and columns there are counts little against elements, so a square, and experts of this width, are near enough: at
+# widths from 512 to 8192, the difference is below one percent of the weight. What is converted at all needs the true width.
 _EXPERT_WIDTH = 1024
-_FP8_TILE = 128 * 128
+_FP8_EDGE = 128
+_FP8_TILE = _FP8_EDGE * _FP8_EDGE
+_INT4_GROUP = 128
 _LINEAR_AND_EXPERTS: Final[frozenset[Kind]] = frozenset(("linear", "derived", "experts", "gpt_oss_experts"))
+
+
+def _has_whole_groups(elements: int, width: int) -> bool:
+    """Whether rows end where groups of torchao do; where no width is known, whether all rows together do."""
+    return (width or elements) % _INT4_GROUP == 0
+
+
+def _has_whole_tiles(elements: int, width: int) -> bool:
+    """Whether rows and columns end where tiles do; where no width is known, whether there can be whole tiles."""
+    if not width:
+        return elements % _FP8_TILE == 0
+    return width % _FP8_EDGE == 0 and elements // width % _FP8_EDGE == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +48,8 @@ class Format:
         line_bits: bits for each row, or for each column.
         weight_bytes: bytes of each weight, however large.
         is_of_blocks: only weights in the model's repeated blocks are converted.
-        takes: whether a weight of so many elements is converted.
+        takes: whether a weight of so many elements, in rows of such a width (0: not known), is converted.
+        needs: what it must be for that, in words.
     """
 
     name: str
@@ -45,7 +60,8 @@ class Format:
     line_bits: int = 0
     weight_bytes: int = 0
     is_of_blocks: bool = False
-    takes: Callable[[int], bool] = bool
+    takes: Callable[[int, int], bool] = lambda elements, _: elements > 0
+    needs: str = ""
 
     @property
     def shown_kinds(self) -> str:
@@ -109,7 +125,8 @@ _NAMED: Final[Mapping[str, Format]] = MappingProxyType(
                 converts=frozenset(("linear", "derived")),
                 element_bits=4,
                 scale_bits={128: 32},
-                takes=lambda elements: elements % 128 == 0,
+                takes=_has_whole_groups,
+                needs=f"rows of a multiple of {_INT4_GROUP}",
             ),
             # transformers 5.23, integrations/finegrained_fp8.py: replace_with_fp8_linear for what is converted, FP8Linear and
             # FP8Experts for a float32 by tile of 128 × 128; Fp8Quantize leaves what has no whole tiles.
@@ -119,7 +136,8 @@ _NAMED: Final[Mapping[str, Format]] = MappingProxyType(
                 converts=frozenset(("linear", "experts")),
                 element_bits=8,
                 scale_bits={_FP8_TILE: 32},
-                takes=lambda elements: elements % _FP8_TILE == 0,
+                takes=_has_whole_tiles,
+                needs=f"rows and columns of multiples of {_FP8_EDGE}",
             ),
             # transformers 5.23, integrations/mxfp4.py: replace_with_mxfp4_linear takes gpt-oss' experts alone; a byte of
             # scale for 32 elements.

@@ -57,7 +57,7 @@ class Weights:
             name: into.stored_bits(self._elements[name], kind)
             for name, kind in self._kinds.items()
             if kind in into.converts
-            and into.takes(self._elements[name])
+            and into.takes(self._elements[name], self._widths.get(name, 0))
             and (not into.is_of_blocks or _is_in_block(name))
         }
 
@@ -65,6 +65,8 @@ class Weights:
         """Why a format converts nothing of this model."""
         if into.name == "fp8" and self._has_biased_experts:
             return "its quantiser takes no experts with biases, as this model has; try mxfp4"
+        if into.needs and any(kind in into.converts for kind in self._kinds.values()):
+            return f"{into.quantiser} converts weights with {into.needs} only, and this model has none"
         return (
             f"{into.quantiser} converts {into.shown_kinds}, and this model has none beside its embeddings and head, or no config.json "
             "says what its modules are; an element type such as float16 needs neither"
@@ -82,6 +84,10 @@ class Weights:
             for name, size in half.items()
             if name not in modules and name not in buffers and size and whole[name] == 2 * size
         }
+
+    @cached_property
+    def _widths(self) -> dict[str, int]:
+        return dict(self._tree.columns.widths())
 
     @cached_property
     def _classes(self) -> dict[str, str]:

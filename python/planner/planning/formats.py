@@ -108,6 +108,8 @@ class SmallerFormats(Mapping[str, int]):
         for name in _OFFERED:
             into = format_named(name)
             converted = {} if into is None else weights.converted(into)
+            if all(weight in special for weight in converted):
+                continue  # a plan in this format is refused, however wide the model is now
             saved_bits = sum(
                 int(own_bytes[weight] * 8) - bits
                 for weight, bits in converted.items()

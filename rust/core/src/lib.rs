@@ -11,7 +11,7 @@
 //! let byte = builder.dtype(DType { formula_bits: 8, stored_bits: 8, castable: true });
 //! for (name, bytes) in [("a", 2), ("b", 1), ("c", 3)] {
 //!     builder.enter(name, "Leaf")?;
-//!     let tensor = builder.tensor(Tensor { numel: bytes, dtype: byte, opaque_bytes: None });
+//!     let tensor = builder.tensor(Tensor { numel: bytes, dtype: byte, opaque_bytes: None, width: 0 });
 //!     builder.leaf("w", Kind::Parameter, tensor)?;
 //!     builder.leave();
 //! }

@@ -9,7 +9,8 @@ use proptest::prelude::*;
 const BYTE: DType = DType { formula_bits: 8, stored_bits: 8, castable: true };
 
 fn built(outline: &Outline, names: &[&str]) -> Result<Tree, Error> {
-    let tensors: Vec<Tensor> = names.iter().map(|_| Tensor { numel: 1, dtype: 0, opaque_bytes: None }).collect();
+    let tensors: Vec<Tensor> =
+        names.iter().map(|_| Tensor { numel: 1, dtype: 0, opaque_bytes: None, width: 0 }).collect();
     let leaves: Vec<_> = (0..).zip(names).map(|(id, name)| (name.to_string(), id)).collect();
     assemble(outline, &[BYTE], &tensors, &leaves)
 }

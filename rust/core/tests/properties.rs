@@ -67,7 +67,7 @@ fn grow_module(
                     Some(index) if !tensors.is_empty() => tensors[index.index(tensors.len())],
                     _ => {
                         let dtype = types[(*elements as usize) % 2];
-                        let id = builder.tensor(Tensor { numel: *elements, dtype, opaque_bytes: None });
+                        let id = builder.tensor(Tensor { numel: *elements, dtype, opaque_bytes: None, width: 0 });
                         tensors.push(id);
                         id
                     }
@@ -217,7 +217,7 @@ fn a_named_disk_budget_is_kept_or_refused_with_the_shortfall() {
     let byte = builder.dtype(DType { formula_bits: 8, stored_bits: 8, castable: true });
     for name in ["a", "b"] {
         builder.enter(name, "Leaf").unwrap();
-        let tensor = builder.tensor(Tensor { numel: 10, dtype: byte, opaque_bytes: None });
+        let tensor = builder.tensor(Tensor { numel: 10, dtype: byte, opaque_bytes: None, width: 0 });
         builder.leaf("w", Kind::Parameter, tensor).unwrap();
         builder.leave();
     }
@@ -234,7 +234,7 @@ fn a_named_disk_budget_is_kept_or_refused_with_the_shortfall() {
 fn sizes_that_overflow_are_an_error_not_a_wrap() {
     let mut builder = TreeBuilder::new();
     let double = builder.dtype(DType { formula_bits: 64, stored_bits: 64, castable: true });
-    let tensor = builder.tensor(Tensor { numel: u64::MAX / 2, dtype: double, opaque_bytes: None });
+    let tensor = builder.tensor(Tensor { numel: u64::MAX / 2, dtype: double, opaque_bytes: None, width: 0 });
     builder.leaf("w", Kind::Parameter, tensor).unwrap();
     let error = Layout::new(builder.finish().into(), LayoutOptions::default()).unwrap_err();
     assert!(matches!(error, Error::SizeOverflow { node: 1, .. }), "{error}");
@@ -245,7 +245,7 @@ fn an_upcast_and_sizes_said_from_outside_count_as_stored() {
     let mut builder = TreeBuilder::new();
     let half = builder.dtype(DType { formula_bits: 16, stored_bits: 16, castable: true });
     for name in ["a", "b"] {
-        let tensor = builder.tensor(Tensor { numel: 4, dtype: half, opaque_bytes: None });
+        let tensor = builder.tensor(Tensor { numel: 4, dtype: half, opaque_bytes: None, width: 0 });
         builder.leaf(name, Kind::Parameter, tensor).unwrap();
     }
     let options = LayoutOptions {
@@ -264,7 +264,7 @@ fn names_said_to_be_tied_share_a_device_though_they_are_two_objects() {
     let byte = builder.dtype(DType { formula_bits: 8, stored_bits: 8, castable: true });
     for (name, numel) in [("first", 6), ("middle", 6), ("last", 6)] {
         builder.enter(name, "Leaf").unwrap();
-        let tensor = builder.tensor(Tensor { numel, dtype: byte, opaque_bytes: None });
+        let tensor = builder.tensor(Tensor { numel, dtype: byte, opaque_bytes: None, width: 0 });
         builder.leaf("w", Kind::Parameter, tensor).unwrap();
         builder.leave();
     }

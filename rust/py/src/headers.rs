@@ -66,7 +66,9 @@ impl Headers {
         let joined = joined.map_err(|error| fault(error.file as usize, error.reason))?;
         let general = py.detach(|| GeneralNames::new(&joined.names));
         let elements = joined.dtypes.iter().map(|&dtype| element_type(dtype));
-        let tensors = elements.zip(&joined.bytes).map(|(element, &bytes)| StoredTensor { element, bytes }).collect();
+        let widths = joined.shapes.iter().map(|shape| shape.last().map_or(0, |&size| size as u64));
+        let sized = elements.zip(&joined.bytes).zip(widths);
+        let tensors = sized.map(|((element, &bytes), width)| StoredTensor { element, bytes, width }).collect();
         let types = joined.dtypes.iter().map(ToString::to_string).collect();
         let shapes =
             joined.shapes.into_iter().map(|shape| shape.into_iter().map(|size| size as u64).collect()).collect();
@@ -204,7 +206,7 @@ fn gguf_headers(files: &[Gguf]) -> Result<Headers, JoinError> {
 /// Its bytes and nothing else: what runs GGUF files casts none of their tensors when it loads them.
 fn ggml_tensor(kind: GgmlType, bytes: u64) -> StoredTensor {
     let bits = (kind.block_bytes * 8).div_ceil(kind.block_elements);
-    StoredTensor { element: ElementType { numbers: Numbers::Unknown, bits }, bytes }
+    StoredTensor { element: ElementType { numbers: Numbers::Unknown, bits }, bytes, width: 0 }
 }
 
 /// What the elements of a type of the format are.

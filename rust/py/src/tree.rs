@@ -155,6 +155,11 @@ impl Tree {
         }
     }
 
+    /// (name, length of the last dimension) of tensors, as far as it is known.
+    fn widths(&self) -> Vec<(String, u64)> {
+        self.inner.widths()
+    }
+
     /// Length of the main list of repeated layers; 0 without one.
     fn layer_count(&self) -> usize {
         self.inner.layer_count()

@@ -304,7 +304,7 @@ impl<'py> Walk<'py> {
             let full = if place.is_empty() { name.to_string() } else { format!("{place}.{name}") };
             let (numel, dtype, bytes): (u64, Bound<'py, PyAny>, u64) =
                 self.guide.describe_tensor.call1((tensor, full))?.extract()?;
-            Tensor { numel, dtype: self.dtype(&dtype)?.0, opaque_bytes: Some(bytes) }
+            Tensor { numel, dtype: self.dtype(&dtype)?.0, opaque_bytes: Some(bytes), width: 0 }
         };
         let id = self.builder.tensor(described);
         self.tensors.insert(key, id);
@@ -318,7 +318,11 @@ impl<'py> Walk<'py> {
         let Ok(bytes) = tensor.getattr(intern!(self.py, "nbytes")) else { return Ok(None) };
         let (dtype, stored_bits) = self.dtype(&tensor.getattr(intern!(self.py, "dtype"))?)?;
         let bytes: u64 = bytes.extract()?;
-        Ok(Some(Tensor { numel: bytes / (stored_bits / 8).max(1), dtype, opaque_bytes: None }))
+        let width = match tensor.getattr(intern!(self.py, "shape"))?.cast::<PyTuple>()?.iter().next_back() {
+            Some(last) => last.extract()?,
+            None => 0,
+        };
+        Ok(Some(Tensor { numel: bytes / (stored_bits / 8).max(1), dtype, opaque_bytes: None, width }))
     }
 
     fn dtype(&mut self, dtype: &Bound<'py, PyAny>) -> PyResult<(DTypeId, u64)> {

@@ -156,7 +156,7 @@ impl<'a> Assembly<'a> {
 
     fn tensor(&mut self, id: Option<TensorId>) -> TensorId {
         let Some(id) = id.map(|id| id as usize) else {
-            return self.builder.tensor(Tensor { numel: 0, dtype: self.nothing, opaque_bytes: None });
+            return self.builder.tensor(Tensor { numel: 0, dtype: self.nothing, opaque_bytes: None, width: 0 });
         };
         let (builder, tensor) = (&mut self.builder, self.tensors[id]);
         *self.met[id].get_or_insert_with(|| builder.tensor(tensor))

@@ -57,6 +57,8 @@ pub struct StoredTensor {
     pub element: ElementType,
     /// Its bytes.
     pub bytes: u64,
+    /// Length of its last dimension; 0 where that is not known.
+    pub width: u64,
 }
 
 impl StoredTensor {
@@ -64,7 +66,12 @@ impl StoredTensor {
     fn part(self, part: u64, parts: u64) -> Piece {
         let share = |whole: u64| whole / parts + u64::from(part < whole % parts);
         let opaque_bytes = self.element.is_opaque().then(|| share(self.bytes));
-        Piece { element: self.element, numel: share(self.bytes * 8 / self.element.bits.max(1)), opaque_bytes }
+        Piece {
+            element: self.element,
+            numel: share(self.bytes * 8 / self.element.bits.max(1)),
+            opaque_bytes,
+            width: self.width,
+        }
     }
 }
 
@@ -74,6 +81,7 @@ struct Piece {
     element: ElementType,
     numel: u64,
     opaque_bytes: Option<u64>,
+    width: u64,
 }
 
 impl Piece {
@@ -89,7 +97,8 @@ impl Piece {
         // Files say neither first: what is packed decides, and not the scales that are counted with it.
         let is_first = self.element.may_be_packed() || !other.element.may_be_packed();
         let element = if is_first { self.element } else { other.element };
-        Self { element, numel, opaque_bytes: (!is_alike).then_some(bytes) }
+        let width = if self.width == other.width { self.width } else { 0 };
+        Self { element, numel, opaque_bytes: (!is_alike).then_some(bytes), width }
     }
 }
 
@@ -182,13 +191,13 @@ fn tie(names: &mut Vec<Named>, tied: &[(String, String)]) -> Vec<String> {
 fn by_dtype(pieces: &[Piece]) -> (Vec<DType>, Vec<Tensor>) {
     let mut elements: Vec<ElementType> = Vec::new();
     let mut tensors = Vec::with_capacity(pieces.len());
-    for &Piece { element, numel, opaque_bytes } in pieces {
+    for &Piece { element, numel, opaque_bytes, width } in pieces {
         let known = elements.iter().position(|&known| known == element);
         let place = known.unwrap_or(elements.len());
         if known.is_none() {
             elements.push(element);
         }
-        tensors.push(Tensor { numel, dtype: dtype_at(place), opaque_bytes });
+        tensors.push(Tensor { numel, dtype: dtype_at(place), opaque_bytes, width });
     }
     (elements.into_iter().map(ElementType::dtype).collect(), tensors)
 }
@@ -216,7 +225,7 @@ mod tests {
     fn sizes(rows: &Rows, tied: &[(&str, &str)], is_quantised: bool) -> (Vec<(String, i64)>, Vec<String>) {
         let names: Vec<String> = rows.iter().map(|row| row.0.to_string()).collect();
         let tensors: Vec<StoredTensor> =
-            rows.iter().map(|&(_, _, element, bytes)| StoredTensor { element, bytes }).collect();
+            rows.iter().map(|&(_, _, element, bytes)| StoredTensor { element, bytes, width: 0 }).collect();
         let targets = rows.iter().map(|row| row.1.iter().map(ToString::to_string).collect()).collect();
         let live = LiveNames { targets, by_name: true, ..LiveNames::default() };
         let tied: Vec<(String, String)> = tied.iter().map(|&(one, other)| (one.into(), other.into())).collect();
@@ -266,10 +275,29 @@ mod tests {
         let of =
             |is_quantised| sizes(rows, &[], is_quantised).0.into_iter().map(|(_, bytes)| bytes).collect::<Vec<i64>>();
         assert_eq!((of(false), of(true)), (vec![4, 8, 4], vec![2, 8, 4]));
-        let piece = |element| Piece { element, numel: 1, opaque_bytes: None };
+        let piece = |element| Piece { element, numel: 1, opaque_bytes: None, width: 0 };
         let mut pieces = [piece(LONG), piece(FULL)];
         keep_packed(&[("m.i".to_string(), 0), ("m.w".to_string(), 1)], &mut pieces);
         assert_eq!(pieces.map(|piece| piece.opaque_bytes), [None, None], "indices are not packed weights");
+    }
+
+    #[test]
+    fn a_width_is_kept_where_it_is_one() {
+        let of = |width| StoredTensor { element: HALF, bytes: 24, width };
+        let (names, tensors) = (["a", "b", "c"].map(String::from), [of(4), of(4), of(3)]);
+        let targets = [vec!["x"], vec!["x", "y"], vec!["x", "z"]];
+        let of_targets = |merged: usize| {
+            let targets = targets[..merged].iter().map(|row| row.iter().map(ToString::to_string).collect()).collect();
+            let live = LiveNames { targets, by_name: true, ..LiveNames::default() };
+            let (names, tensors) = (&names[..merged], &tensors[..merged]);
+            let general = GeneralNames::new(names);
+            let outline = Outline::default();
+            let (tree, _) = tree_of_files(&outline, (names, tensors), &general, &live, &[], false).unwrap();
+            tree.widths()
+        };
+        let row = |name: &str, width| (name.to_string(), width);
+        assert_eq!(of_targets(2), [row("x", 4), row("y", 4)]);
+        assert_eq!(of_targets(3), [row("y", 4), row("z", 3)], "x is of tensors of different widths");
     }
 
     #[test]

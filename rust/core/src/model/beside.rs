@@ -20,7 +20,7 @@ use crate::model::tree::{Tensor, Tree};
 ///
 /// let mut builder = TreeBuilder::new();
 /// let half = builder.dtype(DType { formula_bits: 16, stored_bits: 16, castable: true });
-/// let tensor = builder.tensor(Tensor { numel: 3, dtype: half, opaque_bytes: None });
+/// let tensor = builder.tensor(Tensor { numel: 3, dtype: half, opaque_bytes: None, width: 0 });
 /// builder.leaf("w", Kind::Parameter, tensor)?;
 /// let model = builder.finish();
 /// let both = beside("Pipeline", &[("unet".to_string(), &model), ("vae".to_string(), &model)])?;
@@ -79,7 +79,7 @@ mod tests {
         let mut builder = TreeBuilder::new();
         builder.root_class("Model");
         let dtype = builder.dtype(DType { formula_bits: bits, stored_bits: bits, castable: true });
-        let tensor = builder.tensor(Tensor { numel: 2, dtype, opaque_bytes: None });
+        let tensor = builder.tensor(Tensor { numel: 2, dtype, opaque_bytes: None, width: 0 });
         builder.enter("a", "A").unwrap();
         builder.enter("b", "B").unwrap();
         builder.leaf("w", Kind::Parameter, tensor).unwrap();

@@ -83,7 +83,7 @@ mod tests {
         let mut builder = TreeBuilder::new();
         let dtype = builder.dtype(DType { formula_bits: 8, stored_bits: 8, castable: true });
         for (name, kind) in [("saved", Kind::Buffer), ("scratch", Kind::NonPersistentBuffer)] {
-            let tensor = builder.tensor(Tensor { numel: 1, dtype, opaque_bytes: None });
+            let tensor = builder.tensor(Tensor { numel: 1, dtype, opaque_bytes: None, width: 0 });
             builder.leaf(name, kind, tensor).unwrap();
         }
         let tree = builder.finish();

@@ -20,12 +20,12 @@ fn nest(depth: usize, names: [&str; 2], classes: &[&str]) -> Tree {
     for level in 0..depth {
         let class = classes[level % classes.len()];
         builder.enter(names[0], class).unwrap();
-        let tensor = builder.tensor(Tensor { numel: 1, dtype: byte, opaque_bytes: None });
+        let tensor = builder.tensor(Tensor { numel: 1, dtype: byte, opaque_bytes: None, width: 0 });
         builder.leaf("w", Kind::Parameter, tensor).unwrap();
         builder.leave();
         builder.enter(names[1], class).unwrap();
     }
-    let tensor = builder.tensor(Tensor { numel: 1, dtype: byte, opaque_bytes: None });
+    let tensor = builder.tensor(Tensor { numel: 1, dtype: byte, opaque_bytes: None, width: 0 });
     builder.leaf("w", Kind::Parameter, tensor).unwrap();
     builder.finish()
 }
@@ -37,7 +37,7 @@ fn distinct(depth: usize, beside: u64) -> Tree {
     let byte = builder.dtype(DType { formula_bits: 8, stored_bits: 8, castable: true });
     let leaf = |builder: &mut TreeBuilder, numel| {
         builder.enter("part", "Leaf").unwrap();
-        let tensor = builder.tensor(Tensor { numel, dtype: byte, opaque_bytes: None });
+        let tensor = builder.tensor(Tensor { numel, dtype: byte, opaque_bytes: None, width: 0 });
         builder.leaf("w", Kind::Parameter, tensor).unwrap();
         builder.leave();
     };

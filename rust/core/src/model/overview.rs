@@ -54,6 +54,12 @@ impl Tree {
         before
     }
 
+    /// Lengths of last dimensions, as far as they are known, by every name of a tensor.
+    pub fn widths(&self) -> Vec<(String, u64)> {
+        let tensors = self.rows().filter_map(|row| Some((row, self.tensors[self.tensor_id(row)? as usize].width)));
+        tensors.filter(|&(_, width)| width > 0).map(|(row, width)| (self.full_name(row), width)).collect()
+    }
+
     fn stored_bytes(&self, tensor: &Tensor) -> u64 {
         let bits = self.dtypes[tensor.dtype as usize].stored_bits;
         tensor.opaque_bytes.unwrap_or_else(|| tensor.numel.saturating_mul(bits).div_ceil(8))

@@ -45,6 +45,8 @@ pub struct Tensor {
     pub dtype: DTypeId,
     /// Bytes of a tensor subclass that stores something else than `numel` elements of its dtype, and is never cast.
     pub opaque_bytes: Option<u64>,
+    /// Length of the last dimension; 0 where that is not known. No size depends on it.
+    pub width: u64,
 }
 
 /// A module tree that cannot change.

@@ -17,7 +17,7 @@ pub(crate) fn tree(lines: &[&str]) -> Tree {
         let mut words = line.split(' ');
         let mut parts: Vec<&str> = words.next().unwrap().split('.').collect();
         let numel = words.next().unwrap().parse().unwrap();
-        let tensor = Tensor { numel, dtype: byte, opaque_bytes: None };
+        let tensor = Tensor { numel, dtype: byte, opaque_bytes: None, width: 0 };
         let name = parts.pop().unwrap();
         let common = open.iter().zip(&parts).take_while(|(one, other)| one == other).count();
         (common..open.len()).for_each(|_| builder.leave());
