@@ -13,6 +13,8 @@ from torch import nn
 
 import planner
 from planner.errors import PlannerError
+from planner.planning.partial import partial_plan
+from planner.plans.advice import advice
 
 
 def model_of(*sizes_bytes: int) -> nn.Module:
@@ -101,3 +103,32 @@ def test_over_drawn_plans_a_pin_that_is_advised_is_taken_where_everything_else_c
                 raise AssertionError(f"seed {seed}: {pin} is refused: {error}") from error
             assert moved.device_map.get(name, moved.device_map.get("")) == device
     assert given > 100
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_said"),
+    [
+        ({}, True),
+        ({"mode": "no_disk", "headroom": {0: 1000}}, True),
+        ({"pin": {"3": 1}}, False),
+        ({"pin": {"0": 0}}, False),
+        ({"forbid": {"1*": [0]}}, False),
+        ({"keep_together": [["0", "11"]]}, False),
+        ({"strategy": "sequential"}, False),
+    ],
+)
+@pytest.mark.parametrize("room", [{"cpu": "1GiB"}, {}])
+def test_a_format_is_advised_where_room_is_all_that_counts(
+    settings: dict[str, Any], is_said: bool, room: dict[str, str]
+) -> None:
+    """A smaller model does not go where a pin keeps it away from."""
+    linears = (nn.Linear(256, 256, bias=False, device="meta", dtype=torch.bfloat16) for _ in range(12))
+    model, budgets = nn.Sequential(*linears), {0: 1_300_000, 1: 100_000, **room}
+    try:
+        plan = planner.plan(model, max_memory=budgets, **settings)
+        said = "".join(way for found in advice(plan) for way in found.ways)
+    except planner.InfeasibleError as error:
+        assert error.smaller_formats["fp8"] < 1_000_000
+        partial = partial_plan(error, model, max_memory=budgets, **settings)
+        said = "".join(way for found in partial.advice() for way in found.ways)
+    assert ("--dtype" in said) is is_said

@@ -11,12 +11,13 @@ from planner.plans.parts import DevicePlan, PlanParts
 from planner.plans.places import listed_places
 from planner.plans.verdict import holds_all
 
-__all__ = ["Advice", "Room", "advice", "fitting_formats", "is_too_full", "left_bytes", "more_room"]
+__all__ = ["Advice", "Room", "advice", "fitting_formats", "is_too_full", "left_bytes", "more_room", "places_freely"]
 
 _ENOUGH_BYTES = 256 << 20  # to run in, on any card
 _ENOUGH_SHARE = 20  # or this part of the card
 _MOST_HEADROOM_BYTES = 2 << 30
 _MOST_DEVICES = 4  # amounts that differ from card to card, before only the least is said
+_BINDING = ("pin.", "forbid.")
 _BITS = {"int8": 8, "fp8": 8}
 
 
@@ -112,6 +113,15 @@ class Room:
         return cls(max(0, (device.budget_bytes or 0) - device.headroom_bytes - lost_bytes))
 
 
+def places_freely(plan: PlanParts) -> bool:
+    """Whether any block may lie on any device, as far as there is room: only then does room alone say what would fit."""
+    settings = plan.account.settings
+    strategy, together = settings.get("strategy.type"), settings.get("keep_together")
+    is_auto = strategy is None or strategy.value == "auto"
+    is_bound = any(name.startswith(_BINDING) for name in settings)
+    return is_auto and not is_bound and not (together is not None and together.value)
+
+
 def fitting_formats(rooms: Sequence[Room], formats: Mapping[str, int], *, is_shell: bool) -> Iterator[str]:
     """The widest format in which the whole model fits for certain."""
     room_bytes = sum(room.size_bytes for room in rooms)
@@ -124,6 +134,8 @@ def fitting_formats(rooms: Sequence[Room], formats: Mapping[str, int], *, is_she
 
 def _accelerator_rooms(plan: PlanParts) -> list[Room]:
     """Block after block, each device is filled up to less than one block."""
+    if not places_freely(plan):
+        return []
     largest = max(plan.account.block_bytes.values(), default=0)
     return [Room.of(device, largest) for device in plan.devices if device.kind == "accelerator"]
 

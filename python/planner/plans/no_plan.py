@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from planner.devices.keys import DeviceKey
-from planner.plans.advice import Advice, Room, fitting_formats, more_room
+from planner.plans.advice import Advice, Room, fitting_formats, more_room, places_freely
 from planner.plans.columns import one_size
 from planner.plans.parts import PlanParts, Source
 from planner.plans.places import LEFT_OVER, listed_places
@@ -90,6 +90,8 @@ class NoPlan:
 
     def _rooms(self) -> tuple[Room, ...]:
         """Capacities, less what offloaded blocks may need to run."""
+        if not places_freely(self.attempt):
+            return ()
         largest = max((run.size_bytes or 0 for run in self.blocks), default=0)
         return tuple(Room.of(device, 3 * largest) for device in self.attempt.devices)
 
