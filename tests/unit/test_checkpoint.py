@@ -80,6 +80,14 @@ def test_a_class_that_refuses_its_configuration_is_told(tmp_path: Path) -> None:
         planner.plan(tmp_path, max_memory={0: 100})
 
 
+@pytest.mark.parametrize("said", [{"num_hidden_layers": 10**30}, {"text_config": {"num_experts": 10**9}}])
+def test_a_configuration_of_endless_layers_is_refused(said: dict[str, object], tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], **said}))
+    with pytest.raises(planner.CheckpointError, match="at most 16384 are built"):
+        planner.plan(tmp_path, max_memory={"cpu": "1GiB"})
+
+
 def test_many_budgets_are_planned_from_one_reading(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, {"architectures": ["LlamaForCausalLM"]})
     plans = planner.plan_many(folder, [{0: 40}, {0: 20, 1: 20}])

@@ -7,10 +7,15 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from planner.spelling import shown
+
 # A literal number as a part of a name, which a step for one certain layer has; `w1` and `ln_1` are no such thing.
 _CERTAIN_NUMBER = re.compile(r"(?<![A-Za-z0-9_\\{\[-])[0-9]+(?![A-Za-z0-9_}\]-])")
 _PLAIN_BASES = ("Module", "object")
 _MOST_NAMED_NUMBERS = 16
+# What a configuration says that is built as often as it says; no model has as many, and building them would not end.
+_REPEATED = re.compile(r"layer|block|depth|expert|stage")
+_MOST_REPEATED = 1 << 14
 
 
 def meta_model(name: str, config: Mapping[str, Any], where: str) -> Any:
@@ -33,6 +38,9 @@ def meta_model(name: str, config: Mapping[str, Any], where: str) -> Any:
     cls = getattr(transformers, name, None)
     if cls is None or getattr(cls, "config_class", None) is None:
         raise ValueError(f"transformers {transformers.__version__} has no class {name}")
+    for key, said in _all_said(config):
+        if _REPEATED.search(key) and type(said) is int and said > _MOST_REPEATED:
+            raise ValueError(f"{key} is {shown(said)}; at most {_MOST_REPEATED} are built")
     try:
         made = cls.config_class.from_dict(dict(config))
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
@@ -41,6 +49,14 @@ def meta_model(name: str, config: Mapping[str, Any], where: str) -> Any:
     except Exception as error:
         raise ValueError(f"{name} refuses the configuration: {type(error).__name__}: {error}") from error
     return model
+
+
+def _all_said(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What a configuration says, and those inside it."""
+    for key, said in config.items():
+        yield str(key), said
+        if isinstance(said, dict):
+            yield from _all_said(said)
 
 
 def architecture_record(
