@@ -227,7 +227,9 @@ def test_what_is_wrong_with_a_base_says_whose_base_it_is(tmp_path: Path) -> None
     (base / "m.pt").write_bytes(b"PK")
     reason = refused(folder)
     # The command stays last, where it is copied from.
-    assert reason.startswith(f"(the base of {adapter}) holds only pickled") and reason.endswith("m.safetensors")
+    assert reason.startswith(f"(the base of {adapter}) holds only pickled") and reason.endswith(
+        "m.safetensors"
+    )
 
 
 def test_an_adapter_whose_weights_are_missing_says_so(tmp_path: Path) -> None:

@@ -205,7 +205,9 @@ def test_what_has_no_whole_groups_or_tiles_is_not_converted(
     torch = pytest.importorskip("torch")
     linear = torch.nn.Linear(columns, rows, bias=False, device="meta", dtype=torch.bfloat16)
     live = torch.nn.ModuleDict({"up": linear, "end": torch.nn.Linear(128, 128, bias=False, device="meta")})
-    assert (set(Weights(open_source(live).tree).converted(format_named(name))) == {"up.weight"}) is is_converted
+    assert (
+        set(Weights(open_source(live).tree).converted(format_named(name))) == {"up.weight"}
+    ) is is_converted
     folder = folder_of("llama", tmp_path / "plain")
     tensor = "model.layers.0.mlp.up_proj.weight"
     write_tensors(
@@ -260,7 +262,9 @@ def test_files_have_the_same_bytes_as_the_model_that_their_configuration_makes(
     )
     files = open_source(tmp_path)
     assert not files.notes
-    weights = [set(Weights(tree).converted(format_named("nf4"))) for tree in (files.tree, open_source(live).tree)]
+    weights = [
+        set(Weights(tree).converted(format_named("nf4"))) for tree in (files.tree, open_source(live).tree)
+    ]
     assert weights[0] == weights[1] != set()
 
 

@@ -156,6 +156,23 @@ def test_several_variants_ask_which(tmp_path: Path) -> None:
     assert "holds several variants, name a file of one of them: bf16, int8" in refused(tmp_path)
 
 
+@pytest.mark.parametrize("left", ["no folder", "no weights", "gguf"])
+def test_a_component_without_its_weights_puts_the_sizes_in_doubt(left: str, tmp_path: Path) -> None:
+    folder = pipeline(tmp_path / "pipe")
+    assert not planner.plan(folder, max_memory={"cpu": "1GiB"}).source.doubts
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "x.gguf")
+    if left != "gguf":
+        (folder / "vae" / "x.gguf").unlink()
+    if left == "no folder":
+        (folder / "vae" / "config.json").unlink()
+        (folder / "vae").rmdir()
+    source = planner.plan(folder, max_memory={"cpu": "1GiB"}).source
+    assert source.doubts == (
+        "sizes leave out vae, which model_index.json names and which has no weights here",
+    )
+    assert source.total_bytes == TOTAL_BYTES - 800
+
+
 def test_a_component_with_pickled_weights_names_the_converter(tmp_path: Path) -> None:
     folder = pipeline(tmp_path / "sd")
     (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(

@@ -8,6 +8,7 @@ Source: ``model_index.json`` and its components, ``from_pretrained`` of diffuser
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from planner.checkpoint.refused import PICKLED_ENDS, beside, python_command
 from planner.model.layout import repeated
 from planner.model.tree import ModuleTree
 from planner.names import listed
+from planner.plans.parts import LEFT_OUT
 
 INDEX: Final = "model_index.json"
 _WEIGHTS_END: Final = ".safetensors"
@@ -34,6 +36,8 @@ _ORDER: Final = (
     ("safety",),
 )
 _DRAWS: Final = 1
+# Classes of what has no weights ever.
+_HAS_NO_WEIGHTS: Final = re.compile(r"Scheduler|Tokenizer|Processor|Extractor")
 
 
 def is_pipeline(place: Place, names: Sequence[str]) -> bool:
@@ -52,10 +56,13 @@ def open_pipeline(place: Place) -> Opened:
     (path,) = resolved(place.folder, [INDEX], place.folder)
     index = read_json_object(path)
     parts: list[tuple[str, Opened]] = []
+    absent: list[str] = []
     for name in sorted(_components(index), key=_rank):
         opened = _open_component(place.folder, name, path)
         if opened is not None:
             parts.append((name, opened))
+        elif not _HAS_NO_WEIGHTS.search(index[name][1]):
+            absent.append(name)
     if not parts:
         raise fault(place.folder, f"none of the components that {INDEX} names has weights here")
     kind = index.get("_class_name")
@@ -65,6 +72,10 @@ def open_pipeline(place: Place) -> Opened:
     )
     notes = (
         "a pipeline: the map of a component is plan.device_map.below(its name), for that component's from_pretrained",
+        *(
+            f"{LEFT_OUT} {listed(absent)}, which {INDEX} names and which has no weights here"
+            for _ in absent[:1]
+        ),
         *_notes(parts),
     )
     return Opened(

@@ -11,7 +11,16 @@ from planner.plans.parts import DevicePlan, PlanParts
 from planner.plans.places import listed_places
 from planner.plans.verdict import holds_all
 
-__all__ = ["Advice", "Room", "advice", "fitting_formats", "is_too_full", "left_bytes", "more_room", "places_freely"]
+__all__ = [
+    "Advice",
+    "Room",
+    "advice",
+    "fitting_formats",
+    "is_too_full",
+    "left_bytes",
+    "more_room",
+    "places_freely",
+]
 
 _ENOUGH_BYTES = 256 << 20  # to run in, on any card
 _ENOUGH_SHARE = 20  # or this part of the card

@@ -19,6 +19,9 @@ BEFORE_QUANTIZATION = "sizes are those before quantization, which only a checkpo
 ESTIMATED = "sizes are an estimate"
 """How another such note begins."""
 
+LEFT_OUT = "sizes leave out"
+"""How a third begins: what the model has besides is not here."""
+
 PLACING: tuple[ReasonRule, ...] = ("resident", "offloaded", "oversized", "fits", "tied", "bound", "fallback")
 """Rules whose device is where the module lies; the others tell what was tried."""
 
@@ -100,7 +103,7 @@ class Source:
 
 def doubts(notes: Iterable[str]) -> tuple[str, ...]:
     """Of notes, those that put every number of bytes in doubt."""
-    return tuple(note for note in notes if note.startswith((BEFORE_QUANTIZATION, ESTIMATED)))
+    return tuple(note for note in notes if note.startswith((BEFORE_QUANTIZATION, ESTIMATED, LEFT_OUT)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
