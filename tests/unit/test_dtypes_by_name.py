@@ -7,6 +7,7 @@ import torch
 
 from planner.errors import InvalidInputError
 from planner.model.dtypes import element_bits, formula_bits, stored_bits
+from planner.settings.dtypes import read_dtype
 from planner.settings.schema import DTYPES
 
 
@@ -19,3 +20,12 @@ def test_a_name_counts_as_its_type(name: str) -> None:
 def test_what_torch_does_not_have_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="float17"):
         element_bits("float17")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("FP16", "float16"), ("BF16", "bfloat16"), ("Float32", "float32"), ("NF4", "nf4"), ("INT8", "int8")],
+)
+def test_capitals_are_no_other_type(text: str, name: str) -> None:
+    """As the files themselves and people write them, formats and element types alike."""
+    assert read_dtype(text) == name

@@ -66,7 +66,7 @@ def read_element_type(value: object) -> str:
         ValueError: no such type.
 
     Example:
-        >>> read_element_type("torch.bfloat16"), read_element_type("fp16")
+        >>> read_element_type("torch.bfloat16"), read_element_type("FP16")
         ('bfloat16', 'float16')
     """
     name = _name(value)
@@ -105,4 +105,5 @@ def _name(value: object) -> str:
     """The name of a type in full; empty for what is neither a name nor a type."""
     is_torch = (type(value).__module__, type(value).__qualname__) == ("torch", "dtype")
     name = str(value).removeprefix("torch.") if is_torch or type(value) is str else ""
-    return _SHORT_DTYPES.get(name, name)
+    plain = _SHORT_DTYPES.get(name.lower(), name.lower())
+    return plain if plain in DTYPES else name
