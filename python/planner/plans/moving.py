@@ -75,7 +75,9 @@ def _can_stream(plan: PlanParts, unit: Reason, home: DevicePlan, device: DeviceP
     is_for_cpu = said is not None and said.value == "cpu"
     if is_for_cpu and device.kind == "cpu":
         return True
-    stage = next((each for each in plan.devices if each.kind == "cpu"), home) if is_for_cpu else home
+    stage = next((each for each in plan.devices if each.kind == "cpu"), None) if is_for_cpu else home
+    if stage is None:  # nothing may run what is offloaded
+        return False
     left_bytes = unit.needed_bytes if stage is home else 0
     kept_bytes = (stage.free_bytes or 0) + stage.reserved_bytes + left_bytes
     return kept_bytes >= _staging_blocks(plan) * unit.needed_bytes

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from typing import Any, TypeVar
 
-from planner.devices.keys import DeviceKey, canonical_device
+from planner.devices.keys import DeviceKey, canonical_device, ordered
 from planner.errors import InvalidInputError
 from planner.known_names import KnownNames
 from planner.plans.device_map import DeviceMap
@@ -124,9 +124,10 @@ def _parts(data: dict[str, Any]) -> PlanParts:
     names = KnownNames.read(data["names"])
     block_bytes = {name: _count(size) for name, size in data["block_bytes"].items()}
     reasons = tuple(_exact(Reason, row) for row in data["reasons"])
+    least = {canonical_device(key): size for key, size in data.get("minimum_bytes", {}).items()}
+    in_order = [device.id for device in devices if device.id in least]
     minimum_bytes = {
-        canonical_device(key): None if size is None else _count(size)
-        for key, size in data.get("minimum_bytes", {}).items()
+        key: None if least[key] is None else _count(least[key]) for key in dict.fromkeys((*in_order, *least))
     }
     settings = {path: _exact(Setting, row) for path, row in data["settings"].items()}
     provenance = {path: _text(origin) for path, origin in data.get("provenance", {}).items()}
@@ -152,8 +153,10 @@ def _parts(data: dict[str, Any]) -> PlanParts:
 def _read_shortfall(row: Any) -> Shortfall | None:
     if row is None:
         return None
-    more_bytes = {canonical_device(key): _count(size) for key, size in row["more_bytes"].items()}
-    smaller_formats = {_text(name): _count(size) for name, size in row.get("smaller_formats", {}).items()}
+    # Sorted as text in the file, and told in the order that a plan has which was just made.
+    more_bytes = ordered({canonical_device(key): _count(size) for key, size in row["more_bytes"].items()})
+    formats = {_text(name): _count(size) for name, size in row.get("smaller_formats", {}).items()}
+    smaller_formats = dict(sorted(formats.items(), key=lambda item: -item[1]))
     return _exact(Shortfall, {**row, "more_bytes": more_bytes, "smaller_formats": smaller_formats})
 
 
