@@ -18,7 +18,7 @@ from planner.plans.places import listed_places, place_name, runner_name
 from planner.plans.plan import Plan
 from planner.plans.runs import Run, runs_of
 from planner.plans.wording import UNDECIDED, reasons_about
-from planner.spelling import shown
+from planner.spelling import one_line, shown
 
 __all__ = ["explain", "require_known"]
 
@@ -101,7 +101,7 @@ def _to_move(plan: Plan, name: str, inside: tuple[Run, ...], style: Style) -> It
         setting = "strategy='auto'" if style == "python" else "--set strategy=auto"
         yield f"accelerate's strategies take no pins; {setting} does."
     elif _is_many(inside):
-        yield f"Blocks are moved one by one: ask for one of them, such as {_example(inside)}."
+        yield f"Blocks are moved one by one: ask for one of them, such as {_named(_example(inside))}."
     else:
         block = _block_of(plan, name)
         device = where_to_move(plan, block)
@@ -145,7 +145,7 @@ def _about_one(plan: Plan, name: str) -> Iterator[str]:
     part = ""
     if block != name:
         word = "as a part of" if is_within(name, block) else "with"
-        part = f", {word} the block {block}" if block else ", as a part of the model"
+        part = f", {word} the block {one_line(block)}" if block else ", as a part of the model"
     yield f"{_subject(name)} lies {_in_place(home)}{running}{part}."
     own = reasons_about(plan, block)
     yield from (f"  {_sentence(reason)}" for reason in own[:_MOST_REASONS])
@@ -200,13 +200,15 @@ def _size_words(size_bytes: int | None) -> str:
 
 
 def _run_words(run: Run) -> str:
-    span = _named(run.first) if run.count == 1 else f"{run.first} to {run.last}"
+    span = _named(run.first) if run.count == 1 else f"{one_line(run.first)} to {one_line(run.last)}"
     running = (
         ""
         if run.runs_on == run.home
         else f", {'runs' if run.count == 1 else 'run'} on {runner_name(run.runs_on)}"
     )
-    return f"{span}: {counted(run.count, 'block')}{_size_words(run.size_bytes)}, {_in_place(run.home)}{running}"
+    return (
+        f"{span}: {counted(run.count, 'block')}{_size_words(run.size_bytes)}, {_in_place(run.home)}{running}"
+    )
 
 
 def _example(inside: tuple[Run, ...]) -> str:
@@ -268,8 +270,8 @@ def _in_place(device: DeviceKey) -> str:
 
 
 def _named(name: str) -> str:
-    return name or "the model"
+    return one_line(name) or "the model"
 
 
 def _subject(name: str) -> str:
-    return name or "The model"
+    return one_line(name) or "The model"

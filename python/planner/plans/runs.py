@@ -74,7 +74,9 @@ def _with_shared(plan: PlanParts, inside: str, blocks: list[Run], names: set[str
         if home in homes or key in around or not is_within(key, inside):
             continue
         runs_on = device_of(key, execution_map)
-        at = next((number for number, each in enumerate(found) if _place(each, places) > places[key]), len(found))
+        at = next(
+            (number for number, each in enumerate(found) if _place(each, places) > places[key]), len(found)
+        )
         found.insert(at, Run(key, key, 1, 0, home, home if runs_on is None else runs_on))
     return found
 
