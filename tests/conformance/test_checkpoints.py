@@ -123,7 +123,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Any, 
     def make(name: str, most_bytes: str = "5GB") -> tuple[Any, Path]:
         if (name, most_bytes) not in known:
             model = MODELS[name]().to(torch.bfloat16)
-            folder = tmp_path_factory.mktemp(name)
+            folder = tmp_path_factory.mktemp(name) / name  # a plan says what its folder is called
             model.save_pretrained(folder, max_shard_size=most_bytes)
             known[name, most_bytes] = (model, folder)
         return known[name, most_bytes]
@@ -418,6 +418,7 @@ def test_what_nobody_knows_is_planned_as_stored_and_says_so(tmp_path: Path) -> N
 
 def test_plans_of_checkpoints_survive_json(saved: Callable[..., tuple[Any, Path]]) -> None:
     _, folder = saved("dense")
-    plan = planner.plan(folder, max_memory={0: 10**9})
-    assert plan.source.notes
-    assert Plan.from_json(plan.to_json()) == plan
+    for dtype in (None, "nf4"):  # a format leaves a note
+        plan = planner.plan(folder, max_memory={0: 10**9}, dtype=dtype)
+        assert bool(plan.source.notes) == (dtype is not None)
+        assert Plan.from_json(plan.to_json()) == plan

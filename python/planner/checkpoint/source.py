@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from planner.checkpoint.adapter import (
     Adapter,
@@ -22,7 +22,6 @@ from planner.checkpoint.describe import architecture_record
 from planner.checkpoint.files import WEIGHTS_END, CheckpointFiles, files_at, find_files
 from planner.checkpoint.gguf import is_gguf, open_gguf
 from planner.checkpoint.hub_cache import HubName, find_snapshot, hub_name
-from planner.checkpoint.hub_remote import RemoteFolder, remote_folder
 from planner.checkpoint.opened import Opened
 from planner.checkpoint.pipeline import is_pipeline, open_pipeline
 from planner.checkpoint.place import Place, locate
@@ -34,6 +33,9 @@ from planner.model.tree import ModuleTree
 from planner.names import listed
 from planner.settings.model_facts import import_values
 from planner.spelling import shown
+
+if TYPE_CHECKING:
+    from planner.checkpoint.hub_remote import RemoteFolder
 
 __all__ = ["Opened", "open_source"]
 
@@ -94,6 +96,8 @@ def _with_base(adapter: Adapter, *, remote: bool) -> Opened:
     name = base_name(adapter) if remote else None
     if name is None or _is_cached(name):
         return open_adapter(adapter, base_files(adapter))
+    from planner.checkpoint.hub_remote import remote_folder  # few models are asked of the hub
+
     with remote_folder(name) as folder:
         require_model(adapter, Place(name=folder.path, folder=folder.path))
         return open_adapter(adapter, _fetched(folder, name))
@@ -120,6 +124,8 @@ def _is_cached(name: HubName) -> bool:
 
 
 def _from_hub(name: HubName) -> Opened:
+    from planner.checkpoint.hub_remote import remote_folder  # few models are asked of the hub
+
     with remote_folder(name) as folder:
         place = Place(name=folder.path, folder=folder.path)
         names = place.names()

@@ -12,7 +12,6 @@ from planner.errors import InfeasibleError, InvalidConfigError, InvalidDevicesEr
 from planner.model.tree import ModuleTree
 from planner.planning.automatic import plan_auto, plan_auto_many
 from planner.planning.problem import Problem, settings_stack
-from planner.planning.sequential import plan_sequential
 from planner.plans.plan import Plan
 from planner.settings.keywords import PlanSettings
 from planner.settings.schema import Auto, read_budget_row
@@ -114,9 +113,12 @@ def plan_many(
 
 
 def _plan(problem: Problem) -> Plan:
-    strategy = plan_auto if isinstance(problem.settings.strategy, Auto) else plan_sequential
     try:
-        return strategy(problem)
+        if isinstance(problem.settings.strategy, Auto):
+            return plan_auto(problem)
+        from planner.planning.sequential import plan_sequential  # few plans ask for accelerate's strategies
+
+        return plan_sequential(problem)
     except InfeasibleError as error:
         raise problem.noted(error) from error
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from planner.devices.keys import DeviceKey
 from planner.errors import InvalidInputError
 from planner.known_names import KnownNames
 from planner.names import counted
-from planner.plans.diff import PlanDiff, UsageDifference, moved_names
 from planner.plans.map_alone import execution_map_notice
 from planner.plans.parts import PlanParts, Reason, Setting, Shortfall, Source
 from planner.plans.serialize import read_json, write_json
 from planner.units import format_bytes
+
+if TYPE_CHECKING:
+    from planner.plans.diff import PlanDiff
 
 __all__ = ["Plan"]
 
@@ -118,6 +120,8 @@ class Plan(PlanParts):
             0: 800 B → 400 B used
             1: 800 B → 1.17 KiB used
         """
+        from planner.plans.diff import PlanDiff, UsageDifference, moved_names  # few plans are compared
+
         if not isinstance(other, Plan):
             raise InvalidInputError(f"a plan differs from another plan; got {type(other).__name__}")
         used = [{device.id: device.used_bytes for device in each.devices} for each in (self, other)]
