@@ -6,8 +6,9 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from planner.names import qualified
 
@@ -22,8 +23,15 @@ _RANGES: Final = re.compile(
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,17}")
 _MOST_PLACES: Final = 2_000  # modules that a wrong name is tried in
 _MOST_PARTS: Final = 32
+_MOST_WAYS: Final = 8  # of correcting a name inside one module
+_MOST_ALIKE: Final = 3
+_LEAST_BEGUN: Final = 3  # characters
+_DIGITS: Final = re.compile(r"[0-9]{1,18}")
 _ALIKE: Final = 0.6  # of two names, as difflib has it
 _NEARLY: Final = 0.2  # as likely as the best
+
+# By kind and part of a name, members that are like it, with how much.
+_Alike: TypeAlias = dict[tuple[int, str], list[tuple[str, int, float]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +66,23 @@ class NameKind:
         best = min(ends, default=None)
         return None if best is None else (str(best[1]), best[2])
 
-    def alike(self, part: str, most: int = 3, least: float = _ALIKE) -> list[tuple[str, int]]:
-        """Members whose names are most like one that is not there."""
-        found = [
-            (name, self.named[name]) for name in difflib.get_close_matches(part, self.named, most, least)
-        ]
+    def alike(self, part: str) -> list[tuple[str, int]]:
+        """Members whose names are most like one that is not there, whatever their case, or begin with it."""
+        folded, own = {name.lower(): name for name in self.named}, part.lower()
+        begun = [each for each in folded if len(own) >= _LEAST_BEGUN and each.startswith(own)]
+        found = dict.fromkeys(
+            (*difflib.get_close_matches(own, folded, _MOST_ALIKE, _ALIKE), *begun[:_MOST_ALIKE])
+        )
         near = self.nearest_number(int(part)) if _NUMBER.fullmatch(part) else None
-        return found if near is None else [near, *found]
+        named = [(folded[each], self.named[folded[each]]) for each in found]
+        return named if near is None else [near, *named]
+
+    def anything(self, part: str) -> list[str]:
+        """What there is where nothing is like a name: the nearest names, or the number that is in it."""
+        nearest = difflib.get_close_matches(part, self.named, _MOST_ALIKE, 0.0)
+        number = _DIGITS.search(part)
+        near = self.nearest_number(int(number[0]) if number else 0)
+        return nearest if near is None else [near[0], *nearest]
 
     def examples(self) -> Iterator[tuple[str, int]]:
         """Each member, but of numbered ones that look alike only the first."""
@@ -150,8 +168,9 @@ class KnownNames:
         if not name or len(parts) > _MOST_PARTS:
             return ()
         found: dict[str, float] = {}
+        known: _Alike = {}
         for place, kind in islice(self._places(), _MOST_PLACES):
-            for near, likeness in self._corrected(place, kind, parts):
+            for near, likeness in self._corrected(place, kind, parts, known):
                 found[near] = max(likeness, found.get(near, 0.0))
         best = max(found.values(), default=0.0)
         nearest = sorted(found, key=lambda near: (-found[near], near.count("."), near))
@@ -168,28 +187,36 @@ class KnownNames:
                 for part, each in self.kinds[kind].examples()
             ]
 
-    def _corrected(self, place: str, kind: int, parts: Sequence[str]) -> Iterator[tuple[str, float]]:
+    def _corrected(
+        self, place: str, kind: int, parts: Sequence[str], known: _Alike
+    ) -> Iterator[tuple[str, float]]:
         """What a name may be inside of a module, with how much of it is right."""
-        pending = [(place, kind, 0, 0.0)]
-        while pending:
-            near, at, depth, likeness = pending.pop()
-            if depth == len(parts):
-                yield near, likeness / depth
-                continue
-            part, inner = parts[depth], self.kinds[at]
-            exact = inner.member(part)
-            if exact is not None:
-                pending.append((qualified(near, part), exact, depth + 1, likeness + 1))
-                continue
-            others = inner.alike(part)
-            if not others and depth:
-                yield from (
-                    (qualified(near, other), likeness / len(parts))
-                    for other, _ in inner.alike(part, least=0.0)
+        ways = [(0.0, place, kind)]
+        for depth, part in enumerate(parts):
+            further: list[tuple[float, str, int]] = []
+            for likeness, near, at in ways:
+                inner = self.kinds[at]
+                exact = inner.member(part)
+                if exact is not None:
+                    further.append((likeness + 1, qualified(near, part), exact))
+                    continue
+                if (at, part) not in known:
+                    known[at, part] = [
+                        (other, each, _ratio(part, other)) for other, each in inner.alike(part)
+                    ]
+                others = known[at, part]
+                if not others and depth:  # what is there instead, or nothing is, inside of a tensor
+                    instead = [qualified(near, other) for other in inner.anything(part)] or [near]
+                    yield from ((each, likeness / len(parts)) for each in instead)
+                further.extend(
+                    (likeness + ratio, qualified(near, other), each) for other, each, ratio in others
                 )
-            for other, each in others:
-                ratio = difflib.SequenceMatcher(None, part, other).ratio()
-                pending.append((qualified(near, other), each, depth + 1, likeness + ratio))
+            ways = nlargest(_MOST_WAYS, further, key=lambda way: way[0])
+        yield from ((near, likeness / len(parts)) for likeness, near, _ in ways)
+
+
+def _ratio(part: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, part.lower(), other.lower()).ratio()
 
 
 def _read_kind(row: Any, number: int) -> NameKind:
@@ -205,14 +232,17 @@ def _read_kind(row: Any, number: int) -> NameKind:
 
 
 def _spans(text: str) -> tuple[range, ...]:
-    """Ranges from a text.
+    """Ranges from a text. Raises ValueError for one without a number.
 
     Example:
         >>> _spans("0-2,5")
         (range(0, 3), range(5, 6))
     """
     ends = (span.partition("-") for span in text.split(","))
-    return tuple(range(int(first), int(last or first) + 1) for first, _, last in ends)
+    spans = tuple(range(int(first), int(last or first) + 1) for first, _, last in ends)
+    if not all(spans):
+        raise ValueError(f"a range ends before it begins: {text[:80]!r}")
+    return spans
 
 
 def _ranges(spans: Iterable[range]) -> str:

@@ -21,14 +21,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pages import Page, read_page
 from screens import refused
+from torch import nn
 
+import planner
 from planner import Plan
 from planner.model.tree import ModuleTree
 from planner.plans.colours import DEVICE_COLOURS
+from planner.plans.device_map import DeviceMap
 from planner.plans.first_screen import first_screen
 from planner.plans.notebook import snippet
 from planner.plans.wording import WORDS
 from planner.report.html import html_report
+from planner.report.payload import payload
 from planner.report.rows import plan_rows
 from planner.report.showing import show
 
@@ -333,3 +337,30 @@ def test_show_displays_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     assert show(plan) is None
     (frame,) = read_page(shown[0]).attributes("iframe")
     assert frame["srcdoc"] == html_report(plan)
+
+
+def test_what_a_glob_pinned_was_placed_by_the_user() -> None:
+    """Otherwise the panel would say that another device has room for it, too."""
+    model = nn.Module()
+    model.layers = nn.ModuleList(nn.Linear(4, 4, bias=False, device="meta") for _ in range(4))
+    plan = planner.plan(model, max_memory={0: 1000, 1: 1000}, pin={"layers.[12]": 1, "layers.0": 0})
+    rows = plan_rows(plan)
+    placed = payload(plan, rows)["placed"]
+    assert sorted(rows.names[row] for row in placed) == ["layers.0", "layers.1", "layers.2"]
+
+
+def test_maps_are_copied_a_few_times_however_long_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at a plan's map is a copy of it."""
+    copied: list[int] = []
+    copy = DeviceMap.copy
+    monkeypatch.setattr(DeviceMap, "copy", lambda self: (copied.append(len(self)), copy(self))[1])
+    model = nn.Sequential(*(nn.Linear(4, 4, bias=False, device="meta") for _ in range(300)))
+    pins = {str(number): number % 2 for number in range(300)}
+    plan = planner.plan(model, max_memory={0: 10_000, 1: 10_000, "cpu": 10_000}, pin=pins)
+    assert len(plan.device_map) == 300
+    copied.clear()
+    html_report(plan)
+    snippet(plan)
+    planner.explain(plan, "7")
+    planner.explain(plan, "")
+    assert len(copied) < 40

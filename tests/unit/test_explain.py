@@ -185,7 +185,95 @@ def test_a_plan_of_before_explains_what_it_can_tell() -> None:
         planner.explain(plan, "layer.1")
 
 
+def test_names_that_a_terminal_would_obey_stay_in_their_line() -> None:
+    odd = nn.Module()
+    odd.add_module("red\x1b[31m\n", part(5))
+    odd.add_module("plain", part(5))
+    plan = planner.plan(odd, max_memory={0: 5, "cpu": 100})
+    for name in ("", "red\x1b[31m\n", "plain"):
+        assert all(line.isprintable() for line in lines(plan, name))
+
+
+# ---- Tensors that count for other blocks
+
+
+def homes_of(plan: Plan, model: nn.Module, name: str) -> set[str]:
+    """Where tensors inside of a name lie, in words."""
+    tensors = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    found = set()
+    for inner, _ in tensors:
+        if not name or inner == name or inner.startswith(f"{name}."):
+            key = inner
+            while key and key not in plan.device_map:
+                key = key.rpartition(".")[0]
+            found.add({"cpu": "RAM"}.get(str(plan.device_map[key]), f"GPU {plan.device_map[key]}"))
+    return found
+
+
+def test_a_module_whose_tensors_all_count_elsewhere_lies_where_it_lies() -> None:
+    """One object below two names is counted below the first."""
+    root, shared = nn.Module(), nn.Module()
+    shared.small, shared.large = part(10), part(40)
+    root.first, root.second = nn.ModuleDict({"inner": shared}), nn.ModuleDict({"inner": shared})
+    plan = planner.plan(root, max_memory={0: 45, 1: 45}, pin={"first.inner.small": 1, "first.inner.large": 0})
+    assert homes_of(plan, root, "second") == {"GPU 0", "GPU 1"}
+    for each in (plan, Plan.from_json(plan.to_json())):
+        told = lines(each, "second")
+        assert told[0] == "second has 2 blocks, no bytes that count here, on GPU 1 and GPU 0."
+        assert told[1:3] == [
+            "  second.inner.small: 1 block, no bytes that count here, on GPU 1",
+            "  second.inner.large: 1 block, no bytes that count here, on GPU 0",
+        ]
+
+
+def test_a_module_of_which_a_part_is_tied_to_another_device_lies_on_both() -> None:
+    root, head = nn.Module(), nn.Module()
+    head.tied, head.own = part(16), part(48)
+    root.embed, root.head = part(16), head
+    head.tied.w = root.embed.w
+    plan = planner.plan(root, max_memory={0: 40, 1: 48}, pin={"embed": 0, "head.own": 1})
+    assert homes_of(plan, root, "head") == {"GPU 0", "GPU 1"}
+    assert lines(plan, "head")[0] == "head has 2 blocks, 48 B, on GPU 0 and GPU 1."
+
+
+@pytest.mark.parametrize("batch", range(4))
+def test_no_home_of_a_drawn_module_is_left_out(batch: int) -> None:
+    seen = 0
+    for seed in range(batch * 100, batch * 100 + 100):
+        rng = Random(seed)
+        drawn = tree(rng)
+        total = sum(tensor.nbytes for tensor in [*drawn.parameters(), *drawn.buffers()]) + 8
+        budgets = {0: total // 3, 1: total // 3, "cpu": total}
+        try:
+            plan = planner.plan(
+                drawn, max_memory=budgets, strategy=rng.choice(["auto", "sequential", "balanced"])
+            )
+        except InfeasibleError:
+            continue
+        for name, _ in drawn.named_modules(remove_duplicate=False):
+            homes = homes_of(plan, drawn, name)
+            told = lines(plan, name)[0].replace("GPUs 0-1", "GPU 0 and GPU 1")
+            left_out = {home for home in homes if home not in told}
+            assert not left_out, (seed, name, told)
+            seen += len(homes) > 1
+    assert seen > 20
+
+
 # ---- Advice
+
+
+def test_no_pin_is_advised_to_a_disk_that_nothing_could_run() -> None:
+    """What is offloaded is to run on a cpu, and there is none."""
+    drawn = model(4)
+    plan = planner.plan(drawn, max_memory={0: 1000, "disk": 1000}, execute_offloaded="cpu")
+    assert advised(plan, "model.layers.1") is None
+    with pytest.raises(InfeasibleError):
+        planner.plan(
+            drawn, max_memory={0: 1000, "disk": 1000}, execute_offloaded="cpu", pin={"model.layers.1": "disk"}
+        )
 
 
 def advised(plan: Plan, name: str) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -75,6 +76,65 @@ def test_drawn_plans_are_as_the_schema_says_and_come_back(seed: int) -> None:
 )
 def test_the_schema_refuses_what_is_no_plan(damage: dict[str, Any]) -> None:
     assert not VALIDATOR.is_valid({**json.loads(offloading().to_json()), **damage})
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("devices", 0, "used_bytes"), -1),
+        (("devices", 0, "budget_bytes"), -1),
+        (("devices", 0, "free_bytes"), -1),
+        (("devices", 0, "id"), -1),
+        (("devices", 0, "id"), "gpu"),
+        (("devices",), {}),
+        (("reasons",), {}),
+        (("reasons", 0, "device"), "gpu"),
+        (("reasons", 0, "needed_bytes"), -1),
+        (("certificate", "gap_bytes"), -1),
+        (("source", "total_bytes"), -1),
+        (("device_map", "part0"), -1),
+        (("device_map", "part0"), "1e3"),
+        (("execution_map", "part3"), 2**70),
+        (("shortfall", "more_bytes"), {"": 1}),
+        (("shortfall", "more_bytes"), {"0": -1}),
+        (("minimum_bytes",), {"x": 1}),
+        (("names", 0), {"a.b": 0}),
+        (("names", 0), {".": {"00": 0}}),
+    ],
+)
+def test_reader_and_schema_refuse_alike(path: tuple[Any, ...], value: object) -> None:
+    data = json.loads(offloading().to_json())
+    at = data
+    for part in path[:-1]:
+        at = at[part]
+    at[path[-1]] = value
+    assert not VALIDATOR.is_valid(data)
+    with pytest.raises(InvalidInputError):
+        Plan.from_json(json.dumps(data))
+
+
+def test_numbers_that_no_budget_may_have_and_devices_that_stand_twice_are_refused() -> None:
+    data = json.loads(offloading().to_json())
+    devices = data["devices"]
+    for damage in (
+        {"devices": [{**devices[0], "budget_bytes": 10**400}, *devices[1:]]},
+        {"block_bytes": {"part0": 10**400}},
+        {"devices": [*devices, devices[0]]},
+        {"shortfall": {"name": "part0", "more_bytes": {"0": 1, "cuda:0": 2}}},
+    ):
+        with pytest.raises(InvalidInputError):
+            Plan.from_json(json.dumps({**data, **damage}))
+
+
+def test_a_plan_that_was_read_tells_its_devices_in_the_same_order() -> None:
+    model = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(9)))
+    plan = planner.plan(model, max_memory={10: 70, 9: 0, 2: 70, "cpu": 1000, "disk": 1000})
+    back = Plan.from_json(plan.to_json())
+    assert plan.shortfall is not None and back.shortfall is not None
+    assert list(back.shortfall.more_bytes) == list(plan.shortfall.more_bytes)
+    assert list(back.shortfall.smaller_formats) == list(plan.shortfall.smaller_formats)
+    assert list(back.minimum_bytes) == list(plan.minimum_bytes)
+    assert planner.explain(back, "") == planner.explain(plan, "")
 
 
 def test_every_field_is_in_the_page_about_the_file() -> None:
@@ -194,6 +254,7 @@ def test_maps_of_version_1_are_pairs(rows: object) -> None:
         [{}, {".": {"00": 0}}],
         [{}, {".": {"0-": 0}}],
         [{}, {".": {"0": 1}}],
+        [{}, {".": {"5-2": 0}}],
         [{}, {".": {"9" * 40: 0}}],
     ],
 )
@@ -256,6 +317,14 @@ def test_the_names_of_many_layers_take_few_bytes() -> None:
         ("model.layer.7.mlp.gate", ["model.layers.7.mlp.gate"]),
         ("model.layers.7.mlp.foo", ["model.layers.7.mlp.down", "model.layers.7.mlp.gate"]),
         ("gate", ["model.layers.0.mlp.gate"]),
+        ("model.layers.foo", ["model.layers.0"]),
+        ("model.layers.7O", ["model.layers.7"]),
+        ("model.layers.07", ["model.layers.7"]),
+        ("model.layers.3 ", ["model.layers.3"]),
+        ("model.layers.*", ["model.layers.0"]),
+        ("MODEL.LAYERS.3", ["model.layers.3"]),
+        ("model.layers.3.mlp.gate.weight.foo", ["model.layers.3.mlp.gate.weight"]),
+        ("lay", ["model.layers"]),
         ("zzz", []),
         ("", []),
         (".", []),
@@ -274,3 +343,12 @@ def test_the_nearest_name_is_what_was_meant(wrong: str, right: list[str]) -> Non
         ([("model", 5), ("lm_head", 1)], []),
     ]
     assert sorted(KnownNames.of(kinds).nearest(wrong)) == right
+
+
+def test_a_name_that_is_wrong_in_every_part_is_told_at_once() -> None:
+    """Of names like it there are 3 to the power of their depth."""
+    alike = [([(f"part_{letter}", depth) for letter in "abc"], []) for depth in range(14)]
+    names = KnownNames.of([([], []), *alike])
+    began = time.process_time()
+    assert len(names.nearest(".".join(["part_x"] * 14))) == 3
+    assert time.process_time() - began < 5

@@ -9,6 +9,7 @@ from planner.devices.keys import read_budgets
 from planner.dispatching.tensors.journal import Journal
 from planner.errors import InvalidDevicesError, InvalidInputError, PlanMismatchError
 from planner.names import text_set
+from planner.plans.device_map import DeviceMap
 from planner.plans.plan import Plan
 from planner.spelling import shown
 
@@ -38,7 +39,7 @@ def dispatch(
         model: a model with its weights in memory; changed in place. One that was dispatched before is dispatched anew.
         plan: a plan, or a device map: names to devices.
         execution_map: for a device map, where parts that rest on the CPU run; by default on the first accelerator of
-            the map. A plan has its own.
+            the map. A plan has its own, and so has ``plan.device_map``.
         offload_buffers: saved buffers rest with the weights; otherwise they stay where their module runs. By default what the
             plan's settings say; of a device map, they stay.
         skip_keys: keyword arguments and keys that never cross, beside the model's own ``_skip_keys_device_placement``.
@@ -78,7 +79,7 @@ def dispatch(
         raise InvalidInputError(f"outside is 'raise' or 'fetch', not {shown(outside)}")
     resolved_map = (
         ResolvedDeviceMap.of_plan(plan)
-        if isinstance(plan, Plan)
+        if isinstance(plan, Plan) or (isinstance(plan, DeviceMap) and execution_map is None)
         else ResolvedDeviceMap(plan, execution_map=execution_map)
     )
     require_fit(model, resolved_map)

@@ -18,7 +18,8 @@ class DeviceMap(dict[str, DeviceKey]):
         execution_map: names to devices, for what runs elsewhere than it lies; loaders that know nothing of it run what is
             offloaded on the first accelerator of the map.
 
-    Guarantee: a dict in every other way: it compares, copies, pickles and dumps as one.
+    Guarantee: a dict in every other way: it compares, copies, pickles and dumps as one. What dumps plain dicts alone, such as
+        ``yaml.safe_dump``, takes ``dict(device_map)``.
 
     Example:
         >>> import json

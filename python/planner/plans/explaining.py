@@ -18,7 +18,7 @@ from planner.plans.places import listed_places, place_name, runner_name
 from planner.plans.plan import Plan
 from planner.plans.runs import Run, runs_of
 from planner.plans.wording import UNDECIDED, reasons_about
-from planner.spelling import shown
+from planner.spelling import one_line, shown
 
 __all__ = ["explain", "require_known"]
 
@@ -101,7 +101,7 @@ def _to_move(plan: Plan, name: str, inside: tuple[Run, ...], style: Style) -> It
         setting = "strategy='auto'" if style == "python" else "--set strategy=auto"
         yield f"accelerate's strategies take no pins; {setting} does."
     elif _is_many(inside):
-        yield f"Blocks are moved one by one: ask for one of them, such as {_example(inside)}."
+        yield f"Blocks are moved one by one: ask for one of them, such as {_named(_example(inside))}."
     else:
         block = _block_of(plan, name)
         device = where_to_move(plan, block)
@@ -145,7 +145,7 @@ def _about_one(plan: Plan, name: str) -> Iterator[str]:
     part = ""
     if block != name:
         word = "as a part of" if is_within(name, block) else "with"
-        part = f", {word} the block {block}" if block else ", as a part of the model"
+        part = f", {word} the block {one_line(block)}" if block else ", as a part of the model"
     yield f"{_subject(name)} lies {_in_place(home)}{running}{part}."
     own = reasons_about(plan, block)
     yield from (f"  {_sentence(reason)}" for reason in own[:_MOST_REASONS])
@@ -162,13 +162,14 @@ def _block_of(plan: Plan, name: str) -> str:
     if around is not None:
         return around
     inside = [block for block in blocks if is_within(block, name)]
+    inside = inside or [key for key in plan.device_map if is_within(key, name)]
     return inside[0] if len(inside) == 1 else name
 
 
 def _about_many(plan: Plan, name: str, inside: tuple[Run, ...]) -> Iterator[str]:
     """The blocks inside of a module, by device and in the order of execution."""
     sizes = [run.size_bytes for run in inside if run.size_bytes is not None]
-    size = f", {one_size(sum(sizes))}" if len(sizes) == len(inside) else ""
+    size = _size_words(sum(sizes) if len(sizes) == len(inside) else None)
     homes = dict.fromkeys(run.home for run in inside)
     blocks = counted(sum(run.count for run in inside), "block")
     yield f"{_subject(name)} has {blocks}{size}, {_where(list(homes))}."
@@ -187,19 +188,27 @@ def _where(homes: list[DeviceKey]) -> str:
 def _by_device(inside: tuple[Run, ...], homes: list[DeviceKey]) -> Iterator[str]:
     for home in homes:
         runs = [run for run in inside if run.home == home]
-        sizes = [run.size_bytes or 0 for run in runs]
-        yield f"  {place_name(home)}: {counted(sum(run.count for run in runs), 'block')}, {one_size(sum(sizes))}"
+        size_bytes = sum(run.size_bytes or 0 for run in runs)
+        yield f"  {place_name(home)}: {counted(sum(run.count for run in runs), 'block')}{_size_words(size_bytes)}"
+
+
+def _size_words(size_bytes: int | None) -> str:
+    """How large blocks are; those of which all tensors count for others have no bytes of their own."""
+    if size_bytes is None:
+        return ""
+    return f", {one_size(size_bytes)}" if size_bytes else ", no bytes that count here"
 
 
 def _run_words(run: Run) -> str:
-    span = _named(run.first) if run.count == 1 else f"{run.first} to {run.last}"
-    size = "" if run.size_bytes is None else f", {one_size(run.size_bytes)}"
+    span = _named(run.first) if run.count == 1 else f"{one_line(run.first)} to {one_line(run.last)}"
     running = (
         ""
         if run.runs_on == run.home
         else f", {'runs' if run.count == 1 else 'run'} on {runner_name(run.runs_on)}"
     )
-    return f"{span}: {counted(run.count, 'block')}{size}, {_in_place(run.home)}{running}"
+    return (
+        f"{span}: {counted(run.count, 'block')}{_size_words(run.size_bytes)}, {_in_place(run.home)}{running}"
+    )
 
 
 def _example(inside: tuple[Run, ...]) -> str:
@@ -261,8 +270,8 @@ def _in_place(device: DeviceKey) -> str:
 
 
 def _named(name: str) -> str:
-    return name or "the model"
+    return one_line(name) or "the model"
 
 
 def _subject(name: str) -> str:
-    return name or "The model"
+    return one_line(name) or "The model"

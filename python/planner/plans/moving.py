@@ -42,55 +42,59 @@ def where_to_move(plan: PlanParts, block: str) -> DeviceKey | None:
     if own is None or own.rule == "oversized" or not own.needed_bytes or _is_constrained(plan, own):
         return None
     by_id = {device.id: device for device in plan.devices}
-    home = by_id[own.device]
+    home, runner = by_id[own.device], device_of(own.name, plan.execution_map)
     for device in plan.devices:
         if device.id == home.id or not _may_hold(plan, own, device):
             continue
         if (device.free_bytes or 0) >= own.needed_bytes:
-            if device.kind == "accelerator" or _can_stream(plan, own, home, device):
+            if device.kind == "accelerator" or _can_stream(plan, own, runner, home, device):
                 return device.id
         elif device.kind == "accelerator" and any(
-            _can_change_places(plan, own, home, device, unit) for unit in units.values()
+            _can_change_places(plan, own, runner, home, device, unit) for unit in units.values()
         ):
             return device.id
     return None
 
 
 def _can_change_places(
-    plan: PlanParts, own: Reason, home: DevicePlan, device: DevicePlan, unit: Reason
+    plan: PlanParts,
+    own: Reason,
+    runner: DeviceKey | None,
+    home: DevicePlan,
+    device: DevicePlan,
+    unit: Reason,
 ) -> bool:
     """Whether a unit of an accelerator finds room where the block is, and the block where the unit was."""
     least_bytes = own.needed_bytes - (device.free_bytes or 0)
-    fits = unit.device == device.id and least_bytes <= unit.needed_bytes <= own.needed_bytes
-    if home.kind != "accelerator" and not _can_take_its_turn(plan, own, unit):
+    if unit.device != device.id or not least_bytes <= unit.needed_bytes <= own.needed_bytes:
         return False
-    return fits and not _is_constrained(plan, unit) and _may_hold(plan, unit, home)
+    if home.kind != "accelerator" and not _can_take_its_turn(plan, runner, unit):
+        return False
+    return not _is_constrained(plan, unit) and _may_hold(plan, unit, home)
 
 
-def _can_stream(plan: PlanParts, unit: Reason, home: DevicePlan, device: DevicePlan) -> bool:
+def _can_stream(
+    plan: PlanParts, unit: Reason, runner: DeviceKey | None, home: DevicePlan, device: DevicePlan
+) -> bool:
     """Whether what moves to the cpu or to disk may run: where it ran before, be it in the room that it leaves, or on the cpu."""
-    if _runner(plan, unit) not in (None, unit.device):
+    if runner not in (None, unit.device):
         return True
     said = plan.account.settings.get("execute_offloaded")
     is_for_cpu = said is not None and said.value == "cpu"
     if is_for_cpu and device.kind == "cpu":
         return True
-    stage = next((each for each in plan.devices if each.kind == "cpu"), home) if is_for_cpu else home
+    stage = next((each for each in plan.devices if each.kind == "cpu"), None) if is_for_cpu else home
+    if stage is None:  # nothing may run what is offloaded
+        return False
     left_bytes = unit.needed_bytes if stage is home else 0
     kept_bytes = (stage.free_bytes or 0) + stage.reserved_bytes + left_bytes
     return kept_bytes >= _staging_blocks(plan) * unit.needed_bytes
 
 
-def _can_take_its_turn(plan: PlanParts, own: Reason, unit: Reason) -> bool:
+def _can_take_its_turn(plan: PlanParts, runner: DeviceKey | None, unit: Reason) -> bool:
     """Whether a unit may run where an offloaded block ran, in the room that was kept there."""
-    runner = _runner(plan, own)
     kept_bytes = next((each.reserved_bytes for each in plan.devices if each.id == runner), 0)
     return kept_bytes >= _staging_blocks(plan) * unit.needed_bytes
-
-
-def _runner(plan: PlanParts, unit: Reason) -> DeviceKey | None:
-    """Where an offloaded unit runs, if that is elsewhere."""
-    return device_of(unit.name, plan.execution_map)
 
 
 def _staging_blocks(plan: PlanParts) -> int:

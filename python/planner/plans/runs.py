@@ -39,7 +39,8 @@ def runs_of(plan: PlanParts, inside: str = "") -> tuple[Run, ...]:
 
     Args:
         plan: the plan; nothing but what it says is read, so it may have been read from a file.
-        inside: only blocks inside this module, or this block itself.
+        inside: only blocks inside this module, or this block itself; with them, where no block of the module lies, those of its
+            parts whose tensors all count for other blocks.
 
     Guarantee: bytes add up to those of the blocks; without ``inside``, by home, to those that the plan says are used.
 
@@ -54,8 +55,36 @@ def runs_of(plan: PlanParts, inside: str = "") -> tuple[Run, ...]:
         0 0 400 0 0
         1 3 1200 cpu 0
     """
-    blocks = [block for block in blocks_of(plan) if is_within(block.first, inside)]
+    found = blocks_of(plan)
+    blocks = [block for block in found if is_within(block.first, inside)]
+    if inside:
+        blocks = _with_shared(plan, inside, blocks, {block.first for block in found})
     return tuple(_joined(list(run)) for _, run in groupby(blocks, lambda block: (block.home, block.runs_on)))
+
+
+def _with_shared(plan: PlanParts, inside: str, blocks: list[Run], names: set[str]) -> list[Run]:
+    """Blocks of a module with keys of the device map that have no block, because all their tensors are met elsewhere first: those
+    that lie where no block of the module does, or all where it has none."""
+    device_map, execution_map = plan.device_map, plan.execution_map
+    places = {key: number for number, key in enumerate(device_map)}
+    around = {nearest_key(name, places) for name in names}
+    homes = {block.home for block in blocks}
+    found = list(blocks)
+    for key, home in device_map.items():
+        if home in homes or key in around or not is_within(key, inside):
+            continue
+        runs_on = device_of(key, execution_map)
+        at = next(
+            (number for number, each in enumerate(found) if _place(each, places) > places[key]), len(found)
+        )
+        found.insert(at, Run(key, key, 1, 0, home, home if runs_on is None else runs_on))
+    return found
+
+
+def _place(block: Run, places: dict[str, int]) -> int:
+    """Where the key of a block stands in the device map."""
+    key = nearest_key(block.first, places)
+    return -1 if key is None else places[key]
 
 
 def _joined(blocks: list[Run]) -> Run:

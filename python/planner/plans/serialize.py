@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from typing import Any, TypeVar
 
-from planner.devices.keys import DeviceKey, canonical_device
+from planner.devices.keys import DeviceKey, canonical_device, ordered
 from planner.errors import InvalidInputError
 from planner.known_names import KnownNames
 from planner.plans.device_map import DeviceMap
@@ -21,6 +21,7 @@ from planner.plans.parts import (
     Shortfall,
     Source,
 )
+from planner.spelling import count_of, shown
 
 _SCHEMA = "planner.plan"
 _VERSION = 2
@@ -116,17 +117,24 @@ def _shortfall_data(shortfall: Shortfall) -> dict[str, Any]:
 
 def _parts(data: dict[str, Any]) -> PlanParts:
     shortfall = _read_shortfall(data["shortfall"])
-    devices = tuple(_exact(DevicePlan, {**row, "id": canonical_device(row["id"])}) for row in data["devices"])
+    devices = tuple(
+        _exact(DevicePlan, {**row, "id": canonical_device(row["id"])}) for row in _rows(data["devices"])
+    )
+    if len({device.id for device in devices}) < len(devices):
+        raise ValueError("a device stands twice in devices")
     device_map, execution_map = _map(data["device_map"]), _map(data["execution_map"])
     offloaded_bytes = {tier: _count(data["offloaded_bytes"][tier]) for tier in ("cpu", "disk")}
     certificate = _exact(Certificate, data["certificate"])
     source = _read_source(data["source"])
     names = KnownNames.read(data["names"])
     block_bytes = {name: _count(size) for name, size in data["block_bytes"].items()}
-    reasons = tuple(_exact(Reason, row) for row in data["reasons"])
+    reasons = tuple(
+        _exact(Reason, {**row, "device": canonical_device(row["device"])}) for row in _rows(data["reasons"])
+    )
+    least = _by_device(data.get("minimum_bytes", {}))
+    in_order = [device.id for device in devices if device.id in least]
     minimum_bytes = {
-        canonical_device(key): None if size is None else _count(size)
-        for key, size in data.get("minimum_bytes", {}).items()
+        key: None if least[key] is None else _count(least[key]) for key in dict.fromkeys((*in_order, *least))
     }
     settings = {path: _exact(Setting, row) for path, row in data["settings"].items()}
     provenance = {path: _text(origin) for path, origin in data.get("provenance", {}).items()}
@@ -152,8 +160,10 @@ def _parts(data: dict[str, Any]) -> PlanParts:
 def _read_shortfall(row: Any) -> Shortfall | None:
     if row is None:
         return None
-    more_bytes = {canonical_device(key): _count(size) for key, size in row["more_bytes"].items()}
-    smaller_formats = {_text(name): _count(size) for name, size in row.get("smaller_formats", {}).items()}
+    # Sorted as text in the file, and told in the order that a plan has which was just made.
+    more_bytes = ordered({key: _count(size) for key, size in _by_device(row["more_bytes"]).items()})
+    formats = {_text(name): _count(size) for name, size in row.get("smaller_formats", {}).items()}
+    smaller_formats = dict(sorted(formats.items(), key=lambda item: -item[1]))
     return _exact(Shortfall, {**row, "more_bytes": more_bytes, "smaller_formats": smaller_formats})
 
 
@@ -166,6 +176,8 @@ _TYPES: Mapping[object, tuple[type, ...]] = {
     "str | None": (str, type(None)),
     "int | None": (int, type(None)),
 }
+# What may be too much already; all other numbers are amounts.
+_BELOW_ZERO = ((Reason, "available_bytes"),)
 # Closed sets of words; any text is read, since a rule or stage may be newer than this reader.
 _WORDS = ("SourceKind", "DeviceKind", "RankName", "ReasonRule", "Stage")
 
@@ -177,9 +189,23 @@ def _exact(cls: type[T], row: Mapping[str, Any]) -> T:
             continue  # what older planners did not write
         declared = "str" if field.type in _WORDS else field.type
         allowed = _TYPES.get(declared)
-        if allowed and type(row[field.name]) not in allowed:
-            raise TypeError(f"{field.name} must be {declared}, got {str(row[field.name])[:80]!r}")
+        value = row[field.name]
+        if allowed and type(value) not in allowed:
+            raise TypeError(f"{field.name} must be {declared}, got {str(value)[:80]!r}")
+        if declared in ("int", "int | None") and value is not None:
+            _require_amount(field.name, abs(value) if (cls, field.name) in _BELOW_ZERO else value)
     return cls(**row)
+
+
+def _require_amount(what: str, value: int) -> None:
+    if count_of(value) is None:
+        raise ValueError(f"{what} must be an amount, got {shown(value)}")
+
+
+def _rows(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"expected a list, got {str(value)[:80]!r}")
+    return value
 
 
 def _text(value: Any) -> str:
@@ -211,6 +237,14 @@ def _map(rows: Any) -> dict[str, DeviceKey]:
 
 
 def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise TypeError(f"expected a number of bytes, got {value!r}")
+    if type(value) is not int or count_of(value) is None:
+        raise TypeError(f"expected a number of bytes, got {shown(value)}")
     return value
+
+
+def _by_device(rows: Mapping[str, Any]) -> dict[DeviceKey, Any]:
+    """What an object says by device. Raises TypeError or ValueError for anything else, and where a device stands there twice."""
+    found = {canonical_device(key): value for key, value in rows.items()}
+    if len(found) < len(rows):
+        raise ValueError("a device stands twice in one object")
+    return found

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
 
+from planner.names import is_within
 from planner.plans.notices import device_room_bytes
 from planner.plans.parts import DevicePlan, PlanParts
 
@@ -20,10 +23,17 @@ WHY_NOT: Mapping[str, str] = {
 _RANKS = {"accelerator": 0, "cpu": 1, "disk": 2}
 
 
-def placed_by_user(plan: PlanParts) -> list[str]:
-    """Names that pins and forbidden devices are about."""
+def placed_by_user(plan: PlanParts, names: Sequence[str]) -> list[str]:
+    """Which of a model's names pins and forbidden devices are about, globs written out."""
     settings = plan.account.settings
-    return [path.partition(".")[2] for path in settings if path.startswith(("pin.", "forbid."))]
+    said = [path.partition(".")[2] for path in settings if path.startswith(("pin.", "forbid."))]
+    known = set(names) if said else set()
+    globs = [re.compile(fnmatch.translate(each)).match for each in said if each not in known]
+    matched: list[str] = []
+    for name in names if globs else ():  # outer ones first, and what a match holds goes with it
+        if not (matched and is_within(name, matched[-1])) and any(matches(name) for matches in globs):
+            matched.append(name)
+    return [*(name for name in said if name in known), *matched]
 
 
 def ranks(plan: PlanParts) -> list[int]:

@@ -42,7 +42,7 @@ def payload(plan: PlanParts, rows: Rows) -> dict[str, Any]:
         "reserved": [_exact(device.reserved_bytes) for device in plan.devices],
         "rooms": [[_limit(room), _limit(free)] for room, free in rooms_bytes(plan)],
         "ranks": ranks(plan),
-        "placed": [row for name in placed_by_user(plan) for row in [index.get(name)] if row is not None],
+        "placed": [index[name] for name in placed_by_user(plan, rows.names)],
         "blocks": [row for block in blocks_of(plan) for row in [index.get(block.first)] if row is not None],
         "names": [
             name[len(rows.names[above]) + 1 :] if above > 0 else name

@@ -176,15 +176,16 @@ def _places(
 ) -> tuple[list[int], list[int]]:
     """Where each row lies and runs by its own name or those around it."""
     number = {device: index for index, device in enumerate(devices)}
+    device_map, execution_map = plan.device_map, plan.execution_map
     homes, runs = [NOTHING] * len(names), [NOTHING] * len(names)
     for row, name in enumerate(names):
         above = parents[row]
-        if name in plan.device_map:
-            homes[row] = runs[row] = number[plan.device_map[name]]
+        if name in device_map:
+            homes[row] = runs[row] = number[device_map[name]]
         elif above >= 0:
             homes[row], runs[row] = homes[above], runs[above]
-        if name in plan.execution_map:
-            runs[row] = number[plan.execution_map[name]]
+        if name in execution_map:
+            runs[row] = number[execution_map[name]]
     return homes, runs
 
 

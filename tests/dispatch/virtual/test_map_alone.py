@@ -92,6 +92,24 @@ def test_a_map_that_is_not_enough_says_so_and_breaks_the_budgets(virtual_acceler
     assert said in map(str, notices(plan))
 
 
+def test_dispatch_reads_what_the_device_map_of_a_plan_carries(virtual_accelerators: Accelerators) -> None:
+    plan = planned(ALIKE, 1.0, 3.0)
+    assert not map_is_enough(plan)
+    assert max(shares(plan, ALIKE, virtual_accelerators, planner.dispatch)) <= 1
+    plain = shares(plan, ALIKE, virtual_accelerators, lambda model, said: planner.dispatch(model, dict(said)))
+    assert plain[0] > 1, "a map that says nothing of it is streamed to its first accelerator"
+
+
+def test_what_was_moved_in_the_device_map_of_a_plan_runs_where_it_was_moved() -> None:
+    plan = planned(ALIKE, 1.0, 3.0)
+    edited = plan.device_map
+    moved = next(name for name in plan.execution_map if edited[name] == "cpu")
+    edited[moved] = 0
+    model = planner.dispatch(layers(ALIKE), edited)
+    assert model.get_submodule(moved).weight.device.index == 0
+    model(X)
+
+
 def test_what_the_cpu_is_to_run_needs_the_execution_map() -> None:
     plan = planned(ALIKE, 2.0, 2.0, execute_offloaded="cpu")
     assert not map_is_enough(plan)

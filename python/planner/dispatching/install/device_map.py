@@ -15,6 +15,7 @@ from planner.dispatching.tensors.slots import modules_of, own_slots, resolve_dev
 from planner.errors import InvalidDevicesError, PlanMismatchError
 from planner.model.tree import ModuleTree
 from planner.names import device_of, listed, nearest_key, qualified, require_map, require_texts
+from planner.plans.device_map import DeviceMap
 from planner.plans.plan import Plan
 
 __all__ = ["ResolvedDeviceMap", "require_fit", "require_present", "require_unscripted", "require_whole"]
@@ -74,15 +75,23 @@ class ResolvedDeviceMap:
 
     @classmethod
     def of_plan(
-        cls, plan: Plan, assumed: Callable[[DeviceKey], torch.device] | None = None
+        cls, plan: Plan | DeviceMap, assumed: Callable[[DeviceKey], torch.device] | None = None
     ) -> ResolvedDeviceMap:
-        """What a plan says. What its execution map does not name runs where it lies, on disk: on the CPU."""
+        """What a plan says, or its device map, which carries the execution map. What that does not name runs where it lies, on
+        disk: on the CPU."""
+        device_map = plan.device_map if isinstance(plan, Plan) else plan
+        # The map may have been edited: what was moved to an accelerator runs there.
+        running = {
+            name: device
+            for name, device in plan.execution_map.items()
+            if device_of(name, device_map) in (None, "cpu", "disk")
+        }
         lying: dict[str, DeviceKey] = {
             name: "cpu" if key == "disk" else key
-            for name, key in plan.device_map.items()
-            if nearest_key(name, plan.execution_map) is None
+            for name, key in device_map.items()
+            if nearest_key(name, running) is None
         }
-        return cls(plan.device_map, {**lying, **plan.execution_map}, assumed=assumed)
+        return cls(device_map, {**lying, **running}, assumed=assumed)
 
     @property
     def root_placement(self) -> Placement:
