@@ -11,7 +11,16 @@ from planner.plans.parts import DevicePlan, PlanParts
 from planner.plans.places import listed_places
 from planner.plans.verdict import holds_all
 
-__all__ = ["Advice", "Room", "advice", "fitting_formats", "is_too_full", "left_bytes", "more_room"]
+__all__ = [
+    "Advice",
+    "Room",
+    "advice",
+    "fitting_formats",
+    "format_words",
+    "is_too_full",
+    "left_bytes",
+    "more_room",
+]
 
 _ENOUGH_BYTES = 256 << 20  # to run in, on any card
 _ENOUGH_SHARE = 20  # or this part of the card
@@ -45,11 +54,10 @@ def advice(plan: PlanParts, *, is_shell: bool = True) -> tuple[Advice, ...]:
     """
     found = []
     shortfall = plan.account.shortfall
-    if shortfall is not None and not holds_all(plan):
+    # Where no room would be enough, something was told to lie elsewhere, in whatever format.
+    if shortfall is not None and shortfall.more_bytes and not holds_all(plan):
         formats = fitting_formats(_accelerator_rooms(plan), shortfall.smaller_formats, is_shell=is_shell)
-        ways = (*more_room(shortfall.more_bytes), *formats)
-        if ways:
-            found.append(Advice("To avoid it", ways))
+        found.append(Advice("To avoid it", (*more_room(shortfall.more_bytes), *formats)))
     full = [device for device in plan.devices if is_too_full(device)]
     if full and _has_room_elsewhere(plan, full):
         found.append(Advice("To run it", (_headroom_words(full, is_shell),)))
@@ -118,8 +126,18 @@ def fitting_formats(rooms: Sequence[Room], formats: Mapping[str, int], *, is_she
     fitting = {name: size for name, size in formats.items() if size <= room_bytes}
     if fitting:
         name = max(fitting, key=fitting.__getitem__)
-        option = f"--dtype {name}" if is_shell else f"dtype={name!r}"
-        yield f"{_BITS.get(name, 4)}-bit weights ({one_size(fitting[name])}): {option}"
+        yield format_words(name, fitting[name], is_shell=is_shell)
+
+
+def format_words(name: str, size_bytes: int, *, is_shell: bool) -> str:
+    """A smaller format, with the model's size in it.
+
+    Example:
+        >>> format_words("fp8", 70 << 30, is_shell=True)
+        '8-bit weights (70 GiB): --dtype fp8'
+    """
+    option = f"--dtype {name}" if is_shell else f"dtype={name!r}"
+    return f"{_BITS.get(name, 4)}-bit weights ({one_size(size_bytes)}): {option}"
 
 
 def _accelerator_rooms(plan: PlanParts) -> list[Room]:
