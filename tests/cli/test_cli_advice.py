@@ -42,7 +42,7 @@ def followed(way: str, devices: dict[str, int]) -> Iterator[tuple[dict[str, int]
         return
     more = re.match(r"([\d.]+) (\w+) more ", way)
     assert more, way
-    for place in re.findall(r"GPU (\d+)|(RAM|disk)", way):
+    for place in re.findall(r"GPUs? (\d+)|(RAM|disk)", way):  # of a range of equal cards, the first
         device = place[0] or PLACES[place[1]]
         size_bytes = devices.get(device, 0) + int(float(more[1]) * SIZES[more[2]])
         yield {**devices, device: size_bytes}, []
@@ -61,8 +61,9 @@ def followed(way: str, devices: dict[str, int]) -> Iterator[tuple[dict[str, int]
         ({"0": 67, "1": 67}, ["--set", "strategy=sequential"]),
         ({"0": 40, "1": 80, "cpu": 8}, ["--set", "strategy=balanced"]),
         ({"0": 3}, ["--set", "strategy=balanced"]),
+        ({str(card): 2 for card in range(64)}, []),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
 def test_what_would_make_it_fit_does(
     command: Command, llama_70b: Path, devices: dict[str, int], options: list[str]
@@ -99,6 +100,11 @@ def test_the_message_speaks_as_the_picture_does(command: Command, llama_70b: Pat
     assert done.stderr.count("more on") == 1
     assert "more on one of GPUs 0-7 would be enough" in done.stderr
     assert "bytes" not in done.stderr
+
+
+def test_what_computes_is_told_apart_from_what_does_not(command: Command, llama_70b: Path) -> None:
+    done = command("plan", llama_70b, "-d", "0=0", "-d", "cpu=0")
+    assert "131.5 GiB more on GPU 0, or 131.5 GiB more in RAM would be enough" in done.stderr
 
 
 def test_where_the_answer_goes_to_standard_output_no_picture_does(command: Command, llama_70b: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from planner.devices.keys import DeviceKey
-from planner.errors import InfeasibleError
+from planner.errors import InfeasibleError, InvalidDevicesError
 from planner.model.blocks import Blocks
 from planner.model.constraints import is_usable
 from planner.names import device_of
@@ -166,7 +166,7 @@ def _tried(problem: Problem) -> Plan | None:
     strategy = plan_auto if isinstance(problem.settings.strategy, Auto) else plan_sequential
     try:
         return strategy(problem)
-    except InfeasibleError:
+    except (InfeasibleError, InvalidDevicesError):  # a device more may be one too many
         return None
 
 

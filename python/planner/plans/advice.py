@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from planner.devices.keys import DeviceKey
+from planner.choices import DeviceKind
+from planner.devices.keys import DeviceKey, device_kind
 from planner.plans.columns import one_size
 from planner.plans.parts import DevicePlan, PlanParts
 from planner.plans.places import listed_places
@@ -89,13 +90,12 @@ def more_room(more_bytes: Mapping[DeviceKey, int]) -> Iterator[str]:
         >>> list(more_room({0: 100, 1: 100, 2: 100, "cpu": 300}))
         ['100 B more on one of GPUs 0-2', '300 B more in RAM']
     """
-    by_size: dict[int, list[DeviceKey]] = {}
+    alike: dict[tuple[int, DeviceKind], list[DeviceKey]] = {}
     for device, size in more_bytes.items():
-        by_size.setdefault(size, []).append(device)
-    sizes = list(by_size) if len(by_size) <= _MOST_DEVICES else sorted(by_size)[:1]
-    for size in sizes:
-        where = _one_of(by_size[size])
-        yield f"{one_size(size, up=True)} more {where}"
+        alike.setdefault((size, device_kind(device)), []).append(device)
+    ways = list(alike) if len(alike) <= _MOST_DEVICES else [min(alike, key=lambda way: way[0])]
+    for way in ways:
+        yield f"{one_size(way[0], up=True)} more {_one_of(alike[way])}"
 
 
 def _one_of(devices: Sequence[DeviceKey]) -> str:
