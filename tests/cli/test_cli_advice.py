@@ -124,6 +124,19 @@ def test_the_demo_makes_its_folder(command: Command) -> None:
     assert json.loads(Path("new/demo/llama-70b.json").read_text())
 
 
+@pytest.mark.parametrize("start", ["https://huggingface.co/", "hf://"])
+def test_an_address_of_the_hub_is_not_its_name(command: Command, start: str) -> None:
+    done = command("plan", f"{start}org/name.v1", "-d", "0=1GiB")
+    assert done.exit_code == 2
+    assert "a model on the hub is named without its address: org/name.v1" in done.stderr
+
+
+def test_settings_alone_tell_what_can_be_asked(command: Command) -> None:
+    done = command("config")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.startswith("Usage: ")
+
+
 SLIPS = [
     ["--pin", "lm_heda=0"],
     ["--forbid", "lm_head=gpu"],
