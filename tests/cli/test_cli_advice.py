@@ -12,9 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch import nn
 
+import planner
 from command_line import Command
 from planner.cli.synthetic import write_synthetic
+from planner.plans.moving import pin_words
 
 SIZES = {"MiB": 1 << 20, "GiB": 1 << 30}
 PLACES = {"RAM": "cpu", "disk": "disk"}
@@ -100,6 +103,27 @@ def test_the_message_speaks_as_the_picture_does(command: Command, llama_70b: Pat
     assert done.stderr.count("more on") == 1
     assert "more on one of GPUs 0-7 would be enough" in done.stderr
     assert "bytes" not in done.stderr
+
+
+NAMES = ["layers\n.0", "it's\x1b[31m", "back\\n slash\n", "ri\u202eght", "$(touch x) `y`", "\U000e0001tag"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pin_of_any_name_can_be_pasted(name: str) -> None:
+    words = f"printf %s {pin_words(name, 0, 'shell').removeprefix('--pin ')}"
+    said = subprocess.run(["bash", "-c", words], capture_output=True, env={"LC_ALL": "C.UTF-8"}, timeout=10)
+    assert words.isprintable()
+    assert said.stdout.decode() == f"{name}=0"
+
+
+def test_names_with_line_breaks_stay_in_their_lines(command: Command) -> None:
+    model = nn.Module()
+    for number in range(3):
+        model.add_module(f"a\n{number}", nn.Linear(8, 8))
+    Path("plan.json").write_text(planner.plan(model, max_memory={0: 1 << 20, "cpu": 1 << 20}).to_json())
+    done = command("explain", "plan.json", "a\n1")
+    assert done.stdout.startswith("a\\n1 lies on GPU 0.\n")
+    assert "a\n1" not in done.stdout
 
 
 def test_what_computes_is_told_apart_from_what_does_not(command: Command, llama_70b: Path) -> None:

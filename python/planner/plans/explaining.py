@@ -18,7 +18,7 @@ from planner.plans.places import listed_places, place_name, runner_name
 from planner.plans.plan import Plan
 from planner.plans.runs import Run, runs_of
 from planner.plans.wording import UNDECIDED, reasons_about
-from planner.spelling import shown
+from planner.spelling import one_line, shown
 
 __all__ = ["explain", "require_known"]
 
@@ -261,8 +261,8 @@ def _in_place(device: DeviceKey) -> str:
 
 
 def _named(name: str) -> str:
-    return name or "the model"
+    return one_line(name) or "the model"
 
 
 def _subject(name: str) -> str:
-    return name or "The model"
+    return one_line(name) or "The model"
