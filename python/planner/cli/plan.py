@@ -82,13 +82,14 @@ def command(
         _draw_no(error, opened, stack, html, () if has_devices else _remarks(), is_drawn=is_drawn)
         raise
     remarks = () if has_devices else _remarks()
-    text = made.to_json()
-    _write(output, text, "the plan")
-    _write(device_map, json_text(made.device_map), "its device map")
+    if output is not None:
+        _write(output, made.to_json(), "the plan")
+    if device_map is not None:
+        _write(device_map, json_text(made.device_map), "its device map")
     if html is not None:
         _write(html, _page(made, opened, remarks), "its report")
     if as_json:
-        write_json_text(text)
+        write_json_text(made.to_json())
     elif STANDARD_STREAM not in (output, device_map, html):
         _show(made, remarks)
     return OK
@@ -132,10 +133,8 @@ def _refuse_two_answers(as_json: bool, *files: str | None) -> None:
         )
 
 
-def _write(file: str | None, text: str, what: str) -> None:
+def _write(file: str, text: str, what: str) -> None:
     """Writes a file that was asked for, and says so."""
-    if file is None:
-        return
     write_file(file, f"{text}\n")
     if file != STANDARD_STREAM:
         write_remark(f"wrote {what} to {file}")
