@@ -263,7 +263,7 @@ def test_a_misspelt_variable_is_told_the_nearest(command: Command, monkeypatch: 
     )
 
 
-def test_a_variable_of_a_setting_is_refused_with_its_value_and_one_below_it_without(
+def test_a_variable_of_a_setting_is_refused_with_its_value_and_one_below_it_is_ignored(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PLANNER_MODE", "sideways")
@@ -272,7 +272,7 @@ def test_a_variable_of_a_setting_is_refused_with_its_value_and_one_below_it_with
     monkeypatch.delenv("PLANNER_MODE")
     monkeypatch.setenv("PLANNER_STRATEGY__PASSWORD", "hunter2-secret")
     done = command("config", "show")
-    assert (done.exit_code, "hunter2" in done.stderr) == (2, False)
+    assert (done.exit_code, "hunter2" in done.output) == (0, False)
     assert "PLANNER_STRATEGY__PASSWORD" in done.stderr
 
 

@@ -295,12 +295,18 @@ def test_what_is_left_over_stands_in_the_strip(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"strategy": "sequential"}, {"granularity": "module"}, {"mode": "gpu_only"}]
+    ("size", "settings", "is_auto_enough"),
+    [
+        (24 * GIB, {"strategy": "sequential"}, False),
+        (67 * GIB, {"strategy": "sequential"}, True),
+        (24 * GIB, {"granularity": "module"}, False),
+        (24 * GIB, {"mode": "gpu_only"}, False),
+    ],
 )
-def test_every_no_is_drawn(folder: Path, settings: dict[str, Any]) -> None:
-    no_plan = refused(folder, max_memory={0: 24 * GIB, 1: 24 * GIB}, **settings)
+def test_every_no_is_drawn(folder: Path, size: int, settings: dict[str, Any], is_auto_enough: bool) -> None:
+    no_plan = refused(folder, max_memory={0: size, 1: size}, **settings)
     assert "left over" in drawn(plan_view(no_plan), 80)
-    assert ("--strategy auto" in drawn(plan_view(no_plan), 200)) == ("strategy" in settings)
+    assert ("--set strategy=auto" in drawn(plan_view(no_plan), 200)) == is_auto_enough
 
 
 def test_what_was_looked_for_is_said(folder: Path) -> None:

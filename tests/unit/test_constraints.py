@@ -177,7 +177,7 @@ def test_the_model_itself_can_be_what_must_not_be_split(granularity: str) -> Non
     assert dict(made.device_map) == {"": "cpu"}
     made = plan(max_memory={0: 110, 1: 130, "cpu": 200}, forbid={"head": [0, 1]}, **said)
     assert (dict(made.device_map), dict(made.execution_map)) == ({"": "cpu"}, {"": 1})
-    with pytest.raises(InfeasibleError, match=r"the whole model \(120 B\) is left over") as caught:
+    with pytest.raises(InfeasibleError, match=r"the whole model \(120 B\) finds no place") as caught:
         planner.plan(model(), max_memory={0: 110, 1: 110}, **said)
     assert caught.value.more_bytes == {0: 10, 1: 10}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from planner.checkpoint.hub_cache import cache_folder, find_snapshot, hub_name, 
 from planner.checkpoint.reading import fault, system_reason
 from planner.errors import InvalidInputError
 from planner.spelling import shown
+
+_ADDRESS = re.compile(r"(?:https?://[^/]+|hf:/)/([\w.-]+/[\w.-]+)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +78,9 @@ def _in_hub_cache(path: str, missing: Exception) -> Place:
     """What has no path may have a name on the hub: a folder of that name wins, as it does everywhere else."""
     name = hub_name(path)
     if name is None:
-        raise fault(path, "no such file or folder") from missing
+        address = _ADDRESS.match(path)
+        meant = f"; a model on the hub is named without its address: {address[1]}" if address else ""
+        raise fault(path, f"no such file or folder{meant}") from missing
     snapshot = find_snapshot(name)
     if snapshot is None:
         raise fault(

@@ -19,4 +19,6 @@ def main() -> NoReturn:
             "Install it again: pip install --force-reinstall device-map-planner\n"
         )
         sys.exit(70)
+    except KeyboardInterrupt:
+        sys.exit(130)
     app.main()

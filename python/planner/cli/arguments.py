@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from planner.cli.parsing import Argument
+from planner.cli.parsing import FILE, Argument
+from planner.cli.synthetic import EXAMPLES
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object on standard output, for errors too."
@@ -22,12 +23,14 @@ model_argument = click.argument(
     cls=Argument,
     metavar="MODEL",
     required=False,
+    type=FILE,
     about="A model's folder, a safetensors file or index, a config.json, or a hub name that is in the hub's cache.",
 )
 
 example_option = click.option(
     "--example",
     metavar="NAME",
+    shell_complete=lambda _, __, start: [name for name in EXAMPLES if name.startswith(start)],
     help="A model that is made up, instead of MODEL: llama-70b.",
 )
 

@@ -12,7 +12,7 @@ from planner.cli.exits import NEGATIVE, OK
 from planner.cli.files import read_device_map
 from planner.cli.notes import noted, write_notes
 from planner.cli.output import write, write_json
-from planner.cli.parsing import Argument, Command
+from planner.cli.parsing import FILE, Argument, Command
 from planner.cli.settings import remark_file, settings_of, takes_settings
 from planner.cli.sources import open_model
 from planner.planning.formats import loaded_as
@@ -25,6 +25,7 @@ from planner.settings.schema import Settings
     "device_map",
     cls=Argument,
     metavar="MAP",
+    type=FILE,
     required=False,
     about="A plan, or a JSON object from names to devices; - is standard input.",
 )

@@ -18,9 +18,12 @@ from planner.config.stack import COMMAND_FILES
 from planner.errors import InvalidInputError
 
 
-@click.group(no_args_is_help=True)
-def command() -> None:
+@click.group(invoke_without_command=True)
+@click.pass_context
+def command(context: click.Context) -> None:
     """Show settings, and where each was said."""
+    if context.invoked_subcommand is None:
+        write(context.get_help())
 
 
 @command.command("show", cls=Command)

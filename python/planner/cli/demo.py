@@ -11,7 +11,7 @@ import click
 from planner.cli import explain, plan
 from planner.cli.exits import OK
 from planner.cli.output import write
-from planner.cli.parsing import Command
+from planner.cli.parsing import FILE, Command
 from planner.cli.synthetic import EXAMPLES
 
 BUDGETS = {0: "80GiB", 1: "24GiB", "cpu": "200GiB"}
@@ -23,6 +23,7 @@ _EXPLAINED = "model.layers.50"
 @click.command(cls=Command)
 @click.option(
     "--folder",
+    type=FILE,
     metavar="FOLDER",
     help="Where the plan and its report are written; a new temporary folder without it.",
 )
@@ -32,6 +33,7 @@ def command(folder: str | None) -> int:
     Each step is a command that can be typed as it is printed. Of the model there are headers only, no weights.
     """
     place = tempfile.mkdtemp(prefix="planner-demo-") if folder is None else folder
+    os.makedirs(place, exist_ok=True)
     (example, *_) = EXAMPLES
     saved, page = (os.path.join(place, f"{example}.{kind}") for kind in ("json", "html"))
     _run(plan.command, "plan", "--example", example, *_devices(), "-o", saved, "--html", page)

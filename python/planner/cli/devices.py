@@ -10,7 +10,7 @@ import click
 from planner.cli.arguments import json_option
 from planner.cli.exits import OK
 from planner.cli.output import show_table, write, write_json
-from planner.cli.parsing import Command
+from planner.cli.parsing import FILE, Command
 from planner.cli.waiting import saying
 from planner.devices.absence import no_accelerator
 from planner.devices.detect import FreeMemory, free_devices, free_disk, free_host_memory
@@ -18,7 +18,7 @@ from planner.units import format_bytes
 
 
 @click.command(cls=Command)
-@click.option("--offload-folder", metavar="FOLDER", help="Also what its disk has free.")
+@click.option("--offload-folder", type=FILE, metavar="FOLDER", help="Also what its disk has free.")
 @json_option
 def command(offload_folder: str | None, as_json: bool) -> int:
     """List what this machine has free.

@@ -9,12 +9,12 @@ from planner.cli.exits import NEGATIVE, OK
 from planner.cli.files import read_plan
 from planner.cli.notes import noted, write_notes
 from planner.cli.output import write, write_json
-from planner.cli.parsing import Argument, Command
+from planner.cli.parsing import FILE, Argument, Command
 
 
 @click.command(cls=Command)
-@click.argument("left", cls=Argument, metavar="PLAN", about=ABOUT_PLANS)
-@click.argument("right", cls=Argument, metavar="PLAN", about="The other one.")
+@click.argument("left", cls=Argument, type=FILE, metavar="PLAN", about=ABOUT_PLANS)
+@click.argument("right", cls=Argument, type=FILE, metavar="PLAN", about="The other one.")
 @json_option
 def command(left: str, right: str, as_json: bool) -> int:
     """List what two plans place differently.

@@ -9,7 +9,7 @@ from planner.cli.exits import OK
 from planner.cli.files import read_plan
 from planner.cli.notes import noted
 from planner.cli.output import write, write_json
-from planner.cli.parsing import Argument, Command
+from planner.cli.parsing import FILE, Argument, Command
 from planner.names import device_of
 from planner.plans.explaining import explain
 from planner.plans.runs import runs_of
@@ -17,7 +17,7 @@ from planner.plans.wording import reasons_about
 
 
 @click.command(cls=Command)
-@click.argument("plan", cls=Argument, metavar="PLAN", about=ABOUT_PLANS)
+@click.argument("plan", cls=Argument, type=FILE, metavar="PLAN", about=ABOUT_PLANS)
 @click.argument("name", cls=Argument, metavar="NAME", about="A module or tensor of the model.")
 @json_option
 def command(plan: str, name: str, as_json: bool) -> int:

@@ -14,6 +14,7 @@ from planner.config import Stack
 from planner.errors import InfeasibleError
 from planner.planning import plan_many
 from planner.plans.parts import DevicePlan
+from planner.plans.places import place_name
 from planner.plans.plan import Plan
 from planner.settings.schema import Settings
 from planner.units import format_bytes
@@ -94,7 +95,7 @@ def _tightest(made: Plan) -> str:
     if not accelerators:
         return "none is used"
     found = min(accelerators, key=_free_bytes)
-    return f"GPU {found.id}, {format_bytes(_free_bytes(found))} left"
+    return f"{place_name(found.id)}, {format_bytes(_free_bytes(found))} left"
 
 
 def _free_bytes(device: DevicePlan) -> float:

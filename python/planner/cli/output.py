@@ -135,7 +135,7 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    cells = [[visible(str(cell)) for cell in row] for row in rows]
+    cells = [[one_line(str(cell)) for cell in row] for row in rows]
     for row in cells:
         table.add_row(*row)
     target = console()

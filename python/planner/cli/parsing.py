@@ -5,11 +5,34 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 _KEY: Final = "planner.options"
+
+
+# Read where errors are reported, before anything is parsed.
+_TRACEBACK: Final = click.Option(["--traceback"], is_flag=True, expose_value=False, hidden=True)
+
+
+class _File(click.types.StringParamType):
+    """Any text; a shell completes names of files. What is wrong with one is told by who opens it."""
+
+    name = "file"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
+
+
+FILE: Final = _File()
 
 
 class Argument(click.Argument):
@@ -36,6 +59,10 @@ class Command(click.Command):
         values, _, order = self.make_parser(ctx).parse_args(args=list(args))
         ctx.meta[_KEY] = tuple(_in_order(values, order))
         return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """With what every command takes wherever it stands, as people add it to what they typed."""
+        return [*super().get_params(ctx), _TRACEBACK]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Arguments before options."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import click
@@ -12,7 +13,7 @@ from planner.cli.exits import OK
 from planner.cli.files import STANDARD_STREAM, write_file
 from planner.cli.fleet import plan_fleet
 from planner.cli.output import json_text, show, write_json_text, write_remark
-from planner.cli.parsing import Command, given_options
+from planner.cli.parsing import FILE, Command, given_options
 from planner.cli.settings import SettingsStack, remark_file, settings_of, takes_settings
 from planner.cli.sources import open_model
 from planner.cli.waiting import saying
@@ -25,13 +26,19 @@ from planner.plans.plan import Plan
 
 @click.command(cls=Command)
 @model_argument
-@click.option("-o", "--output", metavar="FILE", help="Write the plan, as JSON; - is standard output.")
 @click.option(
-    "--device-map", metavar="FILE", help="Write its device map alone, as JSON; - is standard output."
+    "-o", "--output", type=FILE, metavar="FILE", help="Write the plan, as JSON; - is standard output."
 )
-@click.option("--html", metavar="FILE", help="Write a picture that a browser shows.")
+@click.option(
+    "--device-map",
+    type=FILE,
+    metavar="FILE",
+    help="Write its device map alone, as JSON; - is standard output.",
+)
+@click.option("--html", type=FILE, metavar="FILE", help="Write a picture that a browser shows.")
 @click.option(
     "--budgets",
+    type=FILE,
     metavar="FILE",
     help='Plan once for each line of a file of JSON objects such as {"0": "80GiB"}; - is standard input. '
     "Exit code 1 if any has no plan.",
@@ -66,31 +73,31 @@ def command(
             )
         return plan_fleet(open_model(model, example, remote=remote), stack, budgets, output, as_json=as_json)
     opened = open_model(model, example, remote=remote)
-    remarks = _remarks(stack)
+    has_devices = bool(stack.resolve().config.max_memory)
     try:
-        with saying("planning"):
+        with saying("planning" if has_devices else "importing torch, to find accelerators, and planning"):
             made = plan(opened, config=stack)
     except InfeasibleError as error:
-        _draw_no(error, opened, stack, html, remarks, is_drawn=not as_json and html != STANDARD_STREAM)
+        is_drawn = not as_json and STANDARD_STREAM not in (output, device_map, html)
+        _draw_no(error, opened, stack, html, () if has_devices else _remarks(), is_drawn=is_drawn)
         raise
-    text = made.to_json()
-    _write(output, text, "the plan")
-    _write(device_map, json_text(made.device_map), "its device map")
+    remarks = () if has_devices else _remarks()
+    if output is not None:
+        _write(output, made.to_json(), "the plan")
+    if device_map is not None:
+        _write(device_map, json_text(made.device_map), "its device map")
     if html is not None:
         _write(html, _page(made, opened, remarks), "its report")
     if as_json:
-        write_json_text(text)
+        write_json_text(made.to_json())
     elif STANDARD_STREAM not in (output, device_map, html):
         _show(made, remarks)
     return OK
 
 
-def _remarks(stack: SettingsStack) -> tuple[str, ...]:
-    """What a picture should not keep back: where no device was named, that there is no accelerator, and why."""
-    if stack.resolve().config.max_memory:
-        return ()
-    with saying("importing torch, to find accelerators"):
-        absence = no_accelerator()
+def _remarks() -> tuple[str, ...]:
+    """What a picture should not keep back where no device was named: that there is no accelerator, and why."""
+    absence = no_accelerator()
     return () if absence is None else (absence,)
 
 
@@ -118,12 +125,16 @@ def _draw_no(
 def _refuse_two_answers(as_json: bool, *files: str | None) -> None:
     if as_json + files.count(STANDARD_STREAM) > 1:
         raise InvalidInputError("standard output takes one answer: of --json and of options with -, give one")
+    places = [os.path.abspath(file) for file in files if file not in (None, STANDARD_STREAM)]
+    twice = next((place for place in places if places.count(place) > 1), None)
+    if twice is not None:
+        raise InvalidInputError(
+            f"{twice} would be written twice: give each answer a file of its own", file=twice
+        )
 
 
-def _write(file: str | None, text: str, what: str) -> None:
+def _write(file: str, text: str, what: str) -> None:
     """Writes a file that was asked for, and says so."""
-    if file is None:
-        return
     write_file(file, f"{text}\n")
     if file != STANDARD_STREAM:
         write_remark(f"wrote {what} to {file}")

@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from planner.cli.output import write_remark
-from planner.cli.parsing import GivenOption, given_options
+from planner.cli.parsing import FILE, GivenOption, given_options
 from planner.config import Stack
 from planner.config.stack import command_file
 from planner.errors import InvalidInputError
@@ -205,6 +205,8 @@ def takes_settings(function: Callable[..., int]) -> Callable[..., int]:
 def _completion(
     name: str,
 ) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem] | list[str]] | None:
+    if name == "config":
+        return FILE.shell_complete
     if name not in ("mode", "fill", "granularity", "dtype"):
         return None
 

@@ -8,14 +8,14 @@ from planner.cli.arguments import ABOUT_PLANS, json_option
 from planner.cli.exits import OK
 from planner.cli.files import read_plan, write_file
 from planner.cli.output import show, write_json_text
-from planner.cli.parsing import Argument, Command
+from planner.cli.parsing import FILE, Argument, Command
 from planner.report.html import html_report
 from planner.report.terminal import plan_view
 
 
 @click.command(cls=Command)
-@click.argument("plan", cls=Argument, metavar="PLAN", about=ABOUT_PLANS)
-@click.option("--html", metavar="FILE", help="Write a picture that a browser shows.")
+@click.argument("plan", cls=Argument, type=FILE, metavar="PLAN", about=ABOUT_PLANS)
+@click.option("--html", type=FILE, metavar="FILE", help="Write a picture that a browser shows.")
 @json_option
 def command(plan: str, html: str | None, as_json: bool) -> int:
     """Draw a saved plan.

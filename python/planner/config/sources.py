@@ -163,28 +163,33 @@ def _argument(kind: Type, option: str, text: str, origin: Origin) -> tuple[Node,
 
 
 def unknown_variables(kind: Type, environ: Mapping[str, str], prefix: str) -> dict[str, str | None]:
-    """Variables with the prefix whose first part names no setting, with the nearest that does, if any is near.
+    """Variables with the prefix that name no setting, with the nearest that does, if any is near.
 
     Args:
         kind: the type of a schema.
         environ: the variables.
         prefix: of those that are meant.
     """
-    fields = [
-        name
-        for cls in (kind.tree.classes if isinstance(kind.tree, Classes) else ())
-        for name in fields_of(cls)
-    ]
     unknown = {}
     for name in sorted(environ):
         path = _path_text(name, prefix)
         if path is None or path == _CONFIG:
             continue
-        first = path.partition(".")[0]
-        if split_path(kind, first)[1] is None:
-            near = difflib.get_close_matches(first[:100], fields, n=1)
-            unknown[name] = f"{prefix}{near[0].upper()}" if near else None
+        if split_path(kind, path)[1] is None:
+            first, dot, rest = path.partition(".")
+            inside = split_path(kind, first)[1]
+            if dot and inside is not None:
+                near, start = _nearest_field(inside, rest), f"{prefix}{first.upper()}__"
+            else:
+                near, start = _nearest_field(kind, first), prefix
+            unknown[name] = start + near.upper() if near else None
     return unknown
+
+
+def _nearest_field(kind: Type, word: str) -> str | None:
+    classes = kind.tree.classes if isinstance(kind.tree, Classes) else ()
+    fields = [name for cls in classes for name in fields_of(cls)]
+    return next(iter(difflib.get_close_matches(word[:100], fields, n=1)), None)
 
 
 def _path_text(name: str, prefix: str) -> str | None:

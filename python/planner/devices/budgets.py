@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import ceil
 
 from planner.choices import DeviceKind
 from planner.devices.detect import FreeMemory, free_devices
@@ -53,6 +54,27 @@ class DeviceBudget:
         """The budget less the headroom, at least 0."""
         return max(0, self.budget_bytes - self.headroom_bytes)
 
+    def more_bytes(self, room_bytes: int) -> int | None:
+        """How much larger the budget must be for so much more room beside the headroom, which grows with it where it is a share;
+        None where all of it is headroom.
+
+        Example:
+            >>> DeviceBudget(device=0, budget_bytes=100, headroom="10%", origin="user").more_bytes(90)
+            100
+        """
+        wanted_bytes = self.capacity_bytes + room_bytes
+        if isinstance(self.headroom, int):
+            return wanted_bytes + self.headroom - self.budget_bytes
+        from fractions import Fraction  # only what does not fit needs it, and every command loads this module
+
+        share = Fraction(self.headroom.rstrip("%")) / 100
+        if share >= 1:
+            return None
+        enough = replace(self, budget_bytes=ceil(wanted_bytes / (1 - share)))
+        while enough.capacity_bytes < wanted_bytes:  # headroom is counted in floats
+            enough = replace(enough, budget_bytes=enough.budget_bytes + 1)
+        return enough.budget_bytes - self.budget_bytes
+
 
 def device_budgets(
     max_memory: Mapping[DeviceKey, int],
@@ -70,6 +92,9 @@ def device_budgets(
     Raises:
         InvalidDevicesError: two spellings of one device, or headroom of a device that has no budget. Fields: ``device``.
     """
+    words = dict(headroom or {})
+    default = words.pop(_ALL, 0 if max_memory else _DETECTED_HEADROOM)
+    kept = {device: words[key] for key, device in _canonical(words).items()}
     if max_memory:
         named = _canonical(max_memory)
         found = [
@@ -77,9 +102,6 @@ def device_budgets(
         ]
     else:
         found = [replace(free, origin=f"detected: {free.origin}") for free in free_devices(offload_folder)]
-    words = dict(headroom or {})
-    default = words.pop(_ALL, 0 if max_memory else _DETECTED_HEADROOM)
-    kept = {device: words[key] for key, device in _canonical(words).items()}
     known = {free.device for free in found}
     for device in kept:
         if device not in known:

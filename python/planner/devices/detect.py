@@ -45,7 +45,7 @@ def free_devices(offload_folder: str | os.PathLike[str] | None = None) -> tuple[
         host is one pool, counted once.
 
     Raises:
-        InvalidDevicesError: torch is not installed, and accelerators cannot be found without it. Fields: ``device``.
+        InvalidDevicesError: torch is not installed or is broken, and accelerators cannot be found without it. Fields: ``device``.
 
     Cost: importing torch, and one query for each device.
     """
@@ -70,6 +70,12 @@ def _free_accelerators() -> Iterator[FreeMemory]:
         raise InvalidDevicesError(
             "accelerators are found by torch, which is not installed: name what may be used, as in "
             "max_memory={0: '80GiB', 'cpu': '200GiB'} or -d 0=80GiB -d cpu=200GiB",
+            device=None,
+        ) from error
+    except (ImportError, OSError) as error:  # a library of its own is missing, for one
+        raise InvalidDevicesError(
+            f"accelerators are found by torch, which is there and cannot be imported ({error}): repair it, or name what may be "
+            "used, as in max_memory={0: '80GiB', 'cpu': '200GiB'} or -d 0=80GiB -d cpu=200GiB",
             device=None,
         ) from error
     if torch.backends.mps.is_available():

@@ -95,6 +95,11 @@ class Constraints:
             ),
         )
 
+    def require_devices(self) -> None:
+        """Refuses what is no device. Raises InvalidDevicesError."""
+        for device in dict.fromkeys(device for each in (*self.pin, *self.forbid) for device in each.devices):
+            canonical_device(device)
+
 
 def allowed_devices(
     blocks: Blocks, constraints: Constraints, devices: Sequence[DeviceKey], mode: Mode = "any"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from planner.devices.keys import DeviceKey
-from planner.errors import InfeasibleError
+from planner.errors import InfeasibleError, InvalidDevicesError
 from planner.model.blocks import Blocks
 from planner.model.constraints import is_usable
 from planner.names import device_of
@@ -81,8 +81,13 @@ def partial_plan(
             account=account,
         ),
         more_bytes=error.more_bytes,
+        auto_has_plan=error.more_bytes is None
+        and _tried(Problem.of(problem.opened, config, {**settings, "strategy": "auto"}, None)) is not None,
         named_bytes=_named_bytes(problem, account.source.total_bytes),
-        smaller_formats=error.smaller_formats,
+        smaller_formats=_widest_that_fits(
+            error.smaller_formats,
+            lambda dtype: Problem.of(problem.opened, config, {**settings, "dtype": dtype}, None),
+        ),
         is_proven=bool(error.is_proven),
     )
 
@@ -149,11 +154,19 @@ def _named_bytes(problem: Problem, total_bytes: int) -> dict[DeviceKey, int]:
     return found
 
 
+def _widest_that_fits(formats: Mapping[str, int], problem_in: Callable[[str], Problem]) -> dict[str, int]:
+    """Of smaller formats the largest with a plan, which only planning tells: blocks shrink, and what runs them does, too."""
+    for name in sorted(formats, key=formats.__getitem__, reverse=True):
+        if _tried(problem_in(name)) is not None:
+            return {name: formats[name]}
+    return {}
+
+
 def _tried(problem: Problem) -> Plan | None:
     strategy = plan_auto if isinstance(problem.settings.strategy, Auto) else plan_sequential
     try:
         return strategy(problem)
-    except InfeasibleError:
+    except (InfeasibleError, InvalidDevicesError):  # a device more may be one too many
         return None
 
 

@@ -88,7 +88,9 @@ class Problem:
         require_names(layout, "no_split_modules", list(chosen.no_split_modules))
         matched_names(layout, "keep_together", [name for group in chosen.keep_together for name in group])
         smaller = SmallerFormats(opened, chosen.special_dtypes, layout)
-        return cls(resolved, opened, layout, tuple(containers), smaller, chosen.max_memory or {})
+        problem = cls(resolved, opened, layout, tuple(containers), smaller, chosen.max_memory or {})
+        problem.constraints.require_devices()  # slips are told before torch is imported to find devices
+        return problem
 
     def with_budgets(self, row: Mapping[DeviceKey, int]) -> Problem:
         """The same problem for one row of many budgets."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from planner.devices.keys import DeviceKey
+from planner.choices import DeviceKind
+from planner.devices.keys import DeviceKey, device_kind
 from planner.plans.columns import one_size
 from planner.plans.parts import DevicePlan, PlanParts
 from planner.plans.places import listed_places
@@ -13,13 +14,11 @@ from planner.plans.verdict import holds_all
 
 __all__ = [
     "Advice",
-    "Room",
     "advice",
-    "fitting_formats",
+    "format_words",
     "is_too_full",
     "left_bytes",
     "more_room",
-    "places_freely",
 ]
 
 _ENOUGH_BYTES = 256 << 20  # to run in, on any card
@@ -55,11 +54,10 @@ def advice(plan: PlanParts, *, is_shell: bool = True) -> tuple[Advice, ...]:
     """
     found = []
     shortfall = plan.account.shortfall
-    if shortfall is not None and not holds_all(plan):
-        formats = fitting_formats(_accelerator_rooms(plan), shortfall.smaller_formats, is_shell=is_shell)
-        ways = (*more_room(shortfall.more_bytes), *formats)
-        if ways:
-            found.append(Advice("To avoid it", ways))
+    # Where no room would be enough, something was told to lie elsewhere, in whatever format.
+    if shortfall is not None and shortfall.more_bytes and not holds_all(plan):
+        formats = _fitting_formats(_accelerator_rooms(plan), shortfall.smaller_formats, is_shell=is_shell)
+        found.append(Advice("To avoid it", (*more_room(shortfall.more_bytes), *formats)))
     full = [device for device in plan.devices if is_too_full(device)]
     if full and _has_room_elsewhere(plan, full):
         found.append(Advice("To run it", (_headroom_words(full, is_shell),)))
@@ -91,13 +89,12 @@ def more_room(more_bytes: Mapping[DeviceKey, int]) -> Iterator[str]:
         >>> list(more_room({0: 100, 1: 100, 2: 100, "cpu": 300}))
         ['100 B more on one of GPUs 0-2', '300 B more in RAM']
     """
-    by_size: dict[int, list[DeviceKey]] = {}
+    alike: dict[tuple[int, DeviceKind], list[DeviceKey]] = {}
     for device, size in more_bytes.items():
-        by_size.setdefault(size, []).append(device)
-    sizes = list(by_size) if len(by_size) <= _MOST_DEVICES else sorted(by_size)[:1]
-    for size in sizes:
-        where = _one_of(by_size[size])
-        yield f"{one_size(size, up=True)} more {where}"
+        alike.setdefault((size, device_kind(device)), []).append(device)
+    ways = list(alike) if len(alike) <= _MOST_DEVICES else [min(alike, key=lambda way: way[0])]
+    for way in ways:
+        yield f"{one_size(way[0], up=True)} more {_one_of(alike[way])}"
 
 
 def _one_of(devices: Sequence[DeviceKey]) -> str:
@@ -109,20 +106,20 @@ def _one_of(devices: Sequence[DeviceKey]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class _Room:
     """Bytes of a device that blocks fill for certain, whatever their sizes; 0 where memory is shared with another."""
 
     size_bytes: int
 
     @classmethod
-    def of(cls, device: DevicePlan, lost_bytes: int) -> Room:
+    def of(cls, device: DevicePlan, lost_bytes: int) -> _Room:
         """The room of a device, of which at most so much stays empty."""
         if device.pool is not None:
             return cls(0)
         return cls(max(0, (device.budget_bytes or 0) - device.headroom_bytes - lost_bytes))
 
 
-def places_freely(plan: PlanParts) -> bool:
+def _places_freely(plan: PlanParts) -> bool:
     """Whether any block may lie on any device, as far as there is room: only then does room alone say what would fit."""
     settings = plan.account.settings
     strategy, together = settings.get("strategy.type"), settings.get("keep_together")
@@ -131,22 +128,32 @@ def places_freely(plan: PlanParts) -> bool:
     return is_auto and not is_bound and not (together is not None and together.value)
 
 
-def fitting_formats(rooms: Sequence[Room], formats: Mapping[str, int], *, is_shell: bool) -> Iterator[str]:
+def _fitting_formats(rooms: Sequence[_Room], formats: Mapping[str, int], *, is_shell: bool) -> Iterator[str]:
     """The widest format in which the whole model fits for certain."""
     room_bytes = sum(room.size_bytes for room in rooms)
     fitting = {name: size for name, size in formats.items() if size <= room_bytes}
     if fitting:
         name = max(fitting, key=fitting.__getitem__)
-        option = f"--dtype {name}" if is_shell else f"dtype={name!r}"
-        yield f"{_BITS.get(name, 4)}-bit weights ({one_size(fitting[name])}): {option}"
+        yield format_words(name, fitting[name], is_shell=is_shell)
 
 
-def _accelerator_rooms(plan: PlanParts) -> list[Room]:
+def format_words(name: str, size_bytes: int, *, is_shell: bool) -> str:
+    """A smaller format, with the model's size in it.
+
+    Example:
+        >>> format_words("fp8", 70 << 30, is_shell=True)
+        '8-bit weights (70 GiB): --dtype fp8'
+    """
+    option = f"--dtype {name}" if is_shell else f"dtype={name!r}"
+    return f"{_BITS.get(name, 4)}-bit weights ({one_size(size_bytes)}): {option}"
+
+
+def _accelerator_rooms(plan: PlanParts) -> list[_Room]:
     """Block after block, each device is filled up to less than one block."""
-    if not places_freely(plan):
+    if not _places_freely(plan):
         return []
     largest = max(plan.account.block_bytes.values(), default=0)
-    return [Room.of(device, largest) for device in plan.devices if device.kind == "accelerator"]
+    return [_Room.of(device, largest) for device in plan.devices if device.kind == "accelerator"]
 
 
 def _has_room_elsewhere(plan: PlanParts, full: Sequence[DevicePlan]) -> bool:

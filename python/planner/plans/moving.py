@@ -10,6 +10,7 @@ from planner.choices import Style
 from planner.devices.keys import DeviceKey
 from planner.names import device_of, is_within
 from planner.plans.parts import PLACING, DevicePlan, PlanParts, Reason
+from planner.spelling import one_line
 
 __all__ = ["pin_words", "where_to_move"]
 
@@ -25,8 +26,16 @@ def pin_words(name: str, device: DeviceKey, style: Style) -> str:
         ("pin={'layers.7': 0}", '--pin layers.7=cpu')
     """
     if style == "shell":
-        return f"--pin {shlex.quote(f'{name}={device}')}"
+        return f"--pin {_quoted(f'{name}={device}')}"
     return f"pin={{{name!r}: {device!r}}}"
+
+
+def _quoted(text: str) -> str:
+    """One word of a shell; what cannot be seen is spelled out, as bash and zsh read it."""
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{one_line(escaped)}'"
 
 
 def where_to_move(plan: PlanParts, block: str) -> DeviceKey | None:

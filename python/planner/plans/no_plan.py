@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from planner.devices.keys import DeviceKey
-from planner.plans.advice import Advice, Room, fitting_formats, more_room, places_freely
+from planner.plans.advice import Advice, format_words, more_room
 from planner.plans.columns import one_size
 from planner.plans.parts import PlanParts, Source
 from planner.plans.places import LEFT_OVER, listed_places
@@ -22,13 +22,15 @@ class NoPlan:
     Args:
         attempt: what it placed; what has no place has the home ``LEFT_OVER``.
         more_bytes: by device, what alone would be enough; None where the strategy does not look for it.
+        auto_has_plan: strategy ``auto`` would find one, where another one was asked for.
         named_bytes: by device that was not named, with how much of it there would be a plan.
-        smaller_formats: by format, about how many bytes the whole model would have.
+        smaller_formats: by format in which there is a plan, about how many bytes the whole model would have.
         is_proven: there is none; otherwise none was found.
     """
 
     attempt: PlanParts
     more_bytes: Mapping[DeviceKey, int] | None
+    auto_has_plan: bool
     named_bytes: Mapping[DeviceKey, int]
     smaller_formats: Mapping[str, int]
     is_proven: bool
@@ -51,6 +53,8 @@ class NoPlan:
     @property
     def verdict(self) -> str:
         """One sentence."""
+        if self.is_proven and not self.left_bytes:
+            return "Does not fit: there is room for all of it, but none in which it could run."
         total = one_size(self.source.total_bytes)
         left = f"{one_size(self.left_bytes)} of {total} are left over"
         if self.is_proven:
@@ -67,11 +71,10 @@ class NoPlan:
         return (Advice("To make it fit", ways),) if ways else ()
 
     def _ways(self, is_shell: bool) -> Iterator[str]:
-        more_bytes = self.more_bytes
-        if more_bytes is None:
-            auto = "--strategy auto" if is_shell else "strategy='auto'"
+        more_bytes = self.more_bytes or {}
+        if self.auto_has_plan:
+            auto = "--set strategy=auto" if is_shell else "strategy='auto'"
             yield f"another strategy: {auto}"
-            more_bytes = {}
         yield from more_room(
             {device: size for device, size in more_bytes.items() if device not in ("cpu", "disk")}
         )
@@ -85,15 +88,9 @@ class NoPlan:
                 else f"max_memory={{{device!r}: '{_option(size)}', ...}}"
             )
             yield f"{one_size(size)} {'in RAM' if device == 'cpu' else 'on disk'}: {option}"
-        yield from fitting_formats(self._rooms(), self.smaller_formats, is_shell=is_shell)
+        for name, size in self.smaller_formats.items():
+            yield format_words(name, size, is_shell=is_shell)
         yield from self._less_headroom(more_bytes)
-
-    def _rooms(self) -> tuple[Room, ...]:
-        """Capacities, less what offloaded blocks may need to run."""
-        if not places_freely(self.attempt):
-            return ()
-        largest = max((run.size_bytes or 0 for run in self.blocks), default=0)
-        return tuple(Room.of(device, 3 * largest) for device in self.attempt.devices)
 
     def _less_headroom(self, more_bytes: Mapping[DeviceKey, int]) -> Iterator[str]:
         enough = [

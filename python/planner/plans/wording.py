@@ -8,9 +8,10 @@ from planner.choices import Mode
 from planner.devices.keys import DeviceKey
 from planner.errors import InvalidInputError
 from planner.names import device_of, is_within, named
+from planner.plans.advice import more_room
+from planner.plans.columns import one_size
 from planner.plans.parts import Reason
 from planner.plans.plan import Plan
-from planner.units import format_bytes
 
 __all__ = [
     "UNDECIDED",
@@ -116,11 +117,9 @@ def infeasible_message(
         is_proven: there is none; otherwise none was found.
     """
     where = {"gpu_only": "on the accelerators", "no_disk": "without disk"}.get(mode, "on the devices named")
-    enough = " or ".join(
-        f"{format_bytes(size)} ({size} bytes) more on {device}" for device, size in more_bytes.items()
-    )
+    enough = ", or ".join(more_room(more_bytes))
     verdict = "the model does not fit" if is_proven else "no plan was found that fits the model"
     left = named(block) if block else "the whole model"
-    return f"{verdict} {where}: {left} ({format_bytes(size_bytes)}) is left over; " + (
+    return f"{verdict} {where}: {left} ({one_size(size_bytes)}) finds no place; " + (
         f"{enough} would be enough" if enough else "more room on any single device would not be enough"
     )

@@ -240,12 +240,10 @@ class AutoSearch:
 
     def _by_device(self, more_bits: Sequence[int | None]) -> dict[DeviceKey, int]:
         pairs = zip(self.device_budgets, more_bits, strict=True)
-        # Headroom beyond the budget has to be made up for, too.
-        return {
-            budget.device: -(-bits // 8) + max(0, budget.headroom_bytes - budget.budget_bytes)
-            for budget, bits in pairs
-            if bits is not None
+        found = {
+            budget.device: budget.more_bytes(-(-bits // 8)) for budget, bits in pairs if bits is not None
         }
+        return {device: size for device, size in found.items() if size is not None}
 
     def _infeasible(
         self, failure: _core.AutoFailure, enough_bytes: Mapping[DeviceKey, int]
