@@ -42,7 +42,12 @@ class Browser:
         return self.driver.execute_script(script, *arguments)
 
     def find(self, selector: str) -> Any:
-        return self.driver.find_element("css selector", selector)
+        """An element, as soon as it is drawn."""
+        from selenium.webdriver.support.wait import WebDriverWait
+
+        return WebDriverWait(self.driver, 10).until(
+            lambda driver: driver.find_element("css selector", selector)
+        )
 
     def find_all(self, selector: str) -> list[Any]:
         found: list[Any] = self.driver.find_elements("css selector", selector)
