@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Final
 
 from planner.errors import InvalidInputError
@@ -53,8 +53,9 @@ class Weights:
         """Bits of the weights that a format converts, by name; none where its quantiser refuses the model."""
         if into.name == "fp8" and self._has_biased_experts:
             return {}
+        stored_bits = cache(into.stored_bits)  # layers are alike
         return {
-            name: into.stored_bits(self._elements[name], kind)
+            name: stored_bits(self._elements[name], kind)
             for name, kind in self._kinds.items()
             if kind in into.converts
             and into.takes(self._elements[name], self._widths.get(name, 0))
@@ -100,11 +101,15 @@ class Weights:
         tied = {name.removesuffix(".weight") for group in Layout(self._tree).tied_groups() for name in group}
         endings = tuple(self._kept())
         kept = tied.union(endings)
+        last_parts = {name.rpartition(".")[2] for name in kept}
         found: dict[str, Kind] = {}
         for name in self._elements:
             module, _, local = name.rpartition(".")
             kind = self._kind(module, local, derived)
-            if kind is not None and not (module.endswith(endings) or _is_named(module, kept)):
+            if kind is None or module.endswith(endings):
+                continue
+            # Most names have not even one part in common with what is kept.
+            if last_parts.isdisjoint(module.split(".")) or not _is_named(module, kept):
                 found[name] = kind
         return found
 
