@@ -202,7 +202,8 @@ fn mirrors(tree: &Tree, aliases: &HashMap<NodeId, Vec<NodeId>>, node: NodeId) ->
 #[cfg(test)]
 mod tests {
     use super::{clean_keys, keys_of_blocks};
-    use crate::model::blocks::{BlockOptions, Blocks};
+    use crate::model::blocks::Blocks;
+    use crate::model::cutting::BlockOptions;
     use crate::testing::layout;
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::ids::{NodeId, TensorId};
-use crate::model::blocks::{BlockOptions, Granularity};
+use crate::model::cutting::{BlockOptions, Granularity};
 use crate::model::options::{Cast, Dialect, Explicit, LayoutOptions, Tied};
 use crate::model::tree::Tree;
 

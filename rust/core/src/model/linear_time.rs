@@ -5,8 +5,9 @@
 use std::sync::Arc;
 
 use crate::devices::{Device, SequentialOptions};
-use crate::model::blocks::{BlockOptions, Blocks, Granularity};
+use crate::model::blocks::Blocks;
 use crate::model::builder::TreeBuilder;
+use crate::model::cutting::{BlockOptions, Granularity};
 use crate::model::layout::Layout;
 use crate::model::options::LayoutOptions;
 use crate::model::repeated::Containers;

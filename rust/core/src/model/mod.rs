@@ -7,6 +7,7 @@ pub(crate) mod builder;
 pub(crate) mod by_name;
 pub(crate) mod classes;
 pub(crate) mod cover;
+pub(crate) mod cutting;
 pub(crate) mod fingerprint;
 pub(crate) mod layout;
 #[cfg(test)]
