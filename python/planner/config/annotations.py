@@ -9,6 +9,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 
 from planner.config.layer import Node
+from planner.config.problem import suggestion
 from planner.config.types import Classes, Leaf, MappingType, Type, exact, got, is_block
 
 _PLAIN: Mapping[object, Leaf] = {
@@ -32,7 +33,7 @@ def _choice(choices: Mapping[typing.Any, object]) -> Leaf:
             # A member is taken by identity, its spelling only as a true str: no str subclass, no int for a bool.
             if value is choice or (type(value) is str and value == spelling):
                 return choice
-        raise ValueError(f"expected {name}, got {got(value)}")
+        raise ValueError(f"expected {name}, got {got(value)}{suggestion(value, choices)}")
 
     return Leaf(name, read, lambda value: value.value if isinstance(value, enum.Enum) else value)
 

@@ -214,3 +214,8 @@ def test_keys_said_before_the_type_is_chosen():
     assert early.set(it="two").resolve().config.it == Two(only_two=5)
     with pytest.raises(InvalidConfigError, match=r"it\.only_two: unknown key in One; another type has it"):
         early.resolve()
+
+
+def test_a_word_that_is_nearly_a_choice_is_named():
+    with pytest.raises(InvalidConfigError, match="did you mean 'no_disk'"):
+        Stack(Settings).set(mode="no_dsk").resolve()
