@@ -15,15 +15,7 @@ import planner
 from planner.errors import PlannerError
 from planner.planning.partial import partial_plan
 from planner.plans.advice import advice
-
-
-def model_of(*sizes_bytes: int) -> nn.Module:
-    model = nn.Module()
-    for index, size in enumerate(sizes_bytes):
-        part = nn.Module()
-        part.w = nn.Parameter(torch.empty(size, dtype=torch.int8, device="meta"), requires_grad=False)
-        model.add_module(f"part{index}", part)
-    return model
+from sized_models import model_of
 
 
 def advised(plan: planner.Plan, name: str) -> dict[str, Any] | None:

@@ -7,22 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
 import planner
 from planner import Plan
 from planner.plans.notices import Notice, notices
 from planner.plans.parts import BEFORE_QUANTIZATION, Account
-
-
-def model_of(*sizes_bytes: int) -> nn.Module:
-    model = nn.Module()
-    for index, size in enumerate(sizes_bytes):
-        part = nn.Module()
-        part.w = nn.Parameter(torch.empty(size, dtype=torch.int8, device="meta"), requires_grad=False)
-        model.add_module(f"part{index}", part)
-    return model
+from sized_models import model_of
 
 
 def told(plan: Plan, **which: bool) -> list[tuple[str, str]]:

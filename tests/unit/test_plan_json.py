@@ -13,7 +13,6 @@ from typing import Any
 
 import jsonschema
 import pytest
-import torch
 from torch import nn
 
 import planner
@@ -22,20 +21,12 @@ from generators import tree
 from planner import Plan
 from planner.errors import InfeasibleError, InvalidInputError
 from planner.known_names import KnownNames
+from sized_models import model_of
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs/plan.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 WRITTEN = Path(__file__).parent / "written"
-
-
-def model_of(*sizes_bytes: int) -> nn.Module:
-    model = nn.Module()
-    for index, size in enumerate(sizes_bytes):
-        part = nn.Module()
-        part.w = nn.Parameter(torch.empty(size, dtype=torch.int8, device="meta"), requires_grad=False)
-        model.add_module(f"part{index}", part)
-    return model
 
 
 def offloading() -> Plan:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
+from planner.cli.broken import broken_words
+
 __all__ = ["main"]
 
 
@@ -14,10 +16,7 @@ def main() -> NoReturn:
         from planner.cli.app import app
     except ImportError as error:
         # Python's own code for an error is 1, which here means that the answer is no.
-        sys.stderr.write(
-            f"planner: the installation is broken: {error}\n"
-            "Install it again: pip install --force-reinstall device-map-planner\n"
-        )
+        sys.stderr.write(f"planner: {broken_words(error)}\n")
         sys.exit(70)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import click
 
+from planner.cli.broken import broken_words
 from planner.cli.output import plain_data, visible, write_json
 from planner.errors import InfeasibleError, PlannerError
 
@@ -108,7 +109,7 @@ def failure_of(error: Exception) -> Failure:
         fields = {"file": error.filename, "reason": error.strerror}
         return Failure(kind=kind, message=str(error), exit_code=BAD_INPUT, fields=fields)
     if isinstance(error, ImportError):
-        return Failure(kind=kind, message=_broken(error), exit_code=INTERNAL_ERROR)
+        return Failure(kind=kind, message=broken_words(error), exit_code=INTERNAL_ERROR)
     return Failure(kind=kind, message=_internal(error), exit_code=INTERNAL_ERROR)
 
 
@@ -116,13 +117,6 @@ def _usage(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
     hint = f"\nTry '{context.command_path} --help' for help." if context is not None else ""
     return f"{error.format_message()}{hint}"
-
-
-def _broken(error: ImportError) -> str:
-    return (
-        f"the installation is broken: {error}\n"
-        "Install it again: pip install --force-reinstall device-map-planner"
-    )
 
 
 def _internal(error: Exception) -> str:

@@ -69,7 +69,7 @@ def plan(
         >>> dict(plan(model, max_memory={0: 800, 1: 800}).device_map)
         {'0': 0, '1': 0, '2': 1, '3': 1}
     """
-    return _plan(Problem.of(source, config, settings, checkpoint, remote=remote))
+    return plan_problem(Problem.of(source, config, settings, checkpoint, remote=remote))
 
 
 def plan_many(
@@ -112,7 +112,8 @@ def plan_many(
     return [_plan_or_error(problem.with_budgets(row)) for row in rows]
 
 
-def _plan(problem: Problem) -> Plan:
+def plan_problem(problem: Problem) -> Plan:
+    """The plan of a problem by the strategy that its settings name. Raises InfeasibleError."""
     try:
         if isinstance(problem.settings.strategy, Auto):
             return plan_auto(problem)
@@ -125,7 +126,7 @@ def _plan(problem: Problem) -> Plan:
 
 def _plan_or_error(problem: Problem) -> Plan | InfeasibleError:
     try:
-        return _plan(problem)
+        return plan_problem(problem)
     except InfeasibleError as error:
         return error
 

@@ -12,10 +12,9 @@ from planner.errors import InfeasibleError, InvalidDevicesError
 from planner.model.blocks import Blocks
 from planner.model.constraints import is_usable
 from planner.names import device_of
-from planner.planning.automatic import plan_auto
+from planner.planning.api import plan_problem
 from planner.planning.block_bytes import block_bytes
 from planner.planning.problem import Problem, device_plan, offloaded_bytes
-from planner.planning.sequential import plan_sequential
 from planner.plans.device_map import DeviceMap
 from planner.plans.no_plan import NoPlan
 from planner.plans.parts import Certificate, DeviceUsage, PlanParts
@@ -163,9 +162,8 @@ def _widest_that_fits(formats: Mapping[str, int], problem_in: Callable[[str], Pr
 
 
 def _tried(problem: Problem) -> Plan | None:
-    strategy = plan_auto if isinstance(problem.settings.strategy, Auto) else plan_sequential
     try:
-        return strategy(problem)
+        return plan_problem(problem)
     except (InfeasibleError, InvalidDevicesError):  # a device more may be one too many
         return None
 

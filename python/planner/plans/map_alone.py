@@ -28,8 +28,7 @@ def map_is_enough(plan: PlanParts) -> bool:
         >>> map_is_enough(plan(model, max_memory={0: 1000, "cpu": 2000}, execute_offloaded="cpu"))
         False
     """
-    alone = _runs_alone(plan)
-    return all(runs == {alone[name]} for name, runs in _runs_planned(plan).items())
+    return execution_map_notice(plan) is None
 
 
 def execution_map_notice(plan: PlanParts) -> str | None:
