@@ -1,10 +1,8 @@
-"""Tiny models of real classes as files, for tests that load them: `save_pretrained`, a few shards, and hand-made files."""
+"""Tiny models of real classes as files, for tests that load them: what `save_pretrained` writes, in a few shards."""
 
 from __future__ import annotations
 
-import json
-import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from transformers import (
 
 from tiny_models import SIZES, SPECIAL, TINY, WORDS
 
-__all__ = ["MAPS", "STORED", "device_map", "inputs_of", "layers_of", "reference", "stored", "write_file"]
+__all__ = ["MAPS", "STORED", "device_map", "inputs_of", "layers_of", "reference", "stored"]
 
 
 def qwen3_moe() -> nn.Module:
@@ -155,33 +153,3 @@ MAPS: dict[str, Callable[[nn.Module], dict[str, Any]]] = {
     "surroundings": lambda model: device_map(model, lambda number: "cpu", "disk"),
     "single_tensors": single_tensors,
 }
-
-TYPES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.bool: "BOOL",
-}
-
-
-def write_file(path: Path, tensors: Mapping[str, torch.Tensor], *, gap: int = 0) -> Path:
-    """A safetensors file with tensors in the order given, the first `gap` bytes behind where its type would have it."""
-    rows: dict[str, Any] = {}
-    end = 0
-    for name, tensor in tensors.items():
-        rows[name] = {
-            "dtype": TYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [end, end + tensor.nbytes],
-        }
-        end += tensor.nbytes
-    header = json.dumps(rows).encode()
-    header += b" " * (-len(header) % 8 + gap)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        for tensor in tensors.values():
-            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return path

@@ -26,8 +26,8 @@ from stored_models import (
     layers_of,
     reference,
     stored,
-    write_file,
 )
+from tensor_files import write_file
 
 
 class Files:
