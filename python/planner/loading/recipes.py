@@ -33,7 +33,7 @@ class Recipes:
         unexpected: stored names that nothing is made of.
         ignored: those of them that the class leaves in files, or ``rename`` does.
         missing: live names without a tensor that are not tied to one that has one.
-        may_be_missing: those of them that the class does not want from files.
+        ignored_missing: those of them that the class does not want from files.
         findings: what makes these files wrong for this model, in words; names and sizes are judged elsewhere.
         notes: what is worth saying.
         steps: transformers' steps that were used, which ``save_pretrained`` turns back if it is given them.
@@ -45,7 +45,7 @@ class Recipes:
     unexpected: tuple[str, ...]
     ignored: tuple[str, ...]
     missing: tuple[str, ...]
-    may_be_missing: tuple[str, ...]
+    ignored_missing: tuple[str, ...]
     findings: tuple[str, ...]
     notes: tuple[str, ...]
     steps: tuple[object, ...]
@@ -93,7 +93,7 @@ def find_recipes(rows: Sequence[StoredTensor], model: nn.Module, rename: Rename 
         unexpected=tuple(name for name in found.left if name not in ignored),
         ignored=(*found.dropped, *ignored),
         missing=tuple(missing),
-        may_be_missing=tuple(_matching({name: (name,) for name in missing}, wanting or ())),
+        ignored_missing=tuple(_matching({name: (name,) for name in missing}, wanting or ())),
         findings=tuple(found.findings),
         notes=tuple(found.notes),
         steps=steps.used() if steps else (),
