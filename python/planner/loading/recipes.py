@@ -33,7 +33,7 @@ class Recipes:
         unexpected: stored names that nothing is made of.
         ignored: those of them that the class leaves in files, or ``rename`` does.
         missing: live names without a tensor that are not tied to one that has one.
-        ignored_missing: those of them that the class does not want from files.
+        may_be_missing: those of them that the class does not want from files.
         findings: what makes these files wrong for this model, in words; names and sizes are judged elsewhere.
         notes: what is worth saying.
         steps: transformers' steps that were used, which ``save_pretrained`` turns back if it is given them.
@@ -45,7 +45,7 @@ class Recipes:
     unexpected: tuple[str, ...]
     ignored: tuple[str, ...]
     missing: tuple[str, ...]
-    ignored_missing: tuple[str, ...]
+    may_be_missing: tuple[str, ...]
     findings: tuple[str, ...]
     notes: tuple[str, ...]
     steps: tuple[object, ...]
@@ -84,7 +84,11 @@ def find_recipes(rows: Sequence[StoredTensor], model: nn.Module, rename: Rename 
         _take_stepped(renamed, steps, found)
     ties = find_ties(model, live, found.by_name)
     ignored = _matching(found.left, ignored_names(model) if steps else ())
-    missing = [name for name in live if name not in found.by_name and name not in ties.by_name]
+    missing = [
+        name
+        for name in live
+        if name not in found.by_name and name not in ties.by_name and name not in found.failed
+    ]
     wanting = getattr(model, "_keys_to_ignore_on_load_missing", None) if steps else None
     return Recipes(
         by_name=found.by_name,
@@ -93,7 +97,7 @@ def find_recipes(rows: Sequence[StoredTensor], model: nn.Module, rename: Rename 
         unexpected=tuple(name for name in found.left if name not in ignored),
         ignored=(*found.dropped, *ignored),
         missing=tuple(missing),
-        ignored_missing=tuple(_matching({name: (name,) for name in missing}, wanting or ())),
+        may_be_missing=tuple(_matching({name: (name,) for name in missing}, wanting or ())),
         findings=tuple(found.findings),
         notes=tuple(found.notes),
         steps=steps.used() if steps else (),
@@ -110,6 +114,8 @@ class _Found:
     left: dict[str, Sequence[str]] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
+    # Live names that are in the files, and could not be made.
+    failed: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
     def renamed(
@@ -173,7 +179,7 @@ def _take_stepped(renamed: Sequence[tuple[str, StoredTensor]], steps: ClassSteps
     for name, row in renamed:
         goal = becomes[name]
         if goal.name not in found.live:
-            found.left[row.name] = steps.targets(goal)
+            found.left[row.name] = steps.targets(goal.name, goal.pattern)
         elif goal.pattern is None:
             found.add(goal.name, row)
         else:
@@ -183,6 +189,7 @@ def _take_stepped(renamed: Sequence[tuple[str, StoredTensor]], steps: ClassSteps
             recipes = steps.recipes(name, taken)
         except ValueError as error:
             found.findings.append(str(error))
+            found.failed.update(steps.targets(name, taken[0][0]))
             continue
         for target, recipe in recipes.items():
             if target in found.live:
