@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from planner.dispatching.install.device_map import ResolvedDeviceMap
+from planner.dispatching.offload.reads_ahead import MakesReadsAhead
 
 __all__ = ["DispatchRequest"]
 
@@ -27,6 +28,7 @@ class DispatchRequest:
         force_borders: borders, too, if there is one device.
         whole_classes: classes whose instances are brought in whole.
         room_bytes: by device, what offloaded blocks may take there together; room for two lets one be copied ahead.
+        reads_ahead: of the offloaded blocks, makes what reads them ahead from where ``weights`` has them.
     """
 
     resolved_map: ResolvedDeviceMap
@@ -38,3 +40,4 @@ class DispatchRequest:
     force_borders: bool = False
     whole_classes: frozenset[str] = frozenset()
     room_bytes: Mapping[torch.device, int] = field(default_factory=dict)
+    reads_ahead: MakesReadsAhead | None = None
