@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from planner.dispatching.install.request import DispatchRequest
     from planner.dispatching.mixed.crossing import Crossing
 
-__all__ = ["crossings", "dispatch", "undispatch"]
+__all__ = ["carry_out", "crossings", "dispatch", "staging_room", "take_off_later_hooks", "undispatch"]
 
 
 def dispatch(
@@ -97,7 +97,7 @@ def dispatch(
         skip_keys=text_set(skip_keys, "skip_keys"),
         outside=outside,
         says_device=True,
-        room_bytes=_staging_room(plan, staging_bytes),
+        room_bytes=staging_room(plan, staging_bytes),
     )
     carry_out(model, request)
     return model
@@ -108,7 +108,13 @@ def _offloads_buffers(plan: Any) -> bool:
     return setting is not None and bool(setting.value)
 
 
-def _staging_room(plan: Any, staging_bytes: Mapping[Any, int] | None) -> dict[Any, int]:
+def staging_room(plan: Any, staging_bytes: Mapping[Any, int] | None) -> dict[Any, int]:
+    """By device, what offloaded blocks may take there: as said, or what a plan has reserved or left free on accelerators.
+
+    Raises:
+        InvalidInputError, InvalidDevicesError: no sizes by device, or one on disk.
+        PlanMismatchError: a device that this machine does not have. Fields: ``findings``.
+    """
     from planner.dispatching.install.device_map import require_present
     from planner.dispatching.tensors.slots import resolve_device
 
@@ -142,7 +148,7 @@ def carry_out(model: nn.Module, request: DispatchRequest) -> None:
     prepared = prepare(model, request, engaged)
     journal = Journal()
     try:
-        _take_off_later_hooks(model, engaged, journal)
+        take_off_later_hooks(model, engaged, journal)
         for earlier in engaged:
             earlier.remove(journal)
         prepared.install(journal)
@@ -153,7 +159,7 @@ def carry_out(model: nn.Module, request: DispatchRequest) -> None:
         earlier.close()
 
 
-def _take_off_later_hooks(model: nn.Module, engaged: list[Dispatched], journal: Journal) -> None:
+def take_off_later_hooks(model: nn.Module, engaged: list[Dispatched], journal: Journal) -> None:
     """Hooks that only move arguments, put on a dispatched model by others: generate() of encoder-decoder models does."""
     from planner.dispatching.install.prepare import is_later_hook
     from planner.dispatching.methods.forward import restore_forward
@@ -206,7 +212,7 @@ def undispatch(model: nn.Module) -> nn.Module:
         )
     journal = Journal()
     try:
-        _take_off_later_hooks(model, engaged, journal)
+        take_off_later_hooks(model, engaged, journal)
         for dispatched in engaged:
             dispatched.remove(journal, tensors="return")
     except BaseException:
