@@ -94,6 +94,11 @@ class PageBuffers:
         self._leases: dict[int, Lease] = {}
 
     @property
+    def size_bytes(self) -> int:
+        """Bytes of all buffers."""
+        return (len(self._free) + len(self._leases)) * self.plan.size_bytes
+
+    @property
     def huge_bytes(self) -> int:
         """Bytes of all buffers that are in huge pages indeed."""
         buffers = [*self._free, *(lease.buffer for lease in self._leases.values())]

@@ -110,13 +110,11 @@ def fixed_share(sizes_bytes: Mapping[str, int], spare_bytes: int) -> frozenset[s
     whole_bytes = sum(sizes_bytes.values())
     if whole_bytes <= spare_bytes:
         return frozenset(sizes_bytes)
-    share = spare_bytes / whole_bytes
     chosen: set[str] = set()
-    left_bytes, due_bytes = spare_bytes, 0.0
+    due_bytes, taken_bytes = 0.0, 0
     for name, size_bytes in sizes_bytes.items():
-        due_bytes += share * size_bytes
-        if due_bytes >= size_bytes * (1 - share / 2) and size_bytes <= left_bytes:
+        due_bytes += size_bytes * spare_bytes / whole_bytes
+        if taken_bytes + size_bytes <= due_bytes:
             chosen.add(name)
-            due_bytes -= size_bytes
-            left_bytes -= size_bytes
+            taken_bytes += size_bytes
     return frozenset(chosen)

@@ -1,13 +1,18 @@
-"""What streaming asks of open files."""
+"""What streaming asks of a checkpoint's open files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Final, Protocol
 
+from planner import _core
+from planner.loading.open_files import OpenFiles
 from planner.loading.streaming.layout import Span
 
-__all__ = ["ReadableFiles"]
+__all__ = ["FileReads", "ReadableFiles"]
+
+# More do not read faster from one disk.
+_READS_IN_FLIGHT: Final = 2
 
 
 class ReadableFiles(Protocol):
@@ -23,7 +28,7 @@ class ReadableFiles(Protocol):
     def cached_bytes(self, file: int, begin: int, end: int) -> tuple[int, int]:
         """Bytes of whole pages that the page cache has, and bytes of whole pages in all."""
 
-    def read_spans(self, spans: Sequence[Span], memory: memoryview, *, direct: bool) -> tuple[int, int]:
+    def read_spans(self, spans: Sequence[Span], memory: Any, *, direct: bool) -> tuple[int, int]:
         """Reads bytes into memory.
 
         Returns:
@@ -32,3 +37,27 @@ class ReadableFiles(Protocol):
         Raises:
             OffloadError: they cannot be read. Fields: ``name``.
         """
+
+
+class FileReads:
+    """The files as the core reads them.
+
+    Args:
+        files: the files.
+    """
+
+    def __init__(self, files: OpenFiles) -> None:
+        self._files = files
+
+    def require_same(self) -> None:
+        """As :meth:`ReadableFiles.require_same`."""
+        self._files.require_same()
+
+    def cached_bytes(self, file: int, begin: int, end: int) -> tuple[int, int]:
+        """As :meth:`ReadableFiles.cached_bytes`."""
+        return _core.cached_bytes(self._files.files[file], begin, end)
+
+    def read_spans(self, spans: Sequence[Span], memory: Any, *, direct: bool) -> tuple[int, int]:
+        """As :meth:`ReadableFiles.read_spans`."""
+        files = list(self._files.files)
+        return _core.read_spans(files, list(spans), memory, direct, _READS_IN_FLIGHT)
