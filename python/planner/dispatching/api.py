@@ -16,11 +16,22 @@ from planner.spelling import shown
 if TYPE_CHECKING:
     from torch import nn
 
+    from planner.dispatching.install.device_map import ResolvedDeviceMap
     from planner.dispatching.install.record import Dispatched
     from planner.dispatching.install.request import DispatchRequest
     from planner.dispatching.mixed.crossing import Crossing
 
-__all__ = ["carry_out", "crossings", "dispatch", "staging_room", "take_off_later_hooks", "undispatch"]
+__all__ = [
+    "carry_out",
+    "crossings",
+    "dispatch",
+    "offloads_buffers",
+    "require_outside",
+    "resolve_map",
+    "staging_room",
+    "take_off_later_hooks",
+    "undispatch",
+]
 
 
 def dispatch(
@@ -72,16 +83,11 @@ def dispatch(
         >>> dispatch(model, {"": "cpu"}).hf_device_map
         {'': 'cpu'}
     """
-    from planner.dispatching.install.device_map import ResolvedDeviceMap, require_fit, require_whole
+    from planner.dispatching.install.device_map import require_fit, require_whole
     from planner.dispatching.install.request import DispatchRequest
 
-    if not (isinstance(outside, str) and outside in ("raise", "fetch")):
-        raise InvalidInputError(f"outside is 'raise' or 'fetch', not {shown(outside)}")
-    resolved_map = (
-        ResolvedDeviceMap.of_plan(plan)
-        if isinstance(plan, Plan) or (isinstance(plan, DeviceMap) and execution_map is None)
-        else ResolvedDeviceMap(plan, execution_map=execution_map)
-    )
+    require_outside(outside)
+    resolved_map = resolve_map(plan, execution_map)
     require_fit(model, resolved_map)
     require_whole(model, resolved_map)
     on_disk = [name for name, key in resolved_map.keys.items() if key == "disk"]
@@ -93,7 +99,7 @@ def dispatch(
         )
     request = DispatchRequest(
         resolved_map=resolved_map,
-        offload_buffers=_offloads_buffers(plan) if offload_buffers is None else offload_buffers,
+        offload_buffers=offloads_buffers(plan) if offload_buffers is None else offload_buffers,
         skip_keys=text_set(skip_keys, "skip_keys"),
         outside=outside,
         says_device=True,
@@ -103,7 +109,23 @@ def dispatch(
     return model
 
 
-def _offloads_buffers(plan: Any) -> bool:
+def require_outside(outside: Any) -> None:
+    """Raises InvalidInputError unless this is a word for what reading an offloaded weight outside of a forward gives."""
+    if not (isinstance(outside, str) and outside in ("raise", "fetch")):
+        raise InvalidInputError(f"outside is 'raise' or 'fetch', not {shown(outside)}")
+
+
+def resolve_map(plan: Any, execution_map: Mapping[str, Any] | None) -> ResolvedDeviceMap:
+    """What a plan or a device map says of each name. Raises as :func:`dispatch`."""
+    from planner.dispatching.install.device_map import ResolvedDeviceMap
+
+    if isinstance(plan, Plan) or (isinstance(plan, DeviceMap) and execution_map is None):
+        return ResolvedDeviceMap.of_plan(plan)
+    return ResolvedDeviceMap(plan, execution_map=execution_map)
+
+
+def offloads_buffers(plan: Any) -> bool:
+    """Whether a plan has saved buffers rest with the weights; a device map has no word for it."""
     setting = plan.settings.get("offload_buffers") if isinstance(plan, Plan) else None
     return setting is not None and bool(setting.value)
 

@@ -42,8 +42,9 @@ def commit(
         take_off_later_hooks(model, engaged, journal)
         for earlier in engaged:
             earlier.remove(journal)
+        taken: set[int] = set()
         for target, value in values:
-            _write(journal, target, value)
+            _write(journal, target, value, taken)
         if request is not None:
             prepare(model, request, [], regions).install(journal)
     except BaseException:
@@ -53,7 +54,7 @@ def commit(
         earlier.close()
 
 
-def _write(journal: Journal, target: Target, value: torch.Tensor) -> None:
+def _write(journal: Journal, target: Target, value: torch.Tensor, taken: set[int]) -> None:
     found = target.found
     if value is found:
         return
@@ -64,8 +65,9 @@ def _write(journal: Journal, target: Target, value: torch.Tensor) -> None:
         if not (isinstance(value, nn.Parameter) and value.requires_grad == trains):
             made = nn.Parameter(value.detach(), requires_grad=trains)
     copy_marks(found, made)
-    if moves_in_place(found, made) and found.dtype == made.dtype:
-        # Optimizers and callers hold the parameter that is there.
+    if moves_in_place(found, made) and found.dtype == made.dtype and id(found) not in taken:
+        # Optimizers and callers hold the parameter that is there. Where a tie ends, it goes with the first of its names.
+        taken.add(id(found))
         made.grad = found.grad
         journal.move(found, made)
         made = found

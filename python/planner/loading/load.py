@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -16,12 +16,13 @@ from planner.loading.commit import commit
 from planner.loading.initial import initial_values
 from planner.loading.open_files import OpenFiles
 from planner.loading.options import LoadOptions
+from planner.loading.doubled import settle_doubled
 from planner.loading.progress import progress_of
 from planner.loading.recipe import Computed, Part, Pieces
 from planner.loading.recipes import find_recipes
-from planner.loading.report import LoadedTensor, LoadReport, Way, remember
+from planner.loading.report import Loaded, LoadedTensor, LoadReport, Way, remember
 from planner.loading.residents import Residents, is_file_backed, make_residents
-from planner.loading.source import require_nothing
+from planner.loading.source import CheckpointSource, require_nothing
 from planner.loading.stored import StoredTensor
 from planner.loading.targets import Judged, Target, judge
 from planner.loading.weights import FileWeights, WantedTensor, sources_of
@@ -42,6 +43,11 @@ class LoadSource:
     name: str
     files: OpenFiles
     rows: Sequence[StoredTensor]
+
+    @classmethod
+    def of(cls, source: CheckpointSource) -> LoadSource:
+        """An open checkpoint."""
+        return cls(source.files.name, source.opened, source.rows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +72,9 @@ class PreparedLoad:
     residents: Residents
     notes: tuple[str, ...]
 
-    def commit(self, weights: Mapping[str, torch.Tensor] | None = None, *, is_dispatched: bool = True) -> None:
+    def commit(
+        self, weights: Mapping[str, torch.Tensor] | None = None, *, is_dispatched: bool = True
+    ) -> None:
         """Writes the tensors, and installs what the map asks for.
 
         Args:
@@ -78,7 +86,7 @@ class PreparedLoad:
         resting = self.residents.weights if weights is None else weights
         request = replace(self.request, weights=resting) if is_dispatched else None
         commit(self.model, self.residents.values, request, self.regions)
-        remember(self.model, self._report(), None, self._all_weights())
+        remember(self.model, Loaded(self._report(), self._all_weights(), None))
 
     def _all_weights(self) -> FileWeights:
         """Every tensor that the files have for the model, by live name."""
@@ -109,7 +117,9 @@ class PreparedLoad:
         if wanted is not None:
             is_cast = wanted.dtype != wanted.recipe.dtype
             is_copied = value.device.type == "cpu" and id(target) in self.residents.copied
-            way = "cast" if is_cast else "copy" if is_copied and wanted.is_view else _WAYS[type(wanted.recipe)]
+            way = (
+                "cast" if is_cast else "copy" if is_copied and wanted.is_view else _WAYS[type(wanted.recipe)]
+            )
         numbers = [] if wanted is None else [row.file for row in sources_of(wanted.recipe)]
         files = tuple(self.source.files.files[number].shown for number in dict.fromkeys(numbers))
         names = tuple(place.name for place in target.places)
@@ -150,9 +160,10 @@ def prepare_load(
     """
     regions = regions_of(model, request)
     recipes = find_recipes(source.rows, model, options.rename)
-    judged = judge(regions.places, recipes, options.dtype_of, options.leniency)
-    require_nothing(judged.findings, source.name)
     with torch.inference_mode(False), torch.no_grad():
+        apart = settle_doubled(recipes, source.files)
+        judged = judge(regions.places, recipes, apart.ties, options.dtype_of, options.leniency)
+        require_nothing((*apart.findings, *judged.findings), source.name)
         initial = initial_values(model, [target.name for target in judged.absent])
         require_nothing(initial.findings, source.name)
         slow = source.files.slow_files() if options.copy == "auto" else frozenset()
@@ -172,13 +183,9 @@ def prepare_load(
                 copies=copies,
                 advance=advance,
             )
-    notes = (*recipes.notes, *_notes(judged, backed))
+    notes = (*recipes.notes, *apart.notes)
     return PreparedLoad(model, source, request, regions, judged, residents, notes)
 
 
 def _total_bytes(targets: Sequence[Target]) -> int:
     return sum(target.wanted.nbytes for target in targets if target.wanted is not None)
-
-
-def _notes(judged: Judged, backed: object) -> Iterator[str]:
-    return iter(())

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
 from planner.errors import PlanMismatchError
+from planner.loading.weights import FileWeights
 from planner.names import counted, listed
 from planner.units import format_bytes
 
-__all__ = ["LoadReport", "LoadedTensor", "Streamed", "Way", "load_report", "remember"]
+__all__ = [
+    "LoadReport",
+    "Loaded",
+    "LoadedTensor",
+    "Streamed",
+    "Way",
+    "file_weights_of",
+    "load_report",
+    "remember",
+]
 
 Way = Literal["view", "part", "pieces", "computed", "cast", "copy", "initialised", "kept"]
 """How a tensor came out of the files: as the bytes of one, as some rows of them, put together from several, by the class's
@@ -105,7 +115,9 @@ class LoadReport:
         lines = [f"{counted(len(self.tensors), 'tensor')}: {where or 'none'}"]
         said = ", ".join(f"{count} {way}" for way, count in ways.most_common())
         sizes = [(self.read_bytes, "read"), (self.copied_bytes, "copied"), (self.written_bytes, "written")]
-        lines.append(f"{said or 'nothing'}; " + ", ".join(f"{format_bytes(size)} {what}" for size, what in sizes))
+        lines.append(
+            f"{said or 'nothing'}; " + ", ".join(f"{format_bytes(size)} {what}" for size, what in sizes)
+        )
         if self.staging_bytes:
             streamed = self.streamed
             lines.append(
@@ -114,21 +126,43 @@ class LoadReport:
                 f"{streamed.waited_seconds:.2f} s"
             )
         lines += [f"tied: {' = '.join(names)}" for names in self.tied[:3]]
-        for names, what in ((self.missing, "in no file"), (self.unexpected, "in the files and not in the model")):
+        for names, what in (
+            (self.missing, "in no file"),
+            (self.unexpected, "in the files and not in the model"),
+        ):
             if names:
                 lines.append(f"{what}: {listed(names)}")
         return "\n".join([*lines, *self.notes])
 
 
-# By model: its report, and who knows what was streamed since. A copy of the model has none.
-_REPORTS: weakref.WeakKeyDictionary[nn.Module, tuple[LoadReport, Callable[[], Streamed] | None]] = (
-    weakref.WeakKeyDictionary()
-)
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """What is known of a model that was loaded.
+
+    Args:
+        report: what the load has done.
+        weights: every tensor that the files have for it, by live name.
+        streamed: who knows what was streamed since.
+    """
+
+    report: LoadReport
+    weights: FileWeights
+    streamed: Callable[[], Streamed] | None
 
 
-def remember(model: nn.Module, report: LoadReport, streamed: Callable[[], Streamed] | None) -> None:
-    """Lets :func:`load_report` find a report; the model is not kept alive."""
-    _REPORTS[model] = (report, streamed)
+# By model; it is not kept alive, and a copy of it has nothing here.
+_LOADED: weakref.WeakKeyDictionary[nn.Module, Loaded] = weakref.WeakKeyDictionary()
+
+
+def remember(model: nn.Module, loaded: Loaded) -> None:
+    """Lets :func:`load_report` and :func:`file_weights_of` find what is known of a model."""
+    _LOADED[model] = loaded
+
+
+def file_weights_of(model: nn.Module) -> FileWeights | None:
+    """Every tensor that the files of a loaded model have for it, by live name; None of a model that was not loaded."""
+    found = _LOADED.get(model)
+    return None if found is None else found.weights
 
 
 def load_report(model: nn.Module) -> LoadReport:
@@ -140,11 +174,10 @@ def load_report(model: nn.Module) -> LoadReport:
     Raises:
         PlanMismatchError: it was not loaded by planner. Fields: ``findings``.
     """
-    found = _REPORTS.get(model) if isinstance(model, nn.Module) else None
+    found = _LOADED.get(model) if isinstance(model, nn.Module) else None
     if found is None:
         raise PlanMismatchError(
             f"this {type(model).__name__} was not loaded by planner.load, so there is no report of it (a copy has none either)",
             findings=(),
         )
-    report, streamed = found
-    return report if streamed is None else replace(report, streamed=streamed())
+    return found.report if found.streamed is None else replace(found.report, streamed=found.streamed())

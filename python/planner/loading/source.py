@@ -82,7 +82,7 @@ def _refuse_others(place: Place) -> None:
     raise fault(place.name, what)
 
 
-def require_nothing(findings: Sequence[str], files: CheckpointFiles) -> None:
+def require_nothing(findings: Sequence[str], name: str) -> None:
     """Raises one error for everything that does not fit.
 
     Raises:
@@ -93,8 +93,8 @@ def require_nothing(findings: Sequence[str], files: CheckpointFiles) -> None:
     first = findings[0]
     more = f"; and {len(findings) - 5} more" if len(findings) > 5 else ""
     raise CheckpointError(
-        f"{files.name} cannot be loaded into this model: {'; '.join(findings[:5])}{more}",
-        file=files.name,
+        f"{name} cannot be loaded into this model: {'; '.join(findings[:5])}{more}",
+        file=name,
         reason=first,
         findings=tuple(findings),
     )

@@ -33,11 +33,13 @@ class Leniency:
         strict: names that the model has no place for are findings, and so is a missing tensor that has values already.
         allow_missing: globs of names that may be missing.
         allow_unexpected: globs of names that may be there.
+        leaves_missing: whether what no file has, and has no values, may stay without.
     """
 
     strict: bool = True
     allow_missing: tuple[str, ...] = ()
     allow_unexpected: tuple[str, ...] = ()
+    leaves_missing: bool = False
 
 
 class Target:
@@ -87,68 +89,69 @@ class Judged:
 
 
 def judge(
-    places: Sequence[PlacedTensor], recipes: Recipes, dtype_of: CastRule, leniency: Leniency
+    places: Sequence[PlacedTensor],
+    recipes: Recipes,
+    ties: Mapping[str, str],
+    dtype_of: CastRule,
+    leniency: Leniency,
 ) -> Judged:
     """Holds every tensor of a model against what the files have for it.
 
     Args:
         places: the tensors of the model.
         recipes: how live names come out of the files.
+        ties: live names, and the name whose tensor they are.
         dtype_of: the dtype that each becomes.
         leniency: what may be missing or too much.
 
     Cost: O(tensors).
     """
-    targets = _targets(places, recipes.ties)
-    findings: list[str] = []
+    targets = _targets(places, ties)
+    findings = list(recipes.findings)
     kept: list[str] = []
     absent: list[Target] = []
     missing: list[str] = []
-    may_miss = _matcher(leniency.allow_missing)
+    may_be_missing = set(recipes.may_be_missing)
+    is_allowed_missing = _matcher(leniency.allow_missing)
     for target in targets:
-        recipe = _recipe(target, recipes)
-        if recipe is None:
-            is_allowed = target.name in recipes.ignored_missing or may_miss(target.name)
-            if not any(place.slot.is_persistent for place in target.places):
-                is_allowed = True
-            if target.has_values and (is_allowed or not leniency.strict):
-                kept.append(target.name)
-            elif is_allowed:
-                absent.append(target)
-            else:
-                missing.append(target.name)
+        recipe = _recipe(target, recipes.by_name, ties)
+        if recipe is not None:
+            findings.extend(_give(target, recipe, dtype_of))
             continue
-        findings.extend(_give(target, recipe, dtype_of))
+        names = [place.name for place in target.places]
+        is_saved = any(place.slot.is_persistent for place in target.places)
+        may_miss = not is_saved or any(name in may_be_missing or is_allowed_missing(name) for name in names)
+        if target.has_values and (may_miss or not leniency.strict):
+            kept.extend([target.name] if is_saved else [])
+        elif may_miss or leniency.leaves_missing:
+            absent.append(target)
+        else:
+            missing.append(target.name)
     if missing:
         findings.insert(0, f"no file has {listed(map(repr, missing), most=10)}")
-    may_be_there = _matcher(leniency.allow_unexpected)
-    extra = [name for name in recipes.unexpected if leniency.strict and not may_be_there(name)]
+    is_allowed_extra = _matcher(leniency.allow_unexpected)
+    extra = [name for name in recipes.unexpected if leniency.strict and not is_allowed_extra(name)]
     if extra:
         findings.append(f"the model has no place for {listed(map(repr, extra), most=10)}")
     return Judged(tuple(targets), tuple(findings), tuple(kept), tuple(absent), tuple(recipes.unexpected))
 
 
 def _targets(places: Sequence[PlacedTensor], ties: Mapping[str, str]) -> list[Target]:
-    """Slots that hold one tensor, or whose class says that they do, are one target."""
-    by_object: dict[int, Target] = {}
-    by_name: dict[str, Target] = {}
-    found: list[Target] = []
+    """Slots that are one tensor are one target. What is saved is told by its name: a tie may be lost, or end with this load."""
+    by_key: dict[str | int, Target] = {}
     for place in places:
         tensor = place.slot.read()
-        first = ties.get(place.name, place.name)
-        target = by_object.get(id(tensor)) or by_name.get(first)
+        key = ties.get(place.name, place.name) if place.slot.is_persistent else id(tensor)
+        target = by_key.get(key)
         if target is None:
-            target = Target(tensor)
-            found.append(target)
-        by_object[id(tensor)] = target
-        by_name.setdefault(first, target)
+            target = by_key[key] = Target(tensor)
         target.places.append(place)
-    return found
+    return list(by_key.values())
 
 
-def _recipe(target: Target, recipes: Recipes) -> Recipe | None:
+def _recipe(target: Target, by_name: Mapping[str, Recipe], ties: Mapping[str, str]) -> Recipe | None:
     for place in target.places:
-        recipe = recipes.by_name.get(place.name) or recipes.by_name.get(recipes.ties.get(place.name, ""))
+        recipe = by_name.get(place.name) or by_name.get(ties.get(place.name, ""))
         if recipe is not None:
             return recipe
     return None
