@@ -7,6 +7,8 @@ counts as one by accelerate's formula. Devices are numbers: places in the list t
 from collections.abc import Callable
 from typing import Any, Literal, final
 
+from typing_extensions import Buffer
+
 from planner.choices import (
     BlockGranularity,
     DeviceKind,
@@ -473,11 +475,10 @@ class StoredFile:
     def file_system(self) -> Literal["local", "network", "fuse"]: ...
 
 @final
-class FileMapping:
+class FileMapping(Buffer):
     """A file's bytes as memory that can be written to, for this process alone; ``len()`` of them.
 
     A page that was cut from the file cannot be read: the process gets SIGBUS. So ask ``change()`` of the file before.
     """
 
     def __len__(self) -> int: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
