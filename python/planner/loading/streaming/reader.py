@@ -141,7 +141,7 @@ def _serve(
         message = inbox.get()
         if message is None:
             break
-        if isinstance(message, Lease):
+        if isinstance(message, weakref.ReferenceType):
             buffers.take_back(message)
         elif isinstance(message, _Made):
             _make(buffers, counters, is_wanted=message.is_wanted)
