@@ -13,6 +13,7 @@ from planner.dispatching.install.prepare import regions_of
 from planner.dispatching.install.regions import PlacedTensor, Regions
 from planner.dispatching.install.request import DispatchRequest
 from planner.loading.commit import commit
+from planner.loading.converted import Converted
 from planner.loading.initial import initial_values
 from planner.loading.open_files import OpenFiles
 from planner.loading.options import LoadOptions
@@ -61,6 +62,7 @@ class PreparedLoad:
         regions: the same applied to the model.
         judged: the model beside the files.
         residents: what was made, and what rests in the files.
+        options: how it is loaded.
         notes: what else to know of the load.
     """
 
@@ -70,6 +72,7 @@ class PreparedLoad:
     regions: Regions
     judged: Judged
     residents: Residents
+    options: LoadOptions
     notes: tuple[str, ...]
 
     def commit(
@@ -81,12 +84,40 @@ class PreparedLoad:
             weights: what rests elsewhere, in the place of what rests in the files.
             is_dispatched: whether anything is installed; otherwise what rests in the files stays without values.
 
-        Guarantee: when it raises, also for an interrupt, the model is as it was.
+        Raises:
+            InvalidInputError, OffloadError: what is to be stored in another form cannot be written. Fields: ``name``.
+
+        Guarantee: when it raises, also for an interrupt, the model is as it was, and so is the folder that is written to.
         """
-        resting = self.residents.weights if weights is None else weights
-        request = replace(self.request, weights=resting) if is_dispatched else None
+        resting = self.residents.weights
+        if self.options.offload_folder is not None and self.options.convert == "store" and resting is not None and weights is None:
+            converted = Converted.of(resting, self.options.offload_folder)
+            if converted is not None:
+                return self._commit_converted(resting, converted)
+        self._commit(resting if weights is None else weights, is_dispatched=is_dispatched)
+
+    def _commit_converted(self, resting: FileWeights, converted: Converted) -> None:
+        total_bytes = _total_bytes(self.judged.targets)
+        done_bytes = sum(value.nbytes for _, value in self.residents.values if not value.is_meta)
+        try:
+            with progress_of(self.options.progress, total_bytes, done_bytes) as advance:
+                files, elsewhere = converted.store(advance)
+            for target, value in self.residents.values:
+                if value.is_meta and target.wanted is not None:
+                    target.wanted = elsewhere.get(target.wanted.name, target.wanted)
+            moved = replace(self, source=replace(self.source, files=files))
+            moved._commit(resting.moved(files, elsewhere), written_bytes=converted.written_bytes)
+        except BaseException:
+            converted.discard()
+            raise
+
+    def _commit(
+        self, weights: Mapping[str, torch.Tensor] | None, *, is_dispatched: bool = True, written_bytes: int = 0
+    ) -> None:
+        request = replace(self.request, weights=weights) if is_dispatched else None
         commit(self.model, self.residents.values, request, self.regions)
-        remember(self.model, Loaded(self._report(), self._all_weights(), None))
+        report = replace(self._report(), written_bytes=written_bytes)
+        remember(self.model, Loaded(report, self._all_weights(), None))
 
     def _all_weights(self) -> FileWeights:
         """Every tensor that the files have for the model, by live name."""
@@ -184,7 +215,7 @@ def prepare_load(
                 advance=advance,
             )
     notes = (*recipes.notes, *apart.notes)
-    return PreparedLoad(model, source, request, regions, judged, residents, notes)
+    return PreparedLoad(model, source, request, regions, judged, residents, options, notes)
 
 
 def _total_bytes(targets: Sequence[Target]) -> int:
