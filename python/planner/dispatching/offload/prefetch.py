@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -123,11 +123,12 @@ class Prefetcher:
     def needing(self, block: OffloadedBlock) -> None:
         """Nothing: what was copied ahead is taken when the weights are brought in."""
 
-    def computing(self, hook: FollowedBlock) -> None:
+    def computing(self, block: OffloadedBlock) -> None:
         """To be called when a block has its weights and is about to compute: sends for the next one."""
         lane = self._lane
         if not lane.forwards:
             return  # one layer called alone: nothing would clean up after the next one
+        hook = cast(FollowedBlock, block)
         if lane.last is not None:
             lane.last.follower = hook
         lane.last = hook

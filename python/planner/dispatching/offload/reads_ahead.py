@@ -127,9 +127,9 @@ class SeveralAhead:
 
 
 def _each(calls: Sequence[Callable[..., None]], *args: object) -> None:
+    if not calls:
+        return
     try:
-        for done, call in enumerate(calls):
-            call(*args)
-    except BaseException:
-        _each(calls[done + 1 :], *args)
-        raise
+        calls[0](*args)
+    finally:
+        _each(calls[1:], *args)

@@ -90,7 +90,12 @@ class BlocksAhead:
         served = [block for block in blocks if self.serves(block)]
         self._blocks = {block.module_name: self._streamed(block) for block in served}
         self._plan = BufferPlan.within(
-            [layout.room_bytes for row in self._blocks.values() for layout in (row.whole, row.made) if layout],
+            [
+                layout.room_bytes
+                for row in self._blocks.values()
+                for layout in (row.whole, row.made)
+                if layout
+            ],
             staging_bytes,
         )
         sizes = {name: row.whole.read_bytes for name, row in self._blocks.items()}
@@ -123,7 +128,7 @@ class BlocksAhead:
     @property
     def staging_bytes(self) -> int:
         """The bound on the buffers."""
-        return self._plan.size_bytes * self._plan.count
+        return self._plan.size_bytes * self._plan.most
 
     def progress(self) -> StreamingProgress:
         """What was read so far."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
-from planner import _core
+from planner.loading.reading import PageBuffer
 
 __all__ = ["BufferPlan", "Lease", "PageBuffers"]
+
+
+_HUGE_PAGE_BYTES: Final = 2 << 20
 
 
 class BufferPlan(NamedTuple):
@@ -16,11 +19,11 @@ class BufferPlan(NamedTuple):
 
     Args:
         size_bytes: of one.
-        count: at most so many.
+        most: how many there may be.
     """
 
     size_bytes: int
-    count: int
+    most: int
 
     @classmethod
     def within(cls, rooms_bytes: list[int], staging_bytes: int | None) -> BufferPlan:
@@ -47,33 +50,8 @@ def _whole_pages(size_bytes: int) -> int:
     return -(-size_bytes // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
 
 
-_HUGE_PAGE_BYTES = 2 << 20
-
-
-class Lease(weakref.ref[memoryview]):
-    """Notices when the last tensor in a buffer is gone.
-
-    Args:
-        memory: the buffer's memory, made for one use of it; whatever lies in it holds this object.
-        ended: called with this lease then, in any thread, also in the middle of anything.
-        buffer: whose memory it is.
-    """
-
-    __slots__ = ("buffer",)
-
-    buffer: _core.PageBuffer
-
-    def __new__(
-        cls, memory: memoryview, ended: Callable[[Lease], None], buffer: _core.PageBuffer
-    ) -> Lease:
-        made = super().__new__(cls, memory, ended)  # type: ignore[arg-type]
-        made.buffer = buffer
-        return made
-
-    def __init__(
-        self, memory: memoryview, ended: Callable[[Lease], None], buffer: _core.PageBuffer
-    ) -> None:
-        super().__init__(memory, ended)  # type: ignore[arg-type]
+Lease: TypeAlias = weakref.ref[memoryview]
+"""A buffer's memory, lent for one block: whatever lies in it holds that very object, so this notices when the last is gone."""
 
 
 class PageBuffers:
@@ -89,19 +67,19 @@ class PageBuffers:
     def __init__(self, plan: BufferPlan, ended: Callable[[Lease], None]) -> None:
         self.plan = plan
         self._ended = ended
-        self._free: list[_core.PageBuffer] = []
-        # Those that are lent; a reference that nobody holds notices nothing.
-        self._leases: dict[int, Lease] = {}
+        self._free: list[PageBuffer] = []
+        # By lease, which has no hash: what is lent. A reference that nobody holds notices nothing.
+        self._lent: dict[int, tuple[Lease, PageBuffer]] = {}
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all buffers."""
-        return (len(self._free) + len(self._leases)) * self.plan.size_bytes
+        return (len(self._free) + len(self._lent)) * self.plan.size_bytes
 
     @property
     def huge_bytes(self) -> int:
         """Bytes of all buffers that are in huge pages indeed."""
-        buffers = [*self._free, *(lease.buffer for lease in self._leases.values())]
+        buffers = [*self._free, *(buffer for _, buffer in self._lent.values())]
         return sum(buffer.huge_bytes() for buffer in buffers)
 
     def lend(self, room_bytes: int) -> memoryview | None:
@@ -113,19 +91,19 @@ class PageBuffers:
         if room_bytes > self.plan.size_bytes:
             return None
         if not self._free:
-            if len(self._leases) >= self.plan.count:
+            if len(self._lent) >= self.plan.most:
                 return None
-            self._free.append(_core.PageBuffer(self.plan.size_bytes))
+            self._free.append(PageBuffer(self.plan.size_bytes))
         buffer = self._free.pop()
-        memory = memoryview(buffer)  # type: ignore[arg-type]
-        lease = Lease(memory, self._ended, buffer)
-        self._leases[id(lease)] = lease
+        memory = memoryview(buffer)
+        lease = weakref.ref(memory, self._ended)
+        self._lent[id(lease)] = (lease, buffer)
         return memory
 
     def take_back(self, lease: Lease) -> None:
         """A buffer is free again."""
-        del self._leases[id(lease)]
-        self._free.append(lease.buffer)
+        _, buffer = self._lent.pop(id(lease))
+        self._free.append(buffer)
 
     def make(self) -> None:
         """Makes what may be made, before it is needed.
@@ -133,8 +111,8 @@ class PageBuffers:
         Raises:
             MemoryError: the system has none to give.
         """
-        while len(self._free) + len(self._leases) < min(self.plan.count, 2):
-            self._free.append(_core.PageBuffer(self.plan.size_bytes))
+        while len(self._free) + len(self._lent) < min(self.plan.most, 2):
+            self._free.append(PageBuffer(self.plan.size_bytes))
 
     def drop_free(self) -> None:
         """Gives memory back that nobody uses."""

@@ -45,9 +45,7 @@ class StreamingCounters:
     def count_cached(self) -> None:
         """A block was used where the page cache has it."""
         with self._lock:
-            self._progress = replace(
-                self._progress, blocks_from_cache=self._progress.blocks_from_cache + 1
-            )
+            self._progress = replace(self._progress, blocks_from_cache=self._progress.blocks_from_cache + 1)
 
     def count_read(self, read_bytes: int, direct_bytes: int) -> None:
         """A block was read."""

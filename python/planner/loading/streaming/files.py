@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
-from planner import _core
 from planner.loading.open_files import OpenFiles
+from planner.loading.reading import cached_bytes, read_spans
 from planner.loading.streaming.layout import Span
 
 __all__ = ["FileReads", "ReadableFiles"]
@@ -55,9 +55,8 @@ class FileReads:
 
     def cached_bytes(self, file: int, begin: int, end: int) -> tuple[int, int]:
         """As :meth:`ReadableFiles.cached_bytes`."""
-        return _core.cached_bytes(self._files.files[file], begin, end)
+        return cached_bytes(self._files.files[file], begin, end)
 
     def read_spans(self, spans: Sequence[Span], memory: Any, *, direct: bool) -> tuple[int, int]:
         """As :meth:`ReadableFiles.read_spans`."""
-        files = list(self._files.files)
-        return _core.read_spans(files, list(spans), memory, direct, _READS_IN_FLIGHT)
+        return read_spans(list(self._files.files), list(spans), memory, direct, _READS_IN_FLIGHT)

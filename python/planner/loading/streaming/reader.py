@@ -141,7 +141,7 @@ def _serve(
         message = inbox.get()
         if message is None:
             break
-        if isinstance(message, Lease):
+        if isinstance(message, weakref.ReferenceType):
             buffers.take_back(message)
         elif isinstance(message, _Made):
             _make(buffers, counters, is_wanted=message.is_wanted)
@@ -191,10 +191,11 @@ def _read_pending(
                 memory = None
             if memory is None:
                 return
-            if buffers.size_bytes != before_bytes:
-                counters.note_buffers(buffers.huge_bytes, buffers.size_bytes)
             _read(ticket, memory, files, counters)
             del memory
+            if buffers.size_bytes != before_bytes:
+                # Afterwards, because looking takes milliseconds, and somebody may wait for the read.
+                counters.note_buffers(buffers.huge_bytes, buffers.size_bytes)
         del ticket
         pending.popleft()
 
