@@ -10,19 +10,19 @@ import torch
 from torch import nn
 
 from planner.dispatching.install.prepare import regions_of
-from planner.dispatching.install.regions import PlacedTensor, Regions
+from planner.dispatching.install.regions import Regions
 from planner.dispatching.install.request import DispatchRequest
 from planner.loading.commit import commit
 from planner.loading.converted import Converted
+from planner.loading.doubled import settle_doubled
 from planner.loading.initial import initial_values
 from planner.loading.open_files import OpenFiles
 from planner.loading.options import LoadOptions
-from planner.loading.doubled import settle_doubled
 from planner.loading.progress import progress_of
 from planner.loading.recipe import Computed, Part, Pieces
 from planner.loading.recipes import find_recipes
 from planner.loading.report import Loaded, LoadedTensor, LoadReport, Way, remember
-from planner.loading.residents import Residents, is_file_backed, make_residents
+from planner.loading.residents import Residents, make_residents
 from planner.loading.source import CheckpointSource, require_nothing
 from planner.loading.stored import StoredTensor
 from planner.loading.targets import Judged, Target, judge
@@ -199,9 +199,6 @@ def prepare_load(
         require_nothing(initial.findings, source.name)
         slow = source.files.slow_files() if options.copy == "auto" else frozenset()
 
-        def backed(place: PlacedTensor) -> bool:
-            return is_file_backed(place, offload_buffers=request.offload_buffers)
-
         def copies(wanted: WantedTensor) -> bool:
             return options.copy is True or any(row.file in slow for row in sources_of(wanted.recipe))
 
@@ -210,11 +207,11 @@ def prepare_load(
                 judged.targets,
                 source.files,
                 initial.values,
-                is_file_backed=backed,
+                offload_buffers=request.offload_buffers,
                 copies=copies,
                 advance=advance,
             )
-    notes = (*recipes.notes, *apart.notes)
+    notes = (*recipes.notes, *apart.notes, *residents.notes)
     return PreparedLoad(model, source, request, regions, judged, residents, options, notes)
 
 

@@ -11,11 +11,22 @@ import torch
 from planner.loading.recipe import Computed, Part, Pieces, Recipe, bytes_of
 from planner.loading.stored import StoredTensor
 
-__all__ = ["BlockLayout", "Cast", "Computation", "MadeTensor", "PlacedInBuffer", "Span", "is_view", "lay_out"]
+__all__ = [
+    "LINE_BYTES",
+    "PAGE_BYTES",
+    "BlockLayout",
+    "Cast",
+    "Computation",
+    "MadeTensor",
+    "PlacedInBuffer",
+    "Span",
+    "is_view",
+    "lay_out",
+]
 
 PAGE_BYTES = 4096
 # Of what is made in a buffer; vector instructions read so many at once.
-_LINE_BYTES = 64
+LINE_BYTES = 64
 
 
 class Span(NamedTuple):
@@ -178,7 +189,7 @@ class _Buffer:
     def room(self, dtype: torch.dtype, shape: tuple[int, ...]) -> PlacedInBuffer:
         """Room for one more tensor."""
         at = self.size_bytes
-        self.size_bytes = _rounded_up(at + bytes_of(shape, dtype), _LINE_BYTES)
+        self.size_bytes = _rounded_up(at + bytes_of(shape, dtype), LINE_BYTES)
         return PlacedInBuffer(at, dtype, shape)
 
     def source(self, row: StoredTensor | Part) -> PlacedInBuffer:
