@@ -107,7 +107,10 @@ def test_every_tensor_is_where_torch_has_written_it(kind: str) -> None:
 
 def test_a_state_dict_of_a_module_is_read() -> None:
     content = saved(torch.nn.Linear(2, 3).state_dict())
-    assert [(row.name, row.shape) for row in found_in(content).tensors] == [("weight", (3, 2)), ("bias", (3,))]
+    assert [(row.name, row.shape) for row in found_in(content).tensors] == [
+        ("weight", (3, 2)),
+        ("bias", (3,)),
+    ]
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -167,7 +170,8 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, "Mi
 
 
 @pytest.mark.parametrize(
-    ("size", "stride", "offset"), [((5,), (1,), 0), ((4,), (1,), 1), ((1 << 40,), (0,), 0), ((2, 2), (3, 1), 0)]
+    ("size", "stride", "offset"),
+    [((5,), (1,), 0), ((4,), (1,), 1), ((1 << 40,), (0,), 0), ((2, 2), (3, 1), 0)],
 )
 def test_a_tensor_larger_than_its_storage_is_refused(
     size: tuple[int, ...], stride: tuple[int, ...], offset: int

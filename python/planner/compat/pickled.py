@@ -119,7 +119,9 @@ def _from_zip(read: Bytes, size_bytes: int, shown: str) -> tuple[Any, dict[int, 
 
     def content(entry: Entry) -> bytes:
         if entry.size_bytes > _MOST_PICKLE_BYTES:
-            raise fault(shown, f"'{entry.name}' has {entry.size_bytes} bytes; at most {_MOST_PICKLE_BYTES} are read")
+            raise fault(
+                shown, f"'{entry.name}' has {entry.size_bytes} bytes; at most {_MOST_PICKLE_BYTES} are read"
+            )
         begin = data_begin(read, entry, shown)
         return read(begin, begin + entry.size_bytes)
 
@@ -132,10 +134,15 @@ def _from_zip(read: Bytes, size_bytes: int, shown: str) -> tuple[Any, dict[int, 
         entry = entries.get(f"{root}/data/{key}")
         if entry is None or wanted_bytes > entry.size_bytes:
             has = "no bytes" if entry is None else f"{entry.size_bytes} bytes"
-            raise fault(shown, f"asks for {wanted_bytes} bytes of storage {spelled(key)}, for which the file has {has}")
+            raise fault(
+                shown,
+                f"asks for {wanted_bytes} bytes of storage {spelled(key)}, for which the file has {has}",
+            )
         return data_begin(read, entry, shown)
 
-    state = _unpickled(io.BytesIO(content(entries[pickles[0]])), shown, lambda said: storages.add(said, locate))
+    state = _unpickled(
+        io.BytesIO(content(entries[pickles[0]])), shown, lambda said: storages.add(said, locate)
+    )
     return state, storages.found
 
 
@@ -165,11 +172,16 @@ def _from_stream(read: Bytes, size_bytes: int, shown: str) -> tuple[Any, dict[in
         count = struct.unpack("<q", read(at, at + 8))[0] if at + 8 <= size_bytes else 0
         stored_bytes = count * typed.typed.dtype.itemsize
         if not typed.size_bytes <= stored_bytes <= size_bytes - at - 8:
-            raise fault(shown, f"asks for {typed.size_bytes} bytes of storage {spelled(key)}, for which the file has {stored_bytes}")
+            raise fault(
+                shown,
+                f"asks for {typed.size_bytes} bytes of storage {spelled(key)}, for which the file has {stored_bytes}",
+            )
         begins[key] = at + 8
         at += 8 + stored_bytes
     if begins.keys() != storages.by_key.keys():
-        raise fault(shown, f"has no bytes for the storages {listed(sorted(storages.by_key.keys() - begins.keys()))}")
+        raise fault(
+            shown, f"has no bytes for the storages {listed(sorted(storages.by_key.keys() - begins.keys()))}"
+        )
     return state, {
         storage.typed._untyped_storage._cdata: storage._replace(begin=begins[key])
         for key, storage in storages.by_key.items()
@@ -220,9 +232,17 @@ class _Storages:
 
     def add(self, said: Any, locate: Callable[[str, int], int] | None) -> Any:
         """The stand-in for the storage that a pickle asks for."""
-        kind, key, _, count, *view = said[1:] if isinstance(said, tuple) and len(said) in (5, 6) else (None,) * 4
+        kind, key, _, count, *view = (
+            said[1:] if isinstance(said, tuple) and len(said) in (5, 6) else (None,) * 4
+        )
         dtype = torch.uint8 if kind is torch.UntypedStorage else getattr(kind, "dtype", None)
-        if not isinstance(dtype, torch.dtype) or not is_text(key) or type(count) is not int or count < 0 or any(view):
+        if (
+            not isinstance(dtype, torch.dtype)
+            or not is_text(key)
+            or type(count) is not int
+            or count < 0
+            or any(view)
+        ):
             raise fault(self.shown, f"asks for a storage as torch.save does not: {spelled(said)}")
         size_bytes = count * dtype.itemsize
         known = self.by_key.get(key)
@@ -279,7 +299,10 @@ def _located(name: str, tensor: torch.Tensor, storages: Mapping[int, _Storage], 
     if tensor.is_contiguous():
         extent, gaps = tensor.numel(), None
     else:
-        extent, gaps = sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True)) + 1, strides
+        extent, gaps = (
+            sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True)) + 1,
+            strides,
+        )
     behind = (tensor.storage_offset() + max(extent, tensor.numel())) * size
     if tensor.numel() and behind > storage.size_bytes:
         raise fault(

@@ -67,7 +67,9 @@ def find_entries(read: Bytes, size_bytes: int, shown: str) -> dict[str, Entry]:
             raise fault(shown, f"lists '{entry.name}' twice")
         entries[entry.name] = entry
     if sum(entry.size_bytes for entry in entries.values()) > begin:
-        raise fault(shown, f"its entries say that they are larger together than the {begin} bytes before their list")
+        raise fault(
+            shown, f"its entries say that they are larger together than the {begin} bytes before their list"
+        )
     return entries
 
 
@@ -77,7 +79,11 @@ def data_begin(read: Bytes, entry: Entry, shown: str) -> int:
     if begin + entry.size_bytes <= entry.most_end:
         mark, _, flags, method, *_, name_bytes, extra_bytes = _LOCAL.unpack(read(entry.header, begin))
         begin += int(name_bytes) + int(extra_bytes)
-        if mark == b"PK\3\4" and not (method or flags & _ENCRYPTED) and begin + entry.size_bytes <= entry.most_end:
+        if (
+            mark == b"PK\3\4"
+            and not (method or flags & _ENCRYPTED)
+            and begin + entry.size_bytes <= entry.most_end
+        ):
             return begin
     raise fault(shown, f"'{entry.name}' does not lie where the list of entries says")
 
@@ -108,7 +114,9 @@ def _entry(rows: bytes, at: int, most_end: int, shown: str) -> tuple[Entry, int]
     """One row of the list, and where the next one begins."""
     if at + _ROW.size > len(rows):
         raise fault(shown, "its list of entries is cut off")
-    mark, _, _, flags, method, _, _, _, stored_bytes, size_bytes, *lengths, header = _ROW.unpack_from(rows, at)
+    mark, _, _, flags, method, _, _, _, stored_bytes, size_bytes, *lengths, header = _ROW.unpack_from(
+        rows, at
+    )
     name_bytes, extra_bytes, comment_bytes = lengths[:3]
     at += _ROW.size
     raw, extra = rows[at : at + name_bytes], rows[at + name_bytes : at + name_bytes + extra_bytes]
@@ -119,7 +127,8 @@ def _entry(rows: bytes, at: int, most_end: int, shown: str) -> tuple[Entry, int]
         raise fault(shown, f"'{name}' is encrypted")
     large = _large_values(extra)
     size_bytes, stored_bytes, header = (
-        next(large, _ELSEWHERE) if value == _ELSEWHERE else value for value in (size_bytes, stored_bytes, header)
+        next(large, _ELSEWHERE) if value == _ELSEWHERE else value
+        for value in (size_bytes, stored_bytes, header)
     )
     if method or size_bytes != stored_bytes:
         raise fault(
