@@ -251,8 +251,9 @@ class _Storages:
                 raise fault(self.shown, f"asks for storage {spelled(key)} in two sizes or dtypes")
             return known.typed
         begin = 0 if locate is None else locate(key, size_bytes)
-        untyped = torch.UntypedStorage(size_bytes, device="meta")
-        typed = torch.storage.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)
+        untyped: Any = torch.UntypedStorage
+        typed_storage: Any = torch.storage.TypedStorage
+        typed = typed_storage(wrap_storage=untyped(size_bytes, device="meta"), dtype=dtype, _internal=True)
         self.by_key[key] = _Storage(begin, size_bytes, typed)
         return typed
 
@@ -295,7 +296,8 @@ def _located(name: str, tensor: torch.Tensor, storages: Mapping[int, _Storage], 
     if storage is None or tensor.is_conj() or tensor.is_neg():
         raise fault(shown, f"'{name}' is not made of bytes of the file")
     shape, strides, size = tuple(tensor.shape), tensor.stride(), tensor.dtype.itemsize
-    begin = storage.begin + tensor.storage_offset() * size
+    before = int(tensor.storage_offset())
+    begin = storage.begin + before * size
     if tensor.is_contiguous():
         extent, gaps = tensor.numel(), None
     else:
@@ -303,7 +305,7 @@ def _located(name: str, tensor: torch.Tensor, storages: Mapping[int, _Storage], 
             sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True)) + 1,
             strides,
         )
-    behind = (tensor.storage_offset() + max(extent, tensor.numel())) * size
+    behind = (before + max(extent, tensor.numel())) * size
     if tensor.numel() and behind > storage.size_bytes:
         raise fault(
             shown,
