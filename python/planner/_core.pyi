@@ -26,12 +26,14 @@ __all__ = [
     "Blocks",
     "Certificate",
     "Exhausted",
+    "FileMapping",
     "Headers",
     "Index",
     "Layout",
     "Outcome",
     "Reason",
     "SearchOptions",
+    "StoredFile",
     "Tree",
     "clean_keys",
 ]
@@ -368,6 +370,10 @@ class Headers:
         """Reads headers; ``shown`` are the paths as messages have them."""
 
     @staticmethod
+    def of_files(files: list[StoredFile], index: Index | None) -> Headers:
+        """Reads headers through handles that are open; no file is opened."""
+
+    @staticmethod
     def read_gguf(paths: list[str], shown: list[str]) -> tuple[Headers, dict[str, int | float | bool | str]]:
         """Reads the headers of the files of one GGUF model, in order; also what the first says of the model, without lists."""
 
@@ -377,6 +383,13 @@ class Headers:
 
     def rows(self) -> list[tuple[str, str, list[int], int]]:
         """By tensor, name, type, shape and bytes; of GGUF files, the innermost dimension first."""
+
+    def ranges(self) -> list[tuple[str, int, int, int, str, tuple[int, ...]]]:
+        """By tensor, name, number of its file, where its bytes begin and end there, type and shape.
+
+        Raises:
+            ValueError: headers of GGUF files, which do not keep this.
+        """
 
     def foreign(self) -> list[str]:
         """Names that the index does not list."""
@@ -406,3 +419,65 @@ class Headers:
             dropped: numbers of tensors that become nothing.
             tied: names of a tensor and of the one that it is.
         """
+
+@final
+class StoredFile:
+    """One file of a checkpoint, opened once: whatever becomes of its name, this is the file that is read.
+
+    Raises:
+        CheckpointError: from every method, if the system refuses, or the handle was closed and is needed.
+    """
+
+    @staticmethod
+    def open(path: str, shown: str) -> StoredFile:
+        """Opens a regular file; ``shown`` is the path as messages have it.
+
+        Raises:
+            CheckpointError: no such file, permission denied, a directory, pipe, socket or device.
+        """
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def shown(self) -> str: ...
+    @property
+    def size_bytes(self) -> int:
+        """When it was opened."""
+
+    @property
+    def identity(self) -> tuple[int, int, int, int]:
+        """Device, inode, size in bytes and time of the last write in nanoseconds, when it was opened."""
+
+    def change(self) -> str | None:
+        """In what the file is not what it was when it was opened, as words that go behind its name. Cost: 1 µs."""
+
+    def map(self) -> FileMapping:
+        """Its bytes as memory, the same object each time; nothing is read.
+
+        Raises:
+            CheckpointError: the file was changed since it was opened.
+        """
+
+    def close(self) -> None:
+        """Lets go of the handle. What was mapped stays, and reads that have begun end as they would have."""
+
+    @property
+    def is_open(self) -> bool: ...
+    def reopen(self) -> None:
+        """Opens it again by its path, if it was closed.
+
+        Raises:
+            CheckpointError: another file lies there now, or this one was changed.
+        """
+
+    def file_system(self) -> Literal["local", "network", "fuse"]: ...
+
+@final
+class FileMapping:
+    """A file's bytes as memory that can be written to, for this process alone; ``len()`` of them.
+
+    A page that was cut from the file cannot be read: the process gets SIGBUS. So ask ``change()`` of the file before.
+    """
+
+    def __len__(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...

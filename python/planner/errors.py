@@ -108,10 +108,14 @@ class InfeasibleError(PlannerError):
 
 
 class CheckpointError(PlannerError):
-    """A checkpoint file is missing, malformed or hostile. Fields: ``file``, ``reason``."""
+    """A checkpoint file is missing, malformed or hostile, or does not fit the model that it is to be loaded into.
+
+    Fields: ``file``, ``reason``, ``findings`` (sequence of str): of a load, everything that does not fit.
+    """
 
     file: str
     reason: str
+    findings: Sequence[str] = ()
 
 
 class OffloadError(PlannerError, RuntimeError):

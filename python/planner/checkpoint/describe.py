@@ -82,7 +82,7 @@ def architecture_record(
         "bases": {name: bases for each in (*others, model) for name, bases in _bases(each).items()},
         "forms": forms.rows,
         "ties": [{"when": "1" * 9, "pairs": _tied_pairs(model)}] if ties is None else ties,
-        "ignored": _ignored(model),
+        "ignored": ignored_names(model),
         "transforms": list(_transforms(model)),
     }
 
@@ -114,8 +114,11 @@ def _bases(model: Any) -> dict[str, list[str]]:
     return {name: bases for name, bases in named.items() if bases}
 
 
-def _ignored(model: Any) -> list[str]:
-    """Source: ``_adjust_missing_and_unexpected_keys``, transformers 5.23, modeling_utils.py."""
+def ignored_names(model: Any) -> list[str]:
+    """Patterns of names that a class of transformers expects in files and leaves there.
+
+    Source: ``_adjust_missing_and_unexpected_keys``, transformers 5.23, modeling_utils.py.
+    """
     patterns = set(model._keys_to_ignore_on_load_unexpected or ())
     buffers = [name for name, _ in model.named_buffers()]
     if any(name.endswith("rotary_emb.inv_freq") for name in buffers):

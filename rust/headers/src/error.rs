@@ -1,21 +1,14 @@
 //! Why a file has no header that can be trusted; the words are the reason that people read.
 
+use planner_reading::FileError;
+
 /// What is wrong with a file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HeaderError {
-    /// There is no such file.
-    #[error("no such file")]
-    Missing,
-    /// The file may not be read.
-    #[error("permission denied")]
-    Denied,
-    /// A directory, a pipe, a socket or a device.
-    #[error("not a regular file but {0}")]
-    NotRegular(&'static str),
-    /// The system refuses to read it.
-    #[error("cannot be read: {0}")]
-    Unreadable(String),
+    /// It cannot be opened or read.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// Does not begin as a GGUF file does.
     #[error("not a GGUF file")]
     NotGguf,

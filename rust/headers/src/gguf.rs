@@ -261,7 +261,7 @@ impl<R: BufRead> Reader<R> {
     fn content(&mut self, length: u64) -> Result<Vec<u8>, HeaderError> {
         self.require(length)?;
         let mut content = vec![0; usize::try_from(length).map_err(|_| self.truncated(length))?];
-        self.source.read_exact(&mut content).map_err(|error| crate::file::from_io(&error))?;
+        self.source.read_exact(&mut content).map_err(planner_reading::FileError::from)?;
         self.at += length;
         Ok(content)
     }
@@ -269,7 +269,7 @@ impl<R: BufRead> Reader<R> {
     fn bytes<const N: usize>(&mut self) -> Result<[u8; N], HeaderError> {
         self.require(N as u64)?;
         let mut content = [0; N];
-        self.source.read_exact(&mut content).map_err(|error| crate::file::from_io(&error))?;
+        self.source.read_exact(&mut content).map_err(planner_reading::FileError::from)?;
         self.at += N as u64;
         Ok(content)
     }
@@ -286,7 +286,7 @@ impl<R: BufRead> Reader<R> {
         self.require(length)?;
         let mut left = length;
         while left > 0 {
-            let there = self.source.fill_buf().map_err(|error| crate::file::from_io(&error))?.len();
+            let there = self.source.fill_buf().map_err(planner_reading::FileError::from)?.len();
             let step = usize::try_from(left).map_or(there, |left| left.min(there));
             if step == 0 {
                 return Err(self.truncated(length));

@@ -18,8 +18,10 @@ pub struct Joined {
     pub dtypes: Vec<Dtype>,
     /// Sizes by dimension.
     pub shapes: Vec<Vec<usize>>,
-    /// Bytes in the file.
-    pub bytes: Vec<u64>,
+    /// Where their bytes begin in their file.
+    pub begins: Vec<u64>,
+    /// Where they end.
+    pub ends: Vec<u64>,
     /// Index of the file.
     pub files: Vec<u32>,
     /// Rows that the index does not list.
@@ -89,7 +91,8 @@ impl Joined {
         self.names.push(entry.name);
         self.dtypes.push(entry.dtype);
         self.shapes.push(entry.shape);
-        self.bytes.push(entry.bytes);
+        self.begins.push(entry.begin);
+        self.ends.push(entry.end);
         self.files.push(file);
     }
 

@@ -7,7 +7,7 @@
 //! ```
 //! let header = br#"{"a.weight":{"dtype":"F16","shape":[2,3],"data_offsets":[0,12]}}"#;
 //! let entries = planner_headers::parse(header, 12)?;
-//! assert_eq!((entries[0].name.as_str(), entries[0].bytes), ("a.weight", 12));
+//! assert_eq!((entries[0].name.as_str(), entries[0].bytes()), ("a.weight", 12));
 //! # Ok::<(), planner_headers::HeaderError>(())
 //! ```
 
@@ -22,7 +22,7 @@ mod parse;
 mod replay;
 
 pub use error::HeaderError;
-pub use file::{read_file, read_files, read_gguf_files};
+pub use file::{read_file, read_files, read_gguf_files, read_open_files};
 pub use ggml::{GGML_TYPES, GgmlType};
 pub use gguf::{Fact, Gguf, GgufEntry, parse_gguf};
 pub use gguf_split::join_gguf;

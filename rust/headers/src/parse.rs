@@ -19,8 +19,17 @@ pub struct Entry {
     pub dtype: Dtype,
     /// Sizes by dimension.
     pub shape: Vec<usize>,
+    /// Where its bytes begin in the file.
+    pub begin: u64,
+    /// Where they end.
+    pub end: u64,
+}
+
+impl Entry {
     /// Bytes in the file.
-    pub bytes: u64,
+    pub fn bytes(&self) -> u64 {
+        self.end - self.begin
+    }
 }
 
 /// Reads a header, in order of offsets.
@@ -46,7 +55,8 @@ pub fn parse(header: &[u8], data_bytes: u64) -> Result<Vec<Entry>, HeaderError> 
         return Err(HeaderError::ZeroInName(shown(name)));
     }
     tensors.sort_by_key(|(_, info)| info.data_offsets);
-    let entries: Vec<Entry> = tensors.iter().map(entry).collect();
+    let data_begin = 8 + header.len() as u64;
+    let entries: Vec<Entry> = tensors.iter().map(|tensor| entry(tensor, data_begin)).collect();
     let checked = Metadata::new(None, tensors).map_err(|error| HeaderError::Inconsistent(error.to_string()))?;
     match checked.data_len() as u64 {
         said if said == data_bytes => Ok(entries),
@@ -54,15 +64,11 @@ pub fn parse(header: &[u8], data_bytes: u64) -> Result<Vec<Entry>, HeaderError> 
     }
 }
 
-fn entry((name, info): &(String, TensorInfo)) -> Entry {
-    let (start, end) = info.data_offsets;
-    Entry {
-        name: name.clone(),
-        dtype: info.dtype,
-        shape: info.shape.clone(),
-        // Checked by `Metadata::new` before the entry is returned.
-        bytes: end.saturating_sub(start) as u64,
-    }
+fn entry((name, info): &(String, TensorInfo), data_begin: u64) -> Entry {
+    // Checked by `Metadata::new` before the entry is returned.
+    let (begin, end) = info.data_offsets;
+    let in_file = |offset: usize| data_begin.saturating_add(offset as u64);
+    Entry { name: name.clone(), dtype: info.dtype, shape: info.shape.clone(), begin: in_file(begin), end: in_file(end) }
 }
 
 struct RawHeader(Vec<(String, TensorInfo)>);

@@ -13,8 +13,10 @@ pub fn replay_header(content: &[u8]) {
     let data_bytes = u64::from(u16::from_le_bytes(*length));
     let Ok(entries) = parse(header, data_bytes) else { return };
     assert!(entries.len() <= FILE_TENSORS);
-    assert_eq!(entries.iter().map(|entry| entry.bytes).sum::<u64>(), data_bytes);
+    assert_eq!(entries.iter().map(|entry| entry.bytes()).sum::<u64>(), data_bytes);
     assert!(entries.iter().all(has_bytes_of_its_shape));
+    assert!(entries.iter().all(|entry| entry.begin >= 8 + header.len() as u64));
+    assert!(entries.windows(2).all(|pair| pair[0].end == pair[1].begin));
     let mut names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
     names.sort_unstable();
     assert!(names.windows(2).all(|pair| pair[0] != pair[1]));
@@ -54,7 +56,7 @@ pub fn replay_gguf(content: &[u8]) {
 
 fn has_bytes_of_its_shape(entry: &Entry) -> bool {
     let elements = entry.shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size));
-    elements.is_some_and(|count| (count * entry.dtype.bitsize()) as u64 == entry.bytes * 8)
+    elements.is_some_and(|count| (count * entry.dtype.bitsize()) as u64 == entry.bytes() * 8)
 }
 
 fn as_file(header: &[u8], data_bytes: u64) -> Vec<u8> {

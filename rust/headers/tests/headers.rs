@@ -20,7 +20,13 @@ fn written(tensors: &[Row]) -> (String, u64) {
 }
 
 fn entry(name: &str, bytes: u64) -> Entry {
-    Entry { name: name.to_string(), dtype: Dtype::U8, shape: vec![usize::try_from(bytes).unwrap()], bytes }
+    Entry {
+        name: name.to_string(),
+        dtype: Dtype::U8,
+        shape: vec![usize::try_from(bytes).unwrap()],
+        begin: 0,
+        end: bytes,
+    }
 }
 
 proptest! {
@@ -39,7 +45,7 @@ proptest! {
         let (header, data_bytes) = written(&rows);
         let mut read = parse(header.as_bytes(), data_bytes).unwrap();
         read.sort_by(|left, right| left.name.cmp(&right.name));
-        let found: Vec<_> = read.iter().map(|entry| (&entry.name, &entry.shape, usize::try_from(entry.bytes).unwrap())).collect();
+        let found: Vec<_> = read.iter().map(|entry| (&entry.name, &entry.shape, usize::try_from(entry.bytes()).unwrap())).collect();
         let expected: Vec<_> = rows.iter().map(|(name, _, shape, bytes)| (name, shape, *bytes)).collect();
         prop_assert_eq!(found, expected);
     }

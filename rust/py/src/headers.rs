@@ -1,17 +1,22 @@
 //! Headers of a checkpoint's files as one frozen Python object, and the tree that their tensors make.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::path::PathBuf;
 
 use planner_core::{
     ElementType, Error, Form, GeneralNames, LiveNames, Numbers, Outline, Slot, StoredTensor, tree_of_files,
 };
 use planner_headers::{
-    Dtype, Fact, GgmlType, Gguf, JoinError, join, join_gguf, read_files, read_gguf_files, read_index,
+    Dtype, Entry, Fact, GgmlType, Gguf, HeaderError, JoinError, join, join_gguf, read_files, read_gguf_files,
+    read_index, read_open_files,
 };
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 use crate::errors::{checkpoint, from_core};
+use crate::reading::StoredFile;
 use crate::tree::Tree;
 
 /// (class, parameters, (child, forms), (buffer, is saved))
@@ -52,7 +57,14 @@ pub(crate) struct Headers {
     foreign: Vec<u32>,
     tensors: Vec<StoredTensor>,
     general: GeneralNames,
+    places: Option<Vec<Place>>, // None: of GGUF files
 }
+
+/// Where a tensor lies: file, begin, end.
+type Place = (u32, u64, u64);
+
+/// Name, place, type and shape of a tensor.
+type Range<'py> = (String, u32, u64, u64, String, Bound<'py, PyTuple>);
 
 #[pymethods]
 impl Headers {
@@ -61,18 +73,18 @@ impl Headers {
     #[staticmethod]
     fn read(py: Python<'_>, paths: Vec<PathBuf>, shown: Vec<String>, index: Option<&Index>) -> PyResult<Self> {
         let fault = |file: usize, reason: String| checkpoint(py, shown.get(file).map_or("", String::as_str), reason);
-        let files = py.detach(|| read_files(&paths)).map_err(|(file, error)| fault(file, error.to_string()))?;
-        let joined = py.detach(|| join(files, index.map(|index| &index.inner)));
-        let joined = joined.map_err(|error| fault(error.file as usize, error.reason))?;
-        let general = py.detach(|| GeneralNames::new(&joined.names));
-        let elements = joined.dtypes.iter().map(|&dtype| element_type(dtype));
-        let widths = joined.shapes.iter().map(|shape| shape.last().map_or(0, |&size| size as u64));
-        let sized = elements.zip(&joined.bytes).zip(widths);
-        let tensors = sized.map(|((element, &bytes), width)| StoredTensor { element, bytes, width }).collect();
-        let types = joined.dtypes.iter().map(ToString::to_string).collect();
-        let shapes =
-            joined.shapes.into_iter().map(|shape| shape.into_iter().map(|size| size as u64).collect()).collect();
-        Ok(Self { names: joined.names, types, shapes, foreign: joined.foreign, tensors, general })
+        let read = py.detach(|| read_files(&paths).map_err(header_fault).and_then(|files| table(files, index)));
+        read.map_err(|(file, reason)| fault(file, reason))
+    }
+
+    /// Reads the headers of open files, through their handles.
+    #[staticmethod]
+    fn of_files(py: Python<'_>, files: Vec<PyRef<'_, StoredFile>>, index: Option<&Index>) -> PyResult<Self> {
+        let handles = files.iter().map(|file| file.handle(py)).collect::<PyResult<Vec<_>>>()?;
+        let opened: Vec<&File> = handles.iter().map(|handle| handle.file()).collect();
+        let read = py.detach(|| read_open_files(&opened).map_err(header_fault).and_then(|read| table(read, index)));
+        let shown = |file: usize| files.get(file).map_or("", |file| file.shown());
+        read.map_err(|(file, reason)| checkpoint(py, shown(file), reason))
     }
 
     /// Reads the headers of the files of one GGUF model, in their order; also what the first says of the model.
@@ -110,6 +122,17 @@ impl Headers {
         let bytes = self.tensors.iter().map(|tensor| tensor.bytes);
         let columns = self.names.iter().zip(&self.types).zip(&self.shapes).zip(bytes);
         columns.map(|(((name, kind), shape), bytes)| (name.clone(), kind.clone(), shape.clone(), bytes)).collect()
+    }
+
+    /// (name, file, begin, end, type, shape) of each tensor: its place in the file, and what it is.
+    fn ranges<'py>(&self, py: Python<'py>) -> PyResult<Vec<Range<'py>>> {
+        let unknown = || PyValueError::new_err("of GGUF files, places of tensors are not kept");
+        let places = self.places.as_ref().ok_or_else(unknown)?;
+        let columns = self.names.iter().zip(places).zip(&self.types).zip(&self.shapes);
+        let range = |(((name, &(file, begin, end)), kind), shape): (((&String, &Place), &String), &Vec<u64>)| {
+            Ok((name.clone(), file, begin, end, kind.clone(), PyTuple::new(py, shape)?))
+        };
+        columns.map(range).collect()
     }
 
     /// Bytes of all tensors as stored.
@@ -190,6 +213,28 @@ impl From<Fact> for FactValue {
     }
 }
 
+fn header_fault((file, error): (usize, HeaderError)) -> (usize, String) {
+    (file, error.to_string())
+}
+
+/// One table of all files' tensors, or the file that is at fault and why.
+fn table(files: Vec<Vec<Entry>>, index: Option<&Index>) -> Result<Headers, (usize, String)> {
+    let joined = join(files, index.map(|index| &index.inner));
+    let joined = joined.map_err(|error| (error.file as usize, error.reason))?;
+    let general = GeneralNames::new(&joined.names);
+    let ranges = joined.begins.iter().zip(&joined.ends);
+    let places: Vec<Place> =
+        joined.files.iter().zip(ranges).map(|(&file, (&begin, &end))| (file, begin, end)).collect();
+    let elements = joined.dtypes.iter().map(|&dtype| element_type(dtype));
+    let widths = joined.shapes.iter().map(|shape| shape.last().map_or(0, |&size| size as u64));
+    let sized = elements.zip(&places).zip(widths);
+    let stored = |((element, &(_, begin, end)), width)| StoredTensor { element, bytes: end - begin, width };
+    let tensors = sized.map(stored).collect();
+    let types = joined.dtypes.iter().map(ToString::to_string).collect();
+    let shapes = joined.shapes.into_iter().map(|shape| shape.into_iter().map(|size| size as u64).collect()).collect();
+    Ok(Headers { names: joined.names, types, shapes, foreign: joined.foreign, tensors, general, places: Some(places) })
+}
+
 fn gguf_headers(files: &[Gguf]) -> Result<Headers, JoinError> {
     let joined = join_gguf(files)?;
     let names: Vec<String> = joined.iter().map(|tensor| tensor.name.clone()).collect();
@@ -200,6 +245,7 @@ fn gguf_headers(files: &[Gguf]) -> Result<Headers, JoinError> {
         tensors: joined.iter().map(|tensor| ggml_tensor(tensor.kind, tensor.bytes)).collect(),
         general: GeneralNames::new(&names),
         names,
+        places: None,
     })
 }
 

@@ -7,6 +7,7 @@ mod headers;
 mod layout;
 mod outcome;
 mod parallel;
+mod reading;
 mod tree;
 mod walk;
 mod words;
@@ -22,6 +23,8 @@ mod _core {
     use crate::layout::{BalanceFacts, Layout};
     #[pymodule_export]
     use crate::outcome::{Exhausted, Outcome, Reason};
+    #[pymodule_export]
+    use crate::reading::{FileMapping, StoredFile};
     #[pymodule_export]
     use crate::tree::{Tree, clean_keys};
 }

@@ -52,21 +52,30 @@ from planner.dispatching.tensors.slots import modules_of
 from planner.dispatching.tensors.ties import Tie, TiedCopy
 from planner.errors import PlanMismatchError
 
-__all__ = ["Prepared", "is_later_hook", "prepare"]
+__all__ = ["Prepared", "is_later_hook", "prepare", "regions_of"]
 
 
-def prepare(model: nn.Module, request: DispatchRequest, engaged: list[Dispatched]) -> Prepared:
+def regions_of(model: nn.Module, request: DispatchRequest) -> Regions:
+    """A request's device map applied to a model. Raises PlanMismatchError."""
+    no_split = frozenset(_declared_classes(model)) | request.whole_classes
+    resolved_map = request.resolved_map
+    return find_regions(model, resolved_map.placements, resolved_map.root_placement, no_split)
+
+
+def prepare(
+    model: nn.Module, request: DispatchRequest, engaged: list[Dispatched], regions: Regions | None = None
+) -> Prepared:
     """Checks what has to be seen in the model itself, and makes all copies; the model stays as it is.
 
     Args:
         engaged: what is installed in it.
+        regions: the request's map applied to the model, where that is known.
 
     Raises:
         PlanMismatchError, OffloadError: see :func:`planner.dispatching.api.dispatch`.
     """
-    no_split = frozenset(_declared_classes(model)) | request.whole_classes
     resolved_map = request.resolved_map
-    layout = find_regions(model, resolved_map.placements, resolved_map.root_placement, no_split)
+    layout = regions_of(model, request) if regions is None else regions
     _refuse_other_hooks(model, engaged)
     values = Values(model, layout, engaged, request)
     values.check()

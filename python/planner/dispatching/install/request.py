@@ -26,6 +26,7 @@ class DispatchRequest:
         weights: resting tensors by full name, where they come from elsewhere than the model.
         force_borders: borders, too, if there is one device.
         whole_classes: classes whose instances are brought in whole.
+        home: where tensors count as having lain before, and return to; None for where they lie.
         room_bytes: by device, what offloaded blocks may take there together; room for two lets one be copied ahead.
     """
 
@@ -37,4 +38,5 @@ class DispatchRequest:
     weights: Mapping[str, Any] | None = None
     force_borders: bool = False
     whole_classes: frozenset[str] = frozenset()
+    home: torch.device | None = None
     room_bytes: Mapping[torch.device, int] = field(default_factory=dict)

@@ -1,0 +1,153 @@
+//! Open files of a checkpoint and their memory, as frozen Python objects.
+
+use std::ffi::c_int;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use planner_reading::{FileError, FileSystem, Handle};
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+
+use crate::errors::checkpoint;
+
+/// One file of a checkpoint, opened once.
+#[pyclass(frozen, module = "planner._core")]
+pub(crate) struct StoredFile {
+    inner: planner_reading::StoredFile,
+    shown: String,
+    mapping: PyOnceLock<Py<FileMapping>>,
+}
+
+impl StoredFile {
+    /// What messages call it.
+    pub(crate) fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    /// The handle. Its lock is held under the GIL only, so that no fork can leave it locked.
+    pub(crate) fn handle(&self, py: Python<'_>) -> PyResult<Arc<Handle>> {
+        self.inner.handle().map_err(|error| self.fault(py, &error))
+    }
+
+    fn fault(&self, py: Python<'_>, error: &FileError) -> PyErr {
+        checkpoint(py, &self.shown, error.to_string())
+    }
+}
+
+#[pymethods]
+impl StoredFile {
+    /// Opens a regular file, called `shown` in messages.
+    #[staticmethod]
+    fn open(py: Python<'_>, path: PathBuf, shown: String) -> PyResult<Self> {
+        let opened = py.detach(|| planner_reading::StoredFile::open(path));
+        let inner = opened.map_err(|error| checkpoint(py, &shown, error.to_string()))?;
+        Ok(Self { inner, shown, mapping: PyOnceLock::new() })
+    }
+
+    /// Where it was opened.
+    #[getter]
+    fn path(&self) -> String {
+        self.inner.path().to_string_lossy().into_owned()
+    }
+
+    /// What messages call it.
+    #[getter(shown)]
+    fn shown_name(&self) -> &str {
+        &self.shown
+    }
+
+    /// Its length when it was opened.
+    #[getter]
+    fn size_bytes(&self) -> u64 {
+        self.inner.identity().size_bytes
+    }
+
+    /// Device, inode, size and time of the last write, of the handle when it was opened.
+    #[getter]
+    fn identity(&self) -> (u64, u64, u64, i128) {
+        let identity = self.inner.identity();
+        (identity.device, identity.inode, identity.size_bytes, identity.modified_ns)
+    }
+
+    /// In what the file is not what it was when it was opened, as words that go behind its name.
+    fn change(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        self.inner.change().map_err(|error| self.fault(py, &error))
+    }
+
+    /// Its bytes as memory; the same object each time.
+    fn map(&self, py: Python<'_>) -> PyResult<Py<FileMapping>> {
+        let made = self.mapping.get_or_try_init(py, || {
+            let inner = self.inner.map().map_err(|error| self.fault(py, &error))?;
+            Py::new(py, FileMapping { inner })
+        });
+        made.map(|mapping| mapping.clone_ref(py))
+    }
+
+    /// Lets go of the handle; mappings and reads that have begun stay.
+    fn close(&self) {
+        self.inner.close();
+    }
+
+    /// Whether it can be read.
+    #[getter]
+    fn is_open(&self) -> bool {
+        self.inner.is_open()
+    }
+
+    /// Opens it again by its path, if it was closed.
+    fn reopen(&self, py: Python<'_>) -> PyResult<()> {
+        self.inner.reopen().map_err(|error| self.fault(py, &error))
+    }
+
+    /// "local", "network" or "fuse".
+    fn file_system(&self, py: Python<'_>) -> PyResult<&'static str> {
+        let found = self.inner.file_system().map_err(|error| self.fault(py, &error))?;
+        Ok(match found {
+            FileSystem::Local => "local",
+            FileSystem::Network => "network",
+            FileSystem::Fuse => "fuse",
+        })
+    }
+}
+
+/// A file's bytes as memory that can be written to, for this process alone.
+#[pyclass(frozen, module = "planner._core")]
+pub(crate) struct FileMapping {
+    inner: planner_reading::FileMapping,
+}
+
+#[pymethods]
+impl FileMapping {
+    /// Bytes.
+    fn __len__(&self) -> usize {
+        self.inner.size_bytes()
+    }
+
+    #[expect(unsafe_code, reason = "the interpreter's protocol for lending memory has no safe form")]
+    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        let (start, size_bytes) = (slf.get().inner.start(), slf.get().inner.size_bytes());
+        // SAFETY: `view` is the interpreter's; the memory lives as long as `slf`, which the view holds from here on.
+        unsafe { lend(slf.as_any(), start, size_bytes, view, flags) }
+    }
+}
+
+/// Lends memory that `owner` keeps until it is collected.
+///
+/// # Safety
+///
+/// `view` must be one that the interpreter asks to be filled, and the bytes must stay as long as `owner` does.
+#[expect(unsafe_code, reason = "as above")]
+unsafe fn lend(
+    owner: &Bound<'_, PyAny>,
+    start: *mut u8,
+    size_bytes: usize,
+    view: *mut ffi::Py_buffer,
+    flags: c_int,
+) -> PyResult<()> {
+    let size_bytes = ffi::Py_ssize_t::try_from(size_bytes)?;
+    let writable = 0;
+    // SAFETY: as promised by the caller; the view takes a reference to its owner.
+    let filled = unsafe { ffi::PyBuffer_FillInfo(view, owner.as_ptr(), start.cast(), size_bytes, writable, flags) };
+    if filled == 0 { Ok(()) } else { Err(PyErr::fetch(owner.py())) }
+}
