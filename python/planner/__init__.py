@@ -106,6 +106,13 @@ _NAMES = {
         "PlanMismatchError",
         "PlannerError",
     ),
+    "planner.loading.api": ("load",),
+    "planner.loading.report": (
+        "LoadReport",
+        "LoadedTensor",
+        "Streamed",
+        "load_report",
+    ),
     "planner.planning": (
         "plan",
         "plan_many",

@@ -11,17 +11,21 @@ from torch import nn
 
 from planner.checkpoint.source import open_beside
 from planner.dispatching.api import offloads_buffers, require_outside, resolve_map, staging_room
-from planner.dispatching.install.device_map import ResolvedDeviceMap, require_fit, require_unscripted, require_whole
+from planner.dispatching.install.device_map import (
+    require_fit,
+    require_unscripted,
+    require_whole,
+)
 from planner.dispatching.install.request import DispatchRequest
 from planner.errors import InvalidInputError
 from planner.loading.load import LoadSource, prepare_load
-from planner.loading.options import Convert, Copy, LoadOptions, Progress, Read, cast_rule
+from planner.loading.options import Convert, Copy, LoadOptions, Progress, Read, cast_rule, planned_dtypes
 from planner.loading.skeleton import build_skeleton
 from planner.loading.source import CheckpointSource, open_checkpoint
 from planner.names import require_module, text_set
 from planner.planning.api import plan_to_load
 from planner.plans.plan import Plan
-from planner.settings.keywords import PlanSettings
+from planner.settings.keywords import LoadSettings
 
 __all__ = ["load"]
 
@@ -48,7 +52,7 @@ def load(
     offload_buffers: bool | None = None,
     skip_keys: str | Iterable[str] | None = None,
     outside: Literal["raise", "fetch"] = "raise",
-    **settings: Unpack[PlanSettings],
+    **settings: Unpack[LoadSettings],
 ) -> nn.Module:
     """Loads a model from its safetensors files to where a plan says, and makes it run there.
 
@@ -58,7 +62,8 @@ def load(
             names, made by transformers, in evaluation mode; no code that comes with the checkpoint is run.
         plan: a plan, or a device map. By default ``plan(model, checkpoint=…, **settings)``, where "disk" means the files
             themselves: without budgets it is there without a limit, with budgets only if it is one of them.
-        dtype: "auto", as stored, or one dtype for all floating tensors; packed ones and integers are never cast.
+        dtype: "auto", what the plan was made for, else as stored; or one dtype for all floating tensors. Packed ones and integers
+            are never cast.
         strict: whether names that only the files have, and tensors that only the model has, are errors. Otherwise the first are
             noted, and the second keep the values that they have. What the class itself ignores never counts.
         allow_missing: globs of tensors that no file need have: they keep their values, or the model's own code makes them.
@@ -98,8 +103,12 @@ def load(
     Cost: headers, and what has to be copied or moved; views are read when they are used.
     """
     require_outside(outside)
+    if isinstance(plan, Plan):
+        dtype, special_dtypes = planned_dtypes(plan, dtype)
+    else:
+        special_dtypes = settings.get("special_dtypes", {})
     options = LoadOptions.of(
-        dtype_of=cast_rule(dtype),
+        dtype_of=cast_rule(dtype, special_dtypes),
         strict=strict,
         allow_missing=allow_missing,
         allow_unexpected=allow_unexpected,
@@ -120,7 +129,7 @@ def load(
     if model is None:
         model = build_skeleton(source.files)
     if plan is None:
-        plan = _plan(model, source, dtype, settings)
+        plan = _plan(model, source, dtype, settings, offload_buffers)
     resolved_map = resolve_map(plan, execution_map)
     require_fit(model, resolved_map)
     require_whole(model, resolved_map)
@@ -138,7 +147,15 @@ def load(
     return model
 
 
-def _plan(model: nn.Module, source: CheckpointSource, dtype: Any, settings: Mapping[str, Any]) -> Plan:
+def _plan(
+    model: nn.Module,
+    source: CheckpointSource,
+    dtype: Any,
+    settings: Mapping[str, Any],
+    offload_buffers: bool | None,
+) -> Plan:
     """A plan of a model, with the sizes that its tensors will have."""
     wanted = dict(settings) if dtype == "auto" else {"dtype": dtype, **settings}
+    if offload_buffers is not None:
+        wanted["offload_buffers"] = offload_buffers
     return plan_to_load(open_beside(model, source.files, source.headers), wanted)

@@ -41,9 +41,7 @@ def settle_doubled(recipes: Recipes, files: OpenFiles) -> SettledTies:
     notes: list[str] = []
     for pair in recipes.doubled:
         one, other = recipes.by_name[pair.name], recipes.by_name[pair.other]
-        is_one = one.shape == other.shape and torch.equal(
-            source_view(files, one), source_view(files, other)
-        )
+        is_one = one.shape == other.shape and torch.equal(source_view(files, one), source_view(files, other))
         if is_one:
             ties[pair.name] = pair.other
         elif pair.may_differ:

@@ -72,7 +72,9 @@ class PreparedLoad:
     residents: Residents
     notes: tuple[str, ...]
 
-    def commit(self, weights: Mapping[str, torch.Tensor] | None = None, *, is_dispatched: bool = True) -> None:
+    def commit(
+        self, weights: Mapping[str, torch.Tensor] | None = None, *, is_dispatched: bool = True
+    ) -> None:
         """Writes the tensors, and installs what the map asks for.
 
         Args:
@@ -115,7 +117,9 @@ class PreparedLoad:
         if wanted is not None:
             is_cast = wanted.dtype != wanted.recipe.dtype
             is_copied = value.device.type == "cpu" and id(target) in self.residents.copied
-            way = "cast" if is_cast else "copy" if is_copied and wanted.is_view else _WAYS[type(wanted.recipe)]
+            way = (
+                "cast" if is_cast else "copy" if is_copied and wanted.is_view else _WAYS[type(wanted.recipe)]
+            )
         numbers = [] if wanted is None else [row.file for row in sources_of(wanted.recipe)]
         files = tuple(self.source.files.files[number].shown for number in dict.fromkeys(numbers))
         names = tuple(place.name for place in target.places)

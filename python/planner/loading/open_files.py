@@ -109,4 +109,3 @@ def _reopened(rows: Sequence[tuple[str, str, tuple[int, int, int, int]]]) -> Ope
             )
         files.append(file)
     return OpenFiles(files)
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, Literal, get_args
 
 import torch
@@ -13,10 +14,11 @@ from planner.arguments import path_text
 from planner.errors import InvalidInputError
 from planner.loading.targets import CastRule, Leniency
 from planner.names import text_set
+from planner.plans.plan import Plan
 from planner.settings.dtypes import read_dtype
 from planner.spelling import shown
 
-__all__ = ["Convert", "Copy", "LoadOptions", "Progress", "Read", "cast_rule"]
+__all__ = ["Convert", "Copy", "LoadOptions", "Progress", "Read", "cast_rule", "planned_dtypes"]
 
 Read = Literal["auto", "cached", "direct"]
 Convert = Literal["fetch", "store"]
@@ -24,6 +26,7 @@ Copy = Literal["auto"] | bool
 Progress = Callable[[int, int], object]
 """Gets bytes that are done, and bytes in all."""
 
+_NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 _LOADED_AS: Final = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Packed numbers, which mean nothing without the scales beside them.
 _PACKED_BITS: Final = 8
@@ -81,7 +84,9 @@ class LoadOptions:
                 f"progress is called with bytes done and bytes in all; {shown(progress)} cannot be called"
             )
         if convert == "store" and offload_folder is None:
-            raise InvalidInputError("convert='store' writes what is converted to a folder: name it with offload_folder=…")
+            raise InvalidInputError(
+                "convert='store' writes what is converted to a folder: name it with offload_folder=…"
+            )
         return cls(
             dtype_of=dtype_of,
             leniency=Leniency(
@@ -100,26 +105,44 @@ class LoadOptions:
         )
 
 
-def cast_rule(dtype: Any) -> CastRule:
+def cast_rule(dtype: Any, special_dtypes: Mapping[str, Any] = _NONE) -> CastRule:
     """The dtype of each tensor: as it is stored ("auto"), or one for all floating tensors that are not packed.
+
+    Args:
+        dtype: "auto", a dtype or its name.
+        special_dtypes: the same by name of a tensor, before the general one.
 
     Raises:
         InvalidInputError: another word, or a dtype that no model computes in.
     """
-    if dtype == "auto":
+    general = None if dtype == "auto" else _loaded_as(dtype)
+    special = {name: _loaded_as(each) for name, each in special_dtypes.items()}
+    if general is None and not special:
         return _as_stored
+
+    def cast_some(name: str, stored: torch.dtype, _found: Any) -> torch.dtype:
+        is_plain = stored.is_floating_point and stored.itemsize * 8 > _PACKED_BITS
+        return (special.get(name, general) or stored) if is_plain else stored
+
+    return cast_some
+
+
+def planned_dtypes(plan: Plan, dtype: Any) -> tuple[Any, Mapping[str, Any]]:
+    """What a plan was made for, where a load says nothing else: its dtype, and those of single tensors."""
+    said = {name: plan.settings[name].value for name in ("dtype", "special_dtypes") if name in plan.settings}
+    if dtype == "auto":
+        dtype = said.get("dtype") or "auto"
+    return dtype, said.get("special_dtypes") or {}
+
+
+def _loaded_as(dtype: Any) -> torch.dtype:
     named = dtype if isinstance(dtype, torch.dtype) else _named_dtype(dtype)
     if named not in _LOADED_AS:
         words = ", ".join(str(each).removeprefix("torch.") for each in _LOADED_AS)
         raise InvalidInputError(
             f"dtype is 'auto' (as stored) or one of {words}; got {shown(dtype)} (a quantiser's format is made by from_pretrained)"
         )
-
-    def cast_all(name: str, stored: torch.dtype, _found: Any) -> torch.dtype:
-        is_plain = stored.is_floating_point and stored.itemsize * 8 > _PACKED_BITS
-        return named if is_plain else stored
-
-    return cast_all
+    return named
 
 
 def _as_stored(_name: str, stored: torch.dtype, _found: Any) -> torch.dtype:

@@ -6,7 +6,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 __all__ = ["Advance", "progress_of"]
 
@@ -51,7 +54,7 @@ class _Bar:
         self._total_bytes = total_bytes
         self._done_bytes = 0
         self._began = time.monotonic()
-        self._drawn = None
+        self._drawn: Progress | None = None
 
     def __enter__(self) -> _Bar:
         return self
@@ -68,11 +71,17 @@ class _Bar:
             self._drawn.stop()
 
 
-def _start(total_bytes: int):
+def _start(total_bytes: int) -> Progress:
     from rich.console import Console  # few loads take so long
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = ("loading", BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        "loading",
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     drawn = Progress(*columns, console=Console(stderr=True), transient=True)
     drawn.add_task("loading", total=total_bytes)
     drawn.start()

@@ -15,7 +15,16 @@ from planner.loading.weights import FileWeights
 from planner.names import counted, listed
 from planner.units import format_bytes
 
-__all__ = ["LoadReport", "Loaded", "LoadedTensor", "Streamed", "Way", "file_weights_of", "load_report", "remember"]
+__all__ = [
+    "LoadReport",
+    "Loaded",
+    "LoadedTensor",
+    "Streamed",
+    "Way",
+    "file_weights_of",
+    "load_report",
+    "remember",
+]
 
 Way = Literal["view", "part", "pieces", "computed", "cast", "copy", "initialised", "kept"]
 """How a tensor came out of the files: as the bytes of one, as some rows of them, put together from several, by the class's
@@ -106,7 +115,9 @@ class LoadReport:
         lines = [f"{counted(len(self.tensors), 'tensor')}: {where or 'none'}"]
         said = ", ".join(f"{count} {way}" for way, count in ways.most_common())
         sizes = [(self.read_bytes, "read"), (self.copied_bytes, "copied"), (self.written_bytes, "written")]
-        lines.append(f"{said or 'nothing'}; " + ", ".join(f"{format_bytes(size)} {what}" for size, what in sizes))
+        lines.append(
+            f"{said or 'nothing'}; " + ", ".join(f"{format_bytes(size)} {what}" for size, what in sizes)
+        )
         if self.staging_bytes:
             streamed = self.streamed
             lines.append(
@@ -115,7 +126,10 @@ class LoadReport:
                 f"{streamed.waited_seconds:.2f} s"
             )
         lines += [f"tied: {' = '.join(names)}" for names in self.tied[:3]]
-        for names, what in ((self.missing, "in no file"), (self.unexpected, "in the files and not in the model")):
+        for names, what in (
+            (self.missing, "in no file"),
+            (self.unexpected, "in the files and not in the model"),
+        ):
             if names:
                 lines.append(f"{what}: {listed(names)}")
         return "\n".join([*lines, *self.notes])
