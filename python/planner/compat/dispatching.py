@@ -29,7 +29,7 @@ from planner.dispatching.tensors.slots import require_initialised, resolve_devic
 from planner.errors import InvalidConstraintError, InvalidInputError
 from planner.names import text_set
 
-__all__ = ["cpu_offload", "cpu_offload_with_hook", "disk_offload", "dispatch_model"]
+__all__ = ["cpu_offload", "cpu_offload_with_hook", "disk_offload", "dispatch_model", "require_cover"]
 
 
 def dispatch_model(
@@ -72,7 +72,7 @@ def dispatch_model(
     Source: accelerate 1.15, big_modeling.py; differences are listed in docs/divergences.md.
     """
     resolved_map = ResolvedDeviceMap(device_map, main_device=main_device)
-    _require_cover(model, device_map)
+    require_cover(model, device_map)
     require_whole(model, resolved_map)
     on_disk = [name for name, key in resolved_map.keys.items() if key == "disk"]
     if on_disk and offload_dir is None and offload_index is None:
@@ -102,7 +102,8 @@ def dispatch_model(
     return model
 
 
-def _require_cover(model: nn.Module, device_map: Mapping[str, Any]) -> None:
+def require_cover(model: nn.Module, device_map: Mapping[str, Any]) -> None:
+    """Raises InvalidConstraintError unless a map has a device for every tensor that the model's class wants placed."""
     exempt = set(getattr(model, "_no_placement_params", None) or ())
     try:
         check_device_map(model, device_map)
