@@ -240,7 +240,8 @@ def _load_in_place(
     leaves_missing: bool,
     offload_folder: str | os.PathLike[str] | None,
 ) -> None:
-    """Loads without a map: every tensor stays where it is, and one on the meta device comes to the CPU."""
+    """Loads without a map: a model that is dispatched keeps its own; of others every tensor stays where it is, and one on the meta
+    device comes to the CPU."""
     if is_asked_for(model, full_state_dict=full_state_dict, broadcast_from_rank0=broadcast_from_rank0):
         load_distributed(
             model,
@@ -251,11 +252,11 @@ def _load_in_place(
         )
         return
     source = open_weights(checkpoint)
-    is_dispatched = bool(dispatched_models(model)) and hasattr(model, "hf_device_map")
-    resolved_map = ResolvedDeviceMap(model.hf_device_map) if is_dispatched else _places_of(model)
+    earlier: Any = getattr(model, "hf_device_map", None) if dispatched_models(model) else None
+    resolved_map = _places_of(model) if earlier is None else ResolvedDeviceMap(earlier)
     request = DispatchRequest(resolved_map=resolved_map)
     prepared = _prepared(model, source, request, dtype_of, strict=strict, leaves_missing=leaves_missing)
-    prepared.commit(_resting(prepared, source, offload_folder), is_dispatched=is_dispatched)
+    prepared.commit(_resting(prepared, source, offload_folder), is_dispatched=earlier is not None)
     _tell_unexpected(model, source)
 
 

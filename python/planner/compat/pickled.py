@@ -276,7 +276,7 @@ def _unpickled(stream: Any, shown: str, storage: Callable[[Any], Any] | None) ->
         return unpickler.load()
     except CheckpointError:
         raise
-    except Exception as error:  # noqa: BLE001 (whatever a malformed pickle makes of torch's functions)
+    except Exception as error:
         words = str(error).partition("\n")[0] or type(error).__name__
         raise fault(shown, f"its pickle cannot be read: {words[:200]}") from error
 

@@ -28,7 +28,7 @@ _PICKLED_STARTS: Final = (b"PK", b"\x80")
 
 
 class PickledFiles(OpenFiles):
-    """Files of which some are pickled.
+    """Files of which some are pickled: those are written over in place, so nothing may stay a view of them.
 
     Args:
         files: as of :class:`OpenFiles`.
@@ -56,14 +56,17 @@ class WeightSource:
         files: the open files.
         rows: their tensors.
         others: names of what else pickles hold.
-        is_pickled: whether a file is a pickle: those are written over in place, so nothing may stay a view of them.
     """
 
     name: str
     files: OpenFiles
     rows: Sequence[StoredTensor]
     others: tuple[str, ...] = ()
-    is_pickled: bool = False
+
+    @property
+    def is_pickled(self) -> bool:
+        """Whether a file is a pickle."""
+        return isinstance(self.files, PickledFiles)
 
 
 def open_weights(checkpoint: str | os.PathLike[str]) -> WeightSource:
@@ -155,8 +158,8 @@ def _opened(name: str, paths: Sequence[str], listed_in: Mapping[str, str] | None
                 raise fault(name, f"has '{row.name}' in two files, and no index that says which one counts")
             rows[row.name] = row
     _require_listed(name, rows, listed_in)
-    opened = PickledFiles(files, strides) if strides else OpenFiles(files)
-    return WeightSource(name, opened, list(rows.values()), tuple(others), is_pickled)
+    opened = PickledFiles(files, strides) if is_pickled else OpenFiles(files)
+    return WeightSource(name, opened, list(rows.values()), tuple(others))
 
 
 def _require_listed(name: str, rows: Mapping[str, StoredTensor], listed_in: Mapping[str, str] | None) -> None:
