@@ -68,6 +68,7 @@ class BlocksAhead:
         read: "auto" uses what the page cache has and reads the rest past it, but for a share that will stay there; "cached" and "direct"
             go one way always.
         staging_bytes: a bound on the buffers; None for two of the largest block.
+        free_bytes: memory that the plan has left for them; None where there is no plan that says so.
         planned_bytes: memory that the plan will yet take; the page cache gets nothing of it.
         files: what is read, by default the files of the weights.
 
@@ -82,6 +83,7 @@ class BlocksAhead:
         *,
         read: ReadSetting = "auto",
         staging_bytes: int | None = None,
+        free_bytes: int | None = None,
         planned_bytes: int = 0,
         files: ReadableFiles | None = None,
     ) -> None:
@@ -97,6 +99,7 @@ class BlocksAhead:
                 if layout
             ],
             staging_bytes,
+            free_bytes,
         )
         sizes = {name: row.whole.read_bytes for name, row in self._blocks.items()}
         share = fixed_share(sizes, spare_bytes(planned_bytes)) if read == "auto" else frozenset()
