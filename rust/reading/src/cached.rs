@@ -46,8 +46,6 @@ mod system {
     use std::fs::File;
     use std::os::fd::AsRawFd;
 
-    /// The call's number, on all machines that got it with the others of its time.
-    const CACHESTAT: libc::c_long = 451;
     const PROBE_BYTES: u64 = 1 << 20;
 
     pub(super) fn cached(file: &File, begin: u64, end: u64, page: u64) -> u64 {
@@ -57,44 +55,26 @@ mod system {
         }
     }
 
-    /// What the kernel fills in.
-    #[repr(C)]
-    #[derive(Default)]
-    struct CacheStat {
-        cached: u64,
-        dirty: u64,
-        written_back: u64,
-        evicted: u64,
-        recently_evicted: u64,
-    }
-
     /// None before Linux 6.5, and where the process may not ask.
-    #[cfg(any(
-        target_arch = "x86_64",
-        target_arch = "aarch64",
-        target_arch = "riscv64",
-        target_arch = "powerpc64",
-        target_arch = "s390x"
-    ))]
     #[expect(unsafe_code, reason = "cachestat is in no library")]
     pub(super) fn counted_pages(file: &File, begin: u64, end: u64) -> Option<u64> {
+        const CACHESTAT: libc::c_long = 451; // on these machines
+        let is_numbered_so = cfg!(any(
+            target_arch = "x86_64",
+            target_arch = "aarch64",
+            target_arch = "riscv64",
+            target_arch = "powerpc64",
+            target_arch = "s390x"
+        ));
+        if !is_numbered_so {
+            return None;
+        }
         let range = [begin, end - begin];
-        let mut found = CacheStat::default();
-        let (range, place, flags) = (range.as_ptr(), &raw mut found, 0_u32);
-        // SAFETY: the handle is open as long as `file` is borrowed; a range is two numbers, and `found` has room for five.
-        let refused = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), range, place, flags) };
-        (refused == 0).then_some(found.cached)
-    }
-
-    #[cfg(not(any(
-        target_arch = "x86_64",
-        target_arch = "aarch64",
-        target_arch = "riscv64",
-        target_arch = "powerpc64",
-        target_arch = "s390x"
-    )))]
-    pub(super) fn counted_pages(_file: &File, _begin: u64, _end: u64) -> Option<u64> {
-        None
+        let mut found = [0_u64; 5]; // pages: cached, dirty, being written, evicted, recently evicted
+        let (range, counts, flags) = (range.as_ptr(), found.as_mut_ptr(), 0_u32);
+        // SAFETY: the handle is open as long as `file` is borrowed; a range is two numbers, and five are written.
+        let refused = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), range, counts, flags) };
+        (refused == 0).then_some(found[0])
     }
 
     /// One byte of each MiB, read if that needs no waiting: the bytes of those whose byte was there.
@@ -119,5 +99,22 @@ mod system {
 mod system {
     pub(super) fn cached(_file: &std::fs::File, _begin: u64, _end: u64, _page: u64) -> u64 {
         0
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::system::{counted_pages, probed};
+
+    #[test]
+    fn a_file_that_was_just_written_is_cached_by_either_way_of_asking() -> std::io::Result<()> {
+        let path = std::env::temp_dir().join(format!("planner-cached-{}", std::process::id()));
+        std::fs::write(&path, vec![1; 3 << 20])?;
+        let file = std::fs::File::open(&path)?;
+        std::fs::remove_file(&path)?;
+        assert_eq!(probed(&file, 0, 3 << 20), 3 << 20);
+        assert_eq!(probed(&file, 4096, (1 << 20) + 8192), (1 << 20) + 4096);
+        assert!(counted_pages(&file, 0, 3 << 20).is_none_or(|pages| pages * super::page_bytes() == 3 << 20));
+        Ok(())
     }
 }

@@ -75,6 +75,7 @@ mod tests {
 
     #[test]
     #[expect(clippy::reversed_empty_ranges, reason = "that is what is refused")]
+    #[expect(clippy::single_range_in_vec_init, reason = "that is what is meant")]
     fn parts_that_overlap_or_end_outside_are_refused() {
         let mut memory = [0_u8; 10];
         for ranges in [&[1..3, 2..4][..], &[4..6, 1..2], &[9..11], &[3..3], &[4..2], &[0..usize::MAX]] {

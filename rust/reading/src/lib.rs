@@ -8,10 +8,8 @@
 
 mod cached;
 mod destination;
-#[cfg(target_os = "linux")]
-mod direct;
-#[cfg(not(target_os = "linux"))]
-#[path = "no_direct.rs"]
+#[cfg_attr(target_os = "linux", path = "direct/linux.rs")]
+#[cfg_attr(not(target_os = "linux"), path = "direct/elsewhere.rs")]
 mod direct;
 mod error;
 mod file_system;
@@ -19,6 +17,7 @@ mod mapping;
 mod open;
 mod pages;
 mod read;
+mod replay;
 mod spans;
 mod stored_file;
 
@@ -30,5 +29,6 @@ pub use mapping::FileMapping;
 pub use open::{open_regular, read_exact_at};
 pub use pages::{HUGE_PAGE_BYTES, OutOfMemory, PageBuffer};
 pub use read::{BytesRead, ReadError, read_spans};
+pub use replay::{replay_spans, replayed_byte};
 pub use spans::{Span, SpanError};
 pub use stored_file::{Handle, Identity, StoredFile};

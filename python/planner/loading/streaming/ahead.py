@@ -82,6 +82,7 @@ class BlocksAhead:
         read: "auto" uses what the page cache has and reads the rest past it, but for a share that will stay there; "cached" and "direct"
             go one way always.
         staging_bytes: a bound on the buffers; None for two of the largest block.
+        free_bytes: memory that the plan has left for them; None where there is no plan that says so.
         planned_bytes: memory that the plan will yet take; the page cache gets nothing of it.
         files: what is read, by default the files of the weights.
         room_bytes: by accelerator, what blocks may take there together; where that in use and the next one fit, it is sent for.
@@ -99,6 +100,7 @@ class BlocksAhead:
         *,
         read: ReadSetting = "auto",
         staging_bytes: int | None = None,
+        free_bytes: int | None = None,
         planned_bytes: int = 0,
         files: ReadableFiles | None = None,
         room_bytes: Mapping[torch.device, int] = MappingProxyType({}),
@@ -113,6 +115,7 @@ class BlocksAhead:
         self._plan = BufferPlan.within(
             [layout.room_bytes for row in here for layout in (row.whole, row.made) if layout],
             staging_bytes,
+            free_bytes,
         )
         sizes = {name: row.nbytes for name, row in self._blocks.items() if not self._is_cached(row)}
         share = fixed_share(sizes, spare_bytes(planned_bytes)) if read == "auto" else frozenset()

@@ -26,18 +26,23 @@ class BufferPlan(NamedTuple):
     most: int
 
     @classmethod
-    def within(cls, rooms_bytes: list[int], staging_bytes: int | None) -> BufferPlan:
+    def within(
+        cls, rooms_bytes: list[int], staging_bytes: int | None, free_bytes: int | None = None
+    ) -> BufferPlan:
         """Buffers for blocks: as large as the largest of which two fit into the bound, or one if no two do.
 
         Args:
             rooms_bytes: what each block needs.
             staging_bytes: the bound; None for two of the largest.
+            free_bytes: of these, no more than so much.
         """
         rooms = sorted(_whole_pages(size) for size in rooms_bytes if size)
         if not rooms:
             return cls(0, 0)
         if staging_bytes is None:
-            return cls(rooms[-1], 2)
+            if free_bytes is None or 2 * rooms[-1] <= free_bytes:
+                return cls(rooms[-1], 2)
+            staging_bytes = free_bytes
         for share in (2, 1):
             fitting = [size for size in rooms if size * share <= staging_bytes]
             if fitting:

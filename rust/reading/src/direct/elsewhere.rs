@@ -9,7 +9,7 @@ pub(crate) enum DirectHandle {}
 
 /// Nothing is kept aside here.
 #[derive(Debug, Default)]
-pub(crate) struct Aside;
+pub(crate) struct Aside(());
 
 impl DirectHandle {
     pub(crate) fn of(_file: &File) -> Option<Self> {
