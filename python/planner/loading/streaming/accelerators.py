@@ -17,53 +17,18 @@ from planner.dispatching.offload.store import OffloadStore
 from planner.dispatching.offload.weight_files import PrefixedDataset
 from planner.dispatching.tensors.copies import copied
 from planner.errors import OffloadError
-from planner.loading.fillings import Filling, fillings_of
-from planner.loading.ring import Ring, on_stream
+from planner.loading.streaming.blocks import BlockThere
 from planner.loading.streaming.counters import StreamingCounters
 from planner.loading.streaming.files import ReadableFiles
-from planner.loading.streaming.layout import Span
+from planner.loading.streaming.ring import Ring, on_stream
 from planner.loading.weights import FileWeights, made
 
-__all__ = ["BlockThere", "RingTicket", "StagedThere", "ToAccelerators"]
+__all__ = ["RingTicket", "StagedThere", "ToAccelerators"]
 
 logger = logging.getLogger(__name__)
 
 # How often one who waits looks whether the other thread is still there.
 _LOOK_SECONDS = 0.5
-
-
-class BlockThere:
-    """What is brought to an accelerator for one block.
-
-    Args:
-        weights: where it rests.
-        names: its live names.
-        most_bytes: of a slot.
-    """
-
-    def __init__(self, weights: FileWeights, names: Sequence[str], most_bytes: int) -> None:
-        rows = [weights.wanted[name] for name in names if name in weights.wanted]
-        # Names of one tensor cross once.
-        self.tensors = {row.name: row for row in rows}
-        self._most_bytes = most_bytes
-        self._fillings: tuple[Filling, ...] | None = None
-
-    @property
-    def fillings(self) -> tuple[Filling, ...]:
-        """What passes the ring, one after the other."""
-        if self._fillings is None:
-            self._fillings = tuple(fillings_of(self.tensors.values(), self._most_bytes))
-        return self._fillings
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of files, about."""
-        return sum(row.recipe.nbytes for row in self.tensors.values())
-
-    @property
-    def spans(self) -> list[Span]:
-        """What is read."""
-        return [span for filling in self.fillings for span in filling.layout.spans]
 
 
 class ToAccelerators:

@@ -14,12 +14,12 @@ import torch
 
 from planner.dispatching.offload.reads_ahead import OffloadedBlock
 from planner.dispatching.offload.refcount import OffloadedModule, is_capturing
-from planner.loading.streaming.accelerators import BlockThere, StagedThere, ToAccelerators
+from planner.loading.streaming.accelerators import StagedThere, ToAccelerators
+from planner.loading.streaming.blocks import BlockHere, BlockThere
 from planner.loading.streaming.buffers import BufferPlan
 from planner.loading.streaming.caching import CachingChoice, ReadSetting, Way, fixed_share, spare_bytes
 from planner.loading.streaming.counters import StreamingCounters, StreamingProgress
 from planner.loading.streaming.files import FileReads, ReadableFiles
-from planner.loading.streaming.layout import Span, lay_out
 from planner.loading.streaming.reader import Reader
 from planner.loading.streaming.ticket import StagedRead, Ticket
 from planner.loading.weights import FileWeights
@@ -28,35 +28,6 @@ __all__ = ["BlocksAhead"]
 
 # Two are enough: one is read while the other one is full and waits.
 _BLOCKS_AHEAD: Final = 2
-
-
-class _BlockHere:
-    """What is read for one block that runs on the CPU.
-
-    Args:
-        whole: all of it.
-        made: only what is not in the files as it is wanted; the rest are views. None where there is no such thing.
-    """
-
-    __slots__ = ("made", "whole")
-
-    def __init__(self, weights: FileWeights, names: Sequence[str]) -> None:
-        wanted = {name: weights.wanted[name] for name in names if name in weights.wanted}
-        recipes = {name: row.recipe for name, row in wanted.items()}
-        dtypes = {name: row.dtype for name, row in wanted.items()}
-        self.whole = lay_out(recipes, dtypes)
-        is_made = {name: recipe for name, recipe in recipes.items() if not wanted[name].is_view}
-        self.made = lay_out(is_made, dtypes) if is_made else None
-
-    @property
-    def spans(self) -> Sequence[Span]:
-        """What is read."""
-        return self.whole.spans
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of files."""
-        return self.whole.read_bytes
 
 
 class _Lane(threading.local):
@@ -111,7 +82,7 @@ class BlocksAhead:
         self._there = ToAccelerators(weights, self._files, room_bytes, cached)
         served = [block for block in blocks if self.serves(block)]
         self._blocks = {block.module_name: self._streamed(block) for block in served}
-        here = [row for row in self._blocks.values() if isinstance(row, _BlockHere)]
+        here = [row for row in self._blocks.values() if isinstance(row, BlockHere)]
         self._plan = BufferPlan.within(
             [layout.room_bytes for row in here for layout in (row.whole, row.made) if layout],
             staging_bytes,
@@ -242,13 +213,13 @@ class BlocksAhead:
             reader.join()
         self._there.close()
 
-    def _streamed(self, block: OffloadedBlock) -> _BlockHere | BlockThere:
+    def _streamed(self, block: OffloadedBlock) -> BlockHere | BlockThere:
         names = [name for row in block.needed for name in row.store.names]
         if self._there.serves(block.device):
             return self._there.block(names)
-        return _BlockHere(self._weights, names)
+        return BlockHere(self._weights, names)
 
-    def _is_cached(self, row: _BlockHere | BlockThere) -> bool:
+    def _is_cached(self, row: BlockHere | BlockThere) -> bool:
         return isinstance(row, BlockThere) and self._there.is_cached(row)
 
     def _send_for(self, current: OffloadedBlock | None, name: str) -> None:
@@ -271,7 +242,7 @@ class BlocksAhead:
         else:
             self._ask_here(name, block, row)
 
-    def _ask_here(self, name: str, block: OffloadedBlock, row: _BlockHere) -> None:
+    def _ask_here(self, name: str, block: OffloadedBlock, row: BlockHere) -> None:
         needed = block.needed
         if any(offloaded.is_live or offloaded.staged is not None for offloaded in needed):
             return  # another thread has it, or is about to

@@ -13,8 +13,8 @@ import torch
 
 from planner.errors import OffloadError
 from planner.loading.casting import can_overflow, lost_numbers, overflow_words
-from planner.loading.fillings import Filling, Slice
 from planner.loading.streaming.files import ReadableFiles
+from planner.loading.streaming.fillings import Filling, Slice
 from planner.loading.streaming.layout import PAGE_BYTES
 from planner.loading.streaming.making import make_tensors
 
