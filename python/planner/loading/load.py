@@ -31,6 +31,8 @@ from planner.loading.weights import FileWeights, WantedTensor, sources_of
 
 __all__ = ["LoadSource", "PreparedLoad", "prepare_load"]
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadSource:
@@ -124,7 +126,10 @@ class PreparedLoad:
         is_dispatched: bool = True,
         written_bytes: int = 0,
     ) -> None:
-        streams = ModelStreams(weights, self.options, self.request.room_bytes)
+        cached = frozenset(
+            place.name for place in self.regions.places if place.placement.storage_device == _CPU
+        )
+        streams = ModelStreams(weights, self.options, self.request.room_bytes, cached)
         request = replace(self.request, weights=weights, reads_ahead=streams.made) if is_dispatched else None
         commit(self.model, self.residents.values, request, self.regions, self.attributes)
         streams.start()
@@ -175,6 +180,9 @@ def prepare_load(
                 copies=copies,
                 advance=advance,
             )
+            if options.convert == "fetch":
+                # What rests in files is done; otherwise some of it is yet to be written.
+                advance(sum(value.nbytes for _, value in residents.values if value.is_meta))
     notes = (*recipes.notes, *apart.notes, *residents.notes)
     return PreparedLoad(
         model, source, request, regions, judged, residents, options, saving_steps(model, recipes), notes
