@@ -114,9 +114,9 @@ _NAMES = {
     "planner.loading.report": (
         "LoadReport",
         "LoadedTensor",
-        "Streamed",
         "load_report",
     ),
+    "planner.loading.streaming.counters": ("StreamingProgress",),
     "planner.planning": (
         "plan",
         "plan_many",

@@ -71,6 +71,16 @@ class FileWeights(Mapping[str, torch.Tensor]):
         self.held = dict(held)
         self._kept: dict[str, torch.Tensor] = {}
 
+    def moved(self, files: OpenFiles, elsewhere: Mapping[str, WantedTensor]) -> FileWeights:
+        """The same weights, some of them from another place.
+
+        Args:
+            files: these files and more behind them.
+            elsewhere: by the name in :class:`WantedTensor`, where some lie now.
+        """
+        wanted = {name: elsewhere.get(row.name, row) for name, row in self.wanted.items()}
+        return FileWeights(files, wanted, self.held)
+
     def __getstate__(self) -> dict[str, Any]:
         # Views that were written into are the model's own by now.
         written = {name: _copied(tensor) for name, tensor in self._kept.items() if tensor._version}
