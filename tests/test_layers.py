@@ -33,6 +33,7 @@ MAY_USE_TORCH = (
     "devices/absence.py",
     "compat/",
     "dispatching/",
+    "loading/",
     "verification/",
     "checkpoint/describe.py",
 )
@@ -45,7 +46,14 @@ MAY_OPEN_CORE = (
     "checkpoint/files.py",
 )
 # Tensor and module subclasses need torch when they are defined; nobody above loads these before they are wanted.
-LATE = ("dispatching/", "verification/", "compat/dispatching.py", "compat/offloaded.py", "compat/tensors.py")
+LATE = (
+    "dispatching/",
+    "loading/",
+    "verification/",
+    "compat/dispatching.py",
+    "compat/offloaded.py",
+    "compat/tensors.py",
+)
 
 
 def place(source: Path) -> str:

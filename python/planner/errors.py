@@ -107,11 +107,15 @@ class InfeasibleError(PlannerError):
     smaller_formats: Mapping[str, int] = MappingProxyType({})
 
 
-class CheckpointError(PlannerError):
-    """A checkpoint file is missing, malformed or hostile. Fields: ``file``, ``reason``."""
+class CheckpointError(PlannerError, ValueError):
+    """A checkpoint file is missing, malformed or hostile, or does not fit the model that it is to be loaded into.
+
+    Fields: ``file``, ``reason``, ``findings`` (sequence of str): of a load, everything that does not fit.
+    """
 
     file: str
     reason: str
+    findings: Sequence[str] = ()
 
 
 class OffloadError(PlannerError, RuntimeError):

@@ -51,6 +51,25 @@ def meta_model(name: str, config: Mapping[str, Any], where: str) -> Any:
     return model
 
 
+def generation_config(said: Mapping[str, Any] | None, config: Mapping[str, Any]) -> Any:
+    """Settings for generating, as ``from_pretrained`` gives them to a model.
+
+    Args:
+        said: content of a ``generation_config.json``, None where there is none.
+        config: content of the ``config.json`` beside it.
+
+    Raises:
+        ValueError, TypeError: they cannot be such settings.
+    """
+    import transformers
+
+    if said is None:
+        return transformers.GenerationConfig.from_model_config(dict(config))
+    made = transformers.GenerationConfig.from_dict(dict(said))
+    made._original_object_hash = hash(made)  # by which transformers sees later that it was changed
+    return made
+
+
 def _all_said(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What a configuration says, and those inside it."""
     for key, said in config.items():
@@ -82,7 +101,7 @@ def architecture_record(
         "bases": {name: bases for each in (*others, model) for name, bases in _bases(each).items()},
         "forms": forms.rows,
         "ties": [{"when": "1" * 9, "pairs": _tied_pairs(model)}] if ties is None else ties,
-        "ignored": _ignored(model),
+        "ignored": ignored_names(model),
         "transforms": list(_transforms(model)),
     }
 
@@ -114,8 +133,11 @@ def _bases(model: Any) -> dict[str, list[str]]:
     return {name: bases for name, bases in named.items() if bases}
 
 
-def _ignored(model: Any) -> list[str]:
-    """Source: ``_adjust_missing_and_unexpected_keys``, transformers 5.23, modeling_utils.py."""
+def ignored_names(model: Any) -> list[str]:
+    """Patterns of names that a class of transformers expects in files and leaves there.
+
+    Source: ``_adjust_missing_and_unexpected_keys``, transformers 5.23, modeling_utils.py.
+    """
     patterns = set(model._keys_to_ignore_on_load_unexpected or ())
     buffers = [name for name, _ in model.named_buffers()]
     if any(name.endswith("rotary_emb.inv_freq") for name in buffers):

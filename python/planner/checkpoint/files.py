@@ -18,6 +18,9 @@ from planner.names import listed
 Headers = _core.Headers
 """What the headers of a checkpoint's files say, as columns."""
 
+StoredFile = _core.StoredFile
+"""One open file of a checkpoint."""
+
 _STEMS: Final = ("model", "diffusion_pytorch_model")  # transformers' and diffusers' names, in this order
 _CONFIG: Final = "config.json"
 WEIGHTS_END: Final = ".safetensors"
@@ -54,6 +57,11 @@ class CheckpointFiles:
         """Names, types and sizes of all tensors, with those of more files. Raises CheckpointError."""
         paths = [*self.weights, *more]
         return Headers.read(paths, [printable(path) for path in paths], self.index)
+
+    def open_headers(self) -> tuple[list[StoredFile], Headers]:
+        """The files, opened, and what their headers say, read from these very handles. Raises CheckpointError."""
+        files = [StoredFile.open(path, printable(path)) for path in self.weights]
+        return files, Headers.of_files(files, self.index)
 
 
 def find_files(source: str | os.PathLike[str]) -> CheckpointFiles:

@@ -11,12 +11,20 @@ from planner.checkpoint.adapter_names import AdapterNames
 from planner.checkpoint.architecture import Architecture
 from planner.checkpoint.carried_names import carriers
 from planner.checkpoint.files import Headers
+from planner.checkpoint.general_names import (
+    GAP,
+    MOST_GAPS,
+    filled,
+    general_name,
+    marked,
+    part_numbers,
+    template,
+    unchanged,
+    unused_number,
+)
 from planner.checkpoint.transforms import Renaming
 
-_GAP = "\0"
-_MOST_NUMBERS = 1000
 _NUMBER = re.compile(r"([0-9]+)")
-_PART_NUMBER = re.compile(r"(?<![^.])[0-9]+(?![^.])")
 _LITERAL_NUMBER = re.compile(r"(?<!\\)[0-9]")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks?)\.([0-9]+)\.")
 
@@ -47,8 +55,8 @@ class LiveNames:
         targets = dict(zip(self.texts, self.targets, strict=True))
         found = {}
         for row, name in stored.items():
-            for target in targets[_PART_NUMBER.sub(_GAP, name)][:1]:
-                found[row] = _filled(target, _PART_NUMBER.findall(name))
+            for target in targets[general_name(name)][:1]:
+                found[row] = filled(target, part_numbers(name))
         return found
 
 
@@ -65,8 +73,7 @@ def names_as_stored(headers: Headers, adapter: AdapterNames, *, quantised: bool)
                 targets.append([])
                 continue
             name = f"{weight.rpartition('.')[0]}.{own}"
-        first, *rest = weight_of.get(name, name).split(_GAP)
-        targets.append([first + "".join(f"\0{place}\0{text}" for place, text in enumerate(rest))])
+        targets.append([unchanged(weight_of.get(name, name))])
     return LiveNames(by_name=False, texts=general, targets=targets, dropped=[], unknown=())
 
 
@@ -91,9 +98,9 @@ def live_names(
     """
     general = headers.general_names()
     by_name = any(not step.is_plain or step.kind == "offset" for step in architecture.transforms)
-    by_name = by_name or any(name.count(_GAP) >= _MOST_NUMBERS for name in general)
-    marker = "" if by_name else _unused_number(general)
-    texts = headers.names() if by_name else [_marked(name, marker) for name in general]
+    by_name = by_name or any(name.count(GAP) >= MOST_GAPS for name in general)
+    marker = "" if by_name else unused_number(general)
+    texts = headers.names() if by_name else [marked(name, marker) for name in general]
     renaming = Renaming(architecture.transforms, architecture.base_prefix, architecture.has_tensor)
     stored = set(texts)
     owners = adapter.owners(texts, lambda name: name in stored or architecture.has_tensor(name))
@@ -115,9 +122,9 @@ def live_names(
     return LiveNames(
         by_name=by_name,
         texts=texts if by_name else general,
-        targets=targets if by_name else [[_gapped(name, marker) for name in names] for names in targets],
+        targets=targets if by_name else [[template(name, marker) for name in names] for names in targets],
         dropped=_layers_not_loaded(headers, architecture, config),
-        unknown=tuple(sorted({_PART_NUMBER.sub("*", name) for name in unknown - unloaded - beside})),
+        unknown=tuple(sorted({general_name(name, "*") for name in unknown - unloaded - beside})),
     )
 
 
@@ -152,29 +159,6 @@ def _layer_count(config: Mapping[str, Any]) -> int | None:
         if type(count) is int:
             return count
     return None
-
-
-def _unused_number(names: Sequence[str]) -> str:
-    """A number that is in no name, as the beginning of the numbers that stand for places."""
-    number = 90817
-    while any(str(number) in name for name in names):
-        number += 1
-    return str(number)
-
-
-def _marked(name: str, marker: str) -> str:
-    first, *rest = name.split(_GAP)
-    return first + "".join(f"{marker}{place:03d}{text}" for place, text in enumerate(rest))
-
-
-def _gapped(name: str, marker: str) -> str:
-    return _GAP.join(re.split(f"{marker}([0-9]{{3}})", name))
-
-
-def _filled(target: str, numbers: Sequence[str]) -> str:
-    """A target with the numbers of one name."""
-    parts = target.split(_GAP)
-    return "".join(numbers[int(part)] if place % 2 else part for place, part in enumerate(parts))
 
 
 def _natural(name: str) -> list[Any]:

@@ -19,7 +19,7 @@ from planner.checkpoint.adapter import (
 from planner.checkpoint.architecture import Architecture
 from planner.checkpoint.building import build, open_files, quantization, shown_names
 from planner.checkpoint.describe import architecture_record
-from planner.checkpoint.files import WEIGHTS_END, CheckpointFiles, files_at, find_files
+from planner.checkpoint.files import WEIGHTS_END, CheckpointFiles, Headers, files_at, find_files
 from planner.checkpoint.gguf import is_gguf, open_gguf
 from planner.checkpoint.hub_cache import HubName, find_snapshot, hub_name
 from planner.checkpoint.opened import Opened
@@ -37,7 +37,7 @@ from planner.spelling import shown
 if TYPE_CHECKING:
     from planner.checkpoint.hub_remote import RemoteFolder
 
-__all__ = ["Opened", "open_source"]
+__all__ = ["Opened", "open_beside", "open_source"]
 
 
 def open_source(
@@ -76,7 +76,17 @@ def open_source(
     opened = Opened(
         tree=tree, kind="module", facts=said.facts, notes=said.notes, quantization=said.quantization
     )
-    return opened if checkpoint is None else _beside_files(source, opened, find_files(checkpoint))
+    if checkpoint is None:
+        return opened
+    files = find_files(checkpoint)
+    if not files.weights:
+        raise fault(files.name, "holds no safetensors files")
+    return _beside_files(source, opened, files, files.read_headers())
+
+
+def open_beside(model: Any, files: CheckpointFiles, headers: Headers) -> Opened:
+    """A live model, and the sizes that its tensors have in files whose headers were read. Raises as :func:`open_source`."""
+    return _beside_files(model, open_source(model), files, headers)
 
 
 def _open_place(place: Place, *, remote: bool = False) -> Opened:
@@ -179,14 +189,12 @@ def _live_config(model: Any) -> _LiveConfig:
         return _LiveConfig(notes=(note,))
 
 
-def _beside_files(model: Any, opened: Opened, files: CheckpointFiles) -> Opened:
+def _beside_files(model: Any, opened: Opened, files: CheckpointFiles, headers: Headers) -> Opened:
     """A live model whose tensors are as large as files hold them."""
-    if not files.weights:
-        raise fault(files.name, "holds no safetensors files")
     architecture = None
     if hasattr(model, "base_model_prefix") and hasattr(model, "_keys_to_ignore_on_load_unexpected"):
         architecture = Architecture.from_record(architecture_record(model))
-    built = build(files, files.read_headers(), architecture)
+    built = build(files, headers, architecture)
     stored = built.tree.uncovered((), "saved")[1]
     missing = opened.tree.uncovered(stored, "saved")[1]
     own = tuple(f"{shown_names(missing)} not in the files, counted as in the model" for _ in missing[:1])

@@ -16,11 +16,22 @@ from planner.spelling import shown
 if TYPE_CHECKING:
     from torch import nn
 
+    from planner.dispatching.install.device_map import ResolvedDeviceMap
     from planner.dispatching.install.record import Dispatched
     from planner.dispatching.install.request import DispatchRequest
     from planner.dispatching.mixed.crossing import Crossing
 
-__all__ = ["crossings", "dispatch", "undispatch"]
+__all__ = [
+    "carry_out",
+    "crossings",
+    "dispatch",
+    "offloads_buffers",
+    "require_outside",
+    "resolve_map",
+    "staging_room",
+    "take_off_later_hooks",
+    "undispatch",
+]
 
 
 def dispatch(
@@ -72,43 +83,61 @@ def dispatch(
         >>> dispatch(model, {"": "cpu"}).hf_device_map
         {'': 'cpu'}
     """
-    from planner.dispatching.install.device_map import ResolvedDeviceMap, require_fit, require_whole
+    from planner.dispatching.install.device_map import require_fit, require_whole
     from planner.dispatching.install.request import DispatchRequest
 
-    if not (isinstance(outside, str) and outside in ("raise", "fetch")):
-        raise InvalidInputError(f"outside is 'raise' or 'fetch', not {shown(outside)}")
-    resolved_map = (
-        ResolvedDeviceMap.of_plan(plan)
-        if isinstance(plan, Plan) or (isinstance(plan, DeviceMap) and execution_map is None)
-        else ResolvedDeviceMap(plan, execution_map=execution_map)
-    )
+    require_outside(outside)
+    resolved_map = resolve_map(plan, execution_map)
     require_fit(model, resolved_map)
     require_whole(model, resolved_map)
     on_disk = [name for name, key in resolved_map.keys.items() if key == "disk"]
     if on_disk:
         raise PlanMismatchError(
-            f"the plan puts {on_disk[0]!r} and {len(on_disk) - 1} more on disk; weights in memory are written there by "
-            "planner.dispatch_model(model, device_map, offload_dir=...)",
+            f"the plan puts {on_disk[0]!r} and {len(on_disk) - 1} more on disk, where the weights in memory are not: "
+            "planner.load(folder, model, plan) leaves them in the checkpoint's own files; planner.dispatch_model(model, device_map, "
+            "offload_dir=...), or planner.disk_offload(model, offload_dir) for the whole model, writes them to a folder",
             findings=tuple(on_disk),
         )
     request = DispatchRequest(
         resolved_map=resolved_map,
-        offload_buffers=_offloads_buffers(plan) if offload_buffers is None else offload_buffers,
+        offload_buffers=offloads_buffers(plan) if offload_buffers is None else offload_buffers,
         skip_keys=text_set(skip_keys, "skip_keys"),
         outside=outside,
         says_device=True,
-        room_bytes=_staging_room(plan, staging_bytes),
+        room_bytes=staging_room(plan, staging_bytes),
     )
     carry_out(model, request)
     return model
 
 
-def _offloads_buffers(plan: Any) -> bool:
+def require_outside(outside: Any) -> None:
+    """Raises InvalidInputError unless this is a word for what reading an offloaded weight outside of a forward gives."""
+    if not (isinstance(outside, str) and outside in ("raise", "fetch")):
+        raise InvalidInputError(f"outside is 'raise' or 'fetch', not {shown(outside)}")
+
+
+def resolve_map(plan: Any, execution_map: Mapping[str, Any] | None) -> ResolvedDeviceMap:
+    """What a plan or a device map says of each name. Raises as :func:`dispatch`."""
+    from planner.dispatching.install.device_map import ResolvedDeviceMap
+
+    if isinstance(plan, Plan) or (isinstance(plan, DeviceMap) and execution_map is None):
+        return ResolvedDeviceMap.of_plan(plan)
+    return ResolvedDeviceMap(plan, execution_map=execution_map)
+
+
+def offloads_buffers(plan: Any) -> bool:
+    """Whether a plan has saved buffers rest with the weights; a device map has no word for it."""
     setting = plan.settings.get("offload_buffers") if isinstance(plan, Plan) else None
     return setting is not None and bool(setting.value)
 
 
-def _staging_room(plan: Any, staging_bytes: Mapping[Any, int] | None) -> dict[Any, int]:
+def staging_room(plan: Any, staging_bytes: Mapping[Any, int] | None) -> dict[Any, int]:
+    """By device, what offloaded blocks may take there: as said, or what a plan has reserved or left free on accelerators.
+
+    Raises:
+        InvalidInputError, InvalidDevicesError: no sizes by device, or one on disk.
+        PlanMismatchError: a device that this machine does not have. Fields: ``findings``.
+    """
     from planner.dispatching.install.device_map import require_present
     from planner.dispatching.tensors.slots import resolve_device
 
@@ -142,7 +171,7 @@ def carry_out(model: nn.Module, request: DispatchRequest) -> None:
     prepared = prepare(model, request, engaged)
     journal = Journal()
     try:
-        _take_off_later_hooks(model, engaged, journal)
+        take_off_later_hooks(model, engaged, journal)
         for earlier in engaged:
             earlier.remove(journal)
         prepared.install(journal)
@@ -153,7 +182,7 @@ def carry_out(model: nn.Module, request: DispatchRequest) -> None:
         earlier.close()
 
 
-def _take_off_later_hooks(model: nn.Module, engaged: list[Dispatched], journal: Journal) -> None:
+def take_off_later_hooks(model: nn.Module, engaged: list[Dispatched], journal: Journal) -> None:
     """Hooks that only move arguments, put on a dispatched model by others: generate() of encoder-decoder models does."""
     from planner.dispatching.install.prepare import is_later_hook
     from planner.dispatching.methods.forward import restore_forward
@@ -206,7 +235,7 @@ def undispatch(model: nn.Module) -> nn.Module:
         )
     journal = Journal()
     try:
-        _take_off_later_hooks(model, engaged, journal)
+        take_off_later_hooks(model, engaged, journal)
         for dispatched in engaged:
             dispatched.remove(journal, tensors="return")
     except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 from planner.checkpoint.source import Opened
@@ -110,6 +111,20 @@ def plan_many(
     if isinstance(problem.settings.strategy, Auto) and problem.settings.granularity != "module":
         return plan_auto_many(problem, rows)
     return [_plan_or_error(problem.with_budgets(row)) for row in rows]
+
+
+def plan_to_load(opened: Opened, settings: Mapping[str, Any]) -> Plan:
+    """The plan of a model that will be loaded from its files, which are its disk: without a limit where no budgets are said.
+
+    Args:
+        opened: the model, with the sizes of its tensors in the files.
+        settings: as keywords of :func:`plan`.
+
+    Raises:
+        As :func:`plan`.
+    """
+    problem = Problem.of(opened, None, settings, None)
+    return plan_problem(replace(problem, rests_in_files=True))
 
 
 def plan_problem(problem: Problem) -> Plan:

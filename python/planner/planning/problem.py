@@ -53,6 +53,7 @@ class Problem:
         smaller: formats in which the model would be smaller.
         budgets: bytes by device; empty for what is detected.
         has_own_budgets: the budgets are one row of many, in place of what the settings say.
+        rests_in_files: where no budgets are said, the disk is there without a limit: it is the files that the model is loaded from.
     """
 
     resolved: Resolved[Settings]
@@ -62,6 +63,7 @@ class Problem:
     smaller: SmallerFormats
     budgets: Mapping[DeviceKey, int]
     has_own_budgets: bool = False
+    rests_in_files: bool = False
 
     @classmethod
     def of(
@@ -104,7 +106,13 @@ class Problem:
     @cached_property
     def device_budgets(self) -> tuple[DeviceBudget, ...]:
         """Devices with budgets, in order of preference; free memory is asked for here."""
-        return device_budgets(self.budgets, self.settings.headroom, self.settings.offload_folder)
+        found = device_budgets(self.budgets, self.settings.headroom, self.settings.offload_folder)
+        if not self.rests_in_files or self.budgets:
+            return found
+        whole_bytes = -(-self.layout.columns.total_bits // 8)
+        origin = "detected: the checkpoint's own files"
+        files = DeviceBudget(device="disk", budget_bytes=whole_bytes, headroom=0, origin=origin)
+        return (*(budget for budget in found if budget.device != "disk"), files)
 
     @cached_property
     def constraints(self) -> Constraints:

@@ -42,14 +42,13 @@ class ModelKeywords(TypedDict, total=False):
     quant_method: str | None
 
 
-class PlanSettings(TypedDict, total=False):
-    """All settings of a plan; see :class:`planner.settings.schema.Settings`."""
+class LoadSettings(TypedDict, total=False):
+    """Settings of a plan that say nothing of how a model is loaded."""
 
     strategy: StrategyName | StrategyKeywords
     max_memory: Mapping[Any, ByteSizeLike] | None
     headroom: Mapping[Any, ByteSizeLike] | None
     mode: Mode
-    dtype: DTypeLike | None
     special_dtypes: Mapping[str, DTypeLike]
     no_split_module_classes: Sequence[str]
     no_split_modules: Sequence[str]
@@ -59,6 +58,12 @@ class PlanSettings(TypedDict, total=False):
     keep_together: Sequence[Sequence[str]]
     execute_offloaded: ExecuteOffloaded
     staging_blocks: int
+
+
+class PlanSettings(LoadSettings, total=False):
+    """All settings of a plan; see :class:`planner.settings.schema.Settings`."""
+
+    dtype: DTypeLike | None
     offload_folder: str | os.PathLike[str] | None
     offload_buffers: bool
     model: ModelKeywords

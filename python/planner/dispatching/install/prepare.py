@@ -41,6 +41,7 @@ from planner.dispatching.methods.mixed_forward import (
 )
 from planner.dispatching.methods.overrides import Conversion, Pickling, Refusal
 from planner.dispatching.offload.prefetch import Prefetcher
+from planner.dispatching.offload.reads_ahead import ReadsAhead, SeveralAhead
 from planner.dispatching.offload.refcount import OffloadedModule
 from planner.dispatching.offload.store import OffloadStore, TiedCopies
 from planner.dispatching.offload.weight_files import PrefixedDataset
@@ -52,21 +53,30 @@ from planner.dispatching.tensors.slots import modules_of
 from planner.dispatching.tensors.ties import Tie, TiedCopy
 from planner.errors import PlanMismatchError
 
-__all__ = ["Prepared", "is_later_hook", "prepare"]
+__all__ = ["Prepared", "is_later_hook", "prepare", "regions_of"]
 
 
-def prepare(model: nn.Module, request: DispatchRequest, engaged: list[Dispatched]) -> Prepared:
+def regions_of(model: nn.Module, request: DispatchRequest) -> Regions:
+    """A request's device map applied to a model. Raises PlanMismatchError."""
+    no_split = frozenset(_declared_classes(model)) | request.whole_classes
+    resolved_map = request.resolved_map
+    return find_regions(model, resolved_map.placements, resolved_map.root_placement, no_split)
+
+
+def prepare(
+    model: nn.Module, request: DispatchRequest, engaged: list[Dispatched], regions: Regions | None = None
+) -> Prepared:
     """Checks what has to be seen in the model itself, and makes all copies; the model stays as it is.
 
     Args:
         engaged: what is installed in it.
+        regions: the request's map applied to the model, where that is known.
 
     Raises:
         PlanMismatchError, OffloadError: see :func:`planner.dispatching.api.dispatch`.
     """
-    no_split = frozenset(_declared_classes(model)) | request.whole_classes
     resolved_map = request.resolved_map
-    layout = find_regions(model, resolved_map.placements, resolved_map.root_placement, no_split)
+    layout = regions_of(model, request) if regions is None else regions
     _refuse_other_hooks(model, engaged)
     values = Values(model, layout, engaged, request)
     values.check()
@@ -300,15 +310,22 @@ class Prepared:
         return TiedCopy(tensor, [place.slot for place in places], places[0].name, is_resting)
 
     def _prefetch(self, root_id: int) -> None:
-        """Blocks that run on accelerators with room for two are copied ahead."""
-        room = {device: size for device, size in self.request.room_bytes.items() if Prefetcher.serves(device)}
+        """Blocks are read ahead by whom the request names, and others copied ahead where they run on accelerators with room."""
         hooks = [self.hooks[id(block.module)] for block in self.layout.blocks]
-        fetching = [hook for hook in hooks if hook.needed and hook.device in room]
-        if len(fetching) < 2:
-            return
-        prefetcher = Prefetcher(room)
-        for hook in (*fetching, self.hooks[root_id]):
-            hook.prefetcher = prefetcher
+        hooks = [hook for hook in hooks if hook.needed]
+        parts: list[ReadsAhead] = []
+        if self.request.reads_ahead is not None:
+            parts.append(self.request.reads_ahead(hooks))
+        left = [hook for hook in hooks if not any(part.serves(hook) for part in parts)]
+        room = {
+            device: size for device, size in self.request.room_bytes.items() if Prefetcher.can_serve(device)
+        }
+        if sum(hook.device in room for hook in left) >= 2:
+            parts.append(Prefetcher(room))
+        for hook in hooks:
+            hook.prefetcher = next((part for part in parts if part.serves(hook)), None)
+        if parts:
+            self.hooks[root_id].prefetcher = parts[0] if len(parts) == 1 else SeveralAhead(parts)
 
     def _install_forward(
         self, journal: Journal, record: Dispatched, module: nn.Module, edge: Edge | None

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from planner.dispatching.install.device_map import ResolvedDeviceMap
+from planner.dispatching.offload.reads_ahead import MakesReadsAhead
 
 __all__ = ["DispatchRequest"]
 
@@ -26,7 +27,9 @@ class DispatchRequest:
         weights: resting tensors by full name, where they come from elsewhere than the model.
         force_borders: borders, too, if there is one device.
         whole_classes: classes whose instances are brought in whole.
+        home: where tensors count as having lain before, and return to; None for where they lie.
         room_bytes: by device, what offloaded blocks may take there together; room for two lets one be copied ahead.
+        reads_ahead: of the offloaded blocks, makes what reads them ahead from where ``weights`` has them.
     """
 
     resolved_map: ResolvedDeviceMap
@@ -37,4 +40,6 @@ class DispatchRequest:
     weights: Mapping[str, Any] | None = None
     force_borders: bool = False
     whole_classes: frozenset[str] = frozenset()
+    home: torch.device | None = None
     room_bytes: Mapping[torch.device, int] = field(default_factory=dict)
+    reads_ahead: MakesReadsAhead | None = None

@@ -41,7 +41,7 @@ class Values:
         # By placeholder, because files give a new tensor each time, and tied ones are one.
         known: dict[int, Any] = {}
         self.before = [_value(resting, place.slot, known) for place in self.places]
-        self.original_devices = [value.device for value in self.before]
+        self.original_devices = [request.home or value.device for value in self.before]
         self._recall(engaged)
         resident = {
             (id(value), place.placement.execution_device)

@@ -1,0 +1,100 @@
+"""The files that a model is loaded from, judged by what they are and opened once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from planner.checkpoint.adapter import is_adapter
+from planner.checkpoint.files import CheckpointFiles, Headers, files_at
+from planner.checkpoint.gguf import is_gguf
+from planner.checkpoint.pipeline import is_pipeline
+from planner.checkpoint.place import Place, locate
+from planner.checkpoint.reading import fault
+from planner.errors import CheckpointError
+from planner.loading.open_files import OpenFiles, open_headers
+from planner.loading.stored import TORCH_DTYPES, StoredTensor
+
+__all__ = ["CheckpointSource", "open_checkpoint", "require_nothing", "stored_tensors"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CheckpointSource:
+    """An open checkpoint.
+
+    Args:
+        files: what the place holds.
+        opened: its safetensors files.
+        headers: what their headers say.
+        rows: the same as tensors.
+    """
+
+    files: CheckpointFiles
+    opened: OpenFiles
+    headers: Headers
+    rows: Sequence[StoredTensor]
+
+
+def open_checkpoint(checkpoint: str | os.PathLike[str]) -> CheckpointSource:
+    """Opens the safetensors files of one model.
+
+    Args:
+        checkpoint: a folder, a file, an index, or a name in the hub's cache.
+
+    Raises:
+        InvalidInputError: no path.
+        CheckpointError: nothing there that can be loaded: what it is instead, and what does load it; files that are missing,
+            malformed or hostile. Fields: ``file``, ``reason``, ``findings``.
+    """
+    place = locate(checkpoint)
+    _refuse_others(place)
+    files = files_at(place)
+    if not files.weights:
+        raise fault(files.name, "holds no safetensors files, so there is nothing to load")
+    opened, headers = open_headers(files)
+    return CheckpointSource(files, opened, headers, stored_tensors(headers, files.name))
+
+
+def stored_tensors(headers: Headers, shown: str) -> list[StoredTensor]:
+    """Rows of headers with torch's dtypes. Raises CheckpointError for a type that torch does not have."""
+    rows = []
+    for name, file, begin, end, kind, shape in headers.ranges():
+        dtype = TORCH_DTYPES.get(kind)
+        if dtype is None:
+            raise fault(shown, f"holds '{name}' as {kind}, which torch {torch.__version__} has no dtype for")
+        rows.append(StoredTensor(name, file, begin, end, dtype, shape))
+    return rows
+
+
+def _refuse_others(place: Place) -> None:
+    names = place.names()
+    if is_adapter(place, names):
+        what = "holds an adapter, not a model: load its base, and put the adapter on it with peft's PeftModel.from_pretrained"
+    elif is_pipeline(place, names):
+        what = "holds a pipeline of several models: load each from its folder inside"
+    elif is_gguf(place, names):
+        what = "holds GGUF files, whose packed tensors PyTorch has no modules for: llama.cpp runs them, and from_pretrained(…, gguf_file=…) unpacks them"
+    else:
+        return
+    raise fault(place.name, what)
+
+
+def require_nothing(findings: Sequence[str], name: str) -> None:
+    """Raises one error for everything that does not fit.
+
+    Raises:
+        CheckpointError: with all findings. Fields: ``file``, ``reason``, ``findings``.
+    """
+    if not findings:
+        return
+    first = findings[0]
+    more = f"; and {len(findings) - 5} more" if len(findings) > 5 else ""
+    raise CheckpointError(
+        f"{name} cannot be loaded into this model: {'; '.join(findings[:5])}{more}",
+        file=name,
+        reason=first,
+        findings=tuple(findings),
+    )

@@ -1,0 +1,184 @@
+"""Offloaded weights by live name, each made from the checkpoint's own files when it is asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from planner.errors import OffloadError
+from planner.loading.casting import cast
+from planner.loading.open_files import OpenFiles, tensor_in
+from planner.loading.recipe import Computed, Part, Pieces, Recipe
+from planner.loading.stored import StoredTensor
+
+__all__ = ["FileWeights", "WantedTensor", "as_slot_value", "files_of", "made", "source_view", "sources_of"]
+
+
+_NONE: Mapping[str, torch.Tensor] = MappingProxyType({})
+
+
+class WantedTensor(NamedTuple):
+    """A tensor of the model, and how it comes out of the files.
+
+    Args:
+        name: its live name; of tied ones, the first.
+        recipe: where its bytes are.
+        dtype: what it is cast to.
+        is_parameter: otherwise it is a buffer.
+    """
+
+    name: str
+    recipe: Recipe
+    dtype: torch.dtype
+    is_parameter: bool
+
+    @property
+    def is_view(self) -> bool:
+        """Whether its bytes lie in one file as they are wanted in memory."""
+        return isinstance(self.recipe, StoredTensor | Part) and self.recipe.dtype == self.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it has in memory."""
+        return math.prod(self.recipe.shape) * self.dtype.itemsize
+
+
+class FileWeights(Mapping[str, torch.Tensor]):
+    """Offloaded weights by live name.
+
+    Args:
+        files: the checkpoint's files.
+        wanted: what each name is made from; tied names have one value.
+        held: values of names that no file has, which stay in memory.
+
+    Guarantee: nothing is read before a value is looked at, and nothing of a file that was written to since it was opened. A view is kept, so that what is written into it stays, in memory of this
+        process; what has another form in the files is made anew each time. A deep copy shares the files, and has views of its own.
+    """
+
+    def __init__(
+        self,
+        files: OpenFiles,
+        wanted: Mapping[str, WantedTensor],
+        held: Mapping[str, torch.Tensor] = _NONE,
+    ) -> None:
+        self.files = files
+        self.wanted = dict(wanted)
+        self.held = dict(held)
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def moved(self, files: OpenFiles, elsewhere: Mapping[str, WantedTensor]) -> FileWeights:
+        """The same weights, some of them from another place.
+
+        Args:
+            files: these files and more behind them.
+            elsewhere: by the name in :class:`WantedTensor`, where some lie now.
+        """
+        wanted = {name: elsewhere.get(row.name, row) for name, row in self.wanted.items()}
+        return FileWeights(files, wanted, self.held)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Views that were written into are the model's own by now.
+        written = {name: _copied(tensor) for name, tensor in self._kept.items() if tensor._version}
+        held = {name: _copied(tensor) for name, tensor in self.held.items()}
+        return {"files": self.files, "wanted": self.wanted, "held": held, "_kept": written}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FileWeights:
+        copied = memo[id(self)] = FileWeights.__new__(FileWeights)
+        copied.__dict__.update(self.__getstate__())
+        return copied
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name in self.held:
+            return self.held[name]
+        wanted = self.wanted[name]
+        self.files.require_same(files_of(wanted.recipe))
+        kept = self._kept.get(wanted.name)
+        if kept is not None:
+            return kept
+        try:
+            value = as_slot_value(made(self.files, wanted), wanted)
+        except OSError as error:
+            raise OffloadError(f"'{name}' cannot be read from its file: {error}", name=name) from error
+        if wanted.is_view:
+            # Another thread may have been first; both have to see one tensor.
+            value = self._kept.setdefault(wanted.name, value)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.wanted
+        yield from self.held
+
+    def __len__(self) -> int:
+        return len(self.wanted) + len(self.held)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.wanted or name in self.held
+
+
+def sources_of(recipe: Recipe) -> tuple[StoredTensor, ...]:
+    """The stored tensors that a tensor is made from."""
+    match recipe:
+        case StoredTensor():
+            return (recipe,)
+        case Part():
+            return (recipe.source,)
+        case Pieces():
+            return tuple(row for row, _ in recipe.pieces)
+        case Computed():
+            return recipe.sources
+
+
+def files_of(recipe: Recipe) -> Iterable[int]:
+    """The numbers of these files."""
+    match recipe:
+        case StoredTensor():
+            return (recipe.file,)
+        case Part():
+            return (recipe.source.file,)
+        case _:
+            return {row.file for row in sources_of(recipe)}
+
+
+def as_slot_value(tensor: torch.Tensor, wanted: WantedTensor) -> torch.Tensor:
+    """What rests for a slot: a frozen parameter where that holds one, so that it can be put there as it is."""
+    return nn.Parameter(tensor, requires_grad=False) if wanted.is_parameter else tensor
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    found = tensor.detach().clone()
+    return nn.Parameter(found, requires_grad=False) if isinstance(tensor, nn.Parameter) else found
+
+
+def made(files: OpenFiles, wanted: WantedTensor) -> torch.Tensor:
+    """A tensor as it is wanted, on the CPU: a view where that can be, otherwise in new memory.
+
+    Raises:
+        OffloadError: a number that the wanted dtype cannot hold. Fields: ``name``.
+    """
+    return cast(source_view(files, wanted.recipe), wanted.dtype, wanted.name)
+
+
+def source_view(files: OpenFiles, recipe: Recipe) -> torch.Tensor:
+    """A tensor in the dtype of the files, on the CPU."""
+    match recipe:
+        case StoredTensor():
+            return files.view(recipe)
+        case Part(source=source, begin=begin, shape=shape):
+            return tensor_in(files.files[source.file].map(), begin, source.dtype, shape)
+        case Pieces():
+            return _joined(files, recipe)
+        case Computed():
+            return recipe.compute(files.view)
+
+
+def _joined(files: OpenFiles, recipe: Pieces) -> torch.Tensor:
+    whole = torch.empty(recipe.shape, dtype=recipe.dtype)
+    flat = whole.view(-1).view(torch.uint8)
+    for row, at in recipe.pieces:
+        flat[at : at + row.nbytes].copy_(files.view(row).view(-1).view(torch.uint8))
+    return whole
