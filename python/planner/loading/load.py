@@ -4,30 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 import torch
 from torch import nn
 
 from planner.dispatching.install.prepare import regions_of
-from planner.dispatching.install.regions import PlacedTensor, Regions
+from planner.dispatching.install.regions import Regions
 from planner.dispatching.install.request import DispatchRequest
 from planner.loading.commit import commit
+from planner.loading.converted import Converted
+from planner.loading.doubled import settle_doubled
 from planner.loading.initial import initial_values
 from planner.loading.open_files import OpenFiles
 from planner.loading.options import LoadOptions
-from planner.loading.doubled import settle_doubled
 from planner.loading.progress import progress_of
-from planner.loading.recipe import Computed, Part, Pieces
 from planner.loading.recipes import find_recipes
-from planner.loading.report import Loaded, LoadedTensor, LoadReport, Way, remember
-from planner.loading.residents import Residents, is_file_backed, make_residents
+from planner.loading.report import Loaded, remember
+from planner.loading.reporting import all_weights, report_of
+from planner.loading.residents import Residents, make_residents
+from planner.loading.saving import saving_steps
 from planner.loading.source import CheckpointSource, require_nothing
 from planner.loading.stored import StoredTensor
+from planner.loading.streams import ModelStreams
 from planner.loading.targets import Judged, Target, judge
 from planner.loading.weights import FileWeights, WantedTensor, sources_of
 
 __all__ = ["LoadSource", "PreparedLoad", "prepare_load"]
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +65,8 @@ class PreparedLoad:
         regions: the same applied to the model.
         judged: the model beside the files.
         residents: what was made, and what rests in the files.
+        options: how it is loaded.
+        attributes: what the model itself gets beside tensors.
         notes: what else to know of the load.
     """
 
@@ -70,6 +76,8 @@ class PreparedLoad:
     regions: Regions
     judged: Judged
     residents: Residents
+    options: LoadOptions
+    attributes: Mapping[str, object]
     notes: tuple[str, ...]
 
     def commit(
@@ -81,65 +89,57 @@ class PreparedLoad:
             weights: what rests elsewhere, in the place of what rests in the files.
             is_dispatched: whether anything is installed; otherwise what rests in the files stays without values.
 
-        Guarantee: when it raises, also for an interrupt, the model is as it was.
+        Raises:
+            InvalidInputError, OffloadError: what is to be stored in another form cannot be written. Fields: ``name``.
+
+        Guarantee: when it raises, also for an interrupt, the model is as it was, and so is the folder that is written to.
         """
-        resting = self.residents.weights if weights is None else weights
-        request = replace(self.request, weights=resting) if is_dispatched else None
-        commit(self.model, self.residents.values, request, self.regions)
-        remember(self.model, Loaded(self._report(), self._all_weights(), None))
+        resting = self.residents.weights
+        folder = self.options.offload_folder if self.options.convert == "store" else None
+        converted = None
+        if folder is not None and resting is not None and weights is None:
+            converted = Converted.of(resting, folder)
+        if converted is not None and resting is not None:
+            self._commit_converted(resting, converted)
+        else:
+            self._commit(resting if weights is None else weights, is_dispatched=is_dispatched)
 
-    def _all_weights(self) -> FileWeights:
-        """Every tensor that the files have for the model, by live name."""
-        wanted = {
-            place.name: target.wanted
-            for target in self.judged.targets
-            if target.wanted is not None
-            for place in target.places
-        }
-        return FileWeights(self.source.files, wanted)
+    def _commit_converted(self, resting: FileWeights, converted: Converted) -> None:
+        total_bytes = _total_bytes(self.judged.targets)
+        done_bytes = sum(value.nbytes for _, value in self.residents.values if not value.is_meta)
+        try:
+            with progress_of(self.options.progress, total_bytes, done_bytes) as advance:
+                files, elsewhere = converted.store(advance)
+            for target, value in self.residents.values:
+                if value.is_meta and target.wanted is not None:
+                    target.wanted = elsewhere.get(target.wanted.name, target.wanted)
+            moved = replace(self, source=replace(self.source, files=files))
+            moved._commit(resting.moved(files, elsewhere), written_bytes=converted.written_bytes)
+        except BaseException:
+            converted.discard()
+            raise
 
-    def _report(self) -> LoadReport:
-        made = {id(target): value for target, value in self.residents.values}
-        rows = tuple(self._row(target, made[id(target)]) for target in self.judged.targets)
-        absent = [target.name for target in self.judged.absent]
-        return LoadReport(
-            tensors=rows,
-            read_bytes=self.residents.read_bytes,
-            copied_bytes=self.residents.copied_bytes,
-            unexpected=self.judged.unexpected,
-            missing=(*self.judged.kept, *absent),
+    def _commit(
+        self,
+        weights: Mapping[str, torch.Tensor] | None,
+        *,
+        is_dispatched: bool = True,
+        written_bytes: int = 0,
+    ) -> None:
+        cached = frozenset(
+            place.name for place in self.regions.places if place.placement.storage_device == _CPU
+        )
+        streams = ModelStreams(weights, self.options, self.request.room_bytes, cached)
+        request = replace(self.request, weights=weights, reads_ahead=streams.made) if is_dispatched else None
+        commit(self.model, self.residents.values, request, self.regions, self.attributes)
+        streams.start()
+        report = replace(
+            report_of(self.judged, self.residents, self.source.files),
+            written_bytes=written_bytes,
+            staging_bytes=streams.staging_bytes,
             notes=self.notes,
         )
-
-    def _row(self, target: Target, value: torch.Tensor) -> LoadedTensor:
-        wanted = target.wanted
-        way: Way = ("initialised" if value is not target.found else "kept") if wanted is None else "view"
-        if wanted is not None:
-            is_cast = wanted.dtype != wanted.recipe.dtype
-            is_copied = value.device.type == "cpu" and id(target) in self.residents.copied
-            way = (
-                "cast" if is_cast else "copy" if is_copied and wanted.is_view else _WAYS[type(wanted.recipe)]
-            )
-        numbers = [] if wanted is None else [row.file for row in sources_of(wanted.recipe)]
-        files = tuple(self.source.files.files[number].shown for number in dict.fromkeys(numbers))
-        names = tuple(place.name for place in target.places)
-        return LoadedTensor(
-            names=names, files=files, way=way, device=self._place_of(target, value), nbytes=value.nbytes
-        )
-
-    def _place_of(self, target: Target, value: torch.Tensor) -> str:
-        if not value.is_meta:
-            return str(value.device)
-        storage = target.places[0].placement.storage_device
-        return "disk" if storage is None else str(storage)
-
-
-_WAYS: Final[Mapping[type, Way]] = {
-    StoredTensor: "view",
-    Part: "part",
-    Pieces: "pieces",
-    Computed: "computed",
-}
+        remember(self.model, Loaded(report, all_weights(self.judged, self.source.files), streams.progress))
 
 
 def prepare_load(
@@ -168,9 +168,6 @@ def prepare_load(
         require_nothing(initial.findings, source.name)
         slow = source.files.slow_files() if options.copy == "auto" else frozenset()
 
-        def backed(place: PlacedTensor) -> bool:
-            return is_file_backed(place, offload_buffers=request.offload_buffers)
-
         def copies(wanted: WantedTensor) -> bool:
             return options.copy is True or any(row.file in slow for row in sources_of(wanted.recipe))
 
@@ -179,12 +176,17 @@ def prepare_load(
                 judged.targets,
                 source.files,
                 initial.values,
-                is_file_backed=backed,
+                offload_buffers=request.offload_buffers,
                 copies=copies,
                 advance=advance,
             )
-    notes = (*recipes.notes, *apart.notes)
-    return PreparedLoad(model, source, request, regions, judged, residents, notes)
+            if options.convert == "fetch":
+                # What rests in files is done; otherwise some of it is yet to be written.
+                advance(sum(value.nbytes for _, value in residents.values if value.is_meta))
+    notes = (*recipes.notes, *apart.notes, *residents.notes)
+    return PreparedLoad(
+        model, source, request, regions, judged, residents, options, saving_steps(model, recipes), notes
+    )
 
 
 def _total_bytes(targets: Sequence[Target]) -> int:

@@ -37,6 +37,10 @@ class OpenFiles:
     def __reduce__(self) -> Any:
         return (_reopened, ([(file.path, file.shown, file.identity) for file in self.files],))
 
+    def beside(self, file: StoredFile) -> OpenFiles:
+        """These files, and another one behind them."""
+        return OpenFiles([*self.files, file])
+
     def require_same(self, numbers: Iterable[int] | None = None) -> None:
         """Raises unless all files, or some of them, are as they were when they were opened.
 

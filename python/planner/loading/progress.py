@@ -20,15 +20,17 @@ _PATIENCE_SECONDS: Final = 1.0
 
 
 @contextmanager
-def progress_of(told: Callable[[int, int], object] | None, total_bytes: int) -> Iterator[Advance]:
+def progress_of(
+    told: Callable[[int, int], object] | None, total_bytes: int, done_bytes: int = 0
+) -> Iterator[Advance]:
     """What a load tells of its progress.
 
     Args:
         told: gets bytes done and bytes in all; None for a bar on a terminal after a second, and nothing elsewhere.
         total_bytes: bytes in all.
+        done_bytes: of these, what was done before.
     """
     if told is not None:
-        done_bytes = 0
 
         def tell(more_bytes: int) -> None:
             nonlocal done_bytes
@@ -37,7 +39,7 @@ def progress_of(told: Callable[[int, int], object] | None, total_bytes: int) -> 
 
         yield tell
     elif sys.stderr.isatty():
-        with _Bar(total_bytes) as bar:
+        with _Bar(total_bytes, done_bytes) as bar:
             yield bar.advance
     else:
         yield _nothing
@@ -50,9 +52,9 @@ def _nothing(_more_bytes: int) -> None:
 class _Bar:
     """A bar on standard error that appears only if the load takes longer than a second."""
 
-    def __init__(self, total_bytes: int) -> None:
+    def __init__(self, total_bytes: int, done_bytes: int) -> None:
         self._total_bytes = total_bytes
-        self._done_bytes = 0
+        self._done_bytes = done_bytes
         self._began = time.monotonic()
         self._drawn: Progress | None = None
 

@@ -203,7 +203,7 @@ class Dispatched:
         made: dict[int, Any] = {}
         for offloaded_module in self.offloaded_modules():
             for slot, tensor in offloaded_module.store.restored(
-                _resting_devices(offloaded_module.store), made, journal
+                _resting_devices(offloaded_module.store), made, journal, is_whole=tensors == "return"
             ):
                 journal.set(slot.table, slot.name, tensor)
         if tensors == "return":
@@ -249,6 +249,8 @@ class Dispatched:
                     offloaded_module.store.unpin()
                 offloaded_module.close()
             hook.offloaded_modules, hook.inner = (), ()
+            if hook.prefetcher is not None:
+                hook.prefetcher.close()
             hook.execution_device, hook.io_same_device, hook.prefetcher = None, False, None
 
     def _send_back(self, journal: Journal, apart: list[bool], alike: set[int]) -> None:
