@@ -431,6 +431,34 @@ def test_a_folder_that_cannot_be_written_to_stays_as_it_was(
     assert not hasattr(model, "hf_device_map")
 
 
+def test_a_folder_is_as_it_was_where_the_model_cannot_be_written_to(
+    checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, folder = checkpoint("one_pickle", trained()), tmp_path / "rest"
+    first = trained()
+    torch.save(first.state_dict(), tmp_path / "first.bin")
+    earlier = planner.load_checkpoint_and_dispatch(
+        on_meta(), tmp_path / "first.bin", device_map={"batchnorm": "cpu", "": "disk"}, offload_folder=folder
+    )
+
+    def seen(where: Path) -> dict[str, bytes]:
+        return {each.name: each.read_bytes() for each in where.iterdir()}
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    before = seen(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("planner.loading.load.commit", interrupted)
+        for where in (folder, tmp_path / "other"):
+            with pytest.raises(KeyboardInterrupt):
+                planner.load_checkpoint_and_dispatch(
+                    on_meta(), source, device_map={"": "disk"}, offload_folder=where
+                )
+    assert seen(folder) == before and not (tmp_path / "other").exists()
+    assert torch.equal(earlier(X), first(X))
+
+
 def test_two_models_in_one_folder_keep_their_weights(tmp_path: Path, empty: Path) -> None:
     models = [trained(), trained()]
     loaded = []
