@@ -141,7 +141,7 @@ class BlocksAhead:
         """Asks for the first block before the first forward begins, and makes the buffers meanwhile."""
         if self._first is not None:
             self._ask(self._first)
-            if self._lane.asked.get(self._first) and self._reader is not None:
+            if self._lane.has_read and self._reader is not None:
                 self._reader.make_buffers()
 
     def serves(self, block: OffloadedBlock) -> bool:
@@ -236,15 +236,14 @@ class BlocksAhead:
         lane.asked[name] = []
         if any(row.is_live or row.staged is not None for row in needed):
             return  # another thread has it, or is about to
-        layout, is_direct = self._layout_now(name)
-        if layout is None or not layout.spans:
+        ticket = self._ticket(name)
+        if ticket is None:
             self._counters.count_cached()
             return
-        reader = self._running_reader() if layout.room_bytes <= self._plan.size_bytes else None
+        reader = self._running_reader()
         if reader is None:
             return
-        lane.has_read = True
-        ticket = Ticket(name, layout, is_direct=is_direct)
+        lane.has_read |= ticket.layout is not None
         for row in needed:
             staged = StagedRead(ticket, reader, self._weights)
             # Written down first, so that an interrupt leaves nothing behind.
@@ -252,13 +251,21 @@ class BlocksAhead:
             row.expect(staged)
         reader.ask(ticket)
 
-    def _layout_now(self, name: str) -> tuple[BlockLayout | None, bool]:
-        """What of a block is to be read now, if anything, and whether past the page cache."""
+    def _ticket(self, name: str) -> Ticket | None:
+        """What of a block is to be read now, and how; None where it is used as the page cache has it."""
         block = self._blocks[name]
+        if not block.whole.spans:
+            return None
         way = self._choice.way(name, self._files, block.whole.spans)
-        if way is Way.VIEWS:
-            return block.made, False
-        return block.whole, way is Way.DIRECT
+        layout = block.whole if way is Way.DIRECT else block.made
+        if layout is not None and layout.room_bytes > self._plan.size_bytes:
+            layout = None
+        if way is Way.DIRECT:
+            return None if layout is None else Ticket(name, layout, is_direct=True)
+        paged = block.whole.spans if way is Way.CACHED else ()
+        if layout is None and not paged:
+            return None
+        return Ticket(name, layout, is_direct=False, paged=paged)
 
     def _running_reader(self) -> Reader | None:
         if self._process != os.getpid():

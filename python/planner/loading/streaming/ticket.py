@@ -11,7 +11,7 @@ import torch
 from planner.dispatching.offload.store import OffloadStore
 from planner.dispatching.offload.weight_files import PrefixedDataset
 from planner.errors import OffloadError
-from planner.loading.streaming.layout import BlockLayout
+from planner.loading.streaming.layout import BlockLayout, Span
 from planner.loading.streaming.making import placed_tensor
 from planner.loading.weights import FileWeights
 
@@ -23,16 +23,20 @@ class Ticket:
 
     Args:
         block: the block's name.
-        layout: what is read.
+        layout: what is read into a buffer; None if nothing is.
         is_direct: whether it is read past the page cache.
+        paged: what the page cache is to have before that.
 
     Guarantee: where the last one who may want it drops it, so does the reader.
     """
 
-    __slots__ = ("__weakref__", "_done", "_error", "_memory", "block", "is_direct", "layout")
+    __slots__ = ("__weakref__", "_done", "_error", "_memory", "block", "is_direct", "layout", "paged")
 
-    def __init__(self, block: str, layout: BlockLayout, *, is_direct: bool) -> None:
+    def __init__(
+        self, block: str, layout: BlockLayout | None, *, is_direct: bool, paged: Sequence[Span] = ()
+    ) -> None:
         self.block = block
+        self.paged = paged
         self.layout = layout
         self.is_direct = is_direct
         self._done = threading.Event()
@@ -108,10 +112,10 @@ class StagedRead:
         ):
             return None
         self._reader.wait(self._ticket)
-        memory = self._ticket.memory()
-        if memory is None:
+        memory, layout = self._ticket.memory(), self._ticket.layout
+        if memory is None or layout is None:
             return None
-        places = self._ticket.layout.tensors
+        places = layout.tensors
         found: list[torch.Tensor] = []
         origins: list[torch.Tensor] = []
         for index, name in enumerate(store.names):
