@@ -11,6 +11,8 @@ import torch
 from planner.dispatching.offload.store import OffloadStore
 from planner.dispatching.offload.weight_files import PrefixedDataset
 from planner.errors import OffloadError
+from planner.loading.streaming.blocks import BlockHere
+from planner.loading.streaming.caching import Way
 from planner.loading.streaming.layout import BlockLayout, Span
 from planner.loading.streaming.making import placed_tensor
 from planner.loading.weights import FileWeights
@@ -42,6 +44,21 @@ class Ticket:
         self._done = threading.Event()
         self._memory: memoryview | None = None
         self._error: BaseException | None = None
+
+    @classmethod
+    def of(cls, name: str, block: BlockHere, way: Way, most_bytes: int) -> Ticket | None:
+        """What of a block is to be read, and how; None where it is used as it lies in the page cache.
+
+        Args:
+            most_bytes: of a buffer; what does not fit is used from the page cache.
+        """
+        layout = block.whole if way is Way.DIRECT else block.made
+        if layout is not None and layout.room_bytes > most_bytes:
+            layout = None
+        paged = block.spans if way is Way.CACHED else ()
+        if not block.spans or (layout is None and not paged):
+            return None
+        return cls(name, layout, is_direct=way is Way.DIRECT, paged=paged)
 
     @property
     def is_done(self) -> bool:
