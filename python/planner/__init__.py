@@ -34,6 +34,10 @@ _NAMES = {
         "dispatch_model",
     ),
     "planner.compat.empty_init": ("init_on_device",),
+    "planner.compat.loading": (
+        "load_checkpoint_and_dispatch",
+        "load_checkpoint_in_model",
+    ),
     "planner.compat.offloaded": (
         "align_module_device",
         "get_state_dict_from_offload",
@@ -110,9 +114,9 @@ _NAMES = {
     "planner.loading.report": (
         "LoadReport",
         "LoadedTensor",
-        "Streamed",
         "load_report",
     ),
+    "planner.loading.streaming.counters": ("StreamingProgress",),
     "planner.planning": (
         "plan",
         "plan_many",

@@ -7,6 +7,8 @@ counts as one by accelerate's formula. Devices are numbers: places in the list t
 from collections.abc import Callable
 from typing import Any, Literal, final
 
+from typing_extensions import Buffer
+
 from planner.choices import (
     BlockGranularity,
     DeviceKind,
@@ -31,11 +33,14 @@ __all__ = [
     "Index",
     "Layout",
     "Outcome",
+    "PageBuffer",
     "Reason",
     "SearchOptions",
     "StoredFile",
     "Tree",
+    "cached_bytes",
     "clean_keys",
+    "read_spans",
 ]
 
 # Kind; budget in bits, or None without limit; whether it keeps room for the largest layer.
@@ -473,11 +478,72 @@ class StoredFile:
     def file_system(self) -> Literal["local", "network", "fuse"]: ...
 
 @final
-class FileMapping:
+class FileMapping(Buffer):
     """A file's bytes as memory that can be written to, for this process alone; ``len()`` of them.
 
     A page that was cut from the file cannot be read: the process gets SIGBUS. So ask ``change()`` of the file before.
     """
 
     def __len__(self) -> int: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class PageBuffer(Buffer):
+    """Memory of this process at a multiple of 2 MiB, in huge pages as far as the system has them; ``len()`` bytes.
+
+    Tensors made of it hold a reference to it each, so ``sys.getrefcount`` tells whether anybody has one.
+
+    Args:
+        size_bytes: rounded up to a multiple of 2 MiB.
+
+    Raises:
+        MemoryError: the system has no more.
+
+    Cost:
+        Zeroing every byte: all are there when it returns.
+    """
+
+    def __new__(cls, size_bytes: int) -> PageBuffer: ...
+    def __len__(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
+    def huge_bytes(self) -> int:
+        """Bytes that lie in huge pages now; 0 where the system does not say. Cost: some milliseconds."""
+
+def read_spans(
+    files: list[StoredFile],
+    spans: list[tuple[int, int, int, int]],
+    buffer: Buffer,
+    direct: bool,
+    threads: int,
+) -> tuple[int, int]:
+    """Reads bytes of files into memory, several reads of at most 8 MiB at once, other Python threads running meanwhile.
+
+    Args:
+        spans: (number of the file, begin, end, at): bytes ``begin`` to ``end`` go to ``at`` of the buffer.
+        buffer: anything with memory that can be written to.
+        direct: past the page cache. Where the file system refuses, through it, and what was read is dropped from it. Fastest
+            where ``begin`` and ``at`` lie alike in their pages, because nothing is copied then.
+        threads: reads in flight.
+
+    Returns:
+        Bytes that were read, and of these directly.
+
+    Raises:
+        ValueError: spans that overlap in the buffer, end outside of it, or name no file. Nothing was read.
+        OffloadError: a file that ends before a span does, or the system's fault; file and byte are named. Some of the spans
+            may have been read.
+        CheckpointError: a file that was closed.
+
+    Guarantee:
+        No byte of the buffer outside of the spans is written to.
+    """
+
+def cached_bytes(file: StoredFile, begin: int, end: int) -> tuple[int, int]:
+    """How many bytes of the pages that a span touches are in the page cache, and how many these pages have.
+
+    Reads nothing. Where the system does not say, none is. Before Linux 6.5, or where the file is somebody else's, one byte a
+    MiB is tried, and stands for its MiB.
+
+    Cost:
+        3 µs where nothing is cached, 4 µs a MB where all is.
+    """

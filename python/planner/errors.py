@@ -107,7 +107,7 @@ class InfeasibleError(PlannerError):
     smaller_formats: Mapping[str, int] = MappingProxyType({})
 
 
-class CheckpointError(PlannerError):
+class CheckpointError(PlannerError, ValueError):
     """A checkpoint file is missing, malformed or hostile, or does not fit the model that it is to be loaded into.
 
     Fields: ``file``, ``reason``, ``findings`` (sequence of str): of a load, everything that does not fit.

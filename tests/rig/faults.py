@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Outcome", "Verdict", "judge"]
+__all__ = ["Outcome", "Verdict", "judge", "must_end_clean"]
 
 PRELOADED = ["torch", "planner"]  # imported once; each case is a fork of that
 POLL_S = 0.02
@@ -87,6 +87,12 @@ def judge(
         stop(process)
         told = received(receiver)
         return outcome(passed, told, process.exitcode, printed.read())
+
+
+def must_end_clean(case: Callable[..., Any], *arguments: Any, **limits: Any) -> None:
+    """Judges a case that must return."""
+    found = judge(case, *arguments, **limits)
+    assert found.verdict is Verdict.CLEAN and found.error is None, found
 
 
 def run(

@@ -12,12 +12,14 @@ __all__ = ["replaced", "shared_names"]
 
 # Where tests import from while they run, too. accelerate itself took its names from here when it was imported.
 FACADES = ("accelerate", "accelerate.utils")
+# Names that both have for different things: accelerate's reads a file of tensors.
+OTHERS = frozenset({"load"})
 
 
 def shared_names(ours: ModuleType) -> dict[str, Any]:
     """What we export under a name of accelerate's."""
     theirs = {name for module in modules() for name, value in vars(module).items() if is_theirs(value)}
-    return {name: getattr(ours, name) for name in ours.__all__ if name in theirs}
+    return {name: getattr(ours, name) for name in ours.__all__ if name in theirs - OTHERS}
 
 
 @contextmanager

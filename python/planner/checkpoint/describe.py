@@ -51,6 +51,25 @@ def meta_model(name: str, config: Mapping[str, Any], where: str) -> Any:
     return model
 
 
+def generation_config(said: Mapping[str, Any] | None, config: Mapping[str, Any]) -> Any:
+    """Settings for generating, as ``from_pretrained`` gives them to a model.
+
+    Args:
+        said: content of a ``generation_config.json``, None where there is none.
+        config: content of the ``config.json`` beside it.
+
+    Raises:
+        ValueError, TypeError: they cannot be such settings.
+    """
+    import transformers
+
+    if said is None:
+        return transformers.GenerationConfig.from_model_config(dict(config))
+    made = transformers.GenerationConfig.from_dict(dict(said))
+    made._original_object_hash = hash(made)  # by which transformers sees later that it was changed
+    return made
+
+
 def _all_said(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What a configuration says, and those inside it."""
     for key, said in config.items():

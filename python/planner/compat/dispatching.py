@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
 
 from planner.arguments import path_text
 from planner.compat.accelerate import check_device_map
+from planner.compat.loaded import weights_in_files
 from planner.dispatching.api import carry_out
 from planner.dispatching.hooks.attach import add_hook_to_module
 from planner.dispatching.hooks.moving import CpuOffload, UserCpuOffloadHook
@@ -27,9 +28,12 @@ from planner.dispatching.offload.weight_files import (
 from planner.dispatching.tensors.copies import require_plain
 from planner.dispatching.tensors.slots import require_initialised, resolve_device
 from planner.errors import InvalidConstraintError, InvalidInputError
+from planner.loading.weights import FileWeights
 from planner.names import text_set
 
-__all__ = ["cpu_offload", "cpu_offload_with_hook", "disk_offload", "dispatch_model"]
+__all__ = ["cpu_offload", "cpu_offload_with_hook", "disk_offload", "dispatch_model", "require_cover"]
+
+_CPU: Final = torch.device("cpu")
 
 
 def dispatch_model(
@@ -52,7 +56,8 @@ def dispatch_model(
         main_device: where what is on "cpu" or "disk" runs; by default the first accelerator of the map, without one the
             CPU, where what is on "cpu" then simply stays.
         state_dict: weights of the part that is on "cpu"; by default the model's own.
-        offload_dir: where the part on "disk" is, or is written to.
+        offload_dir: where the part on "disk" is, or is written to. A model that was loaded from safetensors files needs none: it
+            uses those.
         offload_index: rows that say in which files the part on "disk" is; by default those of ``offload_dir``.
         offload_buffers: saved buffers are offloaded with the weights.
         skip_keys: keyword arguments and keys that never cross.
@@ -72,22 +77,19 @@ def dispatch_model(
     Source: accelerate 1.15, big_modeling.py; differences are listed in docs/divergences.md.
     """
     resolved_map = ResolvedDeviceMap(device_map, main_device=main_device)
-    _require_cover(model, device_map)
+    require_cover(model, device_map)
     require_whole(model, resolved_map)
     on_disk = [name for name, key in resolved_map.keys.items() if key == "disk"]
-    if on_disk and offload_dir is None and offload_index is None:
-        raise InvalidInputError(
-            "We need an `offload_dir` to dispatch this model according to this `device_map`, the following submodules need to "
-            f"be offloaded: {', '.join(on_disk)}."
-        )
-    _require_flat(model, on_disk)
-    if on_disk and offload_index is None:
-        assert offload_dir is not None
-        _write_once(offload_dir, extract_submodules_state_dict(model.state_dict(), on_disk))
-    weights = None
-    if state_dict is not None or on_disk:
-        folder = offload_dir if on_disk else None
-        weights = OffloadedWeightsLoader(state_dict, folder, offload_index if on_disk else {})
+    weights: Mapping[str, torch.Tensor] | None = None
+    in_files = None
+    if on_disk and offload_index is None and not _has_index(offload_dir):
+        in_files = weights_in_files(model, on_disk, offload_buffers=offload_buffers)
+    if in_files is not None:
+        weights = FileWeights(in_files.files, in_files.wanted, state_dict or {})
+    elif on_disk:
+        weights = _written(model, on_disk, offload_dir, offload_index, state_dict)
+    elif state_dict is not None:
+        weights = OffloadedWeightsLoader(state_dict)
     carry_out(
         model,
         DispatchRequest(
@@ -95,6 +97,7 @@ def dispatch_model(
             offload_buffers=offload_buffers,
             skip_keys=text_set(skip_keys, "skip_keys"),
             weights=weights,
+            home=None if in_files is None else _CPU,
             force_borders=force_hooks,
             whole_classes=text_set(preload_module_classes, "preload_module_classes"),
         ),
@@ -102,7 +105,34 @@ def dispatch_model(
     return model
 
 
-def _require_cover(model: nn.Module, device_map: Mapping[str, Any]) -> None:
+def _written(
+    model: nn.Module,
+    on_disk: list[str],
+    offload_dir: str | os.PathLike[str] | None,
+    offload_index: Mapping[str, Any] | None,
+    state_dict: Mapping[str, torch.Tensor] | None,
+) -> OffloadedWeightsLoader:
+    """The part on disk in a folder; written there, unless there is an index that says where it is."""
+    if offload_dir is None and offload_index is None:
+        raise InvalidInputError(
+            "We need an `offload_dir` to dispatch this model according to this `device_map`, the following submodules need to "
+            f"be offloaded: {', '.join(on_disk)}."
+        )
+    _require_flat(model, on_disk)
+    if offload_index is None:
+        assert offload_dir is not None
+        _write_once(offload_dir, extract_submodules_state_dict(model.state_dict(), on_disk))
+    return OffloadedWeightsLoader(state_dict, offload_dir, offload_index)
+
+
+def _has_index(folder: str | os.PathLike[str] | None) -> bool:
+    return folder is not None and os.path.isfile(
+        os.path.join(path_text(folder, "the folder for weights"), INDEX)
+    )
+
+
+def require_cover(model: nn.Module, device_map: Mapping[str, Any]) -> None:
+    """Raises InvalidConstraintError unless a map has a device for every tensor that the model's class wants placed."""
     exempt = set(getattr(model, "_no_placement_params", None) or ())
     try:
         check_device_map(model, device_map)
@@ -118,7 +148,7 @@ def _require_flat(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def _write_once(folder: str | os.PathLike[str], state_dict: Mapping[str, torch.Tensor]) -> None:
-    if not os.path.isfile(os.path.join(path_text(folder, "the folder for weights"), INDEX)):
+    if not _has_index(folder):
         offload_state_dict(folder, state_dict)
 
 
@@ -161,7 +191,8 @@ def disk_offload(
 
     Args:
         model: the model; changed in place.
-        offload_dir: the folder; weights are written to it unless it has an index already.
+        offload_dir: the folder; weights are written to it, unless it has an index already, or the model was loaded from safetensors
+            files and still has the values of these: then they stay there.
         execution_device: where it runs; by default where its first parameter is.
         offload_buffers: saved buffers rest there, too.
         preload_module_classes: classes whose instances are brought in whole.
@@ -172,10 +203,15 @@ def disk_offload(
     Source: accelerate 1.15, big_modeling.py.
     """
     require_initialised(model)
-    _require_flat(model, [""])
-    _write_once(offload_dir, model.state_dict())
-    weights = OffloadedWeightsLoader(save_folder=offload_dir)
-    return _offload_all(model, None, execution_device, offload_buffers, weights, preload_module_classes)
+    weights: Mapping[str, torch.Tensor] | None = None
+    if not _has_index(offload_dir):
+        weights = weights_in_files(model, [""], offload_buffers=offload_buffers)
+    home = None if weights is None else _CPU
+    if weights is None:
+        _require_flat(model, [""])
+        _write_once(offload_dir, model.state_dict())
+        weights = OffloadedWeightsLoader(save_folder=offload_dir)
+    return _offload_all(model, None, execution_device, offload_buffers, weights, preload_module_classes, home)
 
 
 def _offload_all(
@@ -183,13 +219,14 @@ def _offload_all(
     storage_device: torch.device | None,
     execution_device: Any,
     offload_buffers: bool,
-    weights: OffloadedWeightsLoader | None,
+    weights: Mapping[str, torch.Tensor] | None,
     preload_module_classes: Iterable[str] | None,
+    home: torch.device | None = None,
 ) -> nn.Module:
     require_initialised(model)
     if execution_device is None:
         first = next(chain(model.parameters(), model.buffers()), None)
-        execution_device = "cpu" if first is None else first.device
+        execution_device = "cpu" if first is None or (first.is_meta and home is not None) else first.device
     device = resolve_device(execution_device)
     resolved_map = ResolvedDeviceMap({}, main_device="cpu" if device.type == "cpu" else device)
     resolved_map.placements[""] = Placement(storage_device, device, True)
@@ -199,6 +236,7 @@ def _offload_all(
             resolved_map=resolved_map,
             offload_buffers=offload_buffers,
             weights=weights,
+            home=home,
             whole_classes=text_set(preload_module_classes, "preload_module_classes"),
         ),
     )

@@ -93,8 +93,9 @@ def dispatch(
     on_disk = [name for name, key in resolved_map.keys.items() if key == "disk"]
     if on_disk:
         raise PlanMismatchError(
-            f"the plan puts {on_disk[0]!r} and {len(on_disk) - 1} more on disk; weights in memory are written there by "
-            "planner.dispatch_model(model, device_map, offload_dir=...)",
+            f"the plan puts {on_disk[0]!r} and {len(on_disk) - 1} more on disk, where the weights in memory are not: "
+            "planner.load(folder, model, plan) leaves them in the checkpoint's own files; planner.dispatch_model(model, device_map, "
+            "offload_dir=...), or planner.disk_offload(model, offload_dir) for the whole model, writes them to a folder",
             findings=tuple(on_disk),
         )
     request = DispatchRequest(

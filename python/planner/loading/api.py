@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, Unpack
 
 import torch
@@ -127,7 +128,7 @@ def load(
         require_module(model)
     source = open_checkpoint(checkpoint)
     if model is None:
-        model = build_skeleton(source.files)
+        model = build_skeleton(source.files, source.rows, None if dtype == "auto" else dtype)
     if plan is None:
         plan = _plan(model, source, dtype, settings, offload_buffers)
     resolved_map = resolve_map(plan, execution_map)
@@ -143,8 +144,15 @@ def load(
         home=_CPU,
         room_bytes=staging_room(plan, staging_bytes),
     )
+    options = replace(options, free_bytes=_cpu_bytes_left(plan))
     prepare_load(model, LoadSource.of(source), request, options).commit()
     return model
+
+
+def _cpu_bytes_left(plan: Any) -> int | None:
+    """What a plan has kept or left free on the CPU."""
+    rows = [row for row in plan.devices if row.kind == "cpu"] if isinstance(plan, Plan) else []
+    return rows[0].reserved_bytes + (rows[0].free_bytes or 0) if rows else None
 
 
 def _plan(

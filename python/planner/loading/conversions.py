@@ -28,7 +28,7 @@ from planner.checkpoint.general_names import (
 )
 from planner.loading.recipe import Computed, Conversion, ModelSizes, Part, Pieces, Recipe
 from planner.loading.stored import StoredTensor
-from planner.spelling import shown
+from planner.names import listed
 
 # A literal number as a part of a name: what a step with it does for one layer, it does not do for the others.
 _CERTAIN_NUMBER = re.compile(r"(?<![A-Za-z0-9_\\{\[-])[0-9]+(?![A-Za-z0-9_}\]-])")
@@ -166,12 +166,12 @@ class ClassSteps:
         added = f"{self.base_prefix}.{name}"
         return added if added in self.live else name
 
-    def targets(self, name: LiveName) -> list[str]:
-        """All live names that a stored tensor has a share in, whether the class has them or not."""
-        if name.pattern is None:
-            return [name.name]
-        patterns = self._by_pattern[name.pattern].target_patterns
-        return [name.name.replace(patterns[0], pattern) for pattern in patterns]
+    def targets(self, name: str, pattern: str | None) -> list[str]:
+        """All live names that a stored tensor has a share in, by the first; the class may not have them."""
+        if pattern is None:
+            return [name]
+        goals = self._by_pattern[pattern].target_patterns
+        return [name.replace(goals[0], goal) for goal in goals]
 
     # ---- Recipes
 
@@ -194,7 +194,7 @@ class ClassSteps:
             return {name: pieces}
         shapes = {
             target: tuple(self.live[target].shape)
-            for target in self.targets(LiveName(name, ordered[0][0]))
+            for target in self.targets(name, ordered[0][0])
             if target in self.live
         }
         conversion = Conversion(converter, tuple(ordered), name, ModelSizes(self.config, shapes))
@@ -248,9 +248,9 @@ def _outcomes(conversion: Conversion) -> Iterator[tuple[str, Recipe]]:
     try:
         made = conversion.run(empty.__getitem__)
     except Exception as error:
-        names = [row.name for row in sources]
+        names = listed((row.name for row in sources), most=4)
         raise ValueError(
-            f"transformers' converter cannot make {conversion.name} of {shown(names)}: {type(error).__name__}: {error}"
+            f"transformers' converter cannot make {conversion.name} of {names}: {type(error).__name__}: {error}"
         ) from error
     for name, tensor in made.items():
         row = storages.get(tensor.untyped_storage()._cdata)

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 import torch
 from torch import nn
 
 from planner.dispatching.install.prepare import regions_of
-from planner.dispatching.install.regions import PlacedTensor, Regions
+from planner.dispatching.install.regions import Regions
 from planner.dispatching.install.request import DispatchRequest
 from planner.loading.commit import commit
 from planner.loading.converted import Converted
+from planner.loading.doubled import settle_doubled
 from planner.loading.initial import initial_values
 from planner.loading.open_files import OpenFiles
 from planner.loading.options import LoadOptions
-from planner.loading.doubled import settle_doubled
 from planner.loading.progress import progress_of
-from planner.loading.recipe import Computed, Part, Pieces
 from planner.loading.recipes import find_recipes
-from planner.loading.report import Loaded, LoadedTensor, LoadReport, Way, remember
-from planner.loading.residents import Residents, is_file_backed, make_residents
-from planner.loading.source import CheckpointSource, require_nothing
+from planner.loading.report import Loaded, remember
+from planner.loading.reporting import all_weights, report_of
+from planner.loading.residents import Residents, make_residents
 from planner.loading.saving import saving_steps
+from planner.loading.source import CheckpointSource, require_nothing
 from planner.loading.stored import StoredTensor
+from planner.loading.streams import ModelStreams
 from planner.loading.targets import Judged, Target, judge
 from planner.loading.weights import FileWeights, WantedTensor, sources_of
 
@@ -93,14 +93,16 @@ class PreparedLoad:
         Guarantee: when it raises, also for an interrupt, the model is as it was, and so is the folder that is written to.
         """
         resting = self.residents.weights
-        folder = self.options.offload_folder if self.options.convert == "store" else None
-        converted = None
-        if folder is not None and resting is not None and weights is None:
-            converted = Converted.of(resting, folder)
-        if converted is not None and resting is not None:
-            self._commit_converted(resting, converted)
-        else:
-            self._commit(resting if weights is None else weights, is_dispatched=is_dispatched)
+        if (
+            self.options.offload_folder is not None
+            and self.options.convert == "store"
+            and resting is not None
+            and weights is None
+        ):
+            converted = Converted.of(resting, self.options.offload_folder)
+            if converted is not None:
+                return self._commit_converted(resting, converted)
+        self._commit(resting if weights is None else weights, is_dispatched=is_dispatched)
 
     def _commit_converted(self, resting: FileWeights, converted: Converted) -> None:
         total_bytes = _total_bytes(self.judged.targets)
@@ -118,65 +120,23 @@ class PreparedLoad:
             raise
 
     def _commit(
-        self, weights: Mapping[str, torch.Tensor] | None, *, is_dispatched: bool = True, written_bytes: int = 0
+        self,
+        weights: Mapping[str, torch.Tensor] | None,
+        *,
+        is_dispatched: bool = True,
+        written_bytes: int = 0,
     ) -> None:
-        request = replace(self.request, weights=weights) if is_dispatched else None
+        streams = ModelStreams(weights, self.options, self.request.room_bytes)
+        request = replace(self.request, weights=weights, reads_ahead=streams.made) if is_dispatched else None
         commit(self.model, self.residents.values, request, self.regions, self.attributes)
-        report = replace(self._report(), written_bytes=written_bytes)
-        remember(self.model, Loaded(report, self._all_weights(), None))
-
-    def _all_weights(self) -> FileWeights:
-        """Every tensor that the files have for the model, by live name."""
-        wanted = {
-            place.name: target.wanted
-            for target in self.judged.targets
-            if target.wanted is not None
-            for place in target.places
-        }
-        return FileWeights(self.source.files, wanted)
-
-    def _report(self) -> LoadReport:
-        made = {id(target): value for target, value in self.residents.values}
-        rows = tuple(self._row(target, made[id(target)]) for target in self.judged.targets)
-        absent = [target.name for target in self.judged.absent]
-        return LoadReport(
-            tensors=rows,
-            read_bytes=self.residents.read_bytes,
-            copied_bytes=self.residents.copied_bytes,
-            unexpected=self.judged.unexpected,
-            missing=(*self.judged.kept, *absent),
+        streams.start()
+        report = replace(
+            report_of(self.judged, self.residents, self.source.files),
+            written_bytes=written_bytes,
+            staging_bytes=streams.staging_bytes,
             notes=self.notes,
         )
-
-    def _row(self, target: Target, value: torch.Tensor) -> LoadedTensor:
-        wanted = target.wanted
-        way: Way = ("initialised" if value is not target.found else "kept") if wanted is None else "view"
-        if wanted is not None:
-            is_cast = wanted.dtype != wanted.recipe.dtype
-            is_copied = value.device.type == "cpu" and id(target) in self.residents.copied
-            way = (
-                "cast" if is_cast else "copy" if is_copied and wanted.is_view else _WAYS[type(wanted.recipe)]
-            )
-        numbers = [] if wanted is None else [row.file for row in sources_of(wanted.recipe)]
-        files = tuple(self.source.files.files[number].shown for number in dict.fromkeys(numbers))
-        names = tuple(place.name for place in target.places)
-        return LoadedTensor(
-            names=names, files=files, way=way, device=self._place_of(target, value), nbytes=value.nbytes
-        )
-
-    def _place_of(self, target: Target, value: torch.Tensor) -> str:
-        if not value.is_meta:
-            return str(value.device)
-        storage = target.places[0].placement.storage_device
-        return "disk" if storage is None else str(storage)
-
-
-_WAYS: Final[Mapping[type, Way]] = {
-    StoredTensor: "view",
-    Part: "part",
-    Pieces: "pieces",
-    Computed: "computed",
-}
+        remember(self.model, Loaded(report, all_weights(self.judged, self.source.files), streams.progress))
 
 
 def prepare_load(
@@ -205,9 +165,6 @@ def prepare_load(
         require_nothing(initial.findings, source.name)
         slow = source.files.slow_files() if options.copy == "auto" else frozenset()
 
-        def backed(place: PlacedTensor) -> bool:
-            return is_file_backed(place, offload_buffers=request.offload_buffers)
-
         def copies(wanted: WantedTensor) -> bool:
             return options.copy is True or any(row.file in slow for row in sources_of(wanted.recipe))
 
@@ -216,14 +173,13 @@ def prepare_load(
                 judged.targets,
                 source.files,
                 initial.values,
-                is_file_backed=backed,
+                offload_buffers=request.offload_buffers,
                 copies=copies,
                 advance=advance,
             )
-    notes = (*recipes.notes, *apart.notes)
-    return PreparedLoad(
-        model, source, request, regions, judged, residents, options, saving_steps(model, recipes), notes
-    )
+    notes = (*recipes.notes, *apart.notes, *residents.notes)
+    attributes = saving_steps(model, recipes)
+    return PreparedLoad(model, source, request, regions, judged, residents, options, attributes, notes)
 
 
 def _total_bytes(targets: Sequence[Target]) -> int:

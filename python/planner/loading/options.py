@@ -45,6 +45,7 @@ class LoadOptions:
         convert: whether what is on disk in another form than in memory is made at each fetch, or written once.
         offload_folder: where it is written to.
         progress: what is told of bytes done and bytes in all; None for a bar on a terminal.
+        free_bytes: memory on the CPU that the plan has left for buffers; None where there is no plan that says so.
     """
 
     dtype_of: CastRule
@@ -55,6 +56,7 @@ class LoadOptions:
     convert: Convert = "fetch"
     offload_folder: str | None = None
     progress: Progress | None = None
+    free_bytes: int | None = None
 
     @classmethod
     def of(

@@ -84,7 +84,11 @@ def find_recipes(rows: Sequence[StoredTensor], model: nn.Module, rename: Rename 
         _take_stepped(renamed, steps, found)
     ties = find_ties(model, live, found.by_name)
     ignored = _matching(found.left, ignored_names(model) if steps else ())
-    missing = [name for name in live if name not in found.by_name and name not in ties.by_name]
+    missing = [
+        name
+        for name in live
+        if name not in found.by_name and name not in ties.by_name and name not in found.failed
+    ]
     wanting = getattr(model, "_keys_to_ignore_on_load_missing", None) if steps else None
     return Recipes(
         by_name=found.by_name,
@@ -110,6 +114,8 @@ class _Found:
     left: dict[str, Sequence[str]] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
+    # Live names that are in the files, and could not be made.
+    failed: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
     def renamed(
@@ -173,7 +179,7 @@ def _take_stepped(renamed: Sequence[tuple[str, StoredTensor]], steps: ClassSteps
     for name, row in renamed:
         goal = becomes[name]
         if goal.name not in found.live:
-            found.left[row.name] = steps.targets(goal)
+            found.left[row.name] = steps.targets(goal.name, goal.pattern)
         elif goal.pattern is None:
             found.add(goal.name, row)
         else:
@@ -183,6 +189,7 @@ def _take_stepped(renamed: Sequence[tuple[str, StoredTensor]], steps: ClassSteps
             recipes = steps.recipes(name, taken)
         except ValueError as error:
             found.findings.append(str(error))
+            found.failed.update(steps.targets(name, taken[0][0]))
             continue
         for target, recipe in recipes.items():
             if target in found.live:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import nn
 
 from planner.errors import PlanMismatchError
+from planner.loading.streaming.counters import StreamingProgress
 from planner.loading.weights import FileWeights
 from planner.names import counted, listed
 from planner.units import format_bytes
@@ -19,7 +20,6 @@ __all__ = [
     "LoadReport",
     "Loaded",
     "LoadedTensor",
-    "Streamed",
     "Way",
     "file_weights_of",
     "load_report",
@@ -51,23 +51,6 @@ class LoadedTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Streamed:
-    """What has been streamed since a model was loaded.
-
-    Args:
-        streamed_bytes: bytes read from files past the page cache.
-        waited_seconds: how long forwards have waited for them.
-        blocks_from_cache: how often a block was there already.
-        blocks_from_disk: how often a block was read.
-    """
-
-    streamed_bytes: int = 0
-    waited_seconds: float = 0.0
-    blocks_from_cache: int = 0
-    blocks_from_disk: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadReport:
     """What a load has done.
 
@@ -91,7 +74,7 @@ class LoadReport:
     unexpected: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    streamed: Streamed = Streamed()
+    streamed: StreamingProgress = field(default_factory=StreamingProgress)
 
     @property
     def tied(self) -> tuple[tuple[str, ...], ...]:
@@ -147,7 +130,7 @@ class Loaded:
 
     report: LoadReport
     weights: FileWeights
-    streamed: Callable[[], Streamed] | None
+    streamed: Callable[[], StreamingProgress]
 
 
 # By model; it is not kept alive, and a copy of it has nothing here.
@@ -180,4 +163,4 @@ def load_report(model: nn.Module) -> LoadReport:
             f"this {type(model).__name__} was not loaded by planner.load, so there is no report of it (a copy has none either)",
             findings=(),
         )
-    return found.report if found.streamed is None else replace(found.report, streamed=found.streamed())
+    return replace(found.report, streamed=found.streamed())

@@ -13,7 +13,7 @@ pub fn replay_header(content: &[u8]) {
     let data_bytes = u64::from(u16::from_le_bytes(*length));
     let Ok(entries) = parse(header, data_bytes) else { return };
     assert!(entries.len() <= FILE_TENSORS);
-    assert_eq!(entries.iter().map(|entry| entry.bytes()).sum::<u64>(), data_bytes);
+    assert_eq!(entries.iter().map(Entry::bytes).sum::<u64>(), data_bytes);
     assert!(entries.iter().all(has_bytes_of_its_shape));
     assert!(entries.iter().all(|entry| entry.begin >= 8 + header.len() as u64));
     assert!(entries.windows(2).all(|pair| pair[0].end == pair[1].begin));

@@ -15,6 +15,11 @@ pub(crate) fn checkpoint(py: Python<'_>, file: &str, reason: String) -> PyErr {
     raise(py, "CheckpointError", message, &[("file", file), ("reason", &reason)]).unwrap_or_else(|error| error)
 }
 
+/// An `OffloadError` about reading a file.
+pub(crate) fn unreadable(py: Python<'_>, file: &str, reason: &str) -> PyErr {
+    raise(py, "OffloadError", format!("{file}: {reason}"), &[("name", file)]).unwrap_or_else(|error| error)
+}
+
 fn build(py: Python<'_>, message: String, name: String) -> PyResult<PyErr> {
     raise(py, "InvalidTreeError", message, &[("name", &name)])
 }

@@ -4,12 +4,14 @@ use std::ffi::c_int;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use planner_reading::{FileError, FileSystem, Handle};
+use planner_reading::{Destination, FileError, FileSystem, Handle, ReadError, Span};
+use pyo3::buffer::PyUntypedBuffer;
+use pyo3::exceptions::{PyBufferError, PyMemoryError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
-use crate::errors::checkpoint;
+use crate::errors::{checkpoint, unreadable};
 
 /// One file of a checkpoint, opened once.
 #[pyclass(frozen, module = "planner._core")]
@@ -130,6 +132,85 @@ impl FileMapping {
         // SAFETY: `view` is the interpreter's; the memory lives as long as `slf`, which the view holds from here on.
         unsafe { lend(slf.as_any(), start, size_bytes, view, flags) }
     }
+}
+
+/// Memory of huge pages, as far as the system has them.
+#[pyclass(frozen, module = "planner._core")]
+pub(crate) struct PageBuffer {
+    inner: planner_reading::PageBuffer,
+}
+
+#[pymethods]
+impl PageBuffer {
+    /// At least as many bytes, zeroed and all there.
+    #[new]
+    fn new(py: Python<'_>, size_bytes: usize) -> PyResult<Self> {
+        let made = py.detach(|| planner_reading::PageBuffer::new(size_bytes));
+        made.map(|inner| Self { inner }).map_err(|error| PyMemoryError::new_err(error.to_string()))
+    }
+
+    /// Bytes.
+    fn __len__(&self) -> usize {
+        self.inner.size_bytes()
+    }
+
+    /// Bytes.
+    #[getter]
+    fn size_bytes(&self) -> usize {
+        self.inner.size_bytes()
+    }
+
+    /// Bytes that lie in huge pages now.
+    fn huge_bytes(&self, py: Python<'_>) -> u64 {
+        py.detach(|| self.inner.huge_bytes())
+    }
+
+    #[expect(unsafe_code, reason = "as above")]
+    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        let (start, size_bytes) = (slf.get().inner.start(), slf.get().inner.size_bytes());
+        // SAFETY: `view` is the interpreter's; the memory lives as long as `slf`, which the view holds from here on.
+        unsafe { lend(slf.as_any(), start, size_bytes, view, flags) }
+    }
+}
+
+/// (file, begin, end, at)
+type SpanRow = (usize, u64, u64, u64);
+
+/// Reads spans of files into a buffer; bytes that were read, and of these directly.
+#[pyfunction]
+#[expect(unsafe_code, reason = "memory of the interpreter's objects is known by its address only")]
+pub(crate) fn read_spans(
+    py: Python<'_>,
+    files: Vec<PyRef<'_, StoredFile>>,
+    spans: Vec<SpanRow>,
+    buffer: &Bound<'_, PyAny>,
+    direct: bool,
+    threads: usize,
+) -> PyResult<(u64, u64)> {
+    let buffer = PyUntypedBuffer::get(buffer)?;
+    if buffer.readonly() || !buffer.is_c_contiguous() {
+        return Err(PyBufferError::new_err("the buffer cannot be written to as one piece"));
+    }
+    let handles = files.iter().map(|file| file.handle(py)).collect::<PyResult<Vec<_>>>()?;
+    let handles: Vec<&Handle> = handles.iter().map(AsRef::as_ref).collect();
+    let spans: Vec<Span> = spans.into_iter().map(|(file, begin, end, at)| Span { file, begin, end, at }).collect();
+    // SAFETY: the view that `buffer` holds keeps the bytes there until the end of this function.
+    let destination = unsafe { Destination::new(buffer.buf_ptr().cast(), buffer.len_bytes()) };
+    let read = py.detach(|| planner_reading::read_spans(&handles, &spans, destination, direct, threads));
+    let shown = |file: usize| files.get(file).map_or("", |file| file.shown());
+    match read {
+        Ok(read) => Ok((read.total, read.direct)),
+        Err(ReadError::Spans(error)) => Err(PyValueError::new_err(error.to_string())),
+        Err(error) => Err(unreadable(py, error.file().map_or("", shown), &error.to_string())),
+    }
+}
+
+/// Bytes of whole pages of a span that are in the page cache, and of all its pages.
+#[pyfunction]
+pub(crate) fn cached_bytes(py: Python<'_>, file: PyRef<'_, StoredFile>, begin: u64, end: u64) -> PyResult<(u64, u64)> {
+    let handle = file.handle(py)?;
+    let found = py.detach(|| planner_reading::cached_bytes(&handle, begin, end));
+    Ok((found.cached, found.asked))
 }
 
 /// Lends memory that `owner` keeps until it is collected.

@@ -26,6 +26,13 @@ pub enum FileError {
     Unreadable(String),
 }
 
+impl FileError {
+    /// What only a fault in here could cause.
+    pub(crate) fn thread_died() -> Self {
+        Self::Unreadable("a reading thread died".to_string())
+    }
+}
+
 impl From<Error> for FileError {
     fn from(error: Error) -> Self {
         match error.kind() {

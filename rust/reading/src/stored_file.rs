@@ -2,8 +2,9 @@
 
 use std::fs::{File, Metadata};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use crate::direct::DirectHandle;
 use crate::error::FileError;
 use crate::file_system::FileSystem;
 use crate::mapping::FileMapping;
@@ -61,11 +62,28 @@ impl From<&Metadata> for Identity {
 #[derive(Debug)]
 pub struct Handle {
     file: File,
+    size_bytes: u64,
+    direct: OnceLock<Option<DirectHandle>>,
 }
 
 impl Handle {
-    fn new(file: File) -> Arc<Self> {
-        Arc::new(Self { file })
+    fn new(file: File, identity: &Identity) -> Arc<Self> {
+        Arc::new(Self { file, size_bytes: identity.size_bytes, direct: OnceLock::new() })
+    }
+
+    /// The file's length when it was opened.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// The handle that reads past the page cache, opened when it is first asked for.
+    pub(crate) fn direct(&self) -> Option<&DirectHandle> {
+        if let Some(known) = self.direct.get() {
+            return known.as_ref();
+        }
+        // Opened before anything is locked: a process forked meanwhile finds no lock that nobody opens. One may be in vain.
+        let opened = DirectHandle::of(&self.file);
+        self.direct.get_or_init(|| opened).as_ref()
     }
 
     /// The open file.
@@ -91,7 +109,7 @@ impl StoredFile {
     pub fn open(path: PathBuf) -> Result<Self, FileError> {
         let (file, _) = open_regular(&path)?;
         let identity = Identity::of(&file)?;
-        Ok(Self { path, identity, handle: Mutex::new(Some(Handle::new(file))) })
+        Ok(Self { path, identity, handle: Mutex::new(Some(Handle::new(file, &identity))) })
     }
 
     /// Where it was opened.
@@ -137,7 +155,7 @@ impl StoredFile {
         if let Some(change) = self.identity.change_to(&Identity::of(&file)?) {
             return Err(FileError::Changed(change));
         }
-        self.slot().get_or_insert(Handle::new(file));
+        self.slot().get_or_insert(Handle::new(file, &self.identity));
         Ok(())
     }
 

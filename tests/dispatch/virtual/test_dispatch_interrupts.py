@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import copy
-import dis
-import itertools
-import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import CodeType, FrameType
-from typing import Any
 
 import pytest
 import torch
@@ -21,11 +15,12 @@ from planner.dispatching import hooks as hooks_module
 from planner.dispatching.install.record import RECORD
 from planner.dispatching.tensors.placeholder import is_offloaded
 from rig import Accelerators
+from rig.interrupting import ARE_POINTS_KNOWN, interrupted_in
 
 X = torch.arange(6.0).reshape(2, 3)
 
 pytestmark = pytest.mark.skipif(
-    sys.version_info[:2] != (3, 11), reason="where signals are taken is known for CPython 3.11"
+    not ARE_POINTS_KNOWN, reason="where signals are taken is known for CPython 3.11"
 )
 
 
@@ -41,45 +36,7 @@ class Counting(nn.Module):
         return x + self.n
 
 
-DISPATCH = str(Path(hooks_module.__file__).parents[1])
-# After these, and nowhere else, CPython lets a signal's handler run (3.11, ceval.c: CHECK_EVAL_BREAKER).
-TAKES_SIGNALS = {"RESUME", "CALL", "CALL_FUNCTION_EX", "JUMP_BACKWARD"}
-
-
-def signal_points(code: CodeType, found: dict[CodeType, set[int]]) -> set[int]:
-    """Offsets of the instructions before which an interrupt can arrive."""
-    if code not in found:
-        rows = list(dis.get_instructions(code))
-        found[code] = {
-            after.offset for row, after in itertools.pairwise(rows) if row.opname in TAKES_SIGNALS
-        } | {int(row.argval) for row in rows if row.opname == "JUMP_BACKWARD"}
-    return found[code]
-
-
-def interrupted(run: Callable[[], Any], stop_at: int) -> bool:
-    """Runs with a KeyboardInterrupt at the n-th point inside of planner.dispatching; False if there are fewer."""
-    steps, points = 0, {}  # type: ignore[var-annotated]
-
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal steps
-        if not frame.f_code.co_filename.startswith(DISPATCH):
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        if event == "opcode" and frame.f_lasti in signal_points(frame.f_code, points):
-            steps += 1
-            if steps == stop_at:
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        run()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
+interrupted = partial(interrupted_in, (Path(hooks_module.__file__).parents[1],))
 
 
 @pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.sweep)])

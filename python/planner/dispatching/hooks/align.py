@@ -41,7 +41,7 @@ __all__ = ["AlignDevicesHook", "aligns"]
 _CPU = torch.device("cpu")
 
 if TYPE_CHECKING:
-    from planner.dispatching.offload.prefetch import Prefetcher
+    from planner.dispatching.offload.reads_ahead import ReadsAhead
 
     class _AlignBase: ...
 
@@ -90,9 +90,9 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         # Of modules inside, which a block brings in with its own.
         self.inner: tuple[OffloadedModule, ...] = ()
         self.bound: nn.Module | None = None
-        # Which offloaded block runs after this one, as learnt; and who copies it ahead.
+        # Which offloaded block runs after this one, as learnt; and who brings it ahead.
         self.follower: AlignDevicesHook | None = None
-        self.prefetcher: Prefetcher | None = None
+        self.prefetcher: ReadsAhead | None = None
         self.known: KnownModules = []
         self.module_name = ""
         self.made_weights_map = False
@@ -226,6 +226,8 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         use = Use(needed)
         with end_again(partial(end_since, mark())), end_again(use.end):
             try:
+                if needed and self.prefetcher is not None:
+                    self.prefetcher.needing(self)
                 use.begin(device or _CPU)
                 if self.prefetcher is not None:
                     self.prefetcher.computing(self)
@@ -258,6 +260,8 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         try:
             # Before anything is brought in, so that an interrupt leaves nothing that is not known here.
             call.open()
+            if use.offloaded_modules and self.prefetcher is not None:
+                self.prefetcher.needing(self)
             use.begin(self.device or _CPU)
             args, kwargs = self.bring(args, argument_copies), self.bring_keywords(kwargs, argument_copies)
         except BaseException:

@@ -41,6 +41,7 @@ from planner.dispatching.methods.mixed_forward import (
 )
 from planner.dispatching.methods.overrides import Conversion, Pickling, Refusal
 from planner.dispatching.offload.prefetch import Prefetcher
+from planner.dispatching.offload.reads_ahead import ReadsAhead, SeveralAhead
 from planner.dispatching.offload.refcount import OffloadedModule
 from planner.dispatching.offload.store import OffloadStore, TiedCopies
 from planner.dispatching.offload.weight_files import PrefixedDataset
@@ -309,15 +310,22 @@ class Prepared:
         return TiedCopy(tensor, [place.slot for place in places], places[0].name, is_resting)
 
     def _prefetch(self, root_id: int) -> None:
-        """Blocks that run on accelerators with room for two are copied ahead."""
-        room = {device: size for device, size in self.request.room_bytes.items() if Prefetcher.serves(device)}
+        """Blocks are read ahead by whom the request names, and others copied ahead where they run on accelerators with room."""
         hooks = [self.hooks[id(block.module)] for block in self.layout.blocks]
-        fetching = [hook for hook in hooks if hook.needed and hook.device in room]
-        if len(fetching) < 2:
-            return
-        prefetcher = Prefetcher(room)
-        for hook in (*fetching, self.hooks[root_id]):
-            hook.prefetcher = prefetcher
+        hooks = [hook for hook in hooks if hook.needed]
+        parts: list[ReadsAhead] = []
+        if self.request.reads_ahead is not None:
+            parts.append(self.request.reads_ahead(hooks))
+        left = [hook for hook in hooks if not any(part.serves(hook) for part in parts)]
+        room = {
+            device: size for device, size in self.request.room_bytes.items() if Prefetcher.can_serve(device)
+        }
+        if sum(hook.device in room for hook in left) >= 2:
+            parts.append(Prefetcher(room))
+        for hook in hooks:
+            hook.prefetcher = next((part for part in parts if part.serves(hook)), None)
+        if parts:
+            self.hooks[root_id].prefetcher = parts[0] if len(parts) == 1 else SeveralAhead(parts)
 
     def _install_forward(
         self, journal: Journal, record: Dispatched, module: nn.Module, edge: Edge | None

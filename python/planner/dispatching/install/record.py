@@ -249,6 +249,8 @@ class Dispatched:
                     offloaded_module.store.unpin()
                 offloaded_module.close()
             hook.offloaded_modules, hook.inner = (), ()
+            if hook.prefetcher is not None:
+                hook.prefetcher.close()
             hook.execution_device, hook.io_same_device, hook.prefetcher = None, False, None
 
     def _send_back(self, journal: Journal, apart: list[bool], alike: set[int]) -> None:

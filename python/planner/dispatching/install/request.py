@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from planner.dispatching.install.device_map import ResolvedDeviceMap
+from planner.dispatching.offload.reads_ahead import MakesReadsAhead
 
 __all__ = ["DispatchRequest"]
 
@@ -28,6 +29,7 @@ class DispatchRequest:
         whole_classes: classes whose instances are brought in whole.
         home: where tensors count as having lain before, and return to; None for where they lie.
         room_bytes: by device, what offloaded blocks may take there together; room for two lets one be copied ahead.
+        reads_ahead: of the offloaded blocks, makes what reads them ahead from where ``weights`` has them.
     """
 
     resolved_map: ResolvedDeviceMap
@@ -40,3 +42,4 @@ class DispatchRequest:
     whole_classes: frozenset[str] = frozenset()
     home: torch.device | None = None
     room_bytes: Mapping[torch.device, int] = field(default_factory=dict)
+    reads_ahead: MakesReadsAhead | None = None

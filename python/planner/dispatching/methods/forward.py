@@ -44,7 +44,7 @@ class Runtime(Protocol):
         is_special: more has to be done than to move arguments.
         index: the number of the accelerator where the module runs, -1 for the CPU.
         skip: keys that stay where they are.
-        prefetcher: copies offloaded blocks ahead; None without one.
+        prefetcher: brings offloaded blocks ahead; None without one.
     """
 
     is_special: bool

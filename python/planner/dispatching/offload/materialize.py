@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -212,6 +212,8 @@ class Materialized:
         before = origin
         if is_same_tensor(tensor, origin):
             if self._is_kept(row):
+                if is_counted or was_reached:
+                    self._keep_origin(row)
                 return None  # it was written where it rests
             before = self.store.value(row.index)
         back = copied(unwatched(tensor), origin.device)
@@ -228,11 +230,18 @@ class Materialized:
         if fits and self._is_kept(row):
             with torch.no_grad():
                 origin.copy_(back)
+            self._keep_origin(row)
         elif row.found is origin or (isinstance(origin, nn.Parameter) and self._is_kept(row)):
             # The object stays, which optimizers know and other owners hold.
             origin.data = back
         else:
-            self._exchange(row, back)
+            # Where it lies other weights may come to lie.
+            self._exchange(row, back.clone() if is_same_tensor(back, row.tensor) else back)
+
+    def _keep_origin(self, row: _MaterializedTensor) -> None:
+        """Lets what was written in the source's own tensor be what rests, where the source may read the old values anew."""
+        if row.found is not row.origin and not isinstance(self.store.source, MutableMapping):
+            self.store.keep(row.index, row.origin)
 
     def _keep_replaced(self, row: _MaterializedTensor) -> None:
         """A buffer that the forward has replaced."""

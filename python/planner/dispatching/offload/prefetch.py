@@ -5,39 +5,29 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
 from planner.dispatching.offload.materialize import version_of
+from planner.dispatching.offload.reads_ahead import OffloadedBlock
 from planner.dispatching.offload.refcount import OffloadedModule, is_capturing
 from planner.dispatching.offload.store import OffloadStore
 from planner.dispatching.tensors.copies import copied
 
-__all__ = ["OffloadedBlock", "Prefetcher", "Staged"]
+__all__ = ["FollowedBlock", "Prefetcher", "Staged"]
 
 logger = logging.getLogger(__name__)
 
 
-class OffloadedBlock(Protocol):
+class FollowedBlock(OffloadedBlock, Protocol):
     """What copying ahead knows of a block.
 
     Args:
-        device: where it runs.
         follower: the offloaded block that ran after it, as learnt.
-        module_name: its name, for messages.
     """
 
-    device: torch.device | None
     follower: Any
-    module_name: str
-
-    @property
-    def needed(self) -> tuple[OffloadedModule, ...]:
-        """The offloaded tensors that are brought in for it."""
-
-    def resting_bytes(self) -> int:
-        """Bytes of these."""
 
 
 class Staged:
@@ -90,7 +80,7 @@ class _Lane(threading.local):
     """What this thread did last in the forward that it is in."""
 
     def __init__(self) -> None:
-        self.last: OffloadedBlock | None = None
+        self.last: FollowedBlock | None = None
         self.staged: list[OffloadedModule] = []
         # Forwards of the whole model that have begun and not ended.
         self.forwards: set[object] = set()
@@ -122,15 +112,23 @@ class Prefetcher:
         self.__init__(state["room_bytes"])  # type: ignore[misc]
 
     @staticmethod
-    def serves(device: torch.device) -> bool:
+    def can_serve(device: torch.device) -> bool:
         """Whether a device has streams."""
         return device.type not in ("cpu", "meta") and hasattr(torch.get_device_module(device), "Stream")
 
-    def computing(self, hook: OffloadedBlock) -> None:
+    def serves(self, block: OffloadedBlock) -> bool:
+        """Whether a block runs where there is room."""
+        return block.device in self.room_bytes
+
+    def needing(self, block: OffloadedBlock) -> None:
+        """Nothing: what was copied ahead is taken when the weights are brought in."""
+
+    def computing(self, block: OffloadedBlock) -> None:
         """To be called when a block has its weights and is about to compute: sends for the next one."""
         lane = self._lane
         if not lane.forwards:
             return  # one layer called alone: nothing would clean up after the next one
+        hook = cast(FollowedBlock, block)
         if lane.last is not None:
             lane.last.follower = hook
         lane.last = hook
@@ -155,8 +153,12 @@ class Prefetcher:
             lane.last = None
             self._drop_unused(lane, None)
 
+    def close(self) -> None:
+        """Lets go of the streams."""
+        self._streams.clear()
+
     @staticmethod
-    def _drop_unused(lane: _Lane, following: OffloadedBlock | None) -> None:
+    def _drop_unused(lane: _Lane, following: FollowedBlock | None) -> None:
         """Another order than the learnt one: what was copied ahead and is not next gives back its room."""
         kept = () if following is None else following.needed
         wanted = {id(offloaded_module) for offloaded_module in kept}
@@ -165,7 +167,7 @@ class Prefetcher:
                 offloaded_module.unstage()
         lane.staged = [offloaded_module for offloaded_module in lane.staged if id(offloaded_module) in wanted]
 
-    def _stage(self, hook: OffloadedBlock, device: torch.device, lane: _Lane) -> None:
+    def _stage(self, hook: FollowedBlock, device: torch.device, lane: _Lane) -> None:
         module = torch.get_device_module(device)
         stream = self._streams.get(device)
         if stream is None:

@@ -35,7 +35,7 @@ class OffloadedModule:
         self._lock = threading.Lock()
         self._users: set[Use] = set()
         self._materialized: Materialized | None = None
-        # Copies on their way, and what they are copies of.
+        # Tensors on their way.
         self.staged: Any = None
 
     def __getstate__(self) -> OffloadStore:
@@ -117,10 +117,27 @@ class OffloadedModule:
             rest.pin()
             self.staged = send([rest.value(index) for index in range(len(rest.slots))])
 
-    def unstage(self) -> None:
-        """Forgets copies that were made ahead, if they were not used."""
+    def expect(self, staged: Any) -> bool:
+        """Lets the next use take tensors that are on their way; not if they are in use, or others on their way already.
+
+        Args:
+            staged: :class:`StagedTensors`.
+        """
         with self._lock:
-            self.staged = None
+            if self._users or self.staged is not None or not self.store.slots:
+                return False
+            self.staged = staged
+            return True
+
+    def unstage(self, staged: Any = None) -> None:
+        """Forgets tensors that are on their way, if they were not used.
+
+        Args:
+            staged: only these; None for any.
+        """
+        with self._lock:
+            if staged is None or staged is self.staged:
+                self.staged = None
 
     def close(self) -> None:
         """Lets go of the slots for good, leaving what lies in them."""

@@ -1,0 +1,211 @@
+"""The thread that reads blocks: one a model, which knows tickets, files and buffers, and nothing of the model."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import time
+import weakref
+from collections import deque
+from queue import SimpleQueue
+from typing import Final, NamedTuple, TypeAlias
+
+from planner.loading.streaming.buffers import BufferPlan, Lease, PageBuffers
+from planner.loading.streaming.counters import StreamingCounters
+from planner.loading.streaming.files import ReadableFiles
+from planner.loading.streaming.making import make_tensors
+from planner.loading.streaming.ticket import Ticket
+
+__all__ = ["Reader"]
+
+logger = logging.getLogger(__name__)
+
+# How often one who waits looks whether the reader is still there.
+_LOOK_SECONDS: Final = 0.5
+# How long the interpreter's end waits for a read that is under way.
+_END_SECONDS: Final = 10.0
+
+
+class _Asked(NamedTuple):
+    """A ticket to be read when its turn comes."""
+
+    ticket: weakref.ref[Ticket]
+
+
+class _Awaited(NamedTuple):
+    """A ticket that a forward waits for from now on."""
+
+    ticket: weakref.ref[Ticket]
+
+
+class _Made(NamedTuple):
+    """Buffers are to be made before they are needed, or dropped."""
+
+    is_wanted: bool
+
+
+# A lease comes when its buffer is free; None is the end.
+_Message: TypeAlias = _Asked | _Awaited | _Made | Lease | None
+
+
+class Reader:
+    """Reads tickets in the order in which they were asked for, each as soon as a buffer is free.
+
+    Args:
+        files: where from.
+        plan: of the buffers.
+        counters: what was done is counted there.
+
+    Guarantee: nobody waits for a reader that has ended, or for a buffer that is not going to be free: a ticket that is waited for and
+        has none is left to the views.
+    """
+
+    def __init__(self, files: ReadableFiles, plan: BufferPlan, counters: StreamingCounters) -> None:
+        # Putting something in is allowed everywhere, also where the collector runs in the middle of it.
+        self._inbox: SimpleQueue[_Message] = SimpleQueue()
+        buffers = PageBuffers(plan, self._inbox.put)
+        self._counters = counters
+        self._thread = threading.Thread(
+            target=_serve,
+            args=(self._inbox, files, buffers, counters),
+            name="planner-reader",
+            daemon=True,
+        )
+        self._thread.start()
+        _running.add(self)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it still reads. In a forked child there is no such thread."""
+        return self._thread.is_alive()
+
+    def ask(self, ticket: Ticket) -> None:
+        """Lets a ticket be read; whoever has it may drop it at any time."""
+        self._inbox.put(_Asked(weakref.ref(ticket)))
+
+    def make_buffers(self) -> None:
+        """Makes the buffers before they are needed."""
+        self._inbox.put(_Made(True))
+
+    def drop_buffers(self) -> None:
+        """Gives back the memory of buffers that are not in use."""
+        self._inbox.put(_Made(False))
+
+    def wait(self, ticket: Ticket) -> None:
+        """Waits until a ticket is done."""
+        if ticket.is_done:
+            return
+        began = time.monotonic()
+        self._inbox.put(_Awaited(weakref.ref(ticket)))
+        while not ticket.is_done:
+            if self.is_alive:
+                ticket.wait(_LOOK_SECONDS)
+            else:
+                ticket.leave()
+        self._counters.count_wait(time.monotonic() - began)
+
+    def end(self) -> None:
+        """Ends it after what it reads now; does not wait for that."""
+        self._inbox.put(None)
+
+    def join(self) -> None:
+        """Waits until it has ended."""
+        if self._thread is not threading.current_thread():
+            self._thread.join(_END_SECONDS)
+
+
+_running: weakref.WeakSet[Reader] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """A thread that comes back from native code after the interpreter's end cannot go anywhere."""
+    readers = list(_running)
+    for reader in readers:
+        reader.end()
+    for reader in readers:
+        if reader.is_alive:
+            reader.join()
+
+
+def _serve(
+    inbox: SimpleQueue[_Message],
+    files: ReadableFiles,
+    buffers: PageBuffers,
+    counters: StreamingCounters,
+) -> None:
+    """The thread."""
+    pending: deque[weakref.ref[Ticket]] = deque()
+    while True:
+        message = inbox.get()
+        if message is None:
+            break
+        if isinstance(message, weakref.ReferenceType):
+            buffers.take_back(message)
+        elif isinstance(message, _Made):
+            _make(buffers, counters, is_wanted=message.is_wanted)
+        elif isinstance(message, _Asked):
+            pending.append(message.ticket)
+        message_ticket = message.ticket if isinstance(message, _Awaited) else None
+        message = None
+        _read_pending(pending, files, buffers, counters)
+        if message_ticket is not None and message_ticket in pending:
+            _leave(message_ticket)
+    for left in pending:
+        _leave(left)
+
+
+def _leave(reference: weakref.ref[Ticket]) -> None:
+    ticket = reference()
+    if ticket is not None:
+        ticket.leave()
+
+
+def _make(buffers: PageBuffers, counters: StreamingCounters, *, is_wanted: bool) -> None:
+    if is_wanted:
+        try:
+            buffers.make()
+        except MemoryError as error:
+            logger.info("no memory for reading ahead: %s", error)
+    else:
+        buffers.drop_free()
+    counters.note_buffers(buffers.huge_bytes, buffers.size_bytes)
+
+
+def _read_pending(
+    pending: deque[weakref.ref[Ticket]],
+    files: ReadableFiles,
+    buffers: PageBuffers,
+    counters: StreamingCounters,
+) -> None:
+    """Reads as long as there are tickets that somebody has, and free buffers for them."""
+    while pending:
+        ticket = pending[0]()
+        if ticket is not None and not ticket.is_done:
+            before_bytes = buffers.size_bytes
+            try:
+                memory = buffers.lend(ticket.layout.room_bytes)
+            except MemoryError as error:
+                logger.info("no memory for reading ahead: %s", error)
+                memory = None
+            if memory is None:
+                return
+            _read(ticket, memory, files, counters)
+            del memory
+            if buffers.size_bytes != before_bytes:
+                # Afterwards, because looking takes milliseconds, and somebody may wait for the read.
+                counters.note_buffers(buffers.huge_bytes, buffers.size_bytes)
+        del ticket
+        pending.popleft()
+
+
+def _read(ticket: Ticket, memory: memoryview, files: ReadableFiles, counters: StreamingCounters) -> None:
+    try:
+        read_bytes, direct_bytes = files.read_spans(ticket.layout.spans, memory, direct=ticket.is_direct)
+        make_tensors(ticket.layout, memory)
+    except BaseException as error:  # noqa: BLE001 (raised where the block is waited for)
+        ticket.leave(error.with_traceback(None))
+        return
+    counters.count_read(read_bytes, direct_bytes)
+    ticket.fill(memory)

@@ -1,0 +1,129 @@
+"""One read of a block that somebody will wait for, and what each of its offloaded modules takes of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from planner.dispatching.offload.store import OffloadStore
+from planner.dispatching.offload.weight_files import PrefixedDataset
+from planner.errors import OffloadError
+from planner.loading.streaming.layout import BlockLayout
+from planner.loading.streaming.making import placed_tensor
+from planner.loading.weights import FileWeights
+
+__all__ = ["StagedRead", "Ticket"]
+
+
+class Ticket:
+    """One read of a block.
+
+    Args:
+        block: the block's name.
+        layout: what is read.
+        is_direct: whether it is read past the page cache.
+
+    Guarantee: where the last one who may want it drops it, so does the reader.
+    """
+
+    __slots__ = ("__weakref__", "_done", "_error", "_memory", "block", "is_direct", "layout")
+
+    def __init__(self, block: str, layout: BlockLayout, *, is_direct: bool) -> None:
+        self.block = block
+        self.layout = layout
+        self.is_direct = is_direct
+        self._done = threading.Event()
+        self._memory: memoryview | None = None
+        self._error: BaseException | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the read has ended, in whatever way."""
+        return self._done.is_set()
+
+    def fill(self, memory: memoryview) -> None:
+        """The read has ended well."""
+        self._memory = memory
+        self._done.set()
+
+    def leave(self, error: BaseException | None = None) -> None:
+        """There is nothing in a buffer: the files' views are to be used, or an error to be raised."""
+        self._error = error
+        self._done.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Waits, and says whether the read has ended."""
+        return self._done.wait(seconds)
+
+    def memory(self) -> memoryview | None:
+        """What was read, once it is done; None where views are to be used.
+
+        Raises:
+            OffloadError: it could not be read; the first time it is asked, then there are the views. Fields: ``name``.
+        """
+        error, self._error = self._error, None
+        if error is None:
+            return self._memory
+        if isinstance(error, OffloadError):
+            raise error
+        raise OffloadError(f"'{self.block}' could not be read ahead: {error!r}", name=self.block) from error
+
+
+class Reads(Protocol):
+    """Who reads tickets."""
+
+    def wait(self, ticket: Ticket) -> None:
+        """Waits until a ticket is done; not for a reader that has ended."""
+
+
+class StagedRead:
+    """What one offloaded module takes of a block's read.
+
+    Args:
+        ticket: the read.
+        reader: who reads it.
+        weights: what it reads; where the module's weights come from elsewhere by then, nothing is taken.
+    """
+
+    __slots__ = ("__weakref__", "_reader", "_ticket", "_weights", "origins")
+
+    def __init__(self, ticket: Ticket, reader: Reads, weights: FileWeights) -> None:
+        self._ticket = ticket
+        self._reader = reader
+        self._weights = weights
+        self.origins: Sequence[torch.Tensor] = ()
+
+    def take(self, device: torch.device, store: OffloadStore) -> Sequence[torch.Tensor] | None:
+        """The tensors, once they are read; None where the files' views are to be used.
+
+        Raises:
+            OffloadError: they could not be read. Fields: ``name``.
+        """
+        source = store.source
+        if device.type != "cpu" or not (
+            isinstance(source, PrefixedDataset) and source.dataset is self._weights
+        ):
+            return None
+        self._reader.wait(self._ticket)
+        memory = self._ticket.memory()
+        if memory is None:
+            return None
+        places = self._ticket.layout.tensors
+        found: list[torch.Tensor] = []
+        origins: list[torch.Tensor] = []
+        for index, name in enumerate(store.names):
+            place = places.get(name)
+            if place is None or store.placeholders[index].kept is not None:
+                # What was written before is in memory, and no file has it.
+                origins.append(store.value(index))
+                found.append(origins[-1])
+                continue
+            found.append(placed_tensor(memory, place))
+            # Modules that share a tensor know it by what it was made from.
+            is_shared = bool(store.shares) and store.shares[index] is not None
+            origins.append(store.value(index) if is_shared else found[-1])
+        self.origins = origins
+        return found
