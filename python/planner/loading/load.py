@@ -101,7 +101,8 @@ class PreparedLoad:
         ):
             converted = Converted.of(resting, self.options.offload_folder)
             if converted is not None:
-                return self._commit_converted(resting, converted)
+                self._commit_converted(resting, converted)
+                return
         self._commit(resting if weights is None else weights, is_dispatched=is_dispatched)
 
     def _commit_converted(self, resting: FileWeights, converted: Converted) -> None:
