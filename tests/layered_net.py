@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from tensor_files import write_file
 
 __all__ = [
     "ALTERNATING",
+    "EVERY_WAY",
     "LAYERS",
     "MAPS",
     "READS",
@@ -40,6 +42,7 @@ ALTERNATING: dict[str, Any] = {
 }
 MAPS: dict[str, dict[str, Any]] = {"disk": {"": "disk"}, "alternating": ALTERNATING}
 READS = ("auto", "cached", "direct")
+EVERY_WAY = tuple(itertools.product(MAPS, READS))
 
 
 class Layer(nn.Module):
