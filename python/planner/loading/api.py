@@ -20,7 +20,16 @@ from planner.dispatching.install.device_map import (
 from planner.dispatching.install.request import DispatchRequest
 from planner.errors import InvalidInputError
 from planner.loading.load import LoadSource, prepare_load
-from planner.loading.options import Convert, Copy, LoadOptions, Progress, Read, cast_rule, planned_dtypes
+from planner.loading.options import (
+    Convert,
+    Copy,
+    LoadOptions,
+    Progress,
+    Read,
+    cast_rule,
+    planned_dtypes,
+    wanted_dtype,
+)
 from planner.loading.skeleton import build_skeleton
 from planner.loading.source import CheckpointSource, open_checkpoint
 from planner.names import require_module, text_set
@@ -128,7 +137,7 @@ def load(
         require_module(model)
     source = open_checkpoint(checkpoint)
     if model is None:
-        model = build_skeleton(source.files, source.rows, None if dtype == "auto" else dtype)
+        model = build_skeleton(source.files, source.rows, wanted_dtype(dtype))
     if plan is None:
         plan = _plan(model, source, dtype, settings, offload_buffers)
     resolved_map = resolve_map(plan, execution_map)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ def commit(
     values: Iterable[tuple[Target, torch.Tensor]],
     request: DispatchRequest | None,
     regions: Regions | None,
+    attributes: Mapping[str, object],
 ) -> None:
     """Writes tensors into their slots and, where there is a request, installs what it asks for.
 
@@ -33,6 +34,7 @@ def commit(
         values: tensors of the model, and what their slots get.
         request: a checked request; None leaves the tensors where they were put.
         regions: of this model under that request.
+        attributes: what else the model itself gets.
 
     Guarantee: when it raises, also for an interrupt, the model is as it was, with what was installed in it.
     """
@@ -45,6 +47,8 @@ def commit(
         taken: set[int] = set()
         for target, value in values:
             _write(journal, target, value, taken)
+        for name, attribute in attributes.items():
+            journal.set(model.__dict__, name, attribute)
         if request is not None:
             prepare(model, request, [], regions).install(journal)
     except BaseException:

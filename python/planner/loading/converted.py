@@ -14,7 +14,7 @@ from planner.loading.fingerprint import fingerprint
 from planner.loading.open_files import OpenFiles
 from planner.loading.recipe import Part
 from planner.loading.stored import TORCH_DTYPES, StoredTensor
-from planner.loading.weights import FileWeights, WantedTensor, made, sources_of
+from planner.loading.weights import FileWeights, WantedTensor, files_of, made
 
 __all__ = ["Converted"]
 
@@ -85,7 +85,7 @@ class Converted:
 
     def _parts(self, advance: Callable[[int], None]) -> Iterator[Bytes]:
         """The bytes of the file, each tensor made when it is written."""
-        used = sorted({source.file for row in self._wanted for source in sources_of(row.recipe)})
+        used = sorted({number for row in self._wanted for number in files_of(row.recipe)})
         self._files.require_same(used)
         yield lambda: memoryview(self._header)
         for row in self._wanted:

@@ -22,6 +22,7 @@ from planner.loading.recipes import find_recipes
 from planner.loading.report import Loaded, remember
 from planner.loading.reporting import all_weights, report_of
 from planner.loading.residents import Residents, make_residents
+from planner.loading.saving import saving_steps
 from planner.loading.source import CheckpointSource, require_nothing
 from planner.loading.stored import StoredTensor
 from planner.loading.streams import ModelStreams
@@ -29,6 +30,8 @@ from planner.loading.targets import Judged, Target, judge
 from planner.loading.weights import FileWeights, WantedTensor, sources_of
 
 __all__ = ["LoadSource", "PreparedLoad", "prepare_load"]
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +66,7 @@ class PreparedLoad:
         judged: the model beside the files.
         residents: what was made, and what rests in the files.
         options: how it is loaded.
+        attributes: what the model itself gets beside tensors.
         notes: what else to know of the load.
     """
 
@@ -73,6 +77,7 @@ class PreparedLoad:
     judged: Judged
     residents: Residents
     options: LoadOptions
+    attributes: Mapping[str, object]
     notes: tuple[str, ...]
 
     def commit(
@@ -90,16 +95,14 @@ class PreparedLoad:
         Guarantee: when it raises, also for an interrupt, the model is as it was, and so is the folder that is written to.
         """
         resting = self.residents.weights
-        if (
-            self.options.offload_folder is not None
-            and self.options.convert == "store"
-            and resting is not None
-            and weights is None
-        ):
-            converted = Converted.of(resting, self.options.offload_folder)
-            if converted is not None:
-                return self._commit_converted(resting, converted)
-        self._commit(resting if weights is None else weights, is_dispatched=is_dispatched)
+        folder = self.options.offload_folder if self.options.convert == "store" else None
+        converted = None
+        if folder is not None and resting is not None and weights is None:
+            converted = Converted.of(resting, folder)
+        if converted is not None and resting is not None:
+            self._commit_converted(resting, converted)
+        else:
+            self._commit(resting if weights is None else weights, is_dispatched=is_dispatched)
 
     def _commit_converted(self, resting: FileWeights, converted: Converted) -> None:
         total_bytes = _total_bytes(self.judged.targets)
@@ -123,9 +126,12 @@ class PreparedLoad:
         is_dispatched: bool = True,
         written_bytes: int = 0,
     ) -> None:
-        streams = ModelStreams(weights, self.options, self.request.room_bytes)
+        cached = frozenset(
+            place.name for place in self.regions.places if place.placement.storage_device == _CPU
+        )
+        streams = ModelStreams(weights, self.options, self.request.room_bytes, cached)
         request = replace(self.request, weights=weights, reads_ahead=streams.made) if is_dispatched else None
-        commit(self.model, self.residents.values, request, self.regions)
+        commit(self.model, self.residents.values, request, self.regions, self.attributes)
         streams.start()
         report = replace(
             report_of(self.judged, self.residents, self.source.files),
@@ -174,8 +180,13 @@ def prepare_load(
                 copies=copies,
                 advance=advance,
             )
+            if options.convert == "fetch":
+                # What rests in files is done; otherwise some of it is yet to be written.
+                advance(sum(value.nbytes for _, value in residents.values if value.is_meta))
     notes = (*recipes.notes, *apart.notes, *residents.notes)
-    return PreparedLoad(model, source, request, regions, judged, residents, options, notes)
+    return PreparedLoad(
+        model, source, request, regions, judged, residents, options, saving_steps(model, recipes), notes
+    )
 
 
 def _total_bytes(targets: Sequence[Target]) -> int:

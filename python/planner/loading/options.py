@@ -18,7 +18,16 @@ from planner.plans.plan import Plan
 from planner.settings.dtypes import read_dtype
 from planner.spelling import shown
 
-__all__ = ["Convert", "Copy", "LoadOptions", "Progress", "Read", "cast_rule", "planned_dtypes"]
+__all__ = [
+    "Convert",
+    "Copy",
+    "LoadOptions",
+    "Progress",
+    "Read",
+    "cast_rule",
+    "planned_dtypes",
+    "wanted_dtype",
+]
 
 Read = Literal["auto", "cached", "direct"]
 Convert = Literal["fetch", "store"]
@@ -117,8 +126,8 @@ def cast_rule(dtype: Any, special_dtypes: Mapping[str, Any] = _NONE) -> CastRule
     Raises:
         InvalidInputError: another word, or a dtype that no model computes in.
     """
-    general = None if dtype == "auto" else _loaded_as(dtype)
-    special = {name: _loaded_as(each) for name, each in special_dtypes.items()}
+    general = wanted_dtype(dtype)
+    special = {name: wanted_dtype(each) for name, each in special_dtypes.items()}
     if general is None and not special:
         return _as_stored
 
@@ -137,7 +146,10 @@ def planned_dtypes(plan: Plan, dtype: Any) -> tuple[Any, Mapping[str, Any]]:
     return dtype, said.get("special_dtypes") or {}
 
 
-def _loaded_as(dtype: Any) -> torch.dtype:
+def wanted_dtype(dtype: Any) -> torch.dtype | None:
+    """The one dtype that floating tensors become; None for "auto". Raises InvalidInputError."""
+    if isinstance(dtype, str) and dtype == "auto":
+        return None
     named = dtype if isinstance(dtype, torch.dtype) else _named_dtype(dtype)
     if named not in _LOADED_AS:
         words = ", ".join(str(each).removeprefix("torch.") for each in _LOADED_AS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from planner.loading.open_files import OpenFiles, tensor_in
 from planner.loading.recipe import Computed, Part, Pieces, Recipe
 from planner.loading.stored import StoredTensor
 
-__all__ = ["FileWeights", "WantedTensor", "as_slot_value", "made", "source_view", "sources_of"]
+__all__ = ["FileWeights", "WantedTensor", "as_slot_value", "files_of", "made", "source_view", "sources_of"]
 
 
 _NONE: Mapping[str, torch.Tensor] = MappingProxyType({})
@@ -56,7 +56,7 @@ class FileWeights(Mapping[str, torch.Tensor]):
         wanted: what each name is made from; tied names have one value.
         held: values of names that no file has, which stay in memory.
 
-    Guarantee: nothing is read before a value is looked at. A view is kept, so that what is written into it stays, in memory of this
+    Guarantee: nothing is read before a value is looked at, and nothing of a file that was written to since it was opened. A view is kept, so that what is written into it stays, in memory of this
         process; what has another form in the files is made anew each time. A deep copy shares the files, and has views of its own.
     """
 
@@ -96,6 +96,7 @@ class FileWeights(Mapping[str, torch.Tensor]):
         if name in self.held:
             return self.held[name]
         wanted = self.wanted[name]
+        self.files.require_same(files_of(wanted.recipe))
         kept = self._kept.get(wanted.name)
         if kept is not None:
             return kept
@@ -130,6 +131,17 @@ def sources_of(recipe: Recipe) -> tuple[StoredTensor, ...]:
             return tuple(row for row, _ in recipe.pieces)
         case Computed():
             return recipe.sources
+
+
+def files_of(recipe: Recipe) -> Iterable[int]:
+    """The numbers of these files."""
+    match recipe:
+        case StoredTensor():
+            return (recipe.file,)
+        case Part():
+            return (recipe.source.file,)
+        case _:
+            return {row.file for row in sources_of(recipe)}
 
 
 def as_slot_value(tensor: torch.Tensor, wanted: WantedTensor) -> torch.Tensor:

@@ -203,7 +203,7 @@ class Dispatched:
         made: dict[int, Any] = {}
         for offloaded_module in self.offloaded_modules():
             for slot, tensor in offloaded_module.store.restored(
-                _resting_devices(offloaded_module.store), made, journal
+                _resting_devices(offloaded_module.store), made, journal, is_whole=tensors == "return"
             ):
                 journal.set(slot.table, slot.name, tensor)
         if tensors == "return":

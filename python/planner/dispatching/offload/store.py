@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from planner.dispatching.tensors.copies import SharedCopies, copied, copy_marks, has_storage_alone
 from planner.dispatching.tensors.fakes import address_of
@@ -190,7 +191,12 @@ class OffloadStore:
             cast(MutableMapping[str, Any], self.source)[key] = made
 
     def restored(
-        self, devices: Mapping[str, torch.device], made: dict[int, Any], journal: Journal
+        self,
+        devices: Mapping[str, torch.device],
+        made: dict[int, Any],
+        journal: Journal,
+        *,
+        is_whole: bool = False,
     ) -> list[tuple[Slot, Any]]:
         """What would have to be written to leave every tensor in its module.
 
@@ -198,6 +204,7 @@ class OffloadStore:
             devices: by key, where each shall lie; "meta" leaves the placeholder.
             made: by placeholder, what was made for another module that shares it; added to.
             journal: where it is written down that a parameter is frozen or thawed.
+            is_whole: what is a view of a file is copied into memory of its own.
         """
         writes: list[tuple[Slot, Any]] = []
         for index, slot in enumerate(self.slots):
@@ -209,6 +216,8 @@ class OffloadStore:
             if id(placeholder) not in made:
                 resting = self.value(index)
                 tensor = resting if resting.device == device else copied(resting, device)
+                if is_whole and not _has_own_memory(tensor):
+                    tensor = tensor.detach().clone()
                 made[id(placeholder)] = (
                     tensor if slot.is_buffer else _as_parameter(tensor, placeholder, journal)
                 )
@@ -220,6 +229,11 @@ def is_foreign(found: Any) -> bool:
     """Whether a real tensor was put in the place of a placeholder: for one call, or for good."""
     # As the object says now: torch can swap what two tensors are and leave the objects in place.
     return found is not None and not found.is_meta
+
+
+def _has_own_memory(tensor: torch.Tensor) -> bool:
+    """Whether torch has made the memory of a tensor; that of a file is somebody else's, and cannot be made larger."""
+    return is_traceable_wrapper_subclass(tensor) or tensor.untyped_storage().resizable()
 
 
 def _as_parameter(tensor: Any, placeholder: PlaceholderTensor, journal: Journal) -> Any:
