@@ -20,6 +20,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import torch
+
 __all__ = ["Outcome", "Verdict", "all_must_end_clean", "judge", "must_end_clean"]
 
 # Imported once; each case is a fork of that.
@@ -106,7 +108,7 @@ def all_must_end_clean(
     case: Callable[..., Any], folder: Path, variants: Iterable[tuple[Any, ...]], **limits: Any
 ) -> None:
     """Judges variants of a case one behind the other in one process, `case(folder / "0", *variant)` and so on."""
-    must_end_clean(run_all, case, folder, list(variants), **limits)
+    must_end_clean(run_all, case, folder, list(variants), **{"time_limit_s": 60.0, **limits})
 
 
 def run_all(case: Callable[..., Any], folder: Path, variants: list[tuple[Any, ...]]) -> None:
@@ -132,6 +134,7 @@ def run(
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     faulthandler.enable(file=2)
+    torch.set_num_threads(1)  # else its threads spin against those of other tests
     sender.send(("started", None, ""))
     try:
         case(*arguments)
