@@ -42,7 +42,7 @@ def meta_model(name: str, config: Mapping[str, Any], where: str) -> Any:
         if _REPEATED.search(key) and type(said) is int and said > _MOST_REPEATED:
             raise ValueError(f"{key} is {shown(said)}; at most {_MOST_REPEATED} are built")
     try:
-        made = cls.config_class.from_dict(_with_special_floats(config))
+        made = cls.config_class.from_dict(_with_special_floats(dict(config)))
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
             model = cls._from_config(made)
             model.tie_weights()
