@@ -63,6 +63,12 @@ from planner.compat.dispatching import (
 from planner.compat.empty_init import (
     init_on_device as init_on_device,
 )
+from planner.compat.loading import (
+    load_checkpoint_and_dispatch as load_checkpoint_and_dispatch,
+)
+from planner.compat.loading import (
+    load_checkpoint_in_model as load_checkpoint_in_model,
+)
 from planner.compat.offloaded import (
     align_module_device as align_module_device,
 )
@@ -307,6 +313,8 @@ __all__ = [
     "init_empty_weights",
     "init_on_device",
     "is_valid",
+    "load_checkpoint_and_dispatch",
+    "load_checkpoint_in_model",
     "load_offloaded_weight",
     "load_offloaded_weights",
     "named_module_tensors",

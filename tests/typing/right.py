@@ -154,6 +154,13 @@ def offloaded(model: nn.Module, index: dict[str, Any]) -> None:
     planner.dispatch_model(model, {"": 0}, main_device=0, offload_dir="folder", skip_keys="cache")
     planner.cpu_offload(model, execution_device=0, state_dict=model.state_dict(), offload_buffers=True)
     planner.disk_offload(model, Path("folder"), torch.device("cpu"), preload_module_classes=["Block"])
+    loaded = planner.load_checkpoint_and_dispatch(
+        model, "folder", "auto", {0: "10GiB"}, dtype="float16", strict=True
+    )
+    assert_type(loaded, nn.Module)
+    planner.load_checkpoint_in_model(
+        model, Path("w.bin"), {"": "disk"}, offload_folder="folder", keep_in_fp32_modules=["norm"]
+    )
     first, hook = planner.cpu_offload_with_hook(model, 0)
     assert_type(first, nn.Module)
     assert_type(hook, planner.UserCpuOffloadHook)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from planner.arguments import path_text
 from planner.compat.accelerate import get_balanced_memory, infer_auto_device_map
-from planner.compat.dat_files import write_dat_files
+from planner.compat.dat_files import dat_files
 from planner.compat.dispatching import require_cover
 from planner.compat.distributed import is_asked_for, load_distributed
 from planner.compat.ties import check_tied_parameters_on_same_device, find_tied_parameters
@@ -129,7 +130,8 @@ def load_checkpoint_and_dispatch(
     )
     source = open_weights(checkpoint)
     prepared = _prepared(model, source, request, _cast_rule(dtype, None), strict=strict)
-    prepared.commit(_resting(prepared, source, offload_folder))
+    with _resting(prepared, source, offload_folder) as weights:
+        prepared.commit(weights)
     _tell_unexpected(model, source)
     return model
 
@@ -201,8 +203,8 @@ def load_checkpoint_in_model(
     require_whole(model, resolved_map)
     request = DispatchRequest(resolved_map=resolved_map, offload_buffers=bool(offload_buffers))
     prepared = _prepared(model, source, request, dtype_of, strict=strict, leaves_missing=True)
-    _resting(prepared, source, offload_folder)
-    prepared.commit(is_dispatched=False)
+    with _resting(prepared, source, offload_folder):
+        prepared.commit(is_dispatched=False)
     _tell_unexpected(model, source)
 
 
@@ -256,8 +258,8 @@ def _load_in_place(
     resolved_map = _places_of(model) if earlier is None else ResolvedDeviceMap(earlier)
     request = DispatchRequest(resolved_map=resolved_map)
     prepared = _prepared(model, source, request, dtype_of, strict=strict, leaves_missing=leaves_missing)
-    resting = _resting(prepared, source, offload_folder, may_hold=True)
-    prepared.commit(resting, is_dispatched=earlier is not None)
+    with _resting(prepared, source, offload_folder, may_hold=True) as weights:
+        prepared.commit(weights, is_dispatched=earlier is not None)
     _tell_unexpected(model, source)
 
 
@@ -305,21 +307,25 @@ def _without_scales(model: nn.Module, rows: Sequence[StoredTensor]) -> list[Stor
     return [row for row in rows if row.name not in scales or row.name in own]
 
 
+@contextmanager
 def _resting(
     prepared: PreparedLoad,
     source: WeightSource,
     offload_folder: str | os.PathLike[str] | None,
     *,
     may_hold: bool = False,
-) -> FileWeights | None:
+) -> Iterator[FileWeights | None]:
     """Where the part on disk and on the CPU of a pickled checkpoint rests, which cannot be its files; None for others.
 
     Args:
         may_hold: without a folder, the part on disk is kept in memory.
+
+    Guarantee: when the block raises, the folder is as it was.
     """
     weights = prepared.residents.weights
     if not source.is_pickled or weights is None:
-        return None
+        yield None
+        return
     placements = {
         place.name: place.placement for target in prepared.judged.targets for place in target.places
     }
@@ -331,14 +337,15 @@ def _resting(
     }
     held = {name: weights[name] for name in weights if name not in on_disk}
     if not on_disk:
-        return FileWeights(source.files, {}, held)
+        yield FileWeights(source.files, {}, held)
+        return
     if offload_folder is None:
         raise InvalidInputError(
             f"{listed(map(repr, on_disk))} of this pickled checkpoint rest on disk, where they are written to: pass along an "
             "`offload_folder` (safetensors files need none)"
         )
-    written = write_dat_files(path_text(offload_folder, "offload_folder"), source.files, on_disk)
-    return FileWeights(written.files, written.wanted, held)
+    with dat_files(path_text(offload_folder, "offload_folder"), source.files, on_disk) as written:
+        yield FileWeights(written.files, written.wanted, held)
 
 
 def _require_device(model: nn.Module, device_map: Mapping[str, Any], rows: Sequence[StoredTensor]) -> None:
