@@ -128,7 +128,7 @@ class BlocksAhead:
         """Asks for the first block before the first forward begins, and makes the buffers meanwhile."""
         if self._first is not None:
             self._send_for(None, self._first)
-            if self._lane.asked.get(self._first) and self._reader is not None:
+            if self._lane.has_read and self._reader is not None:
                 self._reader.make_buffers()
 
     def serves(self, block: OffloadedBlock) -> bool:
@@ -247,15 +247,14 @@ class BlocksAhead:
         if any(offloaded.is_live or offloaded.staged is not None for offloaded in needed):
             return  # another thread has it, or is about to
         way = self._choice.way(name, self._files, row.spans)
-        layout = row.made if way is Way.VIEWS else row.whole
-        if layout is None or not layout.spans:
+        ticket = Ticket.of(name, row, way, self._plan.size_bytes)
+        if ticket is None:
             self._counters.count_cached()
             return
-        reader = self._running_reader() if layout.room_bytes <= self._plan.size_bytes else None
+        reader = self._running_reader()
         if reader is None:
             return
-        self._lane.has_read = True
-        ticket = Ticket(name, layout, is_direct=way is Way.DIRECT)
+        self._lane.has_read |= ticket.layout is not None
         for offloaded in needed:
             self._expect(name, offloaded, StagedRead(ticket, reader, self._weights))
         reader.ask(ticket)
