@@ -51,6 +51,7 @@ LATE = (
     "dispatching/",
     "loading/",
     "verification/",
+    "compat/dat_files.py",
     "compat/dispatching.py",
     "compat/distributed.py",
     "compat/loaded.py",

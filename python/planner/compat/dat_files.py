@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from planner.arguments import path_text
 from planner.checkpoint.files import StoredFile
@@ -19,7 +21,7 @@ from planner.errors import InvalidInputError, OffloadError
 from planner.loading.load import PreparedLoad
 from planner.loading.open_files import OpenFiles
 from planner.loading.stored import StoredTensor
-from planner.loading.weights import FileWeights, WantedTensor, made
+from planner.loading.weights import FileWeights, WantedTensor, as_slot_value, made
 from planner.names import listed
 from planner.units import format_bytes
 
@@ -54,7 +56,7 @@ def pickled_part(
         for name, wanted in weights.wanted.items()
         if placements[name].storage_device is None and not is_held
     }
-    held = {name: weights[name] for name in weights if name not in on_disk}
+    held = _in_memory(weights, [name for name in weights if name not in on_disk])
     if not on_disk:
         yield FileWeights(source.files, {}, held)
         return
@@ -65,6 +67,22 @@ def pickled_part(
         )
     with dat_files(path_text(offload_folder, "offload_folder"), source.files, on_disk) as written:
         yield FileWeights(written.files, written.wanted, held)
+
+
+def _in_memory(weights: FileWeights, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Weights in memory of their own; tied names have one."""
+    held: dict[str, torch.Tensor] = {}
+    once: dict[str, torch.Tensor] = {}
+    for name in names:
+        wanted = weights.wanted.get(name)
+        if wanted is None:
+            held[name] = weights[name]
+            continue
+        if wanted.name not in once:
+            value = made(weights.files, wanted)
+            once[wanted.name] = as_slot_value(value.clone() if wanted.is_view else value, wanted)
+        held[name] = once[wanted.name]
+    return held
 
 
 @contextmanager
