@@ -256,7 +256,8 @@ def _load_in_place(
     resolved_map = _places_of(model) if earlier is None else ResolvedDeviceMap(earlier)
     request = DispatchRequest(resolved_map=resolved_map)
     prepared = _prepared(model, source, request, dtype_of, strict=strict, leaves_missing=leaves_missing)
-    prepared.commit(_resting(prepared, source, offload_folder), is_dispatched=earlier is not None)
+    resting = _resting(prepared, source, offload_folder, may_hold=True)
+    prepared.commit(resting, is_dispatched=earlier is not None)
     _tell_unexpected(model, source)
 
 
@@ -289,7 +290,7 @@ def _prepared(
         require_nothing([f"the file has {listed(source.others)}, which are no tensors"], source.name)
     options = LoadOptions(
         dtype_of=dtype_of,
-        leniency=Leniency(strict=bool(strict), leaves_missing=leaves_missing),
+        leniency=Leniency(strict=bool(strict), leaves_missing=leaves_missing and not strict),
         copy=True if source.is_pickled else "auto",
     )
     rows = _without_scales(model, source.rows)
@@ -305,17 +306,28 @@ def _without_scales(model: nn.Module, rows: Sequence[StoredTensor]) -> list[Stor
 
 
 def _resting(
-    prepared: PreparedLoad, source: WeightSource, offload_folder: str | os.PathLike[str] | None
+    prepared: PreparedLoad,
+    source: WeightSource,
+    offload_folder: str | os.PathLike[str] | None,
+    *,
+    may_hold: bool = False,
 ) -> FileWeights | None:
-    """Where the part on disk and on the CPU of a pickled checkpoint rests, which cannot be its files; None for others."""
+    """Where the part on disk and on the CPU of a pickled checkpoint rests, which cannot be its files; None for others.
+
+    Args:
+        may_hold: without a folder, the part on disk is kept in memory.
+    """
     weights = prepared.residents.weights
     if not source.is_pickled or weights is None:
         return None
     placements = {
         place.name: place.placement for target in prepared.judged.targets for place in target.places
     }
+    is_held = may_hold and offload_folder is None
     on_disk = {
-        name: wanted for name, wanted in weights.wanted.items() if placements[name].storage_device is None
+        name: wanted
+        for name, wanted in weights.wanted.items()
+        if placements[name].storage_device is None and not is_held
     }
     held = {name: weights[name] for name in weights if name not in on_disk}
     if not on_disk:

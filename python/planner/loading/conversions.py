@@ -86,7 +86,7 @@ class ClassSteps:
         """The steps of a model of transformers, with its quantiser's, if it has one."""
         from transformers.conversion_mapping import get_model_conversion_mapping
 
-        steps = get_model_conversion_mapping(model, hf_quantizer=getattr(model, "hf_quantizer", None))
+        steps = get_model_conversion_mapping(model, hf_quantizer=_quantiser(model))
         return cls(steps, model.base_model_prefix or "", live, model.config)
 
     def used(self) -> tuple[object, ...]:
@@ -199,6 +199,17 @@ class ClassSteps:
         }
         conversion = Conversion(converter, tuple(ordered), name, ModelSizes(self.config, shapes))
         return dict(_outcomes(conversion))
+
+
+def _quantiser(model: Any) -> Any:
+    """Who made a model's modules, if a quantiser did: scales go where weights go, by steps that only it knows."""
+    known = getattr(model, "hf_quantizer", None)
+    said = getattr(model.config, "quantization_config", None)
+    if known is not None or said is None or not getattr(model, "is_quantized", False):
+        return known
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    return AutoHfQuantizer.from_config(said, pre_quantized=True)
 
 
 def _pieces(converter: Any, taken: Sequence[tuple[str, StoredTensor]]) -> Pieces | None:

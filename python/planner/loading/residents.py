@@ -85,7 +85,7 @@ def make_residents(
         elif wanted is None:
             values[target.name] = target.found  # it keeps what it has
         elif row.device is None:
-            advance(wanted.nbytes)
+            continue  # it rests in the files
         elif row.device.type == "cpu" and is_view(wanted.recipe, wanted.dtype) and not copies(wanted):
             values[target.name] = made(files, wanted)
             advance(wanted.nbytes)

@@ -24,6 +24,7 @@ class ModelStreams:
         weights: what rests elsewhere; nothing is read ahead of what is not in the checkpoint's files.
         options: how a model is loaded.
         room_bytes: by device, what offloaded blocks may take there.
+        cached: names of weights that the plan has memory for on the CPU: the page cache has them there.
     """
 
     def __init__(
@@ -31,10 +32,12 @@ class ModelStreams:
         weights: Mapping[str, torch.Tensor] | None,
         options: LoadOptions,
         room_bytes: Mapping[torch.device, int],
+        cached: frozenset[str],
     ) -> None:
         self._weights = weights if isinstance(weights, FileWeights) else None
         self._options = options
         self._room_bytes = room_bytes
+        self._cached = cached
         self._blocks: BlocksAhead | None = None
 
     @property
@@ -50,6 +53,8 @@ class ModelStreams:
             read=self._options.read,
             staging_bytes=self._room_bytes.get(_CPU),
             free_bytes=self._options.free_bytes,
+            room_bytes=self._room_bytes,
+            cached=self._cached,
         )
         return self._blocks
 

@@ -216,7 +216,7 @@ class Materialized:
                     self._keep_origin(row)
                 return None  # it was written where it rests
             before = self.store.value(row.index)
-        back = copied(unwatched(tensor), origin.device)
+        back = copied(unwatched(tensor), before.device)
         # Some back ends count no writes into running statistics.
         return None if not is_counted and has_same_values(back, before) else back
 
@@ -245,7 +245,10 @@ class Materialized:
 
     def _keep_replaced(self, row: _MaterializedTensor) -> None:
         """A buffer that the forward has replaced."""
-        back = copied(unwatched(row.left), row.origin.device)
+        resting = row.origin
+        if row.found is not resting and is_same_tensor(row.tensor, resting):
+            resting = self.store.value(row.index)  # it was read to where it runs
+        back = copied(unwatched(row.left), resting.device)
         copy_marks(row.left, back)
         if row.found is row.origin:
             self.store.slots[row.index].write(back)

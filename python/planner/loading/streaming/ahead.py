@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, Final
 
+import torch
+
 from planner.dispatching.offload.reads_ahead import OffloadedBlock
-from planner.dispatching.offload.refcount import OffloadedModule
+from planner.dispatching.offload.refcount import OffloadedModule, is_capturing
+from planner.loading.streaming.accelerators import StagedThere, ToAccelerators
+from planner.loading.streaming.blocks import BlockHere, BlockThere
 from planner.loading.streaming.buffers import BufferPlan
 from planner.loading.streaming.caching import CachingChoice, ReadSetting, Way, fixed_share, spare_bytes
 from planner.loading.streaming.counters import StreamingCounters, StreamingProgress
 from planner.loading.streaming.files import FileReads, ReadableFiles
-from planner.loading.streaming.layout import BlockLayout, lay_out
 from planner.loading.streaming.reader import Reader
 from planner.loading.streaming.ticket import StagedRead, Ticket
 from planner.loading.weights import FileWeights
@@ -24,25 +28,6 @@ __all__ = ["BlocksAhead"]
 
 # Two are enough: one is read while the other one is full and waits.
 _BLOCKS_AHEAD: Final = 2
-
-
-class _StreamedBlock:
-    """What is read for one block.
-
-    Args:
-        whole: all of it.
-        made: only what is not in the files as it is wanted; the rest are views. None where there is no such thing.
-    """
-
-    __slots__ = ("made", "whole")
-
-    def __init__(self, weights: FileWeights, names: Sequence[str]) -> None:
-        wanted = {name: weights.wanted[name] for name in names if name in weights.wanted}
-        recipes = {name: row.recipe for name, row in wanted.items()}
-        dtypes = {name: row.dtype for name, row in wanted.items()}
-        self.whole = lay_out(recipes, dtypes)
-        is_made = {name: recipe for name, recipe in recipes.items() if not wanted[name].is_view}
-        self.made = lay_out(is_made, dtypes) if is_made else None
 
 
 class _Lane(threading.local):
@@ -54,26 +39,29 @@ class _Lane(threading.local):
         # The block that computes, or did last.
         self.last: str | None = None
         # Blocks whose way is chosen, and reads that are on their way for them.
-        self.asked: dict[str, list[tuple[OffloadedModule, weakref.ref[StagedRead]]]] = {}
+        self.asked: dict[str, list[tuple[OffloadedModule, weakref.ref[StagedRead | StagedThere]]]] = {}
         # Whether anything was read in this forward.
         self.has_read = False
 
 
 class BlocksAhead:
-    """Reads offloaded blocks that run on the CPU ahead, from the first forward on in the model's order, then in the learnt one.
+    """Reads offloaded blocks ahead, from the first forward on in the model's order, then in the learnt one.
 
     Args:
         weights: where they rest.
-        blocks: the offloaded blocks, in the model's order; those that run elsewhere are left alone.
+        blocks: the offloaded blocks, in the model's order.
         read: "auto" uses what the page cache has and reads the rest past it, but for a share that will stay there; "cached" and "direct"
             go one way always.
         staging_bytes: a bound on the buffers; None for two of the largest block.
         free_bytes: memory that the plan has left for them; None where there is no plan that says so.
         planned_bytes: memory that the plan will yet take; the page cache gets nothing of it.
         files: what is read, by default the files of the weights.
+        room_bytes: by accelerator, what blocks may take there together; where that in use and the next one fit, it is sent for.
+        cached: names of weights that the plan has memory for in the page cache, so that they are always read through it.
 
     Guarantee: outputs are the same as without. Buffers never take more than ``staging_bytes``; what does not fit is a view. In a forked
-        child everything is a view. A deep copy, or what comes out of a pickle, has a reader of its own.
+        child everything is a view. What goes to accelerators passes a ring in pinned memory beside the buffers, and is never
+        a view. A deep copy, or what comes out of a pickle, has a reader of its own.
     """
 
     def __init__(
@@ -86,22 +74,21 @@ class BlocksAhead:
         free_bytes: int | None = None,
         planned_bytes: int = 0,
         files: ReadableFiles | None = None,
+        room_bytes: Mapping[torch.device, int] = MappingProxyType({}),
+        cached: Container[str] = (),
     ) -> None:
         self._weights = weights
         self._files = FileReads(weights.files) if files is None else files
+        self._there = ToAccelerators(weights, self._files, room_bytes, cached)
         served = [block for block in blocks if self.serves(block)]
         self._blocks = {block.module_name: self._streamed(block) for block in served}
+        here = [row for row in self._blocks.values() if isinstance(row, BlockHere)]
         self._plan = BufferPlan.within(
-            [
-                layout.room_bytes
-                for row in self._blocks.values()
-                for layout in (row.whole, row.made)
-                if layout
-            ],
+            [layout.room_bytes for row in here for layout in (row.whole, row.made) if layout],
             staging_bytes,
             free_bytes,
         )
-        sizes = {name: row.whole.read_bytes for name, row in self._blocks.items()}
+        sizes = {name: row.nbytes for name, row in self._blocks.items() if not self._is_cached(row)}
         share = fixed_share(sizes, spare_bytes(planned_bytes)) if read == "auto" else frozenset()
         self._choice = CachingChoice(read, share)
         self._order = dict(pairwise(self._blocks))
@@ -121,7 +108,7 @@ class BlocksAhead:
         self._hooks: weakref.WeakValueDictionary[str, OffloadedBlock] = weakref.WeakValueDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("_weights", "_files", "_blocks", "_plan", "_choice", "_order", "_first")
+        names = ("_weights", "_files", "_there", "_blocks", "_plan", "_choice", "_order", "_first")
         return {name: self.__dict__[name] for name in names}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
@@ -140,14 +127,12 @@ class BlocksAhead:
     def start(self) -> None:
         """Asks for the first block before the first forward begins, and makes the buffers meanwhile."""
         if self._first is not None:
-            self._ask(self._first)
+            self._send_for(None, self._first)
             if self._lane.asked.get(self._first) and self._reader is not None:
                 self._reader.make_buffers()
 
     def serves(self, block: OffloadedBlock) -> bool:
-        """Whether a block runs on the CPU and has weights in the files."""
-        if block.device is not None and block.device.type != "cpu":
-            return False
+        """Whether a block has weights in the files."""
         return any(name in self._weights.wanted for row in block.needed for name in row.store.names)
 
     def needing(self, block: OffloadedBlock) -> None:
@@ -185,10 +170,13 @@ class BlocksAhead:
             name = self._order.get(name, "")
             if name not in self._blocks or name in following or name == lane.last:
                 break
+            # On an accelerator there is room for one; what comes behind it is asked for when that is in use.
+            if following and isinstance(self._blocks[name], BlockThere):
+                break
             following.append(name)
         self._drop(lane, following)
         for each in following:
-            self._ask(each)
+            self._send_for(block, each)
 
     def begin(self, forward: object) -> None:
         """Looks at the files, and asks for the first block.
@@ -202,7 +190,7 @@ class BlocksAhead:
         self._files.require_same()
         if is_first and self._first is not None:
             lane.has_read = False
-            self._ask(self._first)
+            self._send_for(None, self._first)
 
     def finish(self, forward: object) -> None:
         """Drops what was read ahead and not used; buffers, too, if nothing was read."""
@@ -223,42 +211,80 @@ class BlocksAhead:
         if reader is not None and self._process == os.getpid():
             reader.end()
             reader.join()
+        self._there.close()
 
-    def _streamed(self, block: OffloadedBlock) -> _StreamedBlock:
-        return _StreamedBlock(self._weights, [name for row in block.needed for name in row.store.names])
+    def _streamed(self, block: OffloadedBlock) -> BlockHere | BlockThere:
+        names = [name for row in block.needed for name in row.store.names]
+        if self._there.serves(block.device):
+            return self._there.block(names)
+        return BlockHere(self._weights, names)
+
+    def _is_cached(self, row: BlockHere | BlockThere) -> bool:
+        return isinstance(row, BlockThere) and self._there.is_cached(row)
+
+    def _send_for(self, current: OffloadedBlock | None, name: str) -> None:
+        """Asks for a block while another one computes, where that has room."""
+        block = self._hooks.get(name)
+        if block is None:
+            return
+        if not isinstance(self._blocks[name], BlockThere) or self._there.has_room(block, current):
+            self._ask(name)
 
     def _ask(self, name: str) -> None:
         """Chooses the way of a block, and has it read where it is not used as it lies in the page cache."""
         lane, block = self._lane, self._hooks.get(name)
         if name in lane.asked or block is None:
             return
-        needed = block.needed
         lane.asked[name] = []
-        if any(row.is_live or row.staged is not None for row in needed):
+        row = self._blocks[name]
+        if isinstance(row, BlockThere):
+            self._ask_there(name, block, row)
+        else:
+            self._ask_here(name, block, row)
+
+    def _ask_here(self, name: str, block: OffloadedBlock, row: BlockHere) -> None:
+        needed = block.needed
+        if any(offloaded.is_live or offloaded.staged is not None for offloaded in needed):
             return  # another thread has it, or is about to
-        layout, is_direct = self._layout_now(name)
+        way = self._choice.way(name, self._files, row.spans)
+        layout = row.made if way is Way.VIEWS else row.whole
         if layout is None or not layout.spans:
             self._counters.count_cached()
             return
         reader = self._running_reader() if layout.room_bytes <= self._plan.size_bytes else None
         if reader is None:
             return
-        lane.has_read = True
-        ticket = Ticket(name, layout, is_direct=is_direct)
-        for row in needed:
-            staged = StagedRead(ticket, reader, self._weights)
-            # Written down first, so that an interrupt leaves nothing behind.
-            lane.asked[name].append((row, weakref.ref(staged)))
-            row.expect(staged)
+        self._lane.has_read = True
+        ticket = Ticket(name, layout, is_direct=way is Way.DIRECT)
+        for offloaded in needed:
+            self._expect(name, offloaded, StagedRead(ticket, reader, self._weights))
         reader.ask(ticket)
 
-    def _layout_now(self, name: str) -> tuple[BlockLayout | None, bool]:
-        """What of a block is to be read now, if anything, and whether past the page cache."""
-        block = self._blocks[name]
-        way = self._choice.way(name, self._files, block.whole.spans)
+    def _ask_there(self, name: str, block: OffloadedBlock, row: BlockThere) -> None:
+        # What another thread has there is shared; the rest must not come from views.
+        absent = [each for each in block.needed if not each.is_live and each.staged is None]
+        if not absent or block.device is None or is_capturing(block.device):
+            return
+        way = Way.VIEWS if self._is_cached(row) else self._choice.way(name, self._files, row.spans)
         if way is Way.VIEWS:
-            return block.made, False
-        return block.whole, way is Way.DIRECT
+            self._counters.count_cached()
+        ticket = self._there.ticket(
+            name,
+            row,
+            block.device,
+            is_direct=way is Way.DIRECT,
+            counters=None if way is Way.VIEWS else self._counters,
+        )
+        for offloaded in absent:
+            self._expect(name, offloaded, StagedThere(ticket, self._weights, self._counters))
+        reader = self._running_reader()
+        if reader is not None:
+            reader.send(ticket)
+
+    def _expect(self, name: str, offloaded: OffloadedModule, staged: StagedRead | StagedThere) -> None:
+        # Written down first, so that an interrupt leaves nothing behind.
+        self._lane.asked[name].append((offloaded, weakref.ref(staged)))
+        offloaded.expect(staged)
 
     def _running_reader(self) -> Reader | None:
         if self._process != os.getpid():

@@ -9,7 +9,7 @@ import time
 import weakref
 from collections import deque
 from queue import SimpleQueue
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from planner.loading.streaming.buffers import BufferPlan, Lease, PageBuffers
 from planner.loading.streaming.counters import StreamingCounters
@@ -17,7 +17,7 @@ from planner.loading.streaming.files import ReadableFiles
 from planner.loading.streaming.making import make_tensors
 from planner.loading.streaming.ticket import Ticket
 
-__all__ = ["Reader"]
+__all__ = ["Reader", "ReadsItself"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,19 @@ class _Asked(NamedTuple):
     ticket: weakref.ref[Ticket]
 
 
+class ReadsItself(Protocol):
+    """A ticket that needs none of the reader's buffers."""
+
+    def read_ahead(self) -> None:
+        """Reads it, if nobody does; errors are kept for the one who waits."""
+
+
+class _Sent(NamedTuple):
+    """A ticket that reads itself when its turn comes."""
+
+    ticket: weakref.ref[ReadsItself]
+
+
 class _Awaited(NamedTuple):
     """A ticket that a forward waits for from now on."""
 
@@ -46,7 +59,7 @@ class _Made(NamedTuple):
 
 
 # A lease comes when its buffer is free; None is the end.
-_Message: TypeAlias = _Asked | _Awaited | _Made | Lease | None
+_Message: TypeAlias = _Asked | _Sent | _Awaited | _Made | Lease | None
 
 
 class Reader:
@@ -83,6 +96,10 @@ class Reader:
     def ask(self, ticket: Ticket) -> None:
         """Lets a ticket be read; whoever has it may drop it at any time."""
         self._inbox.put(_Asked(weakref.ref(ticket)))
+
+    def send(self, ticket: ReadsItself) -> None:
+        """Lets a ticket read itself; whoever has it may drop it at any time."""
+        self._inbox.put(_Sent(weakref.ref(ticket)))
 
     def make_buffers(self) -> None:
         """Makes the buffers before they are needed."""
@@ -147,6 +164,8 @@ def _serve(
             _make(buffers, counters, is_wanted=message.is_wanted)
         elif isinstance(message, _Asked):
             pending.append(message.ticket)
+        elif isinstance(message, _Sent):
+            _let_read(message.ticket)
         message_ticket = message.ticket if isinstance(message, _Awaited) else None
         message = None
         _read_pending(pending, files, buffers, counters)
@@ -160,6 +179,12 @@ def _leave(reference: weakref.ref[Ticket]) -> None:
     ticket = reference()
     if ticket is not None:
         ticket.leave()
+
+
+def _let_read(reference: weakref.ref[ReadsItself]) -> None:
+    ticket = reference()
+    if ticket is not None:
+        ticket.read_ahead()
 
 
 def _make(buffers: PageBuffers, counters: StreamingCounters, *, is_wanted: bool) -> None:

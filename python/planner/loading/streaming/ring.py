@@ -13,12 +13,12 @@ import torch
 
 from planner.errors import OffloadError
 from planner.loading.casting import can_overflow, lost_numbers, overflow_words
-from planner.loading.fillings import Filling, Slice
 from planner.loading.streaming.files import ReadableFiles
+from planner.loading.streaming.fillings import Filling, Slice
 from planner.loading.streaming.layout import PAGE_BYTES
 from planner.loading.streaming.making import make_tensors
 
-__all__ = ["NO_PINNED_MEMORY", "SLOT_BYTES", "Ring", "stream_of"]
+__all__ = ["NO_PINNED_MEMORY", "SLOT_BYTES", "Ring", "on_stream", "stream_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,11 @@ def stream_of(device: torch.device) -> Any:
         return None
     module = torch.get_device_module(device)
     return module.current_stream(device) if hasattr(module, "Stream") else None
+
+
+def on_stream(stream: Any, device: torch.device) -> AbstractContextManager[Any]:
+    """Lets this thread work on a stream; on None, as it does."""
+    return nullcontext() if stream is None else torch.get_device_module(device).stream(stream)
 
 
 class Ring:
@@ -218,7 +223,7 @@ def _make(filling: Filling, memory: memoryview) -> None:
 def _send(row: Slice, found: torch.Tensor, target: torch.Tensor, stream: Any) -> None:
     """Starts one slice on its way into a tensor."""
     flat = target.view(-1)[row.first : row.first + row.length]
-    with _on(stream, target.device):
+    with on_stream(stream, target.device):
         if row.dtype == target.dtype:
             flat.view(torch.uint8).copy_(found, non_blocking=stream is not None)
         elif target.device.type == "cpu":
@@ -236,7 +241,3 @@ def _cast(row: Slice, values: torch.Tensor, target: torch.Tensor) -> None:
         lost = lost_numbers(values, target)
         if lost:
             raise OffloadError(overflow_words(row.name, lost, values.dtype, target.dtype), name=row.name)
-
-
-def _on(stream: Any, device: torch.device) -> AbstractContextManager[Any]:
-    return nullcontext() if stream is None else torch.get_device_module(device).stream(stream)

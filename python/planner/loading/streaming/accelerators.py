@@ -1,0 +1,287 @@
+"""Blocks that rest in files and run on accelerators: read into the ring, copied on a side stream, into new memory each time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from planner.dispatching.offload.prefetch import Prefetcher
+from planner.dispatching.offload.reads_ahead import OffloadedBlock
+from planner.dispatching.offload.refcount import is_capturing
+from planner.dispatching.offload.store import OffloadStore
+from planner.dispatching.offload.weight_files import PrefixedDataset
+from planner.dispatching.tensors.copies import copied
+from planner.errors import OffloadError
+from planner.loading.streaming.blocks import BlockThere
+from planner.loading.streaming.counters import StreamingCounters
+from planner.loading.streaming.files import ReadableFiles
+from planner.loading.streaming.ring import Ring, on_stream
+from planner.loading.weights import FileWeights, made
+
+__all__ = ["RingTicket", "StagedThere", "ToAccelerators"]
+
+logger = logging.getLogger(__name__)
+
+# How often one who waits looks whether the other thread is still there.
+_LOOK_SECONDS = 0.5
+
+
+class ToAccelerators:
+    """What the blocks of a model share on their way to accelerators: the ring, side streams, and the room there.
+
+    Args:
+        weights: where the blocks rest.
+        files: what is read.
+        room_bytes: by device, what blocks may take there together: that in use and the next one.
+        cached: names of weights that the page cache has memory for, so that they are read through it.
+    """
+
+    def __init__(
+        self,
+        weights: FileWeights,
+        files: ReadableFiles,
+        room_bytes: Mapping[torch.device, int],
+        cached: Container[str] = (),
+    ) -> None:
+        self.weights = weights
+        self._files = files
+        self._room_bytes = dict(room_bytes)
+        self._cached = cached
+        self._begin_unused()
+
+    def _begin_unused(self) -> None:
+        self.ring = Ring(self._files)
+        self._streams: dict[torch.device, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("weights", "_files", "_room_bytes", "_cached")
+        return {name: self.__dict__[name] for name in names}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin_unused()
+
+    @staticmethod
+    def serves(device: torch.device | None) -> bool:
+        """Whether blocks that run on a device are brought there."""
+        return device is not None and device.type not in ("cpu", "meta")
+
+    def block(self, names: Sequence[str]) -> BlockThere:
+        """What is brought for a block with some weights."""
+        return BlockThere(self.weights, names, self.ring.most_bytes)
+
+    def is_cached(self, block: BlockThere) -> bool:
+        """Whether the plan has memory for a block's bytes in the page cache."""
+        return all(name in self._cached for name in block.tensors)
+
+    def has_room(self, block: OffloadedBlock, beside: OffloadedBlock | None) -> bool:
+        """Whether a block may be sent for while another one computes."""
+        device = block.device
+        if device is None or is_capturing(device):
+            return False  # the block itself will say that this cannot be
+        used_bytes = beside.resting_bytes() if beside is not None and beside.device == device else 0
+        return used_bytes + block.resting_bytes() <= self._room_bytes.get(device, 0)
+
+    def ticket(
+        self,
+        name: str,
+        block: BlockThere,
+        device: torch.device,
+        *,
+        is_direct: bool,
+        counters: StreamingCounters | None,
+    ) -> RingTicket:
+        """A ticket for one use of a block. ``counters`` count a read, None where the page cache has it."""
+        return RingTicket(name, block, device, self, is_direct=is_direct, counters=counters)
+
+    def stream(self, device: torch.device) -> Any:
+        """The side stream of a device; None if it has no streams."""
+        if device not in self._streams:
+            can = Prefetcher.can_serve(device)
+            self._streams[device] = torch.get_device_module(device).Stream(device=device) if can else None
+        return self._streams[device]
+
+    def has_none_left(self, device: torch.device) -> None:
+        """Lets nothing be read ahead for a device any more, whose memory is used up."""
+        self._room_bytes[device] = 0
+
+    def close(self) -> None:
+        """Gives the memory of the ring back."""
+        self.ring.drop()
+        self._streams.clear()
+
+
+class RingTicket:
+    """One use of a block: whoever comes first reads it, the reader or the one who waits.
+
+    Args:
+        name: the block's.
+        block: what is read.
+        device: where it goes.
+        way: the ring, and the stream.
+        is_direct: whether it is read past the page cache.
+        counters: what was read is counted there; None where it is in the page cache.
+
+    Guarantee: the last who may want it drops it, and with it the memory on the device.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_block",
+        "_claim",
+        "_counters",
+        "_done",
+        "_error",
+        "_event",
+        "_is_direct",
+        "_name",
+        "_tensors",
+        "_way",
+        "device",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        block: BlockThere,
+        device: torch.device,
+        way: ToAccelerators,
+        *,
+        is_direct: bool,
+        counters: StreamingCounters | None,
+    ) -> None:
+        self.device = device
+        self._name = name
+        self._block = block
+        self._way = way
+        self._is_direct = is_direct
+        self._counters = counters
+        self._claim = threading.Lock()
+        self._done = threading.Event()
+        self._tensors: dict[str, torch.Tensor] | None = None
+        self._event: Any = None
+        self._error: BaseException | None = None
+
+    def read_ahead(self) -> None:
+        """Reads it, if nobody does; for the reader's thread, so errors are kept for the one who waits."""
+        if self._done.is_set() or not self._claim.acquire(blocking=False):
+            return
+        try:
+            self._carry()
+        except torch.OutOfMemoryError as error:
+            # Whoever waits has the room of the block before, and says it if that does not do.
+            logger.info("'%s' cannot be read ahead: %s", self._name, error)
+            self._way.has_none_left(self.device)
+            self._claim.release()
+            return
+        except BaseException as error:  # noqa: BLE001 (raised where the block is waited for)
+            self._error = error.with_traceback(None)
+        self._done.set()
+
+    def arrived(self) -> Mapping[str, torch.Tensor] | None:
+        """The tensors, by first name, as soon as this thread's stream may use them; None if they could not be read.
+
+        Raises:
+            OffloadError: they could not be read; for the first who asks. Fields: ``name``.
+            torch.OutOfMemoryError: there is no room for them.
+        """
+        while not self._done.is_set():
+            is_mine = False
+            try:
+                is_mine = self._claim.acquire(blocking=False)
+                if is_mine:
+                    self._carry()
+            finally:
+                if is_mine:
+                    self._done.set()
+            if not is_mine:
+                self._done.wait(_LOOK_SECONDS)
+        error, self._error = self._error, None
+        if error is not None and not isinstance(error, OffloadError):
+            raise OffloadError(
+                f"'{self._name}' could not be read ahead: {error!r}", name=self._name
+            ) from error
+        if error is not None:
+            raise error
+        if self._tensors is not None and self._event is not None:
+            stream = torch.get_device_module(self.device).current_stream(self.device)
+            stream.wait_event(self._event)
+            for tensor in self._tensors.values():
+                # Freed memory goes back to the stream that it was taken from; it must not be handed out before we are done.
+                tensor.record_stream(stream)
+        return self._tensors
+
+    def _carry(self) -> None:
+        stream = self._way.stream(self.device)
+        with torch.inference_mode(False), torch.no_grad():
+            with on_stream(stream, self.device):
+                tensors = {
+                    name: torch.empty(row.recipe.shape, dtype=row.dtype, device=self.device)
+                    for name, row in self._block.tensors.items()
+                }
+            targets = {name: (tensor,) for name, tensor in tensors.items()}
+            try:
+                done = [
+                    self._way.ring.carry(filling, targets, lambda _: stream, is_direct=self._is_direct)
+                    for filling in self._block.fillings
+                ]
+            except OffloadError as error:
+                whole = self._block.tensors.get(error.name or "")
+                if whole is not None:
+                    made(self._way.weights.files, whole)  # of a slice; this counts in the whole tensor
+                raise
+        if stream is not None:
+            self._event = stream.record_event()
+        self._tensors = tensors
+        if self._counters is not None:
+            self._counters.count_read(sum(row[0] for row in done), sum(row[1] for row in done))
+
+
+class StagedThere:
+    """What one offloaded module takes of a block that goes to an accelerator.
+
+    Args:
+        ticket: the block's.
+        weights: what it reads; where the module's weights come from elsewhere by then, nothing is taken.
+        counters: waiting is counted there.
+    """
+
+    __slots__ = ("__weakref__", "_counters", "_ticket", "_weights", "origins")
+
+    def __init__(self, ticket: RingTicket, weights: FileWeights, counters: StreamingCounters) -> None:
+        self._ticket = ticket
+        self._weights = weights
+        self._counters = counters
+        self.origins: Sequence[torch.Tensor] = ()
+
+    def take(self, device: torch.device, store: OffloadStore) -> Sequence[torch.Tensor] | None:
+        """The tensors, once they are there; None if they are not what is wanted now."""
+        source = store.source
+        is_from_files = isinstance(source, PrefixedDataset) and source.dataset is self._weights
+        if device != self._ticket.device or not is_from_files:
+            return None
+        began = time.monotonic()
+        tensors = self._ticket.arrived()
+        self._counters.count_wait(time.monotonic() - began)
+        if tensors is None:
+            return None
+        found: list[torch.Tensor] = []
+        origins: list[torch.Tensor] = []
+        for index, name in enumerate(store.names):
+            wanted = self._weights.wanted.get(name)
+            if wanted is None or wanted.name not in tensors or store.placeholders[index].kept is not None:
+                # What was written before is in memory, and no file has it.
+                origins.append(store.value(index))
+                found.append(copied(origins[-1], device))
+                continue
+            found.append(tensors[wanted.name])
+            # Modules that share a tensor know it by what it was made from.
+            is_shared = bool(store.shares) and store.shares[index] is not None
+            origins.append(store.value(index) if is_shared else found[-1])
+        self.origins = origins
+        return found
