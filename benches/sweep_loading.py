@@ -28,6 +28,7 @@ from torch import Tensor
 
 import tiny_zoo
 from planner.checkpoint.files import find_files
+from planner.errors import CheckpointError
 from planner.loading.initial import initial_values
 from planner.loading.recipes import Recipes, find_recipes
 from planner.loading.skeleton import build_skeleton
@@ -76,6 +77,8 @@ def judge_class(name: str) -> Found:
             return _judge(wanted, said, folder)
     except _NotTriedError as error:
         return Found(why_not=str(error))
+    except CheckpointError as error:
+        return Found(faults=[str(error)])
 
 
 class _NotTriedError(Exception):

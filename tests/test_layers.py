@@ -51,8 +51,14 @@ LATE = (
     "loading/",
     "verification/",
     "compat/dispatching.py",
+    "compat/distributed.py",
+    "compat/loaded.py",
+    "compat/load_rules.py",
+    "compat/loading.py",
     "compat/offloaded.py",
+    "compat/pickled.py",
     "compat/tensors.py",
+    "compat/weight_source.py",
 )
 
 
