@@ -21,7 +21,7 @@ from planner.errors import OffloadError
 from planner.loading.streaming.blocks import BlockThere
 from planner.loading.streaming.counters import StreamingCounters
 from planner.loading.streaming.files import ReadableFiles
-from planner.loading.streaming.ring import SLOT_BYTES, Ring, on_stream
+from planner.loading.streaming.ring import SLOT_BYTES, Ring, on_stream, stream_of
 from planner.loading.weights import FileWeights, made
 
 __all__ = ["RingTicket", "StagedThere", "ToAccelerators"]
@@ -216,12 +216,8 @@ class RingTicket:
             ) from error
         if error is not None:
             raise error
-        if self._tensors is not None and self._event is not None:
-            stream = torch.get_device_module(self.device).current_stream(self.device)
-            stream.wait_event(self._event)
-            for tensor in self._tensors.values():
-                # Freed memory goes back to the stream that it was taken from; it must not be handed out before we are done.
-                tensor.record_stream(stream)
+        if self._event is not None:
+            torch.get_device_module(self.device).current_stream(self.device).wait_event(self._event)
         return self._tensors
 
     def _carry(self) -> None:
@@ -278,6 +274,7 @@ class StagedThere:
         self._counters.count_wait(time.monotonic() - began)
         if tensors is None:
             return None
+        stream = stream_of(device)
         found: list[torch.Tensor] = []
         origins: list[torch.Tensor] = []
         for index, name in enumerate(store.names):
@@ -288,6 +285,9 @@ class StagedThere:
                 found.append(copied(origins[-1], device))
                 continue
             found.append(tensors[wanted.name])
+            if stream is not None:
+                # Freed memory goes back to the stream that it was taken from; it must not be handed out before we are done.
+                found[-1].record_stream(stream)
             # Modules that share a tensor know it by what it was made from.
             is_shared = bool(store.shares) and store.shares[index] is not None
             origins.append(store.value(index) if is_shared else found[-1])
