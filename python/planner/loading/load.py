@@ -171,7 +171,9 @@ def prepare_load(
         slow = source.files.slow_files() if options.copy == "auto" else frozenset()
 
         def copies(wanted: WantedTensor) -> bool:
-            return options.copy is True or any(row.file in slow for row in sources_of(wanted.recipe))
+            if not slow:
+                return options.copy is True
+            return any(row.file in slow for row in sources_of(wanted.recipe))
 
         with progress_of(options.progress, _total_bytes(judged.targets)) as advance:
             residents = make_residents(
