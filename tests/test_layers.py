@@ -44,6 +44,7 @@ MAY_OPEN_CORE = (
     "strategies/auto.py",
     "strategies/sequential.py",
     "checkpoint/files.py",
+    "loading/reading.py",
 )
 # Tensor and module subclasses need torch when they are defined; nobody above loads these before they are wanted.
 LATE = (
