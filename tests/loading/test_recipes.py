@@ -324,7 +324,7 @@ def test_layers_that_differ_in_their_number_go_through_the_steps_once(
     names = [f"layers.{number}.{part}" for number in range(1000) for part in ("old.weight", "bias")]
     live = [name.replace("old", "new") for name in names]
     found = steps_of([WeightRenaming(".old.", ".new.")], *live).live_names(names)
-    assert [found[name].name for name in names] == live
+    assert [found[name].name if name in found else name for name in names] == live
     assert calls["steps"] <= 10
 
 

@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Where the system does not say how offsets and addresses must be aligned: what every disk can do.
 const USUAL_ALIGNMENT: usize = 4096;
-/// Bytes of the memory that blocks are read into which cannot go where they belong.
-const ASIDE_BYTES: usize = 1 << 20;
+/// What is larger is no alignment that a disk needs.
+const MOST_ALIGNMENT: usize = 1 << 20;
+/// What is aside of one read, in units of the alignment: a block at its beginning, less than two and a padding at its end.
+const ASIDE_UNITS: usize = 4;
 
 /// A second handle of a file, which reads past the page cache.
 #[derive(Debug)]
@@ -28,12 +30,12 @@ pub(crate) struct Aside(Vec<u8>);
 
 impl Aside {
     fn aligned(&mut self, alignment: usize) -> &mut [u8] {
-        if self.0.is_empty() {
-            self.0 = vec![0; ASIDE_BYTES + alignment];
+        let size = ASIDE_UNITS * alignment;
+        if self.0.len() < size + alignment {
+            self.0 = vec![0; size + alignment];
         }
-        let unaligned = self.0.as_ptr() as usize % alignment;
-        let before = if unaligned == 0 { 0 } else { alignment - unaligned };
-        &mut self.0[before..before + ASIDE_BYTES]
+        let before = padding(self.0.as_ptr() as usize, alignment);
+        &mut self.0[before..before + size]
     }
 }
 
@@ -75,39 +77,44 @@ impl DirectHandle {
         Ok(done)
     }
 
-    /// One call: what is whole blocks goes where it belongs, what is not beside it.
+    /// One call: whole blocks go into `memory`, the ends of others beside it. Where the disk cannot write to the place that a
+    /// block belongs in, they go a little behind it, and are moved: memory elsewhere would lie in small pages.
     fn read_some(&self, memory: &mut [u8], begin: u64, aside: &mut [u8]) -> Result<usize, Error> {
         let block = self.block;
         #[allow(clippy::cast_possible_truncation)] // less than a block
         let skipped = (begin % block as u64) as usize;
         let head = if skipped == 0 { 0 } else { (block - skipped).min(memory.len()) };
-        let tail = (memory.len() - head) % block;
-        let behind = memory.len() - tail;
-        let from = begin - skipped as u64;
-        let is_straight = behind > head && (memory.as_ptr() as usize + head).is_multiple_of(self.address);
-        if !is_straight {
-            let wanted = (skipped + memory.len()).next_multiple_of(block).min(aside.len() - aside.len() % block);
-            let got = read_vectored_at(&self.file, &mut [IoSliceMut::new(&mut aside[..wanted])], from)?;
-            let usable = got.saturating_sub(skipped).min(memory.len());
-            memory[..usable].copy_from_slice(&aside[skipped..skipped + usable]);
-            return Ok(usable);
-        }
+        let shift = padding(memory.as_ptr() as usize + head, self.address);
+        let room = memory.len().saturating_sub(head + shift);
+        let whole = head..head + (room - room % block); // where the blocks belong
+        let tail = memory.len() - whole.end;
         let (first, last) = aside.split_at_mut(block.max(self.address));
         let mut parts = Vec::with_capacity(3);
         if head > 0 {
-            parts.push(IoSliceMut::new(first));
+            parts.push(IoSliceMut::new(&mut first[..block]));
         }
-        parts.push(IoSliceMut::new(&mut memory[head..behind]));
+        if !whole.is_empty() {
+            parts.push(IoSliceMut::new(&mut memory[whole.start + shift..whole.end + shift]));
+        }
         if tail > 0 {
-            parts.push(IoSliceMut::new(&mut last[..block]));
+            parts.push(IoSliceMut::new(&mut last[..tail.next_multiple_of(block)]));
         }
-        let got = read_vectored_at(&self.file, &mut parts, from)?.saturating_sub(skipped).min(memory.len());
+        let got = read_vectored_at(&self.file, &mut parts, begin - skipped as u64)?;
+        let got = got.saturating_sub(skipped).min(memory.len());
         let of_head = head.min(got);
         memory[..of_head].copy_from_slice(&first[skipped..skipped + of_head]);
-        let of_tail = got.saturating_sub(behind);
-        memory[behind..behind + of_tail].copy_from_slice(&last[..of_tail]);
+        if shift > 0 && !whole.is_empty() {
+            memory.copy_within(whole.start + shift..whole.end + shift, whole.start);
+        }
+        let of_tail = got.saturating_sub(whole.end);
+        memory[whole.end..whole.end + of_tail].copy_from_slice(&last[..of_tail]);
         Ok(got)
     }
+}
+
+/// Bytes from an address to the next multiple.
+fn padding(address: usize, multiple: usize) -> usize {
+    address.next_multiple_of(multiple) - address
 }
 
 /// What offsets and addresses must be multiples of; None where nothing can be read directly.
@@ -124,7 +131,7 @@ fn alignment(file: &File) -> Option<(usize, usize)> {
         return Some((USUAL_ALIGNMENT, USUAL_ALIGNMENT));
     }
     let (block, address) = (found.stx_dio_offset_align as usize, found.stx_dio_mem_align as usize);
-    let is_possible = block > 0 && address > 0 && block.max(address) <= ASIDE_BYTES / 2;
+    let is_possible = block > 0 && address > 0 && block.max(address) <= MOST_ALIGNMENT;
     is_possible.then_some((block, address))
 }
 
