@@ -118,7 +118,7 @@ def test_a_base_model_from_the_files_of_one_with_a_head(
     ("name", "inner"), [("llama", "model"), ("gpt2", "transformer"), ("mixtral", "model")]
 )
 def test_a_model_with_a_head_from_the_files_of_its_base(tmp_path: Path, name: str, inner: str) -> None:
-    headed = saved(name).model
+    headed = copy.deepcopy(saved(name).model)
     getattr(headed, inner).save_pretrained(tmp_path)
     wanted, said = type(headed).from_pretrained(tmp_path, output_loading_info=True)
     recipes = find_recipes(rows_of(tmp_path), empty(wanted))
