@@ -305,9 +305,9 @@ def test_copies_that_nobody_has_take_no_memory() -> None:
     addresses = OwnAddresses()
     size_bytes = 16 * 2**20
     before = anonymous_bytes()
-    for number in range(8):
+    for number in range(16):
         addresses.copy(torch.ones(size_bytes // 4), number)
-    assert anonymous_bytes() - before < 2.5 * size_bytes
+    assert anonymous_bytes() - before < 6 * size_bytes
 
 
 def test_a_copy_in_use_stays_as_it_is() -> None:
