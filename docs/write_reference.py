@@ -81,6 +81,11 @@ PAGES = {
             *("crossings", "Crossing", "state_dict", "StateDict"),
         ),
     ),
+    "loading": Page(
+        "Loading models",
+        "See [loading](../loading.md) for what is read, and when.",
+        ("load", "load_report", "LoadReport", "LoadedTensor", "StreamingProgress"),
+    ),
     "accelerate": Page(
         "accelerate's functions: sizes and device maps",
         "The signatures are accelerate's; [divergences](../divergences.md) lists what differs.",

@@ -118,6 +118,16 @@ def test_settings_for_generating_come_from_their_file_or_from_the_configuration(
         assert skeleton.generation_config.to_dict() == model.generation_config.to_dict()
 
 
+def test_numbers_that_json_has_no_word_for(tmp_path: Path) -> None:
+    model = tf.Mamba2Model(
+        tf.Mamba2Config(num_heads=4, head_dim=16, hidden_size=32, num_hidden_layers=1, vocab_size=8)
+    )
+    model.save_pretrained(tmp_path)
+    assert "__float__" in (tmp_path / "config.json").read_text()
+    skeleton: Any = build_skeleton(find_files(tmp_path))
+    assert skeleton.config.to_dict() == tf.Mamba2Model.from_pretrained(tmp_path).config.to_dict()
+
+
 @pytest.mark.parametrize("content", ["[1]", "{", '{"max_new_tokens": -5}'])
 def test_settings_for_generating_that_are_none_are_named(tmp_path: Path, content: str) -> None:
     folder = copied("llama", tmp_path)

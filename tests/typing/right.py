@@ -220,6 +220,20 @@ class Counting(planner.ModelHook):
         return args, kwargs
 
 
+def loading(model: nn.Module, plan: planner.Plan) -> None:
+    assert_type(
+        planner.load("folder", max_memory={0: "20GiB", "disk": "1TB"}, headroom={0: "1GiB"}), nn.Module
+    )
+    planner.load(Path("folder"), model, plan, dtype=torch.float16, strict=False, allow_missing="*.bias")
+    planner.load("folder", model, {"": "disk"}, copy=True, read="direct", staging_bytes={"cpu": 1 << 30})
+    planner.load("folder", rename={"a": "b", "c": None}, convert="store", offload_folder="converted")
+    report = planner.load_report(model)
+    assert_type(report, planner.LoadReport)
+    assert_type(report.tensors, tuple[planner.LoadedTensor, ...])
+    assert_type(report.streamed.waited_seconds, float)
+    assert_type(report.summary(), str)
+
+
 def tensors(model: nn.Module) -> None:
     assert_type(planner.find_device({"a": [torch.zeros(1)]}), torch.device | None)
     assert_type(planner.get_non_persistent_buffers(model, recurse=True, fqns=True), set[str])

@@ -5,21 +5,84 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from planner.arguments import path_text
 from planner.checkpoint.files import StoredFile
 from planner.checkpoint.reading import printable
+from planner.compat.weight_source import WeightSource
 from planner.dispatching.offload.weight_files import INDEX, offload_weight, save_offload_index
 from planner.errors import InvalidInputError, OffloadError
+from planner.loading.load import PreparedLoad
 from planner.loading.open_files import OpenFiles
 from planner.loading.stored import StoredTensor
-from planner.loading.weights import FileWeights, WantedTensor, made
+from planner.loading.weights import FileWeights, WantedTensor, as_slot_value, made
+from planner.names import listed
 from planner.units import format_bytes
 
-__all__ = ["dat_files"]
+__all__ = ["dat_files", "pickled_part"]
+
+
+@contextmanager
+def pickled_part(
+    prepared: PreparedLoad,
+    source: WeightSource,
+    offload_folder: str | os.PathLike[str] | None,
+    *,
+    may_hold: bool = False,
+) -> Iterator[FileWeights | None]:
+    """Where the part on disk and on the CPU of a pickled checkpoint rests, which cannot be its files; None for others.
+
+    Args:
+        may_hold: without a folder, the part on disk is kept in memory.
+
+    Guarantee: when the block raises, the folder is as it was.
+    """
+    weights = prepared.residents.weights
+    if not source.is_pickled or weights is None:
+        yield None
+        return
+    placements = {
+        place.name: place.placement for target in prepared.judged.targets for place in target.places
+    }
+    is_held = may_hold and offload_folder is None
+    on_disk = {
+        name: wanted
+        for name, wanted in weights.wanted.items()
+        if placements[name].storage_device is None and not is_held
+    }
+    held = _in_memory(weights, [name for name in weights if name not in on_disk])
+    if not on_disk:
+        yield FileWeights(source.files, {}, held)
+        return
+    if offload_folder is None:
+        raise InvalidInputError(
+            f"{listed(map(repr, on_disk))} of this pickled checkpoint rest on disk, where they are written to: pass along an "
+            "`offload_folder` (safetensors files need none)"
+        )
+    with dat_files(path_text(offload_folder, "offload_folder"), source.files, on_disk) as written:
+        yield FileWeights(written.files, written.wanted, held)
+
+
+def _in_memory(weights: FileWeights, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Weights in memory of their own; tied names have one."""
+    held: dict[str, torch.Tensor] = {}
+    once: dict[str, torch.Tensor] = {}
+    for name in names:
+        wanted = weights.wanted.get(name)
+        if wanted is None:
+            held[name] = weights[name]
+            continue
+        if wanted.name not in once:
+            value = made(weights.files, wanted)
+            once[wanted.name] = as_slot_value(value.clone() if wanted.is_view else value, wanted)
+        held[name] = once[wanted.name]
+    return held
 
 
 @contextmanager

@@ -76,6 +76,8 @@ class Converted:
         Cost: reading and writing these tensors once; afterwards, a header.
         """
         file = self._folder.finished_or_written(self._rows[-1].end, self._parts(advance))
+        if not self.written_bytes:
+            advance(self.nbytes)
         pairs = zip(self._wanted, self._rows, strict=True)
         return self._files.beside(file), {row.name: wanted._replace(recipe=row) for wanted, row in pairs}
 
@@ -135,4 +137,5 @@ def _header(rows: Sequence[StoredTensor]) -> bytes:
 
 def _bytes_of(files: OpenFiles, wanted: WantedTensor) -> memoryview:
     tensor = made(files, wanted).detach().contiguous()
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    found: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
+    return found

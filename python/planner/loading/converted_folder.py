@@ -48,8 +48,9 @@ class ConvertedFolder:
         self.path = os.path.join(root, name)
         self._weights = os.path.join(self.path, _WEIGHTS)
         self._manifest = os.path.join(self.path, _MANIFEST)
-        # Of what lies there, what this object has written.
+        # Of what lies there, what this object has written, and the folders that it has made for it.
         self.written_bytes = 0
+        self._made: list[str] = []
 
     def finished(self, size_bytes: int) -> StoredFile | None:
         """The file, opened, if it is finished and as large as that."""
@@ -80,7 +81,7 @@ class ConvertedFolder:
             raise InvalidInputError(
                 f"offload_folder is {printable(self.root)}, a file; name a folder, or a place for one"
             )
-        claim = _Claim(self.path)
+        claim = _Claim(self.path, self._made)
         try:
             claim.take()
             return self.finished(size_bytes) or self._written(size_bytes, parts, claim)
@@ -96,7 +97,7 @@ class ConvertedFolder:
         """Deletes what was written, if anything was; who has it open keeps it."""
         if not self.written_bytes:
             return
-        claim = _Claim(self.path)
+        claim = _Claim(self.path, self._made)
         try:
             claim.take()
             self._clear(is_locked=claim.is_locked)
@@ -176,11 +177,12 @@ class _Claim:
 
     Args:
         path: the folder.
+        made: folders that were made for it, the innermost first; added to.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, made: list[str]) -> None:
         self._path = path
-        self._made: list[str] = []
+        self._made = made
         self._number: int | None = None
         self.is_locked = False
         # A file that is being written.

@@ -11,14 +11,14 @@ import torch
 
 from planner.errors import OffloadError
 from planner.loading.casting import cast
-from planner.loading.streaming.fillings import Filling, fillings_of, position_of
 from planner.loading.open_files import OpenFiles, tensor_in
 from planner.loading.reading import PageBuffer
 from planner.loading.recipe import Computed, Conversion
-from planner.loading.streaming.ring import NO_PINNED_MEMORY, SLOT_BYTES, Ring, stream_of
 from planner.loading.streaming.caching import is_cached
 from planner.loading.streaming.files import FileReads
+from planner.loading.streaming.fillings import Filling, fillings_of, position_of
 from planner.loading.streaming.layout import LINE_BYTES, Span, lay_out
+from planner.loading.streaming.ring import NO_PINNED_MEMORY, SLOT_BYTES, Ring, stream_of
 from planner.loading.weights import WantedTensor, made, sources_of
 
 __all__ = ["ReadTensors", "Staying", "read_in_file_order"]

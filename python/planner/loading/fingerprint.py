@@ -30,9 +30,7 @@ def fingerprint(files: OpenFiles, wanted: Iterable[WantedTensor]) -> str:
         files: the files that they are made from, each known by device, inode, size and time.
         wanted: the tensors in the order in which they are written.
     """
-    transformers = sys.modules.get("transformers")
-    versions = [_FORMAT, __version__, torch.__version__, getattr(transformers, "__version__", None)]
-    digest = hashlib.sha256(_text(versions))
+    digest = hashlib.sha256(_text([_FORMAT, __version__, torch.__version__]))
     for row in wanted:
         digest.update(_text([row.name, str(row.dtype), _recipe(files, row.recipe)]))
     return digest.hexdigest()[:_CHARACTERS]
@@ -66,7 +64,10 @@ def _conversion(files: OpenFiles, conversion: Conversion) -> list[object]:
     as_dict = getattr(config, "to_dict", dict)
     said = {key: value for key, value in as_dict().items() if key != "_name_or_path"}
     steps = getattr(converter, "operations", ())
+    # Whoever has one has imported it. What does not need it is the same in a process without it.
+    transformers = sys.modules["transformers"]
     return [
+        transformers.__version__,
         conversion.name,
         [[pattern, _stored(files, row)] for pattern, row in conversion.sources],
         [type(converter).__qualname__, getattr(converter, "target_patterns", ())],

@@ -66,6 +66,7 @@ class PreparedLoad:
         judged: the model beside the files.
         residents: what was made, and what rests in the files.
         options: how it is loaded.
+        converted: what rests in files, and is to be written in another form first.
         attributes: what the model itself gets beside tensors.
         notes: what else to know of the load.
     """
@@ -77,6 +78,7 @@ class PreparedLoad:
     judged: Judged
     residents: Residents
     options: LoadOptions
+    converted: Converted | None
     attributes: Mapping[str, object]
     notes: tuple[str, ...]
 
@@ -95,20 +97,17 @@ class PreparedLoad:
         Guarantee: when it raises, also for an interrupt, the model is as it was, and so is the folder that is written to.
         """
         resting = self.residents.weights
-        folder = self.options.offload_folder if self.options.convert == "store" else None
-        converted = None
-        if folder is not None and resting is not None and weights is None:
-            converted = Converted.of(resting, folder)
-        if converted is not None and resting is not None:
-            self._commit_converted(resting, converted)
+        if self.converted is not None and resting is not None and weights is None:
+            self._commit_converted(resting, self.converted)
         else:
             self._commit(resting if weights is None else weights, is_dispatched=is_dispatched)
 
     def _commit_converted(self, resting: FileWeights, converted: Converted) -> None:
         total_bytes = _total_bytes(self.judged.targets)
-        done_bytes = sum(value.nbytes for _, value in self.residents.values if not value.is_meta)
         try:
-            with progress_of(self.options.progress, total_bytes, done_bytes) as advance:
+            with progress_of(
+                self.options.progress, total_bytes, total_bytes - converted.nbytes
+            ) as advance:
                 files, elsewhere = converted.store(advance)
             for target, value in self.residents.values:
                 if value.is_meta and target.wanted is not None:
@@ -172,7 +171,9 @@ def prepare_load(
         slow = source.files.slow_files() if options.copy == "auto" else frozenset()
 
         def copies(wanted: WantedTensor) -> bool:
-            return options.copy is True or any(row.file in slow for row in sources_of(wanted.recipe))
+            if not slow:
+                return options.copy is True
+            return any(row.file in slow for row in sources_of(wanted.recipe))
 
         with progress_of(options.progress, _total_bytes(judged.targets)) as advance:
             residents = make_residents(
@@ -183,13 +184,21 @@ def prepare_load(
                 copies=copies,
                 advance=advance,
             )
-            if options.convert == "fetch":
-                # What rests in files is done; otherwise some of it is yet to be written.
-                advance(sum(value.nbytes for _, value in residents.values if value.is_meta))
+            # What rests in files is done, but for what is yet to be written.
+            resting_bytes = sum(value.nbytes for _, value in residents.values if value.is_meta)
+            converted = _converted(residents.weights, options)
+            advance(resting_bytes - (0 if converted is None else converted.nbytes))
     notes = (*recipes.notes, *apart.notes, *residents.notes)
+    attributes = saving_steps(model, recipes)
     return PreparedLoad(
-        model, source, request, regions, judged, residents, options, saving_steps(model, recipes), notes
+        model, source, request, regions, judged, residents, options, converted, attributes, notes
     )
+
+
+def _converted(weights: FileWeights | None, options: LoadOptions) -> Converted | None:
+    if weights is None or options.convert == "fetch" or options.offload_folder is None:
+        return None
+    return Converted.of(weights, options.offload_folder)
 
 
 def _total_bytes(targets: Sequence[Target]) -> int:

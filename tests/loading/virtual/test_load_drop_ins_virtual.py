@@ -99,6 +99,18 @@ def test_tensors_lie_where_accelerate_puts_them(
         assert found.is_meta or torch.equal(found.cpu(), expected.cpu()), name
 
 
+def test_a_pickle_may_be_written_over_while_parts_of_it_are_offloaded(
+    virtual_accelerators: Accelerators, tmp_path: Path
+) -> None:
+    model, path = blocks(), tmp_path / "weights.bin"
+    torch.save(model.state_dict(), path)
+    loaded = planner.load_checkpoint_and_dispatch(
+        blocks(), path, MAPS["all"], offload_folder=tmp_path / "rest"
+    )
+    torch.save({"other": torch.zeros(1)}, path)
+    assert torch.equal(loaded(X).cpu(), model(X))
+
+
 def test_what_was_left_on_disk_is_dispatched_from_there(
     checkpoint: tuple[Path, nn.Module], virtual_accelerators: Accelerators, tmp_path: Path
 ) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,6 +129,52 @@ def test_a_block_that_does_not_fit_twice_is_not_read_ahead(
         assert model(x).cpu().equal(stack()(x))
     assert virtual_accelerators.peak_bytes(0) - LAYER_BYTES <= 1.3 * LAYER_BYTES
     assert virtual_accelerators.pinned_bytes() > 0
+
+
+@pytest.mark.parametrize("dtype", ["auto", torch.bfloat16, torch.float64])
+def test_blocks_that_are_larger_than_the_slots(
+    dtype: Any, tmp_path: Path, virtual_accelerators: Accelerators
+) -> None:
+    """The bound on the CPU holds for pinned memory, too; blocks pass it in pieces."""
+
+    def wide() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(900, 900), nn.Linear(900, 901))
+
+    plain = wide().requires_grad_(False)
+    write_file(tmp_path / "model.safetensors", plain.state_dict(), gap=1)
+    with torch.device("meta"):
+        empty = wide().requires_grad_(False)
+    settle(virtual_accelerators)
+    room = {0: 20 << 20, "cpu": 2 << 20}
+    with virtual_accelerators.watch_streams():
+        model = planner.load(
+            tmp_path, empty, {"0": "cpu", "1": "disk"}, execution_map={"": 0}, dtype=dtype, staging_bytes=room
+        )
+        found = model(torch.ones(2, 900, dtype=torch.float32 if dtype == "auto" else dtype))
+    plain = plain.to(torch.float32 if dtype == "auto" else dtype)
+    assert found.cpu().equal(plain(torch.ones(2, 900, dtype=found.dtype)))
+    report = planner.load_report(model)
+    assert virtual_accelerators.pinned_bytes() == report.streamed.pinned_bytes == report.streamed.ring_bytes
+    assert 0 < report.streamed.ring_bytes <= report.staging_bytes <= 2 << 20
+
+
+def test_a_forked_child_reads_for_itself(folder: Path, x: torch.Tensor) -> None:
+    model, want = loaded(folder), stack()(x)
+    assert model(x).cpu().equal(want)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if model(x).cpu().equal(want) else 1)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert os.waitstatus_to_exitcode(status) == 0
+            return
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    pytest.fail("the child waits for something that it does not have")
 
 
 def test_a_slot_that_is_filled_without_waiting_is_noticed(

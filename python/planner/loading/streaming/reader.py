@@ -240,9 +240,7 @@ def _read(
         if ticket.paged:
             files.page_in(ticket.paged)
         if ticket.layout is not None and memory is not None:
-            more_bytes, direct_bytes = files.read_spans(
-                ticket.layout.spans, memory, direct=ticket.is_direct
-            )
+            more_bytes, direct_bytes = files.read_spans(ticket.layout.spans, memory, direct=ticket.is_direct)
             read_bytes = max(read_bytes, more_bytes)
             make_tensors(ticket.layout, memory)
     except BaseException as error:  # noqa: BLE001 (raised where the block is waited for)
