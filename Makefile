@@ -11,14 +11,15 @@ RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml $(wildcar
 LINTED := python tests benches examples docs/write_reference.py docs/write_pictures.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check build format-check lint types rust-test python-test sweep upstream docs bench wheel sdist fmt clean
+.PHONY: help demo test check build format-check lint types rust-test python-test sweep upstream docs bench gpu wheel sdist fmt clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-demo: build ## plan a 70B Llama beside accelerate; run a small one over two virtual accelerators and the CPU
+demo: build ## plan a 70B Llama beside accelerate; run small ones over two virtual accelerators and the CPU, and from the disk
 	$(BIN)/python examples/demo.py
 	$(BIN)/python examples/demo_dispatch.py
+	$(BIN)/python examples/demo_load.py
 
 test: rust-test python-test ## Rust and Python tests, without the long sweeps
 
@@ -79,6 +80,9 @@ bench: build ## the benchmark table (about ten minutes)
 	$(BIN)/python benches/bench_dispatch.py
 	$(BIN)/python benches/bench_cli.py
 	$(BIN)/python benches/bench_model.py
+
+gpu: build ## on a machine with a GPU: its tests, and loading, streaming and borders beside others (at most 8 minutes)
+	$(BIN)/python benches/gpu.py
 
 wheel: .venv/.dependencies ## an abi3 wheel in dist/
 	$(BIN)/maturin build --release --out dist

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaConfig, MixtralConfig, PreTrainedConfig
 
-__all__ = ["LARGE", "QUICK", "Written", "skeleton", "write_all"]
+__all__ = ["LARGE", "MANY_TENSORS", "QUICK", "Written", "skeleton", "write_all"]
 
 MANY_TENSORS = (3_000, 12_000)
 FILES_OF_MANY_TENSORS = 10

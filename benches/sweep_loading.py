@@ -28,6 +28,7 @@ from torch import Tensor
 
 import tiny_zoo
 from planner.checkpoint.files import find_files
+from planner.errors import CheckpointError
 from planner.loading.initial import initial_values
 from planner.loading.recipes import Recipes, find_recipes
 from planner.loading.skeleton import build_skeleton
@@ -36,15 +37,21 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "loading"))
 
 from stored_rows import made, rows_of  # type: ignore[import-not-found]
 
+# Some that have steps of their own, of each kind.
 CONVERTED = (
     "DeepseekV3ForCausalLM",
-    "Ernie4_5_VLMoeForConditionalGeneration",
     "GptOssForCausalLM",
+    "HrmTextForCausalLM",
     "LlavaForConditionalGeneration",
     "MixtralForCausalLM",
+    "NomicBertModel",
     "Qwen2VLForConditionalGeneration",
     "Qwen3MoeForCausalLM",
+    "Qwen3VLMoeForConditionalGeneration",
+    "Sapiens2Model",
 )
+# Where `from_pretrained` itself is wrong, and how.
+WRONG_THERE = {"ChineseCLIPModel": "zeroes the row of the padding word after it was loaded"}
 
 
 @dataclass
@@ -76,6 +83,8 @@ def judge_class(name: str) -> Found:
             return _judge(wanted, said, folder)
     except _NotTriedError as error:
         return Found(why_not=str(error))
+    except CheckpointError as error:
+        return Found(faults=[str(error)])
 
 
 class _NotTriedError(Exception):
@@ -155,6 +164,14 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return first.equal(second)
 
 
+def _outcome(name: str, found: Found) -> str:
+    if found.why_not:
+        return "not tried"
+    if not found.faults:
+        return "equal"
+    return "wrong there" if name in WRONG_THERE else "wrong"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -178,11 +195,11 @@ def main() -> int:
             print(f"go on with --from {number}")
             break
         found = judge_class(name)
-        counts["not tried" if found.why_not else "wrong" if found.faults else "equal"] += 1
+        counts[_outcome(name, found)] += 1
         if found.is_converted:
             counts["with steps"] += 1
             kinds.update(found.kinds)
-        if found.faults:
+        if found.faults and name not in WRONG_THERE:
             print(f"{name}: {len(found.faults)} faults: {'; '.join(found.faults[:3])[:600]}", flush=True)
         if found.why_not and given.only:
             print(f"{name}: {found.why_not}")

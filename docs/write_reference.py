@@ -81,6 +81,11 @@ PAGES = {
             *("crossings", "Crossing", "state_dict", "StateDict"),
         ),
     ),
+    "loading": Page(
+        "Loading models",
+        "See [loading](../loading.md) for what is read, and when.",
+        ("load", "load_report", "LoadReport", "LoadedTensor", "StreamingProgress"),
+    ),
     "accelerate": Page(
         "accelerate's functions: sizes and device maps",
         "The signatures are accelerate's; [divergences](../divergences.md) lists what differs.",
@@ -97,6 +102,7 @@ PAGES = {
         "accelerate's functions: models and tensors",
         "The signatures are accelerate's; [divergences](../divergences.md) lists what differs.",
         (
+            *("load_checkpoint_and_dispatch", "load_checkpoint_in_model"),
             *("dispatch_model", "cpu_offload", "disk_offload", "cpu_offload_with_hook"),
             *("init_empty_weights", "init_on_device", "set_module_tensor_to_device", "send_to_device"),
             *("find_device", "align_module_device", "get_non_persistent_buffers", "has_offloaded_params"),

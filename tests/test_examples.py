@@ -24,6 +24,7 @@ SHOWN = {
     "experts_to_cpu": [
         "{'model.layers.3.self_attn': 0, 'model.layers.3.mlp.gate': 0, 'model.layers.3.mlp.experts': 'cpu'}"
     ],
+    "demo_load": ["the same as transformers'", "times from disk (384 MiB), 0 times from the page cache"],
     "from_pretrained": ["cpu: detected: ", "7 tokens"],
     "fleet_in_ci": [
         "two large cards: fits, 0 bytes offloaded",

@@ -44,15 +44,23 @@ MAY_OPEN_CORE = (
     "strategies/auto.py",
     "strategies/sequential.py",
     "checkpoint/files.py",
+    "loading/reading.py",
 )
 # Tensor and module subclasses need torch when they are defined; nobody above loads these before they are wanted.
 LATE = (
     "dispatching/",
     "loading/",
     "verification/",
+    "compat/dat_files.py",
     "compat/dispatching.py",
+    "compat/distributed.py",
+    "compat/loaded.py",
+    "compat/load_rules.py",
+    "compat/loading.py",
     "compat/offloaded.py",
+    "compat/pickled.py",
     "compat/tensors.py",
+    "compat/weight_source.py",
 )
 
 

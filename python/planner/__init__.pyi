@@ -63,6 +63,12 @@ from planner.compat.dispatching import (
 from planner.compat.empty_init import (
     init_on_device as init_on_device,
 )
+from planner.compat.loading import (
+    load_checkpoint_and_dispatch as load_checkpoint_and_dispatch,
+)
+from planner.compat.loading import (
+    load_checkpoint_in_model as load_checkpoint_in_model,
+)
 from planner.compat.offloaded import (
     align_module_device as align_module_device,
 )
@@ -219,6 +225,21 @@ from planner.errors import (
 from planner.errors import (
     PlannerError as PlannerError,
 )
+from planner.loading.api import (
+    load as load,
+)
+from planner.loading.report import (
+    LoadedTensor as LoadedTensor,
+)
+from planner.loading.report import (
+    LoadReport as LoadReport,
+)
+from planner.loading.report import (
+    load_report as load_report,
+)
+from planner.loading.streaming.counters import (
+    StreamingProgress as StreamingProgress,
+)
 from planner.planning import (
     plan as plan,
 )
@@ -257,6 +278,8 @@ __all__ = [
     "InvalidInputError",
     "InvalidTreeError",
     "LayerwiseCastingHook",
+    "LoadReport",
+    "LoadedTensor",
     "ModelHook",
     "OffloadError",
     "OffloadedWeightsLoader",
@@ -266,6 +289,7 @@ __all__ = [
     "PrefixedDataset",
     "SequentialHook",
     "StateDict",
+    "StreamingProgress",
     "UserCpuOffloadHook",
     "Verification",
     "add_hook_to_module",
@@ -307,8 +331,12 @@ __all__ = [
     "init_empty_weights",
     "init_on_device",
     "is_valid",
+    "load",
+    "load_checkpoint_and_dispatch",
+    "load_checkpoint_in_model",
     "load_offloaded_weight",
     "load_offloaded_weights",
+    "load_report",
     "named_module_tensors",
     "offload_state_dict",
     "offload_weight",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import functools
 import shutil
 import tempfile
@@ -157,7 +158,7 @@ def saved(name: str) -> SavedModel:
 def empty(model: Any, cls: Any = None) -> Any:
     """A model of the same configuration on meta, which has its ties."""
     with torch.device("meta"):
-        return (cls or type(model))(model.config)
+        return (cls or type(model))(copy.deepcopy(model.config))
 
 
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

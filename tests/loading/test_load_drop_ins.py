@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -429,6 +431,34 @@ def test_a_folder_that_cannot_be_written_to_stays_as_it_was(
     assert not hasattr(model, "hf_device_map")
 
 
+def test_a_folder_is_as_it_was_where_the_model_cannot_be_written_to(
+    checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, folder = checkpoint("one_pickle", trained()), tmp_path / "rest"
+    first = trained()
+    torch.save(first.state_dict(), tmp_path / "first.bin")
+    earlier = planner.load_checkpoint_and_dispatch(
+        on_meta(), tmp_path / "first.bin", device_map={"batchnorm": "cpu", "": "disk"}, offload_folder=folder
+    )
+
+    def seen(where: Path) -> dict[str, bytes]:
+        return {each.name: each.read_bytes() for each in where.iterdir()}
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    before = seen(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("planner.loading.load.commit", interrupted)
+        for where in (folder, tmp_path / "other"):
+            with pytest.raises(KeyboardInterrupt):
+                planner.load_checkpoint_and_dispatch(
+                    on_meta(), source, device_map={"": "disk"}, offload_folder=where
+                )
+    assert seen(folder) == before and not (tmp_path / "other").exists()
+    assert torch.equal(earlier(X), first(X))
+
+
 def test_two_models_in_one_folder_keep_their_weights(tmp_path: Path, empty: Path) -> None:
     models = [trained(), trained()]
     loaded = []
@@ -564,6 +594,78 @@ def test_the_first_rank_alone_reads_where_that_is_asked(kind: str, checkpoint: C
     planner.load_checkpoint_and_dispatch(model, source, strict=True, broadcast_from_rank0=True)
     expected = planner.load_checkpoint_and_dispatch(Small().eval(), source)
     assert torch.equal(model(X), expected(X))
+
+
+TWO_RANKS = """
+import sys, torch, torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+import planner
+rank, rendezvous, source, missing = int(sys.argv[1]), *sys.argv[2:]
+dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+make = lambda: torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+expected = planner.load_checkpoint_and_dispatch(make(), source)
+for seen in (source, source if rank == 0 else missing):
+    plain, spread = make(), fully_shard(make(), mesh=init_device_mesh("cpu", (2,)))
+    for model in (plain, spread):
+        planner.load_checkpoint_and_dispatch(model, seen, strict=True, broadcast_from_rank0=True)
+    for one, whole, part in zip(plain.parameters(), expected.parameters(), spread.parameters(), strict=True):
+        assert isinstance(part, DTensor)
+        assert torch.equal(one, whole) and torch.equal(part.full_tensor(), whole)
+planner.load_checkpoint_and_dispatch(spread, source, strict=True)
+assert all(torch.equal(p.full_tensor(), w) for p, w in zip(spread.parameters(), expected.parameters()))
+dist.destroy_process_group()
+"""
+
+
+def test_two_ranks_get_what_the_first_one_reads(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    save_file(model.state_dict(), tmp_path / "m.safetensors")
+    ranks = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                TWO_RANKS,
+                str(rank),
+                tmp_path / "group",
+                tmp_path / "m.safetensors",
+                "nowhere",
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in ranks:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said[-3000:]
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_dtype_counts_without_a_map(kind: str, checkpoint: Callable[..., Path]) -> None:
+    model = on_meta()
+    planner.load_checkpoint_in_model(model, checkpoint(kind, trained()), dtype="float16")
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float16, torch.int64}
+
+
+@pytest.mark.parametrize("device_map", [None, {"": "cpu"}, {"": "disk"}], ids=["none", "cpu", "disk"])
+def test_ties_are_kept_and_made_again(device_map: Any, tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        n_layer=1, n_embd=8, n_head=2, vocab_size=16, n_positions=8, bos_token_id=0, eos_token_id=0
+    )
+    model = GPT2LMHeadModel(config).eval()
+    model.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        skeleton = GPT2LMHeadModel(config).eval()
+    skeleton.lm_head.weight = nn.Parameter(torch.empty(16, 8, device="meta"))
+    loaded = planner.load_checkpoint_and_dispatch(skeleton, tmp_path, device_map=device_map, strict=True)
+    words = torch.arange(4)[None]
+    assert torch.equal(loaded(words).logits, model(words).logits)
+    assert loaded.lm_head.weight is loaded.transformer.wte.weight
 
 
 def test_signatures_are_accelerates() -> None:

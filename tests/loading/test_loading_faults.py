@@ -5,7 +5,6 @@ Each case is a process of its own: elsewhere they crash, hang or compute with ot
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import resource
@@ -18,9 +17,9 @@ import torch
 
 import planner
 from layered_net import (
+    EVERY_WAY,
     LAYERS,
     MAPS,
-    READS,
     X,
     empty,
     is_right,
@@ -29,10 +28,8 @@ from layered_net import (
     written,
 )
 from planner import CheckpointError, OffloadError
-from rig.faults import must_end_clean
+from rig.faults import all_must_end_clean, must_end_clean
 from tensor_files import write_file
-
-every_way = pytest.mark.parametrize(("layout", "read"), list(itertools.product(MAPS, READS)))
 
 
 def cut(folder: Path) -> None:
@@ -83,7 +80,7 @@ HARMLESS: dict[str, Callable[[Path], None]] = {
     "replaced": replaced,
     "deleted": deleted,
     "folder deleted": shutil.rmtree,
-    "moved": lambda folder: folder.rename(folder.with_name("elsewhere")),  # type: ignore[dict-item,return-value]
+    "moved": lambda folder: folder.rename(folder.with_name(f"{folder.name} elsewhere")),  # type: ignore[dict-item,return-value]
 }
 
 
@@ -100,13 +97,10 @@ def case_of_changed_files(folder: Path, name: str, layout: str, read: str, forwa
             raise AssertionError("computed with files that have changed")
 
 
-@every_way
-@pytest.mark.parametrize("forwards", [0, 3])
 @pytest.mark.parametrize("name", CHANGED)
-def test_files_that_change_are_noticed_before_they_are_read(
-    name: str, layout: str, read: str, forwards: int, tmp_path: Path
-) -> None:
-    must_end_clean(case_of_changed_files, tmp_path / "model", name, layout, read, forwards)
+def test_files_that_change_are_noticed_before_they_are_read(name: str, tmp_path: Path) -> None:
+    variants = [(name, *way, forwards) for way in EVERY_WAY for forwards in (0, 3)]
+    all_must_end_clean(case_of_changed_files, tmp_path, variants)
 
 
 def case_of_one_changed_file(folder: Path, number: int) -> None:
@@ -147,12 +141,9 @@ def case_of_harmless_changes(folder: Path, name: str, layout: str, read: str) ->
     assert is_right(model)
 
 
-@every_way
 @pytest.mark.parametrize("name", HARMLESS)
-def test_files_that_are_replaced_or_deleted_go_on_being_read(
-    name: str, layout: str, read: str, tmp_path: Path
-) -> None:
-    must_end_clean(case_of_harmless_changes, tmp_path / "model", name, layout, read)
+def test_files_that_are_replaced_or_deleted_go_on_being_read(name: str, tmp_path: Path) -> None:
+    all_must_end_clean(case_of_harmless_changes, tmp_path, [(name, *way) for way in EVERY_WAY])
 
 
 def case_of_copies(folder: Path, layout: str) -> None:

@@ -91,7 +91,7 @@ def test_an_interrupt_anywhere_in_a_load(
 def test_an_interrupt_in_loading_anew(first: str, then: str, tries: int, tmp_path: Path) -> None:
     """A model that runs goes on running: with the weights that it had, or with the new ones."""
     old, new = written(tmp_path / "old"), written(tmp_path / "new", state(seed=2))
-    wants = [expected(), expected(state(seed=2))]
+    wants = [expected(), expected(seed=2)]
 
     def ready() -> Net:
         model: Net = planner.load(old, empty(), MAPS[first])

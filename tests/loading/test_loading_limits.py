@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
-import itertools
 import os
 import resource
 import subprocess
@@ -23,8 +22,8 @@ import torch
 
 import planner
 from layered_net import (
+    EVERY_WAY,
     MAPS,
-    READS,
     Before,
     Net,
     empty,
@@ -34,10 +33,8 @@ from layered_net import (
     written,
 )
 from planner import PlannerError
-from rig.faults import MIB, must_end_clean
+from rig.faults import MIB, all_must_end_clean, must_end_clean
 from tensor_files import write_file
-
-every_way = pytest.mark.parametrize(("layout", "read"), list(itertools.product(MAPS, READS)))
 
 
 def case_of_too_little_memory(folder: Path, placed: dict[str, Any], copy: Any, dtype: Any) -> None:
@@ -124,9 +121,9 @@ def wait_for(condition: Callable[[], bool]) -> bool:
 
 
 @pytest.mark.parametrize("end", ["deleted", "copied", "undispatched", "an error"])
-@pytest.mark.parametrize(("layout", "read"), [*itertools.product(MAPS, READS), ("cpu", "auto")])
-def test_nothing_is_left_of_a_model(layout: str, read: str, end: str, tmp_path: Path) -> None:
-    must_end_clean(case_of_what_is_left, tmp_path, layout, read, end)
+def test_nothing_is_left_of_a_model(end: str, tmp_path: Path) -> None:
+    variants = [(*way, end) for way in (*EVERY_WAY, ("cpu", "auto"))]
+    all_must_end_clean(case_of_what_is_left, tmp_path, variants, time_limit_s=60)
 
 
 def case_of_few_handles(folder: Path, layout: str) -> None:
@@ -200,8 +197,7 @@ def case_of_a_small_bound(folder: Path, layout: str, blocks: float, grad: bool) 
         assert planner.load_report(model).staging_bytes <= bound
 
 
-@pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("blocks", [0, 0.5, 1, 1.5, 2, 3, 100])
-@pytest.mark.parametrize("layout", MAPS)
-def test_the_bound_on_buffers_is_hard(layout: str, blocks: float, grad: bool, tmp_path: Path) -> None:
-    must_end_clean(case_of_a_small_bound, tmp_path, layout, blocks, grad)
+def test_the_bound_on_buffers_is_hard(blocks: float, tmp_path: Path) -> None:
+    variants = [(layout, blocks, grad) for layout in MAPS for grad in (False, True)]
+    all_must_end_clean(case_of_a_small_bound, tmp_path, variants)

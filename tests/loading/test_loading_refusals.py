@@ -5,6 +5,7 @@ Files that crash, hang or fill the machine elsewhere are tried in processes of t
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import struct
@@ -18,8 +19,8 @@ from torch import nn
 
 import planner
 from layered_net import ALTERNATING, LAYERS, Before, Net, X, empty, expected, state, written
-from planner import CheckpointError, InvalidInputError, PlanMismatchError, PlannerError
-from rig.faults import Verdict, judge
+from planner import CheckpointError, InvalidInputError, OffloadError, PlanMismatchError, PlannerError
+from rig.faults import must_end_clean
 from tensor_files import write_file
 
 MAPS: dict[str, dict[str, Any]] = {"cpu": {"": "cpu"}, "disk": {"": "disk"}, "alternating": ALTERNATING}
@@ -39,7 +40,7 @@ def refused(
         planner.load(checkpoint, model, placed, **settings)
     assert before.difference() == ""
     if isinstance(caught.value, CheckpointError):
-        assert caught.value.reason and caught.value.findings
+        assert caught.value.reason and caught.value.file
     return caught.value
 
 
@@ -132,27 +133,24 @@ BAD: dict[str, Callable[[Path], None]] = {
     "index is no JSON": lambda f: rewrite(f, lambda data: b"{", INDEX),
     "index is deep": lambda f: rewrite(f, lambda data: b'{"weight_map":' + b"[" * 100_000, INDEX),
     "index is not UTF-8": lambda f: rewrite(f, lambda data: b'{"weight_map": {"\xff": "a"}}', INDEX),
-    "index of a million rows": with_index({f"a.{n}.weight": "0.safetensors" for n in range(1_000_000)}),
+    "index of many rows": with_index({f"a.{n}.weight": "0.safetensors" for n in range(300_000)}),
     "only a pickle": only_a_pickle,
     "in two files, different": twice_and_different,
 }
 
 
-def case_of_a_bad_checkpoint(folder: Path, name: str, placed: dict[str, Any]) -> None:
-    BAD[name](folder)
-    folders = {path: path.is_symlink() or path.stat().st_size for path in folder.rglob("*")}
-    for model in (empty(), Net()):
-        error = refused(folder, model, placed)
+def case_of_a_bad_checkpoint(folder: Path, name: str) -> None:
+    BAD[name](written(folder / "model"))
+    listing = {path: path.is_symlink() or path.stat().st_size for path in folder.rglob("*")}
+    for model, placed in itertools.product((empty(), Net()), ({"": "cpu"}, {"": "disk"})):
+        error = refused(folder / "model", model, placed)
         assert str(folder) in str(error.file) or "safetensors" in str(error.file), error
-    assert folders == {path: path.is_symlink() or path.stat().st_size for path in folder.rglob("*")}
+    assert listing == {path: path.is_symlink() or path.stat().st_size for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("layout", ["cpu", "disk"])
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_checkpoint_is_refused(name: str, layout: str, tmp_path: Path) -> None:
-    folder = written(tmp_path / "model")
-    found = judge(case_of_a_bad_checkpoint, folder, name, MAPS[layout])
-    assert found.verdict is Verdict.CLEAN and found.error is None, found
+def test_a_bad_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
+    must_end_clean(case_of_a_bad_checkpoint, tmp_path, name)
 
 
 def test_every_missing_file_is_named(tmp_path: Path) -> None:
@@ -178,7 +176,6 @@ def test_all_findings_come_in_one_error(layout: str, make: Callable[[], Net], tm
     tensors["other.weight"] = torch.ones(2)
     error = refused(written(tmp_path, tensors), make(), MAPS[layout])
     text = findings_of(error)
-    assert len(error.findings) == 7, text
     for name in (
         "layers.0.up.weight",
         "head.bias",
@@ -189,8 +186,8 @@ def test_all_findings_come_in_one_error(layout: str, make: Callable[[], Net], tm
         "other.weight",
     ):
         assert name in text
-    for words in ("[3, 3]", "[32, 16]", "I64|int64", "F32|float32"):
-        assert any(word in text for word in words.split("|")), f"{words} not in {text}"
+    for words in ("[3, 3]", "[32, 16]", "int64", "float32"):
+        assert words in text
 
 
 @pytest.mark.parametrize("stored", [torch.int64, torch.int8, torch.uint8, torch.bool])
@@ -210,7 +207,7 @@ def test_a_cast_that_makes_values_infinite_is_refused(layout: str, tmp_path: Pat
     tensors["head.bias"][0] = torch.inf
     folder = written(tmp_path, tensors)
     if layout == "cpu":
-        text = str(refused(folder, empty(), MAPS[layout], dtype=torch.float16))
+        text = str(refused(folder, empty(), MAPS[layout], OffloadError, dtype=torch.float16))
         assert "embed.weight" in text and "3" in text
         return
     with pytest.raises(PlannerError, match="infinite"), torch.no_grad():
@@ -395,7 +392,7 @@ def test_one_that_is_loaded_already_is_loaded_anew(tmp_path: Path) -> None:
     with torch.no_grad():
         assert model(X).equal(expected())
         planner.load(second, model, {"": "disk"})
-        assert model(X).equal(expected(state(seed=2)))
+        assert model(X).equal(expected(seed=2))
         planner.load(first, model, {"": "cpu"})
         assert model(X).equal(expected())
 

@@ -118,7 +118,7 @@ def test_a_base_model_from_the_files_of_one_with_a_head(
     ("name", "inner"), [("llama", "model"), ("gpt2", "transformer"), ("mixtral", "model")]
 )
 def test_a_model_with_a_head_from_the_files_of_its_base(tmp_path: Path, name: str, inner: str) -> None:
-    headed = saved(name).model
+    headed = copy.deepcopy(saved(name).model)
     getattr(headed, inner).save_pretrained(tmp_path)
     wanted, said = type(headed).from_pretrained(tmp_path, output_loading_info=True)
     recipes = find_recipes(rows_of(tmp_path), empty(wanted))
@@ -324,7 +324,7 @@ def test_layers_that_differ_in_their_number_go_through_the_steps_once(
     names = [f"layers.{number}.{part}" for number in range(1000) for part in ("old.weight", "bias")]
     live = [name.replace("old", "new") for name in names]
     found = steps_of([WeightRenaming(".old.", ".new.")], *live).live_names(names)
-    assert [found[name].name for name in names] == live
+    assert [found[name].name if name in found else name for name in names] == live
     assert calls["steps"] <= 10
 
 

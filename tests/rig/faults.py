@@ -20,9 +20,18 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Outcome", "Verdict", "judge", "must_end_clean"]
+import torch
 
-PRELOADED = ["torch", "planner"]  # imported once; each case is a fork of that
+__all__ = ["Outcome", "Verdict", "all_must_end_clean", "judge", "must_end_clean"]
+
+# Imported once; each case is a fork of that.
+PRELOADED = [
+    "pytest",
+    "torch",
+    "planner.loading.load",
+    "planner.loading.api",
+    "planner.dispatching.install.prepare",
+]
 POLL_S = 0.02
 MIB = 1 << 20
 
@@ -95,6 +104,23 @@ def must_end_clean(case: Callable[..., Any], *arguments: Any, **limits: Any) -> 
     assert found.verdict is Verdict.CLEAN and found.error is None, found
 
 
+def all_must_end_clean(
+    case: Callable[..., Any], folder: Path, variants: Iterable[tuple[Any, ...]], **limits: Any
+) -> None:
+    """Judges variants of a case one behind the other in one process, `case(folder / "0", *variant)` and so on."""
+    must_end_clean(run_all, case, folder, list(variants), **{"time_limit_s": 60.0, **limits})
+
+
+def run_all(case: Callable[..., Any], folder: Path, variants: list[tuple[Any, ...]]) -> None:
+    """Prints each variant before it runs, so that the last one is known if the process dies."""
+    for number, variant in enumerate(variants):
+        print(variant, flush=True)
+        try:
+            case(folder / str(number), *variant)
+        except AssertionError as error:
+            raise AssertionError(f"{variant}: {error}") from error
+
+
 def run(
     sender: Connection,
     printed: str,
@@ -108,6 +134,7 @@ def run(
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     faulthandler.enable(file=2)
+    torch.set_num_threads(1)  # else its threads spin against those of other tests
     sender.send(("started", None, ""))
     try:
         case(*arguments)

@@ -154,6 +154,13 @@ def offloaded(model: nn.Module, index: dict[str, Any]) -> None:
     planner.dispatch_model(model, {"": 0}, main_device=0, offload_dir="folder", skip_keys="cache")
     planner.cpu_offload(model, execution_device=0, state_dict=model.state_dict(), offload_buffers=True)
     planner.disk_offload(model, Path("folder"), torch.device("cpu"), preload_module_classes=["Block"])
+    loaded = planner.load_checkpoint_and_dispatch(
+        model, "folder", "auto", {0: "10GiB"}, dtype="float16", strict=True
+    )
+    assert_type(loaded, nn.Module)
+    planner.load_checkpoint_in_model(
+        model, Path("w.bin"), {"": "disk"}, offload_folder="folder", keep_in_fp32_modules=["norm"]
+    )
     first, hook = planner.cpu_offload_with_hook(model, 0)
     assert_type(first, nn.Module)
     assert_type(hook, planner.UserCpuOffloadHook)
@@ -211,6 +218,20 @@ class Counting(planner.ModelHook):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         self.calls += 1
         return args, kwargs
+
+
+def loading(model: nn.Module, plan: planner.Plan) -> None:
+    assert_type(
+        planner.load("folder", max_memory={0: "20GiB", "disk": "1TB"}, headroom={0: "1GiB"}), nn.Module
+    )
+    planner.load(Path("folder"), model, plan, dtype=torch.float16, strict=False, allow_missing="*.bias")
+    planner.load("folder", model, {"": "disk"}, copy=True, read="direct", staging_bytes={"cpu": 1 << 30})
+    planner.load("folder", rename={"a": "b", "c": None}, convert="store", offload_folder="converted")
+    report = planner.load_report(model)
+    assert_type(report, planner.LoadReport)
+    assert_type(report.tensors, tuple[planner.LoadedTensor, ...])
+    assert_type(report.streamed.waited_seconds, float)
+    assert_type(report.summary(), str)
 
 
 def tensors(model: nn.Module) -> None:

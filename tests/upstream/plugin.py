@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from upstream.fetch import PARTS
 from upstream.substitution import replaced, shared_names
 
 
@@ -67,6 +68,11 @@ class Run:
             return (yield)
         with replaced(self.names):
             return (yield)
+
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        left_out = [item for item in items if not item.name.startswith(PARTS.get(item.path.stem, ("",)))]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         name = "::".join([Path(report.location[0]).stem, report.location[2]])

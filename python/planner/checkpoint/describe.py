@@ -42,13 +42,28 @@ def meta_model(name: str, config: Mapping[str, Any], where: str) -> Any:
         if _REPEATED.search(key) and type(said) is int and said > _MOST_REPEATED:
             raise ValueError(f"{key} is {shown(said)}; at most {_MOST_REPEATED} are built")
     try:
-        made = cls.config_class.from_dict(dict(config))
+        made = cls.config_class.from_dict(_with_special_floats(dict(config)))
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
             model = cls._from_config(made)
             model.tie_weights()
     except Exception as error:
         raise ValueError(f"{name} refuses the configuration: {type(error).__name__}: {error}") from error
     return model
+
+
+def _with_special_floats(said: Any) -> Any:
+    """What a configuration says, with the numbers for which JSON has no word, as transformers writes them.
+
+    Source: ``_decode_special_floats``, transformers 5.23, configuration_utils.py.
+    """
+    match said:
+        case {"__float__": "Infinity" | "-Infinity" | "NaN" as word} if len(said) == 1:
+            return float(word)
+        case dict():
+            return {key: _with_special_floats(each) for key, each in said.items()}
+        case list():
+            return [_with_special_floats(each) for each in said]
+    return said
 
 
 def generation_config(said: Mapping[str, Any] | None, config: Mapping[str, Any]) -> Any:

@@ -59,9 +59,35 @@ class CheckpointFiles:
         return Headers.read(paths, [printable(path) for path in paths], self.index)
 
     def open_headers(self) -> tuple[list[StoredFile], Headers]:
-        """The files, opened, and what their headers say, read from these very handles. Raises CheckpointError."""
-        files = [StoredFile.open(path, printable(path)) for path in self.weights]
+        """The files, opened, and what their headers say, read from these very handles. Raises CheckpointError.
+
+        Of more files than may well be open at once, the others are mapped and closed; whoever reads them opens them for the time.
+        """
+        most = most_handles()
+        files = []
+        for number, path in enumerate(self.weights):
+            file = StoredFile.open(path, printable(path))
+            if number >= most:
+                file.map()
+                file.close()
+            files.append(file)
         return files, Headers.of_files(files, self.index)
+
+
+def most_handles() -> int:
+    """How many files a checkpoint may keep open: two handles each, one for reading past the page cache, leave others a third."""
+    try:
+        import resource
+    except ImportError:  # this system has no such limit
+        return _MOST_NUMBERED
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return _MOST_NUMBERED
+    try:
+        used = len(os.listdir("/proc/self/fd"))
+    except OSError:  # this system does not say
+        used = 64
+    return max(0, limit - used) // 3
 
 
 def find_files(source: str | os.PathLike[str]) -> CheckpointFiles:

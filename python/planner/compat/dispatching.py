@@ -12,7 +12,7 @@ from torch import nn
 
 from planner.arguments import path_text
 from planner.compat.accelerate import check_device_map
-from planner.compat.loaded import weights_in_files
+from planner.compat.loaded import streams_of, weights_in_files
 from planner.dispatching.api import carry_out
 from planner.dispatching.hooks.attach import add_hook_to_module
 from planner.dispatching.hooks.moving import CpuOffload, UserCpuOffloadHook
@@ -34,6 +34,7 @@ from planner.names import text_set
 __all__ = ["cpu_offload", "cpu_offload_with_hook", "disk_offload", "dispatch_model", "require_cover"]
 
 _CPU: Final = torch.device("cpu")
+_NOWHERE: Final = torch.empty(0, device="meta")
 
 
 def dispatch_model(
@@ -90,6 +91,7 @@ def dispatch_model(
         weights = _written(model, on_disk, offload_dir, offload_index, state_dict)
     elif state_dict is not None:
         weights = OffloadedWeightsLoader(state_dict)
+    streams = streams_of(in_files)
     carry_out(
         model,
         DispatchRequest(
@@ -100,8 +102,10 @@ def dispatch_model(
             home=None if in_files is None else _CPU,
             force_borders=force_hooks,
             whole_classes=text_set(preload_module_classes, "preload_module_classes"),
+            reads_ahead=streams.made,
         ),
     )
+    streams.start()
     return model
 
 
@@ -203,15 +207,16 @@ def disk_offload(
     Source: accelerate 1.15, big_modeling.py.
     """
     require_initialised(model)
-    weights: Mapping[str, torch.Tensor] | None = None
     if not _has_index(offload_dir):
-        weights = weights_in_files(model, [""], offload_buffers=offload_buffers)
-    home = None if weights is None else _CPU
-    if weights is None:
-        _require_flat(model, [""])
-        _write_once(offload_dir, model.state_dict())
-        weights = OffloadedWeightsLoader(save_folder=offload_dir)
-    return _offload_all(model, None, execution_device, offload_buffers, weights, preload_module_classes, home)
+        in_files = weights_in_files(model, [""], offload_buffers=offload_buffers)
+        if in_files is not None:
+            return _offload_all(
+                model, None, execution_device, offload_buffers, in_files, preload_module_classes
+            )
+    _require_flat(model, [""])
+    _write_once(offload_dir, model.state_dict())
+    weights = OffloadedWeightsLoader(save_folder=offload_dir)
+    return _offload_all(model, None, execution_device, offload_buffers, weights, preload_module_classes)
 
 
 def _offload_all(
@@ -221,25 +226,29 @@ def _offload_all(
     offload_buffers: bool,
     weights: Mapping[str, torch.Tensor] | None,
     preload_module_classes: Iterable[str] | None,
-    home: torch.device | None = None,
 ) -> nn.Module:
     require_initialised(model)
+    in_files = weights if isinstance(weights, FileWeights) else None
     if execution_device is None:
-        first = next(chain(model.parameters(), model.buffers()), None)
-        execution_device = "cpu" if first is None or (first.is_meta and home is not None) else first.device
+        first = next(chain(model.parameters(), model.buffers()), _NOWHERE)
+        is_nowhere = first.is_meta and (first is _NOWHERE or in_files is not None)
+        execution_device = _CPU if is_nowhere else first.device
     device = resolve_device(execution_device)
     resolved_map = ResolvedDeviceMap({}, main_device="cpu" if device.type == "cpu" else device)
     resolved_map.placements[""] = Placement(storage_device, device, True)
+    streams = streams_of(in_files)
     carry_out(
         model,
         DispatchRequest(
             resolved_map=resolved_map,
             offload_buffers=offload_buffers,
             weights=weights,
-            home=home,
+            home=None if in_files is None else _CPU,
             whole_classes=text_set(preload_module_classes, "preload_module_classes"),
+            reads_ahead=streams.made,
         ),
     )
+    streams.start()
     return model
 
 

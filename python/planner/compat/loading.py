@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import torch
 from torch import nn
 
-from planner.arguments import path_text
 from planner.compat.accelerate import get_balanced_memory, infer_auto_device_map
-from planner.compat.dat_files import write_dat_files
+from planner.compat.dat_files import pickled_part
 from planner.compat.dispatching import require_cover
 from planner.compat.distributed import is_asked_for, load_distributed
+from planner.compat.load_rules import cast_rule, places_of, require_device, without_scales
 from planner.compat.ties import check_tied_parameters_on_same_device, find_tied_parameters
 from planner.compat.weight_source import WeightSource, open_weights
 from planner.dispatching.install.device_map import ResolvedDeviceMap, require_unscripted, require_whole
 from planner.dispatching.install.record import dispatched_models
-from planner.dispatching.install.regions import Placement
 from planner.dispatching.install.request import DispatchRequest
-from planner.dispatching.tensors.slots import modules_of, own_slots
-from planner.errors import InvalidConstraintError, InvalidInputError
+from planner.errors import InvalidInputError
 from planner.loading.load import LoadSource, PreparedLoad, prepare_load
 from planner.loading.options import LoadOptions
 from planner.loading.report import load_report
 from planner.loading.source import require_nothing
-from planner.loading.stored import StoredTensor
 from planner.loading.targets import CastRule, Leniency
-from planner.loading.weights import FileWeights
-from planner.model.dtypes import resolve_dtype
-from planner.model.tree import ModuleTree
-from planner.names import listed, qualified, require_map, require_module, text_set
+from planner.names import listed, require_map, require_module, text_set
 from planner.spelling import shown
 
 __all__ = ["load_checkpoint_and_dispatch", "load_checkpoint_in_model"]
@@ -106,7 +100,7 @@ def load_checkpoint_and_dispatch(
         _load_in_place(
             model,
             checkpoint,
-            _cast_rule(dtype, None),
+            cast_rule(dtype, None),
             strict=strict,
             full_state_dict=full_state_dict,
             broadcast_from_rank0=broadcast_from_rank0,
@@ -128,8 +122,9 @@ def load_checkpoint_and_dispatch(
         home=_CPU,
     )
     source = open_weights(checkpoint)
-    prepared = _prepared(model, source, request, _cast_rule(dtype, None), strict=strict)
-    prepared.commit(_resting(prepared, source, offload_folder))
+    prepared = _prepared(model, source, request, cast_rule(dtype, None), strict=strict)
+    with pickled_part(prepared, source, offload_folder) as weights:
+        prepared.commit(weights)
     _tell_unexpected(model, source)
     return model
 
@@ -179,7 +174,7 @@ def load_checkpoint_in_model(
             "offload_8bit_bnb quantises while it loads, which is from_pretrained(folder, quantization_config=…, device_map=…)'s work; "
             "planner places what is stored"
         )
-    dtype_of = _cast_rule(dtype, keep_in_fp32_modules)
+    dtype_of = cast_rule(dtype, keep_in_fp32_modules)
     if device_map is None:
         _load_in_place(
             model,
@@ -195,14 +190,14 @@ def load_checkpoint_in_model(
     require_map(device_map)
     check_tied_parameters_on_same_device(find_tied_parameters(model), device_map)
     source = open_weights(checkpoint)
-    _require_device(model, device_map, source.rows)
+    require_device(model, device_map, source.rows)
     # What is on the CPU shall be there, although it would run elsewhere once the model is dispatched.
     resolved_map = ResolvedDeviceMap(device_map, main_device="cpu")
     require_whole(model, resolved_map)
     request = DispatchRequest(resolved_map=resolved_map, offload_buffers=bool(offload_buffers))
     prepared = _prepared(model, source, request, dtype_of, strict=strict, leaves_missing=True)
-    _resting(prepared, source, offload_folder)
-    prepared.commit(is_dispatched=False)
+    with pickled_part(prepared, source, offload_folder):
+        prepared.commit(is_dispatched=False)
     _tell_unexpected(model, source)
 
 
@@ -253,28 +248,12 @@ def _load_in_place(
         return
     source = open_weights(checkpoint)
     earlier: Any = getattr(model, "hf_device_map", None) if dispatched_models(model) else None
-    resolved_map = _places_of(model) if earlier is None else ResolvedDeviceMap(earlier)
+    resolved_map = places_of(model) if earlier is None else ResolvedDeviceMap(earlier)
     request = DispatchRequest(resolved_map=resolved_map)
     prepared = _prepared(model, source, request, dtype_of, strict=strict, leaves_missing=leaves_missing)
-    resting = _resting(prepared, source, offload_folder, may_hold=True)
-    prepared.commit(resting, is_dispatched=earlier is not None)
+    with pickled_part(prepared, source, offload_folder, may_hold=True) as weights:
+        prepared.commit(weights, is_dispatched=earlier is not None)
     _tell_unexpected(model, source)
-
-
-def _places_of(model: nn.Module) -> ResolvedDeviceMap:
-    """Where a model's tensors are, as a map: one device, or one for each tensor."""
-    devices = {
-        qualified(prefix, slot.name): _CPU if slot.read().is_meta else slot.read().device
-        for prefix, module in modules_of(model)
-        for slot in own_slots(module)
-    }
-    resolved_map = ResolvedDeviceMap({}, main_device="cpu")
-    if len(set(devices.values())) == 1:
-        devices = {"": next(iter(devices.values()))}
-    resolved_map.placements.update(
-        {name: Placement(device, device, False) for name, device in devices.items()}
-    )
-    return resolved_map
 
 
 def _prepared(
@@ -293,84 +272,8 @@ def _prepared(
         leniency=Leniency(strict=bool(strict), leaves_missing=leaves_missing and not strict),
         copy=True if source.is_pickled else "auto",
     )
-    rows = _without_scales(model, source.rows)
+    rows = without_scales(model, source.rows)
     return prepare_load(model, LoadSource(source.name, source.files, rows), request, options)
-
-
-def _without_scales(model: nn.Module, rows: Sequence[StoredTensor]) -> list[StoredTensor]:
-    """Leaves out what bitsandbytes keeps beside its int8 weights, where the model has no place of its own for it."""
-    packed = {row.name.removesuffix("weight") for row in rows if row.dtype == torch.int8}
-    scales = {row.name for row in rows if row.name.endswith("SCB") and row.name.removesuffix("SCB") in packed}
-    own = set(model.state_dict(keep_vars=True)) if scales else set()
-    return [row for row in rows if row.name not in scales or row.name in own]
-
-
-def _resting(
-    prepared: PreparedLoad,
-    source: WeightSource,
-    offload_folder: str | os.PathLike[str] | None,
-    *,
-    may_hold: bool = False,
-) -> FileWeights | None:
-    """Where the part on disk and on the CPU of a pickled checkpoint rests, which cannot be its files; None for others.
-
-    Args:
-        may_hold: without a folder, the part on disk is kept in memory.
-    """
-    weights = prepared.residents.weights
-    if not source.is_pickled or weights is None:
-        return None
-    placements = {
-        place.name: place.placement for target in prepared.judged.targets for place in target.places
-    }
-    is_held = may_hold and offload_folder is None
-    on_disk = {
-        name: wanted
-        for name, wanted in weights.wanted.items()
-        if placements[name].storage_device is None and not is_held
-    }
-    held = {name: weights[name] for name in weights if name not in on_disk}
-    if not on_disk:
-        return FileWeights(source.files, {}, held)
-    if offload_folder is None:
-        raise InvalidInputError(
-            f"{listed(map(repr, on_disk))} of this pickled checkpoint rest on disk, where they are written to: pass along an "
-            "`offload_folder` (safetensors files need none)"
-        )
-    written = write_dat_files(path_text(offload_folder, "offload_folder"), source.files, on_disk)
-    return FileWeights(written.files, written.wanted, held)
-
-
-def _require_device(model: nn.Module, device_map: Mapping[str, Any], rows: Sequence[StoredTensor]) -> None:
-    """Raises InvalidConstraintError for tensors of the files that a map gives no device."""
-    unknown, uncovered = ModuleTree.from_module(model).uncovered(device_map, "saved")
-    stored = {row.name for row in rows}
-    homeless = tuple(name for name in uncovered if name in stored)
-    if homeless:
-        raise InvalidConstraintError(
-            f"{listed(map(repr, homeless))} have no device in the device_map",
-            names=homeless,
-            suggestions=tuple(unknown),
-        )
-
-
-def _cast_rule(dtype: Any, keep_in_fp32_modules: Iterable[str] | None) -> CastRule:
-    """accelerate's rule: the dtype that was named, for floating tensors, and otherwise the model's own."""
-    wide = text_set(keep_in_fp32_modules, "keep_in_fp32_modules")
-    if dtype is None:
-        return lambda _name, _stored, found: found.dtype
-    wanted = resolve_dtype(dtype)
-    if not wanted.is_floating_point:
-        raise InvalidInputError(f"dtype is what floating tensors become; {shown(dtype)} is not floating")
-
-    def rule(name: str, stored: torch.dtype, found: Any) -> torch.dtype:
-        is_packed = stored.itemsize == 1 and found.dtype == stored
-        if not stored.is_floating_point or is_packed:
-            return stored
-        is_wide = wanted in _HALVES and any(key == name or f"{key}." in name for key in wide)
-        return torch.float32 if is_wide else wanted
-
-    return rule
 
 
 def _tell_unexpected(model: nn.Module, source: WeightSource) -> None:

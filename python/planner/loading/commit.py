@@ -15,6 +15,7 @@ from planner.dispatching.install.regions import Regions
 from planner.dispatching.install.request import DispatchRequest
 from planner.dispatching.tensors.copies import copy_marks
 from planner.dispatching.tensors.journal import Journal
+from planner.dispatching.tensors.placeholder import is_offloaded
 from planner.loading.targets import Target
 
 __all__ = ["commit"]
@@ -61,6 +62,8 @@ def commit(
 def _write(journal: Journal, target: Target, value: torch.Tensor, taken: set[int]) -> None:
     found = target.found
     if value is found:
+        if found.is_meta and not is_offloaded(found):
+            _put(journal, target, found)  # a tie that the skeleton has lost
         return
     first = target.places[0].slot
     made = value
@@ -75,5 +78,10 @@ def _write(journal: Journal, target: Target, value: torch.Tensor, taken: set[int
         made.grad = found.grad
         journal.move(found, made)
         made = found
+    _put(journal, target, made)
+
+
+def _put(journal: Journal, target: Target, made: torch.Tensor) -> None:
     for place in target.places:
-        journal.set(place.slot.table, place.slot.name, made)
+        if place.slot.read() is not made:
+            journal.set(place.slot.table, place.slot.name, made)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,23 +95,25 @@ class ClassSteps:
 
     # ---- Names
 
-    def live_names(self, names: Sequence[str]) -> dict[str, LiveName]:
-        """What stored names become. Cost: names that differ in their numbers only go through the steps once."""
+    def live_names(self, names: Collection[str]) -> dict[str, LiveName]:
+        """What stored names become, without those that are live as they are and stay it.
+
+        Cost: names that differ in their numbers only go through the steps once.
+        """
         from transformers.core_model_loading import dot_natural_key
 
+        found: dict[str, LiveName] = {}
         if not self._is_plain() or any(GAP in name for name in names):
-            return {
-                name: self._live_name(name, *self._stepped(name))
-                for name in sorted(names, key=dot_natural_key)
-            }
+            for name in sorted(names, key=dot_natural_key):
+                self._find(name, *self._stepped(name), found)
+            return found
         alike: dict[str, list[str]] = {}
         for name in names:
             alike.setdefault(general_name(name), []).append(name)
         marker = unused_number(alike)
-        found: dict[str, LiveName] = {}
         # In natural order, because some steps wait until a certain name was met.
         for general in sorted(alike, key=lambda general: dot_natural_key(marked(general, marker))):
-            found.update(self._all_alike(general, marker, alike[general]))
+            self._find_alike(general, marker, alike[general], found)
         return found
 
     def _is_plain(self) -> bool:
@@ -124,8 +126,10 @@ class ClassSteps:
             for step in self.steps
         )
 
-    def _all_alike(self, general: str, marker: str, names: Sequence[str]) -> Iterator[tuple[str, LiveName]]:
-        """Names that differ in their numbers only."""
+    def _find_alike(
+        self, general: str, marker: str, names: Sequence[str], found: dict[str, LiveName]
+    ) -> None:
+        """What names become that differ in their numbers only."""
         start = marked(general, marker)
         text, pattern = self._stepped(start)
         goal = template(text, marker)
@@ -137,10 +141,11 @@ class ClassSteps:
         )
         for name in names:
             if not is_general:
-                yield name, self._live_name(name, *self._stepped(name))
-            else:
-                renamed = name if is_same else filled(goal, part_numbers(name))
-                yield name, self._live_name(name, renamed, pattern)
+                self._find(name, *self._stepped(name), found)
+            elif not is_same:
+                self._find(name, filled(goal, part_numbers(name)), pattern, found)
+            elif pattern is not None or name not in self.live:
+                self._find(name, name, pattern, found)
 
     def _stepped(self, name: str) -> tuple[str, str | None]:
         from transformers.core_model_loading import apply_converters, apply_renamings
@@ -148,13 +153,12 @@ class ClassSteps:
         renamed, pattern = apply_converters(apply_renamings(name, self._renamings), self._converters)
         return renamed, pattern
 
-    def _live_name(self, name: str, renamed: str, pattern: str | None) -> LiveName:
-        if renamed in self.live:
-            return LiveName(renamed, pattern)
-        prefixed = self._prefixed(renamed)
-        if prefixed not in self.live and name in self.live:
-            return LiveName(name, None)
-        return LiveName(prefixed, pattern)
+    def _find(self, name: str, renamed: str, pattern: str | None, found: dict[str, LiveName]) -> None:
+        goal = renamed if renamed in self.live else self._prefixed(renamed)
+        if goal not in self.live and name in self.live:
+            goal, pattern = name, None
+        if goal != name or pattern is not None or goal not in self.live:
+            found[name] = LiveName(goal, pattern)
 
     def _prefixed(self, name: str) -> str:
         """A name with one level of the base model's name more or less, if that makes it live."""

@@ -137,4 +137,5 @@ def _header(rows: Sequence[StoredTensor]) -> bytes:
 
 def _bytes_of(files: OpenFiles, wanted: WantedTensor) -> memoryview:
     tensor = made(files, wanted).detach().contiguous()
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+    found: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
+    return found

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from planner.loading.conversions import is_of_transformers
+from planner.names import listed
 
 __all__ = ["InitialValues", "initial_values"]
 
@@ -47,13 +49,15 @@ def initial_values(model: nn.Module, names: Collection[str]) -> InitialValues:
         return InitialValues({}, ())
     places = [_Place.of(model, name) for name in names]
     values: dict[str, Tensor] = {}
+    failed: list[str] = []
     with torch.no_grad(), torch.device("cpu"):
-        if all(place.is_buffer for place in places):
-            values.update(_of_single_modules(model, places))
-        left = [place for place in places if place.name not in values]
-        values.update(_of_whole_models(model, left))
+        for outermost, inside in _by_model(model, places):
+            try:
+                values.update(_made(outermost, inside))
+            except _CodeError as error:
+                failed.append(str(error))
     unknown = [place for place in places if place.name not in values]
-    return InitialValues(values, tuple(map(_finding, unknown)))
+    return InitialValues(values, (*failed, *map(_finding, unknown)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,48 +104,55 @@ def _finding(place: _Place) -> str:
     )
 
 
-def _of_single_modules(model: nn.Module, places: Sequence[_Place]) -> Iterator[tuple[str, Tensor]]:
+class _CodeError(Exception):
+    """A model's own code raised something, and what."""
+
+
+def _by_model(model: nn.Module, places: Sequence[_Place]) -> Iterator[tuple[nn.Module, list[_Place]]]:
+    """Tensors with the outermost model of transformers around them, or, where there is none, with the whole."""
+    found: dict[int, tuple[nn.Module, list[_Place]]] = {}
+    for place in places:
+        outermost = next(filter(is_of_transformers, place.line), model)
+        found.setdefault(id(outermost), (outermost, []))[1].append(place)
+    yield from found.values()
+
+
+def _made(model: nn.Module, places: Sequence[_Place]) -> dict[str, Tensor]:
+    """Values by the code of one model."""
+    if not is_of_transformers(model):
+        shells = _Shells(places)
+        return shells.after(lambda: _reset(model, shells))
+    values: dict[str, Tensor] = {}
+    if all(place.is_buffer for place in places):
+        values = _made_by_owners(places)
+    left = [place for place in places if place.name not in values]
+    if left:
+        shells = _Shells(left)
+        whole = cast("Any", shells.of(model))
+        values.update(shells.after(whole.initialize_weights))
+    return values
+
+
+def _made_by_owners(places: Sequence[_Place]) -> dict[str, Tensor]:
     """Buffers that the initialisation of their owner alone fills: they follow from a configuration, not from chance."""
     by_owner: dict[int, list[_Place]] = {}
     for place in places:
         by_owner.setdefault(id(place.owner), []).append(place)
+    values: dict[str, Tensor] = {}
     for alike in by_owner.values():
-        models = [module for module in alike[0].line if is_of_transformers(module)]
-        if models:
-            shells = _Shells(alike)
-            initialise = cast("Any", models[-1])._init_weights
-            initialise(shells.of(alike[0].owner))
-            yield from shells.written()
+        shells = _Shells(alike)
+        innermost = cast("Any", next(filter(is_of_transformers, reversed(alike[0].line))))
+        values.update(shells.after(partial(innermost._init_weights, shells.of(alike[0].owner))))
+    return values
 
 
-def _of_whole_models(model: nn.Module, places: Sequence[_Place]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors by a run over everything that may have to do with them, in the order in which it is always done."""
-    outermost: dict[int, tuple[nn.Module, list[_Place]]] = {}
-    others: list[_Place] = []
-    for place in places:
-        root = next((module for module in place.line if is_of_transformers(module)), None)
-        if root is None:
-            others.append(place)
-        else:
-            outermost.setdefault(id(root), (root, []))[1].append(place)
-    for root, inside in outermost.values():
-        shells = _Shells(inside)
-        cast("Any", shells.of(root)).initialize_weights()
-        yield from shells.written()
-    if others:
-        yield from _reset(model, others)
-
-
-def _reset(model: nn.Module, places: Sequence[_Place]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors by torch's convention, for each module that holds one of them: what is inside first."""
-    concerned = {id(module) for place in places for module in place.line}
-    shells = _Shells(places)
-    shell = shells.of(model)
-    for original, copied in zip(_inside_first(model), _inside_first(shell), strict=True):
+def _reset(model: nn.Module, shells: _Shells) -> None:
+    """Has all modules that hold a wanted tensor follow torch's convention: what is inside first."""
+    concerned = {id(module) for place in shells.places for module in place.line}
+    for original, copied in zip(_inside_first(model), _inside_first(shells.of(model)), strict=True):
         reset = getattr(copied, "reset_parameters", None) or getattr(copied, "_reset_parameters", None)
         if id(original) in concerned and callable(reset):
             reset()
-    yield from shells.written()
 
 
 def _inside_first(module: nn.Module) -> list[nn.Module]:
@@ -158,11 +169,15 @@ def _inside_first(module: nn.Module) -> list[nn.Module]:
 
 @dataclass
 class _Shells:
-    """Copies of modules: wanted tensors with memory that nobody has written yet, all others on meta, marked as initialised."""
+    """Copies of modules: wanted tensors with memory that nobody has written yet, all others on meta, marked as initialised.
+
+    A tensor with several names is wanted in one place only: in the others, it would be initialised again, which
+    ``from_pretrained``, which ties afterwards, does not do.
+    """
 
     places: Sequence[_Place]
     _modules: dict[int, nn.Module] = field(default_factory=dict)
-    _tensors: dict[int, Tensor] = field(default_factory=dict)
+    _wanted: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     # What each wanted tensor was before: itself, and its version.
     _before: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
 
@@ -171,7 +186,7 @@ class _Shells:
             original = place.in_module(place.owner)
             assert original is not None, "names are of tensors"
             wanted = _unwritten(original)
-            self._tensors[id(original)] = wanted
+            self._wanted[id(place.owner), place.local] = wanted
             self._before[place.name] = (wanted, wanted._version)
 
     def of(self, module: nn.Module) -> nn.Module:
@@ -183,34 +198,42 @@ class _Shells:
         shell.__dict__.update(module.__dict__)
         shell.__dict__.pop("_is_hf_initialized", None)
         for kind in ("_parameters", "_buffers"):
-            tensors = module.__dict__[kind]
+            tensors: dict[str, Tensor | None] = module.__dict__[kind]
             shell.__dict__[kind] = {
-                name: tensor if tensor is None else self._empty(tensor) for name, tensor in tensors.items()
+                name: tensor if tensor is None else self._wanted.get((id(module), name), _initialised(tensor))
+                for name, tensor in tensors.items()
             }
         shell.__dict__["_modules"] = {
             name: child if child is None else self.of(child) for name, child in module._modules.items()
         }
         return shell
 
-    def _empty(self, original: Tensor) -> Tensor:
-        known = self._tensors.get(id(original))
-        if known is None:
-            known = torch.empty(original.shape, dtype=original.dtype, device="meta")
-            if isinstance(original, nn.Parameter):
-                known = nn.Parameter(known, requires_grad=False)
-            known._is_hf_initialized = True  # type: ignore[attr-defined]
-            self._tensors[id(original)] = known
-        return known
-
-    def written(self) -> Iterator[tuple[str, Tensor]]:
-        """Wanted tensors that have got a value."""
+    def after(self, code: Callable[[], object]) -> dict[str, Tensor]:
+        """Runs code on the copies, and gives the wanted tensors that have got a value. Raises _CodeError."""
+        try:
+            code()
+        except Exception as error:
+            names = listed((place.name for place in self.places), most=3)
+            raise _CodeError(
+                f"the model's own code cannot make {names}: {type(error).__name__}: {error}"
+            ) from error
+        found = {}
         for place in self.places:
             now = place.in_module(self.of(place.owner))
             before, version = self._before[place.name]
-            is_new = now is not None and not now.is_meta and now is not before
-            if is_new or before._version != version or not _is_unwritten(before):
-                assert now is not None
-                yield place.name, now.detach()
+            is_new = now is not before and now is not None and not now.is_meta
+            if now is not None and (is_new or before._version != version or not _is_unwritten(before)):
+                found[place.name] = now.detach()
+        return found
+
+
+def _initialised(original: Tensor) -> Tensor:
+    """What stands for a tensor that is not wanted: without values, and with transformers' mark of one that has its values."""
+    tensor = torch.empty(original.shape, dtype=original.dtype, device="meta")
+    if isinstance(original, nn.Parameter):
+        tensor = nn.Parameter(tensor, requires_grad=False)
+    tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+    return tensor
 
 
 def _unwritten(original: Tensor) -> Tensor:

@@ -161,12 +161,17 @@ def prepare_load(
         apart = settle_doubled(recipes, source.files)
         judged = judge(regions.places, recipes, apart.ties, options.dtype_of, options.leniency)
         require_nothing((*apart.findings, *judged.findings), source.name)
-        initial = initial_values(model, [target.name for target in judged.absent])
-        require_nothing(initial.findings, source.name)
+        leaves_missing = options.leniency.leaves_missing
+        initial = initial_values(
+            model, [target.name for target in judged.absent if not (leaves_missing and target.is_saved)]
+        )
+        require_nothing(() if leaves_missing else initial.findings, source.name)
         slow = source.files.slow_files() if options.copy == "auto" else frozenset()
 
         def copies(wanted: WantedTensor) -> bool:
-            return options.copy is True or any(row.file in slow for row in sources_of(wanted.recipe))
+            if not slow:
+                return options.copy is True
+            return any(row.file in slow for row in sources_of(wanted.recipe))
 
         with progress_of(options.progress, _total_bytes(judged.targets)) as advance:
             residents = make_residents(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from planner.checkpoint.describe import ignored_names
 from planner.loading.conversions import ClassSteps, is_of_transformers
+from planner.loading.live import live_tensors
 from planner.loading.recipe import Computed, Part, Pieces, Recipe
 from planner.loading.stored import StoredTensor
 from planner.loading.ties import Doubled, find_ties
@@ -69,21 +70,17 @@ def find_recipes(rows: Sequence[StoredTensor], model: nn.Module, rename: Rename 
     Cost: O(names); names that differ in their numbers only go through transformers' steps once, and a tensor that is used as
         it is stored costs no object: its recipe is the row.
     """
-    live = {
-        name: tensor
-        for name, tensor in model.state_dict(keep_vars=True).items()
-        if isinstance(tensor, Tensor)
-    }
+    live = live_tensors(model)
     found = _Found(live)
     renamed = found.renamed(rows, rename)
     steps = ClassSteps.of_model(model, live) if is_of_transformers(model) else None
     if steps is None:
-        for name, row in renamed:
+        for name, row in renamed.items():
             found.take(name, row)
     else:
         _take_stepped(renamed, steps, found)
     ties = find_ties(model, live, found.by_name)
-    ignored = _matching(found.left, ignored_names(model) if steps else ())
+    ignored = _matching(found.left, ignored_names(model) if steps and found.left else ())
     missing = [
         name
         for name in live
@@ -118,12 +115,10 @@ class _Found:
     failed: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
-    def renamed(
-        self, rows: Sequence[StoredTensor], rename: Rename | None
-    ) -> Sequence[tuple[str, StoredTensor]]:
-        """Rows with their names after ``rename``, of which no two are the same."""
+    def renamed(self, rows: Sequence[StoredTensor], rename: Rename | None) -> Mapping[str, StoredTensor]:
+        """Rows by their names after ``rename``."""
         if rename is None:
-            return [(row.name, row) for row in rows]
+            return {row.name: row for row in rows}
         change = rename if callable(rename) else lambda name: rename.get(name, name)
         if isinstance(rename, Mapping):
             unknown = rename.keys() - {row.name for row in rows}
@@ -138,7 +133,7 @@ class _Found:
                 self._both(named[name].name, row.name, name)
             else:
                 named[name] = row
-        return list(named.items())
+        return named
 
     def take(self, name: str, row: StoredTensor) -> None:
         """A stored tensor that is used as it is, if the model has one of that name."""
@@ -172,13 +167,15 @@ def _made_of(recipe: Recipe) -> str:
             return listed(row.name for row in recipe.sources)
 
 
-def _take_stepped(renamed: Sequence[tuple[str, StoredTensor]], steps: ClassSteps, found: _Found) -> None:
+def _take_stepped(renamed: Mapping[str, StoredTensor], steps: ClassSteps, found: _Found) -> None:
     """Tensors by the steps of a class of transformers."""
-    becomes = steps.live_names([name for name, _ in renamed])
+    becomes = steps.live_names(renamed.keys())
     converted: dict[str, list[tuple[str, StoredTensor]]] = {}
-    for name, row in renamed:
-        goal = becomes[name]
-        if goal.name not in found.live:
+    for name, row in renamed.items():
+        goal = becomes.get(name)
+        if goal is None:
+            found.add(name, row)
+        elif goal.name not in found.live:
             found.left[row.name] = steps.targets(goal.name, goal.pattern)
         elif goal.pattern is None:
             found.add(goal.name, row)

@@ -12,6 +12,7 @@ from torch import nn
 
 from planner.errors import PlanMismatchError
 from planner.loading.streaming.counters import StreamingProgress
+from planner.loading.streaming.ring import NO_PINNED_MEMORY
 from planner.loading.weights import FileWeights
 from planner.names import counted, listed
 from planner.units import format_bytes
@@ -104,10 +105,12 @@ class LoadReport:
         if self.staging_bytes:
             streamed = self.streamed
             lines.append(
-                f"blocks on disk are read into at most {format_bytes(self.staging_bytes)}: {streamed.blocks_from_disk} times from disk "
+                f"blocks in files are read into at most {format_bytes(self.staging_bytes)}: {streamed.blocks_from_disk} times from disk "
                 f"({format_bytes(streamed.streamed_bytes)}), {streamed.blocks_from_cache} times from the page cache; forwards have waited "
                 f"{streamed.waited_seconds:.2f} s"
             )
+            if streamed.pinned_bytes < streamed.ring_bytes:
+                lines.append(NO_PINNED_MEMORY)
         lines += [f"tied: {' = '.join(names)}" for names in self.tied[:3]]
         for names, what in (
             (self.missing, "in no file"),

@@ -53,12 +53,14 @@ def report_of(judged: Judged, residents: Residents, files: OpenFiles) -> LoadRep
                 nbytes=value.nbytes,
             )
         )
+    # What is never saved is made by the model's own code, as it was when the model was saved.
+    made = [target for target in judged.absent if any(place.slot.is_persistent for place in target.places)]
     return LoadReport(
         tensors=tuple(rows),
         read_bytes=residents.read_bytes,
         copied_bytes=residents.copied_bytes,
         unexpected=judged.unexpected,
-        missing=(*judged.kept, *(target.name for target in judged.absent)),
+        missing=(*judged.kept, *(target.name for target in made)),
     )
 
 

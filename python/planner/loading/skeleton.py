@@ -57,6 +57,7 @@ def build_skeleton(
         model = meta_model(name, _with_dtype(files.config, rows, dtype), files.config_path)
     except ValueError as error:
         raise fault(files.config_path, str(error)) from error
+    _put_on_meta(model)
     folder = files.name if os.path.isdir(files.name) else os.path.dirname(files.name)
     model.config.name_or_path = model.name_or_path = folder
     if model.can_generate():
@@ -67,6 +68,14 @@ def build_skeleton(
         except (TypeError, ValueError) as error:
             raise fault(path or files.config_path, f"no settings for generating: {error}") from error
     return cast("nn.Module", model.eval())
+
+
+def _put_on_meta(model: nn.Module) -> None:
+    """Parameters that a class makes where no device is asked for, by ``torch.Tensor(…)``: their values are nobody's."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not parameter.is_meta:
+                module._parameters[name] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
 
 def quantised_modules(config: Mapping[str, Any], name: str) -> str | None:

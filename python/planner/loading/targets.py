@@ -64,6 +64,11 @@ class Target:
         return self.places[0].name
 
     @property
+    def is_saved(self) -> bool:
+        """Whether it belongs to what is saved of the model."""
+        return any(place.slot.is_persistent for place in self.places)
+
+    @property
     def has_values(self) -> bool:
         """Whether it has values, in its slot or where an earlier dispatch keeps them."""
         return not self.found.is_meta or is_offloaded(self.found)
@@ -119,7 +124,7 @@ def judge(
             findings.extend(_give(target, recipe, dtype_of))
             continue
         names = [place.name for place in target.places]
-        is_saved = any(place.slot.is_persistent for place in target.places)
+        is_saved = target.is_saved
         may_miss = not is_saved or any(name in may_be_missing or is_allowed_missing(name) for name in names)
         if target.has_values and (may_miss or not leniency.strict):
             kept.extend([target.name] if is_saved else [])

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from planner.loading.conversions import is_of_transformers
+from planner.loading.live import modules_by_name
 
 __all__ = ["Doubled", "Ties", "find_ties"]
 
@@ -62,7 +63,8 @@ def find_ties(model: nn.Module, live: Mapping[str, Tensor], given: Collection[st
     """
     tied: dict[str, str] = {}
     doubled: dict[str, Doubled] = {}
-    pairs = [(name, other) for name, other in _declared(model) if name in live and other in live]
+    declared = dict(_declared(model))
+    pairs = [(name, other) for name, other in declared.items() if name in live and other in live]
     for place, (name, other) in enumerate(pairs):
         mine, theirs = _root(name, tied), _root(other, tied)
         if mine == theirs:
@@ -90,17 +92,27 @@ def find_ties(model: nn.Module, live: Mapping[str, Tensor], given: Collection[st
 
 
 def _declared(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """What a class of transformers ties under the model's configuration, each name with its source."""
-    if is_of_transformers(model):
-        yield from model.get_expanded_tied_weights_keys(all_submodels=True).items()  # type: ignore[operator]
+    """What classes of transformers tie under the model's configuration, each name with its source.
+
+    Source: ``get_expanded_tied_weights_keys`` with ``all_submodels``, transformers 5.23, modeling_utils.py.
+    """
+    if not is_of_transformers(model):
+        return
+    for prefix, module in modules_by_name(model):
+        if is_of_transformers(module):
+            pairs = module.get_expanded_tied_weights_keys()  # type: ignore[operator]
+            yield from ((prefix + name, prefix + other) for name, other in pairs.items())
 
 
 def _shared(live: Mapping[str, Tensor]) -> Iterator[list[str]]:
     """Names of one object."""
-    names: dict[int, list[str]] = {}
+    first: dict[int, str] = {}
+    names: dict[str, list[str]] = {}  # by the first; nothing is made for the many that have one name only
     for name, tensor in live.items():
-        names.setdefault(id(tensor), []).append(name)
-    return (alike for alike in names.values() if len(alike) > 1)
+        known = first.setdefault(id(tensor), name)
+        if known != name:
+            names.setdefault(known, [known]).append(name)
+    yield from names.values()
 
 
 def _root(name: str, tied: Mapping[str, str]) -> str:

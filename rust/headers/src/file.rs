@@ -5,7 +5,7 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use planner_reading::{FileError, open_regular, read_exact_at};
+use planner_reading::{FileError, StoredFile, open_regular, read_exact_at};
 
 use crate::error::HeaderError;
 use crate::gguf::{Gguf, parse_gguf};
@@ -38,10 +38,11 @@ pub fn read_files(paths: &[PathBuf]) -> Result<Vec<Vec<Entry>>, (usize, HeaderEr
 /// # Errors
 ///
 /// The index of a file, and what is wrong with it.
-pub fn read_open_files(files: &[&File]) -> Result<Vec<Vec<Entry>>, (usize, HeaderError)> {
+pub fn read_open_files(files: &[&StoredFile]) -> Result<Vec<Vec<Entry>>, (usize, HeaderError)> {
     read_all(files, |file, read_bytes| {
-        let metadata = file.metadata().map_err(FileError::from)?;
-        read_header(file, metadata.len(), read_bytes)
+        let handle = file.handle()?;
+        let metadata = handle.file().metadata().map_err(FileError::from)?;
+        read_header(handle.file(), metadata.len(), read_bytes)
     })
 }
 

@@ -1,7 +1,6 @@
 //! Headers of a checkpoint's files as one frozen Python object, and the tree that their tensors make.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::path::PathBuf;
 
 use planner_core::{
@@ -80,8 +79,7 @@ impl Headers {
     /// Reads the headers of open files, through their handles.
     #[staticmethod]
     fn of_files(py: Python<'_>, files: Vec<PyRef<'_, StoredFile>>, index: Option<&Index>) -> PyResult<Self> {
-        let handles = files.iter().map(|file| file.handle(py)).collect::<PyResult<Vec<_>>>()?;
-        let opened: Vec<&File> = handles.iter().map(|handle| handle.file()).collect();
+        let opened: Vec<&planner_reading::StoredFile> = files.iter().map(|file| file.stored()).collect();
         let read = py.detach(|| read_open_files(&opened).map_err(header_fault).and_then(|read| table(read, index)));
         let shown = |file: usize| files.get(file).map_or("", |file| file.shown());
         read.map_err(|(file, reason)| checkpoint(py, shown(file), reason))

@@ -27,6 +27,11 @@ impl StoredFile {
         &self.shown
     }
 
+    /// What is read.
+    pub(crate) fn stored(&self) -> &planner_reading::StoredFile {
+        &self.inner
+    }
+
     /// The handle. Its lock is held under the GIL only, so that no fork can leave it locked.
     pub(crate) fn handle(&self, py: Python<'_>) -> PyResult<Arc<Handle>> {
         self.inner.handle().map_err(|error| self.fault(py, &error))
@@ -84,6 +89,14 @@ impl StoredFile {
             Py::new(py, FileMapping { inner })
         });
         made.map(|mapping| mapping.clone_ref(py))
+    }
+
+    /// Lets the page cache have bytes of it, and maps them.
+    fn page_in(&self, py: Python<'_>, begin: u64, end: u64, threads: usize) -> PyResult<()> {
+        let mapping = self.map(py)?;
+        let mapping = &mapping.get().inner;
+        py.detach(|| mapping.page_in(begin, end, threads))
+            .map_err(|error| unreadable(py, self.shown(), &error.to_string()))
     }
 
     /// Lets go of the handle; mappings and reads that have begun stay.
@@ -191,13 +204,21 @@ pub(crate) fn read_spans(
     if buffer.readonly() || !buffer.is_c_contiguous() {
         return Err(PyBufferError::new_err("the buffer cannot be written to as one piece"));
     }
-    let handles = files.iter().map(|file| file.handle(py)).collect::<PyResult<Vec<_>>>()?;
+    // Of many files few are read at once, and those that have no handle of their own get one for the time.
+    let mut used: Vec<usize> = spans.iter().map(|&(file, ..)| file).collect();
+    used.sort_unstable();
+    used.dedup();
+    let lacking = || PyValueError::new_err(format!("there is no file number {}", used.last().unwrap_or(&0)));
+    let named = used.iter().map(|&file| files.get(file)).collect::<Option<Vec<_>>>().ok_or_else(lacking)?;
+    let handles = named.iter().map(|file| file.handle(py)).collect::<PyResult<Vec<_>>>()?;
     let handles: Vec<&Handle> = handles.iter().map(AsRef::as_ref).collect();
-    let spans: Vec<Span> = spans.into_iter().map(|(file, begin, end, at)| Span { file, begin, end, at }).collect();
+    let place = |file: usize| used.partition_point(|&other| other < file);
+    let spans = spans.into_iter().map(|(file, begin, end, at)| Span { file: place(file), begin, end, at });
+    let spans: Vec<Span> = spans.collect();
     // SAFETY: the view that `buffer` holds keeps the bytes there until the end of this function.
     let destination = unsafe { Destination::new(buffer.buf_ptr().cast(), buffer.len_bytes()) };
     let read = py.detach(|| planner_reading::read_spans(&handles, &spans, destination, direct, threads));
-    let shown = |file: usize| files.get(file).map_or("", |file| file.shown());
+    let shown = |file: usize| named.get(file).map_or("", |file| file.shown());
     match read {
         Ok(read) => Ok((read.total, read.direct)),
         Err(ReadError::Spans(error)) => Err(PyValueError::new_err(error.to_string())),

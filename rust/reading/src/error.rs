@@ -15,9 +15,6 @@ pub enum FileError {
     /// A directory, a pipe, a socket or a device.
     #[error("not a regular file but {0}")]
     NotRegular(&'static str),
-    /// It was closed before.
-    #[error("closed, so it cannot be read")]
-    Closed,
     /// It is not what it was when it was opened; the words say in what.
     #[error("{0}")]
     Changed(String),

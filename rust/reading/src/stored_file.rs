@@ -122,16 +122,25 @@ impl StoredFile {
         &self.identity
     }
 
-    /// The handle; whoever holds it can go on reading after [`close`](Self::close).
+    /// The handle; whoever holds it can go on reading after [`close`](Self::close). Of a file that was closed, one of its own.
     ///
     /// # Errors
     ///
-    /// A file that was closed.
+    /// Of a file that was closed: whatever keeps it from being opened; another file at its path, or one that was changed.
     pub fn handle(&self) -> Result<Arc<Handle>, FileError> {
-        self.slot().clone().ok_or(FileError::Closed)
+        let kept = self.slot().clone();
+        kept.map_or_else(|| self.opened_again(), Ok)
     }
 
-    /// Whether it can be read.
+    fn opened_again(&self) -> Result<Arc<Handle>, FileError> {
+        let (file, _) = open_regular(&self.path)?;
+        match self.identity.change_to(&Identity::of(&file)?) {
+            Some(change) => Err(FileError::Changed(change)),
+            None => Ok(Handle::new(file, &self.identity)),
+        }
+    }
+
+    /// Whether it has a handle that stays.
     pub fn is_open(&self) -> bool {
         self.slot().is_some()
     }
@@ -151,28 +160,33 @@ impl StoredFile {
         if self.is_open() {
             return Ok(());
         }
-        let (file, _) = open_regular(&self.path)?;
-        if let Some(change) = self.identity.change_to(&Identity::of(&file)?) {
-            return Err(FileError::Changed(change));
-        }
-        self.slot().get_or_insert(Handle::new(file, &self.identity));
+        let handle = self.opened_again()?;
+        self.slot().get_or_insert(handle);
         Ok(())
     }
 
-    /// In what the file is not what it was, as words that go behind its name.
+    /// In what the file is not what it was, as words that go behind its name. Of a file that was closed, nothing where another one lies
+    /// at its path now, or none: what is mapped of it stays as it was.
     ///
     /// # Errors
     ///
-    /// A file that was closed; whatever the system says.
+    /// Whatever the system says.
     pub fn change(&self) -> Result<Option<String>, FileError> {
-        Ok(self.identity.change_to(&Identity::of(self.handle()?.file())?))
+        let kept = self.slot().clone();
+        if let Some(handle) = kept {
+            return Ok(self.identity.change_to(&Identity::of(handle.file())?));
+        }
+        let Ok((file, _)) = open_regular(&self.path) else { return Ok(None) };
+        let now = Identity::of(&file)?;
+        let is_same_file = (now.device, now.inode) == (self.identity.device, self.identity.inode);
+        Ok(if is_same_file { self.identity.change_to(&now) } else { None })
     }
 
     /// Its bytes as memory, as many as it had when it was opened.
     ///
     /// # Errors
     ///
-    /// A file that was closed or is of another size now; whatever the system says.
+    /// A file that is not what it was; whatever the system says.
     pub fn map(&self) -> Result<FileMapping, FileError> {
         if let Some(change) = self.change()? {
             return Err(FileError::Changed(change));
@@ -184,7 +198,7 @@ impl StoredFile {
     ///
     /// # Errors
     ///
-    /// A file that was closed; whatever the system says.
+    /// As of [`handle`](Self::handle); whatever the system says.
     pub fn file_system(&self) -> Result<FileSystem, FileError> {
         FileSystem::of(self.handle()?.file())
     }

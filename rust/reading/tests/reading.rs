@@ -14,6 +14,26 @@ use planner_reading::{
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+#[test]
+fn what_was_paged_in_is_in_the_page_cache() {
+    let file = Written::new(20 << 20).open();
+    let mapping = file.map().unwrap();
+    for (begin, end) in [(0, 1), (4097, 9 << 20), (1, 20 << 20), (3, 3), (19 << 20, 40 << 20)] {
+        mapping.page_in(begin, end, 4).unwrap();
+    }
+    let found = cached_bytes(&file.handle().unwrap(), 0, 20 << 20);
+    assert_eq!(found.cached, found.asked);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_file_that_was_cut_cannot_be_paged_in() {
+    let written = Written::new(16 << 20);
+    let mapping = written.open().map().unwrap();
+    written.cut(1 << 20);
+    assert!(matches!(mapping.page_in(0, 16 << 20, 4), Err(FileError::Unreadable(_))));
+}
+
 /// A file of its own for one test.
 struct Written(PathBuf);
 
@@ -148,8 +168,9 @@ fn who_reads_when_a_file_is_closed_reads_on() {
     let handle = file.handle().unwrap();
     file.close();
     assert!(!file.is_open());
-    assert_eq!(file.handle().unwrap_err(), FileError::Closed);
-    assert_eq!(file.change().unwrap_err(), FileError::Closed);
+    assert_eq!(file.change().unwrap(), None);
+    assert_eq!(read(&file, 0, 20_000, true).unwrap(), stored(0, 20_000));
+    assert!(!file.is_open());
     let mut memory = [0; 5_000];
     let span = Span { file: 0, begin: 7, end: 5_007, at: 0 };
     read_spans(&[&handle], &[span], Destination::from(&mut memory[..]), true, 1).unwrap();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Container, Mapping, Sequence
@@ -20,7 +21,7 @@ from planner.errors import OffloadError
 from planner.loading.streaming.blocks import BlockThere
 from planner.loading.streaming.counters import StreamingCounters
 from planner.loading.streaming.files import ReadableFiles
-from planner.loading.streaming.ring import Ring, on_stream
+from planner.loading.streaming.ring import SLOT_BYTES, Ring, on_stream, stream_of
 from planner.loading.weights import FileWeights, made
 
 __all__ = ["RingTicket", "StagedThere", "ToAccelerators"]
@@ -39,6 +40,7 @@ class ToAccelerators:
         files: what is read.
         room_bytes: by device, what blocks may take there together: that in use and the next one.
         cached: names of weights that the page cache has memory for, so that they are read through it.
+        slot_bytes: the most that a slot of the ring may have.
     """
 
     def __init__(
@@ -47,7 +49,9 @@ class ToAccelerators:
         files: ReadableFiles,
         room_bytes: Mapping[torch.device, int],
         cached: Container[str] = (),
+        slot_bytes: int = SLOT_BYTES,
     ) -> None:
+        self._slot_bytes = slot_bytes
         self.weights = weights
         self._files = files
         self._room_bytes = dict(room_bytes)
@@ -55,11 +59,11 @@ class ToAccelerators:
         self._begin_unused()
 
     def _begin_unused(self) -> None:
-        self.ring = Ring(self._files)
+        self.ring = Ring(self._files, most_bytes=self._slot_bytes)
         self._streams: dict[torch.device, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("weights", "_files", "_room_bytes", "_cached")
+        names = ("weights", "_files", "_room_bytes", "_cached", "_slot_bytes")
         return {name: self.__dict__[name] for name in names}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
@@ -140,6 +144,7 @@ class RingTicket:
         "_event",
         "_is_direct",
         "_name",
+        "_process",
         "_tensors",
         "_way",
         "device",
@@ -161,6 +166,7 @@ class RingTicket:
         self._way = way
         self._is_direct = is_direct
         self._counters = counters
+        self._process = os.getpid()
         self._claim = threading.Lock()
         self._done = threading.Event()
         self._tensors: dict[str, torch.Tensor] | None = None
@@ -190,6 +196,8 @@ class RingTicket:
             OffloadError: they could not be read; for the first who asks. Fields: ``name``.
             torch.OutOfMemoryError: there is no room for them.
         """
+        if self._process != os.getpid():
+            return None  # a forked child has no such thread
         while not self._done.is_set():
             is_mine = False
             try:
@@ -208,12 +216,8 @@ class RingTicket:
             ) from error
         if error is not None:
             raise error
-        if self._tensors is not None and self._event is not None:
-            stream = torch.get_device_module(self.device).current_stream(self.device)
-            stream.wait_event(self._event)
-            for tensor in self._tensors.values():
-                # Freed memory goes back to the stream that it was taken from; it must not be handed out before we are done.
-                tensor.record_stream(stream)
+        if self._event is not None:
+            torch.get_device_module(self.device).current_stream(self.device).wait_event(self._event)
         return self._tensors
 
     def _carry(self) -> None:
@@ -270,6 +274,7 @@ class StagedThere:
         self._counters.count_wait(time.monotonic() - began)
         if tensors is None:
             return None
+        stream = stream_of(device)
         found: list[torch.Tensor] = []
         origins: list[torch.Tensor] = []
         for index, name in enumerate(store.names):
@@ -280,6 +285,9 @@ class StagedThere:
                 found.append(copied(origins[-1], device))
                 continue
             found.append(tensors[wanted.name])
+            if stream is not None:
+                # Freed memory goes back to the stream that it was taken from; it must not be handed out before we are done.
+                found[-1].record_stream(stream)
             # Modules that share a tensor know it by what it was made from.
             is_shared = bool(store.shares) and store.shares[index] is not None
             origins.append(store.value(index) if is_shared else found[-1])

@@ -6,6 +6,7 @@ import os
 import threading
 import weakref
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Final
@@ -21,6 +22,7 @@ from planner.loading.streaming.caching import CachingChoice, ReadSetting, Way, f
 from planner.loading.streaming.counters import StreamingCounters, StreamingProgress
 from planner.loading.streaming.files import FileReads, ReadableFiles
 from planner.loading.streaming.reader import Reader
+from planner.loading.streaming.ring import ring_bytes, slot_bytes_within
 from planner.loading.streaming.ticket import StagedRead, Ticket
 from planner.loading.weights import FileWeights
 
@@ -52,16 +54,16 @@ class BlocksAhead:
         blocks: the offloaded blocks, in the model's order.
         read: "auto" uses what the page cache has and reads the rest past it, but for a share that will stay there; "cached" and "direct"
             go one way always.
-        staging_bytes: a bound on the buffers; None for two of the largest block.
+        staging_bytes: a bound on the buffers and the ring; None for two of the largest block, and in the ring for no more than 128 MiB.
         free_bytes: memory that the plan has left for them; None where there is no plan that says so.
         planned_bytes: memory that the plan will yet take; the page cache gets nothing of it.
         files: what is read, by default the files of the weights.
         room_bytes: by accelerator, what blocks may take there together; where that in use and the next one fit, it is sent for.
         cached: names of weights that the plan has memory for in the page cache, so that they are always read through it.
 
-    Guarantee: outputs are the same as without. Buffers never take more than ``staging_bytes``; what does not fit is a view. In a forked
-        child everything is a view. What goes to accelerators passes a ring in pinned memory beside the buffers, and is never
-        a view. A deep copy, or what comes out of a pickle, has a reader of its own.
+    Guarantee: outputs are the same as without. Buffers and ring never take more than ``staging_bytes`` (the ring needs 2 MiB);
+        what does not fit is a view. In a forked child everything is a view. What goes to accelerators passes the ring, which is
+        in pinned memory, and is never a view. A deep copy, or what comes out of a pickle, has a reader of its own.
     """
 
     def __init__(
@@ -79,14 +81,19 @@ class BlocksAhead:
     ) -> None:
         self._weights = weights
         self._files = FileReads(weights.files) if files is None else files
-        self._there = ToAccelerators(weights, self._files, room_bytes, cached)
         served = [block for block in blocks if self.serves(block)]
+        bound_bytes = free_bytes if staging_bytes is None else staging_bytes
+        if bound_bytes is not None and not all(ToAccelerators.serves(block.device) for block in served):
+            bound_bytes //= 2  # the other half is for buffers
+        self._there = ToAccelerators(weights, self._files, room_bytes, cached, slot_bytes_within(bound_bytes))
         self._blocks = {block.module_name: self._streamed(block) for block in served}
+        there = [row.slot_bytes for row in self._blocks.values() if isinstance(row, BlockThere)]
+        self._ring_bytes = ring_bytes(max(there, default=0))
         here = [row for row in self._blocks.values() if isinstance(row, BlockHere)]
         self._plan = BufferPlan.within(
             [layout.room_bytes for row in here for layout in (row.whole, row.made) if layout],
-            staging_bytes,
-            free_bytes,
+            _less(staging_bytes, self._ring_bytes),
+            _less(free_bytes, self._ring_bytes),
         )
         sizes = {name: row.nbytes for name, row in self._blocks.items() if not self._is_cached(row)}
         share = fixed_share(sizes, spare_bytes(planned_bytes)) if read == "auto" else frozenset()
@@ -108,7 +115,17 @@ class BlocksAhead:
         self._hooks: weakref.WeakValueDictionary[str, OffloadedBlock] = weakref.WeakValueDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("_weights", "_files", "_there", "_blocks", "_plan", "_choice", "_order", "_first")
+        names = (
+            "_weights",
+            "_files",
+            "_there",
+            "_blocks",
+            "_ring_bytes",
+            "_plan",
+            "_choice",
+            "_order",
+            "_first",
+        )
         return {name: self.__dict__[name] for name in names}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
@@ -117,18 +134,20 @@ class BlocksAhead:
 
     @property
     def staging_bytes(self) -> int:
-        """The bound on the buffers."""
-        return self._plan.size_bytes * self._plan.most
+        """The bound on the buffers and the ring."""
+        return self._plan.size_bytes * self._plan.most + self._ring_bytes
 
     def progress(self) -> StreamingProgress:
         """What was read so far."""
-        return self._counters.progress()
+        ring = self._there.ring
+        pinned_bytes = ring.size_bytes if ring.is_pinned else 0
+        return replace(self._counters.progress(), ring_bytes=ring.size_bytes, pinned_bytes=pinned_bytes)
 
     def start(self) -> None:
         """Asks for the first block before the first forward begins, and makes the buffers meanwhile."""
         if self._first is not None:
             self._send_for(None, self._first)
-            if self._lane.asked.get(self._first) and self._reader is not None:
+            if self._lane.has_read and self._reader is not None:
                 self._reader.make_buffers()
 
     def serves(self, block: OffloadedBlock) -> bool:
@@ -247,15 +266,14 @@ class BlocksAhead:
         if any(offloaded.is_live or offloaded.staged is not None for offloaded in needed):
             return  # another thread has it, or is about to
         way = self._choice.way(name, self._files, row.spans)
-        layout = row.made if way is Way.VIEWS else row.whole
-        if layout is None or not layout.spans:
+        ticket = Ticket.of(name, row, way, self._plan.size_bytes)
+        if ticket is None:
             self._counters.count_cached()
             return
-        reader = self._running_reader() if layout.room_bytes <= self._plan.size_bytes else None
+        reader = self._running_reader()
         if reader is None:
             return
-        self._lane.has_read = True
-        ticket = Ticket(name, layout, is_direct=way is Way.DIRECT)
+        self._lane.has_read |= ticket.layout is not None
         for offloaded in needed:
             self._expect(name, offloaded, StagedRead(ticket, reader, self._weights))
         reader.ask(ticket)
@@ -263,7 +281,7 @@ class BlocksAhead:
     def _ask_there(self, name: str, block: OffloadedBlock, row: BlockThere) -> None:
         # What another thread has there is shared; the rest must not come from views.
         absent = [each for each in block.needed if not each.is_live and each.staged is None]
-        if not absent or block.device is None or is_capturing(block.device):
+        if not absent or block.device is None or is_capturing(block.device) or self._process != os.getpid():
             return
         way = Way.VIEWS if self._is_cached(row) else self._choice.way(name, self._files, row.spans)
         if way is Way.VIEWS:
@@ -306,3 +324,7 @@ class BlocksAhead:
                 staged = reference()
                 if staged is not None:
                     row.unstage(staged)
+
+
+def _less(bound_bytes: int | None, taken_bytes: int) -> int | None:
+    return None if bound_bytes is None else max(0, bound_bytes - taken_bytes)

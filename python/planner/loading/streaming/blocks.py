@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planner.loading.streaming.fillings import Filling, fillings_of
-from planner.loading.streaming.layout import Span, lay_out
-from planner.loading.weights import FileWeights
+from planner.loading.streaming.layout import PAGE_BYTES, Span, lay_out
+from planner.loading.weights import FileWeights, sources_of
 
 __all__ = ["BlockHere", "BlockThere"]
 
@@ -67,6 +67,14 @@ class BlockThere:
     def nbytes(self) -> int:
         """Bytes of files, about."""
         return sum(row.recipe.nbytes for row in self.tensors.values())
+
+    @property
+    def slot_bytes(self) -> int:
+        """The most that it takes in a slot, looked at without cutting it."""
+        rows = self.tensors.values()
+        made_bytes = sum(row.nbytes for row in rows if not row.is_view)
+        pages_bytes = sum(3 * PAGE_BYTES * len(sources_of(row.recipe)) for row in rows)
+        return min(self._most_bytes, self.nbytes + made_bytes + pages_bytes)
 
     @property
     def spans(self) -> list[Span]:

@@ -20,6 +20,8 @@ class StreamingProgress:
         blocks_from_disk: uses of a block that was read.
         huge_bytes: of buffers, what is in huge pages indeed; reading into ordinary ones is slower.
         buffer_bytes: of buffers in all.
+        ring_bytes: of the slots that blocks pass on their way to accelerators.
+        pinned_bytes: of these, what is pinned memory indeed; copies from ordinary memory are slower.
     """
 
     streamed_bytes: int = 0
@@ -29,6 +31,8 @@ class StreamingProgress:
     blocks_from_disk: int = 0
     huge_bytes: int = 0
     buffer_bytes: int = 0
+    ring_bytes: int = 0
+    pinned_bytes: int = 0
 
 
 class StreamingCounters:

@@ -13,6 +13,8 @@ __all__ = ["FileReads", "ReadableFiles"]
 
 # More do not read faster from one disk.
 _READS_IN_FLIGHT: Final = 2
+# Of these each waits for the disk.
+_PAGES_IN_FLIGHT: Final = 8
 
 
 class ReadableFiles(Protocol):
@@ -27,6 +29,13 @@ class ReadableFiles(Protocol):
 
     def cached_bytes(self, file: int, begin: int, end: int) -> tuple[int, int]:
         """Bytes of whole pages that the page cache has, and bytes of whole pages in all."""
+
+    def page_in(self, spans: Sequence[Span]) -> None:
+        """Lets the page cache have bytes, where they will stay.
+
+        Raises:
+            OffloadError: they cannot be read. Fields: ``name``.
+        """
 
     def read_spans(self, spans: Sequence[Span], memory: Any, *, direct: bool) -> tuple[int, int]:
         """Reads bytes into memory.
@@ -56,6 +65,11 @@ class FileReads:
     def cached_bytes(self, file: int, begin: int, end: int) -> tuple[int, int]:
         """As :meth:`ReadableFiles.cached_bytes`."""
         return cached_bytes(self._files.files[file], begin, end)
+
+    def page_in(self, spans: Sequence[Span]) -> None:
+        """As :meth:`ReadableFiles.page_in`."""
+        for span in spans:
+            self._files.files[span.file].page_in(span.begin, span.end, _PAGES_IN_FLIGHT)
 
     def read_spans(self, spans: Sequence[Span], memory: Any, *, direct: bool) -> tuple[int, int]:
         """As :meth:`ReadableFiles.read_spans`."""

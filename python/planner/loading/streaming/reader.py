@@ -209,15 +209,13 @@ def _read_pending(
         ticket = pending[0]()
         if ticket is not None and not ticket.is_done:
             before_bytes = buffers.size_bytes
-            try:
-                memory = buffers.lend(ticket.layout.room_bytes)
-            except MemoryError as error:
-                logger.info("no memory for reading ahead: %s", error)
-                memory = None
-            if memory is None:
-                return
+            memory = None
+            if ticket.layout is not None:
+                memory = _lent(buffers, ticket.layout.room_bytes)
+                if memory is None:
+                    return
             _read(ticket, memory, files, counters)
-            del memory
+            memory = None
             if buffers.size_bytes != before_bytes:
                 # Afterwards, because looking takes milliseconds, and somebody may wait for the read.
                 counters.note_buffers(buffers.huge_bytes, buffers.size_bytes)
@@ -225,12 +223,34 @@ def _read_pending(
         pending.popleft()
 
 
-def _read(ticket: Ticket, memory: memoryview, files: ReadableFiles, counters: StreamingCounters) -> None:
+def _lent(buffers: PageBuffers, room_bytes: int) -> memoryview | None:
     try:
-        read_bytes, direct_bytes = files.read_spans(ticket.layout.spans, memory, direct=ticket.is_direct)
-        make_tensors(ticket.layout, memory)
+        return buffers.lend(room_bytes)
+    except MemoryError as error:
+        logger.info("no memory for reading ahead: %s", error)
+        return None
+
+
+def _read(
+    ticket: Ticket, memory: memoryview | None, files: ReadableFiles, counters: StreamingCounters
+) -> None:
+    read_bytes = sum(span.end - span.begin for span in ticket.paged)
+    direct_bytes = 0
+    try:
+        if ticket.paged:
+            files.page_in(ticket.paged)
+        if ticket.layout is not None and memory is not None:
+            more_bytes, direct_bytes = files.read_spans(ticket.layout.spans, memory, direct=ticket.is_direct)
+            read_bytes = max(read_bytes, more_bytes)
+            make_tensors(ticket.layout, memory)
     except BaseException as error:  # noqa: BLE001 (raised where the block is waited for)
         ticket.leave(error.with_traceback(None))
         return
-    counters.count_read(read_bytes, direct_bytes)
-    ticket.fill(memory)
+    if ticket.is_direct or ticket.paged:
+        counters.count_read(read_bytes, direct_bytes)
+    else:
+        counters.count_cached()
+    if memory is None:
+        ticket.leave()
+    else:
+        ticket.fill(memory)

@@ -18,12 +18,23 @@ from planner.loading.streaming.fillings import Filling, Slice
 from planner.loading.streaming.layout import PAGE_BYTES
 from planner.loading.streaming.making import make_tensors
 
-__all__ = ["NO_PINNED_MEMORY", "SLOT_BYTES", "Ring", "on_stream", "stream_of"]
+__all__ = [
+    "NO_PINNED_MEMORY",
+    "SLOT_BYTES",
+    "Ring",
+    "on_stream",
+    "ring_bytes",
+    "slot_bytes_within",
+    "stream_of",
+]
 
 logger = logging.getLogger(__name__)
 
-# Reads of this size are as fast as larger ones, and copies to the device likewise.
-SLOT_BYTES: Final = 64 << 20
+# Reads of this size are as fast as larger ones, and copies to the device likewise. A slot has one page more, and pinned memory comes in
+# powers of two.
+SLOT_BYTES: Final = (64 << 20) - PAGE_BYTES
+# Less than that, and half of the time nothing is read.
+_LEAST_SLOT_BYTES: Final = (1 << 20) - PAGE_BYTES
 _SLOTS: Final = 2
 
 NO_PINNED_MEMORY: Final = (
@@ -31,6 +42,18 @@ NO_PINNED_MEMORY: Final = (
 )
 
 StreamOf = Callable[[torch.device], Any]
+
+
+def slot_bytes_within(bound_bytes: int | None) -> int:
+    """The most that a slot may have where a ring is to keep a bound; None for a slot that is large enough."""
+    if bound_bytes is None:
+        return SLOT_BYTES
+    return max(_LEAST_SLOT_BYTES, min(SLOT_BYTES, bound_bytes // _SLOTS - PAGE_BYTES))
+
+
+def ring_bytes(slot_bytes: int) -> int:
+    """What a ring takes with slots that hold so much."""
+    return _SLOTS * (slot_bytes + PAGE_BYTES) if slot_bytes else 0
 
 
 def stream_of(device: torch.device) -> Any:

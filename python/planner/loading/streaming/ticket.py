@@ -11,7 +11,9 @@ import torch
 from planner.dispatching.offload.store import OffloadStore
 from planner.dispatching.offload.weight_files import PrefixedDataset
 from planner.errors import OffloadError
-from planner.loading.streaming.layout import BlockLayout
+from planner.loading.streaming.blocks import BlockHere
+from planner.loading.streaming.caching import Way
+from planner.loading.streaming.layout import BlockLayout, Span
 from planner.loading.streaming.making import placed_tensor
 from planner.loading.weights import FileWeights
 
@@ -23,21 +25,40 @@ class Ticket:
 
     Args:
         block: the block's name.
-        layout: what is read.
+        layout: what is read into a buffer; None if nothing is.
         is_direct: whether it is read past the page cache.
+        paged: what the page cache is to have before that.
 
     Guarantee: where the last one who may want it drops it, so does the reader.
     """
 
-    __slots__ = ("__weakref__", "_done", "_error", "_memory", "block", "is_direct", "layout")
+    __slots__ = ("__weakref__", "_done", "_error", "_memory", "block", "is_direct", "layout", "paged")
 
-    def __init__(self, block: str, layout: BlockLayout, *, is_direct: bool) -> None:
+    def __init__(
+        self, block: str, layout: BlockLayout | None, *, is_direct: bool, paged: Sequence[Span] = ()
+    ) -> None:
         self.block = block
+        self.paged = paged
         self.layout = layout
         self.is_direct = is_direct
         self._done = threading.Event()
         self._memory: memoryview | None = None
         self._error: BaseException | None = None
+
+    @classmethod
+    def of(cls, name: str, block: BlockHere, way: Way, most_bytes: int) -> Ticket | None:
+        """What of a block is to be read, and how; None where it is used as it lies in the page cache.
+
+        Args:
+            most_bytes: of a buffer; what does not fit is used from the page cache.
+        """
+        layout = block.whole if way is Way.DIRECT else block.made
+        if layout is not None and layout.room_bytes > most_bytes:
+            layout = None
+        paged = block.spans if way is Way.CACHED else ()
+        if not block.spans or (layout is None and not paged):
+            return None
+        return cls(name, layout, is_direct=way is Way.DIRECT, paged=paged)
 
     @property
     def is_done(self) -> bool:
@@ -108,10 +129,10 @@ class StagedRead:
         ):
             return None
         self._reader.wait(self._ticket)
-        memory = self._ticket.memory()
-        if memory is None:
+        memory, layout = self._ticket.memory(), self._ticket.layout
+        if memory is None or layout is None:
             return None
-        places = self._ticket.layout.tensors
+        places = layout.tensors
         found: list[torch.Tensor] = []
         origins: list[torch.Tensor] = []
         for index, name in enumerate(store.names):
