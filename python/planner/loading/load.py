@@ -187,7 +187,7 @@ def prepare_load(
             converted = _converted(residents.weights, options)
             advance(resting_bytes - (0 if converted is None else converted.nbytes))
     notes = (*recipes.notes, *apart.notes, *residents.notes)
-    attributes = saving_steps(model, recipes)
+    attributes = saving_steps(model, recipes, apart.ended)
     return PreparedLoad(
         model, source, request, regions, judged, residents, options, converted, attributes, notes
     )
