@@ -463,16 +463,9 @@ class StoredFile:
             CheckpointError: the file was changed since it was opened.
         """
 
-    def page_in(self, begin: int, end: int, threads: int) -> None:
-        """Lets the page cache have bytes ``begin`` to ``end`` and maps them, in huge pages where the file system has such, other
-        Python threads running meanwhile.
-
-        Args:
-            threads: requests in flight; each waits for the disk.
-
-        Raises:
-            OffloadError: the system's fault, or a file that is shorter by now. Fields: ``name``.
-        """
+    def page_in(self, begin: int, end: int) -> None:
+        """Lets the page cache read bytes ``begin`` to ``end``, other Python threads running meanwhile; returns when the last of it is
+        under way."""
 
     def close(self) -> None:
         """Lets go of the handle. What was mapped stays, and reads that have begun end as they would have."""

@@ -14,7 +14,7 @@ import torch
 import planner
 from layered_net import ALTERNATING, Before, Net, X, empty, expected, is_right, state, written
 from planner.dispatching.install.record import RECORD
-from rig.interrupting import ARE_POINTS_KNOWN, interrupted_in
+from rig.interrupting import ARE_POINTS_KNOWN, interrupted_in, points_in
 
 pytestmark = pytest.mark.skipif(
     not ARE_POINTS_KNOWN, reason="where signals are taken is known for CPython 3.11"
@@ -40,18 +40,9 @@ def is_loaded(model: Net, placed: dict[str, Any]) -> bool:
 
 def stops_of(run: Callable[[], Any], tries: int) -> range:
     """About so many points, evenly spread over all that a run has."""
-    counted = points_of(run)
+    counted = points_in(PARTS, run)
     assert counted > 300
     return range(1, counted + 1, max(1, counted // tries))
-
-
-def points_of(run: Callable[[], Any]) -> int:
-    """How many there are: the last that is reached, found by halves."""
-    low, high = 1, 1 << 20
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if interrupted_in(PARTS, run, middle) else (low, middle - 1)
-    return low
 
 
 @pytest.mark.parametrize("tries", [25, pytest.param(1500, marks=pytest.mark.sweep)])

@@ -91,12 +91,12 @@ impl StoredFile {
         made.map(|mapping| mapping.clone_ref(py))
     }
 
-    /// Lets the page cache have bytes of it, and maps them.
-    fn page_in(&self, py: Python<'_>, begin: u64, end: u64, threads: usize) -> PyResult<()> {
+    /// Lets the page cache read bytes of it.
+    fn page_in(&self, py: Python<'_>, begin: u64, end: u64) -> PyResult<()> {
         let mapping = self.map(py)?;
         let mapping = &mapping.get().inner;
-        py.detach(|| mapping.page_in(begin, end, threads))
-            .map_err(|error| unreadable(py, self.shown(), &error.to_string()))
+        py.detach(|| mapping.page_in(begin, end));
+        Ok(())
     }
 
     /// Lets go of the handle; mappings and reads that have begun stay.

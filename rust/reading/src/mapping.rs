@@ -1,7 +1,6 @@
 //! A file's bytes as memory: private, so that what is written there reaches no file and no other process.
 
 use std::fs::File;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::error::FileError;
 
@@ -9,10 +8,8 @@ use crate::error::FileError;
 #[cfg_attr(not(unix), path = "mapping/elsewhere.rs")]
 mod system;
 
-/// Bytes of one request; a multiple of any huge page.
-const PAGED_BYTES: u64 = 8 << 20;
-/// Beyond this, more of them gain nothing.
-const THREADS: usize = 64;
+/// Bytes of one request; others get their turn between two.
+const ANNOUNCED_BYTES: u64 = 8 << 20;
 
 /// All bytes of a file, mapped. Pages come from the page cache; one that is written to becomes the process's own.
 ///
@@ -45,41 +42,16 @@ impl FileMapping {
         self.memory.size()
     }
 
-    /// Lets the page cache have bytes `begin` to `end`, and maps them; in huge pages as far as the system has them.
+    /// Lets the page cache read bytes `begin` to `end`; returns when the last of it is under way.
     ///
-    /// Several requests are in flight at once: each waits for the disk. Where the system cannot be asked for this, the bytes are
-    /// only announced to it.
-    ///
-    /// # Errors
-    ///
-    /// Whatever the system says; a file that does not have these bytes any more. Some of them may be there then.
-    pub fn page_in(&self, begin: u64, end: u64, threads: usize) -> Result<(), FileError> {
+    /// Where the system does not know such a request, they are read when they are looked at.
+    pub fn page_in(&self, begin: u64, end: u64) {
         let end = end.min(self.size_bytes() as u64);
-        let next = AtomicU64::new(begin - begin % PAGED_BYTES);
-        let has_failed = AtomicBool::new(false);
-        let work = || {
-            while !has_failed.load(Ordering::Relaxed) {
-                let piece = next.fetch_add(PAGED_BYTES, Ordering::Relaxed);
-                if piece >= end {
-                    break;
-                }
-                let (first, last) = (piece.max(begin), (piece + PAGED_BYTES).min(end));
-                if let Err(error) = self.memory.page_in(first, last) {
-                    has_failed.store(true, Ordering::Relaxed);
-                    return Err(error);
-                }
-            }
-            Ok(())
-        };
-        let pieces = usize::try_from(end.saturating_sub(begin).div_ceil(PAGED_BYTES)).unwrap_or(THREADS);
-        let others = threads.clamp(1, THREADS).min(pieces).saturating_sub(1);
-        std::thread::scope(|scope| {
-            // A thread that the system does not give is one request in flight less.
-            let started: Vec<_> =
-                (0..others).map_while(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok()).collect();
-            let own = work();
-            let died = || Err(FileError::thread_died());
-            started.into_iter().map(|thread| thread.join().unwrap_or_else(|_| died())).chain([own]).collect()
-        })
+        let mut next = begin;
+        while next < end {
+            let last = end.min(next.saturating_add(ANNOUNCED_BYTES));
+            self.memory.announce(next, last);
+            next = last;
+        }
     }
 }

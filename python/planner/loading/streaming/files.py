@@ -13,8 +13,6 @@ __all__ = ["FileReads", "ReadableFiles"]
 
 # More do not read faster from one disk.
 _READS_IN_FLIGHT: Final = 2
-# Of these each waits for the disk.
-_PAGES_IN_FLIGHT: Final = 8
 
 
 class ReadableFiles(Protocol):
@@ -69,7 +67,7 @@ class FileReads:
     def page_in(self, spans: Sequence[Span]) -> None:
         """As :meth:`ReadableFiles.page_in`."""
         for span in spans:
-            self._files.files[span.file].page_in(span.begin, span.end, _PAGES_IN_FLIGHT)
+            self._files.files[span.file].page_in(span.begin, span.end)
 
     def read_spans(self, spans: Sequence[Span], memory: Any, *, direct: bool) -> tuple[int, int]:
         """As :meth:`ReadableFiles.read_spans`."""

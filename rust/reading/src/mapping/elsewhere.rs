@@ -21,10 +21,7 @@ impl Mapped {
     }
 
     /// Nothing: all is there.
-    #[expect(clippy::unnecessary_wraps, reason = "as where something can fail")]
-    pub(crate) fn page_in(&self, _begin: u64, _end: u64) -> Result<(), FileError> {
-        Ok(())
-    }
+    pub(crate) fn announce(&self, _begin: u64, _end: u64) {}
 
     pub(crate) fn start(&self) -> *mut u8 {
         self.copy.start()

@@ -7,7 +7,6 @@ use std::ptr::NonNull;
 use crate::error::FileError;
 
 /// A multiple of the small pages of all machines.
-#[cfg(target_os = "linux")]
 const PAGE_BYTES: u64 = 64 << 10;
 
 /// Pages of a file; given back when this is dropped.
@@ -39,55 +38,18 @@ impl Mapped {
         // SAFETY: the system chooses addresses that nobody has; the handle is open as long as `file` is borrowed.
         let start = unsafe { libc::mmap(std::ptr::null_mut(), size, protection, flags, file.as_raw_fd(), 0) };
         match NonNull::new(start.cast::<u8>()) {
-            Some(start) if start.as_ptr().cast() != libc::MAP_FAILED => {
-                let mapped = Self { start, size };
-                #[cfg(target_os = "linux")]
-                mapped.advise(0, size, libc::MADV_HUGEPAGE).ok(); // a file system without them has small ones
-                Ok(mapped)
-            }
+            Some(start) if start.as_ptr().cast() != libc::MAP_FAILED => Ok(Self { start, size }),
             _ => Err(std::io::Error::last_os_error().into()),
         }
     }
 
-    /// Brings the pages of bytes `begin` to `end`, which are inside, into the page cache.
-    #[cfg(target_os = "linux")]
-    pub(crate) fn page_in(&self, begin: u64, end: u64) -> Result<(), FileError> {
+    /// Says that the pages of bytes `begin` to `end`, which are inside, will be looked at.
+    #[expect(unsafe_code, reason = "madvise is in no safe library that is used here")]
+    pub(crate) fn announce(&self, begin: u64, end: u64) {
         let inside = |offset: u64| usize::try_from(offset).unwrap_or(self.size).min(self.size);
         let first = inside(begin - begin % PAGE_BYTES);
-        let size = inside(end).saturating_sub(first);
-        match self.advise(first, size, libc::MADV_POPULATE_READ) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                self.advise(first, size, libc::MADV_WILLNEED).ok(); // before Linux 5.14
-                Ok(())
-            }
-            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
-                Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into())
-            }
-            other => Ok(other?),
-        }
-    }
-
-    /// Nothing: bytes come when they are looked at.
-    #[cfg(not(target_os = "linux"))]
-    #[expect(clippy::unnecessary_wraps, reason = "as where something can fail")]
-    pub(crate) fn page_in(&self, _begin: u64, _end: u64) -> Result<(), FileError> {
-        Ok(())
-    }
-
-    #[cfg(target_os = "linux")]
-    #[expect(unsafe_code, reason = "madvise is in no safe library that is used here")]
-    fn advise(&self, begin: usize, size: usize, advice: libc::c_int) -> Result<(), std::io::Error> {
-        loop {
-            let start = self.start().wrapping_add(begin).cast();
-            // SAFETY: inside of the mapping, and none of the advice that is given here changes what it holds.
-            if unsafe { libc::madvise(start, size, advice) } == 0 {
-                return Ok(());
-            }
-            let error = std::io::Error::last_os_error();
-            if error.kind() != std::io::ErrorKind::Interrupted {
-                return Err(error);
-            }
-        }
+        // SAFETY: inside of the mapping. The advice changes nothing of what it holds; where it is refused, nothing is lost.
+        unsafe { libc::madvise(self.start().wrapping_add(first).cast(), inside(end) - first, libc::MADV_WILLNEED) };
     }
 
     pub(crate) fn start(&self) -> *mut u8 {
