@@ -80,7 +80,9 @@ def is_cast(model: nn.Module) -> bool:
 
 @pytest.mark.parametrize("name", FUSED)
 @pytest.mark.parametrize("dtype", ["auto", torch.bfloat16])
-def test_fused_experts_are_right_and_lie_in_a_file(name: str, dtype: Any, tmp_path: Path, store: Path) -> None:
+def test_fused_experts_are_right_and_lie_in_a_file(
+    name: str, dtype: Any, tmp_path: Path, store: Path
+) -> None:
     folder = stored(name, tmp_path / "model")
     model = on_disk(folder, store, dtype=dtype)
     expected = reference(folder)
@@ -130,7 +132,11 @@ def test_tensors_that_are_not_aligned_are_written_aligned(tmp_path: Path, store:
 
 
 def file_weights(model: Any) -> FileWeights:
-    hook = next(module._hf_hook for module in model.modules() if getattr(module, "_hf_hook", None) and module._hf_hook.offload)
+    hook = next(
+        module._hf_hook
+        for module in model.modules()
+        if getattr(module, "_hf_hook", None) and module._hf_hook.offload
+    )
     weights: FileWeights = hook.weights_map.dataset
     return weights
 
@@ -159,7 +165,9 @@ def test_a_second_load_reads_what_the_first_has_written(checkpoint: Path, store:
     assert before == {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files_in(store)}
 
 
-def test_two_dtypes_and_two_models_lie_beside_each_other(checkpoint: Path, tmp_path: Path, store: Path) -> None:
+def test_two_dtypes_and_two_models_lie_beside_each_other(
+    checkpoint: Path, tmp_path: Path, store: Path
+) -> None:
     models = [cast(checkpoint, store), on_disk(checkpoint, store, model=empty(), dtype=torch.float16)]
     models.append(cast(written(tmp_path / "other", state(seed=2)), store))
     assert len(list(store.iterdir())) == 3
@@ -176,7 +184,9 @@ def test_a_checkpoint_that_was_written_anew_is_converted_anew(checkpoint: Path, 
     written(checkpoint, state(seed=2))
     model = cast(checkpoint, store)
     assert planner.load_report(model).written_bytes > 0
-    assert torch.equal(planner.state_dict(model)["layers.0.up.weight"], state(seed=2)["layers.0.up.weight"].bfloat16())
+    assert torch.equal(
+        planner.state_dict(model)["layers.0.up.weight"], state(seed=2)["layers.0.up.weight"].bfloat16()
+    )
 
 
 def test_the_fingerprint_is_the_same_in_every_process(tmp_path: Path, store: Path) -> None:
