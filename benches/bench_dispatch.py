@@ -31,6 +31,7 @@ from timing import no_collector, table
 CALLS = 1_000
 TURNS = 61
 SKIP = ["past_key_values"]
+CPU = torch.device("cpu")
 
 
 class Block(nn.Module):
@@ -49,23 +50,23 @@ class Block(nn.Module):
         return hidden_states
 
 
-def arguments() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+def arguments(device: torch.device) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
     """One tensor, and what LlamaModel hands to its layers."""
-    hidden = torch.zeros(1, 8, 64)
+    hidden = torch.zeros(1, 8, 64, device=device)
     layer = {
-        "attention_mask": torch.zeros(1, 1, 8, 8),
-        "position_ids": torch.arange(8)[None],
+        "attention_mask": torch.zeros(1, 1, 8, 8, device=device),
+        "position_ids": torch.arange(8, device=device)[None],
         "past_key_values": DynamicCache(),
         "use_cache": True,
-        "position_embeddings": (torch.zeros(1, 8, 16), torch.zeros(1, 8, 16)),
+        "position_embeddings": tuple(torch.zeros(1, 8, 16, device=device) for _ in range(2)),
     }
     return {"one tensor": ((hidden,), {}), "a decoder layer's": ((hidden,), layer)}
 
 
-def blocks() -> dict[str, nn.Module]:
+def blocks(device: torch.device) -> dict[str, nn.Module]:
     bare, ours, theirs = Block(), Block(), Block()
-    Border(ours, AlignDevicesHook("cpu", skip_keys=SKIP)).install(Journal())
-    accelerate.hooks.add_hook_to_module(theirs, accelerate.hooks.AlignDevicesHook("cpu", skip_keys=SKIP))
+    Border(ours, AlignDevicesHook(device, skip_keys=SKIP)).install(Journal())
+    accelerate.hooks.add_hook_to_module(theirs, accelerate.hooks.AlignDevicesHook(device, skip_keys=SKIP))
     return {"bare": bare, "planner": ours, "accelerate": theirs}
 
 
@@ -76,13 +77,13 @@ def call_us(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     return (time.perf_counter() - start) / CALLS * 1e6
 
 
-def border_costs() -> dict[str, dict[str, float]]:
+def border_costs(device: torch.device = CPU, rounds: int = TURNS) -> dict[str, dict[str, float]]:
     """Microseconds added per call, by arguments and library."""
-    modules, costs = blocks(), {}
+    modules, costs = blocks(device), {}
     with no_collector():
-        for case, (args, kwargs) in arguments().items():
+        for case, (args, kwargs) in arguments(device).items():
             turns: dict[str, list[float]] = {name: [] for name in modules}
-            for _ in range(TURNS):
+            for _ in range(rounds):
                 for name, module in modules.items():
                     turns[name].append(call_us(module, args, kwargs))
             best = {name: min(spent) for name, spent in turns.items()}

@@ -95,5 +95,5 @@ def measure(folder: Path, placed: str, read: Any, dtype: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    given = [*sys.argv[1:], "auto", "auto"][:4] if len(sys.argv) < 5 else sys.argv[1:5]
-    print(json.dumps(measure(Path(given[0]), *given[1:])))
+    folder, placed, read, dtype = [*sys.argv[1:], *("auto", "auto")[len(sys.argv) - 3 :]]
+    print(json.dumps(measure(Path(folder), placed, read, dtype)))

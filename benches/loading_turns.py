@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import random
 import statistics
 import time
@@ -85,17 +86,30 @@ def collector(is_on: bool) -> Iterator[None]:
         gc.enable()
 
 
+def say(words: str) -> None:
+    print(f"# {words}", flush=True)
+
+
 def in_turns(
-    contenders: Mapping[str, Callable[[], Spent]], rounds: int, *, is_collector_on: bool = False
+    contenders: Mapping[str, Callable[[], Spent]],
+    rounds: int,
+    *,
+    is_collector_on: bool = False,
+    seconds: float = math.inf,
+    say: Callable[[str], None] = say,
 ) -> dict[str, list[Spent]]:
     """All contenders in each round, in an order drawn anew, after a round that does not count.
 
-    A contender that raises is left out from then on, and has no turns; so has a round without a cold cache.
+    A contender that raises is left out from then on, and has no turns; so has a round without a cold cache. After so many seconds
+    no further round begins, but for the first that counts.
     """
+    end_s = time.monotonic() + seconds
     order, names = random.Random(0), list(contenders)
     spent: dict[str, list[Spent]] = {name: [] for name in names}
     with collector(is_collector_on):
         for number in range(rounds + 1):
+            if number > 1 and time.monotonic() > end_s:
+                break
             order.shuffle(names)
             turns: dict[str, Spent] = {}
             try:
@@ -105,11 +119,11 @@ def in_turns(
                     except NotColdError:
                         raise
                     except Exception as error:
-                        print(f"# {name}: {type(error).__name__}: {str(error)[:200]}", flush=True)
+                        say(f"{name}: {type(error).__name__}: {str(error)[:200]}")
                         names.remove(name)
                         spent[name].clear()
             except NotColdError as error:
-                print(f"# round {number} left out: {error}", flush=True)
+                say(f"round {number} left out: {error}")
                 continue
             if number:
                 for name, turn in turns.items():

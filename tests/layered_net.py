@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
+import planner
+from planner import CheckpointError, PlannerError
 from tensor_files import write_file
 
 __all__ = [
@@ -26,8 +29,11 @@ __all__ = [
     "X",
     "empty",
     "expected",
+    "findings_of",
     "is_right",
     "layout_of",
+    "part_of",
+    "refused",
     "state",
     "written",
 ]
@@ -167,3 +173,29 @@ class Before:
             if added := set(vars(module)) ^ self.attributes[name]:
                 return f"{name or 'the model'}: {sorted(added)}"
         return ""
+
+
+def refused(
+    checkpoint: Path,
+    model: nn.Module,
+    placed: Any,
+    error: type[PlannerError] = CheckpointError,
+    **settings: Any,
+) -> PlannerError:
+    """The error, which leaves the model as it was."""
+    before = Before(model)
+    with pytest.raises(error) as caught:
+        planner.load(checkpoint, model, placed, **settings)
+    assert before.difference() == ""
+    if isinstance(caught.value, CheckpointError):
+        assert caught.value.reason and caught.value.file
+    return caught.value
+
+
+def findings_of(error: PlannerError) -> str:
+    return "\n".join(str(finding) for finding in error.findings)
+
+
+def part_of(folder: Path, number: str) -> dict[str, torch.Tensor]:
+    rows = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    return {name: value for name, value in state().items() if rows[name] == f"{number}.safetensors"}

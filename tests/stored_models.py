@@ -17,9 +17,20 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+import planner
 from tiny_models import SIZES, SPECIAL, TINY, WORDS
 
-__all__ = ["MAPS", "STORED", "device_map", "inputs_of", "layers_of", "reference", "stored"]
+__all__ = [
+    "MAPS",
+    "STORED",
+    "Checkpoints",
+    "device_map",
+    "inputs_of",
+    "layers_of",
+    "reference",
+    "same_outputs",
+    "stored",
+]
 
 
 def qwen3_moe() -> nn.Module:
@@ -153,3 +164,32 @@ MAPS: dict[str, Callable[[nn.Module], dict[str, Any]]] = {
     "surroundings": lambda model: device_map(model, lambda number: "cpu", "disk"),
     "single_tensors": single_tensors,
 }
+
+
+class Checkpoints:
+    """Checkpoints and their undispatched models, each made once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.models: dict[str, PreTrainedModel] = {}
+
+    def folder_of(self, name: str) -> Path:
+        folder = self.folder / name
+        return folder if folder.exists() else stored(name, folder)
+
+    def plain(self, name: str) -> PreTrainedModel:
+        if name not in self.models:
+            self.models[name] = reference(self.folder_of(name))
+        return self.models[name]
+
+    def loaded(self, name: str, layout: str, **settings: Any) -> Any:
+        return planner.load(self.folder_of(name), plan=MAPS[layout](self.plain(name)), **settings)
+
+
+def same_outputs(found: nn.Module, expected: nn.Module, name: str, times: int = 2) -> None:
+    """More than one forward: the first learns the order, later ones read ahead in it."""
+    given = inputs_of(name)
+    with torch.no_grad():
+        want = expected(**given).logits
+        for number in range(times):
+            assert found(**given).logits.equal(want), f"forward {number}"

@@ -573,6 +573,16 @@ def test_a_model_in_memory_is_written_as_ever(empty: Path) -> None:
     assert "linear2.weight.dat" in os.listdir(empty)
 
 
+def test_what_has_no_values_is_not_written(empty: Path) -> None:
+    for offload in (
+        lambda: planner.disk_offload(on_meta(), empty),
+        lambda: planner.dispatch_model(on_meta(), {"": "disk"}, offload_dir=empty),
+    ):
+        with pytest.raises(planner.OffloadError, match=r"'linear1\.weight' is on the meta device"):
+            offload()
+    assert not os.listdir(empty)
+
+
 def test_dispatch_names_the_ways_to_disk() -> None:
     with pytest.raises(planner.PlanMismatchError) as caught:
         planner.dispatch(Small(), {"": "disk"})

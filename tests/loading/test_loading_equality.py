@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
-import os
-import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,52 +13,24 @@ from transformers import PreTrainedModel
 
 import planner
 from planner import Plan
-from rig.faults import Verdict, judge
 from stored_models import (
     MAPS,
     STORED,
+    Checkpoints,
     device_map,
     inputs_of,
     layers_of,
     reference,
+    same_outputs,
     stored,
 )
 from tensor_files import write_file
 
 
-class Files:
-    """Checkpoints and their undispatched models, each made once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.models: dict[str, PreTrainedModel] = {}
-
-    def folder_of(self, name: str) -> Path:
-        folder = self.folder / name
-        return folder if folder.exists() else stored(name, folder)
-
-    def plain(self, name: str) -> PreTrainedModel:
-        if name not in self.models:
-            self.models[name] = reference(self.folder_of(name))
-        return self.models[name]
-
-    def loaded(self, name: str, layout: str, **settings: Any) -> Any:
-        return planner.load(self.folder_of(name), plan=MAPS[layout](self.plain(name)), **settings)
-
-
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+def files(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     torch.set_num_threads(1)
-    return Files(tmp_path_factory.mktemp("stored"))
-
-
-def same_outputs(found: nn.Module, expected: nn.Module, name: str, times: int = 2) -> None:
-    """More than one forward: the first learns the order, later ones read ahead in it."""
-    given = inputs_of(name)
-    with torch.no_grad():
-        want = expected(**given).logits
-        for number in range(times):
-            assert found(**given).logits.equal(want), f"forward {number}"
+    return Checkpoints(tmp_path_factory.mktemp("stored"))
 
 
 def skeleton(plain: PreTrainedModel, *, include_buffers: bool) -> PreTrainedModel:
@@ -75,7 +43,7 @@ def skeleton(plain: PreTrainedModel, *, include_buffers: bool) -> PreTrainedMode
 
 @pytest.mark.parametrize("layout", MAPS)
 @pytest.mark.parametrize("name", STORED)
-def test_answers_are_equal(name: str, layout: str, files: Files) -> None:
+def test_answers_are_equal(name: str, layout: str, files: Checkpoints) -> None:
     model = files.loaded(name, layout)
     assert type(model) is type(files.plain(name)) and not model.training
     same_outputs(model, files.plain(name), name)
@@ -83,28 +51,28 @@ def test_answers_are_equal(name: str, layout: str, files: Files) -> None:
 
 @pytest.mark.parametrize("read", ["cached", "direct"])
 @pytest.mark.parametrize("name", STORED)
-def test_answers_are_equal_however_files_are_read(name: str, read: str, files: Files) -> None:
+def test_answers_are_equal_however_files_are_read(name: str, read: str, files: Checkpoints) -> None:
     same_outputs(files.loaded(name, "all_disk", read=read), files.plain(name), name, times=4)
 
 
 @pytest.mark.parametrize("convert", ["fetch", "store"])
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "llama"])
 def test_answers_are_equal_where_files_hold_another_form(
-    name: str, convert: str, files: Files, tmp_path: Path
+    name: str, convert: str, files: Checkpoints, tmp_path: Path
 ) -> None:
     model = files.loaded(name, "half", convert=convert, offload_folder=tmp_path)
     same_outputs(model, files.plain(name), name, times=4)
 
 
 @pytest.mark.parametrize("name", STORED)
-def test_answers_are_equal_with_copies(name: str, files: Files) -> None:
+def test_answers_are_equal_with_copies(name: str, files: Checkpoints) -> None:
     same_outputs(files.loaded(name, "half", copy=True), files.plain(name), name)
 
 
 @pytest.mark.parametrize("kind", ["skeleton", "skeleton with empty buffers", "live"])
 @pytest.mark.parametrize("layout", ["cpu", "alternating", "all_disk"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "gemma", "mixtral"])
-def test_a_given_model_is_filled(name: str, layout: str, kind: str, files: Files) -> None:
+def test_a_given_model_is_filled(name: str, layout: str, kind: str, files: Checkpoints) -> None:
     """Ties that the empty skeleton has lost are the class's; its own weights are in no answer."""
     plain = files.plain(name)
     own = (
@@ -130,7 +98,7 @@ def test_bfloat16_is_loaded_as_it_is_stored(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["cpu", "alternating", "all_disk"])
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
-def test_one_dtype_for_all_is_a_cast_of_each(name: str, layout: str, files: Files) -> None:
+def test_one_dtype_for_all_is_a_cast_of_each(name: str, layout: str, files: Checkpoints) -> None:
     plain = copy.deepcopy(files.plain(name)).to(torch.bfloat16)
     model = files.loaded(name, layout, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
@@ -144,11 +112,11 @@ def test_one_dtype_for_all_is_a_cast_of_each(name: str, layout: str, files: File
         assert all(model(**given).logits.equal(want) for _ in range(2))
 
 
-def test_a_plan_is_carried_out(files: Files) -> None:
+def test_a_plan_is_carried_out(files: Checkpoints) -> None:
     """A plan with a disk runs from the checkpoint's own files."""
     folder, plain = files.folder_of("llama"), files.plain("llama")
     total = sum(parameter.nbytes for parameter in plain.parameters())
-    plan = planner.plan(checkpoint=folder, max_memory={"cpu": total // 2, "disk": "1GiB"})
+    plan = planner.plan(folder, max_memory={"cpu": total // 2, "disk": "1GiB"})
     assert isinstance(plan, Plan) and "disk" in plan.device_map.values()
     same_outputs(planner.load(folder, plan=plan), plain, "llama")
     by_budgets = planner.load(folder, max_memory={"cpu": total // 2, "disk": "1GiB"})
@@ -156,11 +124,11 @@ def test_a_plan_is_carried_out(files: Files) -> None:
     same_outputs(by_budgets, plain, "llama")
 
 
-def test_without_a_plan_and_budgets_it_is_loaded_where_it_fits(files: Files) -> None:
+def test_without_a_plan_and_budgets_it_is_loaded_where_it_fits(files: Checkpoints) -> None:
     same_outputs(planner.load(files.folder_of("llama")), files.plain("llama"), "llama")
 
 
-def test_one_layer_on_disk_is_that_layer_alone(files: Files, tmp_path: Path) -> None:
+def test_one_layer_on_disk_is_that_layer_alone(files: Checkpoints, tmp_path: Path) -> None:
     """Layer 1 of 12, not those whose names begin so."""
     config = copy.deepcopy(files.plain("llama").config)
     config.num_hidden_layers, config.architectures = 12, ["LlamaForCausalLM"]
@@ -183,7 +151,9 @@ def test_one_layer_on_disk_is_that_layer_alone(files: Files, tmp_path: Path) -> 
 @pytest.mark.parametrize("layout", ["half", "alternating", "all_disk"])
 @pytest.mark.parametrize("name", STORED)
 @torch.no_grad()
-def test_tokens_are_equal_also_where_generating_stops_early(name: str, layout: str, files: Files) -> None:
+def test_tokens_are_equal_also_where_generating_stops_early(
+    name: str, layout: str, files: Checkpoints
+) -> None:
     model, plain = files.loaded(name, layout), files.plain(name)
     given = inputs_of(name, with_picture=False)
     given.pop("decoder_input_ids", None)
@@ -216,7 +186,7 @@ def gradient(model: nn.Module, name: str) -> list[torch.Tensor]:
 @pytest.mark.parametrize("read", ["auto", "direct"])
 @pytest.mark.parametrize("layout", ["cpu", "alternating", "all_disk"])
 @pytest.mark.parametrize("name", STORED)
-def test_gradients_are_equal(name: str, layout: str, read: str, files: Files) -> None:
+def test_gradients_are_equal(name: str, layout: str, read: str, files: Checkpoints) -> None:
     """Refilling a buffer moves no version counter: what backward needs must not be in one."""
     if layout == "cpu" and read == "direct":
         pytest.skip("nothing is read later")
@@ -228,18 +198,21 @@ def test_gradients_are_equal(name: str, layout: str, read: str, files: Files) ->
 
 
 @pytest.mark.parametrize("read", ["auto", "direct"])
-def test_gradients_of_resident_weights_are_equal(read: str, files: Files) -> None:
+def test_gradients_of_resident_weights_are_equal(read: str, files: Checkpoints) -> None:
     plain, model = copy.deepcopy(files.plain("llama")), files.loaded("llama", "alternating", read=read)
     for each in (plain, model):
+        each.model.layers.requires_grad_(
+            False
+        )  # what is offloaded has to be frozen; backward goes through it
         each(**inputs_of("llama")).logits.square().mean().backward()
     found = dict(model.named_parameters())
-    resident = {key: p for key, p in plain.named_parameters() if not found[key].is_meta}
-    assert len(resident) > 10
+    resident = {key: p for key, p in plain.named_parameters() if p.grad is not None}
+    assert len(resident) == 3
     for key, parameter in resident.items():
         assert found[key].grad.equal(parameter.grad), key
 
 
-def test_a_resident_weight_can_be_changed_and_the_file_stays(files: Files) -> None:
+def test_a_resident_weight_can_be_changed_and_the_file_stays(files: Checkpoints) -> None:
     folder = files.folder_of("llama")
     before = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
     model = files.loaded("llama", "alternating")
@@ -252,85 +225,6 @@ def test_a_resident_weight_can_be_changed_and_the_file_stays(files: Files) -> No
     assert before == {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
 
 
-# Copies.
-
-
-def pickled(model: Any) -> Any:
-    return pickle.loads(pickle.dumps(model))
-
-
-def saved(model: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-WAYS: dict[str, Callable[[Any], Any]] = {"deepcopy": copy.deepcopy, "pickle": pickled, "torch.save": saved}
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("layout", ["cpu", "alternating", "all_disk"])
-@pytest.mark.parametrize("name", ["llama", "mixtral", "t5"])
-def test_a_copy_gives_the_same(name: str, layout: str, way: str, files: Files) -> None:
-    """Before a forward, after one, and when the original is gone."""
-    model, plain = files.loaded(name, layout), files.plain(name)
-    early = WAYS[way](model)
-    same_outputs(model, plain, name)
-    late = WAYS[way](model)
-    del model
-    for twin in (early, late):
-        same_outputs(twin, plain, name)
-
-
-@pytest.mark.parametrize("name", STORED)
-def test_undispatching_makes_it_whole(name: str, files: Files) -> None:
-    model, plain = files.loaded(name, "alternating"), files.plain(name)
-    same_outputs(model, plain, name)
-    planner.undispatch(model)
-    want = plain.state_dict()
-    found = model.state_dict()
-    assert found.keys() == want.keys() and all(found[key].equal(want[key]) for key in want)
-    same_outputs(model, plain, name)
-
-
-@pytest.mark.parametrize("layout", ["cpu", "alternating", "all_disk"])
-@pytest.mark.parametrize("name", STORED)
-def test_all_weights_can_be_read_and_saved(name: str, layout: str, files: Files, tmp_path: Path) -> None:
-    model, plain = files.loaded(name, layout), files.plain(name)
-    want = plain.state_dict()
-    found = planner.state_dict(model)
-    assert found.keys() == want.keys() and all(found[key].equal(want[key]) for key in want)
-    model.save_pretrained(tmp_path)
-    same_outputs(reference(tmp_path), plain, name)
-
-
-def run_in_a_child(folder: Path, layout: str, name: str) -> None:
-    """A case for the harness: the child of a fork, while the parent's reader runs, and the parent after it."""
-    torch.set_num_threads(1)
-    plain = reference(folder)
-    model = planner.load(folder, plan=MAPS[layout](plain), read="direct")
-    for forwards_before in (0, 2):
-        for _ in range(forwards_before):
-            same_outputs(model, plain, name)
-        child = os.fork()
-        if child == 0:
-            try:
-                same_outputs(model, plain, name, times=3)
-            except BaseException:
-                os._exit(1)
-            os._exit(0)
-        same_outputs(model, plain, name)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-@pytest.mark.parametrize("layout", ["alternating", "all_disk"])
-@pytest.mark.parametrize("name", ["llama", "mixtral"])
-def test_a_forked_child_gives_the_same(name: str, layout: str, files: Files) -> None:
-    found = judge(run_in_a_child, files.folder_of(name), layout, name, time_limit_s=60)
-    assert found.verdict is Verdict.CLEAN, found
-
-
 # Files that other programs write.
 
 
@@ -340,14 +234,14 @@ class Odd(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(5, 3), nn.Linear(3, 5)
-        self.half = nn.Parameter(torch.zeros(3, dtype=torch.float16))
+        self.shift = nn.Parameter(torch.zeros(3, dtype=torch.float16))
         self.scale = nn.Parameter(torch.zeros(()))
         self.empty = nn.Parameter(torch.zeros(0, 4))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("mask", torch.zeros(3, dtype=torch.bool))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        middle = self.first(x) * self.scale + self.half.float() + self.count
+        middle = self.first(x) * self.scale + self.shift.float() + self.count
         return self.second(torch.where(self.mask, middle, -middle)) + self.empty.sum()
 
 
@@ -384,7 +278,7 @@ def test_tensors_at_any_offset(gap: int, order: str, read: str, tmp_path: Path) 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", STORED)
-def test_answers_are_equal_with_any_layer_on_disk(name: str, files: Files) -> None:
+def test_answers_are_equal_with_any_layer_on_disk(name: str, files: Checkpoints) -> None:
     plain = files.plain(name)
     count = len(layers_of(plain))
     for bits in range(1, 1 << min(count, 6)):

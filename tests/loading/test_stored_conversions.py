@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import nn
 import planner
 from layered_net import Before, Net, empty, state, written
 from planner import InvalidInputError, OffloadError
-from planner.loading import converted_folder
+from planner.loading import converted, converted_folder
 from planner.loading.fingerprint import fingerprint
 from planner.loading.weights import FileWeights
 from rig.interrupting import ARE_POINTS_KNOWN, interrupted_in
@@ -80,7 +81,9 @@ def is_cast(model: nn.Module) -> bool:
 
 @pytest.mark.parametrize("name", FUSED)
 @pytest.mark.parametrize("dtype", ["auto", torch.bfloat16])
-def test_fused_experts_are_right_and_lie_in_a_file(name: str, dtype: Any, tmp_path: Path, store: Path) -> None:
+def test_fused_experts_are_right_and_lie_in_a_file(
+    name: str, dtype: Any, tmp_path: Path, store: Path
+) -> None:
     folder = stored(name, tmp_path / "model")
     model = on_disk(folder, store, dtype=dtype)
     expected = reference(folder)
@@ -130,7 +133,11 @@ def test_tensors_that_are_not_aligned_are_written_aligned(tmp_path: Path, store:
 
 
 def file_weights(model: Any) -> FileWeights:
-    hook = next(module._hf_hook for module in model.modules() if getattr(module, "_hf_hook", None) and module._hf_hook.offload)
+    hook = next(
+        module._hf_hook
+        for module in model.modules()
+        if getattr(module, "_hf_hook", None) and module._hf_hook.offload
+    )
     weights: FileWeights = hook.weights_map.dataset
     return weights
 
@@ -159,7 +166,9 @@ def test_a_second_load_reads_what_the_first_has_written(checkpoint: Path, store:
     assert before == {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files_in(store)}
 
 
-def test_two_dtypes_and_two_models_lie_beside_each_other(checkpoint: Path, tmp_path: Path, store: Path) -> None:
+def test_two_dtypes_and_two_models_lie_beside_each_other(
+    checkpoint: Path, tmp_path: Path, store: Path
+) -> None:
     models = [cast(checkpoint, store), on_disk(checkpoint, store, model=empty(), dtype=torch.float16)]
     models.append(cast(written(tmp_path / "other", state(seed=2)), store))
     assert len(list(store.iterdir())) == 3
@@ -176,7 +185,9 @@ def test_a_checkpoint_that_was_written_anew_is_converted_anew(checkpoint: Path, 
     written(checkpoint, state(seed=2))
     model = cast(checkpoint, store)
     assert planner.load_report(model).written_bytes > 0
-    assert torch.equal(planner.state_dict(model)["layers.0.up.weight"], state(seed=2)["layers.0.up.weight"].bfloat16())
+    assert torch.equal(
+        planner.state_dict(model)["layers.0.up.weight"], state(seed=2)["layers.0.up.weight"].bfloat16()
+    )
 
 
 def test_the_fingerprint_is_the_same_in_every_process(tmp_path: Path, store: Path) -> None:
@@ -199,7 +210,7 @@ def test_the_fingerprint_knows_versions(checkpoint: Path, monkeypatch: pytest.Mo
     wanted = list(weights.wanted.values())
     first = fingerprint(weights.files, wanted)
     assert first == fingerprint(weights.files, wanted) != fingerprint(weights.files, wanted[1:])
-    monkeypatch.setattr("planner.loading.fingerprint.__version__", "another")
+    monkeypatch.setattr("planner.loading.fingerprint.version", lambda _: "another")
     assert first != fingerprint(weights.files, wanted)
 
 
@@ -432,8 +443,6 @@ def test_without_locks_it_is_written_all_the_same(
 def test_one_tensor_is_in_memory_at_a_time(
     checkpoint: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from planner.loading import converted
-
     alive: list[Any] = []
     most = 0
     make = converted.made
@@ -444,18 +453,12 @@ def test_one_tensor_is_in_memory_at_a_time(
         alive[:] = [each for each in alive if each() is not None]
         most = max(most, len(alive) + 1)
         tensor = make(*arguments)
-        alive.append(_weakly(tensor))
+        alive.append(weakref.ref(tensor))
         return tensor
 
     monkeypatch.setattr(converted, "made", counted)
     assert is_cast(cast(checkpoint, store))
     assert most == 1
-
-
-def _weakly(tensor: torch.Tensor) -> Callable[[], object]:
-    import weakref
-
-    return weakref.ref(tensor)
 
 
 def test_progress_goes_on_where_the_load_was(checkpoint: Path, store: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-__all__ = ["ARE_POINTS_KNOWN", "interrupted_in"]
+__all__ = ["ARE_POINTS_KNOWN", "interrupted_in", "points_in"]
 
 ARE_POINTS_KNOWN = sys.version_info[:2] == (3, 11)
 # After these, and nowhere else, CPython lets a signal's handler run (3.11, ceval.c: CHECK_EVAL_BREAKER).
@@ -29,8 +29,18 @@ def signal_points(code: CodeType, found: dict[CodeType, set[int]]) -> set[int]:
 
 def interrupted_in(folders: tuple[Path, ...], run: Callable[[], Any], stop_at: int) -> bool:
     """Runs with a KeyboardInterrupt at the n-th point inside of code of these folders; False if there are fewer."""
+    try:
+        points_in(folders, run, stop_at)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def points_in(folders: tuple[Path, ...], run: Callable[[], Any], stop_at: int | None = None) -> int:
+    """How many points a run has, each time one is reached counted; stopped at one of them."""
     prefixes = tuple(str(folder) for folder in folders)
-    steps, points = 0, {}  # type: ignore[var-annotated]
+    steps = 0
+    points: dict[CodeType, set[int]] = {}
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal steps
@@ -47,8 +57,6 @@ def interrupted_in(folders: tuple[Path, ...], run: Callable[[], Any], stop_at: i
     sys.settrace(trace)
     try:
         run()
-    except KeyboardInterrupt:
-        return True
     finally:
         sys.settrace(before)
-    return False
+    return steps

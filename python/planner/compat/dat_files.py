@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +41,18 @@ def pickled_part(
     Args:
         may_hold: without a folder, the part on disk is kept in memory.
 
-    Guarantee: when the block raises, the folder is as it was.
+    Guarantee: when the block raises, the folder is as it was, unless the model has been written to by then and needs it.
     """
     weights = prepared.residents.weights
     if not source.is_pickled or weights is None:
         yield None
         return
-    placements = {
-        place.name: place.placement for target in prepared.judged.targets for place in target.places
-    }
+    places = {place.name: place for target in prepared.judged.targets for place in target.places}
     is_held = may_hold and offload_folder is None
     on_disk = {
         name: wanted
         for name, wanted in weights.wanted.items()
-        if placements[name].storage_device is None and not is_held
+        if places[name].placement.storage_device is None and not is_held
     }
     held = _in_memory(weights, [name for name in weights if name not in on_disk])
     if not on_disk:
@@ -65,7 +63,13 @@ def pickled_part(
             f"{listed(map(repr, on_disk))} of this pickled checkpoint rest on disk, where they are written to: pass along an "
             "`offload_folder` (safetensors files need none)"
         )
-    with dat_files(path_text(offload_folder, "offload_folder"), source.files, on_disk) as written:
+    before = [(places[name].slot, places[name].slot.read()) for name in on_disk]
+
+    def is_needed() -> bool:
+        return any(slot.read() is not tensor for slot, tensor in before)
+
+    folder = path_text(offload_folder, "offload_folder")
+    with dat_files(folder, source.files, on_disk, is_needed) as written:
         yield FileWeights(written.files, written.wanted, held)
 
 
@@ -86,13 +90,16 @@ def _in_memory(weights: FileWeights, names: Iterable[str]) -> dict[str, torch.Te
 
 
 @contextmanager
-def dat_files(folder: str, files: OpenFiles, wanted: Mapping[str, WantedTensor]) -> Iterator[FileWeights]:
+def dat_files(
+    folder: str, files: OpenFiles, wanted: Mapping[str, WantedTensor], is_needed: Callable[[], bool]
+) -> Iterator[FileWeights]:
     """Writes tensors of open files to ``<name>.dat``, as accelerate names and lays them out, with an ``index.json``.
 
     Args:
         folder: made if it is not there.
         files: the files that they come from.
         wanted: by live name, what is written.
+        is_needed: whether the files have to stay, although the block has raised.
 
     Returns:
         While open, the same weights, resting in these files.
@@ -101,16 +108,18 @@ def dat_files(folder: str, files: OpenFiles, wanted: Mapping[str, WantedTensor])
         InvalidInputError: a folder that cannot be made or is too full.
         OffloadError: one that cannot be written to, or a number that the wanted dtype cannot hold. Fields: ``name``.
 
-    Guarantee: when it or the block raises, the folder is as it was. Another model that is written there later does not change these
+    Guarantee: when it raises, or the block and they are not needed, the folder is as it was. Another model that is written there later does not change these
         weights: its files take the names, and these stay open. One tensor at a time is in memory.
     """
     with ExitStack() as undo:
         _make_room(folder, sum(row.nbytes for row in wanted.values()), undo)
+        # Each written down before it is done: an interrupt between the two leaves nothing behind.
+        unfinished = os.path.join(folder, f".{secrets.token_hex(8)}")
+        undo.callback(shutil.rmtree, unfinished, ignore_errors=True)
         try:
-            unfinished = tempfile.mkdtemp(prefix=".", dir=folder)
+            os.mkdir(unfinished)
         except OSError as error:
             raise OffloadError(f"cannot write to {folder}: {error}", name=next(iter(wanted))) from error
-        undo.callback(shutil.rmtree, unfinished, ignore_errors=True)
         index: dict[str, Any] = {}
         for name, row in wanted.items():
             offload_weight(made(files, row), name, unfinished, index)
@@ -121,9 +130,14 @@ def dat_files(folder: str, files: OpenFiles, wanted: Mapping[str, WantedTensor])
             name: row._replace(recipe=StoredTensor(name, number, 0, row.nbytes, row.dtype, row.recipe.shape))
             for number, (name, row) in enumerate(wanted.items())
         }
-        yield FileWeights(OpenFiles(stored), rows)
-        undo.pop_all()
-        shutil.rmtree(unfinished, ignore_errors=True)
+        is_done = False
+        try:
+            yield FileWeights(OpenFiles(stored), rows)
+            is_done = True
+        finally:
+            if is_done or is_needed():
+                undo.pop_all()
+                shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _placed(folder: str, unfinished: str, file: str, undo: ExitStack) -> StoredFile:
@@ -147,12 +161,17 @@ def _keep(folder: str, unfinished: str, file: str, undo: ExitStack) -> None:
         undo.callback(Path(path).unlink, missing_ok=True)
 
 
+def _remove_if_empty(folder: str) -> None:
+    with suppress(OSError):
+        os.rmdir(folder)
+
+
 def _make_room(folder: str, wanted_bytes: int, undo: ExitStack) -> None:
     """Makes a folder, if it is not there, and looks whether there is room."""
     try:
         if not os.path.isdir(folder):
+            undo.callback(_remove_if_empty, folder)
             os.makedirs(folder)
-            undo.callback(os.rmdir, folder)
         free_bytes = shutil.disk_usage(folder).free
     except OSError as error:
         raise InvalidInputError(f"offload_folder cannot be used: {error}") from error

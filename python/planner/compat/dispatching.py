@@ -26,8 +26,9 @@ from planner.dispatching.offload.weight_files import (
     offload_state_dict,
 )
 from planner.dispatching.tensors.copies import require_plain
+from planner.dispatching.tensors.placeholder import is_offloaded
 from planner.dispatching.tensors.slots import require_initialised, resolve_device
-from planner.errors import InvalidConstraintError, InvalidInputError
+from planner.errors import InvalidConstraintError, InvalidInputError, OffloadError
 from planner.loading.weights import FileWeights
 from planner.names import text_set
 
@@ -125,7 +126,7 @@ def _written(
     _require_flat(model, on_disk)
     if offload_index is None:
         assert offload_dir is not None
-        _write_once(offload_dir, extract_submodules_state_dict(model.state_dict(), on_disk))
+        _write_once(offload_dir, model, on_disk)
     return OffloadedWeightsLoader(state_dict, offload_dir, offload_index)
 
 
@@ -151,9 +152,19 @@ def _require_flat(model: nn.Module, names: Iterable[str]) -> None:
         require_plain(tensor, name)
 
 
-def _write_once(folder: str | os.PathLike[str], state_dict: Mapping[str, torch.Tensor]) -> None:
-    if not _has_index(folder):
-        offload_state_dict(folder, state_dict)
+def _write_once(folder: str | os.PathLike[str], model: nn.Module, names: Iterable[str]) -> None:
+    """Writes parts of a model to a folder that has no index yet. Raises OffloadError for what has no values."""
+    if _has_index(folder):
+        return
+    state = extract_submodules_state_dict(model.state_dict(), names)
+    for name, tensor in state.items():
+        if tensor.is_meta and not is_offloaded(tensor):
+            raise OffloadError(
+                f"'{name}' is on the meta device, so there is nothing to write: load the model first (planner.load, "
+                "planner.load_checkpoint_in_model), or name the folder that holds its weights and their index",
+                name=name,
+            )
+    offload_state_dict(folder, state)
 
 
 def cpu_offload(
@@ -214,7 +225,7 @@ def disk_offload(
                 model, None, execution_device, offload_buffers, in_files, preload_module_classes
             )
     _require_flat(model, [""])
-    _write_once(offload_dir, model.state_dict())
+    _write_once(offload_dir, model, [""])
     weights = OffloadedWeightsLoader(save_folder=offload_dir)
     return _offload_all(model, None, execution_device, offload_buffers, weights, preload_module_classes)
 

@@ -137,5 +137,4 @@ def _header(rows: Sequence[StoredTensor]) -> bytes:
 
 def _bytes_of(files: OpenFiles, wanted: WantedTensor) -> memoryview:
     tensor = made(files, wanted).detach().contiguous()
-    found: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
-    return found
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -22,11 +22,13 @@ class SettledTies:
         ties: live names, and the name whose tensor they are.
         findings: two values for what the model has as one object.
         notes: ties that the files end.
+        ended: names that were tied by their class, and are not.
     """
 
     ties: Mapping[str, str]
     findings: tuple[str, ...]
     notes: tuple[str, ...]
+    ended: tuple[str, ...]
 
 
 def settle_doubled(recipes: Recipes, files: OpenFiles) -> SettledTies:
@@ -39,12 +41,14 @@ def settle_doubled(recipes: Recipes, files: OpenFiles) -> SettledTies:
     ties = dict(recipes.ties)
     findings: list[str] = []
     notes: list[str] = []
+    ended: list[str] = []
     for pair in recipes.doubled:
         one, other = recipes.by_name[pair.name], recipes.by_name[pair.other]
         is_one = one.shape == other.shape and torch.equal(source_view(files, one), source_view(files, other))
         if is_one:
             ties[pair.name] = pair.other
         elif pair.may_differ:
+            ended.append(pair.name)
             notes.append(
                 f"'{pair.name}' and '{pair.other}' are tied by their class, but have different values in the files: each keeps its own"
             )
@@ -54,4 +58,4 @@ def settle_doubled(recipes: Recipes, files: OpenFiles) -> SettledTies:
             )
     # What was tied to a name that is tied itself now goes with it.
     settled = {name: ties.get(root, root) for name, root in ties.items()}
-    return SettledTies(settled, tuple(findings), tuple(notes))
+    return SettledTies(settled, tuple(findings), tuple(notes), tuple(ended))

@@ -6,11 +6,11 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable
+from importlib.metadata import version
 from typing import Final
 
 import torch
 
-from planner import __version__
 from planner.loading.open_files import OpenFiles
 from planner.loading.recipe import Computed, Conversion, Part, Pieces, Recipe
 from planner.loading.stored import StoredTensor
@@ -21,6 +21,7 @@ __all__ = ["fingerprint"]
 # Raised when the same recipe comes to give other bytes, or the file's layout changes.
 _FORMAT: Final = 1
 _CHARACTERS: Final = 32
+_DISTRIBUTION: Final = "device-map-planner"
 
 
 def fingerprint(files: OpenFiles, wanted: Iterable[WantedTensor]) -> str:
@@ -30,7 +31,7 @@ def fingerprint(files: OpenFiles, wanted: Iterable[WantedTensor]) -> str:
         files: the files that they are made from, each known by device, inode, size and time.
         wanted: the tensors in the order in which they are written.
     """
-    digest = hashlib.sha256(_text([_FORMAT, __version__, torch.__version__]))
+    digest = hashlib.sha256(_text([_FORMAT, version(_DISTRIBUTION), torch.__version__]))
     for row in wanted:
         digest.update(_text([row.name, str(row.dtype), _recipe(files, row.recipe)]))
     return digest.hexdigest()[:_CHARACTERS]

@@ -105,9 +105,7 @@ class PreparedLoad:
     def _commit_converted(self, resting: FileWeights, converted: Converted) -> None:
         total_bytes = _total_bytes(self.judged.targets)
         try:
-            with progress_of(
-                self.options.progress, total_bytes, total_bytes - converted.nbytes
-            ) as advance:
+            with progress_of(self.options.progress, total_bytes, total_bytes - converted.nbytes) as advance:
                 files, elsewhere = converted.store(advance)
             for target, value in self.residents.values:
                 if value.is_meta and target.wanted is not None:
@@ -189,7 +187,7 @@ def prepare_load(
             converted = _converted(residents.weights, options)
             advance(resting_bytes - (0 if converted is None else converted.nbytes))
     notes = (*recipes.notes, *apart.notes, *residents.notes)
-    attributes = saving_steps(model, recipes)
+    attributes = saving_steps(model, recipes, apart.ended)
     return PreparedLoad(
         model, source, request, regions, judged, residents, options, converted, attributes, notes
     )

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ import torch
 from torch import nn
 
 import planner
+from planner.dispatching.tensors.placeholder import is_offloaded
 from planner.errors import OffloadError
 from planner.loading.streaming import ring as rings
 from planner.loading.streaming.accelerators import RingTicket
 from planner.loading.streaming.files import FileReads
 from planner.loading.streaming.layout import Span
 from rig import Accelerators, OutOfOrderError
+from rig.interrupting import ARE_POINTS_KNOWN, interrupted_in
 from tensor_files import write_file
 
 WIDTH = 256
@@ -337,6 +340,59 @@ def test_where_memory_ends(folder: Path, x: torch.Tensor, virtual_accelerators: 
     settle(virtual_accelerators)
     assert outcomes[0] is False
     assert virtual_accelerators.used_bytes(0) == LAYER_BYTES
+
+
+PARTS = tuple(Path(planner.__file__).parent / name for name in ("loading", "dispatching"))
+
+
+@pytest.mark.skipif(not ARE_POINTS_KNOWN, reason="where signals are taken is known for CPython 3.11")
+@pytest.mark.parametrize("every", [61, pytest.param(1, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("has_reader", [True, False])
+def test_an_interrupt_anywhere_in_a_forward(
+    has_reader: bool, every: int, folder: Path, x: torch.Tensor, virtual_accelerators: Accelerators
+) -> None:
+    """With another thread that reads, and where who waits reads for itself."""
+    model, want = loaded(folder, read="direct"), stack()(x)
+    assert model(x).cpu().equal(want)
+    if not has_reader:
+        model._hf_hook.prefetcher.close()
+    stop = 1
+    while interrupted_in(PARTS, lambda: model(x), stop):
+        assert sum(parameter.is_meta for parameter in model.parameters()) == 2 * (LAYERS - 2), stop
+        if stop % 3 == 0:
+            assert model(x).cpu().equal(want), stop
+        stop += every
+    assert model(x).cpu().equal(want)
+    settle(virtual_accelerators)
+    # pytest keeps what was raised where nobody could catch it, with the arguments of those calls.
+    assert virtual_accelerators.used_bytes(0) <= LAYER_BYTES + 10 * x.nbytes
+
+
+@pytest.mark.skipif(not ARE_POINTS_KNOWN, reason="where signals are taken is known for CPython 3.11")
+@pytest.mark.parametrize("every", [331, pytest.param(7, marks=pytest.mark.sweep)])
+def test_an_interrupt_anywhere_in_a_load(
+    every: int, folder: Path, x: torch.Tensor, virtual_accelerators: Accelerators
+) -> None:
+    """The live model is as it was, or loaded, and nothing stays on the accelerators or pinned."""
+    want = stack()(x)
+    stop = 1
+    while True:
+        model: Any = Stack().requires_grad_(False)
+        before = {name: (id(tensor), tensor._version) for name, tensor in model.named_parameters()}
+        run = partial(planner.load, folder, model, layout("disk"))
+        if not interrupted_in(PARTS, run, stop):
+            break
+        if not is_offloaded(model.layers[2].inner.weight):
+            after = {name: (id(tensor), tensor._version) for name, tensor in model.named_parameters()}
+            assert after == before, stop
+            assert not any("forward" in vars(module) for module in model.modules())
+        planner.load(folder, model, layout("disk"))
+        assert model(x).cpu().equal(want), stop
+        stop += every
+    del model, run
+    settle(virtual_accelerators)
+    assert [virtual_accelerators.used_bytes(index) for index in (0, 1)] == [0, 0]
+    assert virtual_accelerators.pinned_bytes() == 0
 
 
 @pytest.mark.parametrize(

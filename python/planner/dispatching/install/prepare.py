@@ -81,12 +81,11 @@ def prepare(
     values = Values(model, layout, engaged, request)
     values.check()
     values.move()
-    edges = tuple(
-        edges_of(
-            model, layout, frozenset(resolved_map.placements), resolved_map.root_placement.execution_device
-        )
-    )
-    return Prepared(model, request, layout, values, edges)
+    is_attached = any(values.is_resting) or request.force_borders or not resolved_map.is_single
+    if not is_attached:
+        return Prepared(model, request, layout, values, None)
+    named, main_device = frozenset(resolved_map.placements), resolved_map.root_placement.execution_device
+    return Prepared(model, request, layout, values, tuple(edges_of(model, layout, named, main_device)))
 
 
 def _declared_classes(model: nn.Module) -> set[str]:
@@ -130,7 +129,7 @@ class Prepared:
     request: DispatchRequest
     layout: Regions
     values: Values
-    edges: tuple[Edge, ...]
+    edges: tuple[Edge, ...] | None  # None: nothing is attached
     placeholders: dict[int, PlaceholderTensor] = field(default_factory=dict)
     tied: TiedCopies = field(default_factory=dict)
     shares: dict[int, SharedCopies] = field(default_factory=dict)
@@ -144,9 +143,8 @@ class Prepared:
         self._keep_objects(journal)
         for place, value in zip(self.layout.places, self.values.after, strict=True):
             journal.set(place.slot.table, place.slot.name, value)
-        has_resting = any(self.values.is_resting)
-        if has_resting or self.request.force_borders or not self.request.resolved_map.is_single:
-            self._install(journal, record)
+        if self.edges is not None:
+            self._install(journal, record, self.edges)
         refresh_flat_weights(self.model, journal)
         record.originals.extend(self._originals())
         if self.request.resolved_map.device_map:
@@ -181,7 +179,7 @@ class Prepared:
                 kept[id(after)] = before
         self.values.after = [kept.get(id(after), after) for after in self.values.after]
 
-    def _install(self, journal: Journal, record: Dispatched) -> None:
+    def _install(self, journal: Journal, record: Dispatched, edges: tuple[Edge, ...]) -> None:
         own = self._rest(journal)
         for module_id, (module, name, offloaded_module, weights, devices) in own.items():
             hook = self._hook(offloaded_module.store.execution_device)
@@ -191,7 +189,7 @@ class Prepared:
             hook.weights_map = weights
             hook.offloaded_modules = (offloaded_module,)
             self.hooks[module_id] = hook
-        for edge in self.edges:
+        for edge in edges:
             if id(edge.module) not in self.hooks:
                 self.hooks[id(edge.module)] = self._hook(edge.execution_device)
                 self.hooks[id(edge.module)].module_name = edge.name
@@ -207,10 +205,10 @@ class Prepared:
         self.hooks[root_id].io_same_device = True
         self._tie(record, own)
         self._prefetch(root_id)
-        edges = {id(edge.module): edge for edge in self.edges}
+        by_module = {id(edge.module): edge for edge in edges}
         for _, module in modules_of(self.model):
             if id(module) in self.hooks:
-                self._install_forward(journal, record, module, edges.get(id(module)))
+                self._install_forward(journal, record, module, by_module.get(id(module)))
         for module, _, offloaded_module, _, _ in own.values():
             record.install(journal, Pickling(module, offloaded_module))
         self._refuse_moves(journal, record, set(own))
