@@ -7,6 +7,7 @@ accelerator has ended all it was given; every turn of a load begins without cach
 from __future__ import annotations
 
 import argparse
+import atexit
 import gc
 import importlib.metadata
 import json
@@ -264,6 +265,7 @@ def import_others() -> None:
         of_transformers.disable_progress_bar()
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # or libraries say at the end that they leak
 
 
 def main() -> None:
