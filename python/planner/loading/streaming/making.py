@@ -9,7 +9,7 @@ import torch
 from planner.errors import OffloadError
 from planner.loading.casting import can_overflow, lost_numbers, overflow_words
 from planner.loading.open_files import tensor_in
-from planner.loading.recipe import Conversion
+from planner.loading.recipe import ConverterRun
 from planner.loading.stored import StoredTensor
 from planner.loading.streaming.layout import BlockLayout, CastTensor, ComputedTensor, PlacedInBuffer
 
@@ -27,7 +27,7 @@ def make_tensors(layout: BlockLayout, memory: memoryview) -> None:
     Raises:
         OffloadError: a cast would make finite numbers infinite. Fields: ``name``.
     """
-    made: dict[Conversion, dict[str, torch.Tensor]] = {}
+    made: dict[ConverterRun, dict[str, torch.Tensor]] = {}
     with torch.inference_mode(False), torch.no_grad():
         for step in layout.made:
             values = (
