@@ -302,6 +302,26 @@ def test_a_file_is_what_it_holds_whatever_its_name(
         assert torch.equal(planner.load_checkpoint_and_dispatch(on_meta(), path.parent)(X), model(X))
 
 
+@pytest.mark.parametrize("start", [b"\x80", b"PK"])
+def test_the_length_of_a_header_is_not_taken_for_the_beginning_of_a_pickle(
+    start: bytes, tmp_path: Path
+) -> None:
+    state = trained().state_dict()
+    path = tmp_path / "model.safetensors"
+    save_file(state, path)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    wanted = next(size for size in range(length, 2**20) if size.to_bytes(8, "little").startswith(start))
+    path.write_bytes(
+        wanted.to_bytes(8, "little")
+        + content[8 : 8 + length]
+        + b" " * (wanted - length)
+        + content[8 + length :]
+    )
+    model = planner.load_checkpoint_and_dispatch(Small(), path, device_map={"": "cpu"})
+    assert all(model.state_dict()[name].equal(value) for name, value in state.items())
+
+
 def test_a_pickle_named_as_safetensors_is_read(tmp_path: Path) -> None:
     model = trained()
     torch.save(model.state_dict(), tmp_path / "model.safetensors.pt")

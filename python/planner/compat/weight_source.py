@@ -144,7 +144,7 @@ def _opened(name: str, paths: Sequence[str], listed_in: Mapping[str, str] | None
     rows: dict[str, StoredTensor] = {}
     is_pickled = False
     for number, file in enumerate(files):
-        if _start(file).startswith(_PICKLED_STARTS):
+        if _is_pickle(file):
             is_pickled = True
             found = list(_pickled_rows(file, number, strides, others))
         else:
@@ -168,8 +168,11 @@ def _require_listed(name: str, rows: Mapping[str, StoredTensor], listed_in: Mapp
         raise fault(name, f"lists tensors that their files do not have: {listed(absent, most=10)}")
 
 
-def _start(file: StoredFile) -> bytes:
-    return bytes(memoryview(file.map())[:2]) if file.size_bytes else b""
+def _is_pickle(file: StoredFile) -> bool:
+    """Whether a file is a pickle or a zip file. A safetensors file may begin as one, with the length of its header, but has that
+    header's brace where neither can have one."""
+    start = bytes(memoryview(file.map())[:9]) if file.size_bytes else b""
+    return start.startswith(_PICKLED_STARTS) and start[8:] != b"{"
 
 
 def _pickled_rows(
