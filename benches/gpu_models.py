@@ -112,7 +112,8 @@ def write(folder: Path, sizes: Sizes) -> int:
     for number in range(FILES):
         begin, end = (len(names) * (number + step) // FILES for step in (0, 1))
         path = folder / f"model-{number + 1:05}-of-{FILES:05}.safetensors"
-        write_file(path, {name: random_values(tensors[name]) for name in names[begin:end]})
+        values = {name: random_values(tensors[name]) for name in names[begin:end]}
+        write_file(path, values, metadata={"format": "pt"})
         with path.open("rb") as file:
             os.fsync(file.fileno())
         weight_map |= dict.fromkeys(names[begin:end], path.name)

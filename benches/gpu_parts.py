@@ -1,4 +1,4 @@
-"""The parts of `gpu.py` that measure, one in a process: python gpu_parts.py PART FOLDER RESULTS SECONDS [--virtual]
+"""The parts of `gpu.py` that measure, one in a process: python gpu_parts.py PART FOLDER RESULTS END_S [--virtual]
 
 Each figure is written to RESULTS when it is there, because the process may be stopped. Clocks are read on the host when the
 accelerator has ended all it was given; every turn of a load begins without cached memory of the accelerator.
@@ -7,6 +7,8 @@ accelerator has ended all it was given; every turn of a load begins without cach
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import importlib.metadata
 import json
 import logging
@@ -37,7 +39,6 @@ from gpu_models import (
 from loading_files import BlockRanges, cool, layer_of, warm
 from loading_turns import Figure, Spent, clocked, in_turns, ratio_figure
 
-ROUNDS = 9
 SLOT_BYTES = 64 << 20
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "hypothesis", "pytest")
 
@@ -51,12 +52,14 @@ class Measuring:
         results: where figures are written.
         end_s: when the part is stopped, by the monotonic clock.
         sizes: of the model.
+        rounds: the most.
     """
 
     folder: Path
     results: Path
     end_s: float
     sizes: Sizes
+    rounds: int
 
     def write(self, **row: Any) -> None:
         with self.results.open("a") as file:
@@ -77,7 +80,10 @@ class Measuring:
         self, case: str, contenders: Mapping[str, Callable[[], Spent]], cases: int
     ) -> dict[str, list[Spent]]:
         return in_turns(
-            contenders, ROUNDS, seconds=self.share_s(cases), say=lambda words: self.note(f"{case}: {words}")
+            contenders,
+            self.rounds,
+            seconds=self.share_s(cases),
+            say=lambda words: self.note(f"{case}: {words}"),
         )
 
 
@@ -182,7 +188,7 @@ def border(part: Measuring) -> None:
     start_s = time.monotonic()
     costs = border_costs(torch.device(0), 1)
     once_s = time.monotonic() - start_s
-    rounds = max(1, min(4 * ROUNDS, int(part.share_s(1) / once_s)))
+    rounds = max(1, min(4 * part.rounds, int(part.share_s(1) / once_s)))
     costs = border_costs(torch.device(0), rounds)
     for case, cost in costs.items():
         value = cost["planner"] / cost["accelerate"]
@@ -246,13 +252,20 @@ PARTS: dict[str, Callable[[Measuring], None]] = {
 }
 
 
-def quiet() -> None:
+def import_others() -> None:
+    """Before any clock runs, and without a word; what they have made is not gone through again at each turn."""
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+    if installed("accelerate"):
+        import accelerate  # noqa: F401
     if installed("transformers"):
+        from transformers import LlamaForCausalLM  # noqa: F401
         from transformers.utils import logging as of_transformers
 
         of_transformers.set_verbosity_error()
         of_transformers.disable_progress_bar()
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # or libraries say at the end that they leak
 
 
 def main() -> None:
@@ -260,20 +273,21 @@ def main() -> None:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("results", type=Path)
-    parser.add_argument("seconds", type=float)
+    parser.add_argument("end_s", type=float, help="when the process is stopped, by the monotonic clock")
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--virtual", action="store_true")
     parser.add_argument("--without", nargs="*", default=[], help="packages that are taken for not installed")
     given = parser.parse_args()
-    end_s = time.monotonic() + given.seconds
     LEFT_OUT.update(given.without)
     if given.virtual:
         from rig import Accelerators
 
         Accelerators()
+        torch.set_num_threads(1)
     if given.part != "machine":
-        quiet()
+        import_others()
     sizes = SMALL if given.virtual else LARGE
-    PARTS[given.part](Measuring(given.folder, given.results, end_s, sizes))
+    PARTS[given.part](Measuring(given.folder, given.results, given.end_s, sizes, given.rounds))
 
 
 if __name__ == "__main__":

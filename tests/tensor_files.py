@@ -23,9 +23,15 @@ TYPES = {
 }
 
 
-def write_file(path: Path, tensors: Mapping[str, torch.Tensor], *, gap: int = 0) -> Path:
+def write_file(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    gap: int = 0,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
     """A safetensors file with tensors in the order given, the first `gap` bytes behind where its type would have it."""
-    rows: dict[str, Any] = {}
+    rows: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
     for name, tensor in tensors.items():
         rows[name] = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from planner.loading.recipe import Conversion
+from planner.loading.recipe import ConverterRun
 from planner.loading.recipes import Computed, Part, Pieces, Recipe
 from planner.loading.stored import TORCH_DTYPES, StoredTensor
 
@@ -46,7 +46,7 @@ def made(folder: Path, recipes: Mapping[str, Recipe]) -> dict[str, Tensor]:
     def read(row: StoredTensor) -> Tensor:
         return taken(row.file, row.begin, row.end, row.dtype, row.shape)
 
-    done: dict[Conversion, dict[str, Tensor]] = {}
+    done: dict[ConverterRun, dict[str, Tensor]] = {}
     found = {}
     for name, recipe in recipes.items():
         match recipe:

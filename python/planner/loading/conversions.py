@@ -26,7 +26,7 @@ from planner.checkpoint.general_names import (
     template,
     unused_number,
 )
-from planner.loading.recipe import Computed, Conversion, ModelSizes, Part, Pieces, Recipe
+from planner.loading.recipe import Computed, ConverterRun, ModelSizes, Part, Pieces, Recipe
 from planner.loading.stored import StoredTensor
 from planner.names import listed
 
@@ -201,7 +201,7 @@ class ClassSteps:
             for target in self.targets(name, ordered[0][0])
             if target in self.live
         }
-        conversion = Conversion(converter, tuple(ordered), name, ModelSizes(self.config, shapes))
+        conversion = ConverterRun(converter, tuple(ordered), name, ModelSizes(self.config, shapes))
         return dict(_outcomes(conversion))
 
 
@@ -255,7 +255,7 @@ def _one_after_another(rows: Sequence[StoredTensor]) -> Iterator[tuple[StoredTen
         at += row.nbytes
 
 
-def _outcomes(conversion: Conversion) -> Iterator[tuple[str, Recipe]]:
+def _outcomes(conversion: ConverterRun) -> Iterator[tuple[str, Recipe]]:
     """What a conversion makes, found by a run without values: what is still the memory of a source is a part of it."""
     empty = {row: torch.empty(row.shape, dtype=row.dtype, device="meta") for _, row in conversion.sources}
     storages = {tensor.untyped_storage()._cdata: row for row, tensor in empty.items()}

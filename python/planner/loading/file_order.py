@@ -13,7 +13,7 @@ from planner.errors import OffloadError
 from planner.loading.casting import cast
 from planner.loading.open_files import OpenFiles, tensor_in
 from planner.loading.reading import PageBuffer
-from planner.loading.recipe import Computed, Conversion
+from planner.loading.recipe import Computed, ConverterRun
 from planner.loading.streaming.caching import is_cached
 from planner.loading.streaming.files import FileReads
 from planner.loading.streaming.fillings import Filling, fillings_of, position_of
@@ -207,7 +207,7 @@ class _Pass:
 
     def _computed(self, tensors: Sequence[WantedTensor]) -> Iterator[_Job]:
         """To memory of the CPU by a conversion: from views of the files, all that one conversion makes at once."""
-        groups: dict[Conversion, list[WantedTensor]] = {}
+        groups: dict[ConverterRun, list[WantedTensor]] = {}
         for row in tensors:
             assert isinstance(row.recipe, Computed)
             groups.setdefault(row.recipe.conversion, []).append(row)
@@ -216,7 +216,7 @@ class _Pass:
 
     def _compute_group(self, group: Sequence[WantedTensor]) -> int:
         memory = _Memory(group)
-        done: dict[Conversion, dict[str, torch.Tensor]] = {}
+        done: dict[ConverterRun, dict[str, torch.Tensor]] = {}
         for row in group:
             assert isinstance(row.recipe, Computed)
             values = row.recipe.compute(self._files.view, done)

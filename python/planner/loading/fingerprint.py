@@ -12,7 +12,7 @@ from typing import Final
 import torch
 
 from planner.loading.open_files import OpenFiles
-from planner.loading.recipe import Computed, Conversion, Part, Pieces, Recipe
+from planner.loading.recipe import Computed, ConverterRun, Part, Pieces, Recipe
 from planner.loading.stored import StoredTensor
 from planner.loading.weights import WantedTensor
 
@@ -60,7 +60,7 @@ def _stored(files: OpenFiles, row: StoredTensor) -> list[object]:
     ]
 
 
-def _conversion(files: OpenFiles, conversion: Conversion) -> list[object]:
+def _conversion(files: OpenFiles, conversion: ConverterRun) -> list[object]:
     converter, config = conversion.converter, conversion.model.config
     as_dict = getattr(config, "to_dict", dict)
     said = {key: value for key, value in as_dict().items() if key != "_name_or_path"}

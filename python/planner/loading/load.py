@@ -126,7 +126,9 @@ class PreparedLoad:
         cached = frozenset(
             place.name for place in self.regions.places if place.placement.storage_device == _CPU
         )
-        streams = ModelStreams(weights, self.options, self.request.room_bytes, cached)
+        staying = (row for row in self.residents.values if id(row[0]) not in self.residents.copied)
+        planned_bytes = sum(value.nbytes for _, value in staying if value.device == _CPU)
+        streams = ModelStreams(weights, self.options, self.request.room_bytes, cached, planned_bytes)
         request = replace(self.request, weights=weights, reads_ahead=streams.made) if is_dispatched else None
         commit(self.model, self.residents.values, request, self.regions, self.attributes)
         streams.start()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from planner.loading.stored import StoredTensor
 
-__all__ = ["Computed", "Conversion", "Part", "Pieces", "Read", "Recipe", "bytes_of"]
+__all__ = ["Computed", "ConverterRun", "Part", "Pieces", "Read", "Recipe", "bytes_of"]
 
 Read: TypeAlias = Callable[[StoredTensor], Tensor]
 """Gives a stored tensor's values."""
@@ -83,7 +83,7 @@ class Converter(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Conversion:
+class ConverterRun:
     """One use of a converter: its stored tensors become one or several live ones.
 
     Args:
@@ -147,7 +147,7 @@ class Computed:
     dtype: torch.dtype
     shape: tuple[int, ...]
     sources: tuple[StoredTensor, ...]
-    conversion: Conversion
+    conversion: ConverterRun
     name: str
 
     @property
@@ -155,7 +155,7 @@ class Computed:
         """Bytes of the live tensor."""
         return bytes_of(self.shape, self.dtype)
 
-    def compute(self, read: Read, made: dict[Conversion, dict[str, Tensor]] | None = None) -> Tensor:
+    def compute(self, read: Read, made: dict[ConverterRun, dict[str, Tensor]] | None = None) -> Tensor:
         """The values.
 
         Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
@@ -19,6 +20,9 @@ from planner.loading.open_files import OpenFiles, open_headers
 from planner.loading.stored import TORCH_DTYPES, StoredTensor
 
 __all__ = ["CheckpointSource", "open_checkpoint", "require_nothing", "stored_tensors"]
+
+# Headers count its elements, and torch pairs of them, which are a byte.
+_PAIRS: Final = "F4"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +69,10 @@ def stored_tensors(headers: Headers, shown: str) -> list[StoredTensor]:
         dtype = TORCH_DTYPES.get(kind)
         if dtype is None:
             raise fault(shown, f"holds '{name}' as {kind}, which torch {torch.__version__} has no dtype for")
+        if kind == _PAIRS:
+            if not shape or shape[-1] % 2:
+                raise fault(shown, f"holds '{name}' as {kind} of {list(shape)}, which cannot be cut into pairs")
+            shape = (*shape[:-1], shape[-1] // 2)
         rows.append(StoredTensor(name, file, begin, end, dtype, shape))
     return rows
 

@@ -15,8 +15,8 @@ __all__ = [
     "LINE_BYTES",
     "PAGE_BYTES",
     "BlockLayout",
-    "Cast",
-    "Computation",
+    "CastTensor",
+    "ComputedTensor",
     "MadeTensor",
     "PlacedInBuffer",
     "Span",
@@ -59,7 +59,7 @@ class PlacedInBuffer(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Cast(NamedTuple):
+class CastTensor(NamedTuple):
     """A tensor that is made by casting another one.
 
     Args:
@@ -73,7 +73,7 @@ class Cast(NamedTuple):
     target: PlacedInBuffer
 
 
-class Computation(NamedTuple):
+class ComputedTensor(NamedTuple):
     """A tensor that is made by a converter.
 
     Args:
@@ -89,7 +89,7 @@ class Computation(NamedTuple):
     target: PlacedInBuffer
 
 
-MadeTensor: TypeAlias = Cast | Computation
+MadeTensor: TypeAlias = CastTensor | ComputedTensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,12 +137,12 @@ def lay_out(recipes: Mapping[str, Recipe], dtypes: Mapping[str, torch.dtype]) ->
         if isinstance(recipe, Computed):
             sources = {row.name: buffer.source(row) for row in recipe.sources}
             tensors[name] = buffer.room(dtype, recipe.shape)
-            made.append(Computation(name, recipe, sources, tensors[name]))
+            made.append(ComputedTensor(name, recipe, sources, tensors[name]))
             continue
         found = buffer.pieces(recipe) if isinstance(recipe, Pieces) else buffer.source(recipe)
         if found.dtype != dtype:
             target = buffer.room(dtype, found.shape)
-            made.append(Cast(name, found, target))
+            made.append(CastTensor(name, found, target))
             found = target
         tensors[name] = found
     return BlockLayout(tuple(sorted(buffer.spans)), tuple(made), tensors, buffer.size_bytes)

@@ -9,9 +9,9 @@ import torch
 from planner.errors import OffloadError
 from planner.loading.casting import can_overflow, lost_numbers, overflow_words
 from planner.loading.open_files import tensor_in
-from planner.loading.recipe import Conversion
+from planner.loading.recipe import ConverterRun
 from planner.loading.stored import StoredTensor
-from planner.loading.streaming.layout import BlockLayout, Cast, Computation, PlacedInBuffer
+from planner.loading.streaming.layout import BlockLayout, CastTensor, ComputedTensor, PlacedInBuffer
 
 __all__ = ["make_tensors", "placed_tensor"]
 
@@ -27,12 +27,12 @@ def make_tensors(layout: BlockLayout, memory: memoryview) -> None:
     Raises:
         OffloadError: a cast would make finite numbers infinite. Fields: ``name``.
     """
-    made: dict[Conversion, dict[str, torch.Tensor]] = {}
+    made: dict[ConverterRun, dict[str, torch.Tensor]] = {}
     with torch.inference_mode(False), torch.no_grad():
         for step in layout.made:
             values = (
                 placed_tensor(memory, step.source)
-                if isinstance(step, Cast)
+                if isinstance(step, CastTensor)
                 else step.recipe.compute(_reads(step, memory), made)
             )
             target = placed_tensor(memory, step.target)
@@ -45,5 +45,5 @@ def make_tensors(layout: BlockLayout, memory: memoryview) -> None:
                     )
 
 
-def _reads(step: Computation, memory: memoryview) -> Callable[[StoredTensor], torch.Tensor]:
+def _reads(step: ComputedTensor, memory: memoryview) -> Callable[[StoredTensor], torch.Tensor]:
     return lambda row: placed_tensor(memory, step.sources[row.name])
