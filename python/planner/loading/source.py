@@ -71,7 +71,9 @@ def stored_tensors(headers: Headers, shown: str) -> list[StoredTensor]:
             raise fault(shown, f"holds '{name}' as {kind}, which torch {torch.__version__} has no dtype for")
         if kind == _PAIRS:
             if not shape or shape[-1] % 2:
-                raise fault(shown, f"holds '{name}' as {kind} of {list(shape)}, which cannot be cut into pairs")
+                raise fault(
+                    shown, f"holds '{name}' as {kind} of {list(shape)}, which cannot be cut into pairs"
+                )
             shape = (*shape[:-1], shape[-1] // 2)
         rows.append(StoredTensor(name, file, begin, end, dtype, shape))
     return rows
