@@ -69,7 +69,8 @@ def _way(wanted: WantedTensor | None, *, is_copied: bool, is_new: bool) -> Way:
         return "initialised" if is_new else "kept"
     if wanted.dtype != wanted.recipe.dtype:
         return "cast"
-    return "copy" if is_copied and wanted.is_view else _WAYS[type(wanted.recipe)]
+    is_stored = isinstance(wanted.recipe, StoredTensor | Part)
+    return "copy" if is_stored and (is_copied or not wanted.is_view) else _WAYS[type(wanted.recipe)]
 
 
 def _place_of(target: Target, value: torch.Tensor) -> str:
