@@ -42,7 +42,7 @@ class ReadableFiles(Protocol):
             Bytes read, and of these past the page cache.
 
         Raises:
-            OffloadError: they cannot be read. Fields: ``name``.
+            OffloadError: they cannot be read, or are not what they were when the file was opened. Fields: ``name``.
         """
 
 
@@ -71,4 +71,7 @@ class FileReads:
 
     def read_spans(self, spans: Sequence[Span], memory: Any, *, direct: bool) -> tuple[int, int]:
         """As :meth:`ReadableFiles.read_spans`."""
-        return read_spans(list(self._files.files), list(spans), memory, direct, _READS_IN_FLIGHT)
+        done = read_spans(list(self._files.files), list(spans), memory, direct, _READS_IN_FLIGHT)
+        # What was written to while it was read, or since the forward began.
+        self._files.require_same({span.file for span in spans})
+        return done
