@@ -67,7 +67,9 @@ class Quantised(nn.Parameter):
 
 
 @pytest.mark.parametrize("stored", ["weight", "weight.packed"])
-def test_a_class_of_a_quantiser_is_named_and_nothing_that_follows_from_it(stored: str, tmp_path: Path) -> None:
+def test_a_class_of_a_quantiser_is_named_and_nothing_that_follows_from_it(
+    stored: str, tmp_path: Path
+) -> None:
     """Also where the files hold it in parts: all names are then others, and that is not what is wrong."""
     write_file(
         tmp_path / "model.safetensors",

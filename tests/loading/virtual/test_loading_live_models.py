@@ -20,7 +20,9 @@ def test_parameters_stay_the_same_and_keep_their_gradients(
     model = Net()
     model(X).sum().backward()
     parameters = dict(model.named_parameters())
-    gradients = {name: parameter.grad.clone() for name, parameter in parameters.items() if parameter.grad is not None}
+    gradients = {
+        name: parameter.grad.clone() for name, parameter in parameters.items() if parameter.grad is not None
+    }
     assert gradients.keys() == parameters.keys()
     planner.load(written(tmp_path), model, placed, dtype=dtype)
     for name, value in state().items():
@@ -30,6 +32,8 @@ def test_parameters_stay_the_same_and_keep_their_gradients(
         assert found is parameters[name] and found.requires_grad, name
         wanted = value if dtype == "auto" else value.bfloat16()
         assert found.cpu().equal(wanted), name
-        assert found.grad is not None and found.grad.device == found.device and found.grad.dtype == found.dtype
+        assert (
+            found.grad is not None and found.grad.device == found.device and found.grad.dtype == found.dtype
+        )
         assert found.grad.cpu().equal(gradients[name].to(wanted.dtype)), name
     torch.optim.SGD(model.parameters(), 0.1).step()
