@@ -26,6 +26,7 @@ from layered_net import (
     X,
     empty,
     expected,
+    is_right,
     part_of,
     refused,
     state,
