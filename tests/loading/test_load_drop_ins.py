@@ -330,6 +330,34 @@ def test_a_pickle_named_as_safetensors_is_read(tmp_path: Path) -> None:
     assert torch.equal(planner.load_checkpoint_and_dispatch(on_meta(), path)(X), model(X))
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+@pytest.mark.parametrize("device_map", [None, {"": "cpu"}, {"": "disk"}])
+def test_a_pickled_tensor_that_does_not_lie_in_order_has_its_values(
+    device_map: Any, dtype: torch.dtype | None, legacy: bool, tmp_path: Path
+) -> None:
+    linear = nn.Linear(6, 4)
+    grid = torch.randn(12, 8)
+    state = {"weight": grid[::2, ::2].t(), "bias": grid[1:9:2, 3]}
+    path = tmp_path / "x.bin"
+    torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+    folder = tmp_path / "offload"
+    model = planner.load_checkpoint_and_dispatch(
+        linear, path, device_map=device_map, dtype=dtype, offload_folder=folder
+    )
+    path.unlink()
+    found = dict(planner.state_dict(model))
+    assert all(found[name].equal(value.to(dtype or torch.float32)) for name, value in state.items())
+
+
+def test_strides_do_not_make_much_of_a_small_pickle(tmp_path: Path) -> None:
+    values = torch.zeros(4096)
+    state = {f"x{i}": values.as_strided((64, 64), (1, 32)) for i in range(50)}
+    torch.save(state, tmp_path / "x.bin")
+    with pytest.raises(planner.CheckpointError, match="do not lie in order have 819200 bytes together"):
+        planner.load_checkpoint_in_model(Small(), tmp_path / "x.bin")
+
+
 @pytest.mark.parametrize("end", ["bin", "safetensors"])
 @pytest.mark.parametrize("escape", ["up", "absolute", "link", "pipe"])
 def test_an_index_names_files_inside_its_folder_only(escape: str, end: str, tmp_path: Path) -> None:
