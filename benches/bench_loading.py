@@ -31,10 +31,10 @@ from loading_contenders import (
     by_transformers,
     maps,
     quiet,
-    token_ids,
     without_its_skeleton,
 )
-from loading_files import BlockRanges, cool, layer_of, warm
+from loading_files import warm
+from loading_forwards import Forwards, cold, model_run
 from loading_models import LARGE, MANY_TENSORS, QUICK, Written, write_all
 from loading_turns import (
     Figure,
@@ -137,119 +137,6 @@ class Bench:
                 f"first output, cold, {placed} / load_file", spent, "planner", "load_file", None
             )
 
-    def forward(self) -> Iterator[Figure]:
-        """All blocks on disk: one token and 128, from a page cache that is warm, cold, and half of each."""
-        folder = self.models.in_few_files
-        given = maps(folder)["blocks on disk"]
-        ranges = BlockRanges(folder, layer_of)
-        warm(folder)
-        models = {
-            "planner": by_planner(folder, given)(),
-            "direct": by_planner(folder, given, read="direct")(),
-            "transformers": by_transformers(folder, given)(),
-            "resident": by_planner(folder, {"": "cpu"}, copy=True)(),
-        }
-        runs = {name: model_run(model) for name, model in models.items()}
-        for tokens in (1, 128):
-            turns = {name: clocked(lambda run=run, tokens=tokens: run(tokens)) for name, run in runs.items()}
-            yield from self.warm_forwards(folder, turns, tokens)
-            yield from self.cold_forwards(folder, turns, ranges, tokens)
-        of_blocks = runs["planner"]
-        yield from self.half_cached(folder, clocked(lambda: of_blocks(1)), ranges)
-        models.clear()
-        runs.clear()
-        yield from self.second_forward(folder)
-
-    def warm_forwards(
-        self, folder: Path, turns: dict[str, Callable[[], Spent]], tokens: int
-    ) -> Iterator[Figure]:
-        warm(folder)
-        spent = in_turns({name: turn for name, turn in turns.items() if name != "direct"}, self.rounds)
-        case = f"forward, {tokens} token{'s' * (tokens > 1)}, warm"
-        target = 1.15 if tokens == 1 else None
-        yield ratio_figure(
-            f"{case} / resident, processor", spent, "planner", "resident", target, "processor_s"
-        )
-        yield ratio_figure(f"{case} / resident", spent, "planner", "resident", None)
-        yield ratio_figure(
-            f"{case} / transformers, processor", spent, "planner", "transformers", 1.0, "processor_s"
-        )
-
-    def cold_forwards(
-        self, folder: Path, turns: dict[str, Callable[[], Spent]], ranges: BlockRanges, tokens: int
-    ) -> Iterator[Figure]:
-        contenders = {name: cold(folder, turn) for name, turn in turns.items() if name != "resident"}
-        contenders["resident"] = turns["resident"]
-        contenders["bare read"] = cold(folder, clocked(lambda: ranges.read_direct(1)))
-        spent = in_turns(contenders, self.rounds)
-        case = f"forward, {tokens} token{'s' * (tokens > 1)}, cold"
-        least = slower_of(spent["resident"], spent["bare read"])
-        for name in ("planner", "direct"):
-            compared = {**spent, "least": least}
-            said = "" if name == "planner" else ' with read="direct"'
-            yield ratio_figure(f"{case}{said} / max(resident, bare read)", compared, name, "least", 1.15)
-            yield ratio_figure(
-                f"{case}{said} / transformers", spent, name, "transformers", 0.7 if tokens == 1 else 1.0
-            )
-            if tokens > 1:
-                yield ratio_figure(f"{case}{said} / resident", spent, name, "resident", 1.15)
-        yield ratio_figure(f"{case}, processor / resident", spent, "planner", "resident", None, "processor_s")
-
-    def half_cached(self, folder: Path, turn: Callable[[], Spent], ranges: BlockRanges) -> Iterator[Figure]:
-        """Every second block is in the page cache."""
-
-        def prepared() -> Spent:
-            cool(folder)
-            ranges.cache(list(ranges.blocks)[::2])
-            return turn()
-
-        spent = in_turns({"half": prepared, "cold": cold(folder, turn)}, self.rounds)
-        yield ratio_figure("forward, 1 token, half cached / cold", spent, "half", "cold", 0.65)
-
-    def second_forward(self, folder: Path) -> Iterator[Figure]:
-        """Of a model that fits into free memory: loaded cold, then the second and the third forward."""
-        given = maps(folder)["blocks on disk"]
-        numbers: dict[str, list[Spent]] = {"second": [], "warm": []}
-        for _ in range(max(3, self.rounds // 3)):
-            cool(folder)
-            run = model_run(by_planner(folder, given)())
-            run(1)
-            numbers["second"].append(clocked(lambda run=run: run(1))())
-            warm(folder)
-            run(1)
-            numbers["warm"].append(clocked(lambda run=run: run(1))())
-        yield ratio_figure("second forward / warm", numbers, "second", "warm", 1.3)
-
-    def experts(self) -> Iterator[Figure]:
-        """Eight experts a layer in pieces, as the repository has them; everything in the page cache."""
-        folder = self.models.experts
-        given = maps(folder)["blocks on disk"]
-        warm(folder)
-        with tempfile.TemporaryDirectory() as store:
-            models = {
-                "pieces": by_planner(folder, given)(),
-                "stored": by_planner(folder, given, convert="store", offload_folder=store)(),
-                "resident": by_planner(folder, {"": "cpu"}, copy=True)(),
-                "transformers": with_store(folder, given, store),
-            }
-            runs = {name: model_run(model) for name, model in models.items() if model is not None}
-            spent = in_turns(
-                {name: clocked(lambda run=run: run(1)) for name, run in runs.items()}, self.rounds
-            )
-            for name, target in (("pieces", 2.2), ("stored", 1.2)):
-                yield ratio_figure(
-                    f"experts on disk, {name}, cached / resident, processor",
-                    spent,
-                    name,
-                    "resident",
-                    target,
-                    "processor_s",
-                )
-                if "transformers" in spent:
-                    yield ratio_figure(
-                        f"experts on disk, {name}, cached / transformers", spent, name, "transformers", 1.0
-                    )
-
     def memory(self) -> Iterator[Figure]:
         """In processes of their own."""
         folder = self.models.in_few_files
@@ -283,43 +170,12 @@ def against_load_file(case: str, spent: dict[str, list[Spent]]) -> Iterator[Figu
         yield Figure(f"{case} / (3 × load_file + 4 ms){word}", value, 1.0, shown, beside)
 
 
-def slower_of(first: list[Spent], second: list[Spent]) -> list[Spent]:
-    return [max(pair, key=lambda spent: spent.wall_s) for pair in zip(first, second, strict=True)]
-
-
-def cold(folder: Path, turn: Callable[[], Spent]) -> Callable[[], Spent]:
-    def prepared() -> Spent:
-        cool(folder)
-        return turn()
-
-    return prepared
-
-
-def model_run(model: Any) -> Callable[[int], Any]:
-    def run(tokens: int) -> Any:
-        with torch.no_grad():
-            return model(token_ids(tokens), use_cache=False)
-
-    return run
-
-
 def to_first_output(load: Callable[[], Any]) -> Callable[[], Any]:
     def run() -> Any:
         model = load()
         return model, model_run(model)(1)
 
     return run
-
-
-def with_store(folder: Path, given: dict[str, Any], store: str) -> Any:
-    """transformers, which writes the experts that it puts together; None where it cannot."""
-    try:
-        return transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", device_map=given, offload_folder=f"{store}/transformers"
-        )
-    except Exception as error:
-        print(f"# transformers, experts on disk: {type(error).__name__}: {str(error)[:200]}")
-        return None
 
 
 def in_a_process(folder: Path, *given: str) -> dict[str, Any]:
@@ -337,13 +193,13 @@ def size_figure(what: str, size: int, target: int) -> Figure:
     return Figure(what, size / MIB, target / MIB, f"{size / MIB:.1f} MiB")
 
 
-PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
-    "load": Bench.load,
-    "growth": Bench.growth,
-    "first": Bench.first,
-    "forward": Bench.forward,
-    "experts": Bench.experts,
-    "memory": Bench.memory,
+PARTS: dict[str, Callable[[Written, int], Iterator[Figure]]] = {
+    "load": lambda models, rounds: Bench(models, rounds).load(),
+    "growth": lambda models, rounds: Bench(models, rounds).growth(),
+    "first": lambda models, rounds: Bench(models, rounds).first(),
+    "forward": lambda models, rounds: Forwards(models, rounds).forward(),
+    "experts": lambda models, rounds: Forwards(models, rounds).experts(),
+    "memory": lambda models, rounds: Bench(models, rounds).memory(),
 }
 
 
@@ -360,18 +216,18 @@ def main() -> None:
     quiet()
     with tempfile.TemporaryDirectory() as temporary:
         models = write_all(options.folder or Path(temporary), QUICK if options.quick else LARGE)
-        bench = Bench(models, options.rounds or (3 if options.quick else 9))
+        rounds = options.rounds or (3 if options.quick else 9)
         figures: list[Figure] = []
         for part in options.only:
             try:
-                for figure in PARTS[part](bench):
+                for figure in PARTS[part](models, rounds):
                     figures.append(figure)
                     print(f"# {figure.what}: {figure.shown} {figure.verdict} {figure.beside}", flush=True)
             except Exception as error:
                 print(f"# {part} has ended early: {type(error).__name__}: {error}", flush=True)
                 figures.append(Figure(f"{part}: {type(error).__name__}", None, 0.0, "has ended early"))
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    print(f"\nplanner {planner.__version__}, {versions}, {bench.rounds} rounds\n")
+    print(f"\nplanner {planner.__version__}, {versions}, {rounds} rounds\n")
     print(figures_table(figures))
 
 

@@ -78,15 +78,15 @@ class BlockRanges:
     def nbytes(self) -> int:
         return sum(end - begin for each in self.blocks.values() for _, begin, end in each)
 
-    def read_direct(self, threads: int) -> None:
-        """Every block into one buffer of huge pages, past the page cache."""
+    def read(self, *, direct: bool = True) -> None:
+        """Every block into one buffer of huge pages, past the page cache or through it, one read at a time."""
         for ranges in self.blocks.values():
             spans, at = [], 0
             for file, begin, end in ranges:
                 at += begin % PAGE
                 spans.append((file, begin, end, at))
                 at = -(-(at + end - begin) // PAGE) * PAGE
-            _core.read_spans(self.files, spans, self.buffer, True, threads)
+            _core.read_spans(self.files, spans, self.buffer, direct, 1)
 
     def cache(self, blocks: Iterable[str]) -> None:
         """Reads these blocks through the page cache."""

@@ -302,12 +302,60 @@ def test_a_file_is_what_it_holds_whatever_its_name(
         assert torch.equal(planner.load_checkpoint_and_dispatch(on_meta(), path.parent)(X), model(X))
 
 
+@pytest.mark.parametrize("start", [b"\x80", b"PK"])
+def test_the_length_of_a_header_is_not_taken_for_the_beginning_of_a_pickle(
+    start: bytes, tmp_path: Path
+) -> None:
+    state = trained().state_dict()
+    path = tmp_path / "model.safetensors"
+    save_file(state, path)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    wanted = next(size for size in range(length, 2**20) if size.to_bytes(8, "little").startswith(start))
+    path.write_bytes(
+        wanted.to_bytes(8, "little")
+        + content[8 : 8 + length]
+        + b" " * (wanted - length)
+        + content[8 + length :]
+    )
+    model = planner.load_checkpoint_and_dispatch(Small(), path, device_map={"": "cpu"})
+    assert all(model.state_dict()[name].equal(value) for name, value in state.items())
+
+
 def test_a_pickle_named_as_safetensors_is_read(tmp_path: Path) -> None:
     model = trained()
     torch.save(model.state_dict(), tmp_path / "model.safetensors.pt")
     path = tmp_path / "m.safetensors"
     os.rename(tmp_path / "model.safetensors.pt", path)
     assert torch.equal(planner.load_checkpoint_and_dispatch(on_meta(), path)(X), model(X))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+@pytest.mark.parametrize("device_map", [None, {"": "cpu"}, {"": "disk"}])
+def test_a_pickled_tensor_that_does_not_lie_in_order_has_its_values(
+    device_map: Any, dtype: torch.dtype | None, legacy: bool, tmp_path: Path
+) -> None:
+    linear = nn.Linear(6, 4)
+    grid = torch.randn(12, 8)
+    state = {"weight": grid[::2, ::2].t(), "bias": grid[1:9:2, 3]}
+    path = tmp_path / "x.bin"
+    torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+    folder = tmp_path / "offload"
+    model = planner.load_checkpoint_and_dispatch(
+        linear, path, device_map=device_map, dtype=dtype, offload_folder=folder
+    )
+    path.unlink()
+    found = dict(planner.state_dict(model))
+    assert all(found[name].equal(value.to(dtype or torch.float32)) for name, value in state.items())
+
+
+def test_strides_do_not_make_much_of_a_small_pickle(tmp_path: Path) -> None:
+    values = torch.zeros(4096)
+    state = {f"x{i}": values.as_strided((64, 64), (1, 32)) for i in range(50)}
+    torch.save(state, tmp_path / "x.bin")
+    with pytest.raises(planner.CheckpointError, match="do not lie in order have 819200 bytes together"):
+        planner.load_checkpoint_in_model(Small(), tmp_path / "x.bin")
 
 
 @pytest.mark.parametrize("end", ["bin", "safetensors"])

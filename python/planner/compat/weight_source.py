@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import torch
-
 from planner.arguments import path_text
 from planner.checkpoint.files import CheckpointFiles, Headers, StoredFile, files_at, resolved
 from planner.checkpoint.place import Place, locate
 from planner.checkpoint.reading import fault, printable, read_json_object, read_regular
+from planner.compat.in_order import put_in_order
 from planner.compat.pickled import read_pickled
 from planner.loading.open_files import OpenFiles
 from planner.loading.source import stored_tensors
@@ -28,23 +27,7 @@ _PICKLED_STARTS: Final = (b"PK", b"\x80")
 
 
 class PickledFiles(OpenFiles):
-    """Files of which some are pickled: those are written over in place, so nothing may stay a view of them.
-
-    Args:
-        files: as of :class:`OpenFiles`.
-        strides: of tensors that do not lie in order, in elements.
-    """
-
-    def __init__(self, files: Sequence[StoredFile], strides: Mapping[StoredTensor, tuple[int, ...]]) -> None:
-        super().__init__(files)
-        self.strides = strides
-
-    def view(self, row: StoredTensor) -> torch.Tensor:
-        strides = self.strides.get(row)
-        if strides is None:
-            return super().view(row)
-        extent = row.nbytes // row.dtype.itemsize
-        return super().view(row._replace(shape=(extent,))).as_strided(row.shape, strides)
+    """Files of which some are pickled: those are written over in place, so nothing may stay a view of them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,7 +127,7 @@ def _opened(name: str, paths: Sequence[str], listed_in: Mapping[str, str] | None
     rows: dict[str, StoredTensor] = {}
     is_pickled = False
     for number, file in enumerate(files):
-        if _start(file).startswith(_PICKLED_STARTS):
+        if _is_pickle(file):
             is_pickled = True
             found = list(_pickled_rows(file, number, strides, others))
         else:
@@ -158,8 +141,13 @@ def _opened(name: str, paths: Sequence[str], listed_in: Mapping[str, str] | None
                 raise fault(name, f"has '{row.name}' in two files, and no index that says which one counts")
             rows[row.name] = row
     _require_listed(name, rows, listed_in)
-    opened = PickledFiles(files, strides) if is_pickled else OpenFiles(files)
-    return WeightSource(name, opened, list(rows.values()), tuple(others))
+    if not is_pickled:
+        return WeightSource(name, OpenFiles(files), list(rows.values()), tuple(others))
+    apart = {row: strides[row] for row in rows.values() if row in strides}
+    in_order = put_in_order(name, files, apart)
+    return WeightSource(
+        name, PickledFiles(files), [in_order.get(row, row) for row in rows.values()], tuple(others)
+    )
 
 
 def _require_listed(name: str, rows: Mapping[str, StoredTensor], listed_in: Mapping[str, str] | None) -> None:
@@ -168,8 +156,11 @@ def _require_listed(name: str, rows: Mapping[str, StoredTensor], listed_in: Mapp
         raise fault(name, f"lists tensors that their files do not have: {listed(absent, most=10)}")
 
 
-def _start(file: StoredFile) -> bytes:
-    return bytes(memoryview(file.map())[:2]) if file.size_bytes else b""
+def _is_pickle(file: StoredFile) -> bool:
+    """Whether a file is a pickle or a zip file. A safetensors file may begin as one, with the length of its header, but has that
+    header's brace where neither can have one."""
+    start = bytes(memoryview(file.map())[:9]) if file.size_bytes else b""
+    return start.startswith(_PICKLED_STARTS) and start[8:] != b"{"
 
 
 def _pickled_rows(

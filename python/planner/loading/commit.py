@@ -72,10 +72,10 @@ def _write(journal: Journal, target: Target, value: torch.Tensor, taken: set[int
         if not (isinstance(value, nn.Parameter) and value.requires_grad == trains):
             made = nn.Parameter(value.detach(), requires_grad=trains)
     copy_marks(found, made)
-    if moves_in_place(found, made) and found.dtype == made.dtype and id(found) not in taken:
+    if moves_in_place(found, made) and id(found) not in taken:
         # Optimizers and callers hold the parameter that is there. Where a tie ends, it goes with the first of its names.
         taken.add(id(found))
-        made.grad = found.grad
+        made.grad = None if found.grad is None else found.grad.to(made.device, made.dtype)
         journal.move(found, made)
         made = found
     _put(journal, target, made)

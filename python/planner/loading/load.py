@@ -126,7 +126,9 @@ class PreparedLoad:
         cached = frozenset(
             place.name for place in self.regions.places if place.placement.storage_device == _CPU
         )
-        streams = ModelStreams(weights, self.options, self.request.room_bytes, cached)
+        staying = (row for row in self.residents.values if id(row[0]) not in self.residents.copied)
+        planned_bytes = sum(value.nbytes for _, value in staying if value.device == _CPU)
+        streams = ModelStreams(weights, self.options, self.request.room_bytes, cached, planned_bytes)
         request = replace(self.request, weights=weights, reads_ahead=streams.made) if is_dispatched else None
         commit(self.model, self.residents.values, request, self.regions, self.attributes)
         streams.start()
@@ -160,7 +162,7 @@ def prepare_load(
     with torch.inference_mode(False), torch.no_grad():
         apart = settle_doubled(recipes, source.files)
         judged = judge(regions.places, recipes, apart.ties, options.dtype_of, options.leniency)
-        require_nothing((*apart.findings, *judged.findings), source.name)
+        require_nothing((*apart.findings, *judged.findings), source.name, judged.advice)
         leaves_missing = options.leniency.leaves_missing
         initial = initial_values(
             model, [target.name for target in judged.absent if not (leaves_missing and target.is_saved)]

@@ -37,6 +37,7 @@ Progress = Callable[[int, int], object]
 
 _NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 _LOADED_AS: Final = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_SPECIAL: Final = "special_dtypes."
 # Packed numbers, which mean nothing without the scales beside them.
 _PACKED_BITS: Final = 8
 
@@ -140,10 +141,14 @@ def cast_rule(dtype: Any, special_dtypes: Mapping[str, Any] = _NONE) -> CastRule
 
 def planned_dtypes(plan: Plan, dtype: Any) -> tuple[Any, Mapping[str, Any]]:
     """What a plan was made for, where a load says nothing else: its dtype, and those of single tensors."""
-    said = {name: plan.settings[name].value for name in ("dtype", "special_dtypes") if name in plan.settings}
+    said = {path: setting.value for path, setting in plan.settings.items()}
     if dtype == "auto":
         dtype = said.get("dtype") or "auto"
-    return dtype, said.get("special_dtypes") or {}
+    # A plan lists what is in a mapping one by one.
+    special = {
+        path.removeprefix(_SPECIAL): value for path, value in said.items() if path.startswith(_SPECIAL)
+    }
+    return dtype, special
 
 
 def wanted_dtype(dtype: Any) -> torch.dtype | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
@@ -19,6 +20,12 @@ from planner.loading.open_files import OpenFiles, open_headers
 from planner.loading.stored import TORCH_DTYPES, StoredTensor
 
 __all__ = ["CheckpointSource", "open_checkpoint", "require_nothing", "stored_tensors"]
+
+# Headers count its elements, and torch pairs of them, which are a byte.
+_PAIRS: Final = "F4"
+# Of what does not fit, in a message.
+_MOST_SAID: Final = 5
+_MOST_CHARACTERS: Final = 500
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +72,12 @@ def stored_tensors(headers: Headers, shown: str) -> list[StoredTensor]:
         dtype = TORCH_DTYPES.get(kind)
         if dtype is None:
             raise fault(shown, f"holds '{name}' as {kind}, which torch {torch.__version__} has no dtype for")
+        if kind == _PAIRS:
+            if not shape or shape[-1] % 2:
+                raise fault(
+                    shown, f"holds '{name}' as {kind} of {list(shape)}, which cannot be cut into pairs"
+                )
+            shape = (*shape[:-1], shape[-1] // 2)
         rows.append(StoredTensor(name, file, begin, end, dtype, shape))
     return rows
 
@@ -82,19 +95,33 @@ def _refuse_others(place: Place) -> None:
     raise fault(place.name, what)
 
 
-def require_nothing(findings: Sequence[str], name: str) -> None:
+def require_nothing(findings: Sequence[str], name: str, advice: str = "") -> None:
     """Raises one error for everything that does not fit.
 
+    Args:
+        findings: what does not fit.
+        name: of the checkpoint.
+        advice: what would make it fit.
+
     Raises:
-        CheckpointError: with all findings. Fields: ``file``, ``reason``, ``findings``.
+        CheckpointError: with all findings, of which the message has the beginnings. Fields: ``file``, ``reason``, ``findings``.
     """
     if not findings:
         return
-    first = findings[0]
-    more = f"; and {len(findings) - 5} more" if len(findings) > 5 else ""
+    said = [_beginning(finding) for finding in findings[:_MOST_SAID]]
+    if len(findings) > _MOST_SAID:
+        said.append(f"and {len(findings) - _MOST_SAID} more")
     raise CheckpointError(
-        f"{name} cannot be loaded into this model: {'; '.join(findings[:5])}{more}",
+        f"{name} cannot be loaded into this model: {'; '.join(said)}" + (f". {advice}" if advice else ""),
         file=name,
-        reason=first,
+        reason=said[0],
         findings=tuple(findings),
     )
+
+
+def _beginning(finding: str) -> str:
+    """A finding, without the end of a long list of names."""
+    if len(finding) <= _MOST_CHARACTERS:
+        return finding
+    said = finding[: finding.rfind(", ", 0, _MOST_CHARACTERS)]
+    return f"{said} and {finding.count(', ', len(said))} more"

@@ -32,7 +32,7 @@ TORCH_DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
         "F4": torch.float4_e2m1fn_x2,
     }
 )
-"""torch's dtype by safetensors' type. An "F4" row has twice as many elements in its last dimension as torch counts."""
+"""torch's dtype by safetensors' type. The header of an "F4" tensor has twice as many elements in its last dimension as torch."""
 
 
 class StoredTensor(NamedTuple):

@@ -25,6 +25,7 @@ class ModelStreams:
         options: how a model is loaded.
         room_bytes: by device, what offloaded blocks may take there.
         cached: names of weights that the plan has memory for on the CPU: the page cache has them there.
+        planned_bytes: of views that stay on the CPU, which the page cache will have to hold beside blocks on disk.
     """
 
     def __init__(
@@ -33,11 +34,13 @@ class ModelStreams:
         options: LoadOptions,
         room_bytes: Mapping[torch.device, int],
         cached: frozenset[str],
+        planned_bytes: int = 0,
     ) -> None:
         self._weights = weights if isinstance(weights, FileWeights) else None
         self._options = options
         self._room_bytes = room_bytes
         self._cached = cached
+        self._planned_bytes = planned_bytes
         self._blocks: BlocksAhead | None = None
 
     @property
@@ -55,6 +58,7 @@ class ModelStreams:
             free_bytes=self._options.free_bytes,
             room_bytes=self._room_bytes,
             cached=self._cached,
+            planned_bytes=self._planned_bytes,
         )
         return self._blocks
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from planner.dispatching.install.regions import PlacedTensor
 from planner.dispatching.tensors.placeholder import is_offloaded
+from planner.loading.advice import advice_on_names
 from planner.loading.casting import can_be_cast
 from planner.loading.recipe import Recipe
 from planner.loading.recipes import Recipes
@@ -23,6 +24,8 @@ __all__ = ["CastRule", "Judged", "Leniency", "Target", "judge"]
 
 # The dtype that a tensor becomes: by its live name, the dtype in the file, and what lies in the model now.
 CastRule = Callable[[str, torch.dtype, Any], torch.dtype]
+
+_PLAIN = (torch.Tensor, nn.Parameter)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,11 @@ class Target:
         return any(place.slot.is_persistent for place in self.places)
 
     @property
+    def is_wrapped(self) -> bool:
+        """Whether it is of a class whose values are more than the bytes of one tensor, as quantisers make them."""
+        return type(self.found) not in _PLAIN and not is_offloaded(self.found)
+
+    @property
     def has_values(self) -> bool:
         """Whether it has values, in its slot or where an earlier dispatch keeps them."""
         return not self.found.is_meta or is_offloaded(self.found)
@@ -84,6 +92,7 @@ class Judged:
         kept: names of tensors that no file has, and that keep their values.
         absent: those that no file has, that may be missing, and that have no values.
         unexpected: names in the files that the model has no place for, and that may be there.
+        advice: what would let names fit that do not.
     """
 
     targets: tuple[Target, ...]
@@ -91,6 +100,7 @@ class Judged:
     kept: tuple[str, ...]
     absent: tuple[Target, ...]
     unexpected: tuple[str, ...]
+    advice: str = ""
 
 
 def judge(
@@ -112,33 +122,44 @@ def judge(
     Cost: O(tensors).
     """
     targets = _targets(places, ties)
-    findings = list(recipes.findings)
+    findings: list[str] = []
     kept: list[str] = []
     absent: list[Target] = []
     missing: list[str] = []
+    wrapped: dict[str, list[str]] = {}  # names by class
     may_be_missing = set(recipes.may_be_missing)
     is_allowed_missing = _matcher(leniency.allow_missing)
     for target in targets:
         recipe = _recipe(target, recipes.by_name, ties)
-        if recipe is not None:
+        if recipe is not None and not target.is_wrapped:
             findings.extend(_give(target, recipe, dtype_of))
             continue
         names = [place.name for place in target.places]
         is_saved = target.is_saved
         may_miss = not is_saved or any(name in may_be_missing or is_allowed_missing(name) for name in names)
-        if target.has_values and (may_miss or not leniency.strict):
+        if recipe is None and target.has_values and (may_miss or not leniency.strict):
             kept.extend([target.name] if is_saved else [])
+        elif target.is_wrapped:
+            wrapped.setdefault(type(target.found).__name__, []).append(target.name)
         elif may_miss or leniency.leaves_missing:
             absent.append(target)
         else:
             missing.append(target.name)
     if missing:
-        findings.insert(0, f"no file has {listed(map(repr, missing), most=10)}")
+        findings.insert(0, f"no file has {', '.join(map(repr, missing))}")
+    if wrapped:
+        # What these are made from has names and forms of its own, so the rest would be about them, too.
+        findings[:0] = [_wrapped_words(kind, names) for kind, names in wrapped.items()]
+        return Judged(tuple(targets), tuple(findings), tuple(kept), tuple(absent), tuple(recipes.unexpected))
+    findings.extend(recipes.findings)
     is_allowed_extra = _matcher(leniency.allow_unexpected)
     extra = [name for name in recipes.unexpected if leniency.strict and not is_allowed_extra(name)]
     if extra:
-        findings.append(f"the model has no place for {listed(map(repr, extra), most=10)}")
-    return Judged(tuple(targets), tuple(findings), tuple(kept), tuple(absent), tuple(recipes.unexpected))
+        findings.append(f"the model has no place for {', '.join(map(repr, extra))}")
+    advice = advice_on_names(missing, extra, others_fit=bool(recipes.by_name))
+    return Judged(
+        tuple(targets), tuple(findings), tuple(kept), tuple(absent), tuple(recipes.unexpected), advice
+    )
 
 
 def _targets(places: Sequence[PlacedTensor], ties: Mapping[str, str]) -> list[Target]:
@@ -167,12 +188,7 @@ def _give(target: Target, recipe: Recipe, dtype_of: CastRule) -> Iterator[str]:
     name, found = target.name, target.found
     stored, shape = recipe.dtype, recipe.shape
     is_parameter = not target.places[0].slot.is_buffer
-    if type(found) not in _PLAIN and not is_offloaded(found):
-        yield (
-            f"'{name}' is a {type(found).__name__}, which the library that made it fills when it loads: hand the plan to it, as in "
-            "from_pretrained(folder, device_map=plan.device_map)"
-        )
-    elif tuple(found.shape) != shape:
+    if tuple(found.shape) != shape:
         yield f"'{name}' is {list(shape)} in the files and {list(found.shape)} in the model"
     elif not can_be_cast(stored, found.dtype):
         yield f"'{name}' is {_word(stored)} in the files and {_word(found.dtype)} in the model, and only floating numbers are cast"
@@ -181,7 +197,12 @@ def _give(target: Target, recipe: Recipe, dtype_of: CastRule) -> Iterator[str]:
         target.wanted = WantedTensor(name, recipe, dtype, is_parameter)
 
 
-_PLAIN = (torch.Tensor, nn.Parameter)
+def _wrapped_words(kind: str, names: Sequence[str]) -> str:
+    are = f"is a {kind}" if len(names) == 1 else f"are {kind}"
+    return (
+        f"{listed(map(repr, names), most=3)} {are}, which the library of that class fills when it loads: hand the plan to it, as in "
+        "from_pretrained(folder, device_map=plan.device_map)"
+    )
 
 
 def _word(dtype: torch.dtype) -> str:

@@ -74,6 +74,12 @@ class FileWeights(Mapping[str, torch.Tensor]):
         self.held = dict(held)
         self._kept: dict[str, torch.Tensor] = {}
 
+    @property
+    def index(self) -> Mapping[str, Mapping[str, str]]:
+        """What accelerate's loader of offloaded weights has for those that it wrote itself, and PEFT asks for: nothing. With rows here,
+        PEFT would write files anew; without, it takes the weights back and places them itself."""
+        return {}
+
     def moved(self, files: OpenFiles, elsewhere: Mapping[str, WantedTensor]) -> FileWeights:
         """The same weights, some of them from another place.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
+from planner.errors import CheckpointError
 from planner.loading.open_files import OpenFiles
 from planner.loading.reading import cached_bytes, read_spans
 from planner.loading.streaming.layout import Span
@@ -51,6 +52,9 @@ class FileReads:
 
     Args:
         files: the files.
+
+    Guarantee: a file whose handle was closed, because there are too many, and whose name another file has by now, is used from its
+        mapping, which is still that of the first.
     """
 
     def __init__(self, files: OpenFiles) -> None:
@@ -61,17 +65,43 @@ class FileReads:
         self._files.require_same()
 
     def cached_bytes(self, file: int, begin: int, end: int) -> tuple[int, int]:
-        """As :meth:`ReadableFiles.cached_bytes`."""
-        return cached_bytes(self._files.files[file], begin, end)
+        """As :meth:`ReadableFiles.cached_bytes`; what has only a mapping counts as cached, so that it is used where it lies."""
+        try:
+            return cached_bytes(self._files.files[file], begin, end)
+        except CheckpointError as error:
+            self._require_mapped(file, error)
+            return end - begin, end - begin
 
     def page_in(self, spans: Sequence[Span]) -> None:
         """As :meth:`ReadableFiles.page_in`."""
         for span in spans:
-            self._files.files[span.file].page_in(span.begin, span.end)
+            try:
+                self._files.files[span.file].page_in(span.begin, span.end)
+            except CheckpointError as error:
+                self._require_mapped(span.file, error)
 
     def read_spans(self, spans: Sequence[Span], memory: Any, *, direct: bool) -> tuple[int, int]:
         """As :meth:`ReadableFiles.read_spans`."""
-        done = read_spans(list(self._files.files), list(spans), memory, direct, _READS_IN_FLIGHT)
-        # What was written to while it was read, or since the forward began.
-        self._files.require_same({span.file for span in spans})
-        return done
+        files = list(self._files.files)
+        try:
+            done = read_spans(files, list(spans), memory, direct, _READS_IN_FLIGHT)
+        except CheckpointError as error:
+            if len(spans) > 1:
+                parts = [self.read_spans([span], memory, direct=direct) for span in spans]
+                return sum(read for read, _ in parts), sum(past for _, past in parts)
+            (span,) = spans
+            self._require_mapped(span.file, error)
+        else:
+            # What was written to while it was read, or since the forward began.
+            self._files.require_same({span.file for span in spans})
+            return done
+        size_bytes = span.end - span.begin
+        with memoryview(memory) as target, memoryview(files[span.file].map()) as source:
+            target.cast("B")[span.at : span.at + size_bytes] = source[span.begin : span.end]
+        return size_bytes, 0
+
+    def _require_mapped(self, file: int, error: CheckpointError) -> None:
+        """Raises, unless no more is wrong than that the name is another file's."""
+        self._files.require_same([file])
+        if self._files.files[file].is_open:
+            raise error
