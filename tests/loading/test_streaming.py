@@ -434,6 +434,39 @@ def test_a_forked_child_has_views(folder: Path) -> None:
     subprocess.run(command, check=True, timeout=120, env=environment)
 
 
+FORK_IN_COUNT = """
+import os, signal, sys, time, torch
+torch.set_num_threads(1)
+from test_streaming import IDS, ahead_of, load
+from pathlib import Path
+from planner.loading.streaming import counters
+model = load(Path(sys.argv[1]), read="direct")
+want = model(IDS)
+replace = counters.replace
+def slow(*args, **changes):
+    counting.append(True)
+    time.sleep(0.3)
+    return replace(*args, **changes)
+counting, counters.replace = [], slow
+ahead_of(model).start()
+while not counting:
+    time.sleep(0.001)
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    counters.replace = replace
+    os._exit(0 if torch.equal(model(IDS), want) else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.usefixtures("net")
+def test_a_child_that_is_forked_while_the_reader_holds_a_lock(folder: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", FORK_IN_COUNT, str(folder)]
+    subprocess.run(command, check=True, timeout=120, env=environment)
+
+
 @pytest.fixture
 def started() -> Iterator[Callable[[], list[threading.Thread]]]:
     gc.collect()

@@ -21,6 +21,8 @@ BESIDE = {"cached": "direct", "direct": "cached"}
 
 
 class Block(nn.Module):
+    seen: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.up = nn.Linear(WIDTH, WIDTH, bias=False)
@@ -72,7 +74,7 @@ def buffer_array(block: Block) -> None:
     block.seen.numpy()[...] += 1
 
 
-def pair(folder: Path, read: str, *, is_training: bool = False) -> tuple[Any, Net]:
+def pair(folder: Path, read: Any, *, is_training: bool = False) -> tuple[Any, Net]:
     torch.manual_seed(1)
     net = Net().requires_grad_(False).train(is_training)
     save_file(net.state_dict(), folder / "model.safetensors")

@@ -227,7 +227,9 @@ class BlocksAhead:
         with self._lock:
             self._is_closed = True
             reader, self._reader = self._reader, None
-        if reader is not None and self._process == os.getpid():
+        if self._process != os.getpid():
+            return  # neither reader nor ring are used there, and the ring's lock may be taken
+        if reader is not None:
             reader.end()
             reader.join()
         self._there.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass, replace
 
@@ -40,7 +41,14 @@ class StreamingCounters:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._process = os.getpid()
         self._progress = StreamingProgress()
+
+    def _alone(self) -> threading.Lock:
+        """A lock; in a forked child a new one, because the reader, which is not there, may hold the other one."""
+        if self._process != os.getpid():
+            self._lock, self._process = threading.Lock(), os.getpid()
+        return self._lock
 
     def progress(self) -> StreamingProgress:
         """Until now."""
@@ -48,12 +56,12 @@ class StreamingCounters:
 
     def count_cached(self) -> None:
         """A block was used where the page cache has it."""
-        with self._lock:
+        with self._alone():
             self._progress = replace(self._progress, blocks_from_cache=self._progress.blocks_from_cache + 1)
 
     def count_read(self, read_bytes: int, direct_bytes: int) -> None:
         """A block was read."""
-        with self._lock:
+        with self._alone():
             before = self._progress
             self._progress = replace(
                 before,
@@ -64,10 +72,10 @@ class StreamingCounters:
 
     def count_wait(self, seconds: float) -> None:
         """A forward waited for a read."""
-        with self._lock:
+        with self._alone():
             self._progress = replace(self._progress, waited_seconds=self._progress.waited_seconds + seconds)
 
     def note_buffers(self, huge_bytes: int, buffer_bytes: int) -> None:
         """Buffers were made or dropped."""
-        with self._lock:
+        with self._alone():
             self._progress = replace(self._progress, huge_bytes=huge_bytes, buffer_bytes=buffer_bytes)

@@ -110,16 +110,14 @@ class Reader:
         self._inbox.put(_Made(False))
 
     def wait(self, ticket: Ticket) -> None:
-        """Waits until a ticket is done."""
+        """Waits until a ticket is done, or the reader has ended."""
         if ticket.is_done:
             return
         began = time.monotonic()
         self._inbox.put(_Awaited(weakref.ref(ticket)))
-        while not ticket.is_done:
-            if self.is_alive:
-                ticket.wait(_LOOK_SECONDS)
-            else:
-                ticket.leave()
+        # In a forked child it is not alive, and may have left the ticket's lock taken.
+        while not ticket.is_done and self.is_alive:
+            ticket.wait(_LOOK_SECONDS)
         self._counters.count_wait(time.monotonic() - began)
 
     def end(self) -> None:
