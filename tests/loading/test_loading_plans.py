@@ -10,6 +10,7 @@ import torch
 
 import planner
 from layered_net import empty, state, written
+from planner import InfeasibleError
 
 SPECIAL = {"head.weight": "float16", "layers.0.up.bias": "float32"}
 
@@ -32,3 +33,9 @@ def test_dtypes_of_single_tensors_are_carried_out(
         general = getattr(torch, dtype or "float32") if stored.is_floating_point() else stored.dtype
         wanted = getattr(torch, SPECIAL[name]) if name in SPECIAL else general
         assert value.dtype == wanted and value.equal(stored.to(wanted)), name
+
+
+def test_a_disk_alone_runs_nothing_and_the_error_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InfeasibleError, match="on the CPU or on accelerators"):
+        planner.load(written(tmp_path), empty(), max_memory={"disk": "1GB"})
+    planner.load(written(tmp_path), empty(), max_memory={"disk": "1GB", "cpu": "10KB"})

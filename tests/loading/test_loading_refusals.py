@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import planner
 from layered_net import (
@@ -25,6 +26,7 @@ from layered_net import (
     X,
     empty,
     expected,
+    is_right,
     part_of,
     refused,
     state,
@@ -282,3 +284,33 @@ def test_hardly_any_layers(layers: int, tmp_path: Path) -> None:
         model = planner.load(folder, empty(layers=layers), placed)
         with torch.no_grad():
             assert all(model(X).equal(plain(X)) for _ in range(2))
+
+
+def test_every_name_is_in_the_findings_and_the_message_stays_short(tmp_path: Path) -> None:
+    error = refused(written(tmp_path, {"alone": torch.ones(1)}), empty(), {"": "cpu"})
+    for name in state():
+        assert repr(name) in error.findings[0]
+    assert " more" in error.reason and len(str(error)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "rename"),
+    [
+        (lambda name: f"module.{name}", "rename=lambda name: name.removeprefix('module.')"),
+        (lambda name: name.removeprefix("layers."), "allow_missing="),
+    ],
+)
+def test_names_that_differ_in_front_are_told_with_what_changes_them(
+    change: Callable[[str], str], rename: str, tmp_path: Path
+) -> None:
+    tensors = {change(name): value for name, value in state().items()}
+    assert rename in str(refused(written(tmp_path, tensors), empty(), {"": "cpu"}))
+
+
+def test_names_that_lack_what_the_model_has_in_front(tmp_path: Path) -> None:
+    folder = written(tmp_path)
+    words = "rename=lambda name: '0.' + name"
+    assert words in str(refused(folder, nn.Sequential(empty()), {"": "cpu"}))  # type: ignore[arg-type]
+    model = nn.Sequential(empty())
+    planner.load(folder, model, {"": "cpu"}, rename=lambda name: "0." + name)
+    assert is_right(model, 1)

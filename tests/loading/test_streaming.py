@@ -369,6 +369,23 @@ def test_a_changed_file_is_found_before_it_is_read(
             call()
 
 
+@pytest.mark.parametrize("read", READS)
+def test_a_file_that_is_changed_in_a_forward(net: Net, folder: Path, read: str) -> None:
+    """What was read before that is right, and what is read afterwards is not used."""
+    model = load(folder, read=read)
+    assert torch.equal(model(IDS), net(IDS))
+
+    def harm(*_: Any) -> None:
+        for path in folder.glob("*.safetensors"):
+            with path.open("r+b") as file:
+                file.seek(4096)
+                file.write(b"\0" * (path.stat().st_size - 4096))
+
+    model.layers[0].register_forward_hook(harm)
+    with pytest.raises(OffloadError, match="safetensors"):
+        model(IDS)
+
+
 def test_a_copy_has_a_reader_of_its_own(net: Net, folder: Path) -> None:
     model = load(folder, read="direct")
     model(IDS)

@@ -12,6 +12,7 @@ from saved_models import empty, same_bits, saved, tensors_of
 from stored_rows import made, rows_of
 from torch import Tensor, nn
 
+import planner
 from planner.loading.recipes import Recipes, find_recipes
 from planner.loading.stored import StoredTensor
 from planner.loading.ties import Doubled
@@ -157,3 +158,24 @@ def test_one_object_that_files_do_not_have_is_missing_once() -> None:
     recipes = find_recipes([], twins())
     assert recipes.missing == ("0.weight",)
     assert recipes.ties == {"1.weight": "0.weight", "2.weight": "0.weight"}
+
+
+class Wrapper(nn.Module):
+    """A model of transformers as a part of another one."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.adapter = nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize("placed", [{"": "cpu"}, {"": "disk"}])
+def test_a_lost_tie_inside_another_model(placed: dict[str, str], tmp_path: Path) -> None:
+    stored = load_file(saved("gpt2").folder / "model.safetensors")
+    inner = loses_ties(empty(saved("gpt2").model))
+    values = {f"inner.{name}": value for name, value in stored.items()}
+    values |= {"adapter.weight": torch.ones(2, 2), "adapter.bias": torch.ones(2)}
+    save_file(values, tmp_path / "model.safetensors")
+    model = planner.load(tmp_path / "model.safetensors", Wrapper(inner), placed)
+    assert planner.state_dict(model)[f"inner.{GPT2[0]}"].equal(values[f"inner.{GPT2[1]}"])
+    assert [f"inner.{name}" for name in reversed(GPT2)] in map(list, planner.load_report(model).tied)

@@ -12,7 +12,6 @@ import torch
 from planner.loading.converted_folder import Bytes, ConvertedFolder
 from planner.loading.fingerprint import fingerprint
 from planner.loading.open_files import OpenFiles
-from planner.loading.recipe import Part
 from planner.loading.stored import TORCH_DTYPES, StoredTensor
 from planner.loading.weights import FileWeights, WantedTensor, files_of, made
 
@@ -99,13 +98,7 @@ class Converted:
 
 def _is_converted(wanted: WantedTensor) -> bool:
     """Whether a tensor has to be made each time that it is used."""
-    if wanted.dtype not in _TYPES:
-        return False
-    recipe = wanted.recipe
-    if not wanted.is_view:
-        return True
-    assert isinstance(recipe, StoredTensor | Part)
-    return recipe.begin % wanted.dtype.itemsize != 0
+    return wanted.dtype in _TYPES and not wanted.is_view
 
 
 def _laid_out(wanted: Sequence[WantedTensor], file: int) -> list[StoredTensor]:

@@ -51,6 +51,8 @@ class ConvertedFolder:
         # Of what lies there, what this object has written, and the folders that it has made for it.
         self.written_bytes = 0
         self._made: list[str] = []
+        # An interrupt may come before it is released; whoever asks for another one in this process would wait for himself.
+        self._claim: _Claim | None = None
 
     def finished(self, size_bytes: int) -> StoredFile | None:
         """The file, opened, if it is finished and as large as that."""
@@ -81,7 +83,7 @@ class ConvertedFolder:
             raise InvalidInputError(
                 f"offload_folder is {printable(self.root)}, a file; name a folder, or a place for one"
             )
-        claim = _Claim(self.path, self._made)
+        claim = self._claim = _Claim(self.path, self._made)
         try:
             claim.take()
             return self.finished(size_bytes) or self._written(size_bytes, parts, claim)
@@ -95,9 +97,11 @@ class ConvertedFolder:
 
     def discard(self) -> None:
         """Deletes what was written, if anything was; who has it open keeps it."""
+        if self._claim is not None:
+            self._claim.release()
         if not self.written_bytes:
             return
-        claim = _Claim(self.path, self._made)
+        claim = self._claim = _Claim(self.path, self._made)
         try:
             claim.take()
             self._clear(is_locked=claim.is_locked)
@@ -238,17 +242,16 @@ class _Claim:
                 os.rmdir(path)
 
     def release(self) -> None:
-        """Lets the next one have it."""
-        number, self._number = self._number, None
+        """Lets the next one have it; to be called again where it was interrupted."""
+        number = self._number
         if number is None:
             return
-        try:
-            if self.is_locked:
-                # A child that was forked meanwhile has the handle, too, and closing ours would not unlock it.
-                fcntl.flock(number, fcntl.LOCK_UN)
-                self.is_locked = False
-        finally:
-            os.close(number)
+        if self.is_locked:
+            # A child that was forked meanwhile has the handle, too, and closing ours would not unlock it.
+            fcntl.flock(number, fcntl.LOCK_UN)
+            self.is_locked = False
+        self._number = None
+        os.close(number)
 
 
 def _manifest_of(file: StoredFile) -> dict[str, Any]:

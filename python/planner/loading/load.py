@@ -162,7 +162,7 @@ def prepare_load(
     with torch.inference_mode(False), torch.no_grad():
         apart = settle_doubled(recipes, source.files)
         judged = judge(regions.places, recipes, apart.ties, options.dtype_of, options.leniency)
-        require_nothing((*apart.findings, *judged.findings), source.name)
+        require_nothing((*apart.findings, *judged.findings), source.name, judged.advice)
         leaves_missing = options.leniency.leaves_missing
         initial = initial_values(
             model, [target.name for target in judged.absent if not (leaves_missing and target.is_saved)]

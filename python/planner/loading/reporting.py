@@ -12,7 +12,6 @@ from planner.loading.recipe import Computed, Part, Pieces
 from planner.loading.report import LoadedTensor, LoadReport, Way
 from planner.loading.residents import Residents
 from planner.loading.stored import StoredTensor
-from planner.loading.streaming.layout import is_view
 from planner.loading.targets import Judged, Target
 from planner.loading.weights import FileWeights, WantedTensor, sources_of
 
@@ -70,10 +69,8 @@ def _way(wanted: WantedTensor | None, *, is_copied: bool, is_new: bool) -> Way:
         return "initialised" if is_new else "kept"
     if wanted.dtype != wanted.recipe.dtype:
         return "cast"
-    is_whole = isinstance(wanted.recipe, StoredTensor | Part)
-    if is_whole and (is_copied or not is_view(wanted.recipe, wanted.dtype)):
-        return "copy"  # of what does not begin where torch can look at it, one is made at each use
-    return _WAYS[type(wanted.recipe)]
+    is_stored = isinstance(wanted.recipe, StoredTensor | Part)
+    return "copy" if is_stored and (is_copied or not wanted.is_view) else _WAYS[type(wanted.recipe)]
 
 
 def _place_of(target: Target, value: torch.Tensor) -> str:

@@ -56,7 +56,8 @@ def build_skeleton(
     try:
         model = meta_model(name, _with_dtype(files.config, rows, dtype), files.config_path)
     except ValueError as error:
-        raise fault(files.config_path, str(error)) from error
+        said = f"{error}; make the model yourself, on meta, and give it as model="
+        raise fault(files.config_path, said) from error
     _put_on_meta(model)
     folder = files.name if os.path.isdir(files.name) else os.path.dirname(files.name)
     model.config.name_or_path = model.name_or_path = folder

@@ -23,6 +23,9 @@ __all__ = ["CheckpointSource", "open_checkpoint", "require_nothing", "stored_ten
 
 # Headers count its elements, and torch pairs of them, which are a byte.
 _PAIRS: Final = "F4"
+# Of what does not fit, in a message.
+_MOST_SAID: Final = 5
+_MOST_CHARACTERS: Final = 500
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,19 +95,33 @@ def _refuse_others(place: Place) -> None:
     raise fault(place.name, what)
 
 
-def require_nothing(findings: Sequence[str], name: str) -> None:
+def require_nothing(findings: Sequence[str], name: str, advice: str = "") -> None:
     """Raises one error for everything that does not fit.
 
+    Args:
+        findings: what does not fit.
+        name: of the checkpoint.
+        advice: what would make it fit.
+
     Raises:
-        CheckpointError: with all findings. Fields: ``file``, ``reason``, ``findings``.
+        CheckpointError: with all findings, of which the message has the beginnings. Fields: ``file``, ``reason``, ``findings``.
     """
     if not findings:
         return
-    first = findings[0]
-    more = f"; and {len(findings) - 5} more" if len(findings) > 5 else ""
+    said = [_beginning(finding) for finding in findings[:_MOST_SAID]]
+    if len(findings) > _MOST_SAID:
+        said.append(f"and {len(findings) - _MOST_SAID} more")
     raise CheckpointError(
-        f"{name} cannot be loaded into this model: {'; '.join(findings[:5])}{more}",
+        f"{name} cannot be loaded into this model: {'; '.join(said)}" + (f". {advice}" if advice else ""),
         file=name,
-        reason=first,
+        reason=said[0],
         findings=tuple(findings),
     )
+
+
+def _beginning(finding: str) -> str:
+    """A finding, without the end of a long list of names."""
+    if len(finding) <= _MOST_CHARACTERS:
+        return finding
+    said = finding[: finding.rfind(", ", 0, _MOST_CHARACTERS)]
+    return f"{said} and {finding.count(', ', len(said))} more"

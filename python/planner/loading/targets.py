@@ -13,6 +13,7 @@ from torch import nn
 
 from planner.dispatching.install.regions import PlacedTensor
 from planner.dispatching.tensors.placeholder import is_offloaded
+from planner.loading.advice import advice_on_names
 from planner.loading.casting import can_be_cast
 from planner.loading.recipe import Recipe
 from planner.loading.recipes import Recipes
@@ -91,6 +92,7 @@ class Judged:
         kept: names of tensors that no file has, and that keep their values.
         absent: those that no file has, that may be missing, and that have no values.
         unexpected: names in the files that the model has no place for, and that may be there.
+        advice: what would let names fit that do not.
     """
 
     targets: tuple[Target, ...]
@@ -98,6 +100,7 @@ class Judged:
     kept: tuple[str, ...]
     absent: tuple[Target, ...]
     unexpected: tuple[str, ...]
+    advice: str = ""
 
 
 def judge(
@@ -143,7 +146,7 @@ def judge(
         else:
             missing.append(target.name)
     if missing:
-        findings.insert(0, f"no file has {listed(map(repr, missing), most=10)}")
+        findings.insert(0, f"no file has {', '.join(map(repr, missing))}")
     if wrapped:
         # What these are made from has names and forms of its own, so the rest would be about them, too.
         findings[:0] = [_wrapped_words(kind, names) for kind, names in wrapped.items()]
@@ -152,8 +155,11 @@ def judge(
     is_allowed_extra = _matcher(leniency.allow_unexpected)
     extra = [name for name in recipes.unexpected if leniency.strict and not is_allowed_extra(name)]
     if extra:
-        findings.append(f"the model has no place for {listed(map(repr, extra), most=10)}")
-    return Judged(tuple(targets), tuple(findings), tuple(kept), tuple(absent), tuple(recipes.unexpected))
+        findings.append(f"the model has no place for {', '.join(map(repr, extra))}")
+    advice = advice_on_names(missing, extra, others_fit=bool(recipes.by_name))
+    return Judged(
+        tuple(targets), tuple(findings), tuple(kept), tuple(absent), tuple(recipes.unexpected), advice
+    )
 
 
 def _targets(places: Sequence[PlacedTensor], ties: Mapping[str, str]) -> list[Target]:

@@ -92,12 +92,10 @@ def find_ties(model: nn.Module, live: Mapping[str, Tensor], given: Collection[st
 
 
 def _declared(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """What classes of transformers tie under the model's configuration, each name with its source.
+    """What classes of transformers tie under their configurations, also inside other models, each name with its source.
 
     Source: ``get_expanded_tied_weights_keys`` with ``all_submodels``, transformers 5.23, modeling_utils.py.
     """
-    if not is_of_transformers(model):
-        return
     for prefix, module in modules_by_name(model):
         if is_of_transformers(module):
             pairs = module.get_expanded_tied_weights_keys()  # type: ignore[operator]

@@ -39,8 +39,11 @@ class WantedTensor(NamedTuple):
 
     @property
     def is_view(self) -> bool:
-        """Whether its bytes lie in one file as they are wanted in memory."""
-        return isinstance(self.recipe, StoredTensor | Part) and self.recipe.dtype == self.dtype
+        """Whether it is bytes of a file as they lie there, where elements can be looked at, so that it need not be made."""
+        recipe = self.recipe
+        if not isinstance(recipe, StoredTensor | Part) or recipe.dtype != self.dtype:
+            return False
+        return recipe.begin % self.dtype.itemsize == 0
 
     @property
     def nbytes(self) -> int:

@@ -105,7 +105,13 @@ def empty_devices_notice(required_bytes: Mapping[DeviceKey, int], *, are_bare: b
 
 
 def infeasible_message(
-    block: str, size_bytes: int, mode: Mode, more_bytes: Mapping[DeviceKey, int], is_proven: bool
+    block: str,
+    size_bytes: int,
+    mode: Mode,
+    more_bytes: Mapping[DeviceKey, int],
+    is_proven: bool,
+    *,
+    is_all_disk: bool = False,
 ) -> str:
     """Why there is no plan, and what would make one.
 
@@ -115,11 +121,17 @@ def infeasible_message(
         mode: which tiers were allowed.
         more_bytes: by device, what alone would be enough.
         is_proven: there is none; otherwise none was found.
+        is_all_disk: no device that runs modules is named.
     """
+    otherwise = (
+        "modules run on the CPU or on accelerators, so one of these must be named beside the disk"
+        if is_all_disk
+        else "more room on any single device would not be enough"
+    )
     where = {"gpu_only": "on the accelerators", "no_disk": "without disk"}.get(mode, "on the devices named")
     enough = ", or ".join(more_room(more_bytes))
     verdict = "the model does not fit" if is_proven else "no plan was found that fits the model"
     left = named(block) if block else "the whole model"
     return f"{verdict} {where}: {left} ({one_size(size_bytes)}) finds no place; " + (
-        f"{enough} would be enough" if enough else "more room on any single device would not be enough"
+        f"{enough} would be enough" if enough else otherwise
     )

@@ -262,7 +262,9 @@ class AutoSearch:
         size = self.blocks.unit_bytes[failure.unit] if len(self.blocks.columns) else 0
         fields: dict[str, Any] = {"more_bytes": more, "best_partial": placed, "is_proven": failure.proven}
         return InfeasibleError(
-            infeasible_message(block, size, self.mode, more, failure.proven),
+            infeasible_message(
+                block, size, self.mode, more, failure.proven, is_all_disk=set(keys) == {"disk"}
+            ),
             block=block,
             device=None,
             shortfall_bytes=min(more.values(), default=None),

@@ -129,7 +129,11 @@ class Materialized:
                 return shared[self.device]
             shared = None
         tensor = resting.detach().to(self.device) if ready is None else ready
-        if not self.store.slots[index].is_buffer:
+        is_buffer = self.store.slots[index].is_buffer
+        if is_buffer and ready is None and self._is_read_anew(index) and is_same_tensor(tensor, resting):
+            # Back ends do not count what they write into running statistics: there must be something to compare with.
+            tensor = tensor.clone()
+        if not is_buffer:
             tensor = self._as_live(index, resting, tensor)
         elif tensor is not resting:
             copy_marks(resting, tensor)
@@ -140,6 +144,11 @@ class Materialized:
                 shared.origins[self.device] = resting
             shared[self.device] = tensor
         return tensor
+
+    def _is_read_anew(self, index: int) -> bool:
+        """Whether the next use may get other memory, so that what is written into this one has to be noticed."""
+        is_from_files = not isinstance(self.store.source, MutableMapping)
+        return is_from_files and self.store.placeholders[index].kept is None
 
     def _as_live(self, index: int, resting: Any, data: Any) -> Any:
         """Data as the parameter that the module had: its class, its marks, trainable as its placeholder is now."""
@@ -153,6 +162,7 @@ class Materialized:
                 and is_frozen
                 and isinstance(resting, nn.Parameter)
                 and has_marks(placeholder, resting)
+                and not self._is_read_anew(index)
             ):
                 return resting  # it rests where it runs
             tensor: Any = watched(data, requires_grad=is_trainable)

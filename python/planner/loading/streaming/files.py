@@ -43,7 +43,7 @@ class ReadableFiles(Protocol):
             Bytes read, and of these past the page cache.
 
         Raises:
-            OffloadError: they cannot be read. Fields: ``name``.
+            OffloadError: they cannot be read, or are not what they were when the file was opened. Fields: ``name``.
         """
 
 
@@ -84,13 +84,17 @@ class FileReads:
         """As :meth:`ReadableFiles.read_spans`."""
         files = list(self._files.files)
         try:
-            return read_spans(files, list(spans), memory, direct, _READS_IN_FLIGHT)
+            done = read_spans(files, list(spans), memory, direct, _READS_IN_FLIGHT)
         except CheckpointError as error:
             if len(spans) > 1:
                 parts = [self.read_spans([span], memory, direct=direct) for span in spans]
                 return sum(read for read, _ in parts), sum(past for _, past in parts)
             (span,) = spans
             self._require_mapped(span.file, error)
+        else:
+            # What was written to while it was read, or since the forward began.
+            self._files.require_same({span.file for span in spans})
+            return done
         size_bytes = span.end - span.begin
         with memoryview(memory) as target, memoryview(files[span.file].map()) as source:
             target.cast("B")[span.at : span.at + size_bytes] = source[span.begin : span.end]

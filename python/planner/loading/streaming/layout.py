@@ -20,7 +20,6 @@ __all__ = [
     "MadeTensor",
     "PlacedInBuffer",
     "Span",
-    "is_view",
     "lay_out",
 ]
 
@@ -113,13 +112,6 @@ class BlockLayout:
     def read_bytes(self) -> int:
         """Bytes of files."""
         return sum(span.end - span.begin for span in self.spans)
-
-
-def is_view(recipe: Recipe, dtype: torch.dtype) -> bool:
-    """Whether a tensor is bytes of a file as they lie there, so that it need not be made."""
-    if isinstance(recipe, StoredTensor | Part):
-        return recipe.dtype == dtype and recipe.begin % dtype.itemsize == 0
-    return False
 
 
 def lay_out(recipes: Mapping[str, Recipe], dtypes: Mapping[str, torch.dtype]) -> BlockLayout:
