@@ -60,6 +60,7 @@ LATE = (
     "compat/offloaded.py",
     "compat/pickled.py",
     "compat/tensors.py",
+    "compat/in_order.py",
     "compat/weight_source.py",
 )
 

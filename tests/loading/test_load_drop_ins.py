@@ -601,6 +601,20 @@ def _exchanged(weight: nn.Parameter) -> None:
     weight.data = weight.data * 2
 
 
+def test_what_was_left_on_disk_is_found_there_although_others_were_written_to(
+    checkpoint: Callable[..., Path], empty: Path
+) -> None:
+    source = trained()
+    model, device_map = on_meta(), {"": "cpu", "linear2": "disk"}
+    planner.load_checkpoint_in_model(model, checkpoint("one_file", source), device_map)
+    with torch.no_grad():
+        for changed in (model, source):
+            changed.linear1.weight.mul_(2)
+    planner.dispatch_model(model, device_map, offload_dir=empty)
+    assert model(X).equal(source(X))
+    assert not list(empty.iterdir())
+
+
 @pytest.mark.parametrize("change", [_in_place, _unseen, _exchanged])
 def test_weights_that_are_others_by_now_are_written(
     change: Callable[[nn.Parameter], None], checkpoint: Callable[..., Path], empty: Path

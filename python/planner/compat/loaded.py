@@ -58,7 +58,14 @@ def weights_in_files(model: nn.Module, names: Iterable[str], *, offload_buffers:
     weights.files.require_same(numbers)
     if not all(_is_as_stored(tensor, weights[name]) for name, tensor in tensors.items()):
         return None
-    if not are_unwritten(weights.files.files[number].map() for number in numbers):
+    # What has no values now has not been written to; others in its file may have been.
+    valued = {
+        row.file
+        for name, tensor in tensors.items()
+        if is_offloaded(tensor) or not tensor.is_meta
+        for row in sources_of(wanted[name].recipe)
+    }
+    if not are_unwritten(weights.files.files[number].map() for number in valued):
         return None
     return FileWeights(weights.files, wanted)
 
