@@ -58,6 +58,7 @@ def run_of(gpu: Any, tests: Path, tmp_path: Path) -> Any:
     return gpu.Run(tmp_path, gpu.environment(ROOT / "python"), options)
 
 
+@pytest.mark.sweep  # half a minute of measuring
 def test_the_whole_way(tests: Path, tmp_path: Path) -> None:
     """As on a machine that has neither transformers nor accelerate, and without a path to anything."""
     if reason := missing():

@@ -75,7 +75,7 @@ def test_any_memory_that_can_be_written_to_is_a_buffer(file: StoredFile, content
 @pytest.mark.parametrize(
     ("span", "words"),
     [
-        ((1, 0, 1, 0), "span of file number 1, but there are 1 files"),
+        ((1, 0, 1, 0), "there is no file number 1"),
         ((0, 5, 4, 0), "from byte 5 to 4 ends before it begins"),
         ((0, 0, 10, 2**21 - 9), "10 bytes at 2097143 of a buffer that has 2097152"),
         ((0, 0, 1, 2**64 - 1), "of a buffer that has"),
@@ -129,21 +129,28 @@ def test_a_name_that_another_file_takes_changes_nothing_but_opening_again(
         file.reopen()
 
 
-def test_a_closed_file_says_so_until_it_is_opened_again(file: StoredFile) -> None:
-    """Its name is in every message."""
+def test_a_closed_file_is_opened_for_each_use(file: StoredFile, content: bytes) -> None:
+    """So that a checkpoint may have more files than may be open; no handle stays."""
     file.close()
+    memory = bytearray(10)
+    assert read_spans([file], [(0, 5, 15, 0)], memory, True, 1)[0] == 10
+    assert memory == content[5:15]
+    assert cached_bytes(file, 0, 1)[1] > 0
+    assert file.change() is None
     assert not file.is_open
-    for use in (
-        file.change,
-        lambda: Headers.of_files([file], None),
-        file.map,
-        lambda: cached_bytes(file, 0, 1),
-        lambda: read_spans([file], [], bytearray(), True, 1),
-    ):
-        with pytest.raises(CheckpointError, match="weights: closed"):
-            use()
     file.reopen()
     assert (file.is_open, file.change()) == (True, None)
+
+
+def test_of_a_closed_file_another_one_in_its_place_is_not_read(file: StoredFile, tmp_path: Path) -> None:
+    """What is mapped of it stays as it was, so nothing has changed; but its bytes cannot be read again."""
+    file.close()
+    other = tmp_path / "other"
+    other.write_bytes(b"another")
+    other.replace(file.path)
+    assert file.change() is None
+    with pytest.raises(CheckpointError, match="weights: is another file now"):
+        read_spans([file], [(0, 0, 1, 0)], bytearray(1), True, 1)
 
 
 def test_a_mapping_is_private_and_outlives_handle_and_file(tmp_path: Path, content: bytes) -> None:

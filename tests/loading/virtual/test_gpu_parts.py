@@ -20,6 +20,7 @@ FIGURES = {
 }
 
 
+@pytest.mark.sweep  # a minute of measuring
 def test_everything_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(BENCHES))
     from gpu_models import SMALL
