@@ -1,24 +1,15 @@
-"""Of a test with many cases, a few run each time, and all of them in `make sweep`: they differ in models, maps and options only."""
+"""Cases of these tests differ in models, maps and options only, so a few of each run every time."""
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parent
-MOST_CASES = 4
+from rig.few_cases import leave_to_the_sweep
 
 
 @pytest.hookimpl(tryfirst=True)  # before cases are left out by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks all but a few cases of each test; which, depends on their names alone, so that every option is among some."""
-    by_test: dict[str, list[pytest.Item]] = {}
-    for item in items:
-        if item.path.is_relative_to(FOLDER):
-            by_test.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    for cases in by_test.values():
-        cases.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
-        for item in cases[MOST_CASES:]:
-            item.add_marker(pytest.mark.sweep)
+    """Leaves the others to `make sweep`."""
+    leave_to_the_sweep(items, Path(__file__).parent, most_cases=3)

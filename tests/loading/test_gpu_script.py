@@ -92,6 +92,7 @@ def test_a_failed_test_is_named_and_told_by_the_exit_code(gpu: Any, tests: Path,
     assert gpu.exit_code([gpu.Part("machine"), part]) == 1
 
 
+@pytest.mark.sweep  # waits for its time limit
 def test_tests_that_do_not_end_are_stopped(gpu: Any, tests: Path, tmp_path: Path) -> None:
     """What has ended until then is known."""
     hangs = "\n\ndef test_hangs():\n    import time; time.sleep(600)\n"

@@ -691,6 +691,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.sweep  # two processes that load torch
 def test_two_ranks_get_what_the_first_one_reads(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     save_file(model.state_dict(), tmp_path / "m.safetensors")

@@ -379,12 +379,14 @@ def test_a_lock_ends_with_its_process(checkpoint: Path, store: Path) -> None:
     """Killed while it writes, with half a file there."""
     script = (
         "import planner, sys, os, signal, torch\n"
+        "sys.path.insert(0, sys.argv[3])\n"
         "from layered_net import empty\n"
         "kill = lambda done, _: os.kill(os.getpid(), signal.SIGKILL) if os.path.exists(sys.argv[2]) else None\n"
         "planner.load(sys.argv[1], empty(), {'': 'disk'}, dtype=torch.bfloat16, convert='store',\n"
         "             offload_folder=sys.argv[2], progress=kill)"
     )
-    found = subprocess.run([sys.executable, "-c", script, checkpoint, store], check=False)
+    tests = str(Path(__file__).parents[1])
+    found = subprocess.run([sys.executable, "-c", script, checkpoint, store, tests], check=False)
     assert found.returncode == -signal.SIGKILL and [path.suffix for path in files_in(store)] == [".tmp"]
     assert is_cast(cast(checkpoint, store))
     assert sorted(path.name for path in files_in(store)) == ["manifest.json", "weights.safetensors"]

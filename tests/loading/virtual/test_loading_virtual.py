@@ -159,12 +159,13 @@ def test_a_device_that_is_too_small_leaves_everything_as_it_was(
         model: Any = type(plain)(plain.config)
     before = {name: id(parameter) for name, parameter in model.named_parameters()}
     total = sum(p.nbytes for p in plain.parameters())
+    used = [virtual_accelerators.used_bytes(index) for index in (0, 1)]
     with virtual_accelerators.memory_limit_bytes(1, total // 10), pytest.raises(Exception, match="memory"):
         planner.load(files.folder_of("llama"), model, device_map(plain, lambda number: number % 2, 0))
     gc.collect()
     assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
     assert not any("forward" in vars(module) for module in model.modules())
-    assert [virtual_accelerators.used_bytes(index) for index in (0, 1)] == [0, 0]
+    assert [virtual_accelerators.used_bytes(index) for index in (0, 1)] == used
 
 
 @pytest.mark.parametrize("layout", ["disk_between", "layers_on_disk"])
