@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
+import torch
+
 from planner.errors import CheckpointError
-from planner.loading.open_files import OpenFiles
+from planner.loading.open_files import OpenFiles, tensor_in
 from planner.loading.reading import cached_bytes, read_spans
 from planner.loading.streaming.layout import Span
 
@@ -44,6 +46,13 @@ class ReadableFiles(Protocol):
 
         Raises:
             OffloadError: they cannot be read, or are not what they were when the file was opened. Fields: ``name``.
+        """
+
+    def copy_spans(self, spans: Sequence[Span], memory: Any) -> None:
+        """Copies bytes that the page cache has into memory, from where they are mapped, which takes half of the time of reading them.
+
+        Raises:
+            OffloadError: they are not what they were when the file was opened. Fields: ``name``.
         """
 
 
@@ -99,6 +108,15 @@ class FileReads:
         with memoryview(memory) as target, memoryview(files[span.file].map()) as source:
             target.cast("B")[span.at : span.at + size_bytes] = source[span.begin : span.end]
         return size_bytes, 0
+
+    def copy_spans(self, spans: Sequence[Span], memory: Any) -> None:
+        """As :meth:`ReadableFiles.copy_spans`."""
+        target = torch.frombuffer(memory, dtype=torch.uint8)
+        for span in spans:
+            mapping = self._files.files[span.file].map()
+            source = tensor_in(mapping, span.begin, torch.uint8, (span.end - span.begin,))
+            target[span.at : span.at + len(source)].copy_(source)
+        self._files.require_same({span.file for span in spans})
 
     def _require_mapped(self, file: int, error: CheckpointError) -> None:
         """Raises, unless no more is wrong than that the name is another file's."""

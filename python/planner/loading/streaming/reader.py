@@ -238,8 +238,11 @@ def _read(
         if ticket.paged:
             files.page_in(ticket.paged)
         if ticket.layout is not None and memory is not None:
-            more_bytes, direct_bytes = files.read_spans(ticket.layout.spans, memory, direct=ticket.is_direct)
-            read_bytes = max(read_bytes, more_bytes)
+            if ticket.is_direct or ticket.paged:
+                done = files.read_spans(ticket.layout.spans, memory, direct=ticket.is_direct)
+                read_bytes, direct_bytes = max(read_bytes, done[0]), done[1]
+            else:
+                files.copy_spans(ticket.layout.spans, memory)
             make_tensors(ticket.layout, memory)
     except BaseException as error:  # noqa: BLE001 (raised where the block is waited for)
         ticket.leave(error.with_traceback(None))
