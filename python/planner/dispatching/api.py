@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from planner.devices.keys import read_budgets
 from planner.dispatching.tensors.journal import Journal
 from planner.errors import InvalidDevicesError, InvalidInputError, PlanMismatchError
-from planner.names import text_set
+from planner.names import listed, named, text_set
 from planner.plans.device_map import DeviceMap
 from planner.plans.plan import Plan
 from planner.spelling import shown
@@ -93,7 +93,7 @@ def dispatch(
     on_disk = [name for name, key in resolved_map.keys.items() if key == "disk"]
     if on_disk:
         raise PlanMismatchError(
-            f"the plan puts {on_disk[0]!r} and {len(on_disk) - 1} more on disk, where the weights in memory are not: "
+            f"the plan puts {listed(map(named, on_disk), most=3)} on disk, where the weights in memory are not: "
             "planner.load(folder, model, plan) leaves them in the checkpoint's own files; planner.dispatch_model(model, device_map, "
             "offload_dir=...), or planner.disk_offload(model, offload_dir) for the whole model, writes them to a folder",
             findings=tuple(on_disk),

@@ -116,7 +116,8 @@ def load(
     if isinstance(plan, Plan):
         dtype, special_dtypes = planned_dtypes(plan, dtype)
     else:
-        special_dtypes = settings.get("special_dtypes", {})
+        said = settings.get("special_dtypes")
+        special_dtypes = said if isinstance(said, Mapping) else {}  # what is none, the plan refuses
     options = LoadOptions.of(
         dtype_of=cast_rule(dtype, special_dtypes),
         strict=strict,
