@@ -41,6 +41,7 @@ def test_an_example_runs(
     monkeypatch.setattr(sys, "argv", [name])
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.delitem(sys.modules, "tiny_models", raising=False)  # tests have one of that name, too
     try:
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
         code = 0

@@ -230,6 +230,7 @@ def loading(model: nn.Module, plan: planner.Plan) -> None:
     report = planner.load_report(model)
     assert_type(report, planner.LoadReport)
     assert_type(report.tensors, tuple[planner.LoadedTensor, ...])
+    assert_type(report.streamed, planner.StreamingProgress)
     assert_type(report.streamed.waited_seconds, float)
     assert_type(report.summary(), str)
 
