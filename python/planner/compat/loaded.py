@@ -18,7 +18,7 @@ from planner.loading.streams import ModelStreams
 from planner.loading.targets import Leniency
 from planner.loading.weights import FileWeights, sources_of
 from planner.loading.written_pages import are_unwritten
-from planner.names import qualified
+from planner.names import is_within, qualified
 
 __all__ = ["streams_of", "weights_in_files"]
 
@@ -49,7 +49,8 @@ def weights_in_files(model: nn.Module, names: Iterable[str], *, offload_buffers:
         for prefix, module in modules_of(model)
         for slot in own_slots(module)
         if rests(slot, offload_buffers=offload_buffers)
-        and _is_inside(name := qualified(prefix, slot.name), parts)
+        for name in (qualified(prefix, slot.name),)
+        if any(is_within(name, part) for part in parts)
     }
     if not tensors.keys() <= weights.wanted.keys():
         return None
@@ -74,10 +75,6 @@ def streams_of(weights: FileWeights | None) -> ModelStreams:
     """What reads blocks that rest in files ahead, as after a load."""
     options = LoadOptions(dtype_of=cast_rule("auto"), leniency=Leniency())
     return ModelStreams(weights, options, {}, frozenset())
-
-
-def _is_inside(name: str, parts: Iterable[str]) -> bool:
-    return any(not part or name == part or name.startswith(f"{part}.") for part in parts)
 
 
 def _is_as_stored(tensor: torch.Tensor, stored: torch.Tensor) -> bool:
