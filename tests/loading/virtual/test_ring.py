@@ -233,7 +233,6 @@ def test_other_ways_through_the_model(
         assert virtual_accelerators.used_bytes(0) == LAYER_BYTES
 
 
-@pytest.mark.sweep
 def test_threads(folder: Path, x: torch.Tensor) -> None:
     model, want = loaded(folder), stack()(x)
     wrong: list[Any] = []
@@ -309,7 +308,6 @@ def test_an_error_of_reading_is_raised_once_in_the_forward_that_waits(
     assert virtual_accelerators.used_bytes(0) == LAYER_BYTES
 
 
-@pytest.mark.sweep
 def test_an_interrupt_while_waiting(
     folder: Path, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch, virtual_accelerators: Accelerators
 ) -> None:
@@ -347,7 +345,6 @@ def test_where_memory_ends(folder: Path, x: torch.Tensor, virtual_accelerators: 
 PARTS = tuple(Path(planner.__file__).parent / name for name in ("loading", "dispatching"))
 
 
-@pytest.mark.sweep
 @pytest.mark.skipif(not ARE_POINTS_KNOWN, reason="where signals are taken is known for CPython 3.11")
 @pytest.mark.parametrize("every", [61, pytest.param(1, marks=pytest.mark.sweep)])
 @pytest.mark.parametrize("has_reader", [True, False])
@@ -371,7 +368,6 @@ def test_an_interrupt_anywhere_in_a_forward(
     assert virtual_accelerators.used_bytes(0) <= LAYER_BYTES + 10 * x.nbytes
 
 
-@pytest.mark.sweep
 @pytest.mark.skipif(not ARE_POINTS_KNOWN, reason="where signals are taken is known for CPython 3.11")
 @pytest.mark.parametrize("every", [331, pytest.param(7, marks=pytest.mark.sweep)])
 def test_an_interrupt_anywhere_in_a_load(

@@ -28,10 +28,6 @@ __all__ = ["RingTicket", "StagedThere", "ToAccelerators"]
 
 logger = logging.getLogger(__name__)
 
-# How often one who waits looks whether the other thread is still there.
-_LOOK_SECONDS = 0.5
-
-
 class ToAccelerators:
     """What the blocks of a model share on their way to accelerators: the ring, side streams, and the room there.
 
@@ -137,15 +133,15 @@ class RingTicket:
     __slots__ = (
         "__weakref__",
         "_block",
-        "_claim",
         "_counters",
-        "_done",
         "_error",
         "_event",
+        "_has_failed",
         "_is_direct",
         "_name",
         "_process",
         "_tensors",
+        "_turn",
         "_way",
         "device",
     )
@@ -167,49 +163,42 @@ class RingTicket:
         self._is_direct = is_direct
         self._counters = counters
         self._process = os.getpid()
-        self._claim = threading.Lock()
-        self._done = threading.Event()
+        self._turn = threading.Lock()
+        self._has_failed = False
         self._tensors: dict[str, torch.Tensor] | None = None
         self._event: Any = None
         self._error: BaseException | None = None
 
     def read_ahead(self) -> None:
         """Reads it, if nobody does; for the reader's thread, so errors are kept for the one who waits."""
-        if self._done.is_set() or not self._claim.acquire(blocking=False):
+        if not self._turn.acquire(blocking=False):
             return
         try:
-            self._carry()
+            if self._tensors is None and not self._has_failed:
+                self._carry()
         except torch.OutOfMemoryError as error:
             # Whoever waits has the room of the block before, and says it if that does not do.
             logger.info("'%s' cannot be read ahead: %s", self._name, error)
             self._way.has_none_left(self.device)
-            self._claim.release()
-            return
         except BaseException as error:  # noqa: BLE001 (raised where the block is waited for)
-            self._error = error.with_traceback(None)
-        self._done.set()
+            self._error, self._has_failed = error.with_traceback(None), True
+        finally:
+            self._turn.release()
 
     def arrived(self) -> Mapping[str, torch.Tensor] | None:
         """The tensors, by first name, as soon as this thread's stream may use them; None if they could not be read.
 
         Raises:
-            OffloadError: they could not be read; for the first who asks. Fields: ``name``.
+            OffloadError: they could not be read; of the reader's thread, for the first who asks. Fields: ``name``.
             torch.OutOfMemoryError: there is no room for them.
         """
         if self._process != os.getpid():
             return None  # a forked child has no such thread
-        while not self._done.is_set():
-            is_mine = False
-            try:
-                is_mine = self._claim.acquire(blocking=False)
-                if is_mine:
-                    self._carry()
-            finally:
-                if is_mine:
-                    self._done.set()
-            if not is_mine:
-                self._done.wait(_LOOK_SECONDS)
-        error, self._error = self._error, None
+        # A lock that `with` takes is given back wherever an interrupt arrives; one that a flag stands for is not.
+        with self._turn:
+            if self._tensors is None and not self._has_failed:
+                self._carry()
+            error, self._error = self._error, None
         if error is not None and not isinstance(error, OffloadError):
             raise OffloadError(
                 f"'{self._name}' could not be read ahead: {error!r}", name=self._name

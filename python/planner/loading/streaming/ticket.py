@@ -32,7 +32,7 @@ class Ticket:
     Guarantee: where the last one who may want it drops it, so does the reader.
     """
 
-    __slots__ = ("__weakref__", "_done", "_error", "_memory", "block", "is_direct", "layout", "paged")
+    __slots__ = ("__weakref__", "_error", "_gate", "_is_done", "_memory", "block", "is_direct", "layout", "paged")
 
     def __init__(
         self, block: str, layout: BlockLayout | None, *, is_direct: bool, paged: Sequence[Span] = ()
@@ -41,7 +41,10 @@ class Ticket:
         self.paged = paged
         self.layout = layout
         self.is_direct = is_direct
-        self._done = threading.Event()
+        # Closed until the read has ended. No Event: an interrupt in one of its methods leaves its own lock taken, and whoever sets it waits.
+        self._gate = threading.Lock()
+        self._gate.acquire()
+        self._is_done = False
         self._memory: memoryview | None = None
         self._error: BaseException | None = None
 
@@ -63,21 +66,29 @@ class Ticket:
     @property
     def is_done(self) -> bool:
         """Whether the read has ended, in whatever way."""
-        return self._done.is_set()
+        return self._is_done
 
     def fill(self, memory: memoryview) -> None:
-        """The read has ended well."""
+        """The read has ended well; called by the one who reads."""
         self._memory = memory
-        self._done.set()
+        self._end()
 
     def leave(self, error: BaseException | None = None) -> None:
-        """There is nothing in a buffer: the files' views are to be used, or an error to be raised."""
+        """There is nothing in a buffer: the files' views are to be used, or an error to be raised; called by the one who reads."""
         self._error = error
-        self._done.set()
+        self._end()
+
+    def _end(self) -> None:
+        if not self._is_done:
+            self._is_done = True
+            self._gate.release()
 
     def wait(self, seconds: float) -> bool:
         """Waits, and says whether the read has ended."""
-        return self._done.wait(seconds)
+        # An interrupt between the two lines closes the gate for others, who see by the flag, after their seconds, that it has ended.
+        if self._gate.acquire(timeout=seconds):
+            self._gate.release()
+        return self._is_done
 
     def memory(self) -> memoryview | None:
         """What was read, once it is done; None where views are to be used.
