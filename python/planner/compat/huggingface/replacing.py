@@ -180,7 +180,6 @@ def _standing_in(call_site: CallSite, site: Site, holder: ModuleType | type, bef
     return stand_in
 
 
-@functools.cache
 def _role(role: str) -> Function:
     """The function of ours for a place; loaded when it is first called."""
     module, _, name = role.partition(":")
