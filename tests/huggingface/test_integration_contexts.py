@@ -92,7 +92,7 @@ def test_threads_enter_and_leave_as_they_come(answering: Answering) -> None:
     shared = planner.integrate()
 
     def work(number: int) -> None:
-        for _ in range(100):
+        for _ in range(25):
             with shared if number % 2 else planner.integrate() as here:
                 assert answering() is here
 

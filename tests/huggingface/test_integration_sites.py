@@ -12,14 +12,16 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TypeAlias
 
-import peft.peft_model
+import peft
 import pytest
+from peft import peft_model
 from transformers import modeling_utils
 from transformers.integrations import accelerate as dispatching
 
 import planner
 from planner.compat import huggingface
 from planner.compat.huggingface.in_force import in_force
+from planner.compat.huggingface.sites import GROUPS
 from planner.errors import IntegrationError, InvalidConfigError, InvalidInputError
 from rig.interrupting import ARE_POINTS_KNOWN, interrupted_in
 
@@ -75,7 +77,9 @@ def test_parameters_and_names_stay() -> None:
 def other(model: object, device_map: object) -> None: ...
 
 
-@pytest.mark.parametrize("module, name", [(modeling_utils, "_get_device_map"), (dispatching, "dispatch_model")])
+@pytest.mark.parametrize(
+    "module, name", [(modeling_utils, "_get_device_map"), (dispatching, "dispatch_model")]
+)
 def test_parameters_that_are_not_known_are_an_error(
     module: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,9 +224,9 @@ def test_a_library_that_is_loaded_inside_gets_its_sites() -> None:
         assert {site.library for site in here.sites} == {"transformers"}
         late = [importlib.import_module(name) for name in LATE]
         assert {site.library for site in here.sites} == {"transformers", "peft"}
-        assert late[0].dispatch_model is not peft.peft_model.dispatch_model
+        assert late[0].dispatch_model is not peft_model.dispatch_model
         assert not [module for module in late if "planner" in repr(module.__spec__)]
-    assert late[0].dispatch_model is inspect.unwrap(late[0].dispatch_model)
+    assert late[0].dispatch_model is peft_model.dispatch_model
     assert not [finder for finder in sys.meta_path if "planner" in type(finder).__module__]
 
 
@@ -279,22 +283,22 @@ def test_ours_steps_aside_with_one_line(
 
 
 @pytest.mark.skipif(not ARE_POINTS_KNOWN, reason="where signals are taken is known for CPython 3.11")
-def test_an_interrupt_anywhere_in_entering_and_leaving_leaves_nothing() -> None:
-    with planner.integrate():
-        pass
-    before = attributes()
-    folder = Path(huggingface.__file__).parent
+@pytest.mark.parametrize("every", [23, pytest.param(1, marks=pytest.mark.sweep)])
+def test_an_interrupt_anywhere_in_entering_and_leaving_leaves_nothing(every: int) -> None:
     here = planner.integrate()
+    with here:
+        loaded = [each for group in GROUPS for each in group.sites if each.module in sys.modules]
+    before = [each.found() for each in loaded]
 
     def enter_and_leave() -> None:
         with here:
             pass
 
     stops = 1
-    while interrupted_in((folder,), enter_and_leave, stops):
+    while interrupted_in((Path(huggingface.__file__).parent,), enter_and_leave, stops):
         if in_force() is not None:  # the interrupt came before the first instruction of leaving
             here.__exit__(None, None, None)
-        assert attributes() == before, stops
+        assert [each.found() for each in loaded] == before, stops
         assert in_force() is None, stops
-        stops += 7
+        stops += every
     assert stops > 100
