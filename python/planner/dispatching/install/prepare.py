@@ -23,6 +23,7 @@ from planner.dispatching.install.record import (
 )
 from planner.dispatching.install.regions import Regions, find_regions
 from planner.dispatching.install.request import DispatchRequest
+from planner.dispatching.install.shown_map import ShownMap, shown_maps
 from planner.dispatching.install.tensors import Values
 from planner.dispatching.methods.forward import (
     Border,
@@ -82,11 +83,13 @@ def prepare(
     values = Values(model, layout, engaged, request)
     values.check()
     values.move()
+    shown = list(shown_maps(model, resolved_map.device_map))
     is_attached = any(values.is_resting) or request.force_borders or not resolved_map.is_single
     if not is_attached:
-        return Prepared(model, request, layout, values, None)
+        return Prepared(model, request, layout, values, None, shown)
     named, main_device = frozenset(resolved_map.placements), resolved_map.root_placement.execution_device
-    return Prepared(model, request, layout, values, tuple(edges_of(model, layout, named, main_device)))
+    edges = tuple(edges_of(model, layout, named, main_device))
+    return Prepared(model, request, layout, values, edges, shown)
 
 
 def _declared_classes(model: nn.Module) -> set[str]:
@@ -132,6 +135,7 @@ class Prepared:
     layout: Regions
     values: Values
     edges: tuple[Edge, ...] | None  # None: nothing is attached
+    shown: list[tuple[nn.Module, dict[str, Any]]]
     placeholders: dict[int, PlaceholderTensor] = field(default_factory=dict)
     tied: TiedCopies = field(default_factory=dict)
     shares: dict[int, SharedCopies] = field(default_factory=dict)
@@ -149,8 +153,7 @@ class Prepared:
             self._install(journal, record, self.edges)
         refresh_flat_weights(self.model, journal)
         record.originals.extend(self._originals())
-        if self.request.resolved_map.device_map:
-            record.show_device_map(journal, dict(self.request.resolved_map.device_map))
+        record.shown_maps.extend(ShownMap.show(journal, *row) for row in self.shown)
         journal.set(self.model.__dict__, RECORD, record)
 
     def _originals(self) -> Iterator[OriginalPlacement]:
