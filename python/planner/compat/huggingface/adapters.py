@@ -25,7 +25,7 @@ _WRAPPED = (".base_layer", ".original_module")
 
 
 def adapter_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """What PEFT has added to a model, with its names: adapters, modules that are trained whole, prompt encoders."""
+    """What PEFT has added beside a model's layers, with its names: adapters, and modules that are trained whole."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -35,9 +35,13 @@ def adapter_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 part = _attribute(module, attribute)
                 if isinstance(part, nn.Module):
                     yield qualified(name, attribute), part
-    prompts = getattr(model, "prompt_encoder", None)
-    if isinstance(prompts, nn.Module):
-        yield "prompt_encoder", prompts
+
+
+def _embeddings(model: nn.Module) -> str | None:
+    """The name of what embeds the words behind a prompt, if the model has prompts."""
+    modules = model._modules
+    embeddings = modules.get("word_embeddings") if modules.get("prompt_encoder") is not None else None
+    return next((name for name, module in model.named_modules() if module is embeddings), None)
 
 
 def _attribute(module: nn.Module, name: str) -> Any:
@@ -59,11 +63,13 @@ def with_adapters(model: nn.Module, device_map: Mapping[str, Any], main_device: 
         Another map; with an execution map, if the first one has one.
     """
     resolved = (
-        resolve_map(device_map, None)
-        if main_device is None
-        else resolve_map(device_map, {"": main_device})
+        resolve_map(device_map, None) if main_device is None else resolve_map(device_map, {"": main_device})
     )
     moved: dict[str, DeviceKey] = {}
+    embeds = _embeddings(model)
+    if embeds is not None and (around := nearest_key(embeds, resolved.placements)) is not None:
+        # Prompts are joined with what is embedded, also outside of a forward.
+        moved["prompt_encoder"] = canonical_device(resolved.placements[around].execution_device)
     for name, part in adapter_parts(model):
         key = nearest_key(name, resolved.keys)
         around = nearest_key(name, resolved.placements)
@@ -107,7 +113,9 @@ def make_resident(model: nn.Module) -> None:
         if not (aligns(hook) and hook.offload) or hook.execution_device is None:
             continue
         device = torch.device(hook.execution_device)
-        values = [(slot, slot.read(), lookup.value(slot)) for slot in own_slots(module) if slot.read().is_meta]
+        values = [
+            (slot, slot.read(), lookup.value(slot)) for slot in own_slots(module) if slot.read().is_meta
+        ]
         remove_hook_from_module(module)
         for slot, placeholder, value in values:
             made = value.detach().to(device, copy=True)

@@ -60,6 +60,7 @@ class WeightsAtHand:
                 opened.callback(_restore, placeholder, where, placeholder.fetch)
                 placeholder.whereabouts = replace(where, is_open=True)
                 placeholder.fetch = _ReadInPlace(self, slot, where, placeholder.fetch)
+                placeholder.is_at_hand = True
             self._opened = opened.pop_all()
         return self
 
@@ -114,7 +115,7 @@ def _same(found: Callable[[], torch.Tensor] | None) -> Callable[[], torch.Tensor
 def _restore(
     placeholder: PlaceholderTensor, where: PlaceholderDevice, fetch: Callable[[], torch.Tensor] | None
 ) -> None:
-    placeholder.whereabouts, placeholder.fetch = where, fetch
+    placeholder.whereabouts, placeholder.fetch, placeholder.is_at_hand = where, fetch, False
 
 
 def _in_place(module: nn.Module, where: PlaceholderDevice) -> AbstractContextManager[None]:

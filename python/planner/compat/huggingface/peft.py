@@ -42,7 +42,8 @@ def inject_adapter(
     Cost: an offloaded weight is read only if the adapter is made from its values, as DoRA is and LoRA is not.
     """
     if not has_placeholders(model):
-        return before(tuner, model, adapter_name, *args, **kwargs)
+        before(tuner, model, adapter_name, *args, **kwargs)
+        return
     create = tuner._create_and_replace
     with WeightsAtHand(model) as at_hand:
 

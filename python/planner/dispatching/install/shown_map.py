@@ -44,9 +44,7 @@ class ShownMap:
         journal.put_back(self.model.__dict__, _ATTRIBUTE, self.device_map, *self.before)
 
 
-def shown_maps(
-    model: nn.Module, device_map: Mapping[str, Any]
-) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
+def shown_maps(model: nn.Module, device_map: Mapping[str, Any]) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
     """The map of a model, and its part for each model inside that shows one now."""
     if not device_map:
         return
