@@ -363,9 +363,10 @@ OTHERS: dict[str, Callable[[], peft.PeftConfig]] = {
     "loha": lambda: peft.LoHaConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4),
     "oft": lambda: peft.OFTConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], oft_block_size=4),
     "delora": lambda: peft.DeloraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4),
-    "shira": lambda: peft.ShiraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4),
+    "hra": lambda: peft.HRAConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4),
+    "miss": lambda: peft.MissConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4),
+    "fourier": lambda: peft.FourierFTConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]),
     "layernorm": lambda: peft.LNTuningConfig(task_type="CAUSAL_LM"),
-    "adalora": lambda: peft.AdaLoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], total_step=10),
 }
 
 

@@ -20,7 +20,7 @@ from planner.dispatching.tensors.placeholder_device import PlaceholderDevice
 from planner.dispatching.tensors.resting import RestingPlace
 from planner.errors import OffloadError
 
-__all__ = ["PlaceholderTensor", "is_offloaded", "placeholder"]
+__all__ = ["PlaceholderTensor", "at_hand", "is_offloaded", "placeholder"]
 
 aten = torch.ops.aten
 _META = torch.device("meta")
@@ -143,11 +143,7 @@ class PlaceholderTensor(torch.Tensor):
     def data(self, values: torch.Tensor) -> None:
         if not self.is_at_hand:
             refuse(self, "assigning .data")
-        found = _read(self, "assigning .data")
-        # What was written in place is assigned once more.
-        given = _read(values, "assigning .data") if isinstance(values, PlaceholderTensor) else values
-        if given is not found:
-            found.data = given
+        at_hand(self).data = values
 
     def new_tensor(self, data: Any, **options: Any) -> torch.Tensor:  # type: ignore[override]
         """As usual; torch itself would make it on the meta device."""
@@ -218,6 +214,11 @@ def placeholder(
     made.rests_in = None
     made._is_param = is_parameter
     return made
+
+
+def at_hand(tensor: torch.Tensor) -> torch.Tensor:
+    """What a placeholder stands for, where that is at hand; any other tensor itself."""
+    return _read(tensor, "reading") if isinstance(tensor, PlaceholderTensor) and tensor.is_at_hand else tensor
 
 
 def is_offloaded(tensor: object) -> bool:
