@@ -58,9 +58,7 @@ def best_plan(
     opened = as_loaded(model, hf_quantizer)
     plan = plan_in_files(opened, integration.said, settings)
     if hf_quantizer is not None:
-        on_accelerators = partial(
-            plan_in_files, opened, integration.said, {**settings, "mode": "gpu_only"}
-        )
+        on_accelerators = partial(plan_in_files, opened, integration.said, {**settings, "mode": "gpu_only"})
         plan = _accepted(plan, hf_quantizer, on_accelerators)
     warn_of_disk(_disk_bytes(plan), budgets)
     return plan
@@ -68,9 +66,7 @@ def best_plan(
 
 def as_loaded(model: PreTrainedModel, hf_quantizer: Any) -> Opened:
     """A model on meta, with the ties and the sizes that it will have."""
-    return replace(
-        open_source(model), fixed_bits=loaded_bits(model, hf_quantizer), tied=declared_ties(model)
-    )
+    return replace(open_source(model), fixed_bits=loaded_bits(model, hf_quantizer), tied=declared_ties(model))
 
 
 def _accepted(plan: Plan, hf_quantizer: Any, on_accelerators: Callable[[], Plan]) -> Plan:

@@ -81,7 +81,9 @@ def checked_map(model: PreTrainedModel, device_map: Mapping[str, Any]) -> Mappin
         )
     require_whole(model, resolved_map)
     if unknown:
-        warn_caller(f"the device map is read without some of its keys: {_unknown(model, tree, unknown)}".rstrip("; "))
+        warn_caller(
+            f"the device map is read without some of its keys: {_unknown(model, tree, unknown)}".rstrip("; ")
+        )
         device_map = _without(device_map, unknown)
     return as_matched(model, device_map)
 
