@@ -1,4 +1,4 @@
-"""Tests of loading code on the virtual accelerators; `rig.collecting` says how they run."""
+"""Tests of transformers' loading code on the virtual accelerators; `rig.collecting` says how they run."""
 
 from __future__ import annotations
 
