@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from planner.dispatching.hooks.align import AlignDevicesHook, aligns
+from planner.dispatching.hooks.align import AlignDevicesHook
 from planner.dispatching.hooks.place import moves_in_place
+from planner.dispatching.install.declared import declared_classes, declared_skips, refuse_other_hooks
 from planner.dispatching.install.edges import Edge, edges_of
 from planner.dispatching.install.lookup import OffloadedWeights
 from planner.dispatching.install.record import (
@@ -29,7 +31,6 @@ from planner.dispatching.methods.forward import (
     OffloadedForward,
     OffloadedRootForward,
     RootForward,
-    installed,
 )
 from planner.dispatching.methods.mixed_forward import (
     MixedForward,
@@ -51,14 +52,14 @@ from planner.dispatching.tensors.journal import Journal
 from planner.dispatching.tensors.placeholder import PlaceholderTensor, placeholder
 from planner.dispatching.tensors.slots import modules_of
 from planner.dispatching.tensors.ties import Tie, TiedCopy
-from planner.errors import PlanMismatchError
+from planner.plans.device_map import DeviceMap
 
-__all__ = ["Prepared", "is_later_hook", "prepare", "regions_of"]
+__all__ = ["Prepared", "prepare", "regions_of"]
 
 
 def regions_of(model: nn.Module, request: DispatchRequest) -> Regions:
     """A request's device map applied to a model. Raises PlanMismatchError."""
-    no_split = frozenset(_declared_classes(model)) | request.whole_classes
+    no_split = frozenset(declared_classes(model)) | request.whole_classes
     resolved_map = request.resolved_map
     return find_regions(model, resolved_map.placements, resolved_map.root_placement, no_split)
 
@@ -77,48 +78,17 @@ def prepare(
     """
     resolved_map = request.resolved_map
     layout = regions_of(model, request) if regions is None else regions
-    _refuse_other_hooks(model, engaged)
+    refuse_other_hooks(model, engaged)
     values = Values(model, layout, engaged, request)
     values.check()
     values.move()
+    inner = tuple(each.model for each in engaged if each.model is not model and each.shows_device_map)
     is_attached = any(values.is_resting) or request.force_borders or not resolved_map.is_single
     if not is_attached:
-        return Prepared(model, request, layout, values, None)
+        return Prepared(model, request, layout, values, None, inner)
     named, main_device = frozenset(resolved_map.placements), resolved_map.root_placement.execution_device
-    return Prepared(model, request, layout, values, tuple(edges_of(model, layout, named, main_device)))
-
-
-def _declared_classes(model: nn.Module) -> set[str]:
-    """What models themselves, also those inside, say must not be split."""
-    found: set[str] = set()
-    for _, module in modules_of(model):
-        found.update(getattr(type(module), "_no_split_modules", None) or ())
-    return found
-
-
-def _refuse_other_hooks(model: nn.Module, engaged: list[Dispatched]) -> None:
-    ours = {id(forward.hook) for dispatched in engaged for forward in dispatched.forwards}
-    for name, module in modules_of(model):
-        hook = module.__dict__.get("_hf_hook")
-        if hook is None or id(hook) in ours:
-            continue
-        if isinstance(installed(module), Border):
-            what = f"'{name}'" if name else f"this {type(module).__name__}"
-            raise PlanMismatchError(
-                f"{what} is part of a larger model that is dispatched; dispatch or undispatch that one",
-                findings=(name,),
-            )
-        if not (engaged and is_later_hook(hook)):
-            raise PlanMismatchError(
-                f"'{name}' has a hook already ({type(hook).__name__}); take it off with "
-                "planner.remove_hook_from_submodules(model) first",
-                findings=(name,),
-            )
-
-
-def is_later_hook(hook: Any) -> bool:
-    """Whether a hook that is not ours goes with the dispatch: it moves arguments and holds no weights."""
-    return aligns(hook) and not hook.offload
+    edges = tuple(edges_of(model, layout, named, main_device))
+    return Prepared(model, request, layout, values, edges, inner)
 
 
 @dataclass(slots=True, eq=False)
@@ -130,6 +100,8 @@ class Prepared:
     layout: Regions
     values: Values
     edges: tuple[Edge, ...] | None  # None: nothing is attached
+    # Models inside that were dispatched before, by a map that they show.
+    inner: tuple[nn.Module, ...]
     placeholders: dict[int, PlaceholderTensor] = field(default_factory=dict)
     tied: TiedCopies = field(default_factory=dict)
     shares: dict[int, SharedCopies] = field(default_factory=dict)
@@ -139,7 +111,7 @@ class Prepared:
     def install(self, journal: Journal) -> None:
         """Installs everything."""
         record = Dispatched(self.model)
-        self.skip_keys = self.request.skip_keys | _declared_skips(self.model)
+        self.skip_keys = self.request.skip_keys | declared_skips(self.model)
         self._keep_objects(journal)
         for place, value in zip(self.layout.places, self.values.after, strict=True):
             journal.set(place.slot.table, place.slot.name, value)
@@ -147,9 +119,18 @@ class Prepared:
             self._install(journal, record, self.edges)
         refresh_flat_weights(self.model, journal)
         record.originals.extend(self._originals())
-        if self.request.resolved_map.device_map:
-            record.show_device_map(journal, dict(self.request.resolved_map.device_map))
+        self._show_device_maps(journal, record)
         journal.set(self.model.__dict__, RECORD, record)
+
+    def _show_device_maps(self, journal: Journal, record: Dispatched) -> None:
+        """The map as the model's own, and, under their own names, as that of models inside that were dispatched before."""
+        device_map = DeviceMap(self.request.resolved_map.device_map)
+        if not device_map:
+            return
+        record.show_device_map(journal, self.model, dict(device_map))
+        for name, inner in modules_of(self.model):
+            if name and any(inner is model for model in self.inner):
+                record.show_device_map(journal, inner, dict(device_map.below(name)))
 
     def _originals(self) -> Iterator[OriginalPlacement]:
         """Where everything came from; of tied tensors that are apart now, also what lies there instead."""
@@ -230,7 +211,7 @@ class Prepared:
                 counts[id(self.values.after[index])] = counts.get(id(self.values.after[index]), 0) + 1
         for index in (index for group in groups.values() for index in group):
             value = self.values.after[index]
-            if counts[id(value)] > 1 and value.device.type != "meta":
+            if counts[id(value)] > 1 and not value.is_meta:
                 # Others look by address, we by the tensor itself: wrapper subclasses have none, and views their base's.
                 self.shares[id(value)] = SharedCopies()
                 self.tied[address_of(value)] = self.shares[id(value)]
@@ -242,11 +223,7 @@ class Prepared:
         places = [self.layout.places[index] for index in rows]
         module, name = places[0].slot.module, places[0].name.rpartition(".")[0]
         keys = [place.slot.name for place in places]
-        weights: Any = OffloadedWeights(
-            (key, self.values.after[index]) for key, index in zip(keys, rows, strict=True)
-        )
-        if self.request.weights is not None and all(place.name in self.request.weights for place in places):
-            weights = PrefixedDataset(self.request.weights, f"{name}." if name else "")
+        weights = self._weights_of(name, keys, rows)
         slots, names = [place.slot for place in places], [place.name for place in places]
         shares = [self.shares.get(id(self.values.after[index])) for index in rows]
         store = OffloadStore(
@@ -263,8 +240,22 @@ class Prepared:
             # What lies on another accelerator is a real tensor, and its gradient arrives there.
             if place.placement.storage_device is None or place.placement.storage_device.type == "cpu":
                 journal.set(place.slot.table, place.slot.name, found)
-        devices = {key: self.values.original_devices[index] for key, index in zip(keys, rows, strict=True)}
+        devices = {key: self.values.hook_device(index) for key, index in zip(keys, rows, strict=True)}
         return module, name, OffloadedModule(store), weights, devices
+
+    def _weights_of(self, name: str, keys: list[str], rows: list[int]) -> Any:
+        """Where the tensors of a module rest: elsewhere, in memory, or some here and some there."""
+        given = self.request.weights
+        is_given = [given is not None and self.layout.places[index].name in given for index in rows]
+        in_memory = OffloadedWeights(
+            (key, self.values.after[index])
+            for key, index, is_there in zip(keys, rows, is_given, strict=True)
+            if not is_there
+        )
+        if given is None or not any(is_given):
+            return in_memory
+        elsewhere = PrefixedDataset(given, f"{name}." if name else "")
+        return ChainMap(in_memory, elsewhere) if in_memory else elsewhere  # type: ignore[arg-type]
 
     def _placeholder(self, index: int, store: OffloadStore, at: int) -> PlaceholderTensor:
         value, place = self.values.before[index], self.layout.places[index]
@@ -366,12 +357,3 @@ def _kind(edge: Edge | None, *, is_fetching: bool, is_root: bool) -> type[Forwar
     if edge is not None and edge.is_apart:
         return OffloadedUnmixedForward if is_fetching else UnmixedForward
     return OffloadedForward if is_fetching else Border
-
-
-def _declared_skips(model: nn.Module) -> frozenset[str]:
-    """What models themselves, also those inside, say must not cross."""
-    found: set[str] = set()
-    for _, module in modules_of(model):
-        keys = getattr(module, "_skip_keys_device_placement", None) or ()
-        found.update([keys] if isinstance(keys, str) else keys)
-    return frozenset(found)

@@ -86,7 +86,8 @@ class Dispatched:
         forwards: what stands in the modules' places of ``forward``.
         originals: where every tensor lay before the first dispatch.
         overrides: what stands in the places of their other methods.
-        device_map: the model's ``hf_device_map``, and what that was before, if it had one.
+        device_maps: of the model, and of models inside that were dispatched before, ``hf_device_map`` and what that was before, if they
+            had one.
         ties: tensors that have copies on several devices.
     """
 
@@ -94,7 +95,7 @@ class Dispatched:
     forwards: list[Forward] = field(default_factory=list)
     originals: list[OriginalPlacement] = field(default_factory=list)
     overrides: list[Override] = field(default_factory=list)
-    device_map: tuple[Any, ...] = ()
+    device_maps: list[tuple[Any, ...]] = field(default_factory=list)
     ties: list[Tie] = field(default_factory=list)
     membership: Membership = field(default_factory=Membership)
 
@@ -102,7 +103,7 @@ class Dispatched:
         self.membership.record = weakref.ref(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("model", "forwards", "originals", "overrides", "device_map", "ties", "membership")
+        names = ("model", "forwards", "originals", "overrides", "device_maps", "ties", "membership")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -118,11 +119,16 @@ class Dispatched:
             self.overrides.append(override)
         override.install(journal)
 
-    def show_device_map(self, journal: Journal, device_map: dict[str, Any]) -> None:
-        """Sets the model's ``hf_device_map``, which other libraries read."""
-        table = self.model.__dict__
-        self.device_map = (device_map, *([table[_DEVICE_MAP]] if _DEVICE_MAP in table else []))
+    def show_device_map(self, journal: Journal, model: nn.Module, device_map: dict[str, Any]) -> None:
+        """Sets ``hf_device_map``, which other libraries read, of the model or of one inside."""
+        table = model.__dict__
+        self.device_maps.append((model, device_map, *([table[_DEVICE_MAP]] if _DEVICE_MAP in table else [])))
         journal.set(table, _DEVICE_MAP, device_map)
+
+    @property
+    def shows_device_map(self) -> bool:
+        """Whether the model itself has one by this dispatch."""
+        return any(row[0] is self.model for row in self.device_maps)
 
     def settle_before_reading(self, journal: Journal, module: nn.Module) -> None:
         """Lets a module's state dict have what was written into copies of its tensors elsewhere."""
@@ -180,12 +186,13 @@ class Dispatched:
                         name=shown,
                     ) from error
 
-    def remove(self, journal: Journal, tensors: Literal["stay", "return"] = "stay") -> None:
+    def remove(self, journal: Journal, tensors: Literal["stay", "leave", "return"] = "stay") -> None:
         """Takes everything off; resting tensors return to their slots.
 
         Args:
             journal: where changes are written down.
-            tensors: "return" moves all of them to where they lay before the first dispatch.
+            tensors: "leave" leaves those in files there, for a dispatch that comes next; "return" moves all of them to where they lay
+                before the first dispatch.
         """
         for offloaded_module in self.offloaded_modules():
             if offloaded_module.is_live:
@@ -202,10 +209,11 @@ class Dispatched:
         apart = [row.is_apart() for row in self.originals]
         made: dict[int, Any] = {}
         for offloaded_module in self.offloaded_modules():
-            for slot, tensor in offloaded_module.store.restored(
-                _resting_devices(offloaded_module.store), made, journal, is_whole=tensors == "return"
-            ):
+            store = offloaded_module.store
+            devices = _resting_devices(store, leaves_files=tensors == "leave")
+            for slot, tensor in store.restored(devices, made, journal, is_whole=tensors == "return"):
                 journal.set(slot.table, slot.name, tensor)
+            store.leave(journal)
         if tensors == "return":
             self._send_back(journal, apart, alike)
         self._take_off(journal)
@@ -231,8 +239,8 @@ class Dispatched:
                 pickling = Pickling.of(slot.module)
                 if pickling is not None and pickling.offloaded_module is offloaded_module:
                     pickling.take_off(journal)
-        if self.device_map:
-            journal.put_back(self.model.__dict__, _DEVICE_MAP, *self.device_map)
+        for model, *device_maps in self.device_maps:
+            journal.put_back(model.__dict__, _DEVICE_MAP, *device_maps)
 
     def close(self, tensors: Literal["stay", "return"] = "stay") -> None:
         """After a removal: an old forward that is still called is that of the module as it is now.
@@ -337,8 +345,13 @@ def joined(tensor: Any, first: Any) -> Any:
         return first if has_same_values(tensor.cpu(), first.cpu()) else tensor
 
 
-def _resting_devices(store: OffloadStore) -> dict[str, torch.device]:
-    return {key: store.value(index).device for index, key in enumerate(store.keys)}
+def _resting_devices(store: OffloadStore, *, leaves_files: bool) -> dict[str, torch.device]:
+    """By key, where each tensor of a module shall lie once it is back; those in files are not read for that."""
+    in_file = torch.device("meta" if leaves_files else "cpu")
+    return {
+        key: in_file if store.is_in_file(index) else store.value(index).device
+        for index, key in enumerate(store.keys)
+    }
 
 
 def is_part(model: nn.Module) -> bool:

@@ -14,11 +14,12 @@ from planner.dispatching.tensors.fakes import address_of
 from planner.dispatching.tensors.journal import Journal
 from planner.dispatching.tensors.placeholder import PlaceholderTensor
 from planner.dispatching.tensors.placeholder_device import PlaceholderDevice
+from planner.dispatching.tensors.resting import RestingPlace
 from planner.dispatching.tensors.slots import Slot
-from planner.errors import InvalidInputError, OffloadError
+from planner.errors import InvalidInputError
 from planner.spelling import shown
 
-__all__ = ["OffloadStore", "TiedCopies", "is_foreign", "require_tied_copies"]
+__all__ = ["OffloadStore", "TiedCopies", "has_own_memory", "is_foreign", "require_tied_copies"]
 
 # By address of a resting tensor: its copies by device. accelerate's type, so that its readers find what they expect.
 TiedCopies = dict[int, dict[Any, Any]]
@@ -129,13 +130,21 @@ class OffloadStore:
             OffloadError: its source does not have it. Fields: ``name``.
         """
         kept = self.placeholders[index].kept if self.placeholders else None
-        if kept is not None:
-            return kept
-        try:
-            return self.source[self.keys[index]]
-        except (KeyError, OSError) as error:
-            name = self.names[index]
-            raise OffloadError(f"offloaded weight '{name}' cannot be read: {error!r}", name=name) from error
+        return self.resting_place(index).value(self.names[index]) if kept is None else kept
+
+    def resting_place(self, index: int) -> RestingPlace:
+        """Where a tensor rests, unless other values took the place of those in a file."""
+        return RestingPlace(self.source, self.keys[index])
+
+    def is_in_file(self, index: int) -> bool:
+        """Whether a tensor is read from a file when it is asked for."""
+        return self.placeholders[index].kept is None and self.resting_place(index).is_in_file
+
+    def leave(self, journal: Journal) -> None:
+        """Lets placeholders that stay in their slots know where their values are: nobody else will."""
+        for index, (slot, placeholder) in enumerate(zip(self.slots, self.placeholders, strict=True)):
+            if slot.read() is placeholder:
+                journal.set(placeholder.__dict__, "rests_in", self.resting_place(index))
 
     def fetch(self, index: int) -> torch.Tensor:
         """A copy of one resting tensor where its module runs; for reading outside of a forward."""
@@ -216,7 +225,7 @@ class OffloadStore:
             if id(placeholder) not in made:
                 resting = self.value(index)
                 tensor = resting if resting.device == device else copied(resting, device)
-                if is_whole and not _has_own_memory(tensor):
+                if is_whole and not has_own_memory(tensor):
                     tensor = tensor.detach().clone()
                 made[id(placeholder)] = (
                     tensor if slot.is_buffer else _as_parameter(tensor, placeholder, journal)
@@ -231,7 +240,7 @@ def is_foreign(found: Any) -> bool:
     return found is not None and not found.is_meta
 
 
-def _has_own_memory(tensor: torch.Tensor) -> bool:
+def has_own_memory(tensor: torch.Tensor) -> bool:
     """Whether torch has made the memory of a tensor; that of a file is somebody else's, and cannot be made larger."""
     return is_traceable_wrapper_subclass(tensor) or tensor.untyped_storage().resizable()
 

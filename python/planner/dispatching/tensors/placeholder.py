@@ -17,9 +17,10 @@ from torch.utils._pytree import tree_map_only
 
 from planner.dispatching.tensors.fakes import without_fakes
 from planner.dispatching.tensors.placeholder_device import PlaceholderDevice
+from planner.dispatching.tensors.resting import RestingPlace
 from planner.errors import OffloadError
 
-__all__ = ["PlaceholderTensor", "is_offloaded", "placeholder"]
+__all__ = ["PlaceholderTensor", "at_hand", "is_offloaded", "placeholder"]
 
 aten = torch.ops.aten
 _META = torch.device("meta")
@@ -61,11 +62,15 @@ class PlaceholderTensor(torch.Tensor):
     # None: always the meta device.
     whereabouts: PlaceholderDevice | None = None
     fetch: Callable[[], torch.Tensor] | None
+    # What `fetch` gives is the tensor itself, so it may be written to.
+    is_at_hand: bool = False
     # In a pickle, and in a shallow copy of a module: of which placeholder this is the twin. Otherwise: its own twin.
     stands_for: PlaceholderTensor | None = None
     twin: PlaceholderTensor | None = None
     # Values that took the place of those in a file.
     kept: torch.Tensor | None = None
+    # Once its hook is taken off; until then the hook knows.
+    rests_in: RestingPlace | None = None
 
     # Dynamo follows subclasses that intercept functions; this one only intercepts operators, below autograd.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -117,7 +122,7 @@ class PlaceholderTensor(torch.Tensor):
 
     def marks(self) -> dict[str, Any]:
         """Attributes that a copy has as well; its module's copy says where that runs."""
-        own = ("twin", "stands_for", "whereabouts")
+        own = ("twin", "stands_for", "whereabouts", "is_at_hand")
         return {key: mark for key, mark in vars(self).items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -136,7 +141,9 @@ class PlaceholderTensor(torch.Tensor):
 
     @data.setter
     def data(self, values: torch.Tensor) -> None:
-        refuse(self, "assigning .data")
+        if not self.is_at_hand:
+            refuse(self, "assigning .data")
+        at_hand(self).data = values
 
     def new_tensor(self, data: Any, **options: Any) -> torch.Tensor:  # type: ignore[override]
         """As usual; torch itself would make it on the meta device."""
@@ -204,8 +211,14 @@ def placeholder(
     made.offloaded_name = name
     made.fetch = None
     made.whereabouts = None
+    made.rests_in = None
     made._is_param = is_parameter
     return made
+
+
+def at_hand(tensor: torch.Tensor) -> torch.Tensor:
+    """What a placeholder stands for, where that is at hand; any other tensor itself."""
+    return _read(tensor, "reading") if isinstance(tensor, PlaceholderTensor) and tensor.is_at_hand else tensor
 
 
 def is_offloaded(tensor: object) -> bool:
@@ -265,7 +278,7 @@ def _on_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
             # What `state_dict` gives: libraries ask it what is offloaded.
             made.whereabouts = first.whereabouts.closed()
         return made
-    if can_fetch and not func._schema.is_mutable:
+    if can_fetch and (not func._schema.is_mutable or all(guard.is_at_hand for guard in guards)):
         _require_no_graph(guards)
         return _fetched(func, args, kwargs)
     return refuse(first, str(func))
@@ -333,7 +346,7 @@ def _plain_meta(guard: PlaceholderTensor) -> torch.Tensor:
 
 def _still_guarded(made: torch.Tensor, base: PlaceholderTensor) -> torch.Tensor:
     view = placeholder(made, base.offloaded_name, is_parameter=False)
-    view.fetch, view.whereabouts = base.fetch, base.whereabouts
+    view.fetch, view.whereabouts, view.is_at_hand = base.fetch, base.whereabouts, base.is_at_hand
     return view
 
 
