@@ -7,6 +7,7 @@ import gc
 import mmap
 import pickle
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import nn
 
 import planner
 from planner._core import StoredFile, map_pieces
+from planner.checkpoint import files as checkpoint_files
 from planner.errors import CheckpointError, OffloadError
 from planner.loading import piece_mappings
 from planner.loading.open_files import OpenFiles
@@ -181,7 +183,7 @@ def test_what_is_written_into_mapped_experts_stays(experts: Path, placed: str, t
     with planner.align_module_device(experts_of), torch.no_grad():
         experts_of.down_proj[2].mul_(3.0)
     changed = output(model)
-    reference = transformers.MixtralForCausalLM.from_pretrained(experts)
+    reference: Any = transformers.MixtralForCausalLM.from_pretrained(experts)
     with torch.no_grad():
         reference.model.layers[1].mlp.experts.down_proj[2].mul_(3.0)
     assert changed.equal(output(reference))
@@ -228,3 +230,29 @@ def test_what_is_written_into_a_deep_copy_is_its_own(experts: Path, placed: str,
     write(model, -2.0, counted=True)
     assert not output(model).equal(first)
     assert output(copied).equal(second) and output(pickled).equal(first)
+
+
+@pytest.mark.parametrize("placed", ["cpu", "disk"])
+def test_where_the_system_maps_no_more(experts: Path, placed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are copied."""
+
+    def refuse(*_: object) -> None:
+        raise OffloadError("Cannot allocate memory", name="model.safetensors")
+
+    monkeypatch.setattr(piece_mappings, "map_pieces", refuse)
+    want = output(transformers.MixtralForCausalLM.from_pretrained(experts))
+    model = planner.load(experts, plan={"model.layers": placed, "": "cpu"}, read="cached")
+    assert output(model).equal(want)
+    assert output(model).equal(want)
+
+
+def test_files_that_are_closed_and_deleted(experts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what was mapped at first is left of them, which is enough."""
+    whole: Any = transformers.MixtralForCausalLM.from_pretrained(experts)
+    want = output(whole)
+    whole.save_pretrained(experts.parent / "shards", max_shard_size="100KB")
+    monkeypatch.setattr(checkpoint_files, "most_handles", lambda: 0)
+    model = planner.load(experts.parent / "shards", plan={"model.layers": "disk", "": "cpu"}, read="cached")
+    shutil.rmtree(experts.parent / "shards")
+    assert output(model).equal(want)
+    assert output(copy.deepcopy(model)).equal(want)

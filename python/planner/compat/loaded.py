@@ -95,7 +95,10 @@ def _are_as_stored(files: OpenFiles, recipe: Recipe) -> bool:
     """Whether pieces that are mapped one after the other have the values of the files, also where no tensor's version tells it."""
     if not isinstance(recipe, Pieces) or not files.pieces.is_mapped(recipe):
         return True
-    flat = files.pieces.tensor(recipe).view(-1).view(torch.uint8)
+    mapped = files.pieces.tensor(recipe)
+    if mapped is None:
+        return True
+    flat = mapped.view(-1).view(torch.uint8)
     return all(
         torch.equal(flat[at : at + row.nbytes], files.view(row).view(-1).view(torch.uint8))
         for row, at in recipe.pieces

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import mmap
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, TypeAlias
 
 import torch
 
 from planner.checkpoint.files import StoredFile
+from planner.errors import CheckpointError, OffloadError
 from planner.loading.reading import map_pieces
 from planner.loading.recipe import Pieces
 
 __all__ = ["PieceMappings", "can_be_mapped"]
+
+logger = logging.getLogger(__name__)
 
 # A mapping costs as much as copying some pages, and its two borders are pages of their own.
 _LEAST_PIECE_BYTES: Final = 16 * mmap.PAGESIZE
@@ -41,29 +45,41 @@ class PieceMappings:
         self._memory: dict[_Key, tuple[Any, int]] = {}
 
     def has(self, recipe: Pieces) -> bool:
-        """Whether a tensor is had without copying; the same answer each time."""
+        """Whether a tensor is had without copying; the same answer each time, as long as the system maps what was promised."""
         key = _key(recipe)
         if key not in self._is_promised:
             self._is_promised[key] = can_be_mapped(recipe) and _take(self, len(recipe.pieces))
         return self._is_promised[key]
 
-    def tensor(self, recipe: Pieces) -> torch.Tensor:
-        """A tensor for which :meth:`has` is true.
+    def tensor(self, recipe: Pieces) -> torch.Tensor | None:
+        """A tensor for which :meth:`has` is true; None where the system refuses, and from then on that is false.
 
         Raises:
-            CheckpointError: a file was changed since it was opened. Fields: ``file``, ``reason``.
-            OffloadError: the system refuses. Fields: ``name``.
+            OffloadError: a file was changed since it was opened. Fields: ``name``.
         """
         key = _key(recipe)
         memory = self._memory.get(key)
         if memory is None:
-            found = map_pieces(list(self._files), list(key))
+            try:
+                found = map_pieces(list(self._files), list(key))
+            except (CheckpointError, OffloadError) as error:
+                # No more mappings, or of a file whose handle was closed only the mapping is left.
+                self._require_same({number for number, *_ in key}, error)
+                logger.info("pieces are copied and not mapped: %s", error)
+                self._is_promised[key] = False
+                return None
             assert found is not None, "can_be_mapped knows what pages allow"
             # Another thread may have been first; both have to see one piece of memory.
             memory = self._memory.setdefault(key, found)
         mapping, first = memory
         count = recipe.nbytes // recipe.dtype.itemsize
         return torch.frombuffer(mapping, dtype=recipe.dtype, count=count, offset=first).view(recipe.shape)
+
+    def _require_same(self, numbers: Iterable[int], error: Exception) -> None:
+        for number in numbers:
+            file = self._files[number]
+            if file.change() is not None:
+                raise OffloadError(str(error), name=file.shown) from error
 
     def is_mapped(self, recipe: Pieces) -> bool:
         """Whether somebody has had a tensor, and so may have written into it."""

@@ -270,7 +270,8 @@ def source_view(files: OpenFiles, recipe: Recipe) -> torch.Tensor:
         case Part(source=source, begin=begin, shape=shape):
             return tensor_in(files.files[source.file].map(), begin, source.dtype, shape)
         case Pieces():
-            return files.pieces.tensor(recipe) if files.pieces.has(recipe) else _joined(files, recipe)
+            mapped = files.pieces.tensor(recipe) if files.pieces.has(recipe) else None
+            return _joined(files, recipe) if mapped is None else mapped
         case Computed():
             return recipe.compute(files.view)
 
