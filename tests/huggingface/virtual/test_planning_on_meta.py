@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import torch
 import transformers as tf
 
 import planner
-from tiny_folders import MODELS, llama, saved_in
 from rig import Accelerators
+from tiny_folders import MODELS, saved_in
 
 KIB = 1 << 10
 
