@@ -19,7 +19,7 @@ from planner.planning.api import plan_in_files
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from transformers import PreTrainedModel
+    from torch import nn
 
     from planner.checkpoint.opened import Opened
     from planner.compat.huggingface.in_force import Integration
@@ -30,7 +30,7 @@ __all__ = ["as_loaded", "best_plan"]
 
 def best_plan(
     integration: Integration,
-    model: PreTrainedModel,
+    model: nn.Module,
     max_memory: Mapping[Any, Any] | None,
     hf_quantizer: Any,
 ) -> Plan:
@@ -68,7 +68,7 @@ def _less_a_tenth(rooms: Budgets) -> Budgets:
     }
 
 
-def as_loaded(model: PreTrainedModel, hf_quantizer: Any) -> Opened:
+def as_loaded(model: nn.Module, hf_quantizer: Any) -> Opened:
     """A model on meta, with the ties and the sizes that it will have."""
     return replace(open_source(model), fixed_bits=loaded_bits(model, hf_quantizer), tied=declared_ties(model))
 

@@ -10,7 +10,7 @@ from planner.compat.huggingface.key_matching import as_matched
 from planner.compat.transformers import compute_module_sizes, get_balanced_memory, infer_auto_device_map
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch import nn
 
     from planner.compat.huggingface.in_force import Integration
     from planner.devices.keys import DeviceKey
@@ -20,7 +20,7 @@ __all__ = ["strategy_map"]
 
 def strategy_map(
     integration: Integration,
-    model: PreTrainedModel,
+    model: nn.Module,
     strategy: str,
     max_memory: Mapping[Any, Any] | None,
     hf_quantizer: Any,
@@ -35,7 +35,7 @@ def strategy_map(
     said = said_budgets(integration, max_memory)
     budgets = budgets_of(said)
     named = set(budgets)
-    no_split = model._no_split_modules
+    no_split = getattr(model, "_no_split_modules", None)
     if strategy != "sequential":
         budgets = get_balanced_memory(
             model,
