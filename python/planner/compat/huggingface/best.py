@@ -13,7 +13,6 @@ from planner.compat.loaded_bits import loaded_bits
 from planner.compat.ties import declared_ties
 from planner.devices.keys import Budgets, device_kind
 from planner.errors import InfeasibleError
-from planner.names import is_within
 from planner.planning.api import plan_in_files
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def best_plan(
     if hf_quantizer is not None:
         on_accelerators = partial(plan_in_files, opened, integration.said, {**settings, "mode": "gpu_only"})
         plan = _accepted(plan, hf_quantizer, on_accelerators)
-    warn_of_disk(_disk_bytes(plan), budgets)
+    warn_of_disk(plan.device_map, lambda _: plan.offloaded_bytes["disk"], budgets)
     return plan
 
 
@@ -93,13 +92,3 @@ def _accepted(plan: Plan, hf_quantizer: Any, on_accelerators: Callable[[], Plan]
             raise InfeasibleError(message, **error.fields) from refusal
     hf_quantizer.validate_environment(device_map=dict(plan.device_map))
     return plan
-
-
-def _disk_bytes(plan: Plan) -> dict[str, int]:
-    """Bytes of each module on disk."""
-    blocks = plan.block_bytes if plan.offloaded_bytes["disk"] else {}
-    return {
-        name: sum(size for block, size in blocks.items() if is_within(block, name))
-        for name, device in plan.device_map.items()
-        if device == "disk"
-    }
