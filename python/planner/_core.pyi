@@ -513,9 +513,7 @@ class PageBuffer(Buffer):
     def huge_bytes(self) -> int:
         """Bytes that lie in huge pages now; 0 where the system does not say. Cost: some milliseconds."""
 
-def map_pieces(
-    files: Sequence[StoredFile], pieces: Sequence[tuple[int, int, int]]
-) -> tuple[FileMapping, int] | None:
+def map_pieces(files: list[StoredFile], pieces: list[tuple[int, int, int]]) -> tuple[FileMapping, int] | None:
     """Pieces of files, one behind the other, as one piece of memory, and at which byte of that the first begins.
 
     Args:

@@ -55,7 +55,7 @@ class PieceMappings:
         key = _key(recipe)
         memory = self._memory.get(key)
         if memory is None:
-            found = map_pieces(self._files, list(key))
+            found = map_pieces(list(self._files), list(key))
             assert found is not None, "can_be_mapped knows what pages allow"
             # Another thread may have been first; both have to see one piece of memory.
             memory = self._memory.setdefault(key, found)
