@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,8 @@ from planner.compat.index_rows import file_weights_of_rows
 from planner.compat.loaded import weights_in_files
 from planner.devices.keys import DeviceKey
 from planner.dispatching.install.in_files import RestingWeights, only_source, resting_places, slots_on_disk
+from planner.dispatching.install.lookup import TensorLookup
+from planner.dispatching.install.record import dispatched_models
 from planner.dispatching.offload.weight_files import (
     INDEX,
     OffloadedWeightsLoader,
@@ -24,9 +26,10 @@ from planner.dispatching.offload.weight_files import (
 from planner.dispatching.tensors.copies import require_plain
 from planner.dispatching.tensors.placeholder import is_offloaded
 from planner.dispatching.tensors.resting import RestingPlace
-from planner.dispatching.tensors.slots import Slot
+from planner.dispatching.tensors.slots import Slot, own_slots
 from planner.errors import InvalidInputError, OffloadError
 from planner.loading.weights import FileWeights
+from planner.names import qualified
 
 __all__ = ["DiskPart", "disk_part", "has_index", "require_flat", "write_once"]
 
@@ -146,4 +149,32 @@ def write_once(folder: str | os.PathLike[str], model: nn.Module, parts: Iterable
                 "planner.load_checkpoint_in_model), or name the folder that holds its weights and their index",
                 name=name,
             )
-    offload_state_dict(folder, state)
+    offload_state_dict(folder, _Values(model, state))
+
+
+class _Values(Mapping[str, torch.Tensor]):
+    """Entries of a model's state dict, those that rest elsewhere each read when it is asked for."""
+
+    def __init__(self, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+        self._state = state
+        self._lookup = TensorLookup(model, dispatched_models(model))
+        self._offloaded = {
+            name: slot
+            for prefix, module in model.named_modules(remove_duplicate=False)
+            for slot in own_slots(module)
+            for name in (qualified(prefix, slot.name),)
+            if name in state and is_offloaded(state[name])
+        }
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        slot = self._offloaded.get(name)
+        if slot is None:
+            return self._state[name]
+        value: torch.Tensor = self._lookup.value(slot)
+        return value.detach()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        return len(self._state)
