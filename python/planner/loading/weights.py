@@ -182,8 +182,8 @@ class FileWeights(Mapping[str, torch.Tensor]):
         return name in self.wanted or name in self.held
 
     def is_in_file(self, name: str) -> bool:
-        """Whether a value is read from a file when it is asked for."""
-        return name in self.wanted and name not in self.held
+        """Whether a value is read from a file when it is asked for, or was put in the place of one that was."""
+        return name in self
 
 
 def is_in_place(files: OpenFiles, wanted: WantedTensor) -> bool:

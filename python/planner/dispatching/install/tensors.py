@@ -106,7 +106,8 @@ class Values:
     def hook_device(self, index: int) -> torch.device:
         """Where a resting tensor goes when another library takes its hook off."""
         place, weights = self.places[index], self.request.weights
-        if weights is not None and self.request.stays_in_files and self._has_weight(place):
+        is_on_disk = place.placement.storage_device is None
+        if weights is not None and is_on_disk and self.request.stays_in_files and self._has_weight(place):
             return _META if RestingPlace(weights, place.name).is_in_file else self.original_devices[index]
         return self.original_devices[index]
 
