@@ -52,6 +52,7 @@ LATE = (
     "loading/",
     "verification/",
     "compat/dat_files.py",
+    "compat/disk_part.py",
     "compat/dispatching.py",
     "compat/distributed.py",
     "compat/loaded.py",
