@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,8 @@ from planner.compat.index_rows import file_weights_of_rows
 from planner.compat.loaded import weights_in_files
 from planner.devices.keys import DeviceKey
 from planner.dispatching.install.in_files import RestingWeights, only_source, resting_places, slots_on_disk
+from planner.dispatching.install.lookup import TensorLookup
+from planner.dispatching.install.record import dispatched_models
 from planner.dispatching.offload.weight_files import (
     INDEX,
     OffloadedWeightsLoader,
@@ -24,9 +26,10 @@ from planner.dispatching.offload.weight_files import (
 from planner.dispatching.tensors.copies import require_plain
 from planner.dispatching.tensors.placeholder import is_offloaded
 from planner.dispatching.tensors.resting import RestingPlace
-from planner.dispatching.tensors.slots import Slot
+from planner.dispatching.tensors.slots import Slot, own_slots
 from planner.errors import InvalidInputError, OffloadError
 from planner.loading.weights import FileWeights
+from planner.names import qualified
 
 __all__ = ["DiskPart", "disk_part", "has_index", "require_flat", "write_once"]
 

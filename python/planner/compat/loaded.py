@@ -12,12 +12,8 @@ from planner.dispatching.hooks.place import rests
 from planner.dispatching.tensors.copies import has_same_values
 from planner.dispatching.tensors.placeholder import is_offloaded
 from planner.dispatching.tensors.slots import modules_of, own_slots
-<<<<<<< HEAD
 from planner.loading.open_files import OpenFiles
-from planner.loading.options import LoadOptions, cast_rule
 from planner.loading.recipe import Pieces, Recipe
-=======
->>>>>>> 9a457f4
 from planner.loading.report import file_weights_of
 from planner.loading.weights import FileWeights, sources_of
 from planner.loading.written_pages import are_unwritten

@@ -116,7 +116,10 @@ class FileWeights(Mapping[str, torch.Tensor]):
             names: by new name, the name here.
             held: values of more names, which stay in memory.
         """
-        wanted = {new: self.wanted[old] for new, old in names.items() if old in self.wanted}
+        # What is held must not be read ahead from its file.
+        wanted = {
+            new: self.wanted[old] for new, old in names.items() if old in self.wanted and new not in held
+        }
         also_held = {new: self.held[old] for new, old in names.items() if old in self.held}
         made = FileWeights(self.files, wanted, {**also_held, **held}, lists_files=self.lists_files)
         made._kept, made.streams_again = self._kept, self.streams_again
@@ -179,8 +182,8 @@ class FileWeights(Mapping[str, torch.Tensor]):
         return name in self.wanted or name in self.held
 
     def is_in_file(self, name: str) -> bool:
-        """Whether a value is read from a file when it is asked for."""
-        return name in self.wanted and name not in self.held
+        """Whether a value is read from a file when it is asked for, or was put in the place of one that was."""
+        return name in self
 
 
 def is_in_place(files: OpenFiles, wanted: WantedTensor) -> bool:

@@ -208,3 +208,24 @@ def test_modules_that_were_swapped_get_borders_by_the_same_plan(folder: Path, ex
     assert model.model.layers[2].mlp.up_proj.weight.device.index == 1
     assert model.model.layers[2]._hf_hook.execution_device.index == 1
     assert answer(model).equal(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_was_written_into_a_weight_on_disk_is_there_under_the_next_plan(
+    dtype: torch.dtype, folder: Path
+) -> None:
+    """Also where files hold another dtype, and so give the old values anew."""
+    plain: Any = LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
+    model = loaded(folder, LAYERS["disk"], dtype=dtype)
+    with torch.no_grad():
+        plain.model.layers[3].mlp.up_proj.weight.mul_(2)
+        with planner.align_module_device(model.model.layers[3].mlp.up_proj):
+            model.model.layers[3].mlp.up_proj.weight.mul_(2)
+    wanted = answer(plain.to(0))
+    assert answer(model).equal(wanted)
+    planner.dispatch(model, mapped("llama", (0, 1, 0, "disk")))
+    assert answer(model).equal(wanted)
+    accelerate.hooks.remove_hook_from_submodules(model)
+    planner.dispatch(model, mapped("llama", (0, 1, "cpu", "disk")))
+    assert answer(model).equal(wanted)
+    assert answer(planner.undispatch(model).to(0)).equal(wanted)

@@ -71,8 +71,8 @@ class RestingWeights(Mapping[str, Any]):
         return len(self._held.keys() | self._places.keys())
 
     def is_in_file(self, name: str) -> bool:
-        """Whether a value is read from a file when it is asked for."""
-        return name not in self._held and self._places[name].is_in_file
+        """Whether a value is read from a file when it is asked for, or was put in the place of one that was."""
+        return name in self._held or self._places[name].is_in_file
 
 
 class LeftInFiles(NamedTuple):
