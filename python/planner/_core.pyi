@@ -513,6 +513,23 @@ class PageBuffer(Buffer):
     def huge_bytes(self) -> int:
         """Bytes that lie in huge pages now; 0 where the system does not say. Cost: some milliseconds."""
 
+def map_pieces(files: list[StoredFile], pieces: list[tuple[int, int, int]]) -> tuple[FileMapping, int] | None:
+    """Pieces of files, one behind the other, as one piece of memory, and at which byte of that the first begins.
+
+    Args:
+        pieces: number of the file, first byte, and the byte behind the last.
+
+    Returns:
+        None where pages do not allow it: each piece has to begin at the same place of a page as it will in memory.
+
+    Raises:
+        CheckpointError: a file was changed since it was opened.
+        OffloadError: the system refuses to map or to read.
+        ValueError: bytes that are not in a file.
+
+    Cost: two system calls a piece, and the two pages in which it begins and ends are read.
+    """
+
 def read_spans(
     files: list[StoredFile],
     spans: list[tuple[int, int, int, int]],

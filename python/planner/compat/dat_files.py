@@ -21,7 +21,7 @@ from planner.errors import InvalidInputError, OffloadError
 from planner.loading.load import PreparedLoad
 from planner.loading.open_files import OpenFiles
 from planner.loading.stored import StoredTensor
-from planner.loading.weights import FileWeights, WantedTensor, as_slot_value, made
+from planner.loading.weights import FileWeights, WantedTensor, as_slot_value, is_in_place, made
 from planner.names import listed
 from planner.units import format_bytes
 
@@ -84,7 +84,9 @@ def _in_memory(weights: FileWeights, names: Iterable[str]) -> dict[str, torch.Te
             continue
         if wanted.name not in once:
             value = made(weights.files, wanted)
-            once[wanted.name] = as_slot_value(value.clone() if wanted.is_view else value, wanted)
+            once[wanted.name] = as_slot_value(
+                value.clone() if is_in_place(weights.files, wanted) else value, wanted
+            )
         held[name] = once[wanted.name]
     return held
 

@@ -210,4 +210,32 @@ def write_once(folder: str | os.PathLike[str], model: nn.Module, parts: Iterable
                 "planner.load_checkpoint_in_model), or name the folder that holds its weights and their index",
                 name=name,
             )
-    offload_state_dict(folder, state)
+    offload_state_dict(folder, _Values(model, state))
+
+
+class _Values(Mapping[str, torch.Tensor]):
+    """Entries of a model's state dict, those that rest elsewhere each read when it is asked for."""
+
+    def __init__(self, model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+        self._state = state
+        self._lookup = TensorLookup(model, dispatched_models(model))
+        self._offloaded = {
+            name: slot
+            for prefix, module in model.named_modules(remove_duplicate=False)
+            for slot in own_slots(module)
+            for name in (qualified(prefix, slot.name),)
+            if name in state and is_offloaded(state[name])
+        }
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        slot = self._offloaded.get(name)
+        if slot is None:
+            return self._state[name]
+        value: torch.Tensor = self._lookup.value(slot)
+        return value.detach()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        return len(self._state)

@@ -12,7 +12,9 @@ from planner.dispatching.hooks.place import rests
 from planner.dispatching.tensors.copies import has_same_values
 from planner.dispatching.tensors.placeholder import is_offloaded
 from planner.dispatching.tensors.slots import modules_of, own_slots
+from planner.loading.open_files import OpenFiles
 from planner.loading.options import LoadOptions, cast_rule
+from planner.loading.recipe import Pieces, Recipe
 from planner.loading.report import file_weights_of
 from planner.loading.streams import ModelStreams
 from planner.loading.targets import Leniency
@@ -59,6 +61,8 @@ def weights_in_files(model: nn.Module, names: Iterable[str], *, offload_buffers:
     weights.files.require_same(numbers)
     if not all(_is_as_stored(tensor, weights[name]) for name, tensor in tensors.items()):
         return None
+    if not all(_are_as_stored(weights.files, row.recipe) for row in wanted.values()):
+        return None
     # What has no values now has not been written to; others in its file may have been.
     valued = {
         row.file
@@ -85,3 +89,14 @@ def _is_as_stored(tensor: torch.Tensor, stored: torch.Tensor) -> bool:
         return False
     is_view = stored.data_ptr() == tensor.data_ptr() and stored.stride() == tensor.stride()
     return is_view or has_same_values(tensor.detach().cpu(), stored.detach())
+
+
+def _are_as_stored(files: OpenFiles, recipe: Recipe) -> bool:
+    """Whether pieces that are mapped one after the other have the values of the files, also where no tensor's version tells it."""
+    if not isinstance(recipe, Pieces) or not files.pieces.is_mapped(recipe):
+        return True
+    flat = files.pieces.tensor(recipe).view(-1).view(torch.uint8)
+    return all(
+        torch.equal(flat[at : at + row.nbytes], files.view(row).view(-1).view(torch.uint8))
+        for row, at in recipe.pieces
+    )

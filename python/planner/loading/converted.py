@@ -13,7 +13,7 @@ from planner.loading.converted_folder import Bytes, ConvertedFolder
 from planner.loading.fingerprint import fingerprint
 from planner.loading.open_files import OpenFiles
 from planner.loading.stored import TORCH_DTYPES, StoredTensor
-from planner.loading.weights import FileWeights, WantedTensor, files_of, made
+from planner.loading.weights import FileWeights, WantedTensor, files_of, is_in_place, made
 
 __all__ = ["Converted"]
 
@@ -43,7 +43,7 @@ class Converted:
     @classmethod
     def of(cls, weights: FileWeights, offload_folder: str) -> Converted | None:
         """What offloaded weights need written; None if all are in the files as they are used."""
-        wanted = {row.name: row for row in weights.wanted.values() if _is_converted(row)}
+        wanted = {row.name: row for row in weights.wanted.values() if _is_converted(weights.files, row)}
         return cls(weights.files, list(wanted.values()), offload_folder) if wanted else None
 
     @property
@@ -96,9 +96,9 @@ class Converted:
         self._files.require_same(used)
 
 
-def _is_converted(wanted: WantedTensor) -> bool:
+def _is_converted(files: OpenFiles, wanted: WantedTensor) -> bool:
     """Whether a tensor has to be made each time that it is used."""
-    return wanted.dtype in _TYPES and not wanted.is_view
+    return wanted.dtype in _TYPES and not is_in_place(files, wanted)
 
 
 def _laid_out(wanted: Sequence[WantedTensor], file: int) -> list[StoredTensor]:

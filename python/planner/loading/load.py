@@ -17,6 +17,7 @@ from planner.loading.doubled import settle_doubled
 from planner.loading.initial import initial_values
 from planner.loading.open_files import OpenFiles
 from planner.loading.options import LoadOptions
+from planner.loading.paging import page_ahead, spans_of
 from planner.loading.progress import progress_of
 from planner.loading.recipes import find_recipes
 from planner.loading.report import Loaded, remember
@@ -25,6 +26,8 @@ from planner.loading.residents import Residents, make_residents
 from planner.loading.saving import saving_steps
 from planner.loading.source import CheckpointSource, require_nothing
 from planner.loading.stored import StoredTensor
+from planner.loading.streaming.caching import spare_bytes
+from planner.loading.streaming.files import FileReads
 from planner.loading.streams import ModelStreams
 from planner.loading.targets import Judged, Target, judge
 from planner.loading.weights import FileWeights, WantedTensor, sources_of
@@ -139,6 +142,16 @@ class PreparedLoad:
             notes=self.notes,
         )
         remember(self.model, Loaded(report, all_weights(self.judged, self.source.files), streams.progress))
+        self._page_ahead()
+
+    def _page_ahead(self) -> None:
+        """Has the page cache read what stays on the CPU as it lies in the files, and the first forward will look at."""
+        in_place = [
+            target.wanted
+            for target, value in self.residents.values
+            if target.wanted is not None and value.device == _CPU and id(target) not in self.residents.copied
+        ]
+        page_ahead(self.model, FileReads(self.source.files), spans_of(in_place), spare_bytes(0))
 
 
 def prepare_load(

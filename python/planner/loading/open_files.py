@@ -10,6 +10,7 @@ import torch
 
 from planner.checkpoint.files import StoredFile
 from planner.errors import OffloadError
+from planner.loading.piece_mappings import PieceMappings
 from planner.loading.stored import StoredTensor
 
 if TYPE_CHECKING:
@@ -24,12 +25,15 @@ class OpenFiles:
     Args:
         files: opened by the one who has read their headers from these very handles.
 
+    ``pieces`` are tensors that lie in them in pieces and are had without copying.
+
     Guarantee: a file that is renamed over, or deleted, stays what it was. No file is opened a second time, but one whose handle was
         closed because there are too many, and that one must be the same as before.
     """
 
     def __init__(self, files: Sequence[StoredFile]) -> None:
         self.files = tuple(files)
+        self.pieces = PieceMappings(self.files)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OpenFiles:
         return self  # nothing in it changes

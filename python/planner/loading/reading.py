@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from planner import _core
 
-__all__ = ["PageBuffer", "cached_bytes", "read_spans"]
+__all__ = ["PageBuffer", "cached_bytes", "map_pieces", "read_spans"]
 
 PageBuffer = _core.PageBuffer
 """Memory in huge pages."""
@@ -14,3 +14,6 @@ read_spans = _core.read_spans
 
 cached_bytes = _core.cached_bytes
 """How much of a range of a file is in the page cache."""
+
+map_pieces = _core.map_pieces
+"""Pieces of files as one piece of memory."""

@@ -12,7 +12,7 @@ from planner.dispatching.install.regions import PlacedTensor
 from planner.loading.file_order import Staying, read_in_file_order
 from planner.loading.open_files import OpenFiles
 from planner.loading.targets import Target
-from planner.loading.weights import FileWeights, WantedTensor, made
+from planner.loading.weights import FileWeights, WantedTensor, is_in_place, made
 
 __all__ = ["Residents", "make_residents"]
 
@@ -85,7 +85,7 @@ def make_residents(
             values[target.name] = target.found  # it keeps what it has
         elif row.device is None:
             continue  # it rests in the files
-        elif row.device.type == "cpu" and wanted.is_view and not copies(wanted):
+        elif row.device.type == "cpu" and is_in_place(files, wanted) and not copies(wanted):
             values[target.name] = made(files, wanted)
             advance(wanted.nbytes)
         else:

@@ -16,7 +16,16 @@ from planner.loading.open_files import OpenFiles, tensor_in
 from planner.loading.recipe import Computed, Part, Pieces, Recipe
 from planner.loading.stored import StoredTensor
 
-__all__ = ["FileWeights", "WantedTensor", "as_slot_value", "files_of", "made", "source_view", "sources_of"]
+__all__ = [
+    "FileWeights",
+    "WantedTensor",
+    "as_slot_value",
+    "files_of",
+    "is_in_place",
+    "made",
+    "source_view",
+    "sources_of",
+]
 
 
 _NONE: Mapping[str, torch.Tensor] = MappingProxyType({})
@@ -150,7 +159,7 @@ class FileWeights(Mapping[str, torch.Tensor]):
             value = as_slot_value(made(self.files, wanted), wanted)
         except OSError as error:
             raise OffloadError(f"'{name}' cannot be read from its file: {error}", name=name) from error
-        if wanted.is_view:
+        if is_in_place(self.files, wanted):
             # Another thread may have been first; both have to see one tensor.
             value = self._kept.setdefault(wanted.name, value)
         return value
@@ -168,6 +177,14 @@ class FileWeights(Mapping[str, torch.Tensor]):
     def is_in_file(self, name: str) -> bool:
         """Whether a value is read from a file when it is asked for."""
         return name in self.wanted and name not in self.held
+
+
+def is_in_place(files: OpenFiles, wanted: WantedTensor) -> bool:
+    """Whether a tensor is had as it lies in the files, without copying: as a view, or as pieces that are mapped one after the other."""
+    recipe = wanted.recipe
+    if isinstance(recipe, Pieces):
+        return recipe.dtype == wanted.dtype and files.pieces.has(recipe)
+    return wanted.is_view
 
 
 def sources_of(recipe: Recipe) -> tuple[StoredTensor, ...]:
@@ -221,7 +238,7 @@ def source_view(files: OpenFiles, recipe: Recipe) -> torch.Tensor:
         case Part(source=source, begin=begin, shape=shape):
             return tensor_in(files.files[source.file].map(), begin, source.dtype, shape)
         case Pieces():
-            return _joined(files, recipe)
+            return files.pieces.tensor(recipe) if files.pieces.has(recipe) else _joined(files, recipe)
         case Computed():
             return recipe.compute(files.view)
 

@@ -24,7 +24,7 @@ mod _core {
     #[pymodule_export]
     use crate::outcome::{Exhausted, Outcome, Reason};
     #[pymodule_export]
-    use crate::reading::{FileMapping, PageBuffer, StoredFile, cached_bytes, read_spans};
+    use crate::reading::{FileMapping, PageBuffer, StoredFile, cached_bytes, map_pieces, read_spans};
     #[pymodule_export]
     use crate::tree::{Tree, clean_keys};
 }

@@ -1,10 +1,12 @@
 //! Open files of a checkpoint and their memory, as frozen Python objects.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_int;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use planner_reading::{Destination, FileError, FileSystem, Handle, ReadError, Span};
+use planner_reading::{Destination, FileError, FileSystem, Handle, Piece, ReadError, Span};
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyBufferError, PyMemoryError, PyValueError};
 use pyo3::ffi;
@@ -223,6 +225,43 @@ pub(crate) fn read_spans(
         Ok(read) => Ok((read.total, read.direct)),
         Err(ReadError::Spans(error)) => Err(PyValueError::new_err(error.to_string())),
         Err(error) => Err(unreadable(py, error.file().map_or("", shown), &error.to_string())),
+    }
+}
+
+/// Pieces of files as one piece of memory, and at which byte of that the first begins; None where pages do not allow it.
+#[pyfunction]
+pub(crate) fn map_pieces(
+    py: Python<'_>,
+    files: Vec<PyRef<'_, StoredFile>>,
+    pieces: Vec<(usize, u64, u64)>,
+) -> PyResult<Option<(FileMapping, usize)>> {
+    let mut handles: HashMap<usize, Arc<Handle>> = HashMap::new();
+    for &(number, begin, end) in &pieces {
+        let file =
+            files.get(number).ok_or_else(|| PyValueError::new_err(format!("there is no file number {number}")))?;
+        if begin > end || end > file.inner.identity().size_bytes {
+            let size_bytes = file.inner.identity().size_bytes;
+            return Err(PyValueError::new_err(format!("{}: bytes {begin} to {end} of {size_bytes}", file.shown())));
+        }
+        if let Entry::Vacant(place) = handles.entry(number) {
+            if let Some(change) = file.change(py)? {
+                return Err(checkpoint(py, file.shown(), change));
+            }
+            place.insert(file.handle(py)?);
+        }
+    }
+    let rows = pieces.iter().filter_map(|&(number, begin, end)| {
+        let handle = handles.get(&number)?;
+        Some(Piece { file: handle.file(), begin, end })
+    });
+    let rows: Vec<Piece<'_>> = rows.collect();
+    let mapped = py.detach(|| planner_reading::FileMapping::of_pieces(&rows));
+    match mapped {
+        Ok(found) => Ok(found.map(|(inner, first)| (FileMapping { inner }, first))),
+        Err(error) => {
+            let shown = pieces.first().and_then(|&(number, ..)| files.get(number)).map_or("", |file| file.shown());
+            Err(unreadable(py, shown, &error.to_string()))
+        }
     }
 }
 

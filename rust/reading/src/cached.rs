@@ -30,14 +30,14 @@ pub fn cached_bytes(handle: &Handle, begin: u64, end: u64) -> CachedBytes {
 
 #[cfg(unix)]
 #[expect(unsafe_code, reason = "sysconf is in no safe library that is used here")]
-fn page_bytes() -> u64 {
+pub(crate) fn page_bytes() -> u64 {
     // SAFETY: asks for a number and touches no memory.
     let said = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     u64::try_from(said).ok().filter(|&bytes| bytes > 0).unwrap_or(4096)
 }
 
 #[cfg(not(unix))]
-fn page_bytes() -> u64 {
+pub(crate) fn page_bytes() -> u64 {
     4096
 }
 

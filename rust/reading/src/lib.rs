@@ -25,7 +25,7 @@ pub use cached::{CachedBytes, cached_bytes};
 pub use destination::Destination;
 pub use error::FileError;
 pub use file_system::FileSystem;
-pub use mapping::FileMapping;
+pub use mapping::{FileMapping, Piece};
 pub use open::{open_regular, read_exact_at};
 pub use pages::{HUGE_PAGE_BYTES, OutOfMemory, PageBuffer};
 pub use read::{BytesRead, ReadError, read_spans};

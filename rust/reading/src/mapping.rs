@@ -2,6 +2,7 @@
 
 use std::fs::File;
 
+use crate::cached::page_bytes;
 use crate::error::FileError;
 
 #[cfg_attr(unix, path = "mapping/unix.rs")]
@@ -11,7 +12,18 @@ mod system;
 /// Bytes of one request; others get their turn between two.
 const ANNOUNCED_BYTES: u64 = 8 << 20;
 
-/// All bytes of a file, mapped. Pages come from the page cache; one that is written to becomes the process's own.
+/// Bytes of a file that are to lie at a place of a mapping.
+#[derive(Debug, Clone, Copy)]
+pub struct Piece<'a> {
+    /// The file.
+    pub file: &'a File,
+    /// Its first byte there.
+    pub begin: u64,
+    /// The byte behind the last.
+    pub end: u64,
+}
+
+/// All bytes of a file, or of pieces of files one after the other, mapped. Pages come from the page cache; one that is written to becomes the process's own.
 ///
 /// A page that the file no longer has, because it was cut, cannot be read: the process gets SIGBUS. Whoever reads compares
 /// the file with what it was before.
@@ -27,9 +39,38 @@ impl FileMapping {
     ///
     /// Whatever the system says; more bytes than addresses.
     pub fn of(file: &File, size_bytes: u64) -> Result<Self, FileError> {
-        let size = usize::try_from(size_bytes)
-            .map_err(|_| FileError::Unreadable(format!("{size_bytes} bytes are more than this machine can address")))?;
-        Ok(Self { memory: system::Mapped::of(file, size)? })
+        Ok(Self { memory: system::Mapped::of(file, address(size_bytes)?)? })
+    }
+
+    /// Maps pieces so that each begins where the one before ends, and says at which byte of the mapping the first begins.
+    ///
+    /// None where that cannot be: a page of memory is a page of a file, so all pieces have to begin at the same place of a page as they will
+    /// in memory. The few pages in which one piece ends and the next begins are read, the others are the page cache's own.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the system says, which may allow no more mappings; more bytes than addresses.
+    pub fn of_pieces(pieces: &[Piece<'_>]) -> Result<Option<(Self, usize)>, FileError> {
+        let page = page_bytes();
+        let first = pieces.iter().find(|piece| piece.begin < piece.end).map_or(0, |piece| piece.begin % page);
+        let mut rows: Vec<system::Placed<'_>> = Vec::with_capacity(pieces.len());
+        let mut at = first;
+        for piece in pieces.iter().filter(|piece| piece.begin < piece.end) {
+            if piece.begin % page != at % page {
+                return Ok(None);
+            }
+            let next = at.checked_add(piece.end - piece.begin).ok_or_else(too_many)?;
+            match rows.last_mut() {
+                // What lies together in the file needs no border.
+                Some(last) if std::ptr::eq(last.piece.file, piece.file) && last.piece.end == piece.begin => {
+                    last.piece.end = piece.end;
+                }
+                _ => rows.push(system::Placed { piece: *piece, at: address(at)? }),
+            }
+            at = next;
+        }
+        let memory = system::Mapped::of_pieces(&rows, address(at)?, address(page)?)?;
+        Ok(Some((Self { memory }, address(first)?)))
     }
 
     /// The first byte; valid as long as the mapping is.
@@ -54,4 +95,12 @@ impl FileMapping {
             next = last;
         }
     }
+}
+
+fn address(bytes: u64) -> Result<usize, FileError> {
+    usize::try_from(bytes).map_err(|_| too_many())
+}
+
+fn too_many() -> FileError {
+    FileError::Unreadable("it has more bytes than this machine can address".to_string())
 }

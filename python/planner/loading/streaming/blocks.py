@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from planner.loading.streaming.fillings import Filling, fillings_of
 from planner.loading.streaming.layout import PAGE_BYTES, Span, lay_out
-from planner.loading.weights import FileWeights, sources_of
+from planner.loading.weights import FileWeights, is_in_place, sources_of
 
 __all__ = ["BlockHere", "BlockThere"]
 
@@ -26,7 +26,9 @@ class BlockHere:
         recipes = {name: row.recipe for name, row in wanted.items()}
         dtypes = {name: row.dtype for name, row in wanted.items()}
         self.whole = lay_out(recipes, dtypes)
-        is_made = {name: recipe for name, recipe in recipes.items() if not wanted[name].is_view}
+        is_made = {
+            name: recipe for name, recipe in recipes.items() if not is_in_place(weights.files, wanted[name])
+        }
         self.made = lay_out(is_made, dtypes) if is_made else None
 
     @property
