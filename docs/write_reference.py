@@ -81,6 +81,11 @@ PAGES = {
             *("crossings", "Crossing", "state_dict", "StateDict"),
         ),
     ),
+    "huggingface": Page(
+        "Inside of Hugging Face's libraries",
+        'Our planner and our dispatch behind `device_map="auto"`.',
+        ("integrate", "install", "uninstall", "plan_of", "Integration"),
+    ),
     "loading": Page(
         "Loading models",
         "See [loading](../loading.md) for what is read, and when.",
@@ -155,7 +160,7 @@ PAGES = {
         (
             *("PlannerError", "InvalidInputError", "InvalidTreeError", "InvalidDevicesError"),
             *("InvalidConstraintError", "InvalidByteSizeError", "InvalidConfigError", "InfeasibleError"),
-            *("CheckpointError", "OffloadError", "PlanMismatchError"),
+            *("CheckpointError", "OffloadError", "PlanMismatchError", "IntegrationError"),
         ),
     ),
 }

@@ -34,6 +34,15 @@ _NAMES = {
         "dispatch_model",
     ),
     "planner.compat.empty_init": ("init_on_device",),
+    "planner.compat.huggingface.api": (
+        "install",
+        "integrate",
+        "uninstall",
+    ),
+    "planner.compat.huggingface.in_force": (
+        "Integration",
+        "plan_of",
+    ),
     "planner.compat.loading": (
         "load_checkpoint_and_dispatch",
         "load_checkpoint_in_model",
@@ -100,6 +109,7 @@ _NAMES = {
     "planner.errors": (
         "CheckpointError",
         "InfeasibleError",
+        "IntegrationError",
         "InvalidByteSizeError",
         "InvalidConfigError",
         "InvalidConstraintError",

@@ -63,6 +63,21 @@ from planner.compat.dispatching import (
 from planner.compat.empty_init import (
     init_on_device as init_on_device,
 )
+from planner.compat.huggingface.api import (
+    install as install,
+)
+from planner.compat.huggingface.api import (
+    integrate as integrate,
+)
+from planner.compat.huggingface.api import (
+    uninstall as uninstall,
+)
+from planner.compat.huggingface.in_force import (
+    Integration as Integration,
+)
+from planner.compat.huggingface.in_force import (
+    plan_of as plan_of,
+)
 from planner.compat.loading import (
     load_checkpoint_and_dispatch as load_checkpoint_and_dispatch,
 )
@@ -199,6 +214,9 @@ from planner.errors import (
     InfeasibleError as InfeasibleError,
 )
 from planner.errors import (
+    IntegrationError as IntegrationError,
+)
+from planner.errors import (
     InvalidByteSizeError as InvalidByteSizeError,
 )
 from planner.errors import (
@@ -271,6 +289,8 @@ __all__ = [
     "Crossing",
     "Finding",
     "InfeasibleError",
+    "Integration",
+    "IntegrationError",
     "InvalidByteSizeError",
     "InvalidConfigError",
     "InvalidConstraintError",
@@ -330,6 +350,8 @@ __all__ = [
     "infer_auto_device_map",
     "init_empty_weights",
     "init_on_device",
+    "install",
+    "integrate",
     "is_valid",
     "load",
     "load_checkpoint_and_dispatch",
@@ -342,6 +364,7 @@ __all__ = [
     "offload_weight",
     "plan",
     "plan_many",
+    "plan_of",
     "remove_hook_from_module",
     "remove_hook_from_submodules",
     "retie_parameters",
@@ -351,5 +374,6 @@ __all__ = [
     "show",
     "state_dict",
     "undispatch",
+    "uninstall",
     "verify",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 __all__ = [
     "CheckpointError",
     "InfeasibleError",
+    "IntegrationError",
     "InvalidByteSizeError",
     "InvalidConfigError",
     "InvalidConstraintError",
@@ -132,3 +133,15 @@ class PlanMismatchError(PlannerError):
     """A device map does not fit the model it is to be applied to. Fields: ``findings`` (sequence)."""
 
     findings: Sequence[Any]
+
+
+class IntegrationError(PlannerError):
+    """A library has not what ours would be put in the place of, or it is called otherwise; nothing was replaced.
+
+    Fields: ``library`` (str), ``version``: the installed one, None where there is none, ``problems`` (sequence of str): each place
+    that does not fit, with the signature that was found there.
+    """
+
+    library: str
+    version: str | None
+    problems: Sequence[str]

@@ -271,6 +271,9 @@ def errors(error: planner.PlannerError) -> None:
             assert_type(error.file + error.reason, str)
         case planner.OffloadError():
             assert_type(error.name, str | None)
+        case planner.IntegrationError():
+            assert_type(error.version, str | None)
+            print(error.library, *error.problems, sep="\n")
         case planner.PlanMismatchError():
             print(*error.findings, sep="\n")
         case _:
@@ -289,3 +292,13 @@ def pictures(model: nn.Module, plan: planner.Plan, error: planner.InfeasibleErro
     assert_type(html_report(plan, ModuleTree.from_module(model)), str)
     assert_type(html_report(no_plan), str)
     assert_type(show(plan), Path | None)
+
+
+def integrations(model: nn.Module) -> None:
+    with planner.integrate(headroom={"all": "5%"}) as here, here:
+        assert_type(here, planner.Integration)
+    assert_type(here.plans, tuple[planner.Plan, ...])
+    assert_type([str(site) for site in here.sites], list[str])
+    assert_type(planner.install(auto="transformers", outside="raise"), planner.Integration)
+    planner.uninstall()
+    assert_type(planner.plan_of(model), planner.Plan | None)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from torch import nn
 
-from planner.arguments import path_text
 from planner.compat.accelerate import check_device_map
+from planner.compat.disk_part import disk_part, has_index, require_flat, write_once
 from planner.compat.loaded import streams_of, weights_in_files
 from planner.dispatching.api import carry_out
 from planner.dispatching.hooks.attach import add_hook_to_module
@@ -19,20 +19,21 @@ from planner.dispatching.hooks.moving import CpuOffload, UserCpuOffloadHook
 from planner.dispatching.install.device_map import ResolvedDeviceMap, require_whole
 from planner.dispatching.install.regions import Placement
 from planner.dispatching.install.request import DispatchRequest
-from planner.dispatching.offload.weight_files import (
-    INDEX,
-    OffloadedWeightsLoader,
-    extract_submodules_state_dict,
-    offload_state_dict,
-)
-from planner.dispatching.tensors.copies import require_plain
-from planner.dispatching.tensors.placeholder import is_offloaded
+from planner.dispatching.offload.weight_files import OffloadedWeightsLoader
 from planner.dispatching.tensors.slots import require_initialised, resolve_device
-from planner.errors import InvalidConstraintError, InvalidInputError, OffloadError
+from planner.errors import InvalidConstraintError
 from planner.loading.weights import FileWeights
 from planner.names import text_set
+from planner.plans.device_map import DeviceMap
 
-__all__ = ["cpu_offload", "cpu_offload_with_hook", "disk_offload", "dispatch_model", "require_cover"]
+__all__ = [
+    "cpu_offload",
+    "cpu_offload_with_hook",
+    "disk_offload",
+    "dispatch_model",
+    "place_model",
+    "require_cover",
+]
 
 _CPU: Final = torch.device("cpu")
 _NOWHERE: Final = torch.empty(0, device="meta")
@@ -78,20 +79,56 @@ def dispatch_model(
 
     Source: accelerate 1.15, big_modeling.py; differences are listed in docs/divergences.md.
     """
-    resolved_map = ResolvedDeviceMap(device_map, main_device=main_device)
+    return place_model(
+        model,
+        device_map,
+        main_device,
+        state_dict,
+        offload_dir,
+        offload_index,
+        offload_buffers,
+        skip_keys,
+        preload_module_classes,
+        force_hooks,
+    )
+
+
+def place_model(
+    model: nn.Module,
+    device_map: Mapping[str, Any],
+    main_device: int | str | torch.device | None = None,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+    offload_dir: str | os.PathLike[str] | None = None,
+    offload_index: Mapping[str, Any] | None = None,
+    offload_buffers: bool = False,
+    skip_keys: str | Iterable[str] | None = None,
+    preload_module_classes: Iterable[str] | None = None,
+    force_hooks: bool = False,
+    *,
+    outside: Literal["raise", "fetch"] = "raise",
+    comes_from_files: bool = False,
+) -> nn.Module:
+    """:func:`dispatch_model`, with what its callers decide.
+
+    Args:
+        outside: as of :func:`planner.dispatch`.
+        comes_from_files: the model was loaded just now, so all of it counts as having lain on the CPU, or in its files.
+    """
+    resolved_map = _resolved(device_map, main_device)
     require_cover(model, device_map)
     require_whole(model, resolved_map)
     on_disk = [name for name, key in resolved_map.keys.items() if key == "disk"]
-    weights: Mapping[str, torch.Tensor] | None = None
+    weights: Mapping[str, Any] | None = None if state_dict is None else OffloadedWeightsLoader(state_dict)
     in_files = None
-    if on_disk and offload_index is None and not _has_index(offload_dir):
-        in_files = weights_in_files(model, on_disk, offload_buffers=offload_buffers)
-    if in_files is not None:
-        weights = FileWeights(in_files.files, in_files.wanted, state_dict or {})
-    elif on_disk:
-        weights = _written(model, on_disk, offload_dir, offload_index, state_dict)
-    elif state_dict is not None:
-        weights = OffloadedWeightsLoader(state_dict)
+    if on_disk:
+        weights, in_files = disk_part(
+            model,
+            on_disk,
+            offload_dir=offload_dir,
+            offload_index=offload_index,
+            state_dict=state_dict,
+            offload_buffers=offload_buffers,
+        )
     streams = streams_of(in_files)
     carry_out(
         model,
@@ -99,8 +136,10 @@ def dispatch_model(
             resolved_map=resolved_map,
             offload_buffers=offload_buffers,
             skip_keys=text_set(skip_keys, "skip_keys"),
+            outside=outside,
             weights=weights,
-            home=None if in_files is None else _CPU,
+            home=_CPU if comes_from_files or in_files is not None else None,
+            stays_in_files=comes_from_files or (in_files is not None and in_files.lists_files),
             force_borders=force_hooks,
             whole_classes=text_set(preload_module_classes, "preload_module_classes"),
             reads_ahead=streams.made,
@@ -110,30 +149,10 @@ def dispatch_model(
     return model
 
 
-def _written(
-    model: nn.Module,
-    on_disk: list[str],
-    offload_dir: str | os.PathLike[str] | None,
-    offload_index: Mapping[str, Any] | None,
-    state_dict: Mapping[str, torch.Tensor] | None,
-) -> OffloadedWeightsLoader:
-    """The part on disk in a folder; written there, unless there is an index that says where it is."""
-    if offload_dir is None and offload_index is None:
-        raise InvalidInputError(
-            "We need an `offload_dir` to dispatch this model according to this `device_map`, the following submodules need to "
-            f"be offloaded: {', '.join(on_disk)}."
-        )
-    _require_flat(model, on_disk)
-    if offload_index is None:
-        assert offload_dir is not None
-        _write_once(offload_dir, model, on_disk)
-    return OffloadedWeightsLoader(state_dict, offload_dir, offload_index)
-
-
-def _has_index(folder: str | os.PathLike[str] | None) -> bool:
-    return folder is not None and os.path.isfile(
-        os.path.join(path_text(folder, "the folder for weights"), INDEX)
-    )
+def _resolved(device_map: Mapping[str, Any], main_device: Any) -> ResolvedDeviceMap:
+    if isinstance(device_map, DeviceMap) and device_map.execution_map and main_device is None:
+        return ResolvedDeviceMap.of_plan(device_map)
+    return ResolvedDeviceMap(device_map, main_device=main_device)
 
 
 def require_cover(model: nn.Module, device_map: Mapping[str, Any]) -> None:
@@ -144,27 +163,6 @@ def require_cover(model: nn.Module, device_map: Mapping[str, Any]) -> None:
     except InvalidConstraintError as error:
         if not exempt.issuperset(error.names):
             raise
-
-
-def _require_flat(model: nn.Module, names: Iterable[str]) -> None:
-    """Raises OffloadError if a tensor cannot be written as plain bytes, before anything is written."""
-    for name, tensor in extract_submodules_state_dict(model.state_dict(keep_vars=True), names).items():
-        require_plain(tensor, name)
-
-
-def _write_once(folder: str | os.PathLike[str], model: nn.Module, names: Iterable[str]) -> None:
-    """Writes parts of a model to a folder that has no index yet. Raises OffloadError for what has no values."""
-    if _has_index(folder):
-        return
-    state = extract_submodules_state_dict(model.state_dict(), names)
-    for name, tensor in state.items():
-        if tensor.is_meta and not is_offloaded(tensor):
-            raise OffloadError(
-                f"'{name}' is on the meta device, so there is nothing to write: load the model first (planner.load, "
-                "planner.load_checkpoint_in_model), or name the folder that holds its weights and their index",
-                name=name,
-            )
-    offload_state_dict(folder, state)
 
 
 def cpu_offload(
@@ -218,14 +216,14 @@ def disk_offload(
     Source: accelerate 1.15, big_modeling.py.
     """
     require_initialised(model)
-    if not _has_index(offload_dir):
+    if not has_index(offload_dir):
         in_files = weights_in_files(model, [""], offload_buffers=offload_buffers)
         if in_files is not None:
             return _offload_all(
                 model, None, execution_device, offload_buffers, in_files, preload_module_classes
             )
-    _require_flat(model, [""])
-    _write_once(offload_dir, model, [""])
+    require_flat(model, [""])
+    write_once(offload_dir, model, [""])
     weights = OffloadedWeightsLoader(save_folder=offload_dir)
     return _offload_all(model, None, execution_device, offload_buffers, weights, preload_module_classes)
 

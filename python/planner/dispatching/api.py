@@ -173,7 +173,7 @@ def carry_out(model: nn.Module, request: DispatchRequest) -> None:
     try:
         take_off_later_hooks(model, engaged, journal)
         for earlier in engaged:
-            earlier.remove(journal)
+            earlier.remove(journal, tensors="leave")
         prepared.install(journal)
     except BaseException:
         journal.roll_back()

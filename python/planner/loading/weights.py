@@ -58,6 +58,7 @@ class FileWeights(Mapping[str, torch.Tensor]):
         files: the checkpoint's files.
         wanted: what each name is made from; tied names have one value.
         held: values of names that no file has, which stay in memory.
+        lists_files: ``index`` says in which file each is.
 
     Guarantee: nothing is read before a value is looked at, and nothing of a file that was written to since it was opened. A view is kept, so that what is written into it stays, in memory of this
         process; what has another form in the files is made anew each time. A deep copy shares the files, and has views of its own.
@@ -68,17 +69,46 @@ class FileWeights(Mapping[str, torch.Tensor]):
         files: OpenFiles,
         wanted: Mapping[str, WantedTensor],
         held: Mapping[str, torch.Tensor] = _NONE,
+        *,
+        lists_files: bool = False,
     ) -> None:
         self.files = files
+        self.lists_files = lists_files
         self.wanted = dict(wanted)
         self.held = dict(held)
         self._kept: dict[str, torch.Tensor] = {}
+        self._index: Mapping[str, Mapping[str, str]] | None = None
 
     @property
     def index(self) -> Mapping[str, Mapping[str, str]]:
-        """What accelerate's loader of offloaded weights has for those that it wrote itself, and PEFT asks for: nothing. With rows here,
-        PEFT would write files anew; without, it takes the weights back and places them itself."""
-        return {}
+        """Rows of accelerate's loader of offloaded weights, which PEFT asks for. With rows, it takes the weights for ones that stay in
+        files when hooks are taken off; without, it takes them back and places them itself."""
+        if self._index is None:
+            self._index = dict(self._rows()) if self.lists_files else {}
+        return self._index
+
+    def _rows(self) -> Iterator[tuple[str, Mapping[str, str]]]:
+        for name, wanted in self.wanted.items():
+            if isinstance(wanted.recipe, StoredTensor):
+                row = {
+                    "safetensors_file": self.files.files[wanted.recipe.file].path,
+                    "weight_name": wanted.recipe.name,
+                    "dtype": str(wanted.dtype).removeprefix("torch."),
+                }
+                yield name, row
+
+    def renamed(self, names: Mapping[str, str], held: Mapping[str, torch.Tensor] = _NONE) -> FileWeights:
+        """Some of these weights under other names: what was written into a view stays written.
+
+        Args:
+            names: by new name, the name here.
+            held: values of more names, which stay in memory.
+        """
+        wanted = {new: self.wanted[old] for new, old in names.items() if old in self.wanted}
+        also_held = {new: self.held[old] for new, old in names.items() if old in self.held}
+        made = FileWeights(self.files, wanted, {**also_held, **held}, lists_files=self.lists_files)
+        made._kept = self._kept
+        return made
 
     def moved(self, files: OpenFiles, elsewhere: Mapping[str, WantedTensor]) -> FileWeights:
         """The same weights, some of them from another place.
@@ -88,13 +118,20 @@ class FileWeights(Mapping[str, torch.Tensor]):
             elsewhere: by the name in :class:`WantedTensor`, where some lie now.
         """
         wanted = {name: elsewhere.get(row.name, row) for name, row in self.wanted.items()}
-        return FileWeights(files, wanted, self.held)
+        return FileWeights(files, wanted, self.held, lists_files=self.lists_files)
 
     def __getstate__(self) -> dict[str, Any]:
         # Views that were written into are the model's own by now.
         written = {name: _copied(tensor) for name, tensor in self._kept.items() if tensor._version}
         held = {name: _copied(tensor) for name, tensor in self.held.items()}
-        return {"files": self.files, "wanted": self.wanted, "held": held, "_kept": written}
+        return {
+            "files": self.files,
+            "wanted": self.wanted,
+            "held": held,
+            "lists_files": self.lists_files,
+            "_kept": written,
+            "_index": None,
+        }
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FileWeights:
         copied = memo[id(self)] = FileWeights.__new__(FileWeights)
@@ -127,6 +164,10 @@ class FileWeights(Mapping[str, torch.Tensor]):
 
     def __contains__(self, name: object) -> bool:
         return name in self.wanted or name in self.held
+
+    def is_in_file(self, name: str) -> bool:
+        """Whether a value is read from a file when it is asked for."""
+        return name in self.wanted and name not in self.held
 
 
 def sources_of(recipe: Recipe) -> tuple[StoredTensor, ...]:

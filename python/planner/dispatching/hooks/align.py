@@ -290,6 +290,7 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         for offloaded_module in self.offloaded_modules:
             for slot, tensor in offloaded_module.store.restored(self.original_devices, made, Journal()):
                 slot.write(tensor)
+            offloaded_module.store.leave(Journal())
         # The devices are those of the module that the hook was attached to last.
         if self.offloaded_modules and module is self.bound:
             restore_others(module, self.original_devices, recurse=self.place_submodules)

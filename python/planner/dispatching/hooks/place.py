@@ -238,7 +238,7 @@ def _lies_on(tensor: Any) -> torch.device:
 
 def _placeholder(tensor: Any, name: str) -> PlaceholderTensor:
     if isinstance(tensor, PlaceholderTensor):
-        tensor.whereabouts = None  # it has another owner now
+        tensor.whereabouts, tensor.rests_in = None, None  # it has another owner now
         return tensor
     return placeholder(
         tensor, name, is_parameter=isinstance(tensor, nn.Parameter), requires_grad=tensor.requires_grad

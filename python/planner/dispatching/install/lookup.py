@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -13,6 +12,7 @@ from planner.dispatching.hooks.place import named_slots
 from planner.dispatching.install.record import Dispatched
 from planner.dispatching.offload.weight_files import OffloadedWeightsLoader, PrefixedDataset
 from planner.dispatching.tensors.placeholder import PlaceholderTensor
+from planner.dispatching.tensors.resting import RestingPlace
 from planner.dispatching.tensors.slots import Slot, modules_of
 from planner.dispatching.tensors.ties import Tie
 from planner.errors import OffloadError
@@ -26,6 +26,10 @@ class OffloadedWeights(dict[str, Any], PrefixedDataset):
     def __init__(self, rows: Iterable[tuple[str, Any]] = ()) -> None:
         dict.__init__(self, rows)
         self.prefix = ""
+
+    def is_in_file(self, key: str) -> bool:
+        """They are in memory."""
+        return False
 
     @property
     def dataset(self) -> OffloadedWeightsLoader:  # type: ignore[override]
@@ -42,19 +46,19 @@ class TensorLookup:
     """
 
     def __init__(self, model: nn.Module, engaged: Iterable[Dispatched]) -> None:
-        self._rows: dict[tuple[int, str], Callable[[], Any]] = {}
+        self._rows: dict[tuple[int, str], RestingPlace] = {}
         for _, module in modules_of(model):
             for hook in _hooks_of(module):
                 if aligns(hook) and hook.offload and hook.weights_map is not None:
                     for name, slot in named_slots(module, recurse=hook.place_submodules):
                         row = (id(slot.table), slot.name)
-                        self._rows.setdefault(row, partial(hook.weights_map.__getitem__, name))
+                        self._rows.setdefault(row, RestingPlace(hook.weights_map, name))
         self._ties: list[Tie] = []
         for dispatched in engaged:
             self._ties.extend(dispatched.ties)
             for store in (offloaded_module.store for offloaded_module in dispatched.offloaded_modules()):
                 for index, slot in enumerate(store.slots):
-                    self._rows[id(slot.table), slot.name] = partial(store.value, index)
+                    self._rows[id(slot.table), slot.name] = store.resting_place(index)
 
     def value(self, slot: Slot) -> Any:
         """The tensor.
@@ -68,15 +72,23 @@ class TensorLookup:
         found = slot.read()
         if not found.is_meta:
             return found
-        row = self._rows.get((id(slot.table), slot.name))
+        kept = getattr(found, "kept", None)
+        if kept is not None:
+            return kept
+        row = self.resting_place(slot)
+        name = getattr(found, "offloaded_name", slot.name)
         if row is not None:
-            return row()
+            return row.value(name)
         if isinstance(found, PlaceholderTensor):
             raise OffloadError(
-                f"'{found.offloaded_name}' is a placeholder of a dispatch that this model is not part of",
-                name=found.offloaded_name,
+                f"'{name}' is a placeholder of a dispatch that this model is not part of", name=name
             )
         return found
+
+    def resting_place(self, slot: Slot) -> RestingPlace | None:
+        """Where the values of a tensor rest, as its hook says or, where that is gone, its placeholder; None if nobody knows."""
+        row = self._rows.get((id(slot.table), slot.name))
+        return getattr(slot.read(), "rests_in", None) if row is None else row
 
 
 def _hooks_of(module: nn.Module) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -92,7 +93,8 @@ def _declared_classes(model: nn.Module) -> set[str]:
     """What models themselves, also those inside, say must not be split."""
     found: set[str] = set()
     for _, module in modules_of(model):
-        found.update(getattr(type(module), "_no_split_modules", None) or ())
+        # Of the instance: some classes make it a property.
+        found.update(getattr(module, "_no_split_modules", None) or ())
     return found
 
 
@@ -230,7 +232,7 @@ class Prepared:
                 counts[id(self.values.after[index])] = counts.get(id(self.values.after[index]), 0) + 1
         for index in (index for group in groups.values() for index in group):
             value = self.values.after[index]
-            if counts[id(value)] > 1 and value.device.type != "meta":
+            if counts[id(value)] > 1 and not value.is_meta:
                 # Others look by address, we by the tensor itself: wrapper subclasses have none, and views their base's.
                 self.shares[id(value)] = SharedCopies()
                 self.tied[address_of(value)] = self.shares[id(value)]
@@ -242,11 +244,7 @@ class Prepared:
         places = [self.layout.places[index] for index in rows]
         module, name = places[0].slot.module, places[0].name.rpartition(".")[0]
         keys = [place.slot.name for place in places]
-        weights: Any = OffloadedWeights(
-            (key, self.values.after[index]) for key, index in zip(keys, rows, strict=True)
-        )
-        if self.request.weights is not None and all(place.name in self.request.weights for place in places):
-            weights = PrefixedDataset(self.request.weights, f"{name}." if name else "")
+        weights = self._weights_of(name, keys, rows)
         slots, names = [place.slot for place in places], [place.name for place in places]
         shares = [self.shares.get(id(self.values.after[index])) for index in rows]
         store = OffloadStore(
@@ -263,8 +261,22 @@ class Prepared:
             # What lies on another accelerator is a real tensor, and its gradient arrives there.
             if place.placement.storage_device is None or place.placement.storage_device.type == "cpu":
                 journal.set(place.slot.table, place.slot.name, found)
-        devices = {key: self.values.original_devices[index] for key, index in zip(keys, rows, strict=True)}
+        devices = {key: self.values.hook_device(index) for key, index in zip(keys, rows, strict=True)}
         return module, name, OffloadedModule(store), weights, devices
+
+    def _weights_of(self, name: str, keys: list[str], rows: list[int]) -> Any:
+        """Where the tensors of a module rest: elsewhere, in memory, or some here and some there."""
+        given = self.request.weights
+        is_given = [given is not None and self.layout.places[index].name in given for index in rows]
+        in_memory = OffloadedWeights(
+            (key, self.values.after[index])
+            for key, index, is_there in zip(keys, rows, is_given, strict=True)
+            if not is_there
+        )
+        if given is None or not any(is_given):
+            return in_memory
+        elsewhere = PrefixedDataset(given, f"{name}." if name else "")
+        return ChainMap(in_memory, elsewhere) if in_memory else elsewhere  # type: ignore[arg-type]
 
     def _placeholder(self, index: int, store: OffloadStore, at: int) -> PlaceholderTensor:
         value, place = self.values.before[index], self.layout.places[index]

@@ -180,12 +180,13 @@ class Dispatched:
                         name=shown,
                     ) from error
 
-    def remove(self, journal: Journal, tensors: Literal["stay", "return"] = "stay") -> None:
+    def remove(self, journal: Journal, tensors: Literal["stay", "leave", "return"] = "stay") -> None:
         """Takes everything off; resting tensors return to their slots.
 
         Args:
             journal: where changes are written down.
-            tensors: "return" moves all of them to where they lay before the first dispatch.
+            tensors: "leave" leaves those in files there, for a dispatch that comes next; "return" moves all of them to where they lay
+                before the first dispatch.
         """
         for offloaded_module in self.offloaded_modules():
             if offloaded_module.is_live:
@@ -202,10 +203,11 @@ class Dispatched:
         apart = [row.is_apart() for row in self.originals]
         made: dict[int, Any] = {}
         for offloaded_module in self.offloaded_modules():
-            for slot, tensor in offloaded_module.store.restored(
-                _resting_devices(offloaded_module.store), made, journal, is_whole=tensors == "return"
-            ):
+            store = offloaded_module.store
+            devices = _resting_devices(store, leaves_files=tensors == "leave")
+            for slot, tensor in store.restored(devices, made, journal, is_whole=tensors == "return"):
                 journal.set(slot.table, slot.name, tensor)
+            store.leave(journal)
         if tensors == "return":
             self._send_back(journal, apart, alike)
         self._take_off(journal)
@@ -337,8 +339,13 @@ def joined(tensor: Any, first: Any) -> Any:
         return first if has_same_values(tensor.cpu(), first.cpu()) else tensor
 
 
-def _resting_devices(store: OffloadStore) -> dict[str, torch.device]:
-    return {key: store.value(index).device for index, key in enumerate(store.keys)}
+def _resting_devices(store: OffloadStore, *, leaves_files: bool) -> dict[str, torch.device]:
+    """By key, where each tensor of a module shall lie once it is back; those in files are not read for that."""
+    in_file = torch.device("meta" if leaves_files else "cpu")
+    return {
+        key: in_file if store.is_in_file(index) else store.value(index).device
+        for index, key in enumerate(store.keys)
+    }
 
 
 def is_part(model: nn.Module) -> bool:

@@ -28,6 +28,8 @@ class DispatchRequest:
         force_borders: borders, too, if there is one device.
         whole_classes: classes whose instances are brought in whole.
         home: where tensors count as having lain before, and return to; None for where they lie.
+        stays_in_files: what ``weights`` has stays without values when other libraries take the hooks off, as accelerate has it; otherwise
+            it comes to where it counts as having lain.
         room_bytes: by device, what offloaded blocks may take there together; room for two lets one be copied ahead.
         reads_ahead: of the offloaded blocks, makes what reads them ahead from where ``weights`` has them.
     """
@@ -41,5 +43,6 @@ class DispatchRequest:
     force_borders: bool = False
     whole_classes: frozenset[str] = frozenset()
     home: torch.device | None = None
+    stays_in_files: bool = False
     room_bytes: Mapping[torch.device, int] = field(default_factory=dict)
     reads_ahead: MakesReadsAhead | None = None

@@ -12,12 +12,16 @@ from planner.dispatching.install.lookup import TensorLookup
 from planner.dispatching.install.record import Dispatched, joined
 from planner.dispatching.install.regions import PlacedTensor, Regions
 from planner.dispatching.install.request import DispatchRequest
-from planner.dispatching.tensors.copies import like_parameter, require_offloadable
+from planner.dispatching.tensors.copies import copy_marks, like_parameter, require_offloadable
 from planner.dispatching.tensors.placeholder import PlaceholderTensor
+from planner.dispatching.tensors.resting import RestingPlace
 from planner.dispatching.tensors.slots import Slot
 from planner.errors import OffloadError, PlanMismatchError
 
 __all__ = ["Values"]
+
+
+_META = torch.device("meta")
 
 
 def _value(resting: TensorLookup, slot: Slot, known: dict[int, Any]) -> Any:
@@ -25,8 +29,19 @@ def _value(resting: TensorLookup, slot: Slot, known: dict[int, Any]) -> Any:
     if not isinstance(found, PlaceholderTensor):
         return found
     if id(found) not in known:
-        known[id(found)] = resting.value(slot)
+        value = resting.value(slot)
+        if not slot.is_buffer and not isinstance(value, nn.Parameter):
+            # Files give plain tensors.
+            value = nn.Parameter(value, requires_grad=found.requires_grad)
+            copy_marks(found, value)
+        known[id(found)] = value
     return known[id(found)]
+
+
+def _lies_on(value: Any) -> torch.device:
+    # A placeholder says where its module runs.
+    device: torch.device = _META if value.is_meta else value.device
+    return device
 
 
 class Values:
@@ -40,8 +55,15 @@ class Values:
         resting = TensorLookup(model, engaged)
         # By placeholder, because files give a new tensor each time, and tied ones are one.
         known: dict[int, Any] = {}
-        self.before = [_value(resting, place.slot, known) for place in self.places]
-        self.original_devices = [request.home or value.device for value in self.before]
+        values = [
+            None if self._has_weight(place) else _value(resting, place.slot, known) for place in self.places
+        ]
+        # What goes on resting in a file is not read, unless it is tied to what does not.
+        self.before = [
+            known.get(id(place.slot.read()), place.slot.read()) if value is None else value
+            for place, value in zip(self.places, values, strict=True)
+        ]
+        self.original_devices = [request.home or _lies_on(value) for value in self.before]
         self._recall(engaged)
         resident = {
             (id(value), place.placement.execution_device)
@@ -79,6 +101,14 @@ class Values:
                 value = self.before[index]
                 self.before[index] = joined(value, first.setdefault(row.group, value))
 
+    def hook_device(self, index: int) -> torch.device:
+        """Where a resting tensor goes when another library takes its hook off."""
+        place, weights = self.places[index], self.request.weights
+        stays = self.request.stays_in_files and weights is not None and self._has_weight(place)
+        if stays and RestingPlace(weights, place.name).is_in_file:
+            return _META
+        return self.original_devices[index]
+
     def _wants_rest(self, place: PlacedTensor) -> bool:
         return place.placement.is_offloaded and rests(
             place.slot, offload_buffers=self.request.offload_buffers
@@ -89,7 +119,7 @@ class Values:
         absent = [
             place.name
             for place, value in zip(self.places, self.before, strict=True)
-            if value.device.type == "meta" and not self._has_weight(place)
+            if value.is_meta and not self._has_weight(place)
         ]
         if absent:
             raise PlanMismatchError(

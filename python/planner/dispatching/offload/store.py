@@ -14,8 +14,9 @@ from planner.dispatching.tensors.fakes import address_of
 from planner.dispatching.tensors.journal import Journal
 from planner.dispatching.tensors.placeholder import PlaceholderTensor
 from planner.dispatching.tensors.placeholder_device import PlaceholderDevice
+from planner.dispatching.tensors.resting import RestingPlace
 from planner.dispatching.tensors.slots import Slot
-from planner.errors import InvalidInputError, OffloadError
+from planner.errors import InvalidInputError
 from planner.spelling import shown
 
 __all__ = ["OffloadStore", "TiedCopies", "is_foreign", "require_tied_copies"]
@@ -129,13 +130,21 @@ class OffloadStore:
             OffloadError: its source does not have it. Fields: ``name``.
         """
         kept = self.placeholders[index].kept if self.placeholders else None
-        if kept is not None:
-            return kept
-        try:
-            return self.source[self.keys[index]]
-        except (KeyError, OSError) as error:
-            name = self.names[index]
-            raise OffloadError(f"offloaded weight '{name}' cannot be read: {error!r}", name=name) from error
+        return self.resting_place(index).value(self.names[index]) if kept is None else kept
+
+    def resting_place(self, index: int) -> RestingPlace:
+        """Where a tensor rests, unless other values took the place of those in a file."""
+        return RestingPlace(self.source, self.keys[index])
+
+    def is_in_file(self, index: int) -> bool:
+        """Whether a tensor is read from a file when it is asked for."""
+        return self.placeholders[index].kept is None and self.resting_place(index).is_in_file
+
+    def leave(self, journal: Journal) -> None:
+        """Lets placeholders that stay in their slots know where their values are: nobody else will."""
+        for index, (slot, placeholder) in enumerate(zip(self.slots, self.placeholders, strict=True)):
+            if slot.read() is placeholder:
+                journal.set(placeholder.__dict__, "rests_in", self.resting_place(index))
 
     def fetch(self, index: int) -> torch.Tensor:
         """A copy of one resting tensor where its module runs; for reading outside of a forward."""

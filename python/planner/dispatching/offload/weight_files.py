@@ -12,6 +12,7 @@ import torch
 
 from planner.arguments import name_list, path_text, require_weights
 from planner.dispatching.bases import weights_base
+from planner.dispatching.tensors.resting import RestingPlace
 from planner.errors import InvalidInputError, OffloadError
 from planner.names import is_text
 from planner.spelling import shown
@@ -224,6 +225,14 @@ class PrefixedDataset(_PrefixedBase):
     def __getitem__(self, key: str) -> Any:
         return self.dataset[f"{self.prefix}{key}"]
 
+    def __contains__(self, key: object) -> bool:
+        # Mapping's own would read the tensor.
+        return f"{self.prefix}{key}" in self.dataset
+
+    def is_in_file(self, key: str) -> bool:
+        """Whether a value is read from a file when it is asked for."""
+        return RestingPlace(self.dataset, f"{self.prefix}{key}").is_in_file
+
     def __iter__(self) -> Iterator[str]:
         return iter([key for key in self.dataset if key.startswith(self.prefix)])
 
@@ -279,6 +288,15 @@ class OffloadedWeightsLoader(_LoaderBase):
             return self._from_safetensors(key, row)
         assert self.save_folder is not None
         return load_offloaded_weight(_data_file(self.save_folder, key), row)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.state_dict or key in self.index
+
+    def is_in_file(self, key: str) -> bool:
+        """Whether a value is read from a file when it is asked for."""
+        if key in self.state_dict:
+            return RestingPlace(self.state_dict, key).is_in_file
+        return key in self.index
 
     def _from_safetensors(self, key: str, row: Mapping[str, Any]) -> Any:
         from safetensors import safe_open

@@ -16,7 +16,7 @@ from planner.model.carried import carried_tensors
 from planner.names import listed
 
 # Of placeholders; they say nothing about a real tensor.
-_OWN_MARKS = {"offloaded_name", "fetch", "kept", "twin", "stands_for", "whereabouts", "_is_param"}
+_OWN_MARKS = {"offloaded_name", "fetch", "kept", "twin", "stands_for", "whereabouts", "rests_in", "_is_param"}
 
 __all__ = [
     "SharedCopies",

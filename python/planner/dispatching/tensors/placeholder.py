@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from planner.dispatching.tensors.fakes import without_fakes
 from planner.dispatching.tensors.placeholder_device import PlaceholderDevice
+from planner.dispatching.tensors.resting import RestingPlace
 from planner.errors import OffloadError
 
 __all__ = ["PlaceholderTensor", "is_offloaded", "placeholder"]
@@ -66,6 +67,8 @@ class PlaceholderTensor(torch.Tensor):
     twin: PlaceholderTensor | None = None
     # Values that took the place of those in a file.
     kept: torch.Tensor | None = None
+    # Once its hook is taken off; until then the hook knows.
+    rests_in: RestingPlace | None = None
 
     # Dynamo follows subclasses that intercept functions; this one only intercepts operators, below autograd.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -204,6 +207,7 @@ def placeholder(
     made.offloaded_name = name
     made.fetch = None
     made.whereabouts = None
+    made.rests_in = None
     made._is_param = is_parameter
     return made
 

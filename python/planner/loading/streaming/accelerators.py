@@ -28,6 +28,7 @@ __all__ = ["RingTicket", "StagedThere", "ToAccelerators"]
 
 logger = logging.getLogger(__name__)
 
+
 class ToAccelerators:
     """What the blocks of a model share on their way to accelerators: the ring, side streams, and the room there.
 

@@ -32,7 +32,17 @@ class Ticket:
     Guarantee: where the last one who may want it drops it, so does the reader.
     """
 
-    __slots__ = ("__weakref__", "_error", "_gate", "_is_done", "_memory", "block", "is_direct", "layout", "paged")
+    __slots__ = (
+        "__weakref__",
+        "_error",
+        "_gate",
+        "_is_done",
+        "_memory",
+        "block",
+        "is_direct",
+        "layout",
+        "paged",
+    )
 
     def __init__(
         self, block: str, layout: BlockLayout | None, *, is_direct: bool, paged: Sequence[Span] = ()

@@ -1,0 +1,1 @@
+"""Our planner and our dispatch inside of the loading code of transformers, PEFT and diffusers."""
