@@ -51,7 +51,7 @@ def outcomes(upstream: Upstream, auto: str | None, *, only: str, is_verbose: boo
     options += (["--within", auto] if auto else []) + (["-k", only] if only else [])
     options.append(str(folder / "cases.py"))
     found = results_of_pytest(options, upstream, time_limit_s=TIME_LIMIT_S, is_verbose=is_verbose)
-    return {name.removeprefix("cases::Test"): outcome for name, outcome in found["outcomes"].items()}
+    return {name.partition("::Test")[2]: outcome for name, outcome in found["outcomes"].items()}
 
 
 def print_table(runs: Mapping[str, Mapping[str, str]]) -> None:

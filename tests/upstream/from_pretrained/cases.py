@@ -48,7 +48,7 @@ def common_tests() -> type:
     return found
 
 
-class Tester:
+class SmallModel:
     """What a test asks for a configuration and inputs."""
 
     def __init__(self, subject: dispatch_sweep.Subject, device: torch.device) -> None:
@@ -63,7 +63,7 @@ class OfOneClass(unittest.TestCase):
     """The tests for one model class; `model_class` is its name."""
 
     model_class = ""
-    model_tester: Tester
+    model_tester: SmallModel
     all_model_classes: tuple[type, ...]
 
     @classmethod
@@ -75,7 +75,7 @@ class OfOneClass(unittest.TestCase):
             raise unittest.SkipTest(str(error)) from error
         if subject.model._no_split_modules is None:
             raise unittest.SkipTest("transformers does not split this class")
-        cls.model_tester = Tester(subject, accelerators.devices[0])
+        cls.model_tester = SmallModel(subject, accelerators.devices[0])
         cls.all_model_classes = (type(subject.model),)
 
     def setUp(self) -> None:
