@@ -15,6 +15,10 @@ Reserve: TypeAlias = Literal["always", "if_offloaded"]
 ExecuteOffloaded: TypeAlias = Literal["accelerator", "cpu"]
 Dialect: TypeAlias = Literal["accelerate", "transformers"]
 
+# ---- How a caller of ours plans; see planner.planning.problem.Problem
+
+FilesAsDisk: TypeAlias = Literal["never", "without_budgets", "unless_named"]
+
 # ---- What a plan says
 
 SourceKind: TypeAlias = Literal["module", "checkpoint", "config"]

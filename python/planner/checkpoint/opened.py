@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ class Opened:
         stored_as: how its weights are stored, where the files have a word for it.
         adapter: what changes it, such as a "LoRA".
         fixed_bits: of tensors whose size in memory is known whatever dtype is asked for, by name.
+        tied: names that are one tensor once the model is loaded, group by group; None where the tree has its ties already.
     """
 
     tree: ModuleTree
@@ -40,6 +41,7 @@ class Opened:
     stored_as: str = ""
     adapter: str = ""
     fixed_bits: Mapping[str, int] = field(default_factory=dict)
+    tied: Sequence[Sequence[str]] | None = None
 
     @property
     def name(self) -> str:

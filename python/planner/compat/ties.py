@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_tied_parameters_in_config",
     "check_tied_parameters_on_same_device",
+    "declared_ties",
     "find_tied_parameters",
     "warn_if_untied",
 ]
@@ -47,6 +48,21 @@ def find_tied_parameters(model: nn.Module, **kwargs: Any) -> list[list[str]]:
         [['0.weight', '1.weight']]
     """
     return Layout(ModuleTree.from_module(model)).tied_groups()
+
+
+def declared_ties(model: Any) -> list[list[str]]:
+    """Names that are one tensor once a model of transformers is loaded, group by group, by its own table; tied yet or not.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> declared_ties(SimpleNamespace(all_tied_weights_keys={"lm_head.weight": "embed.weight"}))
+        [['embed.weight', 'lm_head.weight']]
+    """
+    table: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    groups: dict[str, list[str]] = {}
+    for name, target in table.items():
+        groups.setdefault(target, [target]).append(name)
+    return [sorted(group) for group in groups.values()]
 
 
 def check_tied_parameters_in_config(model: nn.Module) -> bool:

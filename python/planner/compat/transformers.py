@@ -8,7 +8,6 @@ module. Where its result is valid ours is the same; `docs/divergences.md` lists 
 from __future__ import annotations
 
 import logging
-import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 from planner.arguments import name_groups
 from planner.compat.accelerate import homeless_buffers, log_empty_devices, print_reasons
 from planner.compat.budgets import available_budgets, shave_single_device
+from planner.compat.loaded_bits import quantized_bits
 from planner.compat.module_lists import class_names
-from planner.compat.ties import check_tied_parameters_on_same_device
+from planner.compat.ties import check_tied_parameters_on_same_device, declared_ties
 from planner.devices.keys import Budgets, DeviceKey
-from planner.errors import InvalidInputError, InvalidTreeError
 from planner.model.layout import Layout
 from planner.model.tree import ModuleTree
-from planner.spelling import shown
 from planner.strategies.balanced import accelerators_in_use, balance
 from planner.strategies.sequential import sequential
 
@@ -39,8 +37,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-_MOST_ELEMENT_BYTES = 1024  # the largest element type of torch has 16
 
 
 def infer_auto_device_map(
@@ -83,7 +79,7 @@ def infer_auto_device_map(
     budgets = get_max_memory(max_memory)
     exempt = None if no_placement_params is None else list(no_placement_params)
     groups = (
-        _tied_groups(model) if tied_parameters is None else name_groups(tied_parameters, "tied_parameters")
+        declared_ties(model) if tied_parameters is None else name_groups(tied_parameters, "tied_parameters")
     )
     layout = _layout(
         model, hf_quantizer, no_split=class_names(no_split_module_classes), tied=groups, exempt=exempt or ()
@@ -150,7 +146,7 @@ def get_balanced_memory(
         if max_memory is None:
             shave_single_device(budgets)
     no_split = class_names(no_split_module_classes)
-    layout = _layout(model, hf_quantizer, no_split=no_split, tied=_tied_groups(model))
+    layout = _layout(model, hf_quantizer, no_split=no_split, tied=declared_ties(model))
     if no_split and not layout.has_no_split:
         logger.warning(
             "The model contains no module of the classes %s that must not be split.", sorted(no_split)
@@ -177,7 +173,7 @@ def compute_module_sizes(
     Source: transformers 5.23, integrations/accelerate.py, which counts a tied tensor not at all when the name that its
         table would drop is the one it is met under.
     """
-    layout = _layout(model, hf_quantizer, no_split=[], tied=_tied_groups(model))
+    layout = _layout(model, hf_quantizer, no_split=[], tied=declared_ties(model))
     sizes = layout.stored_sizes("buffers" if buffers_only else "all")
     modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
     direct: dict[str, int | float] = {}
@@ -195,15 +191,6 @@ def compute_module_total_buffer_size(model: nn.Module, hf_quantizer: Any = None)
     return compute_module_sizes(model, hf_quantizer, buffers_only=True)[0].get("", 0)
 
 
-def _tied_groups(model: Any) -> list[list[str]]:
-    """Groups of names from the model's table of tied weights: those that go, and the one that stays."""
-    table: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
-    groups: dict[str, list[str]] = {}
-    for name, target in table.items():
-        groups.setdefault(target, [target]).append(name)
-    return [sorted(group) for group in groups.values()]
-
-
 def _layout(
     model: Any, hf_quantizer: Any, *, no_split: list[str], tied: list[list[str]], exempt: Sequence[str] = ()
 ) -> Layout:
@@ -212,30 +199,8 @@ def _layout(
         ModuleTree.from_module(model),
         no_split=no_split,
         dialect="transformers",
-        sizes=None if hf_quantizer is None else _quantized_bits(model, hf_quantizer),
+        sizes=None if hf_quantizer is None else quantized_bits(model, hf_quantizer),
         tied=tied,
         uncounted=uncounted,
         exempt=exempt,
     )
-
-
-def _quantized_bits(model: Any, hf_quantizer: Any) -> dict[str, int]:
-    """Bits of each tensor as a quantizer will store it, rounded up.
-
-    Raises:
-        InvalidTreeError: the quantizer's answer is negative, not finite, or more than can be planned. Fields: ``name``.
-    """
-    if not hasattr(hf_quantizer, "param_element_size"):
-        raise InvalidInputError(f"hf_quantizer must tell param_element_size; got {shown(hf_quantizer)}")
-    bits = {}
-    for tensors in (model.named_parameters(), model.named_buffers()):
-        for name, tensor in tensors:
-            element_bytes = hf_quantizer.param_element_size(model, name, tensor)
-            if not 0 <= element_bytes <= _MOST_ELEMENT_BYTES:
-                raise InvalidTreeError(
-                    f"the quantizer says that an element of '{name}' takes {element_bytes} bytes; it must be a number from 0 "
-                    f"to {_MOST_ELEMENT_BYTES}",
-                    name=name,
-                )
-            bits[name] = math.ceil(tensor.numel() * element_bytes * 8)
-    return bits

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from typing import Any, Final
 
@@ -166,6 +166,7 @@ def layout_as(
     *,
     sizes: Mapping[str, int] | None = None,
     special_dtypes: Mapping[str, Any] | None = None,
+    tied: Sequence[Sequence[str]] | None = None,
     no_split: Iterable[str] = (),
     containers: Iterable[str] = (),
 ) -> Layout:
@@ -176,7 +177,7 @@ def layout_as(
         dtype: an element type, or a quantiser's format: then what the quantiser keeps wide stays as it is.
         sizes: bits of single tensors by name; of those that are converted, the format's count.
         special_dtypes: element types of single tensors, which are not converted.
-        no_split, containers: as of :class:`Layout`.
+        tied, no_split, containers: as of :class:`Layout`.
 
     Raises:
         InvalidInputError: the format converts nothing of this model, and as :class:`Layout` raises it.
@@ -206,5 +207,6 @@ def layout_as(
         dtype=dtype,
         special_dtypes=special_dtypes,
         sizes=sizes,
+        tied=tied,
         containers=containers,
     )

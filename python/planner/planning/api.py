@@ -124,7 +124,22 @@ def plan_to_load(opened: Opened, settings: Mapping[str, Any]) -> Plan:
         As :func:`plan`.
     """
     problem = Problem.of(opened, None, settings, None)
-    return plan_problem(replace(problem, rests_in_files=True))
+    return plan_problem(replace(problem, files_as_disk="without_budgets"))
+
+
+def plan_in_files(opened: Opened, config: Any, settings: Mapping[str, Any]) -> Plan:
+    """The same where the disk has no limit unless the budgets name it, whatever else they name.
+
+    Args:
+        opened: the model.
+        config: as in :func:`plan`.
+        settings: as keywords of :func:`plan`.
+
+    Raises:
+        As :func:`plan`.
+    """
+    problem = Problem.of(opened, config, settings, None)
+    return plan_problem(replace(problem, files_as_disk="unless_named"))
 
 
 def plan_problem(problem: Problem) -> Plan:

@@ -49,7 +49,13 @@ def loaded_as(
     special = dict(special_dtypes or {})
     sizes = opened.sizes(None if into else dtype, special)
     layout = layout_as(
-        opened.tree, dtype, sizes=sizes, special_dtypes=special, no_split=no_split, containers=containers
+        opened.tree,
+        dtype,
+        sizes=sizes,
+        special_dtypes=special,
+        tied=opened.tied,
+        no_split=no_split,
+        containers=containers,
     )
     if into is None:
         return layout, opened
@@ -102,6 +108,7 @@ class SmallerFormats(Mapping[str, int]):
             self._opened.tree,
             special_dtypes=special,
             sizes=self._opened.sizes(dtype=None, special_dtypes=special),
+            tied=self._opened.tied,
         )
         own_bytes = wide.stored_sizes()
         weights = Weights(self._opened.tree)

@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from typing import Any, Final
 
 from planner.checkpoint.source import Opened, open_source
-from planner.choices import RankName
+from planner.choices import FilesAsDisk, RankName
 from planner.config import Resolved, Stack
 from planner.config.problem import Origin, Rank, path_text
 from planner.config.resolved_node import ResolvedNode
@@ -53,7 +53,8 @@ class Problem:
         smaller: formats in which the model would be smaller.
         budgets: bytes by device; empty for what is detected.
         has_own_budgets: the budgets are one row of many, in place of what the settings say.
-        rests_in_files: where no budgets are said, the disk is there without a limit: it is the files that the model is loaded from.
+        files_as_disk: when the disk is there without a limit, because it is the files that the model is loaded from: never,
+            where no budgets are said, or wherever none is said of the disk.
     """
 
     resolved: Resolved[Settings]
@@ -63,7 +64,7 @@ class Problem:
     smaller: SmallerFormats
     budgets: Mapping[DeviceKey, int]
     has_own_budgets: bool = False
-    rests_in_files: bool = False
+    files_as_disk: FilesAsDisk = "never"
 
     @classmethod
     def of(
@@ -107,12 +108,18 @@ class Problem:
     def device_budgets(self) -> tuple[DeviceBudget, ...]:
         """Devices with budgets, in order of preference; free memory is asked for here."""
         found = device_budgets(self.budgets, self.settings.headroom, self.settings.offload_folder)
-        if not self.rests_in_files or self.budgets:
+        if not self._has_files_as_disk:
             return found
         whole_bytes = -(-self.layout.columns.total_bits // 8)
         origin = "detected: the checkpoint's own files"
         files = DeviceBudget(device="disk", budget_bytes=whole_bytes, headroom=0, origin=origin)
         return (*(budget for budget in found if budget.device != "disk"), files)
+
+    @property
+    def _has_files_as_disk(self) -> bool:
+        if self.files_as_disk == "unless_named":
+            return "disk" not in self.budgets
+        return self.files_as_disk == "without_budgets" and not self.budgets
 
     @cached_property
     def constraints(self) -> Constraints:

@@ -1,0 +1,103 @@
+"""Plans and device maps that a caller hands to ``from_pretrained``, judged before a byte is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from planner.caller import warn_caller
+from planner.compat.huggingface.best import as_loaded
+from planner.compat.huggingface.key_matching import as_matched
+from planner.errors import PlanMismatchError
+from planner.known_names import KnownNames
+from planner.model.layout import Layout
+from planner.model.tree import ModuleTree
+from planner.names import listed, require_map, require_texts
+from planner.plans.device_map import DeviceMap
+from planner.units import format_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from planner.plans.plan import Plan
+
+__all__ = ["checked_map", "checked_plan"]
+
+_CLEARLY: Final = 1.02  # buffers that no file holds are in the model, and not in a plan from files
+
+
+def checked_plan(model: PreTrainedModel, plan: Plan, hf_quantizer: Any) -> Plan:
+    """A plan that fits a model on meta, this machine and the quantiser.
+
+    Raises:
+        PlanMismatchError: it does not fit the model or this machine. Fields: ``findings``.
+        ValueError: as the quantiser refuses its map.
+
+    Guarantee: warns if the model will be clearly larger than was planned.
+    """
+    from planner.dispatching.install.device_map import ResolvedDeviceMap, require_fit, require_whole
+
+    resolved_map = ResolvedDeviceMap.of_plan(plan)
+    require_fit(model, resolved_map)
+    require_whole(model, resolved_map)
+    if hf_quantizer is not None:
+        hf_quantizer.validate_environment(device_map=dict(plan.device_map))
+    opened = as_loaded(model, hf_quantizer)
+    layout = Layout(opened.tree, sizes=opened.sizes(None, {}), tied=opened.tied)
+    loaded_bytes, planned_bytes = -(-layout.columns.total_bits // 8), plan.source.total_bytes
+    if loaded_bytes > planned_bytes * _CLEARLY:
+        warn_caller(
+            f"the plan is for {format_bytes(planned_bytes)}, and this {type(model).__name__} is loaded as {model.dtype}, with "
+            f"{format_bytes(loaded_bytes)}: budgets may be exceeded; load it with the dtype of the plan, or plan it with this dtype"
+        )
+    return plan
+
+
+def checked_map(model: PreTrainedModel, device_map: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A map as it is, without keys that name nothing, and with those that transformers needs to read it as it is meant.
+
+    Raises:
+        PlanMismatchError: tensors without a device, or devices that this machine does not have. Fields: ``findings``.
+        InvalidDevicesError: a device that is none. Fields: ``device``.
+        InvalidInputError, InvalidConstraintError: no mapping from names.
+
+    Guarantee: warns of keys that name nothing.
+    """
+    from planner.dispatching.install.device_map import ResolvedDeviceMap, require_whole
+
+    require_map(device_map)
+    require_texts(device_map)
+    if {str(device) for device in device_map.values()} == {"meta"}:
+        return device_map  # nothing is loaded, and nothing will run
+    is_ours = isinstance(device_map, DeviceMap)
+    resolved_map = ResolvedDeviceMap.of_plan(device_map) if is_ours else ResolvedDeviceMap(device_map)
+    tree = ModuleTree.from_module(model)
+    unknown, uncovered = tree.uncovered(device_map, "saved")
+    if uncovered and getattr(model, "_no_placement_params", None) is None:
+        raise PlanMismatchError(
+            f"the device map has no device for {listed(map(repr, uncovered))}; {_unknown(model, tree, unknown)}a key '' would be for "
+            "all that no other key names",
+            findings=tuple(uncovered),
+        )
+    require_whole(model, resolved_map)
+    if unknown:
+        warn_caller(
+            f"the device map is read without some of its keys: {_unknown(model, tree, unknown)}".rstrip("; ")
+        )
+        device_map = _without(device_map, unknown)
+    return as_matched(model, device_map)
+
+
+def _without(device_map: Mapping[str, Any], unknown: Sequence[str]) -> Mapping[str, Any]:
+    kept = {name: device for name, device in device_map.items() if name not in set(unknown)}
+    return DeviceMap(kept, device_map.execution_map) if isinstance(device_map, DeviceMap) else kept
+
+
+def _unknown(model: PreTrainedModel, tree: ModuleTree, unknown: Sequence[str]) -> str:
+    """That names are not there, and what they may have meant; nothing where there are none."""
+    if not unknown:
+        return ""
+    names = KnownNames.of(tree.columns.name_kinds())
+    nearest = dict.fromkeys(near for name in unknown[:5] for near in names.nearest(name, most=1))
+    meant = f" (did you mean {listed(map(repr, nearest))}?)" if nearest else ""
+    return f"this {type(model).__name__} does not have {listed(map(repr, unknown))}{meant}; "
