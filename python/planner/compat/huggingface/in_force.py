@@ -103,9 +103,19 @@ class Integration:
         traceback: TracebackType | None,
     ) -> None:
         """In force for this context no more. Raises InvalidInputError if it had not been entered."""
+        entry = None
         with replacing.LOCK:
-            entry = self._left()
-            self._take_out(entry)
+            try:
+                entry = self._left()
+                self._end(entry)
+            except InvalidInputError:
+                raise
+            except BaseException:  # an interrupt; what was begun is ended first
+                self._end(entry or self._left())
+                raise
+
+    def _end(self, entry: _Entry) -> None:
+        self._take_out(entry)
         if _ENTERED.get() is entry:
             _ENTERED.set(_newest())
 

@@ -20,8 +20,8 @@ from planner.compat.huggingface.sites import (
     Function,
     Group,
     Site,
-    checked,
     misfit,
+    site_of,
 )
 from planner.compat.huggingface.watching import Watcher
 from planner.errors import IntegrationError
@@ -142,17 +142,31 @@ def _has_run(name: str) -> bool:
 
 
 def _put_in(groups: Iterable[Group]) -> None:
-    for call_site, site in checked(groups):
-        stand_in = _state.stand_ins.get(call_site)
-        holder = call_site.holder()
-        if stand_in is not None and stand_in.holder is holder and stand_in.is_there():
-            continue
-        if stand_in is not None:  # somebody has put back what had been there before
-            stand_in.retire()
-        found = call_site.found()
-        assert holder is not None and found is not None, "checked above"
-        _state.stand_ins[call_site] = stand_in = _standing_in(call_site, site, holder, _unwrapped(found))
-        setattr(holder, call_site.name, stand_in.ours)
+    """Ours in all places of these libraries where it is not yet. Raises IntegrationError, with nothing put in."""
+    lacking = [(group, [site for site in group.sites if not _is_in_place(site)]) for group in groups]
+    for group, call_sites in lacking:
+        problems = [problem for site in call_sites if (problem := site.problem()) is not None]
+        if problems:
+            raise misfit(group.library, problems)
+    for group, call_sites in lacking:
+        for call_site in call_sites:
+            _replace(call_site, site_of(call_site, group.library))
+
+
+def _is_in_place(call_site: CallSite) -> bool:
+    stand_in = _state.stand_ins.get(call_site)
+    return stand_in is not None and stand_in.holder is call_site.holder() and stand_in.is_there()
+
+
+def _replace(call_site: CallSite, site: Site) -> None:
+    holder, found = call_site.holder(), call_site.found()
+    assert holder is not None and found is not None, "it has no problem"
+    earlier = _state.stand_ins.get(call_site)
+    if earlier is not None:  # somebody has put back what had been there before
+        earlier.retire()
+    stand_in = _standing_in(call_site, site, holder, _unwrapped(found))
+    _state.stand_ins[call_site] = stand_in
+    setattr(holder, call_site.name, stand_in.ours)
 
 
 def _unwrapped(found: Function) -> Function:
@@ -180,7 +194,6 @@ def _standing_in(call_site: CallSite, site: Site, holder: ModuleType | type, bef
     return stand_in
 
 
-@functools.cache
 def _role(role: str) -> Function:
     """The function of ours for a place; loaded when it is first called."""
     module, _, name = role.partition(":")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import inspect
 import sys
@@ -12,7 +13,7 @@ from typing import Final
 
 from planner.errors import IntegrationError
 
-__all__ = ["GROUPS", "REQUIRED", "CallSite", "Function", "Group", "Site", "checked", "misfit"]
+__all__ = ["GROUPS", "REQUIRED", "CallSite", "Function", "Group", "Site", "misfit", "site_of"]
 
 Function = Callable[..., object]
 
@@ -198,18 +199,10 @@ GROUPS: Final = (
 )
 
 
-def checked(groups: Iterable[Group]) -> list[tuple[CallSite, Site]]:
-    """All places of loaded libraries, each with what is said of it. Raises IntegrationError if any does not fit."""
-    found = []
-    for group in groups:
-        problems = [problem for site in group.sites if (problem := site.problem()) is not None]
-        if problems:
-            raise misfit(group.library, problems)
-        version = _version(group.library) or "unknown"
-        found += [
-            (site, Site(site.module, site.owner, site.name, group.library, version)) for site in group.sites
-        ]
-    return found
+def site_of(call_site: CallSite, library: str) -> Site:
+    """What is said of a place that ours stands in."""
+    version = _version(library) or "unknown"
+    return Site(call_site.module, call_site.owner, call_site.name, library, version)
 
 
 def misfit(library: str, problems: Iterable[str]) -> IntegrationError:
@@ -226,6 +219,7 @@ def misfit(library: str, problems: Iterable[str]) -> IntegrationError:
     )
 
 
+@functools.cache
 def _version(library: str) -> str | None:
     try:
         return importlib.metadata.version(library)
