@@ -12,6 +12,7 @@ from torch import nn
 from planner.arguments import path_text
 from planner.compat.index_rows import file_weights_of_rows
 from planner.compat.loaded import weights_in_files
+from planner.devices.keys import DeviceKey
 from planner.dispatching.hooks.place import rests
 from planner.dispatching.install.lookup import TensorLookup
 from planner.dispatching.install.record import dispatched_models
@@ -29,7 +30,7 @@ from planner.dispatching.tensors.resting import RestingPlace
 from planner.dispatching.tensors.slots import Slot, modules_of, own_slots
 from planner.errors import InvalidInputError, OffloadError
 from planner.loading.weights import FileWeights
-from planner.names import is_within, qualified
+from planner.names import device_of, qualified
 
 __all__ = ["DiskPart", "disk_part", "has_index", "require_flat", "write_once"]
 
@@ -74,7 +75,7 @@ class _Places(Mapping[str, Any]):
 
 def disk_part(
     model: nn.Module,
-    parts: list[str],
+    device_map: Mapping[str, DeviceKey],
     *,
     offload_dir: str | os.PathLike[str] | None,
     offload_index: Mapping[str, Any] | None,
@@ -85,7 +86,7 @@ def disk_part(
 
     Args:
         model: the model; what lies on disk already stays where it is.
-        parts: names of what shall lie on disk; "" is the model.
+        device_map: names to devices, some of them "disk"; a name inside of another one counts for itself.
         offload_dir: the folder for what no file has; one with an index has it all.
         offload_index: rows that say in which files it is.
         state_dict: values in memory, which come first.
@@ -96,7 +97,7 @@ def disk_part(
         OffloadError: what cannot be written, or has no values. Fields: ``name``.
         CheckpointError: a file that a row names and that cannot be read. Fields: ``file``, ``reason``.
     """
-    slots = _slots_on_disk(model, parts, offload_buffers=offload_buffers)
+    slots = _slots_on_disk(model, device_map, offload_buffers=offload_buffers)
     held = dict(state_dict or _NONE)
     places = _resting_places(model, slots, held)
     index = offload_index or None
@@ -109,12 +110,12 @@ def disk_part(
         elif offload_dir is None:
             raise InvalidInputError(
                 "We need an `offload_dir` to dispatch this model according to this `device_map`, the following submodules need "
-                f"to be offloaded: {', '.join(parts)}."
+                f"to be offloaded: {', '.join(name for name, key in device_map.items() if key == 'disk')}."
             )
     if left and index is None:
         assert offload_dir is not None
-        require_flat(model, parts, places)
-        write_once(offload_dir, model, parts, places)
+        require_flat(model, left)
+        write_once(offload_dir, model, left)
         index = read_index(offload_dir)
     if index is not None:
         # What no row has stays in memory, beside what is in files.
@@ -130,15 +131,16 @@ def disk_part(
     return DiskPart(OffloadedWeightsLoader(_Places(places, held), offload_dir, index or {}), None)
 
 
-def _slots_on_disk(model: nn.Module, parts: Iterable[str], *, offload_buffers: bool) -> dict[str, Slot]:
-    parts = tuple(parts)
+def _slots_on_disk(
+    model: nn.Module, device_map: Mapping[str, DeviceKey], *, offload_buffers: bool
+) -> dict[str, Slot]:
     named = (
         (qualified(prefix, slot.name), slot)
         for prefix, module in modules_of(model)
         for slot in own_slots(module)
         if rests(slot, offload_buffers=offload_buffers)
     )
-    return {name: slot for name, slot in named if any(is_within(name, part) for part in parts)}
+    return {name: slot for name, slot in named if device_of(name, device_map) == "disk"}
 
 
 def _resting_places(
@@ -190,23 +192,17 @@ def has_index(folder: str | os.PathLike[str] | None) -> bool:
     )
 
 
-def require_flat(model: nn.Module, parts: Iterable[str], but: Iterable[str] = ()) -> None:
+def require_flat(model: nn.Module, parts: Iterable[str]) -> None:
     """Raises OffloadError if a tensor cannot be written as plain bytes, before anything is written."""
-    but = frozenset(but)
     for name, tensor in extract_submodules_state_dict(model.state_dict(keep_vars=True), parts).items():
-        if name not in but:
-            require_plain(tensor, name)
+        require_plain(tensor, name)
 
 
-def write_once(
-    folder: str | os.PathLike[str], model: nn.Module, parts: Iterable[str], but: Iterable[str] = ()
-) -> None:
+def write_once(folder: str | os.PathLike[str], model: nn.Module, parts: Iterable[str]) -> None:
     """Writes parts of a model to a folder that has no index yet. Raises OffloadError for what has no values."""
     if has_index(folder):
         return
-    but = frozenset(but)
     state = extract_submodules_state_dict(model.state_dict(), parts)
-    state = {name: tensor for name, tensor in state.items() if name not in but}
     for name, tensor in state.items():
         if tensor.is_meta and not is_offloaded(tensor):
             raise OffloadError(

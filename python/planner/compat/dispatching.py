@@ -123,7 +123,7 @@ def place_model(
     if on_disk:
         weights, in_files = disk_part(
             model,
-            on_disk,
+            resolved_map.keys,
             offload_dir=offload_dir,
             offload_index=offload_index,
             state_dict=state_dict,

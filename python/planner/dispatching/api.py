@@ -184,7 +184,7 @@ def carry_out(model: nn.Module, request: DispatchRequest) -> None:
 
 def take_off_later_hooks(model: nn.Module, engaged: list[Dispatched], journal: Journal) -> None:
     """Hooks that only move arguments, put on a dispatched model by others: generate() of encoder-decoder models does."""
-    from planner.dispatching.install.prepare import is_later_hook
+    from planner.dispatching.install.declared import is_later_hook
     from planner.dispatching.methods.forward import restore_forward
     from planner.dispatching.tensors.slots import modules_of
 
@@ -202,14 +202,15 @@ def undispatch(model: nn.Module) -> nn.Module:
     """Undoes :func:`dispatch`: every tensor back where it was before, no hook left.
 
     Args:
-        model: a dispatched model, or one with dispatched models inside; changed in place.
+        model: a dispatched model, or one with dispatched models inside; changed in place. Of one that accelerate has dispatched, whose
+            hooks do not say where tensors were before, all come to the CPU, also those on disk.
 
     Returns:
         The model.
 
     Raises:
         PlanMismatchError: it is not dispatched. Fields: ``findings``.
-        OffloadError: it runs just now. Fields: ``name``.
+        OffloadError: it runs just now, or a tensor cannot be read. Fields: ``name``.
 
     Guarantee: when it raises, the model is as it was. What others have wrapped around the model's modules stays.
 
@@ -219,6 +220,7 @@ def undispatch(model: nn.Module) -> nn.Module:
         >>> hasattr(undispatch(model), "hf_device_map")
         False
     """
+    from planner.dispatching.install.other_hooks import has_other_hooks, take_off_other_hooks
     from planner.dispatching.install.record import dispatched_models, is_part
 
     engaged = dispatched_models(model)
@@ -227,11 +229,12 @@ def undispatch(model: nn.Module) -> nn.Module:
             f"this {type(model).__name__} is part of a larger model that is dispatched; undispatch that one",
             findings=(),
         )
+    if not engaged and has_other_hooks(model):
+        take_off_other_hooks(model)
+        return model
     if not engaged:
         raise PlanMismatchError(
-            f"this {type(model).__name__} is not dispatched, so there is nothing to undo; "
-            "for accelerate's own hooks call planner.remove_hook_from_submodules(model)",
-            findings=(),
+            f"this {type(model).__name__} is not dispatched, so there is nothing to undo", findings=()
         )
     journal = Journal()
     try:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from planner.dispatching.hooks.align import AlignDevicesHook, aligns
+from planner.dispatching.hooks.align import AlignDevicesHook
 from planner.dispatching.hooks.place import moves_in_place
+from planner.dispatching.install.declared import declared_classes, declared_skips, refuse_other_hooks
 from planner.dispatching.install.edges import Edge, edges_of
 from planner.dispatching.install.lookup import OffloadedWeights
 from planner.dispatching.install.record import (
@@ -30,7 +31,6 @@ from planner.dispatching.methods.forward import (
     OffloadedForward,
     OffloadedRootForward,
     RootForward,
-    installed,
 )
 from planner.dispatching.methods.mixed_forward import (
     MixedForward,
@@ -52,14 +52,14 @@ from planner.dispatching.tensors.journal import Journal
 from planner.dispatching.tensors.placeholder import PlaceholderTensor, placeholder
 from planner.dispatching.tensors.slots import modules_of
 from planner.dispatching.tensors.ties import Tie, TiedCopy
-from planner.errors import PlanMismatchError
+from planner.plans.device_map import DeviceMap
 
-__all__ = ["Prepared", "is_later_hook", "prepare", "regions_of"]
+__all__ = ["Prepared", "prepare", "regions_of"]
 
 
 def regions_of(model: nn.Module, request: DispatchRequest) -> Regions:
     """A request's device map applied to a model. Raises PlanMismatchError."""
-    no_split = frozenset(_declared_classes(model)) | request.whole_classes
+    no_split = frozenset(declared_classes(model)) | request.whole_classes
     resolved_map = request.resolved_map
     return find_regions(model, resolved_map.placements, resolved_map.root_placement, no_split)
 
@@ -78,49 +78,17 @@ def prepare(
     """
     resolved_map = request.resolved_map
     layout = regions_of(model, request) if regions is None else regions
-    _refuse_other_hooks(model, engaged)
+    refuse_other_hooks(model, engaged)
     values = Values(model, layout, engaged, request)
     values.check()
     values.move()
+    inner = tuple(each.model for each in engaged if each.model is not model and each.shows_device_map)
     is_attached = any(values.is_resting) or request.force_borders or not resolved_map.is_single
     if not is_attached:
-        return Prepared(model, request, layout, values, None)
+        return Prepared(model, request, layout, values, None, inner)
     named, main_device = frozenset(resolved_map.placements), resolved_map.root_placement.execution_device
-    return Prepared(model, request, layout, values, tuple(edges_of(model, layout, named, main_device)))
-
-
-def _declared_classes(model: nn.Module) -> set[str]:
-    """What models themselves, also those inside, say must not be split."""
-    found: set[str] = set()
-    for _, module in modules_of(model):
-        # Of the instance: some classes make it a property.
-        found.update(getattr(module, "_no_split_modules", None) or ())
-    return found
-
-
-def _refuse_other_hooks(model: nn.Module, engaged: list[Dispatched]) -> None:
-    ours = {id(forward.hook) for dispatched in engaged for forward in dispatched.forwards}
-    for name, module in modules_of(model):
-        hook = module.__dict__.get("_hf_hook")
-        if hook is None or id(hook) in ours:
-            continue
-        if isinstance(installed(module), Border):
-            what = f"'{name}'" if name else f"this {type(module).__name__}"
-            raise PlanMismatchError(
-                f"{what} is part of a larger model that is dispatched; dispatch or undispatch that one",
-                findings=(name,),
-            )
-        if not (engaged and is_later_hook(hook)):
-            raise PlanMismatchError(
-                f"'{name}' has a hook already ({type(hook).__name__}); take it off with "
-                "planner.remove_hook_from_submodules(model) first",
-                findings=(name,),
-            )
-
-
-def is_later_hook(hook: Any) -> bool:
-    """Whether a hook that is not ours goes with the dispatch: it moves arguments and holds no weights."""
-    return aligns(hook) and not hook.offload
+    edges = tuple(edges_of(model, layout, named, main_device))
+    return Prepared(model, request, layout, values, edges, inner)
 
 
 @dataclass(slots=True, eq=False)
@@ -132,6 +100,8 @@ class Prepared:
     layout: Regions
     values: Values
     edges: tuple[Edge, ...] | None  # None: nothing is attached
+    # Models inside that were dispatched before, by a map that they show.
+    inner: tuple[nn.Module, ...]
     placeholders: dict[int, PlaceholderTensor] = field(default_factory=dict)
     tied: TiedCopies = field(default_factory=dict)
     shares: dict[int, SharedCopies] = field(default_factory=dict)
@@ -141,7 +111,7 @@ class Prepared:
     def install(self, journal: Journal) -> None:
         """Installs everything."""
         record = Dispatched(self.model)
-        self.skip_keys = self.request.skip_keys | _declared_skips(self.model)
+        self.skip_keys = self.request.skip_keys | declared_skips(self.model)
         self._keep_objects(journal)
         for place, value in zip(self.layout.places, self.values.after, strict=True):
             journal.set(place.slot.table, place.slot.name, value)
@@ -149,9 +119,18 @@ class Prepared:
             self._install(journal, record, self.edges)
         refresh_flat_weights(self.model, journal)
         record.originals.extend(self._originals())
-        if self.request.resolved_map.device_map:
-            record.show_device_map(journal, dict(self.request.resolved_map.device_map))
+        self._show_device_maps(journal, record)
         journal.set(self.model.__dict__, RECORD, record)
+
+    def _show_device_maps(self, journal: Journal, record: Dispatched) -> None:
+        """The map as the model's own, and, under their own names, as that of models inside that were dispatched before."""
+        device_map = DeviceMap(self.request.resolved_map.device_map)
+        if not device_map:
+            return
+        record.show_device_map(journal, self.model, dict(device_map))
+        for name, inner in modules_of(self.model):
+            if name and any(inner is model for model in self.inner):
+                record.show_device_map(journal, inner, dict(device_map.below(name)))
 
     def _originals(self) -> Iterator[OriginalPlacement]:
         """Where everything came from; of tied tensors that are apart now, also what lies there instead."""
@@ -378,12 +357,3 @@ def _kind(edge: Edge | None, *, is_fetching: bool, is_root: bool) -> type[Forwar
     if edge is not None and edge.is_apart:
         return OffloadedUnmixedForward if is_fetching else UnmixedForward
     return OffloadedForward if is_fetching else Border
-
-
-def _declared_skips(model: nn.Module) -> frozenset[str]:
-    """What models themselves, also those inside, say must not cross."""
-    found: set[str] = set()
-    for _, module in modules_of(model):
-        keys = getattr(module, "_skip_keys_device_placement", None) or ()
-        found.update([keys] if isinstance(keys, str) else keys)
-    return frozenset(found)

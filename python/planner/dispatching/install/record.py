@@ -86,7 +86,8 @@ class Dispatched:
         forwards: what stands in the modules' places of ``forward``.
         originals: where every tensor lay before the first dispatch.
         overrides: what stands in the places of their other methods.
-        device_map: the model's ``hf_device_map``, and what that was before, if it had one.
+        device_maps: of the model, and of models inside that were dispatched before, ``hf_device_map`` and what that was before, if they
+            had one.
         ties: tensors that have copies on several devices.
     """
 
@@ -94,7 +95,7 @@ class Dispatched:
     forwards: list[Forward] = field(default_factory=list)
     originals: list[OriginalPlacement] = field(default_factory=list)
     overrides: list[Override] = field(default_factory=list)
-    device_map: tuple[Any, ...] = ()
+    device_maps: list[tuple[Any, ...]] = field(default_factory=list)
     ties: list[Tie] = field(default_factory=list)
     membership: Membership = field(default_factory=Membership)
 
@@ -102,7 +103,7 @@ class Dispatched:
         self.membership.record = weakref.ref(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("model", "forwards", "originals", "overrides", "device_map", "ties", "membership")
+        names = ("model", "forwards", "originals", "overrides", "device_maps", "ties", "membership")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -118,11 +119,16 @@ class Dispatched:
             self.overrides.append(override)
         override.install(journal)
 
-    def show_device_map(self, journal: Journal, device_map: dict[str, Any]) -> None:
-        """Sets the model's ``hf_device_map``, which other libraries read."""
-        table = self.model.__dict__
-        self.device_map = (device_map, *([table[_DEVICE_MAP]] if _DEVICE_MAP in table else []))
+    def show_device_map(self, journal: Journal, model: nn.Module, device_map: dict[str, Any]) -> None:
+        """Sets ``hf_device_map``, which other libraries read, of the model or of one inside."""
+        table = model.__dict__
+        self.device_maps.append((model, device_map, *([table[_DEVICE_MAP]] if _DEVICE_MAP in table else [])))
         journal.set(table, _DEVICE_MAP, device_map)
+
+    @property
+    def shows_device_map(self) -> bool:
+        """Whether the model itself has one by this dispatch."""
+        return any(row[0] is self.model for row in self.device_maps)
 
     def settle_before_reading(self, journal: Journal, module: nn.Module) -> None:
         """Lets a module's state dict have what was written into copies of its tensors elsewhere."""
@@ -233,8 +239,8 @@ class Dispatched:
                 pickling = Pickling.of(slot.module)
                 if pickling is not None and pickling.offloaded_module is offloaded_module:
                     pickling.take_off(journal)
-        if self.device_map:
-            journal.put_back(self.model.__dict__, _DEVICE_MAP, *self.device_map)
+        for model, *device_maps in self.device_maps:
+            journal.put_back(model.__dict__, _DEVICE_MAP, *device_maps)
 
     def close(self, tensors: Literal["stay", "return"] = "stay") -> None:
         """After a removal: an old forward that is still called is that of the module as it is now.

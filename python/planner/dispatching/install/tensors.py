@@ -30,9 +30,11 @@ def _value(resting: TensorLookup, slot: Slot, known: dict[int, Any]) -> Any:
         return found
     if id(found) not in known:
         value = resting.value(slot)
-        if not slot.is_buffer and not isinstance(value, nn.Parameter):
-            # Files give plain tensors.
-            value = nn.Parameter(value, requires_grad=found.requires_grad)
+        is_own = isinstance(value, nn.Parameter) and value.requires_grad == found.requires_grad
+        place = resting.resting_place(slot)
+        if not slot.is_buffer and not is_own and place is not None and place.is_in_file:
+            # Files know nothing of gradients, and some give plain tensors.
+            value = nn.Parameter(value.detach(), requires_grad=found.requires_grad)
             copy_marks(found, value)
         known[id(found)] = value
     return known[id(found)]

@@ -19,7 +19,7 @@ from planner.dispatching.tensors.slots import Slot
 from planner.errors import InvalidInputError
 from planner.spelling import shown
 
-__all__ = ["OffloadStore", "TiedCopies", "is_foreign", "require_tied_copies"]
+__all__ = ["OffloadStore", "TiedCopies", "has_own_memory", "is_foreign", "require_tied_copies"]
 
 # By address of a resting tensor: its copies by device. accelerate's type, so that its readers find what they expect.
 TiedCopies = dict[int, dict[Any, Any]]
@@ -225,7 +225,7 @@ class OffloadStore:
             if id(placeholder) not in made:
                 resting = self.value(index)
                 tensor = resting if resting.device == device else copied(resting, device)
-                if is_whole and not _has_own_memory(tensor):
+                if is_whole and not has_own_memory(tensor):
                     tensor = tensor.detach().clone()
                 made[id(placeholder)] = (
                     tensor if slot.is_buffer else _as_parameter(tensor, placeholder, journal)
@@ -240,7 +240,7 @@ def is_foreign(found: Any) -> bool:
     return found is not None and not found.is_meta
 
 
-def _has_own_memory(tensor: torch.Tensor) -> bool:
+def has_own_memory(tensor: torch.Tensor) -> bool:
     """Whether torch has made the memory of a tensor; that of a file is somebody else's, and cannot be made larger."""
     return is_traceable_wrapper_subclass(tensor) or tensor.untyped_storage().resizable()
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from planner.dispatching.tensors.placeholder import at_hand
+
 __all__ = ["WatchedTensor", "unwatched", "watched"]
 
 
@@ -54,7 +56,9 @@ class WatchedTensor(torch.Tensor):
     @data.setter
     def data(self, values: torch.Tensor) -> None:
         self._note()
-        torch.Tensor.data.__set__(self, values)  # type: ignore[attr-defined]
+        values = at_hand(values)
+        if values is not self:  # as after `weight.data -= …` of one's own placeholder
+            torch.Tensor.data.__set__(self, values)  # type: ignore[attr-defined]
 
     def detach(self) -> torch.Tensor:
         """As of any tensor; reaching for its data is reaching for this one's."""

@@ -16,7 +16,17 @@ from planner.model.carried import carried_tensors
 from planner.names import listed
 
 # Of placeholders; they say nothing about a real tensor.
-_OWN_MARKS = {"offloaded_name", "fetch", "kept", "twin", "stands_for", "whereabouts", "rests_in", "_is_param"}
+_OWN_MARKS = {
+    "offloaded_name",
+    "fetch",
+    "kept",
+    "twin",
+    "stands_for",
+    "whereabouts",
+    "rests_in",
+    "is_at_hand",
+    "_is_param",
+}
 
 __all__ = [
     "SharedCopies",

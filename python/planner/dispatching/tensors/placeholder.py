@@ -20,7 +20,7 @@ from planner.dispatching.tensors.placeholder_device import PlaceholderDevice
 from planner.dispatching.tensors.resting import RestingPlace
 from planner.errors import OffloadError
 
-__all__ = ["PlaceholderTensor", "is_offloaded", "placeholder"]
+__all__ = ["PlaceholderTensor", "at_hand", "is_offloaded", "placeholder"]
 
 aten = torch.ops.aten
 _META = torch.device("meta")
@@ -62,6 +62,8 @@ class PlaceholderTensor(torch.Tensor):
     # None: always the meta device.
     whereabouts: PlaceholderDevice | None = None
     fetch: Callable[[], torch.Tensor] | None
+    # What `fetch` gives is the tensor itself, so it may be written to.
+    is_at_hand: bool = False
     # In a pickle, and in a shallow copy of a module: of which placeholder this is the twin. Otherwise: its own twin.
     stands_for: PlaceholderTensor | None = None
     twin: PlaceholderTensor | None = None
@@ -120,7 +122,7 @@ class PlaceholderTensor(torch.Tensor):
 
     def marks(self) -> dict[str, Any]:
         """Attributes that a copy has as well; its module's copy says where that runs."""
-        own = ("twin", "stands_for", "whereabouts")
+        own = ("twin", "stands_for", "whereabouts", "is_at_hand")
         return {key: mark for key, mark in vars(self).items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -139,7 +141,9 @@ class PlaceholderTensor(torch.Tensor):
 
     @data.setter
     def data(self, values: torch.Tensor) -> None:
-        refuse(self, "assigning .data")
+        if not self.is_at_hand:
+            refuse(self, "assigning .data")
+        at_hand(self).data = values
 
     def new_tensor(self, data: Any, **options: Any) -> torch.Tensor:  # type: ignore[override]
         """As usual; torch itself would make it on the meta device."""
@@ -212,6 +216,11 @@ def placeholder(
     return made
 
 
+def at_hand(tensor: torch.Tensor) -> torch.Tensor:
+    """What a placeholder stands for, where that is at hand; any other tensor itself."""
+    return _read(tensor, "reading") if isinstance(tensor, PlaceholderTensor) and tensor.is_at_hand else tensor
+
+
 def is_offloaded(tensor: object) -> bool:
     """Whether this is a placeholder."""
     return isinstance(tensor, PlaceholderTensor)
@@ -269,7 +278,7 @@ def _on_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
             # What `state_dict` gives: libraries ask it what is offloaded.
             made.whereabouts = first.whereabouts.closed()
         return made
-    if can_fetch and not func._schema.is_mutable:
+    if can_fetch and (not func._schema.is_mutable or all(guard.is_at_hand for guard in guards)):
         _require_no_graph(guards)
         return _fetched(func, args, kwargs)
     return refuse(first, str(func))
@@ -337,7 +346,7 @@ def _plain_meta(guard: PlaceholderTensor) -> torch.Tensor:
 
 def _still_guarded(made: torch.Tensor, base: PlaceholderTensor) -> torch.Tensor:
     view = placeholder(made, base.offloaded_name, is_parameter=False)
-    view.fetch, view.whereabouts = base.fetch, base.whereabouts
+    view.fetch, view.whereabouts, view.is_at_hand = base.fetch, base.whereabouts, base.is_at_hand
     return view
 
 

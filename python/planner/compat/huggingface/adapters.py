@@ -1,0 +1,126 @@
+"""Which modules of a model PEFT has added, and where they go when the layer beside them is offloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import nn
+
+from planner.devices.keys import DeviceKey, canonical_device
+from planner.dispatching.api import resolve_map
+from planner.dispatching.hooks.align import AlignDevicesHook, aligns
+from planner.dispatching.hooks.attach import add_hook_to_module, remove_hook_from_module
+from planner.dispatching.install.lookup import TensorLookup
+from planner.dispatching.install.record import dispatched_models
+from planner.dispatching.tensors.slots import modules_of, own_slots
+from planner.names import nearest_key, qualified
+from planner.plans.device_map import DeviceMap
+
+__all__ = ["adapter_parts", "make_resident", "running_devices", "with_adapters"]
+
+_WRAPPED = (".base_layer", ".original_module")
+
+
+def adapter_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """What PEFT has added beside a model's layers, with its names: adapters, and modules that are trained whole."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            for attribute in (*module.adapter_layer_names, *module.other_param_names):
+                part = _attribute(module, attribute)
+                if isinstance(part, nn.Module):
+                    yield qualified(name, attribute), part
+
+
+def _embeddings(model: nn.Module) -> str | None:
+    """The name of what embeds the words behind a prompt, if the model has prompts."""
+    modules = model._modules
+    embeddings = modules.get("word_embeddings") if modules.get("prompt_encoder") is not None else None
+    return next((name for name, module in model.named_modules() if module is embeddings), None)
+
+
+def _attribute(module: nn.Module, name: str) -> Any:
+    try:
+        return attrgetter(name)(module)
+    except AttributeError:
+        return None
+
+
+def with_adapters(model: nn.Module, device_map: Mapping[str, Any], main_device: Any = None) -> dict[str, Any]:
+    """A device map in which adapters lie where they can: those that are trained run beside their layer, and none is on disk.
+
+    Args:
+        model: a model with adapters.
+        device_map: names to devices; on "disk", what no checkpoint has rests on the CPU instead.
+        main_device: where offloaded parts run.
+
+    Returns:
+        Another map; with an execution map, if the first one has one.
+    """
+    resolved = (
+        resolve_map(device_map, None) if main_device is None else resolve_map(device_map, {"": main_device})
+    )
+    moved: dict[str, DeviceKey] = {}
+    embeds = _embeddings(model)
+    if embeds is not None and (around := nearest_key(embeds, resolved.placements)) is not None:
+        # Prompts are joined with what is embedded, also outside of a forward.
+        moved["prompt_encoder"] = canonical_device(resolved.placements[around].execution_device)
+    for name, part in adapter_parts(model):
+        key = nearest_key(name, resolved.keys)
+        around = nearest_key(name, resolved.placements)
+        if key is None or around is None or resolved.keys[key] not in ("cpu", "disk"):
+            continue
+        if any(parameter.requires_grad for parameter in part.parameters()):
+            moved[name] = canonical_device(resolved.placements[around].execution_device)
+        elif resolved.keys[key] == "disk":
+            moved[name] = "cpu"
+    if isinstance(device_map, DeviceMap):
+        return DeviceMap({**device_map, **moved}, device_map.execution_map)
+    return {**device_map, **moved}
+
+
+def running_devices(model: nn.Module) -> dict[str, torch.device]:
+    """By name of a module whose weights are offloaded, where it runs; PEFT's wrapper has the name of what it wraps."""
+    found: dict[str, torch.device] = {}
+    for name, module in model.named_modules():
+        hook = module.__dict__.get("_hf_hook")
+        if aligns(hook) and hook.offload and hook.device is not None:
+            found[_unwrapped(name)] = hook.device
+    return found
+
+
+def _unwrapped(name: str) -> str:
+    for suffix in _WRAPPED:
+        while name.endswith(suffix):
+            name = name.removesuffix(suffix)
+    return name
+
+
+def make_resident(model: nn.Module) -> None:
+    """Lets what is offloaded of a model lie where it runs, so that it can be trained.
+
+    Args:
+        model: a copy that PEFT has made of an offloaded module; changed in place.
+    """
+    lookup = TensorLookup(model, dispatched_models(model))
+    for _, module in modules_of(model):
+        hook = module.__dict__.get("_hf_hook")
+        if not (aligns(hook) and hook.offload) or hook.execution_device is None:
+            continue
+        device = torch.device(hook.execution_device)
+        values = [
+            (slot, slot.read(), lookup.value(slot)) for slot in own_slots(module) if slot.read().is_meta
+        ]
+        remove_hook_from_module(module)
+        for slot, placeholder, value in values:
+            made = value.detach().to(device, copy=True)
+            if not slot.is_buffer:
+                made = nn.Parameter(made, requires_grad=placeholder.requires_grad)
+            slot.write(made)
+        options = {"io_same_device": hook.io_same_device, "skip_keys": hook.skip_keys}
+        add_hook_to_module(module, AlignDevicesHook(device, **options))

@@ -1,0 +1,153 @@
+"""What takes the place of PEFT's functions, and of transformers' for PEFT, where they know nothing of offloaded weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from planner.compat.huggingface import placed
+from planner.compat.huggingface.adapters import (
+    adapter_parts,
+    make_resident,
+    running_devices,
+    with_adapters,
+)
+from planner.compat.huggingface.at_hand import WeightsAtHand, has_placeholders
+
+if TYPE_CHECKING:
+    from planner.compat.huggingface.in_force import Integration
+
+__all__ = ["inject_adapter", "load_adapter", "move_adapter", "place", "update_offload"]
+
+
+def inject_adapter(
+    integration: Integration,
+    before: Callable[..., None],
+    tuner: Any,
+    model: nn.Module,
+    adapter_name: str,
+    *args: Any,
+    **kwargs: Any,
+) -> None:
+    """``BaseTuner.inject_adapter``: an adapter is made where its layer runs, and finds the weights that it is made from.
+
+    Args:
+        integration: what is in force.
+        before: the method whose place this takes.
+        tuner, model, adapter_name, args, kwargs: as PEFT has them.
+
+    Cost: an offloaded weight is read only if the adapter is made from its values, as DoRA is and LoRA is not.
+    """
+    if not has_placeholders(model):
+        before(tuner, model, adapter_name, *args, **kwargs)
+        return
+    create = tuner._create_and_replace
+    with WeightsAtHand(model) as at_hand:
+
+        def create_and_let_go(*made_args: Any, **made_kwargs: Any) -> Any:
+            # No graph may begin at a weight that is there for a while.
+            with torch.no_grad():
+                made = create(*made_args, **made_kwargs)
+            at_hand.let_go()
+            return made
+
+        tuner.__dict__["_create_and_replace"] = create_and_let_go
+        try:
+            before(tuner, model, adapter_name, *args, **kwargs)
+        finally:
+            del tuner.__dict__["_create_and_replace"]
+    for _, part in adapter_parts(model):
+        make_resident(part)
+
+
+def move_adapter(
+    integration: Integration, before: Callable[..., None], layer: Any, *args: Any, **kwargs: Any
+) -> None:
+    """``BaseTunerLayer._move_adapter_to_device_of_base_layer``: to where an offloaded layer runs.
+
+    Args:
+        integration: what is in force.
+        before: the method whose place this takes.
+        layer, args, kwargs: as PEFT has them.
+    """
+    with WeightsAtHand(layer.get_base_layer()):
+        before(layer, *args, **kwargs)
+
+
+def update_offload(
+    integration: Integration,
+    before: Callable[..., Any],
+    model: nn.Module,
+    offload_index: dict[str, Any] | None,
+    adapters_weights: Mapping[str, torch.Tensor],
+) -> Any:
+    """``PeftModel._update_offload``: no copy of the checkpoint is written, since our weights know in which files they are.
+
+    Args:
+        integration: what is in force.
+        before: the method whose place this takes.
+        model: the model with adapters.
+        offload_index: rows of what is on disk; emptied.
+        adapters_weights: of the adapter that was loaded.
+
+    Returns:
+        The rows.
+    """
+    if not has_placeholders(model):
+        return before(model, offload_index, adapters_weights)
+    if offload_index:
+        offload_index.clear()
+    return offload_index
+
+
+def place(
+    integration: Integration,
+    before: Callable[..., Any],
+    model: nn.Module,
+    device_map: Mapping[str, Any],
+    main_device: Any = None,
+    *args: Any,
+    **kwargs: Any,
+) -> nn.Module:
+    """``dispatch_model`` of a model with adapters: they lie where they can be trained, and never on disk.
+
+    Args:
+        integration, before: as :func:`planner.compat.huggingface.placed.place`.
+        model: the model with adapters.
+        device_map, main_device, args, kwargs: as accelerate 1.15's signature has them.
+
+    Returns:
+        The model.
+    """
+    device_map = with_adapters(model, device_map, main_device)
+    return placed.place(integration, before, model, device_map, main_device, *args, **kwargs)
+
+
+def load_adapter(
+    integration: Integration, before: Callable[..., Any], model: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """``PreTrainedModel.load_adapter``: adapters of offloaded layers are loaded to where these run.
+
+    Args:
+        integration: what is in force.
+        before: the method whose place this takes.
+        model, args, kwargs: as transformers has them.
+
+    Returns:
+        What transformers' method says.
+    """
+    device_map = model.__dict__.get("hf_device_map")
+    if device_map is None or not has_placeholders(model):
+        return before(model, *args, **kwargs)
+    running = running_devices(model)
+    main_device = next(iter(running.values()), torch.device("cpu"))
+    resting = {name: device for name, device in device_map.items() if device not in ("cpu", "disk")}
+    # The very function looks there for where adapters go.
+    model.__dict__["hf_device_map"] = {"": main_device, **resting, **running}
+    try:
+        return before(model, *args, **kwargs)
+    finally:
+        model.__dict__["hf_device_map"] = device_map

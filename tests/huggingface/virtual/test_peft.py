@@ -1,0 +1,387 @@
+"""PEFT on models that were loaded over devices: every answer, and every adapter, is that of the undispatched model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import peft
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import planner
+from planner.dispatching.tensors.placeholder import is_offloaded
+from stored_models import stored
+
+Map: TypeAlias = dict[str, Any]
+
+IDS = torch.arange(3, 13)[None]
+MAPS = {
+    "two": (0, 0, 1, 1),
+    "cpu": (0, "cpu", 0, "cpu"),
+    "disk": (0, "disk", 0, "disk"),
+    "mixed": (0, "cpu", 1, "disk"),
+}
+# Where each layer runs.
+RUNS = {"two": (0, 0, 1, 1), "cpu": (0, 0, 0, 0), "disk": (0, 0, 0, 0), "mixed": (0, 0, 1, 0)}
+EACH_MAP = ["mixed", *(pytest.param(name, marks=pytest.mark.sweep) for name in MAPS if name != "mixed")]
+LORA: Map = {"r": 4, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stored("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def adapter(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(folder, tmp_path_factory.mktemp("adapter"), peft.LoraConfig(**LORA, init_lora_weights=False))
+
+
+def saved(folder: Path, into: Path, config: peft.PeftConfig) -> Path:
+    """An adapter that changes the answers, in files."""
+    torch.manual_seed(7)
+    model: Any = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(into)
+    return into
+
+
+@pytest.fixture(autouse=True)
+def current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Nothing is written below it."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    yield here
+    assert not list(here.iterdir())
+
+
+@pytest.fixture
+def here() -> Iterator[planner.Integration]:
+    with planner.integrate() as integration:
+        yield integration
+
+
+def device_map(layers: tuple[Any, ...]) -> Map:
+    outer = ("model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head")
+    return {**dict.fromkeys(outer, 0), **{f"model.layers.{i}": device for i, device in enumerate(layers)}}
+
+
+def plain(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder).eval().to(0)
+
+
+def spread(folder: Path, name: str, offload: Path) -> Any:
+    placed = device_map(MAPS[name])
+    return AutoModelForCausalLM.from_pretrained(folder, device_map=placed, offload_folder=offload).eval()
+
+
+@torch.no_grad()
+def answer(model: Any) -> torch.Tensor:
+    found: torch.Tensor = model(IDS.to(0)).logits.cpu()
+    return found
+
+
+def tokens(model: Any) -> torch.Tensor:
+    found: torch.Tensor = model.generate(input_ids=IDS.to(0), max_new_tokens=4, do_sample=False)
+    return found.cpu()
+
+
+def adapters(model: nn.Module) -> dict[str, Any]:
+    return {name: p for name, p in model.named_parameters() if "lora_" in name}
+
+
+def requires_adapters_beside(model: nn.Module, name: str) -> None:
+    """Each adapter is real and where its layer runs."""
+    found = adapters(model)
+    assert found
+    for path, parameter in found.items():
+        layer = int(path.split(".layers.")[1].split(".")[0])
+        assert not parameter.is_meta and parameter.device == torch.device(RUNS[name][layer]), path
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in planner.state_dict(model).items()}
+
+
+def require_equal(found: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == want.keys()
+    assert [name for name in want if not found[name].equal(want[name])] == []
+
+
+def reloaded(model: Any, into: Path) -> dict[str, torch.Tensor]:
+    model.save_pretrained(into)
+    return state(AutoModelForCausalLM.from_pretrained(into))
+
+
+# ---- PeftModel.from_pretrained
+
+Own: TypeAlias = Callable[[str], Map]
+
+
+def auto(name: str) -> Map:
+    return {}
+
+
+def own(name: str) -> Map:
+    placed = device_map(MAPS[name])
+    return {"device_map": {f"base_model.model.{key}": device for key, device in placed.items()}}
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("asked", [auto, own])
+@pytest.mark.parametrize("name", EACH_MAP)
+def test_an_adapter_is_loaded(name: str, asked: Own, folder: Path, adapter: Path, tmp_path: Path) -> None:
+    want = peft.PeftModel.from_pretrained(plain(folder), adapter)
+    base = spread(folder, name, tmp_path / "o")
+    model = peft.PeftModel.from_pretrained(base, adapter, offload_folder=tmp_path / "o2", **asked(name))
+    assert answer(model).equal(answer(want)) and tokens(model).equal(tokens(want))
+    merged, want = model.merge_and_unload(), want.merge_and_unload()
+    assert answer(merged).equal(answer(want))
+    require_equal(reloaded(merged, tmp_path / "s"), reloaded(want, tmp_path / "s2"))
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", EACH_MAP)
+def test_what_was_trained_once_is_trained_further(
+    name: str, folder: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """`is_trainable` with a map of one's own: adapters of offloaded layers lie where they run."""
+    want = peft.PeftModel.from_pretrained(plain(folder), adapter, is_trainable=True)
+    base = spread(folder, name, tmp_path / "o")
+    model = peft.PeftModel.from_pretrained(base, adapter, is_trainable=True, **own(name))
+    requires_adapters_beside(model, name)
+    require_equal(trained(model), trained(want))
+    assert is_offloaded(next(base.model.layers[1].mlp.up_proj.parameters())) is (name != "two")
+
+
+# ---- get_peft_model
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", EACH_MAP)
+def test_a_fresh_adapter_is_made_where_its_layer_runs(
+    name: str, folder: Path, adapter: Path, tmp_path: Path
+) -> None:
+    want = answer(plain(folder))
+    model = peft.get_peft_model(spread(folder, name, tmp_path / "o"), peft.LoraConfig(**LORA))
+    requires_adapters_beside(model, name)
+    assert answer(model).equal(want)
+    loaded = peft.PeftModel.from_pretrained(plain(folder), adapter)
+    model.load_adapter(adapter, "other")
+    model.set_adapter("other")
+    requires_adapters_beside(model, name)
+    assert answer(model).equal(answer(loaded)) and tokens(model).equal(tokens(loaded))
+    with model.disable_adapter():
+        assert answer(model).equal(want)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", EACH_MAP)
+def test_an_adapter_is_loaded_over_a_fresh_one(
+    name: str, folder: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """PEFT dispatches a model with its first adapter anew."""
+    loaded = peft.PeftModel.from_pretrained(plain(folder), adapter)
+    model = peft.get_peft_model(spread(folder, name, tmp_path / "o"), peft.LoraConfig(**LORA))
+    model.load_adapter(adapter, "default")
+    assert answer(model).equal(answer(loaded)) and tokens(model).equal(tokens(loaded))
+
+
+def trained(model: Any, steps: int = 2) -> dict[str, torch.Tensor]:
+    """All that is trainable, after some steps of SGD."""
+    model.train()
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.SGD(parameters.values(), lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(input_ids=IDS.to(0), labels=IDS.to(0)).loss.backward()
+        optimizer.step()
+    model.eval()
+    return {name: p.detach().cpu() for name, p in parameters.items()}
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", EACH_MAP)
+def test_adapters_are_trained(name: str, folder: Path, tmp_path: Path) -> None:
+    found: list[dict[str, torch.Tensor]] = []
+    for base in (plain(folder), spread(folder, name, tmp_path / "o")):
+        torch.manual_seed(1)
+        model = peft.get_peft_model(base, peft.LoraConfig(**LORA, init_lora_weights="gaussian"))
+        found.append(trained(model))
+    assert len(found[0]) == 16
+    require_equal(found[1], found[0])
+
+
+# ---- merging
+
+VARIANTS: dict[str, Map] = {
+    "lora": {},
+    "dora": {"use_dora": True},
+    "rslora": {"use_rslora": True},
+    "pissa": {"init_lora_weights": "pissa"},
+    "olora": {"init_lora_weights": "olora"},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+    "embedding": {"target_modules": ["embed_tokens", "q_proj", "lm_head"]},
+    "whole": {"modules_to_save": ["lm_head"]},
+    "tokens": {"trainable_token_indices": [3, 5]},
+    "bias": {"bias": "lora_only", "target_modules": "all-linear"},
+}
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", EACH_MAP)
+def test_variants_are_trained_merged_and_taken_off(
+    name: str, variant: str, folder: Path, tmp_path: Path
+) -> None:
+    models = []
+    for base in (plain(folder), spread(folder, name, tmp_path / "o")):
+        torch.manual_seed(1)
+        models.append(peft.get_peft_model(base, peft.LoraConfig(**{**LORA, **VARIANTS[variant]})))
+    want, model = models
+    assert answer(model).equal(answer(want))
+    require_equal(trained(model), trained(want))
+    assert answer(model).equal(answer(want))
+    for each in models:
+        each.merge_adapter()
+    assert answer(model).equal(answer(want))
+    for each in models:
+        each.unmerge_adapter()
+    assert answer(model).equal(answer(want))
+    want, model = want.merge_and_unload(), model.merge_and_unload()
+    assert answer(model).equal(answer(want)) and tokens(model).equal(tokens(want))
+    require_equal(reloaded(model, tmp_path / "s"), reloaded(want, tmp_path / "s2"))
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", EACH_MAP)
+def test_adapters_are_deleted_and_unloaded(name: str, folder: Path, adapter: Path, tmp_path: Path) -> None:
+    want = answer(plain(folder))
+    model = peft.get_peft_model(spread(folder, name, tmp_path / "o"), peft.LoraConfig(**LORA))
+    model.load_adapter(adapter, "other")
+    model.delete_adapter("default")
+    model.set_adapter("other")
+    assert answer(model).equal(answer(peft.PeftModel.from_pretrained(plain(folder), adapter)))
+    base = model.unload()
+    assert answer(base).equal(want) and tokens(base).equal(tokens(plain(folder)))
+    planner.undispatch(base)
+    assert not any(is_offloaded(p) for p in base.parameters())
+    require_equal(state(base), state(plain(folder)))
+
+
+# ---- transformers' own methods
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", EACH_MAP)
+def test_a_model_loads_an_adapter_itself(name: str, folder: Path, adapter: Path, tmp_path: Path) -> None:
+    want, model = plain(folder), spread(folder, name, tmp_path / "o")
+    before = dict(model.hf_device_map)
+    for each in (want, model):
+        each.load_adapter(str(adapter))
+    requires_adapters_beside(model, name)
+    assert model.hf_device_map == before
+    assert answer(model).equal(answer(want)) and tokens(model).equal(tokens(want))
+    for each in (want, model):
+        each.load_adapter(str(adapter), "second")
+        each.set_adapter("second")
+    requires_adapters_beside(model, name)
+    assert answer(model).equal(answer(want))
+    for each in (want, model):
+        each.delete_adapter(["default", "second"])
+    assert answer(model).equal(answer(plain(folder)))
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", EACH_MAP)
+def test_a_model_gets_a_fresh_adapter_itself(name: str, folder: Path, tmp_path: Path) -> None:
+    found = []
+    for model in (plain(folder), spread(folder, name, tmp_path / "o")):
+        torch.manual_seed(1)
+        model.add_adapter(peft.LoraConfig(**LORA))
+        found.append(trained(model))
+    requires_adapters_beside(model, name)
+    require_equal(found[1], found[0])
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", EACH_MAP)
+def test_an_adapter_is_loaded_with_its_base(name: str, folder: Path, adapter: Path, tmp_path: Path) -> None:
+    """A folder of an adapter names its base."""
+    want = peft.PeftModel.from_pretrained(plain(folder), adapter)
+    model = spread(adapter, name, tmp_path / "o")
+    requires_adapters_beside(model, name)
+    assert answer(model).equal(answer(want)) and tokens(model).equal(tokens(want))
+
+
+# ---- prompts
+
+
+PROMPTS: dict[str, Callable[[], peft.PeftConfig]] = {
+    "prompt": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "p": lambda: peft.PromptEncoderConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=16
+    ),
+    "prefix": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+}
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("kind", PROMPTS)
+@pytest.mark.parametrize("name", EACH_MAP)
+def test_prompts_are_trained_saved_and_loaded(name: str, kind: str, folder: Path, tmp_path: Path) -> None:
+    found, models = [], []
+    for base in (plain(folder), spread(folder, name, tmp_path / "o")):
+        torch.manual_seed(1)
+        models.append(peft.get_peft_model(base, PROMPTS[kind]()))
+        found.append(trained(models[-1]))
+    require_equal(found[1], found[0])
+    assert answer(models[1]).equal(answer(models[0])) and tokens(models[1]).equal(tokens(models[0]))
+    models[0].save_pretrained(tmp_path / "prompt")
+    want = peft.PeftModel.from_pretrained(plain(folder), tmp_path / "prompt")
+    model = peft.PeftModel.from_pretrained(spread(folder, name, tmp_path / "o2"), tmp_path / "prompt")
+    assert answer(model).equal(answer(want)) and tokens(model).equal(tokens(want))
+
+
+# ---- other kinds of adapters
+
+OTHERS: dict[str, Callable[[], peft.PeftConfig]] = {
+    "ia3": lambda: peft.IA3Config(
+        task_type="CAUSAL_LM",
+        target_modules=["k_proj", "v_proj", "down_proj"],
+        feedforward_modules=["down_proj"],
+    ),
+    "vera": lambda: peft.VeraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "o_proj"], r=4),
+    "loha": lambda: peft.LoHaConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4),
+    "oft": lambda: peft.OFTConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], oft_block_size=4),
+    "delora": lambda: peft.DeloraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4),
+    "hra": lambda: peft.HRAConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4),
+    "miss": lambda: peft.MissConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4),
+    "fourier": lambda: peft.FourierFTConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]),
+    "layernorm": lambda: peft.LNTuningConfig(task_type="CAUSAL_LM"),
+}
+
+
+@pytest.mark.sweep
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("name", MAPS)
+def test_other_adapters_are_trained_and_merged(name: str, kind: str, folder: Path, tmp_path: Path) -> None:
+    models = []
+    for base in (plain(folder), spread(folder, name, tmp_path / "o")):
+        torch.manual_seed(1)
+        models.append(peft.get_peft_model(base, OTHERS[kind]()))
+    want, model = models
+    require_equal(trained(model), trained(want))
+    assert answer(model).equal(answer(want))
+    want, model = want.merge_and_unload(), model.merge_and_unload()
+    assert answer(model).equal(answer(want))
+    require_equal(reloaded(model, tmp_path / "s"), reloaded(want, tmp_path / "s2"))

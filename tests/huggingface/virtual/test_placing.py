@@ -1,0 +1,212 @@
+"""Our dispatch in the place of accelerate's: what lies in files stays there, also when others take the hooks off and dispatch again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import accelerate.hooks
+import pytest
+import torch
+import transformers.integrations.accelerate as site
+from torch import nn
+from transformers import LlamaForCausalLM
+
+import planner
+from planner.compat.huggingface.placed import place
+from planner.dispatching.offload.weight_files import OffloadedWeightsLoader
+from planner.dispatching.tensors.placeholder import is_offloaded
+from planner.errors import PlanMismatchError
+from planner.loading.weights import FileWeights
+from planner.plans.device_map import DeviceMap
+from rig import Accelerators
+from stored_models import inputs_of, reference, stored
+from tiny_models import mapped
+
+IDS = torch.arange(3, 13)[None]
+LAYERS: dict[str, tuple[int | str, ...]] = {
+    "two": (0, 0, 1, 1),
+    "cpu": (0, "cpu", 0, "cpu"),
+    "disk": (0, "disk", 0, "disk"),
+    "mixed": (0, "cpu", 1, "disk"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside: Any = SimpleNamespace(outside="fetch")
+    monkeypatch.setattr(site, "dispatch_model", partial(place, inside, site.dispatch_model))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stored("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path, registered_accelerators: Accelerators) -> torch.Tensor:
+    return answer(reference(folder).to(0))
+
+
+@torch.no_grad()
+def answer(model: Any) -> torch.Tensor:
+    logits: torch.Tensor = model(IDS.to(0)).logits.cpu()
+    return logits
+
+
+def loaded(folder: Path, layers: tuple[int | str, ...], **settings: Any) -> Any:
+    return LlamaForCausalLM.from_pretrained(folder, device_map=mapped("llama", layers), **settings)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """How often each weight is asked for."""
+    found: Counter[str] = Counter()
+    for kind in (FileWeights, OffloadedWeightsLoader):
+        usual = kind.__getitem__
+
+        def counted(self: Any, name: str, usual: Any = usual) -> Any:
+            found[name] += 1
+            return usual(self, name)
+
+        monkeypatch.setattr(kind, "__getitem__", counted)
+    yield found
+
+
+@pytest.mark.parametrize("where", LAYERS)
+def test_a_model_that_is_loaded_is_dispatched_by_us_and_reads_nothing_for_it(
+    where: str, folder: Path, expected: torch.Tensor, reads: Counter[str]
+) -> None:
+    model = loaded(folder, LAYERS[where])
+    assert isinstance(model._hf_hook, planner.AlignDevicesHook)
+    assert not reads
+    assert answer(model).equal(expected)
+    assert model._hf_hook.prefetcher is not None or "disk" not in LAYERS[where]
+
+
+def test_offloaded_blocks_run_where_the_plan_says(folder: Path, expected: torch.Tensor) -> None:
+    device_map = DeviceMap(
+        mapped("llama", (0, 0, "cpu", "disk")), {"model.layers.2": "cpu", "model.layers.3": 1}
+    )  # type: ignore[arg-type]
+    model = LlamaForCausalLM.from_pretrained(folder, device_map=device_map)
+    ran: dict[str, Any] = {}
+    for name in ("2", "3"):
+        layer = model.get_submodule(f"model.layers.{name}.mlp.act_fn")
+        layer.register_forward_pre_hook(lambda _, args, name=name: ran.update({name: args[0].device}))
+    assert torch.allclose(answer(model), expected, atol=1e-5)
+    assert ran == {"2": torch.device("cpu"), "3": torch.device("virtual:1")}
+
+
+class Around(nn.Module):
+    """What a library puts around a model of another one, such as PEFT."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.inner = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner(*args, **kwargs)
+
+
+@pytest.mark.parametrize("where", LAYERS)
+def test_a_model_whose_hooks_were_taken_off_is_dispatched_again_without_a_folder(
+    where: str, folder: Path, expected: torch.Tensor, reads: Counter[str]
+) -> None:
+    model = loaded(folder, LAYERS[where])
+    if "disk" in LAYERS[where]:
+        rows = model.model.layers[3].mlp.up_proj._hf_hook.weights_map.dataset.index
+        assert rows["model.layers.3.mlp.up_proj.weight"]["safetensors_file"].endswith(".safetensors")
+    accelerate.hooks.remove_hook_from_submodules(model)
+    weight = model.model.layers[3].mlp.up_proj.weight
+    assert is_offloaded(weight) is (LAYERS[where][3] == "disk")
+    outer = Around(model)
+    device_map = {f"inner.{name}": device for name, device in mapped("llama", LAYERS[where]).items()}
+    place(SimpleNamespace(outside="fetch"), accelerate.dispatch_model, outer, device_map=device_map)  # type: ignore[arg-type]
+    assert not reads
+    assert answer(outer).equal(expected)
+    if "disk" in LAYERS[where]:
+        rows = model.model.layers[3].mlp.up_proj._hf_hook.weights_map.dataset.index
+        assert "inner.model.layers.3.mlp.up_proj.weight" in rows
+        assert model.model.layers[3].mlp.up_proj._hf_hook.prefetcher is None
+        assert outer._hf_hook.prefetcher is not None
+    assert model.hf_device_map == mapped("llama", LAYERS[where])
+
+
+def test_weights_on_disk_have_their_values_when_their_hooks_are_gone(
+    folder: Path, expected: torch.Tensor
+) -> None:
+    plain = reference(folder)
+    model = loaded(folder, LAYERS["mixed"])
+    accelerate.hooks.remove_hook_from_submodules(model)
+    found, want = planner.state_dict(model), plain.state_dict()
+    assert found.keys() == want.keys() and all(found[name].equal(want[name]) for name in want)
+    planner.dispatch(model, mapped("llama", (0, 1, 0, 1)))
+    weight = model.model.layers[3].mlp.up_proj.weight
+    assert isinstance(weight, nn.Parameter) and weight.requires_grad and weight.device.index == 1
+    assert answer(model).equal(expected)
+
+
+@pytest.mark.parametrize("where", LAYERS)
+def test_undispatching_brings_everything_to_the_cpu(where: str, folder: Path) -> None:
+    plain = reference(folder)
+    model = planner.undispatch(loaded(folder, LAYERS[where]))
+    assert not hasattr(model, "hf_device_map")
+    named = dict(model.named_parameters())
+    assert all(each.device.type == "cpu" and type(each) is nn.Parameter for each in named.values())
+    assert all(each.requires_grad and each.equal(named[name]) for name, each in plain.named_parameters())
+    with torch.no_grad():
+        assert model(**inputs_of("llama")).logits.equal(plain(**inputs_of("llama")).logits)
+
+
+@pytest.mark.parametrize("where", LAYERS)
+def test_a_dispatch_of_accelerates_is_undone_as_well(
+    where: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site, "dispatch_model", accelerate.dispatch_model)
+    model = loaded(folder, LAYERS[where], offload_folder=tmp_path)
+    assert not isinstance(model._hf_hook, planner.AlignDevicesHook)
+    planner.undispatch(model)
+    plain, named = reference(folder), dict(model.named_parameters())
+    assert not any("_hf_hook" in vars(module) or "forward" in vars(module) for module in model.modules())
+    assert not hasattr(model, "hf_device_map") and "to" not in vars(model)
+    assert all(each.equal(named[name]) for name, each in plain.named_parameters())
+    with torch.no_grad():
+        assert model(**inputs_of("llama")).logits.equal(plain(**inputs_of("llama")).logits)
+    with pytest.raises(PlanMismatchError, match="not dispatched"):
+        planner.undispatch(model)
+
+
+def test_a_dispatch_of_accelerates_that_cannot_be_read_stays(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site, "dispatch_model", accelerate.dispatch_model)
+    model = loaded(folder, LAYERS["disk"], offload_folder=tmp_path)
+    hook = model.model.layers[3].mlp.up_proj._hf_hook
+    weights, hook.weights_map = hook.weights_map, {}
+    with pytest.raises(planner.OffloadError, match=r"layers\.3\.mlp\.up_proj\.weight"):
+        planner.undispatch(model)
+    hook.weights_map = weights
+    assert answer(model).equal(answer(reference(folder).to(0)))
+
+
+def test_maps_tied_over_what_is_there_and_what_is_not(folder: Path) -> None:
+    """A tensor of a part on disk that no row names, as one that was not in the checkpoint, stays in memory."""
+    model = loaded(folder, LAYERS["disk"])
+    accelerate.hooks.remove_hook_from_submodules(model)
+    with torch.no_grad():
+        added = nn.Parameter(torch.full((32,), 2.0))
+    model.model.layers[3].input_layernorm.weight = added
+    plain: Any = reference(folder)
+    plain.model.layers[3].input_layernorm.weight = nn.Parameter(added.detach().clone())
+    place(
+        SimpleNamespace(outside="fetch"),
+        accelerate.dispatch_model,
+        model,
+        mapped("llama", LAYERS["disk"]),
+        offload_index={"other": {}},
+    )  # type: ignore[arg-type]
+    assert answer(model).equal(answer(plain.to(0)))
