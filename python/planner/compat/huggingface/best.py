@@ -8,10 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from planner.checkpoint.source import open_source
-from planner.compat.huggingface.budgets import budgets_of, said_budgets, warn_of_disk
+from planner.compat.huggingface.budgets import budgets_of, said_budgets, shares_left, warn_of_disk
 from planner.compat.loaded_bits import loaded_bits
 from planner.compat.ties import declared_ties
-from planner.devices.keys import device_kind
+from planner.devices.keys import Budgets, device_kind
 from planner.errors import InfeasibleError
 from planner.names import is_within
 from planner.planning.api import plan_in_files
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from planner.plans.plan import Plan
 
 __all__ = ["as_loaded", "best_plan"]
-
-_DETECTED_HEADROOM = "10%"
 
 
 def best_plan(
@@ -50,11 +48,10 @@ def best_plan(
         "dtype": None,
         "special_dtypes": {},
     }
-    if said is None and "headroom" not in integration.settings:
-        # Of the cpu, `get_max_memory` has left a tenth.
-        settings["headroom"] = {
-            device: _DETECTED_HEADROOM for device in rooms if device_kind(device) == "accelerator"
-        }
+    if "headroom" not in integration.settings:
+        # As a share of what was said, so that an error tells by how much more must be said.
+        settings["max_memory"] = {device: int(size) for device, size in budgets.items()}
+        settings["headroom"] = shares_left(budgets, rooms if said is not None else _less_a_tenth(rooms))
     opened = as_loaded(model, hf_quantizer)
     plan = plan_in_files(opened, integration.said, settings)
     if hf_quantizer is not None:
@@ -62,6 +59,13 @@ def best_plan(
         plan = _accepted(plan, hf_quantizer, on_accelerators)
     warn_of_disk(_disk_bytes(plan), budgets)
     return plan
+
+
+def _less_a_tenth(rooms: Budgets) -> Budgets:
+    """Of what was found free, room for more than weights; of the cpu, `get_max_memory` has left a tenth already."""
+    return {
+        device: size * 0.9 if device_kind(device) == "accelerator" else size for device, size in rooms.items()
+    }
 
 
 def as_loaded(model: PreTrainedModel, hf_quantizer: Any) -> Opened:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from planner.caller import warn_caller
@@ -15,7 +16,7 @@ from planner.units import format_bytes
 if TYPE_CHECKING:
     from planner.compat.huggingface.in_force import Integration
 
-__all__ = ["budgets_of", "said_budgets", "warn_of_disk"]
+__all__ = ["budgets_of", "said_budgets", "shares_left", "warn_of_disk"]
 
 
 def said_budgets(integration: Integration, max_memory: Mapping[Any, Any] | None) -> Mapping[Any, Any] | None:
@@ -40,6 +41,20 @@ def budgets_of(said: Mapping[Any, Any] | None) -> Budgets:
                 device=device,
             )
     return budgets
+
+
+def shares_left(budgets: Budgets, rooms: Budgets) -> dict[DeviceKey, str]:
+    """What must stay free of each budget for weights to get a room, as :func:`planner.plan` takes it.
+
+    Example:
+        >>> shares_left({0: 100, "cpu": 50}, {0: 90, "cpu": 50})
+        {0: '10.000000%'}
+    """
+    return {
+        device: f"{ceil((1 - rooms[device] / budget) * 10**8) / 10**6:.6f}%"
+        for device, budget in budgets.items()
+        if rooms[device] < budget
+    }
 
 
 def warn_of_disk(sizes_bytes: Mapping[str, int], budgets: Container[DeviceKey]) -> None:

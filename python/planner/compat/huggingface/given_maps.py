@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from planner.caller import warn_caller
 from planner.compat.huggingface.best import as_loaded
 from planner.compat.huggingface.key_matching import as_matched
+from planner.compat.ties import declared_ties
 from planner.errors import PlanMismatchError
 from planner.known_names import KnownNames
 from planner.model.layout import Layout
@@ -30,7 +31,7 @@ def checked_plan(model: PreTrainedModel, plan: Plan, hf_quantizer: Any) -> Plan:
     """A plan that fits a model on meta, this machine and the quantiser.
 
     Raises:
-        PlanMismatchError: it does not fit the model or this machine. Fields: ``findings``.
+        PlanMismatchError: it is of another model, or does not fit this machine. Fields: ``findings``.
         ValueError: as the quantiser refuses its map.
 
     Guarantee: warns if the model will be clearly larger than was planned.
@@ -40,6 +41,7 @@ def checked_plan(model: PreTrainedModel, plan: Plan, hf_quantizer: Any) -> Plan:
     resolved_map = ResolvedDeviceMap.of_plan(plan)
     require_fit(model, resolved_map)
     require_whole(model, resolved_map)
+    _require_own(model, plan)
     if hf_quantizer is not None:
         hf_quantizer.validate_environment(device_map=dict(plan.device_map))
     opened = as_loaded(model, hf_quantizer)
@@ -51,6 +53,28 @@ def checked_plan(model: PreTrainedModel, plan: Plan, hf_quantizer: Any) -> Plan:
             f"{format_bytes(loaded_bytes)}: budgets may be exceeded; load it with the dtype of the plan, or plan it with this dtype"
         )
     return plan
+
+
+def _require_own(model: PreTrainedModel, plan: Plan) -> None:
+    """Raises PlanMismatchError unless a plan was made of a model with these blocks and these tensors. Fields: ``findings``."""
+    if not plan.names.kinds:
+        return  # written before plans had names
+    tree = ModuleTree.from_module(model)
+    blocks = list(plan.block_bytes)
+    strange = [
+        name for name, is_known in zip(blocks, tree.columns.knows(blocks), strict=True) if not is_known
+    ]
+    tied = {name for group in declared_ties(model) for name in group}
+    unplanned = [
+        name for name in tree.uncovered((), "saved")[1] if name not in plan.names and name not in tied
+    ]
+    if strange or unplanned:
+        parts = [f"it has {listed(map(repr, strange))}"] if strange else []
+        parts += [f"it does not know {listed(map(repr, unplanned))}"] if unplanned else []
+        raise PlanMismatchError(
+            f"the plan is of another model than this {type(model).__name__}: {'; '.join(parts)}; plan this very model",
+            findings=(*strange, *unplanned),
+        )
 
 
 def checked_map(model: PreTrainedModel, device_map: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -69,8 +93,11 @@ def checked_map(model: PreTrainedModel, device_map: Mapping[str, Any]) -> Mappin
     require_texts(device_map)
     if {str(device) for device in device_map.values()} == {"meta"}:
         return device_map  # nothing is loaded, and nothing will run
-    is_ours = isinstance(device_map, DeviceMap)
-    resolved_map = ResolvedDeviceMap.of_plan(device_map) if is_ours else ResolvedDeviceMap(device_map)
+    resolved_map = (
+        ResolvedDeviceMap.of_plan(device_map)
+        if isinstance(device_map, DeviceMap)
+        else ResolvedDeviceMap(device_map)
+    )
     tree = ModuleTree.from_module(model)
     unknown, uncovered = tree.uncovered(device_map, "saved")
     if uncovered and getattr(model, "_no_placement_params", None) is None:

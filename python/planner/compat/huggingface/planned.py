@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from planner.compat.huggingface.best import best_plan
-from planner.compat.huggingface.budgets import warn_of_disk
 from planner.compat.huggingface.given_maps import checked_map, checked_plan
 from planner.compat.huggingface.their_strategies import strategy_map
 
