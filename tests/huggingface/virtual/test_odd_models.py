@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import transformers
-import transformers.integrations.accelerate as site
 from torch import nn
 
 import planner
-from planner.compat.huggingface.placed import place
 from rig import Accelerators
 from stored_models import device_map
 from tiny_models import SIZES, SPECIAL, WORDS
@@ -24,9 +20,9 @@ IDS = torch.arange(3, 13)[None]
 
 
 @pytest.fixture(autouse=True)
-def _ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    inside: Any = SimpleNamespace(outside="fetch")
-    monkeypatch.setattr(site, "dispatch_model", partial(place, inside, site.dispatch_model))
+def _ours() -> Iterator[None]:
+    with planner.integrate():
+        yield
 
 
 def saved(model: Any, folder: Path) -> Path:
@@ -91,8 +87,9 @@ WHERE: dict[str, Callable[[int], Any]] = {
 }
 
 
-@pytest.mark.parametrize("where", WHERE)
-@pytest.mark.parametrize("make", [gemma_3n, gemma_4])
+@pytest.mark.parametrize(
+    ("make", "where"), [(gemma_3n, "two"), (gemma_4, "two"), (gemma_4, "mixed"), (gemma_4, "alternating")]
+)
 @torch.no_grad()
 def test_what_a_block_adds_to_a_container_the_next_ones_find(
     make: Callable[[], Any], where: str, tmp_path: Path
@@ -192,6 +189,7 @@ def test_classes_that_must_not_be_split_may_be_told_by_the_instance() -> None:
     assert model(torch.ones(1, 4, device=0)).device.index == 0
 
 
+@pytest.mark.sweep  # the compiler takes half of what all these tests may take
 @torch.no_grad()
 def test_a_model_over_two_devices_compiles_into_one_graph(
     virtual_accelerators: Accelerators, tmp_path: Path

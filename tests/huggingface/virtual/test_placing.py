@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import accelerate.hooks
 import pytest
 import torch
-import transformers.integrations.accelerate as site
 from torch import nn
 from transformers import LlamaForCausalLM
 
@@ -20,7 +17,6 @@ import planner
 from planner.compat.huggingface.placed import place
 from planner.dispatching.offload.weight_files import OffloadedWeightsLoader
 from planner.dispatching.tensors.placeholder import is_offloaded
-from planner.errors import PlanMismatchError
 from planner.loading.weights import FileWeights
 from planner.plans.device_map import DeviceMap
 from rig import Accelerators
@@ -37,9 +33,9 @@ LAYERS: dict[str, tuple[int | str, ...]] = {
 
 
 @pytest.fixture(autouse=True)
-def _ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    inside: Any = SimpleNamespace(outside="fetch")
-    monkeypatch.setattr(site, "dispatch_model", partial(place, inside, site.dispatch_model))
+def here() -> Iterator[planner.Integration]:
+    with planner.integrate() as here:
+        yield here
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +110,7 @@ class Around(nn.Module):
 
 @pytest.mark.parametrize("where", LAYERS)
 def test_a_model_whose_hooks_were_taken_off_is_dispatched_again_without_a_folder(
-    where: str, folder: Path, expected: torch.Tensor, reads: Counter[str]
+    where: str, folder: Path, expected: torch.Tensor, reads: Counter[str], here: planner.Integration
 ) -> None:
     model = loaded(folder, LAYERS[where])
     if "disk" in LAYERS[where]:
@@ -125,7 +121,7 @@ def test_a_model_whose_hooks_were_taken_off_is_dispatched_again_without_a_folder
     assert is_offloaded(weight) is (LAYERS[where][3] == "disk")
     outer = Around(model)
     device_map = {f"inner.{name}": device for name, device in mapped("llama", LAYERS[where]).items()}
-    place(SimpleNamespace(outside="fetch"), accelerate.dispatch_model, outer, device_map=device_map)  # type: ignore[arg-type]
+    place(here, accelerate.dispatch_model, outer, device_map=device_map)
     assert not reads
     assert answer(outer).equal(expected)
     if "disk" in LAYERS[where]:
@@ -162,38 +158,7 @@ def test_undispatching_brings_everything_to_the_cpu(where: str, folder: Path) ->
         assert model(**inputs_of("llama")).logits.equal(plain(**inputs_of("llama")).logits)
 
 
-@pytest.mark.parametrize("where", LAYERS)
-def test_a_dispatch_of_accelerates_is_undone_as_well(
-    where: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(site, "dispatch_model", accelerate.dispatch_model)
-    model = loaded(folder, LAYERS[where], offload_folder=tmp_path)
-    assert not isinstance(model._hf_hook, planner.AlignDevicesHook)
-    planner.undispatch(model)
-    plain, named = reference(folder), dict(model.named_parameters())
-    assert not any("_hf_hook" in vars(module) or "forward" in vars(module) for module in model.modules())
-    assert not hasattr(model, "hf_device_map") and "to" not in vars(model)
-    assert all(each.equal(named[name]) for name, each in plain.named_parameters())
-    with torch.no_grad():
-        assert model(**inputs_of("llama")).logits.equal(plain(**inputs_of("llama")).logits)
-    with pytest.raises(PlanMismatchError, match="not dispatched"):
-        planner.undispatch(model)
-
-
-def test_a_dispatch_of_accelerates_that_cannot_be_read_stays(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(site, "dispatch_model", accelerate.dispatch_model)
-    model = loaded(folder, LAYERS["disk"], offload_folder=tmp_path)
-    hook = model.model.layers[3].mlp.up_proj._hf_hook
-    weights, hook.weights_map = hook.weights_map, {}
-    with pytest.raises(planner.OffloadError, match=r"layers\.3\.mlp\.up_proj\.weight"):
-        planner.undispatch(model)
-    hook.weights_map = weights
-    assert answer(model).equal(answer(reference(folder).to(0)))
-
-
-def test_maps_tied_over_what_is_there_and_what_is_not(folder: Path) -> None:
+def test_what_no_row_names_stays_in_memory(folder: Path, here: planner.Integration) -> None:
     """A tensor of a part on disk that no row names, as one that was not in the checkpoint, stays in memory."""
     model = loaded(folder, LAYERS["disk"])
     accelerate.hooks.remove_hook_from_submodules(model)
@@ -203,10 +168,43 @@ def test_maps_tied_over_what_is_there_and_what_is_not(folder: Path) -> None:
     plain: Any = reference(folder)
     plain.model.layers[3].input_layernorm.weight = nn.Parameter(added.detach().clone())
     place(
-        SimpleNamespace(outside="fetch"),
+        here,
         accelerate.dispatch_model,
         model,
         mapped("llama", LAYERS["disk"]),
         offload_index={"other": {}},
-    )  # type: ignore[arg-type]
+    )
     assert answer(model).equal(answer(plain.to(0)))
+
+
+@pytest.mark.parametrize(("first", "then"), [("mixed", "disk"), ("disk", "mixed"), ("disk", "disk")])
+def test_what_lies_in_files_stays_there_under_another_plan(
+    first: str, then: str, folder: Path, expected: torch.Tensor, reads: Counter[str]
+) -> None:
+    model = loaded(folder, LAYERS[first])
+    if (first, then) == ("mixed", "disk"):
+        with pytest.raises(planner.PlanMismatchError, match=r"'model\.layers\.1'"):
+            planner.dispatch(model, mapped("llama", LAYERS[then]))
+        assert answer(model).equal(expected)
+        return
+    planner.dispatch(model, mapped("llama", LAYERS[then]))
+    in_files = {name for name in reads if ".layers.3." in name}
+    assert not in_files and answer(model).equal(expected)
+    assert model._hf_hook.prefetcher is not None
+    planner.undispatch(model)
+    assert {tensor.device.type for tensor in model.parameters()} == {"cpu"}
+
+
+def test_modules_that_were_swapped_get_borders_by_the_same_plan(folder: Path, expected: torch.Tensor) -> None:
+    """Quantising tools put modules of their own in the place of others."""
+    pins = {"model.layers.1": "disk", "model.layers.2": 1, "model.layers.3": 1}
+    plan = planner.plan(folder, max_memory={0: "1MiB", 1: "1MiB", "disk": "1GiB"}, pin=pins)
+    model = LlamaForCausalLM.from_pretrained(folder, device_map=plan)
+    found = planner.plan_of(model)
+    assert found is plan
+    plain: Any = reference(folder)
+    model.model.layers[2] = plain.model.layers[2]
+    planner.dispatch(model, found)
+    assert model.model.layers[2].mlp.up_proj.weight.device.index == 1
+    assert model.model.layers[2]._hf_hook.execution_device.index == 1
+    assert answer(model).equal(expected)
