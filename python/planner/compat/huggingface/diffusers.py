@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from planner.checkpoint.source import open_source
 from planner.compat.huggingface.budgets import budgets_of, said_budgets
@@ -22,7 +21,7 @@ __all__ = ["determined_map"]
 def determined_map(
     integration: Integration,
     before: Callable[..., Mapping[str, Any]],
-    model: nn.Module,
+    model: Any,
     device_map: Any,
     max_memory: Mapping[Any, Any] | None,
     torch_dtype: torch.dtype | None,
@@ -34,7 +33,7 @@ def determined_map(
     Args:
         integration: says what "auto" means, and has the settings of plans.
         before: the function whose place this takes; with a quantiser, or for a strategy of its own, it makes the map, by our functions.
-        model: all of it on meta.
+        model: a ``ModelMixin``, all of it on meta.
         device_map: "auto", the name of a strategy, a plan, or names to devices.
         max_memory: as diffusers reads it: without it, what is free now.
         torch_dtype: what the weights are loaded as.
