@@ -4,6 +4,7 @@ saved into these very files, and comes back."""
 from __future__ import annotations
 
 import contextvars
+import copy
 import json
 import warnings
 from collections import Counter
@@ -248,6 +249,24 @@ def test_the_device_of_a_model_whose_first_weight_is_offloaded_is_where_that_run
     assert model.device == torch.device("virtual:0")
     with torch.no_grad():
         assert model(IDS.to(model.device)).logits.cpu().equal(expected)
+
+
+def test_weights_on_disk_come_back_when_their_hooks_are_gone(folder: Path, expected: torch.Tensor) -> None:
+    model = loaded(folder, LAYERS["mixed"])
+    accelerate.hooks.remove_hook_from_submodules(model)
+    twin = copy.deepcopy(model)
+    plain = dict(reference(folder).named_parameters())
+    for each in (model, twin):
+        planner.undispatch(each)
+        found = dict(each.named_parameters())
+        assert all(type(found[name]) is nn.Parameter and found[name].requires_grad for name in plain)
+        assert all(found[name].equal(tensor) for name, tensor in plain.items())
+
+
+def test_a_model_inside_without_tensors_need_not_be_in_the_map() -> None:
+    outer = nn.Sequential(nn.Linear(2, 2), planner.dispatch(nn.ReLU(), {"": 0}), nn.Linear(2, 2))
+    planner.dispatch(outer, {"0": 0, "2": 1})
+    assert outer(torch.ones(1, 2, device=0)).device.index == 0
 
 
 # ---- Dispatched by accelerate
