@@ -52,6 +52,7 @@ from planner.dispatching.tensors.journal import Journal
 from planner.dispatching.tensors.placeholder import PlaceholderTensor, placeholder
 from planner.dispatching.tensors.slots import modules_of
 from planner.dispatching.tensors.ties import Tie, TiedCopy
+from planner.names import is_within
 from planner.plans.device_map import DeviceMap
 
 __all__ = ["Prepared", "prepare", "regions_of"]
@@ -129,7 +130,9 @@ class Prepared:
             return
         record.show_device_map(journal, self.model, dict(device_map))
         for name, inner in modules_of(self.model):
-            if name and any(inner is model for model in self.inner):
+            is_named = any(is_within(key, name) or is_within(name, key) for key in device_map)
+            # One without tensors need not be in the map.
+            if name and is_named and any(inner is model for model in self.inner):
                 record.show_device_map(journal, inner, dict(device_map.below(name)))
 
     def _originals(self) -> Iterator[OriginalPlacement]:
