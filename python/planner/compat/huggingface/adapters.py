@@ -52,7 +52,9 @@ def _attribute(module: nn.Module, name: str) -> Any:
         return None
 
 
-def with_adapters(model: nn.Module, device_map: Mapping[str, Any], main_device: Any = None) -> Mapping[str, Any]:
+def with_adapters(
+    model: nn.Module, device_map: Mapping[str, Any], main_device: Any = None
+) -> Mapping[str, Any]:
     """A device map in which adapters lie where they can: those that are trained run beside their layer, and none is on disk.
 
     Args:
