@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,7 +31,15 @@ MAPS = {
 }
 # Where each layer runs.
 RUNS = {"two": (0, 0, 1, 1), "cpu": (0, 0, 0, 0), "disk": (0, 0, 0, 0), "mixed": (0, 0, 1, 0)}
-EACH_MAP = ["mixed", *(pytest.param(name, marks=pytest.mark.sweep) for name in MAPS if name != "mixed")]
+
+
+def few(cases: Iterable[str], *each_time: str) -> list[Any]:
+    """Some cases each time, and the others in sweeps."""
+    return [name if name in each_time else pytest.param(name, marks=pytest.mark.sweep) for name in cases]
+
+
+EACH_MAP = few(MAPS, "mixed")
+SWEPT_MAPS = few(MAPS)
 LORA: Map = {"r": 4, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
 
 
@@ -188,7 +196,7 @@ def test_a_fresh_adapter_is_made_where_its_layer_runs(
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("name", EACH_MAP)
+@pytest.mark.parametrize("name", SWEPT_MAPS)
 def test_an_adapter_is_loaded_over_a_fresh_one(
     name: str, folder: Path, adapter: Path, tmp_path: Path
 ) -> None:
@@ -241,7 +249,7 @@ VARIANTS: dict[str, Map] = {
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", few(VARIANTS, "dora", "whole"))
 @pytest.mark.parametrize("name", EACH_MAP)
 def test_variants_are_trained_merged_and_taken_off(
     name: str, variant: str, folder: Path, tmp_path: Path
@@ -266,7 +274,7 @@ def test_variants_are_trained_merged_and_taken_off(
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("name", EACH_MAP)
+@pytest.mark.parametrize("name", SWEPT_MAPS)
 def test_adapters_are_deleted_and_unloaded(name: str, folder: Path, adapter: Path, tmp_path: Path) -> None:
     want = answer(plain(folder))
     model = peft.get_peft_model(spread(folder, name, tmp_path / "o"), peft.LoraConfig(**LORA))
@@ -305,7 +313,7 @@ def test_a_model_loads_an_adapter_itself(name: str, folder: Path, adapter: Path,
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("name", EACH_MAP)
+@pytest.mark.parametrize("name", SWEPT_MAPS)
 def test_a_model_gets_a_fresh_adapter_itself(name: str, folder: Path, tmp_path: Path) -> None:
     found = []
     for model in (plain(folder), spread(folder, name, tmp_path / "o")):
@@ -317,7 +325,7 @@ def test_a_model_gets_a_fresh_adapter_itself(name: str, folder: Path, tmp_path: 
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("name", EACH_MAP)
+@pytest.mark.parametrize("name", SWEPT_MAPS)
 def test_an_adapter_is_loaded_with_its_base(name: str, folder: Path, adapter: Path, tmp_path: Path) -> None:
     """A folder of an adapter names its base."""
     want = peft.PeftModel.from_pretrained(plain(folder), adapter)
@@ -339,7 +347,7 @@ PROMPTS: dict[str, Callable[[], peft.PeftConfig]] = {
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("kind", PROMPTS)
+@pytest.mark.parametrize("kind", few(PROMPTS, "prompt"))
 @pytest.mark.parametrize("name", EACH_MAP)
 def test_prompts_are_trained_saved_and_loaded(name: str, kind: str, folder: Path, tmp_path: Path) -> None:
     found, models = [], []
@@ -450,7 +458,7 @@ def test_a_plan_of_the_base_is_one_of_the_model_with_adapters(
     want = peft.PeftModel.from_pretrained(plain(folder), adapter)
     size = sum(parameter.nbytes for parameter in plain(folder).parameters())
     plan = planner.plan(folder, max_memory={0: size // 2, 1: size // 5, "cpu": "1GiB"})
-    for asked in (plan, plan.device_map, dict(plan.device_map)):
+    for asked in (plan, dict(plan.device_map)):
         base = spread(folder, "mixed", tmp_path / "o")
         model = peft.PeftModel.from_pretrained(base, adapter, device_map=asked)
         assert model.hf_device_map == dict(plan.device_map)
@@ -508,11 +516,12 @@ ARCHITECTURES: dict[str, Map] = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("architecture", "name"),
     [
-        pytest.param(kind, name, marks=() if (kind, name) == ("qwen3_moe", "disk") else pytest.mark.sweep)
+        (kind, name)
         for kind in ARCHITECTURES
         for name in MAPS
         # Gradients that reach T5's encoder from two devices are summed in another order.
