@@ -175,3 +175,57 @@ def test_what_no_row_names_stays_in_memory(folder: Path, here: planner.Integrati
         offload_index={"other": {}},
     )
     assert answer(model).equal(answer(plain.to(0)))
+
+
+@pytest.mark.parametrize(("first", "then"), [("mixed", "disk"), ("disk", "mixed"), ("disk", "disk")])
+def test_what_lies_in_files_stays_there_under_another_plan(
+    first: str, then: str, folder: Path, expected: torch.Tensor, reads: Counter[str]
+) -> None:
+    model = loaded(folder, LAYERS[first])
+    if (first, then) == ("mixed", "disk"):
+        with pytest.raises(planner.PlanMismatchError, match=r"'model\.layers\.1'"):
+            planner.dispatch(model, mapped("llama", LAYERS[then]))
+        assert answer(model).equal(expected)
+        return
+    planner.dispatch(model, mapped("llama", LAYERS[then]))
+    in_files = {name for name in reads if ".layers.3." in name}
+    assert not in_files and answer(model).equal(expected)
+    assert model._hf_hook.prefetcher is not None
+    planner.undispatch(model)
+    assert {tensor.device.type for tensor in model.parameters()} == {"cpu"}
+
+
+def test_modules_that_were_swapped_get_borders_by_the_same_plan(folder: Path, expected: torch.Tensor) -> None:
+    """Quantising tools put modules of their own in the place of others."""
+    pins = {"model.layers.1": "disk", "model.layers.2": 1, "model.layers.3": 1}
+    plan = planner.plan(folder, max_memory={0: "1MiB", 1: "1MiB", "disk": "1GiB"}, pin=pins)
+    model = LlamaForCausalLM.from_pretrained(folder, device_map=plan)
+    found = planner.plan_of(model)
+    assert found is plan
+    plain: Any = reference(folder)
+    model.model.layers[2] = plain.model.layers[2]
+    planner.dispatch(model, found)
+    assert model.model.layers[2].mlp.up_proj.weight.device.index == 1
+    assert model.model.layers[2]._hf_hook.execution_device.index == 1
+    assert answer(model).equal(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_was_written_into_a_weight_on_disk_is_there_under_the_next_plan(
+    dtype: torch.dtype, folder: Path
+) -> None:
+    """Also where files hold another dtype, and so give the old values anew."""
+    plain: Any = LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
+    model = loaded(folder, LAYERS["disk"], dtype=dtype)
+    with torch.no_grad():
+        plain.model.layers[3].mlp.up_proj.weight.mul_(2)
+        with planner.align_module_device(model.model.layers[3].mlp.up_proj):
+            model.model.layers[3].mlp.up_proj.weight.mul_(2)
+    wanted = answer(plain.to(0))
+    assert answer(model).equal(wanted)
+    planner.dispatch(model, mapped("llama", (0, 1, 0, "disk")))
+    assert answer(model).equal(wanted)
+    accelerate.hooks.remove_hook_from_submodules(model)
+    planner.dispatch(model, mapped("llama", (0, 1, "cpu", "disk")))
+    assert answer(model).equal(wanted)
+    assert answer(planner.undispatch(model).to(0)).equal(wanted)

@@ -114,6 +114,14 @@ def test_a_model_on_one_device_has_a_plan_and_no_map(twelve: str) -> None:
     assert planner.plan_of(model) is here.plans[0]
 
 
+def test_the_block_that_says_where_inputs_belong_stays_on_an_accelerator(twelve: str) -> None:
+    """Of no block more or less is offloaded for it."""
+    with planner.integrate() as here:
+        model = load(twelve, device_map="auto", max_memory={0: 100 * KIB, "cpu": "1GiB"})
+    (told,) = [reason for reason in here.plans[0].reasons if reason.rule == "first_block"]
+    assert (told.name, told.device) == ("model.embed_tokens", 0) and model.device.index == 0
+
+
 # ---- Budgets
 
 

@@ -197,10 +197,7 @@ def _standing_in(call_site: CallSite, site: Site, holder: ModuleType | type, bef
 def _role(role: str) -> Function:
     """The function of ours for a place; loaded when it is first called."""
     module, _, name = role.partition(":")
-    try:
-        found: Function = getattr(importlib.import_module(f"{__package__}.{module}"), name)
-    except ModuleNotFoundError:  # until all roles are written
-        return lambda integration, before, *args, **kwargs: before(*args, **kwargs)
+    found: Function = getattr(importlib.import_module(f"{__package__}.{module}"), name)
     return found
 
 

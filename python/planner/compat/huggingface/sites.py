@@ -187,6 +187,12 @@ GROUPS: Final = (
     Group(
         "diffusers",
         (
+            CallSite(
+                "diffusers.models.modeling_utils",
+                "_determine_device_map",
+                ("model", "device_map", "max_memory", "torch_dtype", "keep_in_fp32_modules", "hf_quantizer"),
+                "diffusers:determined_map",
+            ),
             CallSite("diffusers.models.modeling_utils", "dispatch_model", _DISPATCH, "placed:place"),
             CallSite(
                 "diffusers.models.model_loading_utils", "infer_auto_device_map", _INFER, "maps:inferred"

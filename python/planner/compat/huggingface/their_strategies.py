@@ -10,7 +10,7 @@ from planner.compat.huggingface.key_matching import as_matched
 from planner.compat.transformers import compute_module_sizes, get_balanced_memory, infer_auto_device_map
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch import nn
 
     from planner.compat.huggingface.in_force import Integration
     from planner.devices.keys import DeviceKey
@@ -20,7 +20,7 @@ __all__ = ["strategy_map"]
 
 def strategy_map(
     integration: Integration,
-    model: PreTrainedModel,
+    model: nn.Module,
     strategy: str,
     max_memory: Mapping[Any, Any] | None,
     hf_quantizer: Any,
@@ -35,7 +35,7 @@ def strategy_map(
     said = said_budgets(integration, max_memory)
     budgets = budgets_of(said)
     named = set(budgets)
-    no_split = model._no_split_modules
+    no_split = getattr(model, "_no_split_modules", None)
     if strategy != "sequential":
         budgets = get_balanced_memory(
             model,
@@ -46,17 +46,21 @@ def strategy_map(
         )
     if hf_quantizer is not None:
         budgets = hf_quantizer.adjust_max_memory(budgets)
+    exempt = getattr(model, "_no_placement_params", None)
     device_map = infer_auto_device_map(
         model,
         max_memory=budgets,
         no_split_module_classes=no_split,
         hf_quantizer=hf_quantizer,
-        no_placement_params=getattr(model, "_no_placement_params", None),
+        no_placement_params=exempt,
     )
     if hf_quantizer is not None:
         hf_quantizer.validate_environment(device_map=device_map)
-    on_disk = [name for name, device in device_map.items() if device == "disk"]
-    if on_disk:
-        sizes, _ = compute_module_sizes(model, hf_quantizer, only_modules=False)
-        warn_of_disk({name: int(sizes.get(name, 0)) for name in on_disk}, named)
-    return as_matched(model, device_map)
+    warn_of_disk(device_map, lambda names: _bytes_of(model, hf_quantizer, names), named)
+    # Keys that cover each tensor once are none of them taken for another; only what is left out can be.
+    return device_map if exempt is None else as_matched(model, device_map)
+
+
+def _bytes_of(model: nn.Module, hf_quantizer: Any, names: list[str]) -> int:
+    sizes, _ = compute_module_sizes(model, hf_quantizer, only_modules=False)
+    return int(sum(sizes.get(name, 0) for name in names))

@@ -106,9 +106,9 @@ class Values:
     def hook_device(self, index: int) -> torch.device:
         """Where a resting tensor goes when another library takes its hook off."""
         place, weights = self.places[index], self.request.weights
-        stays = self.request.stays_in_files and weights is not None and self._has_weight(place)
-        if stays and RestingPlace(weights, place.name).is_in_file:
-            return _META
+        is_on_disk = place.placement.storage_device is None
+        if weights is not None and is_on_disk and self.request.stays_in_files and self._has_weight(place):
+            return _META if RestingPlace(weights, place.name).is_in_file else self.original_devices[index]
         return self.original_devices[index]
 
     def _wants_rest(self, place: PlacedTensor) -> bool:
