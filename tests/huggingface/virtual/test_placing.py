@@ -229,3 +229,14 @@ def test_what_was_written_into_a_weight_on_disk_is_there_under_the_next_plan(
     planner.dispatch(model, mapped("llama", (0, 1, "cpu", "disk")))
     assert answer(model).equal(wanted)
     assert answer(planner.undispatch(model).to(0)).equal(wanted)
+
+
+@pytest.mark.parametrize("device", ["cpu", "disk"])
+def test_the_device_of_a_model_whose_first_weight_is_offloaded_is_where_that_runs(
+    device: str, folder: Path, expected: torch.Tensor
+) -> None:
+    device_map = {**mapped("llama", (0, 0, 1, 1)), "model.embed_tokens": device}
+    model = LlamaForCausalLM.from_pretrained(folder, device_map=device_map)
+    assert model.device == torch.device("virtual:0")
+    with torch.no_grad():
+        assert model(IDS.to(model.device)).logits.cpu().equal(expected)
