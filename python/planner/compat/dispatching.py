@@ -139,7 +139,6 @@ def place_model(
             offload_buffers=offload_buffers,
             skip_keys=text_set(skip_keys, "skip_keys"),
             outside=outside,
-            says_device=comes_from_files,
             weights=weights,
             home=_CPU if comes_from_files or in_files is not None else None,
             says_device=comes_from_files,  # a model that was loaded is asked where its inputs go
