@@ -1,17 +1,23 @@
-"""`device_map="auto"` inside of `planner.integrate()`: bytes, ties and budgets are those of the model once it is loaded."""
+"""Inside of `planner.integrate()`, `from_pretrained` is planned on meta: with bytes, ties and budgets as of the loaded model."""
 
 from __future__ import annotations
 
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers as tf
+from transformers import modeling_utils
+from transformers.quantizers.base import HfQuantizer
 
 import planner
 from rig import Accelerators
-from tiny_folders import MODELS, saved_in
+from tiny_folders import MODELS, llama, saved_in
 
 KIB = 1 << 10
 
@@ -19,8 +25,8 @@ KIB = 1 << 10
 def bytes_by_device(model: Any) -> dict[str, int]:
     """Bytes of each tensor, each object once, by device."""
     found: dict[str, int] = {}
-    seen = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    for tensor in seen.values():
+    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    for tensor in tensors.values():
         found[str(tensor.device)] = found.get(str(tensor.device), 0) + tensor.numel() * tensor.element_size()
     return found
 
@@ -31,21 +37,44 @@ def used_bytes(plan: planner.Plan) -> dict[str, int]:
 
 
 def load(folder: str, **said: Any) -> Any:
-    family = tf.AutoModelForSeq2SeqLM if "t5" in folder else tf.AutoModelForCausalLM
+    family = tf.AutoModelForSeq2SeqLM if folder.endswith("t5") else tf.AutoModelForCausalLM
     return family.from_pretrained(folder, **said)
+
+
+def on_meta(make: Callable[[], Any]) -> Any:
+    """A model as it is when `from_pretrained` asks for its map: nothing is tied."""
+    with torch.device("meta"), tf.initialization.no_tie_weights():
+        return make()
+
+
+def map_of(
+    model: Any, device_map: Any = "auto", budgets: Mapping[Any, Any] | None = None, quantizer: Any = None
+) -> dict[str, Any]:
+    """What `from_pretrained` gets where it asks for the map of a model on meta."""
+    found: dict[str, Any] = modeling_utils._get_device_map(model, device_map, budgets, quantizer)
+    return found
+
+
+@pytest.fixture(scope="module")
+def twelve(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a model with more than ten layers, so that the name of one begins another's."""
+    return saved_in(tmp_path_factory.mktemp("twelve"), partial(llama, layers=12))
+
+
+# ---- Bytes and ties
 
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        ("llama", torch.float32),
-        ("tied_llama", torch.float32),
         ("tied_llama", torch.bfloat16),
-        ("gpt2", torch.float32),
         ("t5", torch.float16),
-        ("t5", torch.float32),
-        ("gemma", torch.bfloat16),
         ("mixtral", torch.float32),
+        *(
+            pytest.param(name, dtype, marks=pytest.mark.sweep)
+            for name in MODELS
+            for dtype in (torch.float32, torch.float16, torch.bfloat16)
+        ),
     ],
 )
 def test_the_bytes_of_a_plan_are_those_of_the_loaded_model(
@@ -54,6 +83,7 @@ def test_the_bytes_of_a_plan_are_those_of_the_loaded_model(
     folder = saved_in(tmp_path / name, MODELS[name])
     whole_bytes = sum(bytes_by_device(load(folder, dtype=dtype)).values())
     budgets = {0: whole_bytes * 3 // 5, 1: whole_bytes * 3 // 5, "cpu": "1GiB"}
+    said = copy.deepcopy(budgets)
     virtual_accelerators.reset()
     with planner.integrate() as here:
         model = load(folder, dtype=dtype, device_map="auto", max_memory=budgets)
@@ -61,17 +91,248 @@ def test_the_bytes_of_a_plan_are_those_of_the_loaded_model(
     assert planner.plan_of(model) is plan and dict(plan.device_map) == model.hf_device_map
     assert plan.source.total_bytes == whole_bytes
     assert bytes_by_device(model) == used_bytes(plan)
-    assert not any(plan.offloaded_bytes.values())
+    assert not any(plan.offloaded_bytes.values()) and budgets == said
     for device in plan.devices[:2]:
         assert virtual_accelerators.used_bytes(int(device.id)) == device.used_bytes
         if name != "mixtral":  # whose experts transformers puts together where they will lie
             assert virtual_accelerators.peak_bytes(int(device.id)) == device.used_bytes
 
 
-def test_a_tie_that_is_not_made_yet_is_counted_once_and_not_split(tmp_path: Path) -> None:
+def test_a_tie_that_is_not_made_yet_is_not_split(tmp_path: Path) -> None:
     folder = saved_in(tmp_path, MODELS["tied_llama"])
     with planner.integrate() as here:
-        model = load(folder, device_map="auto", max_memory={0: 40 * KIB, 1: 60 * KIB, "cpu": "1GiB"})
+        model = load(folder, device_map="auto", max_memory={0: 40 * KIB, 1: 100 * KIB, "cpu": "1GiB"})
     assert model.lm_head.weight is model.model.embed_tokens.weight
     (plan,) = here.plans
     assert plan.device_map["lm_head"] == plan.device_map["model.embed_tokens"]
+
+
+def test_a_model_on_one_device_has_a_plan_and_no_map(twelve: str) -> None:
+    with planner.integrate() as here:
+        model = load(twelve, device_map="auto", max_memory={1: "1GiB"})
+    assert not hasattr(model, "hf_device_map") and model.device == torch.device("virtual:1")
+    assert planner.plan_of(model) is here.plans[0]
+
+
+def test_the_block_that_says_where_inputs_belong_stays_on_an_accelerator(twelve: str) -> None:
+    """Of no block more or less is offloaded for it."""
+    with planner.integrate() as here:
+        model = load(twelve, device_map="auto", max_memory={0: 100 * KIB, "cpu": "1GiB"})
+    (told,) = [reason for reason in here.plans[0].reasons if reason.rule == "first_block"]
+    assert (told.name, told.device) == ("model.embed_tokens", 0) and model.device.index == 0
+
+
+def test_where_that_block_is_offloaded_a_model_still_says_where_inputs_go(twelve: str) -> None:
+    with planner.integrate():
+        model = load(twelve, device_map="auto", max_memory={0: 126 * KIB, "cpu": "1GiB"})
+    ids = torch.arange(3, 9)[None]
+    assert model.hf_device_map["model.embed_tokens"] == "cpu"
+    assert model.device == torch.device("virtual:0")
+    assert model(ids.to(model.device)).logits.cpu().equal(model(ids).logits.cpu())
+
+
+# ---- Budgets
+
+
+def test_without_a_budget_for_the_cpu_the_rest_stays_on_disk_with_one_warning(twelve: str) -> None:
+    with planner.integrate() as here, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model = load(twelve, device_map="auto", max_memory={0: 200 * KIB})
+    (plan,) = here.plans
+    on_disk = [name for name, device in model.hf_device_map.items() if device == "disk"]
+    (warning,) = [str(each.message) for each in told if "left on disk" in str(each.message)]
+    assert on_disk and all(repr(name) in warning for name in on_disk)
+    assert f"{plan.offloaded_bytes['disk'] / KIB:.0f} KiB" in warning and "names no cpu" in warning
+
+
+def test_without_budgets_a_tenth_of_each_accelerator_stays_free(twelve: str) -> None:
+    with planner.integrate() as here:
+        load(twelve, device_map="auto")
+    for device in here.plans[0].devices[:2]:
+        assert device.headroom_bytes == pytest.approx(device.budget_bytes / 10)
+
+
+def test_settings_of_the_integration_count(twelve: str) -> None:
+    settings: dict[str, Any] = {"max_memory": {0: "1GiB", "cpu": "1GiB"}, "pin": {"model.layers.3": "cpu"}}
+    with planner.integrate(headroom={0: "30%"}, **settings) as here:
+        assert load(twelve, device_map="auto").hf_device_map["model.layers.3"] == "cpu"
+        assert load(twelve, device_map="auto", max_memory={1: "1GiB", "cpu": "1GiB", 0: 0}).device.index == 1
+    assert here.plans[0].devices[0].headroom_bytes == (1 << 30) * 3 // 10
+
+
+@pytest.mark.parametrize(
+    ("budgets", "error"),
+    [
+        ({0: 2000}, planner.InfeasibleError),
+        ({0: 2000, "cpu": 3000}, planner.InfeasibleError),
+        ({0: "1GiB", 5: "1GiB"}, planner.InvalidDevicesError),
+        ({-1: "1GiB"}, planner.InvalidDevicesError),
+        ({0: -5}, planner.InvalidDevicesError),
+        ({"tpu": 5}, planner.InvalidDevicesError),
+        ([3], planner.InvalidDevicesError),
+        ({0: "lots"}, planner.InvalidByteSizeError),
+    ],
+)
+@pytest.mark.parametrize("auto", ["best", "transformers"])
+def test_budgets_that_make_no_sense_are_refused(
+    auto: Any, budgets: Any, error: type[planner.PlannerError]
+) -> None:
+    if auto == "transformers" and error is planner.InfeasibleError:
+        pytest.skip("its rest goes to disk")
+    with planner.integrate(auto=auto), pytest.raises(error) as raised:
+        map_of(on_meta(llama), "auto", budgets)
+    if isinstance(raised.value, planner.InfeasibleError):
+        assert raised.value.block == "model.embed_tokens" and raised.value.shortfall_bytes
+
+
+# ---- transformers' own strategies
+
+
+@pytest.mark.parametrize("strategy", ["auto", "balanced", "balanced_low_0", "sequential"])
+@pytest.mark.parametrize(
+    "name", ["llama", *(pytest.param(name, marks=pytest.mark.sweep) for name in MODELS if name != "llama")]
+)
+def test_its_own_strategies_give_its_own_maps_key_for_key(name: str, strategy: str) -> None:
+    model = on_meta(MODELS[name])
+    whole_bytes = model.get_memory_footprint()
+    for budgets in (
+        {0: whole_bytes // 2, 1: whole_bytes // 2, "cpu": "1GiB"},
+        {0: whole_bytes // 3, "cpu": whole_bytes // 3},
+    ):
+        theirs = map_of(model, strategy, copy.deepcopy(budgets))
+        with planner.integrate(auto="transformers") as here, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ours = map_of(model, strategy, budgets)
+        assert list(ours.items()) == list(theirs.items())
+        assert not here.plans and planner.plan_of(model) is None
+
+
+def test_what_names_a_strategy_is_never_a_plan_of_ours(twelve: str) -> None:
+    with planner.integrate() as here:
+        load(twelve, device_map="balanced", max_memory={0: "1GiB", 1: "1GiB"})
+    assert not here.plans
+
+
+# ---- Quantisers
+
+
+class Halving(HfQuantizer):
+    """Four bits for each element of a layer; nothing may be offloaded, and a tenth of each budget is its own."""
+
+    def __init__(self) -> None:
+        self.asked: list[set[Any]] = []
+
+    is_serializable = is_trainable = False  # type: ignore[assignment]
+    quantized_element_size = 0.5  # type: ignore[assignment]
+
+    def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
+        return ".layers." in param_name
+
+    def adjust_max_memory(self, max_memory: dict[Any, Any]) -> dict[Any, Any]:
+        return {device: size * 0.9 for device, size in max_memory.items()}
+
+    def validate_environment(self, *args: Any, device_map: Any, **kwargs: Any) -> None:
+        self.asked.append(set(device_map.values()))
+        if {"cpu", "disk"} & self.asked[-1]:
+            raise ValueError("Some modules are dispatched on the CPU or the disk.")
+
+
+def halved_bytes(model: Any) -> int:
+    return sum(
+        tensor.numel() // 2 if ".layers." in name else tensor.numel() * 4
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+    )
+
+
+def test_what_a_quantiser_makes_smaller_is_not_offloaded() -> None:
+    model, quantizer = on_meta(llama), Halving()
+    budget_bytes = int(halved_bytes(model) / 0.9) + 100
+    with planner.integrate() as here:
+        assert map_of(model, "auto", {0: budget_bytes, "cpu": "1GiB"}, quantizer) == {"": 0}
+    assert here.plans[0].devices[0].used_bytes == here.plans[0].source.total_bytes == halved_bytes(model)
+
+
+def test_what_does_not_fit_a_quantiser_is_told_with_block_and_shortfall() -> None:
+    model, quantizer = on_meta(llama), Halving()
+    budgets: dict[Any, Any] = {0: 12 * KIB, "cpu": "1GiB"}
+    with planner.integrate(), pytest.raises(planner.InfeasibleError) as raised:
+        map_of(model, "auto", budgets, quantizer)
+    error = raised.value
+    assert isinstance(error.__cause__, ValueError) and "Halving" in error.message
+    assert error.block and error.block in error.message
+    assert error.more_bytes is not None and error.shortfall_bytes == error.more_bytes[0]
+    with planner.integrate() as here:  # and so much more is enough, what the quantiser keeps included
+        map_of(model, "auto", {**budgets, 0: budgets[0] + error.more_bytes[0]}, quantizer)
+        with pytest.raises(planner.InfeasibleError):
+            map_of(model, "auto", {**budgets, 0: budgets[0] + error.more_bytes[0] - 8}, quantizer)
+    assert len(here.plans) == 1
+
+
+# ---- Plans and maps that are given
+
+
+def test_a_plan_is_carried_out_with_its_execution_map(twelve: str) -> None:
+    plan = planner.plan(twelve, max_memory={0: 200 * KIB, "cpu": "1GiB"}, execute_offloaded="cpu")
+    with planner.integrate() as here:
+        found = map_of(on_meta(partial(llama, layers=12)), plan)
+        assert found == plan.device_map and found.execution_map == plan.execution_map  # type: ignore[attr-defined]
+        assert here.plans == (plan,)
+        found = map_of(on_meta(partial(llama, layers=12)), plan.device_map)
+        assert found.execution_map == plan.execution_map  # type: ignore[attr-defined]
+        assert here.plans == (plan,), "a map is no plan"
+
+
+@pytest.mark.parametrize(
+    "name", ["mixtral", "t5", *(pytest.param(name, marks=pytest.mark.sweep) for name in MODELS)]
+)
+def test_a_plan_of_the_files_is_a_plan_of_the_model(name: str, tmp_path: Path) -> None:
+    folder = saved_in(tmp_path, MODELS[name])
+    plan = planner.plan(folder, max_memory={0: 100 * KIB, 1: 100 * KIB, "cpu": "1GiB"})
+    with planner.integrate(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert map_of(on_meta(MODELS[name]), plan) == plan.device_map
+
+
+@pytest.mark.parametrize("make", [MODELS["gpt2"], partial(llama, layers=2)])
+def test_a_plan_of_another_model_is_refused(make: Callable[[], Any]) -> None:
+    plan = planner.plan(make(), max_memory={0: "1GiB"})  # whose only key is for everything
+    with planner.integrate() as here, pytest.raises(planner.PlanMismatchError, match="another model"):
+        map_of(on_meta(llama), plan)
+    assert not here.plans
+
+
+def test_a_plan_for_a_smaller_dtype_is_warned_of(twelve: str) -> None:
+    plan = planner.plan(twelve, dtype="float16", max_memory={0: "1GiB"})
+    with planner.integrate(), pytest.warns(UserWarning, match=r"loaded as torch\.float32"):
+        map_of(on_meta(partial(llama, layers=12)), plan)
+
+
+def test_a_key_is_not_taken_for_the_beginning_of_another_name(twelve: str) -> None:
+    given = {"model.layers.1": "cpu", "": 0}
+    with planner.integrate():
+        model = load(twelve, device_map=given)
+    assert given == {"model.layers.1": "cpu", "": 0}
+    assert {name for name, device in model.hf_device_map.items() if device == "cpu"} == {"model.layers.1"}
+    assert {str(layer.mlp.up_proj.weight.device) for layer in model.model.layers[10:]} == {"virtual:0"}
+
+
+def test_a_key_that_names_nothing_is_warned_of_with_the_nearest_name() -> None:
+    with planner.integrate(), pytest.warns(UserWarning, match=r"did you mean 'model\.layers\.1'"):
+        assert map_of(on_meta(llama), {"model.layer.1": "cpu", "": 0}) == {"": 0}
+
+
+@pytest.mark.parametrize(
+    ("device_map", "error"),
+    [
+        ({"model.layers": 0, "lm_head": 0}, planner.PlanMismatchError),
+        ({"": 7}, planner.PlanMismatchError),
+        ({"model": -1, "lm_head": 0}, planner.InvalidDevicesError),
+        ({"model": "gpu0", "lm_head": 0}, planner.InvalidDevicesError),
+        ({"model.norm.weight": 0, 5: 1, "": 0}, planner.InvalidConstraintError),
+    ],
+)
+def test_a_map_that_cannot_be_carried_out_is_refused(
+    device_map: Any, error: type[planner.PlannerError]
+) -> None:
+    with planner.integrate(), pytest.raises(error):
+        map_of(on_meta(llama), device_map)

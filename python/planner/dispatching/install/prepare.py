@@ -29,8 +29,8 @@ from planner.dispatching.methods.overrides import Conversion, Pickling, Refusal
 from planner.dispatching.offload.prefetch import Prefetcher
 from planner.dispatching.offload.reads_ahead import ReadsAhead, SeveralAhead
 from planner.dispatching.offload.refcount import OffloadedModule
+from planner.dispatching.offload.shown_weights import ShownWeights
 from planner.dispatching.offload.store import OffloadStore, TiedCopies
-from planner.dispatching.offload.weight_files import PrefixedDataset
 from planner.dispatching.tensors.copies import SharedCopies
 from planner.dispatching.tensors.fakes import address_of
 from planner.dispatching.tensors.journal import Journal
@@ -242,7 +242,7 @@ class Prepared:
         )
         if given is None or not any(is_given):
             return in_memory
-        elsewhere = PrefixedDataset(given, f"{name}." if name else "")
+        elsewhere = ShownWeights(given, f"{name}." if name else "")
         return ChainMap(in_memory, elsewhere) if in_memory else elsewhere  # type: ignore[arg-type]
 
     def _placeholder(self, index: int, store: OffloadStore, at: int) -> PlaceholderTensor:
