@@ -113,8 +113,7 @@ def place_model(
 
     Args:
         outside: as of :func:`planner.dispatch`.
-        comes_from_files: the model was loaded just now, so all of it counts as having lain on the CPU, or in its files; and whoever has
-            loaded it asks it for its device.
+        comes_from_files: the model was loaded just now, so all of it counts as having lain on the CPU, or in its files.
     """
     resolved_map = _resolved(device_map, main_device)
     require_cover(model, device_map)

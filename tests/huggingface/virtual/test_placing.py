@@ -247,6 +247,8 @@ def test_the_device_of_a_model_whose_first_weight_is_offloaded_is_where_that_run
     device_map = {**mapped("llama", (0, 0, 1, 1)), "model.embed_tokens": device}
     model = LlamaForCausalLM.from_pretrained(folder, device_map=device_map)
     assert model.device == torch.device("virtual:0")
+    # As libraries have it that look for what is offloaded.
+    assert model.model.embed_tokens.weight.device == next(model.parameters()).device == torch.device("meta")
     with torch.no_grad():
         assert model(IDS.to(model.device)).logits.cpu().equal(expected)
 
