@@ -19,7 +19,7 @@ import torch
 
 from rig import Accelerators
 from upstream.fetch import TRANSFORMERS, fetched
-from upstream.from_pretrained.classes import CLASSES
+from upstream.from_pretrained.classes import CLASSES, TESTS
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benches"))
 
@@ -29,7 +29,6 @@ import tiny_zoo
 PACKAGE = "transformers_tests"
 # What the test file imports from folders that the distribution lacks: bases of its class, with tests that are not run here.
 LACKING = {"exporters.test_export": "ExportTesterMixin", "generation.test_utils": "GenerationTesterMixin"}
-TESTS = ("test_cpu_offload", "test_disk_offload_bin", "test_disk_offload_safetensors", "test_model_parallelism")
 NEEDED = ("_prepare_for_class", "check_device_map_is_respected", "model_split_percents")
 
 
@@ -97,7 +96,9 @@ def classes_of_tests() -> dict[str, type]:
     """A class of tests for each model class, by name."""
     common = vars(common_tests())
     shared = {name: common[name] for name in (*TESTS, *NEEDED)}
-    return {f"Test{name}": type(f"Test{name}", (OfOneClass,), {**shared, "model_class": name}) for name in CLASSES}
+    return {
+        f"Test{name}": type(f"Test{name}", (OfOneClass,), {**shared, "model_class": name}) for name in CLASSES
+    }
 
 
 globals().update(classes_of_tests())  # where pytest looks for them
