@@ -57,6 +57,7 @@ LATE = (
     "compat/distributed.py",
     "compat/huggingface/adapters.py",
     "compat/huggingface/at_hand.py",
+    "compat/huggingface/base_model.py",
     "compat/huggingface/diffusers.py",
     "compat/huggingface/peft.py",
     "compat/loaded.py",

@@ -463,6 +463,10 @@ class StoredFile:
             CheckpointError: the file was changed since it was opened.
         """
 
+    def mapped_apart(self) -> StoredFile:
+        """The same file, whose memory is another one: what is written into either is not seen in the other. Nothing is opened, but where
+        the handle was closed; if another file has its name by then, the memory is the same."""
+
     def page_in(self, begin: int, end: int) -> None:
         """Lets the page cache read bytes ``begin`` to ``end``, other Python threads running meanwhile; returns when the last of it is
         under way."""

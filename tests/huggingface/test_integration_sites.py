@@ -111,6 +111,15 @@ def test_a_name_that_is_missing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.undo()
 
 
+def test_a_library_that_cannot_be_imported_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "transformers.modeling_utils", None)
+        with pytest.raises(IntegrationError, match="modeling_utils cannot be imported") as caught:
+            planner.install()
+    assert caught.value.library == "transformers"
+    assert not [finder for finder in sys.meta_path if "planner" in type(finder).__module__]
+
+
 def test_a_misfit_inside_leaves_what_is_in_force(
     answering: Answering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +211,17 @@ def test_what_others_put_back_inside_is_replaced_again(answering: Answering) -> 
         with planner.integrate() as here:
             assert answering() is here
     assert dispatching.dispatch_model is original
+
+
+def test_what_others_put_back_is_replaced_when_it_is_installed_again(answering: Answering) -> None:
+    original = dispatching.dispatch_model
+    try:
+        here = planner.install()
+        dispatching.dispatch_model = original
+        assert answering() is None
+        assert planner.install() is here is answering()
+    finally:
+        planner.uninstall()
 
 
 # ---- Libraries that are loaded inside

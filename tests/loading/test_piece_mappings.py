@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import mmap
+import pickle
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -173,3 +175,31 @@ def test_a_file_that_is_written_to_is_an_error_before_it_is_read(experts: Path) 
         file.write(b"other weights")
     with pytest.raises(OffloadError, match="written to"):
         output(model)
+
+
+@pytest.mark.parametrize("placed", ["cpu", "disk"])
+@pytest.mark.parametrize(
+    "part", ["model.layers.1.mlp.experts.down_proj", "model.layers.1.self_attn.q_proj.weight"]
+)
+def test_what_is_written_into_a_deep_copy_is_its_own(experts: Path, placed: str, part: str) -> None:
+    """Neither of both sees what the other one's weights become, and what was written before is in both."""
+    model = planner.load(experts, plan={"model.layers": placed, "": "cpu"}, read="cached")
+    module_name, _, name = part.rpartition(".")
+
+    def write(written: Any, factor: float, *, counted: bool) -> None:
+        module = written.get_submodule(module_name)
+        with planner.align_module_device(module), torch.no_grad():
+            tensor = getattr(module, name)
+            (tensor if counted else tensor.data).mul_(factor)
+
+    write(model, 3.0, counted=False)
+    first = output(model)
+    copied, pickled = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    assert output(copied).equal(first) and output(pickled).equal(first)
+    write(copied, -1.0, counted=True)
+    second = output(copied)
+    assert not second.equal(first)
+    assert output(model).equal(first)
+    write(model, -2.0, counted=True)
+    assert not output(model).equal(first)
+    assert output(copied).equal(second) and output(pickled).equal(first)

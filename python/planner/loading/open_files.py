@@ -36,7 +36,9 @@ class OpenFiles:
         self.pieces = PieceMappings(self.files)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OpenFiles:
-        return self  # nothing in it changes
+        # What is written into memory of the copy is the copy's.
+        made = memo[id(self)] = type(self)([file.mapped_apart() for file in self.files])
+        return made
 
     def __reduce__(self) -> Any:
         return (_reopened, ([(file.path, file.shown, file.identity) for file in self.files],))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from planner.loading.casting import cast
 from planner.loading.open_files import OpenFiles, tensor_in
 from planner.loading.recipe import Computed, Part, Pieces, Recipe
 from planner.loading.stored import StoredTensor
+from planner.loading.written_pages import are_unwritten
 
 __all__ = [
     "FileWeights",
@@ -71,7 +73,7 @@ class FileWeights(Mapping[str, torch.Tensor]):
         lists_files: ``index`` says in which file each is.
 
     Guarantee: nothing is read before a value is looked at, and nothing of a file that was written to since it was opened. A view is kept, so that what is written into it stays, in memory of this
-        process; what has another form in the files is made anew each time. A deep copy shares the files, and has views of its own.
+        process; what has another form in the files is made anew each time. A deep copy reads the same handles, and has memory of its own.
     """
 
     def __init__(
@@ -137,7 +139,7 @@ class FileWeights(Mapping[str, torch.Tensor]):
 
     def __getstate__(self) -> dict[str, Any]:
         # Views that were written into are the model's own by now.
-        written = {name: _copied(tensor) for name, tensor in self._kept.items() if tensor._version}
+        written = {name: _copied(self._kept[name]) for name in self._written()}
         held = {name: _copied(tensor) for name, tensor in self.held.items()}
         return {
             "files": self.files,
@@ -151,8 +153,23 @@ class FileWeights(Mapping[str, torch.Tensor]):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FileWeights:
         copied = memo[id(self)] = FileWeights.__new__(FileWeights)
-        copied.__dict__.update(self.__getstate__())
+        copied.__dict__.update(self.__getstate__(), files=deepcopy(self.files, memo))
         return copied
+
+    def _written(self) -> list[str]:
+        """Names of kept tensors that have other values than their files, also where no tensor's version tells it.
+
+        Cost: reading those that cannot be told to be as they were: pieces, and all where this process has written into the files' memory.
+        """
+        recipes = {row.name: row.recipe for row in self.wanted.values() if row.name in self._kept}
+        used = {number for recipe in recipes.values() for number in files_of(recipe)}
+        is_written = not are_unwritten(self.files.files[number].map() for number in used)
+        doubtful = {
+            name: recipe for name, recipe in recipes.items() if is_written or isinstance(recipe, Pieces)
+        }
+        self.files.require_same({number for recipe in doubtful.values() for number in files_of(recipe)})
+        apart = deepcopy(self.files)
+        return [name for name, recipe in doubtful.items() if not _is_as_in(apart, recipe, self._kept[name])]
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name in self.held:
@@ -216,6 +233,21 @@ def files_of(recipe: Recipe) -> Iterable[int]:
             return (recipe.source.file,)
         case _:
             return {row.file for row in sources_of(recipe)}
+
+
+def _is_as_in(files: OpenFiles, recipe: Recipe, tensor: torch.Tensor) -> bool:
+    """Whether a tensor that was as it lies in the files still is."""
+    if (tensor.dtype, tensor.shape) != (recipe.dtype, recipe.shape) or not tensor.is_contiguous():
+        return False
+    assert not isinstance(recipe, Computed), "what is computed does not lie in files"
+    flat = tensor.detach().view(-1).view(torch.uint8)
+    rows = recipe.pieces if isinstance(recipe, Pieces) else ((recipe, 0),)
+    for row, at in rows:
+        (number,) = files_of(row)
+        stored = tensor_in(files.files[number].map(), row.begin, torch.uint8, (row.nbytes,))
+        if not torch.equal(flat[at : at + row.nbytes], stored):
+            return False
+    return True
 
 
 def as_slot_value(tensor: torch.Tensor, wanted: WantedTensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ use crate::errors::{checkpoint, unreadable};
 /// One file of a checkpoint, opened once.
 #[pyclass(frozen, module = "planner._core")]
 pub(crate) struct StoredFile {
-    inner: planner_reading::StoredFile,
+    inner: Arc<planner_reading::StoredFile>,
     shown: String,
     mapping: PyOnceLock<Py<FileMapping>>,
 }
@@ -51,7 +51,7 @@ impl StoredFile {
     fn open(py: Python<'_>, path: PathBuf, shown: String) -> PyResult<Self> {
         let opened = py.detach(|| planner_reading::StoredFile::open(path));
         let inner = opened.map_err(|error| checkpoint(py, &shown, error.to_string()))?;
-        Ok(Self { inner, shown, mapping: PyOnceLock::new() })
+        Ok(Self { inner: Arc::new(inner), shown, mapping: PyOnceLock::new() })
     }
 
     /// Where it was opened.
@@ -91,6 +91,18 @@ impl StoredFile {
             Py::new(py, FileMapping { inner })
         });
         made.map(|mapping| mapping.clone_ref(py))
+    }
+
+    /// The same file with memory of its own. One whose handle was closed, and whose name another file has by now, keeps the memory it has.
+    fn mapped_apart(&self, py: Python<'_>) -> Self {
+        let apart = Self { inner: Arc::clone(&self.inner), shown: self.shown.clone(), mapping: PyOnceLock::new() };
+        if let Some(made) = self.mapping.get(py)
+            && !self.inner.is_open()
+            && apart.map(py).is_err()
+        {
+            apart.mapping.set(py, made.clone_ref(py)).ok();
+        }
+        apart
     }
 
     /// Lets the page cache read bytes of it.

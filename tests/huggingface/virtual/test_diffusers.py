@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,3 +66,13 @@ def test_a_plan_is_taken(folder: str) -> None:
     assert planner.plan_of(model) is plan
     assert output(model).equal(expected)
     assert output(again).equal(expected)
+
+
+def test_what_finds_no_room_is_on_disk(folder: str, tmp_path: Path) -> None:
+    expected = output(diffusers.SD3Transformer2DModel.from_pretrained(folder).to(0))
+    with planner.integrate():
+        model = diffusers.SD3Transformer2DModel.from_pretrained(
+            folder, device_map="auto", max_memory={0: 20_000}, offload_folder=tmp_path
+        )
+    assert set(model.hf_device_map.values()) == {0, "disk"}
+    assert output(model).equal(expected)

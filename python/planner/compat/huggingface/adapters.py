@@ -39,6 +39,7 @@ def adapter_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            assert isinstance(module, nn.Module)
             for attribute in (*module.adapter_layer_names, *module.other_param_names):
                 part = _attribute(module, attribute)
                 if isinstance(part, nn.Module):
@@ -52,7 +53,9 @@ def _attribute(module: nn.Module, name: str) -> Any:
         return None
 
 
-def with_adapters(model: nn.Module, device_map: Mapping[str, Any], main_device: Any = None) -> Mapping[str, Any]:
+def with_adapters(
+    model: nn.Module, device_map: Mapping[str, Any], main_device: Any = None
+) -> Mapping[str, Any]:
     """A device map in which adapters lie where they can: those that are trained run beside their layer, and none is on disk.
 
     Args:
@@ -126,7 +129,7 @@ def make_resident(model: nn.Module) -> None:
     """
     lookup = TensorLookup(model, dispatched_models(model))
     for _, module in modules_of(model):
-        hook = module.__dict__.get("_hf_hook")
+        hook: Any = module.__dict__.get("_hf_hook")
         if not (aligns(hook) and hook.offload) or hook.execution_device is None:
             continue
         device = torch.device(hook.execution_device)

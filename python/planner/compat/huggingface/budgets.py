@@ -72,7 +72,7 @@ def warn_of_disk(
         return
     total_bytes = disk_bytes(on_disk)
     more = (
-        f"{format_bytes(total_bytes)} more for the cpu would keep them in memory"
+        f"{format_bytes(total_bytes)} more room on the cpu would keep them in memory"
         if "cpu" in budgets
         else f"max_memory names no cpu: with 'cpu': '{format_bytes(total_bytes)}' or more they would be in memory"
     )

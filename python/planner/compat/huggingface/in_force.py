@@ -180,6 +180,7 @@ def install_for_all(integration: Integration) -> Integration:
     """
     before = _Everywhere.entry
     if before is not None and before.integration._is_as(integration):
+        replacing.put_in(before, _deciding)  # where others have taken it out
         return before.integration
     entry = _Entry(integration, None)
     try:

@@ -44,14 +44,15 @@ from planner.dispatching.methods.overrides import Conversion, Pickling, Refusal
 from planner.dispatching.offload.prefetch import Prefetcher
 from planner.dispatching.offload.reads_ahead import ReadsAhead, SeveralAhead
 from planner.dispatching.offload.refcount import OffloadedModule
+from planner.dispatching.offload.shown_weights import ShownWeights
 from planner.dispatching.offload.store import OffloadStore, TiedCopies
-from planner.dispatching.offload.weight_files import PrefixedDataset
 from planner.dispatching.tensors.copies import SharedCopies
 from planner.dispatching.tensors.fakes import address_of
 from planner.dispatching.tensors.journal import Journal
 from planner.dispatching.tensors.placeholder import PlaceholderTensor, placeholder
 from planner.dispatching.tensors.slots import modules_of
 from planner.dispatching.tensors.ties import Tie, TiedCopy
+from planner.names import is_within
 from planner.plans.device_map import DeviceMap
 
 __all__ = ["Prepared", "prepare", "regions_of"]
@@ -129,7 +130,9 @@ class Prepared:
             return
         record.show_device_map(journal, self.model, dict(device_map))
         for name, inner in modules_of(self.model):
-            if name and any(inner is model for model in self.inner):
+            is_named = any(is_within(key, name) or is_within(name, key) for key in device_map)
+            # One without tensors need not be in the map.
+            if name and is_named and any(inner is model for model in self.inner):
                 record.show_device_map(journal, inner, dict(device_map.below(name)))
 
     def _originals(self) -> Iterator[OriginalPlacement]:
@@ -254,7 +257,7 @@ class Prepared:
         )
         if given is None or not any(is_given):
             return in_memory
-        elsewhere = PrefixedDataset(given, f"{name}." if name else "")
+        elsewhere = ShownWeights(given, f"{name}." if name else "")
         return ChainMap(in_memory, elsewhere) if in_memory else elsewhere  # type: ignore[arg-type]
 
     def _placeholder(self, index: int, store: OffloadStore, at: int) -> PlaceholderTensor:

@@ -15,10 +15,10 @@ from planner.dispatching.methods.forward import Forward, Hooked, forwards_of, in
 from planner.dispatching.methods.membership import Membership
 from planner.dispatching.methods.overrides import Conversion, Override, Pickling, Recomputing
 from planner.dispatching.offload.refcount import OffloadedModule
-from planner.dispatching.offload.store import OffloadStore
-from planner.dispatching.tensors.copies import has_same_values
+from planner.dispatching.offload.store import OffloadStore, has_own_memory
+from planner.dispatching.tensors.copies import has_same_values, like_parameter
 from planner.dispatching.tensors.journal import Journal
-from planner.dispatching.tensors.placeholder import is_offloaded
+from planner.dispatching.tensors.placeholder import PlaceholderTensor, is_offloaded
 from planner.dispatching.tensors.slots import Slot, flat_weights, modules_of, own_slots
 from planner.dispatching.tensors.ties import Tie
 from planner.errors import OffloadError
@@ -215,10 +215,24 @@ class Dispatched:
                 journal.set(slot.table, slot.name, tensor)
             store.leave(journal)
         if tensors == "return":
+            self._bring_back(journal)
+        if tensors == "return":
             self._send_back(journal, apart, alike)
         self._take_off(journal)
         refresh_flat_weights(self.model, journal)
         journal.remove(self.model.__dict__, RECORD)
+
+    def _bring_back(self, journal: Journal) -> None:
+        """Weights in files whose hooks others have taken off."""
+        made: dict[int, Any] = {}
+        for slot in (row.slot for row in self.originals):
+            found = slot.read()
+            if isinstance(found, PlaceholderTensor) and found.rests_in is not None:
+                if id(found) not in made:
+                    value = found.rests_in.value(found.offloaded_name) if found.kept is None else found.kept
+                    value = value.detach() if has_own_memory(value) else value.detach().clone()
+                    made[id(found)] = like_parameter(found, value)
+                journal.set(slot.table, slot.name, made[id(found)])
 
     def _take_off(self, journal: Journal) -> None:
         """What is installed in modules, last first."""
