@@ -97,15 +97,6 @@ def test_the_block_that_says_where_inputs_belong_stays_on_an_accelerator(twelve:
     assert (told.name, told.device) == ("model.embed_tokens", 0) and model.device.index == 0
 
 
-def test_where_that_block_is_offloaded_a_model_still_says_where_inputs_go(twelve: str) -> None:
-    with planner.integrate():
-        model = load(twelve, device_map="auto", max_memory={0: 126 * KIB, "cpu": "1GiB"})
-    ids = torch.arange(3, 9)[None]
-    assert model.hf_device_map["model.embed_tokens"] == "cpu"
-    assert model.device == torch.device("virtual:0")
-    assert model(ids.to(model.device)).logits.cpu().equal(model(ids).logits.cpu())
-
-
 # ---- Budgets
 
 
