@@ -66,20 +66,22 @@ python-test: build
 sweep: build ## the long differential sweeps over every model class
 	$(BIN)/python -m pytest -m sweep
 
-upstream: build ## accelerate's own tests with our functions in place of its own (downloads them once)
+upstream: build ## accelerate's and transformers' own tests with our functions in place of theirs (downloads them once)
 	PYTHONPATH=tests $(BIN)/python -m upstream
+	PYTHONPATH=tests $(BIN)/python -m upstream.from_pretrained
 
 docs: build ## write docs/reference from the docstrings, and the README's picture
 	$(BIN)/python docs/write_reference.py
 	$(BIN)/python docs/write_pictures.py
 
-bench: build ## the benchmark table (about ten minutes)
+bench: build ## the benchmark table (about fifteen minutes)
 	$(BIN)/python benches/bench_plan.py
 	$(BIN)/python benches/bench_auto.py
 	$(BIN)/python benches/bench_config.py
 	$(BIN)/python benches/bench_dispatch.py
 	$(BIN)/python benches/bench_cli.py
 	$(BIN)/python benches/bench_model.py
+	$(BIN)/python benches/bench_huggingface.py
 
 gpu: build ## on a machine with a GPU: its tests, and loading, streaming and borders beside others (at most 8 minutes)
 	$(BIN)/python benches/gpu.py

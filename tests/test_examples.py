@@ -24,6 +24,10 @@ SHOWN = {
     "experts_to_cpu": [
         "{'model.layers.3.self_attn': 0, 'model.layers.3.mlp.gate': 0, 'model.layers.3.mlp.experts': 'cpu'}"
     ],
+    "auto": ["offloaded", "7 tokens", "the same logits"],
+    "plan_for_transformers": ["0 crossings", "\nthe same logits"],
+    "adapters": ["tensors of adapters on cpu", "loss falls", "close to the trained model"],
+    "quantised": ["in four bits", "7 tokens", "with 40 KiB: "],
     "demo_load": ["the same as transformers'", "times from disk (384 MiB), 0 times from the page cache"],
     "from_pretrained": ["cpu: detected: ", "7 tokens"],
     "fleet_in_ci": [
@@ -34,10 +38,16 @@ SHOWN = {
 }
 
 
+# What some of them need and tests have only where it is installed.
+NEEDED = {"quantised": "bitsandbytes"}
+
+
 @pytest.mark.parametrize("name", SHOWN)
 def test_an_example_runs(
     name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    if name in NEEDED:
+        pytest.importorskip(NEEDED[name])
     monkeypatch.setattr(sys, "argv", [name])
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.syspath_prepend(str(EXAMPLES))

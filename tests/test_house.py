@@ -64,7 +64,8 @@ def test_the_public_names_are_sorted_and_documented() -> None:
 
 def test_run_time_dependencies_are_declared() -> None:
     """Third-party imports of the package are dependencies, or what is used only where somebody has it: what comes with the
-    caller's model, weights and hooks; transformers, asked for architectures that the table lacks; IPython, in a notebook; and the extra for the hub."""
+    caller's model, weights and hooks; transformers, asked for architectures that the table lacks, and PEFT, where we take part in what they
+    load; IPython, in a notebook; and the extra for the hub."""
     imported = set()
     for source in (ROOT / "python/planner").rglob("*.py"):
         for node in ast.walk(ast.parse(source.read_text())):
@@ -75,7 +76,8 @@ def test_run_time_dependencies_are_declared() -> None:
     foreign = {
         PACKAGES.get(name, name).lower() for name in imported - set(sys.stdlib_module_names) - {"planner"}
     }
-    used_where_present = {"torch", "transformers", "accelerate", "safetensors", "huggingface_hub", "ipython"}
+    used_where_present = {"torch", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub"}
+    used_where_present |= {"ipython"}
     assert foreign - used_where_present <= distribution_names(PYPROJECT["project"]["dependencies"])
 
 

@@ -69,11 +69,11 @@ CHECKED = (
 )
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(4))
 def test_a_model_is_loaded_and_answers(hub: Path, number: int) -> None:
-    """As planned by from_pretrained, straight from the files, and by accelerate's functions."""
+    """As planned by from_pretrained, inside its own code, straight from the files, and by accelerate's functions."""
     programs = fenced("py")
-    assert len(programs) == 3
+    assert len(programs) == 4
     program = programs[number]
     if not torch.accelerator.is_available():
         program, count = re.subn(r",? max_memory=\{.*?\}", "", program)  # what this machine has

@@ -27,7 +27,7 @@ RankName: TypeAlias = Literal["default", "computed", "imported", "user", "derive
 SearchStage: TypeAlias = Literal["in_order", "other_order", "tie_position", "scattered", "offload"]
 Stage: TypeAlias = SearchStage | Literal["sequential", "balanced", "balanced_low_0"]
 SequentialRule: TypeAlias = Literal["fits", "tied", "bound", "fallback", "split", "split_tied", "next_device"]
-AutoRule: TypeAlias = Literal["resident", "offloaded", "oversized", "no_room", "fused_experts"]
+AutoRule: TypeAlias = Literal["resident", "offloaded", "oversized", "first_block", "no_room", "fused_experts"]
 ReasonRule: TypeAlias = SequentialRule | AutoRule
 
 # ---- How a plan says it

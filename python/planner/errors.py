@@ -88,8 +88,8 @@ class InvalidConfigError(InvalidInputError):
     problems: Sequence[Any]
 
 
-class InfeasibleError(PlannerError):
-    """The model does not fit the budgets that were named.
+class InfeasibleError(PlannerError, ValueError):
+    """The model does not fit the budgets that were named. A ValueError, too, as transformers and its quantisers raise there.
 
     Fields: ``block`` (str): first block without a place; ``device``: the last device, where accelerate's strategies refused it, None
     of ``auto``, which refuses it everywhere; ``shortfall_bytes`` (int): what ``device`` lacks, and of ``auto`` the least of

@@ -220,6 +220,18 @@ def test_installed_twice_and_taken_out_once(answering: Answering) -> None:
     assert answering() is None
 
 
+def test_what_is_installed_is_left_only_by_uninstalling(answering: Answering) -> None:
+    try:
+        everywhere = planner.install()
+        with pytest.raises(InvalidInputError, match="had not been entered"):
+            everywhere.__exit__(None, None, None)
+        with everywhere:
+            assert answering() is everywhere
+        assert in_thread(answering) is everywhere
+    finally:
+        planner.uninstall()
+
+
 def test_taken_out_inside_of_an_integration(answering: Answering) -> None:
     planner.install()
     with planner.integrate() as here:

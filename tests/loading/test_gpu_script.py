@@ -18,7 +18,6 @@ ROOT = Path(__file__).parents[2]
 # Only what the script itself sets; its children find everything else.
 SCRIPT = [sys.executable, str(ROOT / "benches/gpu.py")]
 MARKED = """
-import pytest
 
 pytestmark = pytest.mark.gpu
 
@@ -84,6 +83,7 @@ def test_the_whole_way(tests: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("tmp*"))  # the model has gone again
 
 
+@pytest.mark.sweep
 def test_a_failed_test_is_named_and_told_by_the_exit_code(gpu: Any, tests: Path, tmp_path: Path) -> None:
     (tests / "test_marked.py").write_text(MARKED.format(fails=1))
     part = run_of(gpu, tests, tmp_path).tests(60)

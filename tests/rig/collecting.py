@@ -15,8 +15,6 @@ Every test starts with no limits, no traffic and device 0. Fixtures: `virtual_ac
 from __future__ import annotations
 
 import gc
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +23,7 @@ import pytest
 import torch
 
 from rig.build import missing
+from rig.forked_runs import forked_runs
 
 if TYPE_CHECKING:
     from rig import Accelerators
@@ -59,15 +58,19 @@ class ChildRun(pytest.Item):
         if reason := missing():
             pytest.skip(reason)
         marks = self.config.getoption("markexpr")
-        command = [sys.executable, "-m", "pytest", str(self.path), "-p", "no:cacheprovider", "-p", "no:xdist"]
-        command += ["-m", marks] if marks else []
-        done = subprocess.run(
-            command, cwd=self.config.rootpath, capture_output=True, text=True, timeout=TIME_LIMIT_S
-        )
-        if done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED and marks:
+        arguments = [
+            str(self.path),
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:xdist",
+            *(["-m", marks] if marks else []),
+        ]
+        code, output = forked_runs(self.config.rootpath).run(arguments, TIME_LIMIT_S)
+        if code == pytest.ExitCode.NO_TESTS_COLLECTED and marks:
             pytest.skip(f"no test of this file has the marks {marks!r}")
-        if done.returncode != 0:
-            raise FailedInChildError(f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
+        if code != 0:
+            raise FailedInChildError(f"exit code {code}\n{output}")
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         if isinstance(excinfo.value, FailedInChildError):

@@ -310,6 +310,23 @@ def test_nothing_is_said_of_experts_that_are_apart_or_were_not_asked_for(
     assert not any(reason.rule == "fused_experts" for reason in plan.reasons)
 
 
+# ---- The first block
+
+
+def first_blocks(plan: Plan) -> list[tuple[str, Any]]:
+    return [(reason.name, reason.device) for reason in plan.reasons if reason.rule == "first_block"]
+
+
+def test_the_first_block_is_said_to_be_kept_where_something_is_offloaded() -> None:
+    root = model()
+    root.register_buffer("positions", torch.zeros(3, device="meta"))  # says nothing of where inputs belong
+    plan = planner.plan(root, max_memory={0: 92, "cpu": 500})
+    assert plan.offloaded_bytes["cpu"] and first_blocks(plan) == [("embed", 0)]
+    assert "inputs belong" in planner.explain(plan, "embed")
+    assert not first_blocks(planner.plan(root, max_memory={0: 500, "cpu": 500}))
+    assert not first_blocks(planner.plan(root, max_memory={0: 92, "cpu": 500}, pin={"embed": "cpu"}))
+
+
 # ---- Difference and words
 
 

@@ -7,25 +7,16 @@ docs/divergences.md.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
-import tempfile
 from collections import Counter
-from pathlib import Path
 
 from rig.build import missing
-from upstream.fetch import FILES, UnreachableError, Upstream, fetched
+from upstream.fetch import ACCELERATE, UnreachableError, Upstream, fetched
+from upstream.running import ROOT, results_of_pytest
 
-ROOT = Path(__file__).parents[2]
 DIVERGENCES = ROOT / "docs" / "divergences.md"
 OUTCOMES = ("passed", "failed", "skipped")
 TIME_LIMIT_S = 900
-
-
-class BrokenRunError(RuntimeError):
-    """pytest did not get as far as a result."""
 
 
 def main() -> int:
@@ -34,7 +25,7 @@ def main() -> int:
     parser.add_argument("-v", action="store_true", help="show what pytest printed")
     options = parser.parse_args()
     try:
-        upstream = fetched()
+        upstream = fetched(ACCELERATE)
     except UnreachableError as error:
         print(f"skipped: accelerate's source distribution is not to be had\n{error}")
         return 0
@@ -53,46 +44,19 @@ def main() -> int:
 
 def outcomes(upstream: Upstream, place: str, *, is_ours: bool, only: str, is_verbose: bool) -> dict[str, str]:
     """Each test's outcome in one run of its own process."""
-    with tempfile.TemporaryDirectory() as folder:
-        results = Path(folder, "results.json")
-        command = [sys.executable, "-m", "pytest", "-p", "upstream.plugin", "-p", "no:cacheprovider", "-q"]
-        command += [
-            "--rootdir",
-            str(upstream.tests),
-            "-c",
-            os.devnull,
-            "--tb=short",
-            "--results",
-            str(results),
-        ]
-        command += (
-            ["--ours"] * is_ours + ["--virtual"] * (place == "virtual") + (["-k", only] if only else [])
-        )
-        command += [str(upstream.tests / f"{name}.py") for name in FILES]
-        path = os.pathsep.join(
-            [str(ROOT / "tests"), str(upstream.packages), os.environ.get("PYTHONPATH", "")]
-        )
-        environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env=environment,
-            capture_output=not is_verbose,
-            text=True,
-            timeout=TIME_LIMIT_S,
-        )
-        if not results.exists():
-            raise BrokenRunError(f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
-        found = json.loads(results.read_text())
-        if is_ours:
-            print(f"substituted: {', '.join(found['substituted'])}")
-        return dict(found["outcomes"])
+    options = ["-p", "upstream.plugin", "--rootdir", str(upstream.tests)]
+    options += ["--ours"] * is_ours + ["--virtual"] * (place == "virtual") + (["-k", only] if only else [])
+    options += [str(upstream.tests / f"{name}.py") for name in ACCELERATE.files]
+    found = results_of_pytest(options, upstream, time_limit_s=TIME_LIMIT_S, is_verbose=is_verbose)
+    if is_ours:
+        print(f"substituted: {', '.join(found['substituted'])}")
+    return dict(found["outcomes"])
 
 
 def print_table(place: str, theirs: dict[str, str], ours: dict[str, str]) -> None:
     """One row for each file and one for the sum: passed, failed, skipped."""
     print(f"\n{place:<24}{'theirs':>22}{'ours':>22}")
-    for file in (*FILES, ""):
+    for file in (*ACCELERATE.files, ""):
         counts = [
             Counter(outcome for name, outcome in run.items() if name.startswith(file))
             for run in (theirs, ours)

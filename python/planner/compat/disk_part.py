@@ -13,24 +13,23 @@ from planner.arguments import path_text
 from planner.compat.index_rows import file_weights_of_rows
 from planner.compat.loaded import weights_in_files
 from planner.devices.keys import DeviceKey
-from planner.dispatching.hooks.place import rests
+from planner.dispatching.install.in_files import RestingWeights, only_source, resting_places, slots_on_disk
 from planner.dispatching.install.lookup import TensorLookup
 from planner.dispatching.install.record import dispatched_models
 from planner.dispatching.offload.weight_files import (
     INDEX,
     OffloadedWeightsLoader,
-    PrefixedDataset,
     extract_submodules_state_dict,
     offload_state_dict,
     read_index,
 )
 from planner.dispatching.tensors.copies import require_plain
-from planner.dispatching.tensors.placeholder import PlaceholderTensor, is_offloaded
+from planner.dispatching.tensors.placeholder import is_offloaded
 from planner.dispatching.tensors.resting import RestingPlace
-from planner.dispatching.tensors.slots import Slot, modules_of, own_slots
+from planner.dispatching.tensors.slots import Slot, own_slots
 from planner.errors import InvalidInputError, OffloadError
 from planner.loading.weights import FileWeights
-from planner.names import device_of, qualified
+from planner.names import qualified
 
 __all__ = ["DiskPart", "disk_part", "has_index", "require_flat", "write_once"]
 
@@ -47,30 +46,6 @@ class DiskPart(NamedTuple):
 
     weights: Mapping[str, Any]
     in_files: FileWeights | None
-
-
-class _Places(Mapping[str, Any]):
-    """Tensors by full name, each from a place of its own."""
-
-    def __init__(self, places: Mapping[str, RestingPlace], held: Mapping[str, torch.Tensor]) -> None:
-        self._places, self._held = places, held
-
-    def __getitem__(self, name: str) -> Any:
-        return self._held[name] if name in self._held else self._places[name].value(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._held or name in self._places
-
-    def __iter__(self) -> Iterator[str]:
-        yield from self._held
-        yield from (name for name in self._places if name not in self._held)
-
-    def __len__(self) -> int:
-        return len(self._held.keys() | self._places.keys())
-
-    def is_in_file(self, name: str) -> bool:
-        """Whether a value is read from a file when it is asked for."""
-        return name not in self._held and self._places[name].is_in_file
 
 
 def disk_part(
@@ -97,9 +72,9 @@ def disk_part(
         OffloadError: what cannot be written, or has no values. Fields: ``name``.
         CheckpointError: a file that a row names and that cannot be read. Fields: ``file``, ``reason``.
     """
-    slots = _slots_on_disk(model, device_map, offload_buffers=offload_buffers)
+    slots = slots_on_disk(model, device_map, offload_buffers=offload_buffers)
     held = dict(state_dict or _NONE)
-    places = _resting_places(model, slots, held)
+    places = resting_places(model, slots, held)
     index = offload_index or None
     left = {name: slot for name, slot in slots.items() if name not in places and name not in held}
     if left and index is None and not has_index(offload_dir):
@@ -128,41 +103,7 @@ def disk_part(
     in_files = _file_weights(places, left, index or _NONE, held)
     if in_files is not None:
         return DiskPart(in_files, in_files)
-    return DiskPart(OffloadedWeightsLoader(_Places(places, held), offload_dir, index or {}), None)
-
-
-def _slots_on_disk(
-    model: nn.Module, device_map: Mapping[str, DeviceKey], *, offload_buffers: bool
-) -> dict[str, Slot]:
-    named = (
-        (qualified(prefix, slot.name), slot)
-        for prefix, module in modules_of(model)
-        for slot in own_slots(module)
-        if rests(slot, offload_buffers=offload_buffers)
-    )
-    return {name: slot for name, slot in named if device_of(name, device_map) == "disk"}
-
-
-def _resting_places(
-    model: nn.Module, slots: Mapping[str, Slot], held: dict[str, torch.Tensor]
-) -> dict[str, RestingPlace]:
-    """Of what lies in files already: where. What has other values by now is held."""
-    lookup = TensorLookup(model, dispatched_models(model))
-    found: dict[str, RestingPlace] = {}
-    for name, slot in slots.items():
-        tensor, place = slot.read(), lookup.resting_place(slot)
-        if not isinstance(tensor, PlaceholderTensor) or place is None or not place.is_in_file:
-            continue
-        if tensor.kept is not None:
-            held.setdefault(name, tensor.kept)
-        found[name] = _unwrapped(place)
-    return found
-
-
-def _unwrapped(place: RestingPlace) -> RestingPlace:
-    while isinstance(place.source, PrefixedDataset):
-        place = RestingPlace(place.source.dataset, f"{place.source.prefix}{place.key}")
-    return place
+    return DiskPart(OffloadedWeightsLoader(RestingWeights(places, held), offload_dir, index or {}), None)
 
 
 def _file_weights(
@@ -172,17 +113,15 @@ def _file_weights(
     held: Mapping[str, torch.Tensor],
 ) -> FileWeights | None:
     """All of it from the files of one checkpoint; None where that cannot be."""
-    sources = {id(place.source): place.source for place in places.values()}
-    if left and sources:
+    if left and places:
         return None
     if left:
-        found = file_weights_of_rows(left, rows)
+        found: Any = file_weights_of_rows(left, rows)
         names = {name: name for name in left}
     else:
-        only = next(iter(sources.values()), None) if len(sources) == 1 else None
-        found = only if isinstance(only, FileWeights) else None
+        found = only_source(places)
         names = {name: place.key for name, place in places.items()}
-    return None if found is None else found.renamed(names, held)
+    return found.renamed(names, held) if isinstance(found, FileWeights) else None
 
 
 def has_index(folder: str | os.PathLike[str] | None) -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 
 from planner.compat.accelerate import check_device_map
 from planner.compat.disk_part import disk_part, has_index, require_flat, write_once
-from planner.compat.loaded import streams_of, weights_in_files
+from planner.compat.loaded import weights_in_files
 from planner.dispatching.api import carry_out
 from planner.dispatching.hooks.attach import add_hook_to_module
 from planner.dispatching.hooks.moving import CpuOffload, UserCpuOffloadHook
@@ -22,6 +22,7 @@ from planner.dispatching.install.request import DispatchRequest
 from planner.dispatching.offload.weight_files import OffloadedWeightsLoader
 from planner.dispatching.tensors.slots import require_initialised, resolve_device
 from planner.errors import InvalidConstraintError
+from planner.loading.streams import streams_of
 from planner.loading.weights import FileWeights
 from planner.names import text_set
 from planner.plans.device_map import DeviceMap

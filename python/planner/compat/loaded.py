@@ -13,16 +13,13 @@ from planner.dispatching.tensors.copies import has_same_values
 from planner.dispatching.tensors.placeholder import is_offloaded
 from planner.dispatching.tensors.slots import modules_of, own_slots
 from planner.loading.open_files import OpenFiles
-from planner.loading.options import LoadOptions, cast_rule
 from planner.loading.recipe import Pieces, Recipe
 from planner.loading.report import file_weights_of
-from planner.loading.streams import ModelStreams
-from planner.loading.targets import Leniency
 from planner.loading.weights import FileWeights, sources_of
 from planner.loading.written_pages import are_unwritten
 from planner.names import is_within, qualified
 
-__all__ = ["streams_of", "weights_in_files"]
+__all__ = ["weights_in_files"]
 
 
 def weights_in_files(model: nn.Module, names: Iterable[str], *, offload_buffers: bool) -> FileWeights | None:
@@ -73,12 +70,6 @@ def weights_in_files(model: nn.Module, names: Iterable[str], *, offload_buffers:
     if not are_unwritten(weights.files.files[number].map() for number in valued):
         return None
     return FileWeights(weights.files, wanted)
-
-
-def streams_of(weights: FileWeights | None) -> ModelStreams:
-    """What reads blocks that rest in files ahead, as after a load."""
-    options = LoadOptions(dtype_of=cast_rule("auto"), leniency=Leniency())
-    return ModelStreams(weights, options, {}, frozenset())
 
 
 def _is_as_stored(tensor: torch.Tensor, stored: torch.Tensor) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from planner.errors import InvalidInputError, InvalidTreeError
@@ -31,14 +31,18 @@ def loaded_bits(model: Any, hf_quantizer: Any) -> dict[str, int]:
     Source: ``convert_and_load_state_dict_in_model`` of transformers 5.23, core_model_loading.py: a saved tensor whose name its
         ``_get_dtype_plan`` matches is loaded in that dtype, any other in its own.
     """
+    planned: Mapping[str, torch.dtype] = model._get_dtype_plan(model.dtype)
+    if hf_quantizer is None and not planned:
+        return {}
     own = {name: _own_bits(tensor) for name, tensor in _tensors(model)}
-    found = {} if hf_quantizer is None else quantized_bits(model, hf_quantizer)
-    is_quantised = {name for name, bits in found.items() if bits != own[name]}
-    saved = model.state_dict(keep_vars=True)
-    for name, dtype in _planned_dtypes(model, saved).items():
-        if name in own and name not in is_quantised:
-            found[name] = saved[name].numel() * dtype.itemsize * 8
-    return {name: bits for name, bits in found.items() if bits != own[name]}
+    quantized = {} if hf_quantizer is None else quantized_bits(model, hf_quantizer)
+    found = {name: bits for name, bits in quantized.items() if bits != own[name]}
+    saved = model.state_dict(keep_vars=True) if planned else {}
+    for name, dtype in _planned_dtypes(planned, saved).items():
+        bits = saved[name].numel() * dtype.itemsize * 8
+        if name not in found and own.get(name, bits) != bits:
+            found[name] = bits
+    return found
 
 
 def quantized_bits(model: Any, hf_quantizer: Any) -> dict[str, int]:
@@ -72,11 +76,8 @@ def _own_bits(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size() * 8
 
 
-def _planned_dtypes(model: Any, saved: Mapping[str, torch.Tensor]) -> dict[str, torch.dtype]:
+def _planned_dtypes(planned: Mapping[str, torch.dtype], saved: Iterable[str]) -> dict[str, torch.dtype]:
     """Dtypes of the tensors that a class keeps wide, by its own patterns."""
-    planned: Mapping[str, torch.dtype] = model._get_dtype_plan(model.dtype)
-    if not planned:
-        return {}
     dtypes = {f"g{number}": dtype for number, dtype in enumerate(planned.values())}
     globs = (f"(?P<{group}>{each.replace('*', '.*')})" for group, each in zip(dtypes, planned, strict=True))
     pattern = re.compile("|".join(globs))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from planner.devices.keys import read_budgets
 from planner.dispatching.tensors.journal import Journal
 from planner.errors import InvalidDevicesError, InvalidInputError, PlanMismatchError
-from planner.names import listed, named, text_set
+from planner.names import text_set
 from planner.plans.device_map import DeviceMap
 from planner.plans.plan import Plan
 from planner.spelling import shown
@@ -47,7 +47,8 @@ def dispatch(
     """Puts a model where a plan says, and makes it run there.
 
     Args:
-        model: a model with its weights in memory; changed in place. One that was dispatched before is dispatched anew.
+        model: a model with its weights in memory; changed in place. One that was dispatched before is dispatched anew, and what of it
+            lies in files can stay there.
         plan: a plan, or a device map: names to devices.
         execution_map: for a device map, where parts that rest on the CPU run; by default on the first accelerator of
             the map. A plan has its own, and so has ``plan.device_map``.
@@ -65,8 +66,8 @@ def dispatch(
         The model.
 
     Raises:
-        PlanMismatchError: names or devices that do not fit, weights that are not in memory, other libraries' hooks, or
-            a disk. Fields: ``findings``.
+        PlanMismatchError: names or devices that do not fit, weights that have no values, other libraries' hooks, or weights in memory
+            that the plan has on disk. Fields: ``findings``.
         OffloadError: a tensor that cannot rest elsewhere. Fields: ``name``.
         InvalidInputError, InvalidConstraintError, InvalidDevicesError: no plan, and no mapping from names to devices; room
             for staging that is none; another word for ``outside``.
@@ -84,29 +85,33 @@ def dispatch(
         {'': 'cpu'}
     """
     from planner.dispatching.install.device_map import require_fit, require_whole
+    from planner.dispatching.install.in_files import left_in_files
     from planner.dispatching.install.request import DispatchRequest
 
     require_outside(outside)
     resolved_map = resolve_map(plan, execution_map)
     require_fit(model, resolved_map)
     require_whole(model, resolved_map)
-    on_disk = [name for name, key in resolved_map.keys.items() if key == "disk"]
-    if on_disk:
-        raise PlanMismatchError(
-            f"the plan puts {listed(map(named, on_disk), most=3)} on disk, where the weights in memory are not: "
-            "planner.load(folder, model, plan) leaves them in the checkpoint's own files; planner.dispatch_model(model, device_map, "
-            "offload_dir=...), or planner.disk_offload(model, offload_dir) for the whole model, writes them to a folder",
-            findings=tuple(on_disk),
-        )
+    if offload_buffers is None:
+        offload_buffers = offloads_buffers(plan)
+    left = None
+    if "disk" in resolved_map.keys.values():
+        left = left_in_files(model, resolved_map.keys, offload_buffers=offload_buffers)
+    streams = None if left is None else left.streams
     request = DispatchRequest(
         resolved_map=resolved_map,
-        offload_buffers=offloads_buffers(plan) if offload_buffers is None else offload_buffers,
+        offload_buffers=offload_buffers,
         skip_keys=text_set(skip_keys, "skip_keys"),
         outside=outside,
         says_device=True,
+        weights=None if left is None else left.weights,
+        stays_in_files=left is not None and left.lists_files,
         room_bytes=staging_room(plan, staging_bytes),
+        reads_ahead=None if streams is None else streams.made,
     )
     carry_out(model, request)
+    if streams is not None:
+        streams.start()
     return model
 
 

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from planner.dispatching.offload.reads_ahead import MakesReadsAhead, OffloadedBlock, ReadsAhead
-from planner.loading.options import LoadOptions
+from planner.loading.options import LoadOptions, cast_rule
 from planner.loading.streaming.ahead import BlocksAhead
 from planner.loading.streaming.counters import StreamingProgress
+from planner.loading.targets import Leniency
 from planner.loading.weights import FileWeights
 
-__all__ = ["ModelStreams"]
+__all__ = ["ModelStreams", "streams_of"]
 
 _CPU = torch.device("cpu")
 
@@ -42,6 +43,8 @@ class ModelStreams:
         self._cached = cached
         self._planned_bytes = planned_bytes
         self._blocks: BlocksAhead | None = None
+        if self._weights is not None:
+            self._weights.streams_again = streams_of
 
     @property
     def made(self) -> MakesReadsAhead | None:
@@ -75,3 +78,9 @@ class ModelStreams:
     def progress(self) -> StreamingProgress:
         """What was streamed until now."""
         return StreamingProgress() if self._blocks is None else self._blocks.progress()
+
+
+def streams_of(weights: FileWeights | None) -> ModelStreams:
+    """What reads blocks that rest in files ahead, as after a load without a plan."""
+    options = LoadOptions(dtype_of=cast_rule("auto"), leniency=Leniency())
+    return ModelStreams(weights, options, {}, frozenset())

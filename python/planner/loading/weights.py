@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from planner.dispatching.offload.reads_ahead import Streams
 from planner.errors import OffloadError
 from planner.loading.casting import cast
 from planner.loading.open_files import OpenFiles, tensor_in
@@ -89,6 +90,8 @@ class FileWeights(Mapping[str, torch.Tensor]):
         self.held = dict(held)
         self._kept: dict[str, torch.Tensor] = {}
         self._index: Mapping[str, Mapping[str, str]] | None = None
+        # Set by the first one who reads these weights ahead.
+        self.streams_again: Callable[[FileWeights], Streams] | None = None
 
     @property
     def index(self) -> Mapping[str, Mapping[str, str]]:
@@ -115,10 +118,13 @@ class FileWeights(Mapping[str, torch.Tensor]):
             names: by new name, the name here.
             held: values of more names, which stay in memory.
         """
-        wanted = {new: self.wanted[old] for new, old in names.items() if old in self.wanted}
+        # What is held must not be read ahead from its file.
+        wanted = {
+            new: self.wanted[old] for new, old in names.items() if old in self.wanted and new not in held
+        }
         also_held = {new: self.held[old] for new, old in names.items() if old in self.held}
         made = FileWeights(self.files, wanted, {**also_held, **held}, lists_files=self.lists_files)
-        made._kept = self._kept
+        made._kept, made.streams_again = self._kept, self.streams_again
         return made
 
     def moved(self, files: OpenFiles, elsewhere: Mapping[str, WantedTensor]) -> FileWeights:
@@ -140,6 +146,7 @@ class FileWeights(Mapping[str, torch.Tensor]):
             "wanted": self.wanted,
             "held": held,
             "lists_files": self.lists_files,
+            "streams_again": self.streams_again,
             "_kept": written,
             "_index": None,
         }
@@ -192,8 +199,8 @@ class FileWeights(Mapping[str, torch.Tensor]):
         return name in self.wanted or name in self.held
 
     def is_in_file(self, name: str) -> bool:
-        """Whether a value is read from a file when it is asked for."""
-        return name in self.wanted and name not in self.held
+        """Whether a value is read from a file when it is asked for, or was put in the place of one that was."""
+        return name in self
 
 
 def is_in_place(files: OpenFiles, wanted: WantedTensor) -> bool:

@@ -31,6 +31,7 @@ _SENTENCES: Final[Mapping[str, str]] = {
     "offloaded": "{name} is offloaded: it takes {needed} of {available} {in_place}.",
     "oversized": "{name} is larger than every accelerator: it takes {needed}.",
     "no_room": "{name} does not fit {in_place}: it needs {needed}, and {left}.",
+    "first_block": "{name} is kept {in_place}: the model's first parameter says where its inputs belong.",
     "fused_experts": "{name} holds all its experts in one tensor and cannot be split by expert.",
     "fits": "{name} fits {in_place}: it needs {needed} of {available}.",
     "tied": "{name} goes with the module that it is tied to: together they need {needed} of {available}.",

@@ -56,7 +56,7 @@ class Reason:
 
     Args:
         rule: "fits", "tied", "bound", "fallback", "split", "split_tied", "next_device"; of ``auto``: "resident",
-            "offloaded", "oversized", "no_room", "fused_experts".
+            "offloaded", "oversized", "first_block", "no_room", "fused_experts".
         name: the module or tensor decided on.
         device: the device it was measured against.
         needed_bytes: what it needs there with all that is tied to it.

@@ -36,6 +36,7 @@ WORDS: Mapping[str, str] = {
     "resident": "{name} lies on {device}: {needed} bytes of {available}.",
     "offloaded": "{name} is offloaded to {device}: {needed} bytes of {available}.",
     "oversized": "{name} lies on {device}, because it is larger than every accelerator: {needed} bytes.",
+    "first_block": "{name} is kept on {device}, where the model's inputs belong: its first parameter is there.",
     "fused_experts": "{name} holds all its experts in one tensor and cannot be split by expert: its block goes to {device} "
     "as a whole, {needed} bytes.",
     "no_room": "{name} does not fit on {device}: it needs {needed} bytes, {available} are left.",

@@ -8,13 +8,14 @@ from functools import partial
 from typing import Any
 
 from planner import _core
-from planner.choices import DeviceKind, ExecuteOffloaded, Fill, Mode, ReasonRule
+from planner.choices import DeviceKind, ExecuteOffloaded, Fill, Mode
 from planner.devices.budgets import DeviceBudget
 from planner.devices.keys import DeviceKey, device_kind, ordered
 from planner.errors import InfeasibleError, InvalidConstraintError, InvalidDevicesError, InvalidTreeError
 from planner.model.blocks import Blocks
 from planner.plans.parts import Certificate, DeviceUsage, Reason, Shortfall
 from planner.plans.wording import infeasible_message
+from planner.strategies.decisions import told
 from planner.strategies.minimum import MOST_BYTES
 from planner.units import format_bytes
 
@@ -188,43 +189,14 @@ class AutoSearch:
         return tuple(name for unit in self._offloaded_units(result) for name in self.blocks.unit_names[unit])
 
     def _reasons(self, result: _core.AutoPlan) -> tuple[Reason, ...]:
-        """One for each unit at home, one more for each accelerator that has no room for an offloaded one, and one for
-        experts that could not be taken apart."""
-        left = [
-            budget.capacity_bytes - (used + kept) // 8
-            for budget, (used, kept) in zip(self.device_budgets, result.usage, strict=True)
-        ]
-        reasons = []
-        offloaded = set(self._offloaded_units(result))
-        for unit, (home, oversized) in enumerate(zip(result.home, result.oversized, strict=True)):
-            name, size, budget = (
-                self.blocks.unit_name(unit) if oversized is None else oversized,
-                self.blocks.unit_bytes[unit],
-                self.device_budgets[home],
-            )
-            is_offloaded = unit in offloaded
-            rule: ReasonRule = (
-                "resident" if not is_offloaded else "offloaded" if oversized is None else "oversized"
-            )
-            reasons.append(_reason(rule, name, budget.device, size, budget.capacity_bytes))
-            if is_offloaded:
-                reasons.extend(
-                    _reason("no_room", name, other.device, size, free)
-                    for other, free in zip(self.device_budgets, left, strict=True)
-                    if other.kind == "accelerator"
-                )
-        reasons.extend(
-            _reason(
-                "fused_experts",
-                name,
-                budget.device,
-                self.blocks.unit_bytes[unit],
-                budget.capacity_bytes,
-            )
-            for name, unit in self.blocks.fused_experts
-            for budget in [self.device_budgets[result.home[unit]]]
+        return told(
+            self.blocks,
+            self.device_budgets,
+            homes=result.home,
+            oversized=result.oversized,
+            taken_bits=[used + kept for used, kept in result.usage],
+            offloaded=self._offloaded_units(result),
         )
-        return tuple(reasons)
 
     def _shortfall(self, result: _core.AutoPlan) -> Shortfall | None:
         sizes = self.blocks.unit_bytes
@@ -371,12 +343,4 @@ def _certificate(result: _core.AutoPlan) -> Certificate:
         returns_lower_bound=known.returns_lower_bound,
         steps=known.steps,
         stage=known.stage,
-    )
-
-
-def _reason(
-    rule: ReasonRule, name: str, device: DeviceKey, needed_bytes: int, available_bytes: int
-) -> Reason:
-    return Reason(
-        rule=rule, name=name, device=device, needed_bytes=needed_bytes, available_bytes=available_bytes
     )

@@ -99,12 +99,15 @@ def test_out_of_memory_while_loading(
 
 @pytest.mark.usefixtures("nothing_stays")
 @pytest.mark.skipif(not ARE_POINTS_KNOWN, reason="where signals are taken is known for CPython 3.11")
-@pytest.mark.parametrize("every", [14_009, pytest.param(397, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize(
+    ("is_auto", "every"),
+    [(False, 30_011), *(pytest.param(is_auto, 1_999, marks=pytest.mark.sweep) for is_auto in (False, True))],
+)
 def test_an_interrupt_while_planning_and_dispatching(
-    every: int, folder: str, tmp_path: Path, virtual_accelerators: Accelerators
+    is_auto: bool, every: int, folder: str, tmp_path: Path, virtual_accelerators: Accelerators
 ) -> None:
     layers = {f"model.layers.{number}": place for number, place in enumerate((0, "cpu", 1, "disk"))}
-    device_map = {"model": 0, "lm_head": 0, **layers}
+    device_map = "auto" if is_auto else {"model": 0, "lm_head": 0, **layers}
     package = Path(planner.__file__).parent
     stops = 1
     while interrupted_in(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -10,11 +11,14 @@ import peft
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 import planner
+import stored_models
 from planner.dispatching.tensors.placeholder import is_offloaded
-from stored_models import stored
+from planner.dispatching.tensors.resting import RestingPlace
+from planner.plans.device_map import DeviceMap
+from stored_models import inputs_of, reference, stored
 
 Map: TypeAlias = dict[str, Any]
 
@@ -27,7 +31,15 @@ MAPS = {
 }
 # Where each layer runs.
 RUNS = {"two": (0, 0, 1, 1), "cpu": (0, 0, 0, 0), "disk": (0, 0, 0, 0), "mixed": (0, 0, 1, 0)}
-EACH_MAP = ["mixed", *(pytest.param(name, marks=pytest.mark.sweep) for name in MAPS if name != "mixed")]
+
+
+def few(cases: Iterable[str], *each_time: str) -> list[Any]:
+    """Some cases each time, and the others in sweeps."""
+    return [name if name in each_time else pytest.param(name, marks=pytest.mark.sweep) for name in cases]
+
+
+EACH_MAP = few(MAPS, "mixed")
+SWEPT_MAPS = few(MAPS)
 LORA: Map = {"r": 4, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
 
 
@@ -184,7 +196,7 @@ def test_a_fresh_adapter_is_made_where_its_layer_runs(
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("name", EACH_MAP)
+@pytest.mark.parametrize("name", SWEPT_MAPS)
 def test_an_adapter_is_loaded_over_a_fresh_one(
     name: str, folder: Path, adapter: Path, tmp_path: Path
 ) -> None:
@@ -237,7 +249,7 @@ VARIANTS: dict[str, Map] = {
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", few(VARIANTS, "dora"))
 @pytest.mark.parametrize("name", EACH_MAP)
 def test_variants_are_trained_merged_and_taken_off(
     name: str, variant: str, folder: Path, tmp_path: Path
@@ -262,7 +274,7 @@ def test_variants_are_trained_merged_and_taken_off(
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("name", EACH_MAP)
+@pytest.mark.parametrize("name", SWEPT_MAPS)
 def test_adapters_are_deleted_and_unloaded(name: str, folder: Path, adapter: Path, tmp_path: Path) -> None:
     want = answer(plain(folder))
     model = peft.get_peft_model(spread(folder, name, tmp_path / "o"), peft.LoraConfig(**LORA))
@@ -301,7 +313,7 @@ def test_a_model_loads_an_adapter_itself(name: str, folder: Path, adapter: Path,
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("name", EACH_MAP)
+@pytest.mark.parametrize("name", SWEPT_MAPS)
 def test_a_model_gets_a_fresh_adapter_itself(name: str, folder: Path, tmp_path: Path) -> None:
     found = []
     for model in (plain(folder), spread(folder, name, tmp_path / "o")):
@@ -313,7 +325,7 @@ def test_a_model_gets_a_fresh_adapter_itself(name: str, folder: Path, tmp_path: 
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("name", EACH_MAP)
+@pytest.mark.parametrize("name", SWEPT_MAPS)
 def test_an_adapter_is_loaded_with_its_base(name: str, folder: Path, adapter: Path, tmp_path: Path) -> None:
     """A folder of an adapter names its base."""
     want = peft.PeftModel.from_pretrained(plain(folder), adapter)
@@ -335,7 +347,7 @@ PROMPTS: dict[str, Callable[[], peft.PeftConfig]] = {
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("kind", PROMPTS)
+@pytest.mark.parametrize("kind", few(PROMPTS, "prompt"))
 @pytest.mark.parametrize("name", EACH_MAP)
 def test_prompts_are_trained_saved_and_loaded(name: str, kind: str, folder: Path, tmp_path: Path) -> None:
     found, models = [], []
@@ -351,7 +363,313 @@ def test_prompts_are_trained_saved_and_loaded(name: str, kind: str, folder: Path
     assert answer(model).equal(answer(want)) and tokens(model).equal(tokens(want))
 
 
-# ---- other kinds of adapters
+# ---- embeddings that are offloaded
+
+EMBEDDINGS: dict[str, Callable[[], peft.PeftConfig]] = {
+    **PROMPTS,
+    "lora": lambda: peft.LoraConfig(**{**LORA, "target_modules": ["embed_tokens", "lm_head", "q_proj"]}),
+    "whole": lambda: peft.LoraConfig(**LORA, modules_to_save=["embed_tokens", "lm_head"]),
+    "tokens": lambda: peft.LoraConfig(**LORA, trainable_token_indices=[3, 5]),
+}
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("kind", few(EMBEDDINGS, "whole"))
+@pytest.mark.parametrize("place", few(["cpu", "disk"], "disk"))
+def test_embeddings_are_offloaded(place: str, kind: str, folder: Path, tmp_path: Path) -> None:
+    """What PEFT makes beside them, of them, and saves of them."""
+    placed = {**device_map(MAPS["mixed"]), "model.embed_tokens": place, "lm_head": place}
+
+    def loaded() -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, device_map=placed, offload_folder=tmp_path / "o"
+        ).eval()
+
+    found, models = [], []
+    for base in (plain(folder), loaded()):
+        torch.manual_seed(1)
+        models.append(peft.get_peft_model(base, EMBEDDINGS[kind]()))
+        found.append(trained(models[-1]))
+    require_equal(found[1], found[0])
+    want = answer(models[0])
+    assert answer(models[1]).equal(want)
+    models[1].save_pretrained(tmp_path / "adapter")
+    assert answer(peft.PeftModel.from_pretrained(loaded(), tmp_path / "adapter")).equal(want)
+    if kind not in PROMPTS:
+        want_merged, merged = (model.merge_and_unload() for model in models)
+        assert answer(merged).equal(answer(want_merged))
+        require_equal(reloaded(merged, tmp_path / "s"), reloaded(want_merged, tmp_path / "s2"))
+
+
+# ---- several adapters
+
+
+@pytest.mark.sweep
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", MAPS)
+def test_adapters_are_combined(name: str, folder: Path, adapter: Path, tmp_path: Path) -> None:
+    bases = (plain(folder), spread(folder, name, tmp_path / "o"))
+    models = [
+        peft.PeftModel.from_pretrained(base, adapter, adapter_name="one", **options)
+        for base, options in zip(bases, ({}, own(name)), strict=True)
+    ]
+    for model in models:
+        model.load_adapter(adapter, "two")
+        for kind in ("linear", "cat"):
+            model.add_weighted_adapter(["one", "two"], [0.5, 0.7], kind, combination_type=kind)
+    for active in ("linear", "cat", "two"):
+        for model in models:
+            model.set_adapter(active)
+        assert answer(models[1]).equal(answer(models[0]))
+    for model in models:
+        model.merge_adapter(["one"])
+    assert answer(models[1]).equal(answer(models[0]))
+    for model in models:
+        model.unmerge_adapter()
+    assert answer(models[1]).equal(answer(models[0]))
+
+
+@pytest.mark.sweep
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", MAPS)
+def test_adapters_are_swapped(name: str, folder: Path, adapter: Path, tmp_path: Path) -> None:
+    other = saved(folder, tmp_path / "other", peft.LoraConfig(**LORA, lora_alpha=3, init_lora_weights=False))
+    want, model = plain(folder), spread(folder, name, tmp_path / "o")
+    for each in (want, model):
+        each.load_adapter(str(adapter), "default")
+        each.load_adapter(str(other), "default", hotswap=True)
+    requires_adapters_beside(model, name)
+    assert answer(model).equal(answer(want))
+
+
+@pytest.mark.sweep
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", MAPS)
+def test_adapters_are_trained_with_layers_computed_again_in_bfloat16(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    options: Map = {"device_map": device_map(MAPS[name]), "offload_folder": tmp_path / "o"}
+    found = []
+    for base in (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(0),
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **options),
+    ):
+        torch.manual_seed(1)
+        model = peft.get_peft_model(base, peft.LoraConfig(**LORA, init_lora_weights="gaussian"))
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
+        found.append(trained(model))
+    require_equal(found[1], found[0])
+    assert {tensor.dtype for tensor in found[1].values()} == {torch.float32}
+
+
+# ---- what holds afterwards
+
+
+def test_the_merged_model_is_dispatched_again_and_undispatched(
+    folder: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """Also outside, and while PEFT's wrapper is still there."""
+    wrapped = peft.PeftModel.from_pretrained(plain(folder), adapter)
+    want = answer(wrapped.merge_and_unload())
+    with planner.integrate():
+        base = spread(folder, "mixed", tmp_path / "o")
+        model = peft.PeftModel.from_pretrained(base, adapter, **own("mixed"))
+    assert model.hf_device_map == base.hf_device_map == device_map(MAPS["mixed"])
+    assert model.merge_and_unload() is base
+    assert answer(base).equal(want)
+    planner.dispatch(base, device_map((1, 0, "cpu", 0)))
+    assert answer(base).equal(want)
+    planner.undispatch(base)
+    assert {parameter.device.type for parameter in base.parameters()} == {"cpu"}
+    assert not hasattr(base, "hf_device_map") and not any("_hf_hook" in vars(m) for m in base.modules())
+    assert answer(base.to(0)).equal(want)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_model_with_an_adapter_is_undispatched(folder: Path, adapter: Path, tmp_path: Path) -> None:
+    want = peft.PeftModel.from_pretrained(plain(folder), adapter)
+    base = spread(folder, "mixed", tmp_path / "o")
+    model = peft.PeftModel.from_pretrained(base, adapter, is_trainable=True, **own("mixed"))
+    planner.undispatch(model)
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+    assert answer(model.to(0).eval()).equal(answer(want))
+
+
+@pytest.mark.sweep  # torch.compile takes seconds
+@pytest.mark.usefixtures("here")
+def test_adapters_over_two_devices_are_one_graph(folder: Path, adapter: Path, tmp_path: Path) -> None:
+    want = peft.PeftModel.from_pretrained(plain(folder), adapter)
+    base = spread(folder, "two", tmp_path / "o")
+    model = peft.PeftModel.from_pretrained(base, adapter, **own("two"))
+    for each in (model, model.merge_and_unload()):
+        assert answer(torch.compile(each, fullgraph=True, backend="eager")).equal(answer(want))
+        want = want.merge_and_unload()
+
+
+# ---- where and from what adapters are made
+
+
+@pytest.mark.usefixtures("here")
+def test_no_weight_is_read_for_an_adapter_that_needs_none(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    value = RestingPlace.value
+    monkeypatch.setattr(RestingPlace, "value", lambda place, name: (read.append(name), value(place, name))[1])
+    model = spread(folder, "mixed", tmp_path / "o")
+    read.clear()
+    peft.get_peft_model(model, peft.LoraConfig(**LORA, use_rslora=True))
+    assert read == []
+    dora = peft.LoraConfig(r=4, target_modules=["q_proj"], use_dora=True)
+    peft.get_peft_model(spread(folder, "mixed", tmp_path / "o"), dora)
+    assert {name.split(".layers.")[1] for name in read} == {
+        "1.self_attn.q_proj.weight",
+        "3.self_attn.q_proj.weight",
+    }
+
+
+@pytest.mark.usefixtures("here")
+def test_adapters_follow_a_plan_that_runs_layers_on_the_cpu(
+    folder: Path, adapter: Path, tmp_path: Path
+) -> None:
+    placed = DeviceMap(device_map((0, "cpu", 1, "disk")), {"model.layers.1": "cpu", "model.layers.3": 1})
+    where = ("virtual:0", "cpu", "virtual:1", "virtual:1")
+
+    def loaded() -> Any:
+        return AutoModelForCausalLM.from_pretrained(folder, device_map=placed, offload_folder=tmp_path / "o")
+
+    own_adapter = loaded()
+    own_adapter.load_adapter(str(adapter))
+    fresh = peft.get_peft_model(loaded(), peft.LoraConfig(**LORA))
+    again = peft.PeftModel.from_pretrained(loaded(), adapter, device_map=placed, is_trainable=True)
+    for model in (own_adapter, fresh, again):
+        for name, parameter in adapters(model).items():
+            assert parameter.device == torch.device(where[int(name.split(".layers.")[1][0])]), name
+    want = answer(peft.PeftModel.from_pretrained(plain(folder), adapter))
+    for model in (own_adapter, again):  # the CPU's kernels round in another way
+        assert torch.allclose(answer(model.eval()), want, atol=1e-5)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_plan_of_the_base_is_one_of_the_model_with_adapters(
+    folder: Path, adapter: Path, tmp_path: Path
+) -> None:
+    want = peft.PeftModel.from_pretrained(plain(folder), adapter)
+    size = sum(parameter.nbytes for parameter in plain(folder).parameters())
+    plan = planner.plan(folder, max_memory={0: size // 2, 1: size // 5, "cpu": "1GiB"})
+    for asked in (plan, dict(plan.device_map)):
+        base = spread(folder, "mixed", tmp_path / "o")
+        model = peft.PeftModel.from_pretrained(base, adapter, device_map=asked)
+        assert model.hf_device_map == dict(plan.device_map)
+        assert answer(model).equal(answer(want))
+
+
+@pytest.mark.sweep
+@pytest.mark.usefixtures("here")
+def test_adapters_are_loaded_without_memory_of_their_own(folder: Path, adapter: Path, tmp_path: Path) -> None:
+    want = answer(peft.PeftModel.from_pretrained(plain(folder), adapter))
+    base = spread(folder, "mixed", tmp_path / "o")
+    assert answer(peft.PeftModel.from_pretrained(base, adapter, low_cpu_mem_usage=True)).equal(want)
+    model = peft.get_peft_model(spread(folder, "mixed", tmp_path / "o"), peft.LoraConfig(**LORA))
+    model.load_adapter(adapter, "other", low_cpu_mem_usage=True)
+    model.set_adapter("other")
+    requires_adapters_beside(model, "mixed")
+    assert answer(model).equal(want)
+
+
+@pytest.mark.sweep
+def test_a_model_that_others_have_dispatched_is_left_to_them(
+    folder: Path, adapter: Path, tmp_path: Path
+) -> None:
+    want = answer(peft.PeftModel.from_pretrained(plain(folder), adapter))
+    base = spread(folder, "cpu", tmp_path / "o")
+    with planner.integrate():
+        model = peft.PeftModel.from_pretrained(base, adapter, **own("cpu"))
+    assert answer(model).equal(want)
+
+
+@pytest.mark.usefixtures("here")
+def test_what_a_weight_has_become_is_read_at_its_hook(folder: Path, tmp_path: Path) -> None:
+    """transformers saves from there what was merged without a new `weights_map`: experts with two adapters are."""
+    model = spread(folder, "mixed", tmp_path / "o")
+    layer = model.model.layers[3].mlp.up_proj
+    with planner.align_module_device(layer), torch.no_grad():
+        layer.weight.mul_(2)
+    want = plain(folder).model.layers[3].mlp.up_proj.weight.cpu() * 2
+    assert layer._hf_hook.weights_map["weight"].equal(want)
+    other = copy.deepcopy(model).model.layers[3].mlp.up_proj
+    with planner.align_module_device(other), torch.no_grad():
+        other.weight.mul_(2)
+    assert other._hf_hook.weights_map["weight"].equal(want * 2)
+    assert layer._hf_hook.weights_map["weight"].equal(want)
+
+
+# ---- other architectures and kinds of adapters
+
+ARCHITECTURES: dict[str, Map] = {
+    "gpt2": {"target_modules": ["c_attn", "mlp.c_proj"], "fan_in_fan_out": True},
+    "gemma": {"target_modules": ["q_proj", "down_proj"]},
+    "mixtral": {"target_modules": ["q_proj"], "target_parameters": ["gate_up_proj"]},
+    "qwen3_moe": {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]},
+    "t5": {"target_modules": ["q", "wo"], "task_type": "SEQ_2_SEQ_LM"},
+}
+
+
+@pytest.mark.sweep
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        (kind, name)
+        for kind in ARCHITECTURES
+        for name in MAPS
+        # Gradients that reach T5's encoder from two devices are summed in another order.
+        if (kind, name) != ("t5", "mixed")
+    ],
+)
+def test_other_architectures(architecture: str, name: str, tmp_path: Path) -> None:
+    folder = stored(architecture, tmp_path / "base")
+    given = {key: value.to(0) for key, value in inputs_of(architecture).items()}
+    kind: Any = type(reference(folder))
+    layers = MAPS[name]
+    placed = stored_models.device_map(reference(folder), lambda number: layers[number % 4], 0)
+
+    def loaded() -> Any:
+        return kind.from_pretrained(folder, device_map=placed, offload_folder=tmp_path / "o").eval()
+
+    def logits(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            found: torch.Tensor = model(**given).logits.cpu()
+        return found
+
+    models, parameters = [], []
+    for base in (reference(folder).to(0), loaded()):
+        torch.manual_seed(1)
+        config = peft.LoraConfig(**{"r": 4, "task_type": "CAUSAL_LM", **ARCHITECTURES[architecture]})
+        model = peft.get_peft_model(base, config).train()
+        trainable = {path: p for path, p in model.named_parameters() if p.requires_grad}
+        optimizer = torch.optim.SGD(trainable.values(), lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(**given).logits.square().mean().backward()
+            optimizer.step()
+        models.append(model.eval())
+        parameters.append({path: p.detach().cpu() for path, p in trainable.items()})
+    require_equal(parameters[1], parameters[0])
+    want = logits(models[0])
+    assert logits(models[1]).equal(want)
+    models[0].save_pretrained(tmp_path / "adapter")
+    assert logits(peft.PeftModel.from_pretrained(loaded(), tmp_path / "adapter")).equal(want)
+    itself = loaded()
+    itself.load_adapter(str(tmp_path / "adapter"))
+    assert logits(itself).equal(want)
+    merged, want_merged = (model.merge_and_unload() for model in reversed(models))
+    assert logits(merged).equal(logits(want_merged))
+    for each, into in ((merged, tmp_path / "s"), (want_merged, tmp_path / "s2")):
+        each.save_pretrained(into)
+    require_equal(state(reference(tmp_path / "s")), state(reference(tmp_path / "s2")))
+
 
 OTHERS: dict[str, Callable[[], peft.PeftConfig]] = {
     "ia3": lambda: peft.IA3Config(
@@ -385,3 +703,34 @@ def test_other_adapters_are_trained_and_merged(name: str, kind: str, folder: Pat
     want, model = want.merge_and_unload(), model.merge_and_unload()
     assert answer(model).equal(answer(want))
     require_equal(reloaded(model, tmp_path / "s"), reloaded(want, tmp_path / "s2"))
+
+
+# ---- Trainer
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", EACH_MAP)
+def test_the_trainer_trains_adapters(name: str, folder: Path, tmp_path: Path) -> None:
+    """Undispatched on the CPU, where the Trainer moves it."""
+    found = []
+    plain_base = AutoModelForCausalLM.from_pretrained(folder)
+    for base in (plain_base, spread(folder, "two", tmp_path / "o"), spread(folder, name, tmp_path / "o")):
+        torch.manual_seed(1)
+        model = peft.get_peft_model(base, peft.LoraConfig(**LORA, init_lora_weights="gaussian"))
+        settings = TrainingArguments(
+            output_dir=str(tmp_path / "trainer"),
+            max_steps=2,
+            per_device_train_batch_size=2,
+            learning_rate=0.1,
+            optim="sgd",
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+        )
+        data = [{"input_ids": IDS[0] + number, "labels": IDS[0] + number} for number in range(4)]
+        trainer = Trainer(model=model, args=settings, train_dataset=data)
+        trainer.train()
+        found.append({path: p.detach().cpu() for path, p in model.named_parameters() if p.requires_grad})
+    require_equal(found[2], found[1])
+    assert all(found[2][path].allclose(found[0][path], atol=1e-5) for path in found[0])

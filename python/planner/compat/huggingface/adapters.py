@@ -13,13 +13,22 @@ from planner.devices.keys import DeviceKey, canonical_device
 from planner.dispatching.api import resolve_map
 from planner.dispatching.hooks.align import AlignDevicesHook, aligns
 from planner.dispatching.hooks.attach import add_hook_to_module, remove_hook_from_module
+from planner.dispatching.install.device_map import ResolvedDeviceMap
 from planner.dispatching.install.lookup import TensorLookup
 from planner.dispatching.install.record import dispatched_models
 from planner.dispatching.tensors.slots import modules_of, own_slots
-from planner.names import nearest_key, qualified
+from planner.names import device_of, nearest_key, qualified
 from planner.plans.device_map import DeviceMap
 
-__all__ = ["adapter_parts", "make_resident", "running_devices", "with_adapters"]
+__all__ = [
+    "adapter_parts",
+    "copied_modules",
+    "make_resident",
+    "running_device",
+    "running_devices",
+    "running_map",
+    "with_adapters",
+]
 
 _WRAPPED = (".base_layer", ".original_module")
 
@@ -31,17 +40,20 @@ def adapter_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            assert isinstance(module, nn.Module)
             for attribute in (*module.adapter_layer_names, *module.other_param_names):
                 part = _attribute(module, attribute)
                 if isinstance(part, nn.Module):
                     yield qualified(name, attribute), part
 
 
-def _embeddings(model: nn.Module) -> str | None:
-    """The name of what embeds the words behind a prompt, if the model has prompts."""
-    modules = model._modules
-    embeddings = modules.get("word_embeddings") if modules.get("prompt_encoder") is not None else None
-    return next((name for name, module in model.named_modules() if module is embeddings), None)
+def copied_modules(model: nn.Module, adapter_name: str) -> Iterator[nn.Module]:
+    """The copies that PEFT has made of modules to train them whole."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper) and adapter_name in module.modules_to_save:
+            yield module.modules_to_save[adapter_name]
 
 
 def _attribute(module: nn.Module, name: str) -> Any:
@@ -51,7 +63,9 @@ def _attribute(module: nn.Module, name: str) -> Any:
         return None
 
 
-def with_adapters(model: nn.Module, device_map: Mapping[str, Any], main_device: Any = None) -> dict[str, Any]:
+def with_adapters(
+    model: nn.Module, device_map: Mapping[str, Any], main_device: Any = None
+) -> Mapping[str, Any]:
     """A device map in which adapters lie where they can: those that are trained run beside their layer, and none is on disk.
 
     Args:
@@ -62,35 +76,51 @@ def with_adapters(model: nn.Module, device_map: Mapping[str, Any], main_device: 
     Returns:
         Another map; with an execution map, if the first one has one.
     """
-    resolved = (
-        resolve_map(device_map, None) if main_device is None else resolve_map(device_map, {"": main_device})
-    )
+    running = running_map(device_map, main_device)
     moved: dict[str, DeviceKey] = {}
-    embeds = _embeddings(model)
-    if embeds is not None and (around := nearest_key(embeds, resolved.placements)) is not None:
-        # Prompts are joined with what is embedded, also outside of a forward.
-        moved["prompt_encoder"] = canonical_device(resolved.placements[around].execution_device)
     for name, part in adapter_parts(model):
-        key = nearest_key(name, resolved.keys)
-        around = nearest_key(name, resolved.placements)
-        if key is None or around is None or resolved.keys[key] not in ("cpu", "disk"):
+        key = device_of(name, running.keys)
+        if key not in ("cpu", "disk"):
             continue
         if any(parameter.requires_grad for parameter in part.parameters()):
-            moved[name] = canonical_device(resolved.placements[around].execution_device)
-        elif resolved.keys[key] == "disk":
+            moved[name] = canonical_device(running_device(name, running))
+        elif key == "disk":
             moved[name] = "cpu"
     if isinstance(device_map, DeviceMap):
         return DeviceMap({**device_map, **moved}, device_map.execution_map)
     return {**device_map, **moved}
 
 
-def running_devices(model: nn.Module) -> dict[str, torch.device]:
-    """By name of a module whose weights are offloaded, where it runs; PEFT's wrapper has the name of what it wraps."""
+def running_map(device_map: Mapping[str, Any], main_device: Any = None) -> ResolvedDeviceMap:
+    """What a device map says of each name, with what is offloaded running on a device, if one is said."""
+    return resolve_map(device_map, None if main_device is None else {"": main_device})
+
+
+def running_device(name: str, running: ResolvedDeviceMap) -> torch.device:
+    """Where a part of a model runs."""
+    key = nearest_key(name, running.placements)
+    placement = running.root_placement if key is None else running.placements[key]
+    return placement.execution_device
+
+
+def running_devices(model: nn.Module, device_map: Mapping[str, Any]) -> dict[str, torch.device]:
+    """By name of a module in a part that a device map has on the CPU or disk, where it runs.
+
+    Args:
+        model: a dispatched model.
+        device_map: its map.
+
+    Returns:
+        Of modules with tensors of their own; PEFT's wrapper has the name of what it wraps.
+    """
     found: dict[str, torch.device] = {}
     for name, module in model.named_modules():
+        slot = next(own_slots(module), None)
+        if slot is None or device_of(name, device_map) not in ("cpu", "disk"):
+            continue
         hook = module.__dict__.get("_hf_hook")
-        if aligns(hook) and hook.offload and hook.device is not None:
-            found[_unwrapped(name)] = hook.device
+        is_offloaded = aligns(hook) and hook.offload and hook.device is not None
+        found.setdefault(_unwrapped(name), hook.device if is_offloaded else slot.read().device)
     return found
 
 
@@ -102,25 +132,31 @@ def _unwrapped(name: str) -> str:
 
 
 def make_resident(model: nn.Module) -> None:
-    """Lets what is offloaded of a model lie where it runs, so that it can be trained.
+    """Lets what is offloaded of a model lie where it runs, so that it can be trained; on the CPU, where its hook was taken off.
 
     Args:
         model: a copy that PEFT has made of an offloaded module; changed in place.
     """
     lookup = TensorLookup(model, dispatched_models(model))
     for _, module in modules_of(model):
-        hook = module.__dict__.get("_hf_hook")
-        if not (aligns(hook) and hook.offload) or hook.execution_device is None:
-            continue
-        device = torch.device(hook.execution_device)
+        hook: Any = module.__dict__.get("_hf_hook")
+        is_hooked = aligns(hook) and hook.offload and hook.execution_device is not None
+        device = torch.device(hook.execution_device if is_hooked else "cpu")
         values = [
             (slot, slot.read(), lookup.value(slot)) for slot in own_slots(module) if slot.read().is_meta
         ]
-        remove_hook_from_module(module)
+        if is_hooked:
+            remove_hook_from_module(module)
+            add_hook_to_module(
+                module, AlignDevicesHook(device, io_same_device=hook.io_same_device, skip_keys=hook.skip_keys)
+            )
         for slot, placeholder, value in values:
-            made = value.detach().to(device, copy=True)
-            if not slot.is_buffer:
-                made = nn.Parameter(made, requires_grad=placeholder.requires_grad)
-            slot.write(made)
-        options = {"io_same_device": hook.io_same_device, "skip_keys": hook.skip_keys}
-        add_hook_to_module(module, AlignDevicesHook(device, **options))
+            if not value.is_meta:  # an adapter that is loaded without memory of its own
+                slot.write(_own(value, placeholder, device))
+
+
+def _own(value: torch.Tensor, placeholder: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy of a weight for a copy of its module."""
+    made = value.detach().to(device, copy=True)
+    is_parameter = isinstance(placeholder, nn.Parameter)
+    return nn.Parameter(made, requires_grad=placeholder.requires_grad) if is_parameter else made

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Literal, Unpack
 
-from planner.compat.huggingface.in_force import Integration, install_for_all, installed, uninstall_for_all
+from planner.compat.huggingface.in_force import Integration, install_for_all, uninstall_for_all
 from planner.dispatching.api import require_outside
 from planner.errors import InvalidInputError
 from planner.planning.problem import settings_stack
@@ -45,11 +45,6 @@ def integrate(
 
     Guarantee: nothing is replaced where anything does not fit. When it is left, in whatever order, thread or context, what was
         replaced is as before, but for what others have put there meanwhile. Models that were loaded inside keep working.
-
-    Example:
-        >>> with integrate() as here:
-        ...     [site.name for site in here.sites][:2]
-        ['_get_device_map', 'dispatch_model']
     """
     return _integration(auto, outside, settings)
 
@@ -71,12 +66,7 @@ def install(
     Raises:
         As :func:`planner.integrate`.
     """
-    integration = _integration(auto, outside, settings)
-    before = installed()
-    if before is not None and before.is_as(integration):
-        return before
-    install_for_all(integration)
-    return integration
+    return install_for_all(_integration(auto, outside, settings))
 
 
 def uninstall() -> None:
@@ -86,9 +76,13 @@ def uninstall() -> None:
 
 def _integration(auto: Any, outside: Any, settings: Mapping[str, Any]) -> Integration:
     """Checked before anything is replaced, and a copy of its own. Raises InvalidInputError, InvalidConfigError."""
-    if not (isinstance(auto, str) and auto in ("best", "transformers")):
-        raise InvalidInputError(f"auto is 'best' or 'transformers', not {shown(auto)}")
+    _require_auto(auto)
     require_outside(outside)
     said = settings_stack(None, settings)
     said.resolve()
     return Integration(auto=auto, outside=outside, settings=copy.deepcopy(dict(settings)), said=said)
+
+
+def _require_auto(auto: Any) -> None:
+    if not (isinstance(auto, str) and auto in ("best", "transformers")):
+        raise InvalidInputError(f"auto is 'best' or 'transformers', not {shown(auto)}")

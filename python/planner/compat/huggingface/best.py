@@ -13,13 +13,12 @@ from planner.compat.loaded_bits import loaded_bits
 from planner.compat.ties import declared_ties
 from planner.devices.keys import Budgets, device_kind
 from planner.errors import InfeasibleError
-from planner.names import is_within
 from planner.planning.api import plan_in_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from transformers import PreTrainedModel
+    from torch import nn
 
     from planner.checkpoint.opened import Opened
     from planner.compat.huggingface.in_force import Integration
@@ -30,7 +29,7 @@ __all__ = ["as_loaded", "best_plan"]
 
 def best_plan(
     integration: Integration,
-    model: PreTrainedModel,
+    model: nn.Module,
     max_memory: Mapping[Any, Any] | None,
     hf_quantizer: Any,
 ) -> Plan:
@@ -57,7 +56,7 @@ def best_plan(
     if hf_quantizer is not None:
         on_accelerators = partial(plan_in_files, opened, integration.said, {**settings, "mode": "gpu_only"})
         plan = _accepted(plan, hf_quantizer, on_accelerators)
-    warn_of_disk(_disk_bytes(plan), budgets)
+    warn_of_disk(plan.device_map, lambda _: plan.offloaded_bytes["disk"], budgets)
     return plan
 
 
@@ -68,7 +67,7 @@ def _less_a_tenth(rooms: Budgets) -> Budgets:
     }
 
 
-def as_loaded(model: PreTrainedModel, hf_quantizer: Any) -> Opened:
+def as_loaded(model: nn.Module, hf_quantizer: Any) -> Opened:
     """A model on meta, with the ties and the sizes that it will have."""
     return replace(open_source(model), fixed_bits=loaded_bits(model, hf_quantizer), tied=declared_ties(model))
 
@@ -93,13 +92,3 @@ def _accepted(plan: Plan, hf_quantizer: Any, on_accelerators: Callable[[], Plan]
             raise InfeasibleError(message, **error.fields) from refusal
     hf_quantizer.validate_environment(device_map=dict(plan.device_map))
     return plan
-
-
-def _disk_bytes(plan: Plan) -> dict[str, int]:
-    """Bytes of each module on disk."""
-    blocks = plan.block_bytes if plan.offloaded_bytes["disk"] else {}
-    return {
-        name: sum(size for block, size in blocks.items() if is_within(block, name))
-        for name, device in plan.device_map.items()
-        if device == "disk"
-    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -57,22 +57,26 @@ def shares_left(budgets: Budgets, rooms: Budgets) -> dict[DeviceKey, str]:
     }
 
 
-def warn_of_disk(sizes_bytes: Mapping[str, int], budgets: Container[DeviceKey]) -> None:
+def warn_of_disk(
+    device_map: Mapping[str, DeviceKey], disk_bytes: Callable[[list[str]], int], budgets: Container[DeviceKey]
+) -> None:
     """Warns, once for a model, of modules that lie on a disk which the budgets do not name.
 
     Args:
-        sizes_bytes: of each such module.
+        device_map: where each module lies.
+        disk_bytes: bytes of these modules together.
         budgets: the devices that were named.
     """
-    if not sizes_bytes or "disk" in budgets:
+    on_disk = [name for name, device in device_map.items() if device == "disk"]
+    if not on_disk or "disk" in budgets:
         return
-    total_bytes = sum(sizes_bytes.values())
+    total_bytes = disk_bytes(on_disk)
     more = (
-        f"{format_bytes(total_bytes)} more for the cpu would keep them in memory"
+        f"{format_bytes(total_bytes)} more room on the cpu would keep them in memory"
         if "cpu" in budgets
         else f"max_memory names no cpu: with 'cpu': '{format_bytes(total_bytes)}' or more they would be in memory"
     )
     warn_caller(
-        f"{counted(len(sizes_bytes), 'module')} of {format_bytes(total_bytes)} in all find no room and are left on disk, from where "
-        f"each forward reads them: {listed(map(named, sizes_bytes), most=20)}; {more}"
+        f"{counted(len(on_disk), 'module')} of {format_bytes(total_bytes)} in all find no room and are left on disk, from where "
+        f"each forward reads them: {listed(map(named, on_disk), most=20)}; {more}"
     )

@@ -18,7 +18,7 @@ from planner.plans.device_map import DeviceMap
 from planner.units import format_bytes
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch import nn
 
     from planner.plans.plan import Plan
 
@@ -27,7 +27,7 @@ __all__ = ["checked_map", "checked_plan"]
 _CLEARLY: Final = 1.02  # buffers that no file holds are in the model, and not in a plan from files
 
 
-def checked_plan(model: PreTrainedModel, plan: Plan, hf_quantizer: Any) -> Plan:
+def checked_plan(model: nn.Module, plan: Plan, hf_quantizer: Any) -> Plan:
     """A plan that fits a model on meta, this machine and the quantiser.
 
     Raises:
@@ -55,19 +55,17 @@ def checked_plan(model: PreTrainedModel, plan: Plan, hf_quantizer: Any) -> Plan:
     return plan
 
 
-def _require_own(model: PreTrainedModel, plan: Plan) -> None:
-    """Raises PlanMismatchError unless a plan was made of a model with these blocks and these tensors. Fields: ``findings``."""
+def _require_own(model: nn.Module, plan: Plan) -> None:
+    """Raises PlanMismatchError unless a plan was made of a model with these blocks and these layers. Fields: ``findings``."""
     if not plan.names.kinds:
         return  # written before plans had names
-    tree = ModuleTree.from_module(model)
     blocks = list(plan.block_bytes)
-    strange = [
-        name for name, is_known in zip(blocks, tree.columns.knows(blocks), strict=True) if not is_known
-    ]
-    tied = {name for group in declared_ties(model) for name in group}
-    unplanned = [
-        name for name in tree.uncovered((), "saved")[1] if name not in plan.names and name not in tied
-    ]
+    known = ModuleTree.from_module(model).columns.knows(blocks)
+    strange = [name for name, is_known in zip(blocks, known, strict=True) if not is_known]
+    # A quantiser may give a layer other tensors than its files have.
+    layers = dict.fromkeys(name.rpartition(".")[0] for name, _ in model.named_parameters())
+    tied = {name.rpartition(".")[0] for group in declared_ties(model) for name in group}
+    unplanned = [name for name in layers if name and name not in plan.names and name not in tied]
     if strange or unplanned:
         parts = [f"it has {listed(map(repr, strange))}"] if strange else []
         parts += [f"it does not know {listed(map(repr, unplanned))}"] if unplanned else []
@@ -77,7 +75,7 @@ def _require_own(model: PreTrainedModel, plan: Plan) -> None:
         )
 
 
-def checked_map(model: PreTrainedModel, device_map: Mapping[str, Any]) -> Mapping[str, Any]:
+def checked_map(model: nn.Module, device_map: Mapping[str, Any]) -> Mapping[str, Any]:
     """A map as it is, without keys that name nothing, and with those that transformers needs to read it as it is meant.
 
     Raises:
@@ -120,7 +118,7 @@ def _without(device_map: Mapping[str, Any], unknown: Sequence[str]) -> Mapping[s
     return DeviceMap(kept, device_map.execution_map) if isinstance(device_map, DeviceMap) else kept
 
 
-def _unknown(model: PreTrainedModel, tree: ModuleTree, unknown: Sequence[str]) -> str:
+def _unknown(model: nn.Module, tree: ModuleTree, unknown: Sequence[str]) -> str:
     """That names are not there, and what they may have meant; nothing where there are none."""
     if not unknown:
         return ""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from planner.plans.plan import Plan
     from planner.settings.schema import Settings
 
-__all__ = ["Integration", "in_force", "install_for_all", "installed", "plan_of", "uninstall_for_all"]
+__all__ = ["Integration", "in_force", "install_for_all", "plan_of", "uninstall_for_all"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +73,12 @@ class Integration:
         self._plans.append(plan)
         _PLANS.put(model, plan)
 
-    def is_as(self, other: Integration) -> bool:
+    def _is_as(self, other: Integration) -> bool:
         """Whether both were asked for the same."""
         asked = (self.auto, self.outside, self.settings)
         return asked == (other.auto, other.outside, other.settings)
 
-    def is_first(self, line: str) -> bool:
+    def _is_first(self, line: str) -> bool:
         """Whether a line of the log is one that this integration has not written yet."""
         with replacing.LOCK:
             is_first = line not in self._logged
@@ -140,9 +140,10 @@ class Integration:
             entry = entry.earlier
         if entry is not None:
             return entry
-        if not self._entries:
+        entered = [each for each in self._entries if each is not _Everywhere.entry]
+        if not entered:
             raise InvalidInputError("the integration is left, and had not been entered")
-        return self._entries[-1]
+        return entered[-1]
 
 
 @dataclass(eq=False, slots=True)
@@ -171,8 +172,16 @@ class _Everywhere:
     entry: _Entry | None = None
 
 
-def install_for_all(integration: Integration) -> None:
-    """In force in every context and thread that has entered none. Raises IntegrationError, with nothing replaced."""
+def install_for_all(integration: Integration) -> Integration:
+    """In force in every context and thread that has entered none. Raises IntegrationError, with nothing replaced.
+
+    Returns:
+        What is in force there: what had been before, if that was asked for the same.
+    """
+    before = _Everywhere.entry
+    if before is not None and before.integration._is_as(integration):
+        replacing.put_in(before, _deciding)  # where others have taken it out
+        return before.integration
     entry = _Entry(integration, None)
     try:
         integration._put_in(entry)
@@ -183,12 +192,7 @@ def install_for_all(integration: Integration) -> None:
         raise
     if before is not None:
         before.integration._take_out(before)
-
-
-def installed() -> Integration | None:
-    """What is in force for the whole process."""
-    entry = _Everywhere.entry
-    return None if entry is None else entry.integration
+    return integration
 
 
 def uninstall_for_all() -> None:
@@ -201,8 +205,8 @@ def uninstall_for_all() -> None:
 
 def in_force() -> Integration | None:
     """What decides in this context."""
-    entry = _newest()
-    return installed() if entry is None else entry.integration
+    entry = _newest() or _Everywhere.entry
+    return None if entry is None else entry.integration
 
 
 def _deciding(arguments: tuple[object, ...]) -> Integration | None:
@@ -211,7 +215,7 @@ def _deciding(arguments: tuple[object, ...]) -> Integration | None:
     reason = None if integration is None else reason_to_step_aside(arguments)
     if integration is None or reason is None:
         return integration
-    if integration.is_first(reason):
+    if integration._is_first(reason):
         logger.warning("planner steps aside: %s", reason)
     return None
 

@@ -8,19 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from planner.compat.huggingface import placed
-from planner.compat.huggingface.adapters import (
-    adapter_parts,
-    make_resident,
-    running_devices,
-    with_adapters,
-)
+from planner.compat.huggingface.adapters import copied_modules, make_resident, running_devices
 from planner.compat.huggingface.at_hand import WeightsAtHand, has_placeholders
 
 if TYPE_CHECKING:
     from planner.compat.huggingface.in_force import Integration
 
-__all__ = ["inject_adapter", "load_adapter", "move_adapter", "place", "update_offload"]
+__all__ = ["inject_adapter", "load_adapter", "move_adapter", "update_offload"]
 
 
 def inject_adapter(
@@ -59,8 +53,8 @@ def inject_adapter(
             before(tuner, model, adapter_name, *args, **kwargs)
         finally:
             del tuner.__dict__["_create_and_replace"]
-    for _, part in adapter_parts(model):
-        make_resident(part)
+    for copied in copied_modules(model, adapter_name):
+        make_resident(copied)
 
 
 def move_adapter(
@@ -103,29 +97,6 @@ def update_offload(
     return offload_index
 
 
-def place(
-    integration: Integration,
-    before: Callable[..., Any],
-    model: nn.Module,
-    device_map: Mapping[str, Any],
-    main_device: Any = None,
-    *args: Any,
-    **kwargs: Any,
-) -> nn.Module:
-    """``dispatch_model`` of a model with adapters: they lie where they can be trained, and never on disk.
-
-    Args:
-        integration, before: as :func:`planner.compat.huggingface.placed.place`.
-        model: the model with adapters.
-        device_map, main_device, args, kwargs: as accelerate 1.15's signature has them.
-
-    Returns:
-        The model.
-    """
-    device_map = with_adapters(model, device_map, main_device)
-    return placed.place(integration, before, model, device_map, main_device, *args, **kwargs)
-
-
 def load_adapter(
     integration: Integration, before: Callable[..., Any], model: Any, *args: Any, **kwargs: Any
 ) -> Any:
@@ -142,7 +113,7 @@ def load_adapter(
     device_map = model.__dict__.get("hf_device_map")
     if device_map is None or not has_placeholders(model):
         return before(model, *args, **kwargs)
-    running = running_devices(model)
+    running = running_devices(model, device_map)
     main_device = next(iter(running.values()), torch.device("cpu"))
     resting = {name: device for name, device in device_map.items() if device not in ("cpu", "disk")}
     # The very function looks there for where adapters go.

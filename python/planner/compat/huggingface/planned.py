@@ -10,7 +10,7 @@ from planner.compat.huggingface.given_maps import checked_map, checked_plan
 from planner.compat.huggingface.their_strategies import strategy_map
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch import nn
 
     from planner.compat.huggingface.in_force import Integration
 
@@ -20,7 +20,7 @@ __all__ = ["planned_map"]
 def planned_map(
     integration: Integration,
     before: Callable[..., Mapping[str, Any]],
-    model: PreTrainedModel,
+    model: nn.Module,
     device_map: Any,
     max_memory: Mapping[Any, Any] | None,
     hf_quantizer: Any,

@@ -92,8 +92,9 @@ def put_in(holder: object, decide: Decide) -> None:
         IntegrationError: a library is not there, or not one that ours was written for. Fields: ``library``, ``version``,
             ``problems``.
 
-    Guarantee: nothing is replaced where anything does not fit.
+    Guarantee: nothing is replaced where anything does not fit. A holder that was there before stays one.
     """
+    was_there = any(each is holder for each in _state.holders)
     try:
         with LOCK:
             _state.decide = decide
@@ -103,7 +104,8 @@ def put_in(holder: object, decide: Decide) -> None:
         with LOCK:
             _put_in([group for group in GROUPS if group is REQUIRED or _is_loaded(group)])
     except BaseException:
-        take_out(holder)
+        if not was_there:
+            take_out(holder)
         raise
 
 
@@ -197,10 +199,7 @@ def _standing_in(call_site: CallSite, site: Site, holder: ModuleType | type, bef
 def _role(role: str) -> Function:
     """The function of ours for a place; loaded when it is first called."""
     module, _, name = role.partition(":")
-    try:
-        found: Function = getattr(importlib.import_module(f"{__package__}.{module}"), name)
-    except ModuleNotFoundError:  # until all roles are written
-        return lambda integration, before, *args, **kwargs: before(*args, **kwargs)
+    found: Function = getattr(importlib.import_module(f"{__package__}.{module}"), name)
     return found
 
 

@@ -135,7 +135,7 @@ REQUIRED: Final = Group(
             "planned:planned_map",
         ),
         CallSite("transformers.integrations.accelerate", "dispatch_model", _DISPATCH, "placed:place"),
-        CallSite("transformers.integrations.peft", "dispatch_model", _DISPATCH, "peft:place"),
+        CallSite("transformers.integrations.peft", "dispatch_model", _DISPATCH, "base_model:place"),
         CallSite("transformers.integrations.peft", "infer_auto_device_map", _INFER, "maps:inferred"),
         CallSite("transformers.integrations.peft", "get_balanced_memory", _BALANCED, "maps:balanced"),
         CallSite(
@@ -155,7 +155,7 @@ GROUPS: Final = (
     Group(
         "peft",
         (
-            CallSite("peft.peft_model", "dispatch_model", _DISPATCH, "peft:place"),
+            CallSite("peft.peft_model", "dispatch_model", _DISPATCH, "base_model:place"),
             CallSite("peft.peft_model", "infer_auto_device_map", _INFER, "maps:inferred"),
             CallSite("peft.peft_model", "get_balanced_memory", _BALANCED, "maps:balanced"),
             CallSite(
@@ -187,6 +187,12 @@ GROUPS: Final = (
     Group(
         "diffusers",
         (
+            CallSite(
+                "diffusers.models.modeling_utils",
+                "_determine_device_map",
+                ("model", "device_map", "max_memory", "torch_dtype", "keep_in_fp32_modules", "hf_quantizer"),
+                "diffusers:determined_map",
+            ),
             CallSite("diffusers.models.modeling_utils", "dispatch_model", _DISPATCH, "placed:place"),
             CallSite(
                 "diffusers.models.model_loading_utils", "infer_auto_device_map", _INFER, "maps:inferred"

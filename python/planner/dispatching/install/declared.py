@@ -35,12 +35,14 @@ def declared_skips(model: nn.Module) -> frozenset[str]:
 
 
 def refuse_other_hooks(model: nn.Module, engaged: list[Dispatched]) -> None:
-    ours = {id(forward.hook) for dispatched in engaged for forward in dispatched.forwards}
+    forwards = [forward for dispatched in engaged for forward in dispatched.forwards]
+    ours = {id(forward.hook) for forward in forwards}
     for name, module in modules_of(model):
         hook = module.__dict__.get("_hf_hook")
         if hook is None or id(hook) in ours:
             continue
-        if isinstance(installed(module), Border):
+        found = installed(module)
+        if isinstance(found, Border) and all(found is not forward for forward in forwards):
             what = f"'{name}'" if name else f"this {type(module).__name__}"
             raise PlanMismatchError(
                 f"{what} is part of a larger model that is dispatched; dispatch or undispatch that one",

@@ -9,7 +9,8 @@ from torch import nn
 
 from planner.dispatching.hooks.place import moves_in_place, placed, rests
 from planner.dispatching.install.lookup import TensorLookup
-from planner.dispatching.install.record import Dispatched, joined
+from planner.dispatching.install.originals import joined
+from planner.dispatching.install.record import Dispatched
 from planner.dispatching.install.regions import PlacedTensor, Regions
 from planner.dispatching.install.request import DispatchRequest
 from planner.dispatching.tensors.copies import copy_marks, like_parameter, require_offloadable
@@ -106,9 +107,9 @@ class Values:
     def hook_device(self, index: int) -> torch.device:
         """Where a resting tensor goes when another library takes its hook off."""
         place, weights = self.places[index], self.request.weights
-        stays = self.request.stays_in_files and weights is not None and self._has_weight(place)
-        if stays and RestingPlace(weights, place.name).is_in_file:
-            return _META
+        is_on_disk = place.placement.storage_device is None
+        if weights is not None and is_on_disk and self.request.stays_in_files and self._has_weight(place):
+            return _META if RestingPlace(weights, place.name).is_in_file else self.original_devices[index]
         return self.original_devices[index]
 
     def _wants_rest(self, place: PlacedTensor) -> bool:

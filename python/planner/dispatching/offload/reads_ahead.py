@@ -10,7 +10,7 @@ import torch
 from planner.dispatching.offload.refcount import OffloadedModule
 from planner.dispatching.offload.store import OffloadStore
 
-__all__ = ["MakesReadsAhead", "OffloadedBlock", "ReadsAhead", "SeveralAhead", "StagedTensors"]
+__all__ = ["MakesReadsAhead", "OffloadedBlock", "ReadsAhead", "SeveralAhead", "StagedTensors", "Streams"]
 
 
 class OffloadedBlock(Protocol):
@@ -81,6 +81,17 @@ class ReadsAhead(Protocol):
 
 # Of the offloaded blocks of a model, in its order.
 MakesReadsAhead = Callable[[Sequence[OffloadedBlock]], ReadsAhead]
+
+
+class Streams(Protocol):
+    """What makes one that reads ahead, and starts it."""
+
+    @property
+    def made(self) -> MakesReadsAhead | None:
+        """The factory that a request takes; None where nothing is read ahead."""
+
+    def start(self) -> None:
+        """Asks for the first block, once the model is as it will run."""
 
 
 class SeveralAhead:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from planner.dispatching.offload.shown_weights import ShownWeights
 from planner.dispatching.tensors.copies import SharedCopies, copied, copy_marks, has_storage_alone
 from planner.dispatching.tensors.fakes import address_of
 from planner.dispatching.tensors.journal import Journal
@@ -99,6 +100,8 @@ class OffloadStore:
     def adopt(self, placeholders: Sequence[PlaceholderTensor]) -> None:
         """Takes placeholders as its own; one that several modules share says where the first of them runs."""
         self.placeholders = list(placeholders)
+        if isinstance(self.source, ShownWeights):
+            self.source.placeholders = dict(zip(self.keys, self.placeholders, strict=True))
         for index, placeholder in enumerate(self.placeholders):
             if placeholder.whereabouts is None:
                 placeholder.whereabouts = PlaceholderDevice(self, index, self.says_device)

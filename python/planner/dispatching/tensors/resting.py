@@ -23,7 +23,7 @@ class RestingPlace(NamedTuple):
 
     @property
     def is_in_file(self) -> bool:
-        """Whether they are read from a file when they are asked for; those in memory may be anybody's."""
+        """Whether they are read from a file when they are asked for, or were put in the place of such; others may be anybody's."""
         asked = getattr(self.source, "is_in_file", None)
         return asked is not None and bool(asked(self.key))
 

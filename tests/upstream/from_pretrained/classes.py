@@ -1,0 +1,62 @@
+"""Which of transformers' tests are run, and for which model classes."""
+
+from __future__ import annotations
+
+__all__ = ["CLASSES", "TESTS"]
+
+TESTS = (
+    "test_cpu_offload",
+    "test_disk_offload_bin",
+    "test_disk_offload_safetensors",
+    "test_model_parallelism",
+)
+# Those of the quick sweep over dispatched classes, and those that people load every day.
+CLASSES = (
+    "ASTForAudioClassification",
+    "AlbertForMaskedLM",
+    "BartModel",
+    "BertModel",
+    "BloomForCausalLM",
+    "CLIPModel",
+    "CTRLLMHeadModel",
+    "DeepseekV3ForCausalLM",
+    "DetrForObjectDetection",
+    "DiaModel",
+    "ErnieForCausalLM",
+    "FNetForMaskedLM",
+    "FalconForCausalLM",
+    "FalconH1ForCausalLM",
+    "FastSpeech2ConformerModel",
+    "GPT2LMHeadModel",
+    "GPTNeoXForCausalLM",
+    "Gemma3ForCausalLM",
+    "Gemma3ForConditionalGeneration",
+    "Gemma3nForCausalLM",
+    "Gemma3nForConditionalGeneration",
+    "Gemma4ForConditionalGeneration",
+    "GemmaForCausalLM",
+    "GptOssForCausalLM",
+    "Idefics3Model",
+    "JambaForCausalLM",
+    "Llama4ForCausalLM",
+    "LlamaForCausalLM",
+    "LlavaForConditionalGeneration",
+    "MBartForConditionalGeneration",
+    "MT5ForConditionalGeneration",
+    "Mamba2ForCausalLM",
+    "MambaForCausalLM",
+    "MixtralForCausalLM",
+    "ModernVBertModel",
+    "NllbMoeModel",
+    "OPTForCausalLM",
+    "OpenAIGPTModel",
+    "PhiForCausalLM",
+    "ProphetNetModel",
+    "Qwen2VLForConditionalGeneration",
+    "Qwen3MoeForCausalLM",
+    "Qwen3OmniMoeThinkerForConditionalGeneration",
+    "ResNetModel",
+    "SwinModel",
+    "T5ForConditionalGeneration",
+    "WhisperModel",
+)
