@@ -162,7 +162,7 @@ def output(model: Any) -> torch.Tensor:
 @pytest.mark.parametrize("placed", ["cpu", "disk"])
 def test_experts_are_mapped_and_not_copied(experts: Path, placed: str) -> None:
     want = output(transformers.MixtralForCausalLM.from_pretrained(experts))
-    model = planner.load(experts, plan={"model.layers": placed, "": "cpu"}, read="cached")
+    model: Any = planner.load(experts, plan={"model.layers": placed, "": "cpu"}, read="cached")
     report = planner.load_report(model)
     assert report is not None
     assert {row.way for row in report.tensors} == {"view", "pieces", "initialised"}
@@ -178,7 +178,7 @@ def test_experts_are_mapped_and_not_copied(experts: Path, placed: str) -> None:
 def test_what_is_written_into_mapped_experts_stays(experts: Path, placed: str, tmp_path: Path) -> None:
     """In the model, in what is saved of it, and in no file."""
     before = {path.name: path.read_bytes() for path in experts.iterdir()}
-    model = planner.load(experts, plan={"model.layers": placed, "": "cpu"}, read="cached")
+    model: Any = planner.load(experts, plan={"model.layers": placed, "": "cpu"}, read="cached")
     experts_of = model.model.layers[1].mlp.experts
     with planner.align_module_device(experts_of), torch.no_grad():
         experts_of.down_proj[2].mul_(3.0)
@@ -195,7 +195,7 @@ def test_what_is_written_into_mapped_experts_stays(experts: Path, placed: str, t
 
 
 def test_a_file_that_is_written_to_is_an_error_before_it_is_read(experts: Path) -> None:
-    model = planner.load(experts, plan={"model.layers": "disk", "": "cpu"}, read="cached")
+    model: Any = planner.load(experts, plan={"model.layers": "disk", "": "cpu"}, read="cached")
     output(model)
     with open(experts / "model.safetensors", "r+b") as file:
         file.seek(100_000)
@@ -210,7 +210,7 @@ def test_a_file_that_is_written_to_is_an_error_before_it_is_read(experts: Path) 
 )
 def test_what_is_written_into_a_deep_copy_is_its_own(experts: Path, placed: str, part: str) -> None:
     """Neither of both sees what the other one's weights become, and what was written before is in both."""
-    model = planner.load(experts, plan={"model.layers": placed, "": "cpu"}, read="cached")
+    model: Any = planner.load(experts, plan={"model.layers": placed, "": "cpu"}, read="cached")
     module_name, _, name = part.rpartition(".")
 
     def write(written: Any, factor: float, *, counted: bool) -> None:
@@ -241,7 +241,7 @@ def test_where_the_system_maps_no_more(experts: Path, placed: str, monkeypatch: 
 
     monkeypatch.setattr(piece_mappings, "map_pieces", refuse)
     want = output(transformers.MixtralForCausalLM.from_pretrained(experts))
-    model = planner.load(experts, plan={"model.layers": placed, "": "cpu"}, read="cached")
+    model: Any = planner.load(experts, plan={"model.layers": placed, "": "cpu"}, read="cached")
     assert output(model).equal(want)
     assert output(model).equal(want)
 
@@ -252,7 +252,9 @@ def test_files_that_are_closed_and_deleted(experts: Path, monkeypatch: pytest.Mo
     want = output(whole)
     whole.save_pretrained(experts.parent / "shards", max_shard_size="100KB")
     monkeypatch.setattr(checkpoint_files, "most_handles", lambda: 0)
-    model = planner.load(experts.parent / "shards", plan={"model.layers": "disk", "": "cpu"}, read="cached")
+    model: Any = planner.load(
+        experts.parent / "shards", plan={"model.layers": "disk", "": "cpu"}, read="cached"
+    )
     shutil.rmtree(experts.parent / "shards")
     assert output(model).equal(want)
     assert output(copy.deepcopy(model)).equal(want)
