@@ -162,11 +162,14 @@ class FileWeights(Mapping[str, torch.Tensor]):
         Cost: reading those that cannot be told to be as they were: pieces, and all where this process has written into the files' memory.
         """
         recipes = {row.name: row.recipe for row in self.wanted.values() if row.name in self._kept}
-        used = {number for recipe in recipes.values() for number in files_of(recipe)}
+        views = [recipe for recipe in recipes.values() if not isinstance(recipe, Pieces)]
+        used = {number for recipe in views for number in files_of(recipe)}
         is_written = not are_unwritten(self.files.files[number].map() for number in used)
         doubtful = {
             name: recipe for name, recipe in recipes.items() if is_written or isinstance(recipe, Pieces)
         }
+        if not doubtful:
+            return []
         self.files.require_same({number for recipe in doubtful.values() for number in files_of(recipe)})
         apart = deepcopy(self.files)
         return [name for name, recipe in doubtful.items() if not _is_as_in(apart, recipe, self._kept[name])]
