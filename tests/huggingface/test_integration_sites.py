@@ -303,8 +303,9 @@ def test_ours_steps_aside_with_one_line(
 
 
 @pytest.mark.skipif(not ARE_POINTS_KNOWN, reason="where signals are taken is known for CPython 3.11")
-@pytest.mark.parametrize("every", [47, pytest.param(1, marks=pytest.mark.sweep)])
-def test_an_interrupt_anywhere_in_entering_and_leaving_leaves_nothing(every: int) -> None:
+@pytest.mark.parametrize("every", [97, pytest.param(1, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("is_for_all", [False, True])
+def test_an_interrupt_anywhere_in_entering_and_leaving_leaves_nothing(is_for_all: bool, every: int) -> None:
     here = planner.integrate()
     with here:
         loaded = [each for group in GROUPS for each in group.sites if each.module in sys.modules]
@@ -314,9 +315,17 @@ def test_an_interrupt_anywhere_in_entering_and_leaving_leaves_nothing(every: int
         with here:
             pass
 
+    def install_and_uninstall() -> None:
+        planner.install()
+        planner.install(auto="transformers")
+        planner.uninstall()
+
     stops = 1
-    while interrupted_in((Path(huggingface.__file__).parent,), enter_and_leave, stops):
-        if in_force() is not None:  # the interrupt came before the first instruction of leaving
+    run = install_and_uninstall if is_for_all else enter_and_leave
+    while interrupted_in((Path(huggingface.__file__).parent,), run, stops):
+        if is_for_all:
+            planner.uninstall()
+        elif in_force() is not None:  # the interrupt came before the first instruction of leaving
             here.__exit__(None, None, None)
         assert [each.found() for each in loaded] == before, stops
         assert in_force() is None, stops
