@@ -22,6 +22,7 @@ from planner.plans.device_map import DeviceMap
 
 __all__ = [
     "adapter_parts",
+    "copied_modules",
     "make_resident",
     "running_device",
     "running_devices",
@@ -44,6 +45,15 @@ def adapter_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 part = _attribute(module, attribute)
                 if isinstance(part, nn.Module):
                     yield qualified(name, attribute), part
+
+
+def copied_modules(model: nn.Module, adapter_name: str) -> Iterator[nn.Module]:
+    """The copies that PEFT has made of modules to train them whole."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper) and adapter_name in module.modules_to_save:
+            yield module.modules_to_save[adapter_name]
 
 
 def _attribute(module: nn.Module, name: str) -> Any:
@@ -122,7 +132,7 @@ def _unwrapped(name: str) -> str:
 
 
 def make_resident(model: nn.Module) -> None:
-    """Lets what is offloaded of a model lie where it runs, so that it can be trained.
+    """Lets what is offloaded of a model lie where it runs, so that it can be trained; on the CPU, where its hook was taken off.
 
     Args:
         model: a copy that PEFT has made of an offloaded module; changed in place.
@@ -130,17 +140,23 @@ def make_resident(model: nn.Module) -> None:
     lookup = TensorLookup(model, dispatched_models(model))
     for _, module in modules_of(model):
         hook: Any = module.__dict__.get("_hf_hook")
-        if not (aligns(hook) and hook.offload) or hook.execution_device is None:
-            continue
-        device = torch.device(hook.execution_device)
+        is_hooked = aligns(hook) and hook.offload and hook.execution_device is not None
+        device = torch.device(hook.execution_device if is_hooked else "cpu")
         values = [
             (slot, slot.read(), lookup.value(slot)) for slot in own_slots(module) if slot.read().is_meta
         ]
-        remove_hook_from_module(module)
+        if is_hooked:
+            remove_hook_from_module(module)
+            add_hook_to_module(
+                module, AlignDevicesHook(device, io_same_device=hook.io_same_device, skip_keys=hook.skip_keys)
+            )
         for slot, placeholder, value in values:
-            made = value.detach().to(device, copy=True)
-            if not slot.is_buffer:
-                made = nn.Parameter(made, requires_grad=placeholder.requires_grad)
-            slot.write(made)
-        options = {"io_same_device": hook.io_same_device, "skip_keys": hook.skip_keys}
-        add_hook_to_module(module, AlignDevicesHook(device, **options))
+            if not value.is_meta:  # an adapter that is loaded without memory of its own
+                slot.write(_own(value, placeholder, device))
+
+
+def _own(value: torch.Tensor, placeholder: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy of a weight for a copy of its module."""
+    made = value.detach().to(device, copy=True)
+    is_parameter = isinstance(placeholder, nn.Parameter)
+    return nn.Parameter(made, requires_grad=placeholder.requires_grad) if is_parameter else made

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from planner.compat.huggingface.adapters import adapter_parts, make_resident, running_devices
+from planner.compat.huggingface.adapters import copied_modules, make_resident, running_devices
 from planner.compat.huggingface.at_hand import WeightsAtHand, has_placeholders
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ def inject_adapter(
             before(tuner, model, adapter_name, *args, **kwargs)
         finally:
             del tuner.__dict__["_create_and_replace"]
-    for _, part in adapter_parts(model):
-        make_resident(part)
+    for copied in copied_modules(model, adapter_name):
+        make_resident(copied)
 
 
 def move_adapter(

@@ -120,6 +120,12 @@ class PlaceholderTensor(torch.Tensor):
             return
         torch.Tensor.data.__set__(self, _bare(value, requires_grad=False))  # type: ignore[attr-defined]
 
+    def take(self, values: torch.Tensor) -> PlaceholderTensor:
+        """Has other values from now on than those in a file, once its hook is taken off and nobody runs its module."""
+        values = _read(values, "copy_") if isinstance(values, PlaceholderTensor) else values
+        self.kept = torch.empty(self.shape, dtype=self.dtype).copy_(values.detach())
+        return self
+
     def marks(self) -> dict[str, Any]:
         """Attributes that a copy has as well; its module's copy says where that runs."""
         own = ("twin", "stands_for", "whereabouts", "is_at_hand")
@@ -267,6 +273,8 @@ def _on_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
         return False
     if func in _WHOLE_MODULES and all(guard.whereabouts is not None for guard in guards):
         return _whole_module(func, guards, args, kwargs)
+    if func is aten.copy_.default and isinstance(args[0], PlaceholderTensor) and args[0].rests_in is not None:
+        return args[0].take(args[1])
     can_fetch = all(guard.fetch is not None for guard in guards)
     if func.is_view:
         result = _on_meta(func, args, kwargs)
