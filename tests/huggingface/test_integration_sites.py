@@ -44,6 +44,11 @@ def attributes() -> dict[str, int]:
     return found
 
 
+def in_places() -> list[object]:
+    """What is in each place of the libraries that are loaded."""
+    return [each.found() for group in GROUPS for each in group.sites if each.module in sys.modules]
+
+
 def test_nothing_else_is_changed() -> None:
     with planner.integrate():
         pass  # imports what it needs
@@ -84,10 +89,10 @@ def test_parameters_that_are_not_known_are_an_error(
     module: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, name, other)
-    before = attributes()
+    before = in_places()
     with pytest.raises(IntegrationError) as caught, planner.integrate():
         pass
-    assert attributes() == before
+    assert in_places() == before
     error = caught.value
     assert (error.library, error.version) == ("transformers", sys.modules["transformers"].__version__)
     [problem] = error.problems
@@ -95,7 +100,7 @@ def test_parameters_that_are_not_known_are_an_error(
     assert f"transformers {error.version}" in error.message
     with pytest.raises(IntegrationError):
         planner.install()
-    assert attributes() == before
+    assert in_places() == before
     monkeypatch.undo()
 
 
@@ -308,8 +313,8 @@ def test_ours_steps_aside_with_one_line(
 def test_an_interrupt_anywhere_in_entering_and_leaving_leaves_nothing(is_for_all: bool, every: int) -> None:
     here = planner.integrate()
     with here:
-        loaded = [each for group in GROUPS for each in group.sites if each.module in sys.modules]
-    before = [each.found() for each in loaded]
+        pass
+    before = in_places()
 
     def enter_and_leave() -> None:
         with here:
@@ -327,7 +332,7 @@ def test_an_interrupt_anywhere_in_entering_and_leaving_leaves_nothing(is_for_all
             planner.uninstall()
         elif in_force() is not None:  # the interrupt came before the first instruction of leaving
             here.__exit__(None, None, None)
-        assert [each.found() for each in loaded] == before, stops
+        assert in_places() == before, stops
         assert in_force() is None, stops
         stops += every
     assert stops > 500
