@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import random
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,7 @@ from typing import TypeAlias
 import pytest
 
 import planner
+from planner.compat.huggingface.in_force import in_force
 from planner.errors import InvalidInputError
 
 Answering: TypeAlias = Callable[[], planner.Integration | None]
@@ -238,6 +241,40 @@ def test_taken_out_inside_of_an_integration(answering: Answering) -> None:
         planner.uninstall()
         assert answering() is here
     assert answering() is None
+
+
+def test_threads_install_uninstall_enter_and_leave_at_random() -> None:
+    shared = planner.integrate()
+
+    def work(number: int) -> None:
+        drawn = random.Random(number)
+        for _ in range(60):
+            match drawn.randrange(5):
+                case 0:
+                    with shared as here:
+                        assert in_force() is here
+                case 1:
+                    first, second = planner.integrate(), planner.integrate()
+                    first.__enter__(), second.__enter__()
+                    first.__exit__(None, None, None)
+                    assert in_force() is second
+                    second.__exit__(None, None, None)
+                case 2:
+                    planner.install(headroom={0: drawn.randrange(2)})
+                case 3:
+                    planner.uninstall()
+                case 4:
+                    next(entering(planner.integrate()))  # and is never finished
+
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(work, range(8)))
+    finally:
+        sys.setswitchinterval(interval_s)
+        planner.uninstall()
+    assert not [finder for finder in sys.meta_path if "planner" in type(finder).__module__]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, MemoryError])

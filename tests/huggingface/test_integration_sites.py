@@ -44,6 +44,11 @@ def attributes() -> dict[str, int]:
     return found
 
 
+def in_places() -> list[object]:
+    """What is in each place of the libraries that are loaded."""
+    return [each.found() for group in GROUPS for each in group.sites if each.module in sys.modules]
+
+
 def test_nothing_else_is_changed() -> None:
     with planner.integrate():
         pass  # imports what it needs
@@ -84,10 +89,10 @@ def test_parameters_that_are_not_known_are_an_error(
     module: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, name, other)
-    before = attributes()
+    before = in_places()
     with pytest.raises(IntegrationError) as caught, planner.integrate():
         pass
-    assert attributes() == before
+    assert in_places() == before
     error = caught.value
     assert (error.library, error.version) == ("transformers", sys.modules["transformers"].__version__)
     [problem] = error.problems
@@ -95,7 +100,7 @@ def test_parameters_that_are_not_known_are_an_error(
     assert f"transformers {error.version}" in error.message
     with pytest.raises(IntegrationError):
         planner.install()
-    assert attributes() == before
+    assert in_places() == before
     monkeypatch.undo()
 
 
@@ -303,22 +308,31 @@ def test_ours_steps_aside_with_one_line(
 
 
 @pytest.mark.skipif(not ARE_POINTS_KNOWN, reason="where signals are taken is known for CPython 3.11")
-@pytest.mark.parametrize("every", [47, pytest.param(1, marks=pytest.mark.sweep)])
-def test_an_interrupt_anywhere_in_entering_and_leaving_leaves_nothing(every: int) -> None:
+@pytest.mark.parametrize("every", [97, pytest.param(1, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("is_for_all", [False, True])
+def test_an_interrupt_anywhere_in_entering_and_leaving_leaves_nothing(is_for_all: bool, every: int) -> None:
     here = planner.integrate()
     with here:
-        loaded = [each for group in GROUPS for each in group.sites if each.module in sys.modules]
-    before = [each.found() for each in loaded]
+        pass
+    before = in_places()
 
     def enter_and_leave() -> None:
         with here:
             pass
 
+    def install_and_uninstall() -> None:
+        planner.install()
+        planner.install(auto="transformers")
+        planner.uninstall()
+
     stops = 1
-    while interrupted_in((Path(huggingface.__file__).parent,), enter_and_leave, stops):
-        if in_force() is not None:  # the interrupt came before the first instruction of leaving
+    run = install_and_uninstall if is_for_all else enter_and_leave
+    while interrupted_in((Path(huggingface.__file__).parent,), run, stops):
+        if is_for_all:
+            planner.uninstall()
+        elif in_force() is not None:  # the interrupt came before the first instruction of leaving
             here.__exit__(None, None, None)
-        assert [each.found() for each in loaded] == before, stops
+        assert in_places() == before, stops
         assert in_force() is None, stops
         stops += every
     assert stops > 500

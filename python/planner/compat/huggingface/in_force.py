@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from planner.compat.huggingface import replacing
 from planner.compat.huggingface.aside import reason_to_step_aside
@@ -140,7 +140,7 @@ class Integration:
             entry = entry.earlier
         if entry is not None:
             return entry
-        entered = [each for each in self._entries if each is not _Everywhere.entry]
+        entered = [each for each in self._entries if each not in _INSTALLED]
         if not entered:
             raise InvalidInputError("the integration is left, and had not been entered")
         return entered[-1]
@@ -166,10 +166,8 @@ def _newest() -> _Entry | None:
     return entry
 
 
-class _Everywhere:
-    """The integration that is installed for the whole process."""
-
-    entry: _Entry | None = None
+# What is installed for the whole process; the last one counts. Others are there only while one takes the place of another.
+_INSTALLED: Final[list[_Entry]] = []
 
 
 def install_for_all(integration: Integration) -> Integration:
@@ -178,34 +176,51 @@ def install_for_all(integration: Integration) -> Integration:
     Returns:
         What is in force there: what had been before, if that was asked for the same.
     """
-    before = _Everywhere.entry
-    if before is not None and before.integration._is_as(integration):
-        replacing.put_in(before, _deciding)  # where others have taken it out
+    before = _installed()
+    if before is not None and before.integration._is_as(integration) and _is_put_back(before):
         return before.integration
     entry = _Entry(integration, None)
     try:
         integration._put_in(entry)
-        with replacing.LOCK:
-            before, _Everywhere.entry = _Everywhere.entry, entry
+        _INSTALLED.append(entry)
     except BaseException:
         integration._take_out(entry)
         raise
-    if before is not None:
-        before.integration._take_out(before)
+    with replacing.LOCK:
+        _uninstall(_INSTALLED[: _INSTALLED.index(entry)] if entry in _INSTALLED else [])
     return integration
 
 
 def uninstall_for_all() -> None:
     """In force for the whole process no more; nothing happens if nothing was."""
     with replacing.LOCK:
-        before, _Everywhere.entry = _Everywhere.entry, None
-    if before is not None:
-        before.integration._take_out(before)
+        _uninstall(list(_INSTALLED))
+
+
+def _installed() -> _Entry | None:
+    return next((entry for entry in reversed(_INSTALLED) if not entry.is_over), None)
+
+
+def _uninstall(entries: list[_Entry]) -> None:
+    for entry in entries:
+        entry.integration._take_out(entry)
+        _INSTALLED.remove(entry)
+
+
+def _is_put_back(entry: _Entry) -> bool:
+    """Puts in again what others have taken out; False if another thread has uninstalled it meanwhile."""
+    try:
+        replacing.put_in(entry, _deciding)
+    finally:
+        with replacing.LOCK:
+            if entry.is_over:
+                replacing.take_out(entry)
+    return not entry.is_over
 
 
 def in_force() -> Integration | None:
     """What decides in this context."""
-    entry = _newest() or _Everywhere.entry
+    entry = _newest() or _installed()
     return None if entry is None else entry.integration
 
 
