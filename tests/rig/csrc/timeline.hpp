@@ -5,6 +5,8 @@
 // they come after. Two uses of the same memory that are not ordered are a race, whatever the values say.
 #pragma once
 
+#include <Python.h>
+
 #include <c10/core/Stream.h>
 
 #include <algorithm>
@@ -157,6 +159,30 @@ inline Timeline& timeline() {
   return *kept;
 }
 
-using Locked = std::lock_guard<std::recursive_mutex>;
+// Work under the mutex may come to need the interpreter's lock (torch counts the Python objects of tensors), so nobody waits for the mutex
+// who has that: a tensor is freed by one who does.
+class Locked {
+ public:
+  explicit Locked(std::recursive_mutex& mutex) : mutex_(mutex) {
+    if (mutex_.try_lock()) {
+      return;
+    }
+    if (Py_IsInitialized() && PyGILState_Check()) {
+      Py_BEGIN_ALLOW_THREADS
+      mutex_.lock();
+      Py_END_ALLOW_THREADS
+    } else {
+      mutex_.lock();
+    }
+  }
+  ~Locked() {
+    mutex_.unlock();
+  }
+  Locked(const Locked&) = delete;
+  Locked& operator=(const Locked&) = delete;
+
+ private:
+  std::recursive_mutex& mutex_;
+};
 
 } // namespace rig
