@@ -83,7 +83,7 @@ PAGES = {
     ),
     "huggingface": Page(
         "Inside of Hugging Face's libraries",
-        'Our planner and our dispatch behind `device_map="auto"`.',
+        "See [Hugging Face](../huggingface.md) for what happens inside, and with which device maps.",
         ("integrate", "install", "uninstall", "plan_of", "Integration"),
     ),
     "loading": Page(

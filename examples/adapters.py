@@ -25,7 +25,9 @@ def main() -> None:
         base = AutoModelForCausalLM.from_pretrained(folder, device_map="auto", max_memory={"cpu": "120KiB"})
         model = get_peft_model(base, LoraConfig(target_modules=["q_proj", "v_proj"]))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    print(f"{len(trained)} tensors of adapters on {', '.join(sorted({str(each.device) for each in trained}))}")
+    print(
+        f"{len(trained)} tensors of adapters on {', '.join(sorted({str(each.device) for each in trained}))}"
+    )
 
     optimizer = torch.optim.SGD(trained, lr=1.0)
     losses = []

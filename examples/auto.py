@@ -30,7 +30,9 @@ def main() -> None:
     # Taken off again, the model is what it would be without a device map.
     planner.undispatch(model)
     plain = AutoModelForCausalLM.from_pretrained(folder)
-    print(f"undispatched: {'the same' if model(IDS).logits.equal(plain(IDS).logits) else 'NOT the same'} logits")
+    print(
+        f"undispatched: {'the same' if model(IDS).logits.equal(plain(IDS).logits) else 'NOT the same'} logits"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """A plan that somebody has looked at first, carried out by `from_pretrained`: with planner's dispatch, and with accelerate's.
 
     python examples/plan_for_transformers.py [FOLDER]
+
+What comes out is the same; only planner's dispatch keeps where the plan says that offloaded blocks run.
 """
 
 from __future__ import annotations

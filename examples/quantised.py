@@ -27,7 +27,9 @@ def main() -> None:
         quantised = here.plans[-1]
         used = [sum(each.used_bytes for each in plan.devices) for plan in (wide, quantised)]
         print(f"planned for {used[1]} bytes in four bits, {used[0]} as stored")
-        print(f"{model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False).shape[1]} tokens")
+        print(
+            f"{model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False).shape[1]} tokens"
+        )
 
         try:
             AutoModelForCausalLM.from_pretrained(

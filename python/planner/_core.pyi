@@ -40,6 +40,7 @@ __all__ = [
     "Tree",
     "cached_bytes",
     "clean_keys",
+    "map_pieces",
     "read_spans",
 ]
 

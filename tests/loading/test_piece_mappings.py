@@ -14,14 +14,17 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch import nn
 
 import planner
 from planner._core import StoredFile, map_pieces
 from planner.errors import CheckpointError, OffloadError
 from planner.loading import piece_mappings
+from planner.loading.open_files import OpenFiles
 from planner.loading.piece_mappings import PieceMappings, can_be_mapped
 from planner.loading.recipe import Pieces
 from planner.loading.stored import StoredTensor
+from planner.loading.weights import source_view
 
 PAGE = mmap.PAGESIZE
 CONTENT = random.Random(0).randbytes(200 * PAGE + 77)
@@ -89,6 +92,28 @@ def test_which_are_mapped(files: list[StoredFile]) -> None:
     assert not can_be_mapped(pieces_of([64, 68 + 20 * PAGE], large))
     assert not can_be_mapped(pieces_of([66, 66 + 20 * PAGE], large))
     assert can_be_mapped(pieces_of([66, 66 + 20 * PAGE], large, torch.bfloat16))
+
+
+@pytest.mark.parametrize("phase", range(0, 64, 8))
+def test_answers_are_those_of_pieces_in_new_memory(tmp_path: Path, phase: int) -> None:
+    """Bit for bit, wherever in a page the files have them: kernels of float32 add in another order where memory is not aligned."""
+    size, count = 128, 3
+    values = torch.randn(count, size, size, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(phase) + values.numpy().tobytes())
+    files = OpenFiles([StoredFile.open(str(path), path.name)])
+    nbytes = size * size * 4
+    rows = [
+        StoredTensor(str(at), 0, at, at + nbytes, torch.float32, (size, size))
+        for at in range(phase, phase + count * nbytes, nbytes)
+    ]
+    recipe = Pieces(torch.float32, (count, size, size), tuple((row, row.begin - phase) for row in rows))
+    found = source_view(files, recipe)
+    assert found.equal(values)
+    assert files.pieces.is_mapped(recipe) == (phase % 16 == 0)
+    for expert in range(count):
+        x = torch.randn(1, size, generator=torch.Generator().manual_seed(expert))
+        assert nn.functional.linear(x, found[expert]).equal(nn.functional.linear(x, values[expert]))
 
 
 def test_no_more_than_a_process_may_have(files: list[StoredFile], monkeypatch: pytest.MonkeyPatch) -> None:

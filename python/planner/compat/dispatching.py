@@ -113,8 +113,7 @@ def place_model(
 
     Args:
         outside: as of :func:`planner.dispatch`.
-        comes_from_files: the model was loaded just now, so all of it counts as having lain on the CPU, or in its files; and whoever has
-            loaded it asks it for its device.
+        comes_from_files: the model was loaded just now, so all of it counts as having lain on the CPU, or in its files.
     """
     resolved_map = _resolved(device_map, main_device)
     require_cover(model, device_map)
@@ -141,7 +140,6 @@ def place_model(
             outside=outside,
             weights=weights,
             home=_CPU if comes_from_files or in_files is not None else None,
-            says_device=comes_from_files,  # a model that was loaded is asked where its inputs go
             stays_in_files=comes_from_files or (in_files is not None and in_files.lists_files),
             force_borders=force_hooks,
             whole_classes=text_set(preload_module_classes, "preload_module_classes"),

@@ -50,12 +50,12 @@ def page_ahead(owner: object, files: FileReads, spans: Sequence[Span], most_byte
     Cost: some microseconds where nearly all is in the page cache, and no thread then.
     """
     try:
-        if most_bytes <= 0 or not spans or is_cached(files, spans):
+        if most_bytes <= 0 or not spans or _Paging.has_ended or is_cached(files, spans):
             return
         paging = _Paging(files, list(_chunks(spans, most_bytes)))
         weakref.finalize(owner, paging.stop).atexit = False
         _running.add(paging)
-        paging.thread.start()
+        paging.start()
     except (CheckpointError, OffloadError, RuntimeError) as error:
         # The model is loaded; it will read what it looks at, and say what has become of a file.
         logger.info("nothing is read ahead of the first forward: %s", error)
@@ -72,39 +72,55 @@ def _chunks(spans: Sequence[Span], most_bytes: int) -> Iterator[Span]:
             left_bytes -= end - begin
 
 
-class _Paging:
+class _Paging(threading.Thread):
     """One pass over spans."""
 
+    # Behind the interpreter's end for threads, where other functions may still load.
+    has_ended = False
+
     def __init__(self, files: FileReads, spans: Sequence[Span]) -> None:
-        self._files = files
-        self._spans = spans
-        self._is_stopped = False
-        self.thread = threading.Thread(target=self._run, name="planner-paging", daemon=True)
+        super().__init__(name="planner-paging", daemon=True)
+        self._work: tuple[FileReads, Sequence[Span]] | None = (files, spans)
+        self._is_to_stop = False
 
     def stop(self) -> None:
         """Ends it after what it asks for now."""
-        self._is_stopped = True
+        self._is_to_stop = True
 
-    def _run(self) -> None:
-        for span in self._spans:
-            if self._is_stopped:
-                break
-            try:
-                if not is_cached(self._files, [span]):
-                    self._files.page_in([span])
-            except (CheckpointError, OffloadError) as error:
-                logger.info("no more is read ahead of the first forward: %s", error)
-                break
-        _running.discard(self)
+    def run(self) -> None:
+        """The thread."""
+        if self._work is not None:
+            _page(self, *self._work)
+        # The owner goes on to know this.
+        self._work = None
+
+    @property
+    def is_to_stop(self) -> bool:
+        """Whether its owner is gone."""
+        return self._is_to_stop
 
 
-_running: set[_Paging] = set()
+def _page(paging: _Paging, files: FileReads, spans: Sequence[Span]) -> None:
+    for span in spans:
+        if paging.is_to_stop:
+            break
+        try:
+            if not is_cached(files, [span]):
+                files.page_in([span])
+        except Exception as error:  # noqa: BLE001 (nobody waits for it; the forward meets what is wrong itself)
+            logger.info("no more is read ahead of the first forward: %r", error)
+            break
+
+
+# Weak: one that cannot be started is nobody's.
+_running: weakref.WeakSet[_Paging] = weakref.WeakSet()
 
 
 @atexit.register
 def _end_all() -> None:
     """A thread that comes back from native code after the interpreter's end cannot go anywhere."""
+    _Paging.has_ended = True
     for paging in list(_running):
         paging.stop()
-        if paging.thread.is_alive():
-            paging.thread.join(_END_SECONDS)
+        if paging.is_alive():
+            paging.join(_END_SECONDS)

@@ -17,6 +17,8 @@ __all__ = ["PieceMappings", "can_be_mapped"]
 
 # A mapping costs as much as copying some pages, and its two borders are pages of their own.
 _LEAST_PIECE_BYTES: Final = 16 * mmap.PAGESIZE
+# Where a tensor of float32 begins elsewhere, kernels add in another order; memory that others put pieces into begins there.
+_VECTOR_BYTES: Final = 16
 # Of all models of a process. Linux allows 65 530 mappings, a piece and its border are two, and others need some.
 _MOST_PIECES: Final = 12_000
 
@@ -76,7 +78,8 @@ def can_be_mapped(recipe: Pieces) -> bool:
     if recipe.nbytes < _LEAST_PIECE_BYTES * len(recipe.pieces):
         return False
     first = recipe.pieces[0][0].begin
-    is_aligned = first % mmap.PAGESIZE % recipe.dtype.itemsize == 0
+    item_bytes = recipe.dtype.itemsize
+    is_aligned = first % (_VECTOR_BYTES if item_bytes >= torch.float32.itemsize else item_bytes) == 0
     return is_aligned and all((row.begin - at - first) % mmap.PAGESIZE == 0 for row, at in recipe.pieces)
 
 

@@ -101,7 +101,7 @@ def test_out_of_memory_while_loading(
 @pytest.mark.skipif(not ARE_POINTS_KNOWN, reason="where signals are taken is known for CPython 3.11")
 @pytest.mark.parametrize(
     ("is_auto", "every"),
-    [(False, 20_011), *(pytest.param(is_auto, 1_999, marks=pytest.mark.sweep) for is_auto in (False, True))],
+    [(False, 30_011), *(pytest.param(is_auto, 1_999, marks=pytest.mark.sweep) for is_auto in (False, True))],
 )
 def test_an_interrupt_while_planning_and_dispatching(
     is_auto: bool, every: int, folder: str, tmp_path: Path, virtual_accelerators: Accelerators

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,12 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from transformers import modeling_utils
-from transformers.quantizers.base import HfQuantizer
 
 import planner
 from rig import Accelerators
-from tiny_folders import MODELS, llama, saved_in
+from tiny_folders import MODELS, bytes_by_device, llama, map_of, on_meta, saved_in
 
 KIB = 1 << 10
-
-
-def bytes_by_device(model: Any) -> dict[str, int]:
-    """Bytes of each tensor, each object once, by device."""
-    found: dict[str, int] = {}
-    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    for tensor in tensors.values():
-        found[str(tensor.device)] = found.get(str(tensor.device), 0) + tensor.numel() * tensor.element_size()
-    return found
 
 
 def used_bytes(plan: planner.Plan) -> dict[str, int]:
@@ -39,20 +28,6 @@ def used_bytes(plan: planner.Plan) -> dict[str, int]:
 def load(folder: str, **said: Any) -> Any:
     family = tf.AutoModelForSeq2SeqLM if folder.endswith("t5") else tf.AutoModelForCausalLM
     return family.from_pretrained(folder, **said)
-
-
-def on_meta(make: Callable[[], Any]) -> Any:
-    """A model as it is when `from_pretrained` asks for its map: nothing is tied."""
-    with torch.device("meta"), tf.initialization.no_tie_weights():
-        return make()
-
-
-def map_of(
-    model: Any, device_map: Any = "auto", budgets: Mapping[Any, Any] | None = None, quantizer: Any = None
-) -> dict[str, Any]:
-    """What `from_pretrained` gets where it asks for the map of a model on meta."""
-    found: dict[str, Any] = modeling_utils._get_device_map(model, device_map, budgets, quantizer)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -120,15 +95,6 @@ def test_the_block_that_says_where_inputs_belong_stays_on_an_accelerator(twelve:
         model = load(twelve, device_map="auto", max_memory={0: 100 * KIB, "cpu": "1GiB"})
     (told,) = [reason for reason in here.plans[0].reasons if reason.rule == "first_block"]
     assert (told.name, told.device) == ("model.embed_tokens", 0) and model.device.index == 0
-
-
-def test_where_that_block_is_offloaded_a_model_still_says_where_inputs_go(twelve: str) -> None:
-    with planner.integrate():
-        model = load(twelve, device_map="auto", max_memory={0: 126 * KIB, "cpu": "1GiB"})
-    ids = torch.arange(3, 9)[None]
-    assert model.hf_device_map["model.embed_tokens"] == "cpu"
-    assert model.device == torch.device("virtual:0")
-    assert model(ids.to(model.device)).logits.cpu().equal(model(ids).logits.cpu())
 
 
 # ---- Budgets
@@ -211,61 +177,6 @@ def test_what_names_a_strategy_is_never_a_plan_of_ours(twelve: str) -> None:
     with planner.integrate() as here:
         load(twelve, device_map="balanced", max_memory={0: "1GiB", 1: "1GiB"})
     assert not here.plans
-
-
-# ---- Quantisers
-
-
-class Halving(HfQuantizer):
-    """Four bits for each element of a layer; nothing may be offloaded, and a tenth of each budget is its own."""
-
-    def __init__(self) -> None:
-        self.asked: list[set[Any]] = []
-
-    is_serializable = is_trainable = False  # type: ignore[assignment]
-    quantized_element_size = 0.5  # type: ignore[assignment]
-
-    def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
-        return ".layers." in param_name
-
-    def adjust_max_memory(self, max_memory: dict[Any, Any]) -> dict[Any, Any]:
-        return {device: size * 0.9 for device, size in max_memory.items()}
-
-    def validate_environment(self, *args: Any, device_map: Any, **kwargs: Any) -> None:
-        self.asked.append(set(device_map.values()))
-        if {"cpu", "disk"} & self.asked[-1]:
-            raise ValueError("Some modules are dispatched on the CPU or the disk.")
-
-
-def halved_bytes(model: Any) -> int:
-    return sum(
-        tensor.numel() // 2 if ".layers." in name else tensor.numel() * 4
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-    )
-
-
-def test_what_a_quantiser_makes_smaller_is_not_offloaded() -> None:
-    model, quantizer = on_meta(llama), Halving()
-    budget_bytes = int(halved_bytes(model) / 0.9) + 100
-    with planner.integrate() as here:
-        assert map_of(model, "auto", {0: budget_bytes, "cpu": "1GiB"}, quantizer) == {"": 0}
-    assert here.plans[0].devices[0].used_bytes == here.plans[0].source.total_bytes == halved_bytes(model)
-
-
-def test_what_does_not_fit_a_quantiser_is_told_with_block_and_shortfall() -> None:
-    model, quantizer = on_meta(llama), Halving()
-    budgets: dict[Any, Any] = {0: 12 * KIB, "cpu": "1GiB"}
-    with planner.integrate(), pytest.raises(planner.InfeasibleError) as raised:
-        map_of(model, "auto", budgets, quantizer)
-    error = raised.value
-    assert isinstance(error.__cause__, ValueError) and "Halving" in error.message
-    assert error.block and error.block in error.message
-    assert error.more_bytes is not None and error.shortfall_bytes == error.more_bytes[0]
-    with planner.integrate() as here:  # and so much more is enough, what the quantiser keeps included
-        map_of(model, "auto", {**budgets, 0: budgets[0] + error.more_bytes[0]}, quantizer)
-        with pytest.raises(planner.InfeasibleError):
-            map_of(model, "auto", {**budgets, 0: budgets[0] + error.more_bytes[0] - 8}, quantizer)
-    assert len(here.plans) == 1
 
 
 # ---- Plans and maps that are given

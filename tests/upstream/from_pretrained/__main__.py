@@ -14,16 +14,11 @@ from pathlib import Path
 
 from rig.build import missing
 from upstream.fetch import TRANSFORMERS, UnreachableError, Upstream, fetched
+from upstream.from_pretrained.classes import TESTS
 from upstream.running import ROOT, results_of_pytest
 
 DIVERGENCES = ROOT / "docs" / "divergences.md"
 OUTCOMES = ("passed", "failed", "skipped")
-TESTS = (
-    "test_cpu_offload",
-    "test_disk_offload_bin",
-    "test_disk_offload_safetensors",
-    "test_model_parallelism",
-)
 CONTENDERS = {"theirs": None, 'ours, auto="transformers"': "transformers", 'ours, auto="best"': "best"}
 TIME_LIMIT_S = 900
 

@@ -19,7 +19,7 @@ import torch
 
 from rig import Accelerators
 from upstream.fetch import TRANSFORMERS, fetched
-from upstream.from_pretrained.classes import CLASSES
+from upstream.from_pretrained.classes import CLASSES, TESTS
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benches"))
 
@@ -29,12 +29,6 @@ import tiny_zoo
 PACKAGE = "transformers_tests"
 # What the test file imports from folders that the distribution lacks: bases of its class, with tests that are not run here.
 LACKING = {"exporters.test_export": "ExportTesterMixin", "generation.test_utils": "GenerationTesterMixin"}
-TESTS = (
-    "test_cpu_offload",
-    "test_disk_offload_bin",
-    "test_disk_offload_safetensors",
-    "test_model_parallelism",
-)
 NEEDED = ("_prepare_for_class", "check_device_map_is_respected", "model_split_percents")
 
 

@@ -1,10 +1,16 @@
-"""The model classes whose loading transformers' tests are run for."""
+"""Which of transformers' tests are run, and for which model classes."""
 
 from __future__ import annotations
 
-__all__ = ["CLASSES"]
+__all__ = ["CLASSES", "TESTS"]
 
-# Those of the quick sweep over dispatched classes, and of each way to lay out a model that people load every day one.
+TESTS = (
+    "test_cpu_offload",
+    "test_disk_offload_bin",
+    "test_disk_offload_safetensors",
+    "test_model_parallelism",
+)
+# Those of the quick sweep over dispatched classes, and those that people load every day.
 CLASSES = (
     "ASTForAudioClassification",
     "AlbertForMaskedLM",

@@ -56,18 +56,16 @@ def checked_plan(model: nn.Module, plan: Plan, hf_quantizer: Any) -> Plan:
 
 
 def _require_own(model: nn.Module, plan: Plan) -> None:
-    """Raises PlanMismatchError unless a plan was made of a model with these blocks and these tensors. Fields: ``findings``."""
+    """Raises PlanMismatchError unless a plan was made of a model with these blocks and these layers. Fields: ``findings``."""
     if not plan.names.kinds:
         return  # written before plans had names
-    tree = ModuleTree.from_module(model)
     blocks = list(plan.block_bytes)
-    strange = [
-        name for name, is_known in zip(blocks, tree.columns.knows(blocks), strict=True) if not is_known
-    ]
-    tied = {name for group in declared_ties(model) for name in group}
-    unplanned = [
-        name for name in tree.uncovered((), "saved")[1] if name not in plan.names and name not in tied
-    ]
+    known = ModuleTree.from_module(model).columns.knows(blocks)
+    strange = [name for name, is_known in zip(blocks, known, strict=True) if not is_known]
+    # A quantiser may give a layer other tensors than its files have.
+    layers = dict.fromkeys(name.rpartition(".")[0] for name, _ in model.named_parameters())
+    tied = {name.rpartition(".")[0] for group in declared_ties(model) for name in group}
+    unplanned = [name for name in layers if name and name not in plan.names and name not in tied]
     if strange or unplanned:
         parts = [f"it has {listed(map(repr, strange))}"] if strange else []
         parts += [f"it does not know {listed(map(repr, unplanned))}"] if unplanned else []

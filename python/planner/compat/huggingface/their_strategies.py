@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from planner.compat.huggingface.budgets import budgets_of, said_budgets, warn_of_disk
 from planner.compat.huggingface.key_matching import as_matched
-from planner.compat.transformers import compute_module_sizes, get_balanced_memory, infer_auto_device_map
+from planner.compat.loaded_bits import quantized_bits
+from planner.compat.transformers import get_balanced_memory, infer_auto_device_map
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from planner.compat.huggingface.in_force import Integration
@@ -62,5 +64,21 @@ def strategy_map(
 
 
 def _bytes_of(model: nn.Module, hf_quantizer: Any, names: list[str]) -> int:
-    sizes, _ = compute_module_sizes(model, hf_quantizer, only_modules=False)
-    return int(sum(sizes.get(name, 0) for name in names))
+    """Bytes of some modules and tensors, of a tied one under its first name; no others are looked at."""
+    bits = {} if hf_quantizer is None else quantized_bits(model, hf_quantizer)
+    uncounted = getattr(model, "all_tied_weights_keys", None) or ()
+    counted = ((name, tensor) for name, tensor in _tensors_of(model, names) if name not in uncounted)
+    return sum(bits.get(name, tensor.nbytes * 8) for name, tensor in counted) // 8
+
+
+def _tensors_of(model: nn.Module, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name in names:
+        owner, _, last = name.rpartition(".")
+        direct = model.get_submodule(owner)
+        tensor = direct._parameters.get(last, direct._buffers.get(last))
+        if tensor is not None:
+            yield name, tensor
+            continue
+        module = model.get_submodule(name)
+        yield from module.named_parameters(prefix=name)
+        yield from module.named_buffers(prefix=name)

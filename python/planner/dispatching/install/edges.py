@@ -10,8 +10,23 @@ import torch
 from torch import nn
 
 from planner.dispatching.install.regions import Met, Regions, has_forward
+from planner.dispatching.methods.forward import (
+    Border,
+    Forward,
+    OffloadedForward,
+    OffloadedRootForward,
+    RootForward,
+)
+from planner.dispatching.methods.mixed_forward import (
+    MixedForward,
+    MixedRootForward,
+    OffloadedMixedForward,
+    OffloadedMixedRootForward,
+    OffloadedUnmixedForward,
+    UnmixedForward,
+)
 
-__all__ = ["Edge", "edges_of"]
+__all__ = ["Edge", "edges_of", "forward_kind"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,3 +181,16 @@ def _directly_inside_mixed(model: nn.Module, inside: dict[int, tuple[torch.devic
         is_mixed = len(inside[id(module)]) > 1 if has_forward(module) else is_inside
         stack.extend((child, is_mixed) for child in module._modules.values() if child is not None)
     return found
+
+
+def forward_kind(edge: Edge | None, *, is_fetching: bool, is_root: bool) -> type[Forward]:
+    """What stands in the place of a module's forward."""
+    if is_root:
+        if edge is not None and edge.is_mixed:
+            return OffloadedMixedRootForward if is_fetching else MixedRootForward
+        return OffloadedRootForward if is_fetching else RootForward
+    if edge is not None and edge.is_mixed:
+        return OffloadedMixedForward if is_fetching else MixedForward
+    if edge is not None and edge.is_apart:
+        return OffloadedUnmixedForward if is_fetching else UnmixedForward
+    return OffloadedForward if is_fetching else Border

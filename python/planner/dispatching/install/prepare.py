@@ -14,32 +14,17 @@ from torch import nn
 from planner.dispatching.hooks.align import AlignDevicesHook
 from planner.dispatching.hooks.place import moves_in_place
 from planner.dispatching.install.declared import declared_classes, declared_skips, refuse_other_hooks
-from planner.dispatching.install.edges import Edge, edges_of
+from planner.dispatching.install.edges import Edge, edges_of, forward_kind
 from planner.dispatching.install.lookup import OffloadedWeights
+from planner.dispatching.install.originals import OriginalPlacement
 from planner.dispatching.install.record import (
     RECORD,
     Dispatched,
-    OriginalPlacement,
     refresh_flat_weights,
 )
 from planner.dispatching.install.regions import Regions, find_regions
 from planner.dispatching.install.request import DispatchRequest
 from planner.dispatching.install.tensors import Values
-from planner.dispatching.methods.forward import (
-    Border,
-    Forward,
-    OffloadedForward,
-    OffloadedRootForward,
-    RootForward,
-)
-from planner.dispatching.methods.mixed_forward import (
-    MixedForward,
-    MixedRootForward,
-    OffloadedMixedForward,
-    OffloadedMixedRootForward,
-    OffloadedUnmixedForward,
-    UnmixedForward,
-)
 from planner.dispatching.methods.overrides import Conversion, Pickling, Refusal
 from planner.dispatching.offload.prefetch import Prefetcher
 from planner.dispatching.offload.reads_ahead import ReadsAhead, SeveralAhead
@@ -323,7 +308,7 @@ class Prepared:
         self, journal: Journal, record: Dispatched, module: nn.Module, edge: Edge | None
     ) -> None:
         hook = self.hooks[id(module)]
-        kind = _kind(edge, is_fetching=bool(hook.needed), is_root=module is self.model)
+        kind = forward_kind(edge, is_fetching=bool(hook.needed), is_root=module is self.model)
         record.install(journal, kind(module, hook, record.membership))
         journal.set(module.__dict__, "_hf_hook", hook)
         if hook.ties:
@@ -347,16 +332,3 @@ def _around(preorder: list[nn.Module], inner: set[int]) -> set[int]:
         if any(id(child) in found for child in module._modules.values() if child is not None):
             found.add(id(module))
     return found
-
-
-def _kind(edge: Edge | None, *, is_fetching: bool, is_root: bool) -> type[Forward]:
-    """What stands in the place of a module's forward."""
-    if is_root:
-        if edge is not None and edge.is_mixed:
-            return OffloadedMixedRootForward if is_fetching else MixedRootForward
-        return OffloadedRootForward if is_fetching else RootForward
-    if edge is not None and edge.is_mixed:
-        return OffloadedMixedForward if is_fetching else MixedForward
-    if edge is not None and edge.is_apart:
-        return OffloadedUnmixedForward if is_fetching else UnmixedForward
-    return OffloadedForward if is_fetching else Border

@@ -10,15 +10,16 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from planner.dispatching.hooks.place import moves_in_place, placed, require_values
+from planner.dispatching.hooks.place import require_values
+from planner.dispatching.install.originals import Made, OriginalPlacement, joined, send
 from planner.dispatching.methods.forward import Forward, Hooked, forwards_of, installed, restore_forward
 from planner.dispatching.methods.membership import Membership
 from planner.dispatching.methods.overrides import Conversion, Override, Pickling, Recomputing
 from planner.dispatching.offload.refcount import OffloadedModule
 from planner.dispatching.offload.store import OffloadStore, has_own_memory
-from planner.dispatching.tensors.copies import has_same_values, like_parameter
+from planner.dispatching.tensors.copies import like_parameter
 from planner.dispatching.tensors.journal import Journal
-from planner.dispatching.tensors.placeholder import PlaceholderTensor, is_offloaded
+from planner.dispatching.tensors.placeholder import PlaceholderTensor
 from planner.dispatching.tensors.slots import Slot, flat_weights, modules_of, own_slots
 from planner.dispatching.tensors.ties import Tie
 from planner.errors import OffloadError
@@ -27,54 +28,14 @@ from planner.names import qualified
 __all__ = [
     "RECORD",
     "Dispatched",
-    "OriginalPlacement",
     "dispatched_models",
     "is_part",
-    "joined",
     "refresh_flat_weights",
     "settle",
 ]
 
 RECORD = "_planner_dispatch"
 _DEVICE_MAP = "hf_device_map"
-
-# Tensors on devices, by what they were made from.
-_Made = dict[tuple[int, torch.device], Any]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class OriginalPlacement:
-    """Where a tensor lay before the first dispatch.
-
-    Args:
-        slot: its slot.
-        device: where it lay.
-        group: a number that tied tensors share.
-        installed: of tied tensors that are apart now, what was put into the slot.
-        execution_device: where it was put to stay; None for what rests elsewhere.
-    """
-
-    slot: Slot
-    device: torch.device
-    group: int
-    installed: Any
-    execution_device: torch.device | None
-
-    def is_displaced(self) -> bool:
-        """Whether what lies in the slot now is not where its module runs. Numbers on the CPU go with anything."""
-        found = self.slot.read()
-        if (
-            self.execution_device is None
-            or found is None
-            or is_offloaded(found)
-            or found.device == self.execution_device
-        ):
-            return False
-        return not (found.dim() == 0 and found.device.type == "cpu")
-
-    def is_apart(self) -> bool:
-        """Whether the slot still holds a copy of a tensor that was one before; what others put there is theirs."""
-        return self.installed is not None and self.slot.read() is self.installed
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -276,7 +237,7 @@ class Dispatched:
             hook.execution_device, hook.io_same_device, hook.prefetcher = None, False, None
 
     def _send_back(self, journal: Journal, apart: list[bool], alike: set[int]) -> None:
-        made: _Made = {}
+        made: Made = {}
         first: dict[int, Any] = {}
         for row, is_apart in zip(self.originals, apart, strict=True):
             slot, device, tensor = row.slot, row.device, row.slot.read()
@@ -286,15 +247,15 @@ class Dispatched:
                 other = first.setdefault(row.group, tensor)
                 # Copies of one tie were compared before anything was moved; what came from files was not.
                 tensor = other if {id(tensor), id(other)} <= alike else joined(tensor, other)
-            _send(journal, slot, tensor, device, made)
+            send(journal, slot, tensor, device, made)
         self._send_new(journal, made)
 
-    def _send_new(self, journal: Journal, made: _Made) -> None:
+    def _send_new(self, journal: Journal, made: Made) -> None:
         """What the model has made or got while it was dispatched goes where its neighbours go."""
         for slot, device in self.new_slots():
             tensor = slot.read()
             if not tensor.is_meta:
-                _send(journal, slot, tensor, device, made)
+                send(journal, slot, tensor, device, made)
 
     def new_slots(self) -> Iterator[tuple[Slot, torch.device]]:
         """Slots that were filled since the dispatch, and where their neighbours lay before it."""
@@ -333,30 +294,11 @@ def settle(module: nn.Module, _prefix: str = "", _keep_vars: bool = False) -> No
             tie.settle()
 
 
-def _send(journal: Journal, slot: Slot, tensor: Any, device: torch.device, made: _Made) -> None:
-    """Moves what lies in a slot to a device; plain parameters stay the objects they are, and tied tensors tied."""
-    key = (id(tensor), device)
-    if key not in made:
-        made[key] = placed(tensor, device, slot.name)
-        if moves_in_place(tensor, made[key]):
-            journal.move(tensor, made[key])
-            made[key] = tensor
-    journal.set(slot.table, slot.name, made[key])
-
-
 def refresh_flat_weights(model: nn.Module, journal: Journal) -> None:
     """Recurrent modules read their weights from a list of their own."""
     for _, module in modules_of(model):
         if "_flat_weights" in module.__dict__:
             journal.set(module.__dict__, "_flat_weights", flat_weights(module))
-
-
-def joined(tensor: Any, first: Any) -> Any:
-    """The first of tied tensors that were apart on several devices, unless one of them has other values."""
-    if tensor is first or tensor.shape != first.shape or tensor.dtype != first.dtype:
-        return tensor
-    with torch.no_grad():
-        return first if has_same_values(tensor.cpu(), first.cpu()) else tensor
 
 
 def _resting_devices(store: OffloadStore, *, leaves_files: bool) -> dict[str, torch.device]:

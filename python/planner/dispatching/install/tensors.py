@@ -9,7 +9,8 @@ from torch import nn
 
 from planner.dispatching.hooks.place import moves_in_place, placed, rests
 from planner.dispatching.install.lookup import TensorLookup
-from planner.dispatching.install.record import Dispatched, joined
+from planner.dispatching.install.originals import joined
+from planner.dispatching.install.record import Dispatched
 from planner.dispatching.install.regions import PlacedTensor, Regions
 from planner.dispatching.install.request import DispatchRequest
 from planner.dispatching.tensors.copies import copy_marks, like_parameter, require_offloadable

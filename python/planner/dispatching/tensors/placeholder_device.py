@@ -18,8 +18,9 @@ __all__ = ["PlaceholderDevice"]
 
 _META = torch.device("meta")
 _CPU = torch.device("cpu")
-# What runs a module, as the interpreter calls it.
-_CALLS = frozenset({"_call_impl", "forward", "generate"})
+# What runs a module, as the interpreter calls it; and the property that says where the model's inputs are to be, which asks the first
+# weight.
+_CALLS = frozenset({"_call_impl", "forward", "generate", "device"})
 
 
 class _Store(Protocol):
