@@ -35,6 +35,8 @@ def kind_of(cls: type) -> int:
     return kind
 
 
+# The compiler cannot read the names of built-in classes, and a model may be compiled before its first forward.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _classify(cls: type) -> int:
     if issubclass(cls, torch.Tensor):
         return TENSOR
