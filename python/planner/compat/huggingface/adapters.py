@@ -66,11 +66,11 @@ def _attribute(module: nn.Module, name: str) -> Any:
 def with_adapters(
     model: nn.Module, device_map: Mapping[str, Any], main_device: Any = None
 ) -> Mapping[str, Any]:
-    """A device map in which adapters lie where they can: those that are trained run beside their layer, and none is on disk.
+    """A device map in which adapters lie where their layer runs: they can be trained, combined and saved there.
 
     Args:
         model: a model with adapters.
-        device_map: names to devices; on "disk", what no checkpoint has rests on the CPU instead.
+        device_map: names to devices.
         main_device: where offloaded parts run.
 
     Returns:
@@ -78,14 +78,9 @@ def with_adapters(
     """
     running = running_map(device_map, main_device)
     moved: dict[str, DeviceKey] = {}
-    for name, part in adapter_parts(model):
-        key = device_of(name, running.keys)
-        if key not in ("cpu", "disk"):
-            continue
-        if any(parameter.requires_grad for parameter in part.parameters()):
+    for name, _ in adapter_parts(model):
+        if device_of(name, running.keys) in ("cpu", "disk"):
             moved[name] = canonical_device(running_device(name, running))
-        elif key == "disk":
-            moved[name] = "cpu"
     if isinstance(device_map, DeviceMap):
         return DeviceMap({**device_map, **moved}, device_map.execution_map)
     return {**device_map, **moved}

@@ -32,7 +32,7 @@ def place(
     *args: Any,
     **kwargs: Any,
 ) -> nn.Module:
-    """``dispatch_model`` of a model with adapters: they lie where they can be trained, and never on disk.
+    """``dispatch_model`` of a model with adapters: they lie where their layer runs.
 
     Args:
         integration, before: as :func:`planner.compat.huggingface.placed.place`.
