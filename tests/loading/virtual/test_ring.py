@@ -90,6 +90,9 @@ def loaded(folder: Path, rest: str = "disk", room_layers: float = 2.1, **setting
 def settle(accelerators: Accelerators) -> None:
     """Lets go of earlier models, and waits for what was asked for when a load has returned."""
     gc.collect()
+    for thread in threading.enumerate():
+        if thread.name in ("planner-reader", "planner-paging"):
+            thread.join(0.2)  # those of models that are gone end soon; others stay
     accelerators.synchronize()
 
 
