@@ -114,13 +114,14 @@ def checked_map(model: nn.Module, device_map: Mapping[str, Any]) -> Mapping[str,
 
 
 def _with_ties_on_disk(model: nn.Module, device_map: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A map by which a tied weight rests on disk under all its names where the one that files have does: transformers reads only that."""
+    """A map by which a tied weight rests under all its names where the one that files have does: transformers reads only that."""
     ties: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
-    more = {
-        name: "disk"
-        for name, source in ties.items()
-        if device_of(source, device_map) == "disk" != device_of(name, device_map)
-    }
+    more: dict[str, Any] = {}
+    for name, source in ties.items():
+        devices = (device_of(name, device_map), device_of(source, device_map))
+        if "disk" in devices and devices[0] != devices[1]:
+            owner = name.rpartition(".")[0]
+            more[owner if owner in device_map else name] = devices[1]
     if not more:
         return device_map
     found = {**device_map, **more}
