@@ -106,6 +106,19 @@ def test_offloaded_blocks_run_where_the_plan_says(folder: Path, expected: torch.
     assert ran == {"2": torch.device("cpu"), "3": torch.device("virtual:1")}
 
 
+def test_what_lies_on_the_cpu_alone_runs_where_the_plan_says(
+    folder: Path, expected: torch.Tensor, here: planner.Integration
+) -> None:
+    parts = ("model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head")
+    plan = planner.plan(folder, max_memory={0: "1MiB", "cpu": "1GiB"}, pin=dict.fromkeys(parts, "cpu"))
+    assert set(plan.device_map.values()) == {"cpu"}
+    for given in (plan, plan.device_map):
+        model = LlamaForCausalLM.from_pretrained(folder, device_map=given)
+        assert model.hf_device_map == plan.device_map
+        assert answer(model).equal(expected)
+    assert here.plans == (plan,)
+
+
 class Around(nn.Module):
     """What a library puts around a model of another one, such as PEFT."""
 

@@ -227,6 +227,21 @@ def test_a_key_is_not_taken_for_the_beginning_of_another_name(twelve: str) -> No
     assert {str(layer.mlp.up_proj.weight.device) for layer in model.model.layers[10:]} == {"virtual:0"}
 
 
+@pytest.mark.parametrize(
+    ("words", "head"), [("disk", 0), ("disk", 1), ("disk", "cpu"), (0, "disk"), (1, "disk")]
+)
+def test_a_tied_weight_on_disk_is_there_under_all_its_names(words: Any, head: Any, tmp_path: Path) -> None:
+    folder = saved_in(tmp_path, MODELS["tied_llama"])
+    given = {"": 0, "model.embed_tokens": words, "model.layers": "disk", "lm_head": head}
+    with planner.integrate():
+        model = load(folder, device_map=given)
+    ids = torch.arange(3, 9)[None].to(0)
+    want = load(folder, device_map=0)(ids).logits
+    assert model(ids).logits.to(0).equal(want)
+    model.save_pretrained(tmp_path / "saved")
+    assert load(str(tmp_path / "saved"), device_map=0)(ids).logits.equal(want)
+
+
 def test_a_key_that_names_nothing_is_warned_of_with_the_nearest_name() -> None:
     with planner.integrate(), pytest.warns(UserWarning, match=r"did you mean 'model\.layers\.1'"):
         assert map_of(on_meta(llama), {"model.layer.1": "cpu", "": 0}) == {"": 0}

@@ -13,7 +13,7 @@ from planner.errors import PlanMismatchError
 from planner.known_names import KnownNames
 from planner.model.layout import Layout
 from planner.model.tree import ModuleTree
-from planner.names import listed, require_map, require_texts
+from planner.names import device_of, listed, require_map, require_texts
 from planner.plans.device_map import DeviceMap
 from planner.units import format_bytes
 
@@ -110,7 +110,22 @@ def checked_map(model: nn.Module, device_map: Mapping[str, Any]) -> Mapping[str,
             f"the device map is read without some of its keys: {_unknown(model, tree, unknown)}".rstrip("; ")
         )
         device_map = _without(device_map, unknown)
-    return as_matched(model, device_map)
+    return as_matched(model, _with_ties_on_disk(model, device_map))
+
+
+def _with_ties_on_disk(model: nn.Module, device_map: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A map by which a tied weight rests under all its names where the one that files have does: transformers reads only that."""
+    ties: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    more: dict[str, Any] = {}
+    for name, source in ties.items():
+        devices = (device_of(name, device_map), device_of(source, device_map))
+        if "disk" in devices and devices[0] != devices[1]:
+            owner = name.rpartition(".")[0]
+            more[owner if owner in device_map else name] = devices[1]
+    if not more:
+        return device_map
+    found = {**device_map, **more}
+    return DeviceMap(found, device_map.execution_map) if isinstance(device_map, DeviceMap) else found
 
 
 def _without(device_map: Mapping[str, Any], unknown: Sequence[str]) -> Mapping[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from planner.compat.huggingface.run_elsewhere import as_meant
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -14,7 +16,12 @@ __all__ = ["place"]
 
 
 def place(
-    integration: Integration, before: Callable[..., Any], model: nn.Module, *args: Any, **kwargs: Any
+    integration: Integration,
+    before: Callable[..., Any],
+    model: nn.Module,
+    device_map: Any,
+    *args: Any,
+    **kwargs: Any,
 ) -> nn.Module:
     """accelerate's ``dispatch_model``, ours: a map of ours runs offloaded blocks where its plan says.
 
@@ -22,6 +29,7 @@ def place(
         integration: says what reading an offloaded weight outside of its module's forward gives.
         before: the function whose place this takes.
         model: the model; changed in place.
+        device_map: names to devices.
         args, kwargs: as accelerate 1.15's signature has them.
 
     Returns:
@@ -32,4 +40,6 @@ def place(
     """
     from planner.compat.dispatching import place_model
 
-    return place_model(model, *args, **kwargs, outside=integration.outside, comes_from_files=True)
+    return place_model(
+        model, as_meant(device_map), *args, **kwargs, outside=integration.outside, comes_from_files=True
+    )

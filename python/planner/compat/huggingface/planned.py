@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from planner.compat.huggingface.best import best_plan
 from planner.compat.huggingface.given_maps import checked_map, checked_plan
+from planner.compat.huggingface.run_elsewhere import as_dispatched
 from planner.compat.huggingface.their_strategies import strategy_map
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def planned_map(
 
     Returns:
         Of a plan, its own map, which carries its execution map; a mapping as it is, but for keys that transformers would take for
-        others.
+        others. What lies on the CPU alone and runs elsewhere has one key more, until it is dispatched.
 
     Raises:
         InfeasibleError: no plan within budgets and mode, or none that the quantiser takes, and then caused by its refusal.
@@ -54,11 +55,11 @@ def planned_map(
     if isinstance(device_map, Plan):
         checked_plan(model, device_map, hf_quantizer)
         integration.note(model, device_map)
-        return device_map.device_map
+        return as_dispatched(model, device_map.device_map)
     if not isinstance(device_map, str):
-        return checked_map(model, device_map)
+        return as_dispatched(model, checked_map(model, device_map))
     if device_map == "auto" and integration.auto == "best":
         plan = best_plan(integration, model, max_memory, hf_quantizer)
         integration.note(model, plan)
-        return plan.device_map
+        return as_dispatched(model, plan.device_map)
     return strategy_map(integration, model, device_map, max_memory, hf_quantizer)
