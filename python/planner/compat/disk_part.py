@@ -30,6 +30,7 @@ from planner.dispatching.tensors.slots import Slot, own_slots
 from planner.errors import InvalidInputError, OffloadError
 from planner.loading.weights import FileWeights
 from planner.names import qualified
+from planner.spelling import shown
 
 __all__ = ["DiskPart", "disk_part", "has_index", "require_flat", "write_once"]
 
@@ -68,10 +69,13 @@ def disk_part(
         offload_buffers: saved buffers rest with the weights.
 
     Raises:
-        InvalidInputError: neither folder nor index where one is needed.
+        InvalidInputError: neither folder nor index where one is needed; no mappings.
         OffloadError: what cannot be written, or has no values. Fields: ``name``.
         CheckpointError: a file that a row names and that cannot be read. Fields: ``file``, ``reason``.
     """
+    for name, given in (("offload_index", offload_index), ("state_dict", state_dict)):
+        if given is not None and not isinstance(given, Mapping):
+            raise InvalidInputError(f"{name} must be a mapping by full name; got {shown(given)}")
     slots = slots_on_disk(model, device_map, offload_buffers=offload_buffers)
     held = dict(state_dict or _NONE)
     places = resting_places(model, slots, held)

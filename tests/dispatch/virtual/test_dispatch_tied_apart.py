@@ -12,7 +12,7 @@ from torch import nn
 
 import planner
 from planner import OffloadError
-from planner.dispatching.install import record
+from planner.dispatching.install import originals
 from planner.dispatching.tensors import ties
 from planner.dispatching.tensors.copies import has_same_values
 
@@ -171,7 +171,7 @@ def test_undispatching_compares_copies_once(
         return has_same_values(one, other)
 
     monkeypatch.setattr(ties, "has_same_values", counted)
-    monkeypatch.setattr(record, "has_same_values", counted)
+    monkeypatch.setattr(originals, "has_same_values", counted)
     planner.undispatch(model)
     assert model.head.weight is model.emb.weight
     assert len(compared) == count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise, product
 
 import accelerate
@@ -60,6 +60,11 @@ def shares(
     return [accelerators.peak_bytes(card) / budgets[card] for card in (0, 1)]
 
 
+def by_the_map_alone(model: nn.Module, device_map: Mapping[str, int | str]) -> nn.Module:
+    """As a loader that knows nothing of execution maps."""
+    return planner.dispatch_model(model, dict(device_map))
+
+
 @pytest.mark.parametrize(
     "load_map", [planner.dispatch_model, accelerate.dispatch_model], ids=["planner", "accelerate"]
 )
@@ -90,7 +95,10 @@ def test_a_map_that_is_not_enough_says_so_and_breaks_the_budgets(virtual_acceler
     plan = planned(ALIKE, 1.0, 3.0)
     assert set(plan.execution_map.values()) == {1} and plan.device_map["0"] == 0
     assert not map_is_enough(plan)
-    assert shares(plan, ALIKE, virtual_accelerators, planner.dispatch_model)[0] > 1
+    assert shares(plan, ALIKE, virtual_accelerators, by_the_map_alone)[0] > 1
+    assert (
+        max(shares(plan, ALIKE, virtual_accelerators, planner.dispatch_model)) <= 1
+    )  # it reads what the map carries
     assert max(shares(plan, ALIKE, virtual_accelerators, None)) <= 1
     said = "device_map alone would run what is offloaded on GPU 0; this plan runs it on GPU 1: use planner.dispatch(model, plan)."
     assert said in map(str, notices(plan))
