@@ -23,6 +23,14 @@ demo: build ## plan a 70B Llama beside accelerate; run small ones over two virtu
 
 test: rust-test python-test ## Rust and Python tests, without the long sweeps
 
+# Tests measure: with -j they wait until nothing else runs.
+ifneq (,$(filter check,$(MAKECMDGOALS)))
+python-test: | format-check lint types
+endif
+ifneq (,$(filter check test,$(MAKECMDGOALS)))
+python-test: | rust-test
+endif
+
 check: format-check lint types test ## everything that must be green: format, lint, types, tests
 
 build: .venv/.built ## set up .venv and compile the extension in release mode

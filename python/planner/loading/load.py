@@ -17,7 +17,7 @@ from planner.loading.doubled import settle_doubled
 from planner.loading.initial import initial_values
 from planner.loading.open_files import OpenFiles
 from planner.loading.options import LoadOptions
-from planner.loading.paging import page_ahead, spans_of
+from planner.loading.paging import joined, page_ahead, spans_of
 from planner.loading.progress import progress_of
 from planner.loading.recipes import find_recipes
 from planner.loading.report import Loaded, remember
@@ -131,7 +131,15 @@ class PreparedLoad:
         )
         staying = (row for row in self.residents.values if id(row[0]) not in self.residents.copied)
         planned_bytes = sum(value.nbytes for _, value in staying if value.device == _CPU)
-        streams = ModelStreams(weights, self.options, self.request.room_bytes, cached, planned_bytes)
+        in_place = self._in_place()
+        order = [
+            (
+                target.name,
+                spans_of(target.wanted) if target.wanted is not None and id(target) in in_place else (),
+            )
+            for target in self.judged.targets
+        ]
+        streams = ModelStreams(weights, self.options, self.request.room_bytes, cached, planned_bytes, order)
         request = replace(self.request, weights=weights, reads_ahead=streams.made) if is_dispatched else None
         commit(self.model, self.residents.values, request, self.regions, self.attributes)
         streams.start()
@@ -142,16 +150,20 @@ class PreparedLoad:
             notes=self.notes,
         )
         remember(self.model, Loaded(report, all_weights(self.judged, self.source.files), streams.progress))
-        self._page_ahead()
+        page_ahead(
+            self.model,
+            FileReads(self.source.files),
+            joined(span for _, spans in order for span in spans),
+            spare_bytes(0),
+        )
 
-    def _page_ahead(self) -> None:
-        """Has the page cache read what stays on the CPU as it lies in the files, and the first forward will look at."""
-        in_place = [
-            target.wanted
+    def _in_place(self) -> frozenset[int]:
+        """Ids of targets that stay on the CPU as they lie in the files."""
+        return frozenset(
+            id(target)
             for target, value in self.residents.values
-            if target.wanted is not None and value.device == _CPU and id(target) not in self.residents.copied
-        ]
-        page_ahead(self.model, FileReads(self.source.files), spans_of(in_place), spare_bytes(0))
+            if value.device == _CPU and id(target) not in self.residents.copied
+        )
 
 
 def prepare_load(

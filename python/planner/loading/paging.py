@@ -15,7 +15,7 @@ from planner.loading.streaming.files import FileReads
 from planner.loading.streaming.layout import Span
 from planner.loading.weights import WantedTensor, sources_of
 
-__all__ = ["page_ahead", "spans_of"]
+__all__ = ["joined", "page_ahead", "spans_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,16 +25,20 @@ _CHUNK_BYTES: Final = 512 << 20
 _END_SECONDS: Final = 10.0
 
 
-def spans_of(wanted: Iterable[WantedTensor]) -> list[Span]:
-    """Bytes of files that tensors are, in the order of these; what follows each other in a file is one span."""
+def spans_of(wanted: WantedTensor) -> list[Span]:
+    """Bytes of files that a tensor is."""
+    return [Span(row.file, row.begin, row.end, 0) for row in sources_of(wanted.recipe) if row.nbytes]
+
+
+def joined(spans: Iterable[Span]) -> list[Span]:
+    """The same in the same order, where what follows each other in a file is one span."""
     found: list[Span] = []
-    for row in wanted:
-        for source in sources_of(row.recipe):
-            last = found[-1] if found else None
-            if last is not None and (last.file, last.end) == (source.file, source.begin):
-                found[-1] = last._replace(end=source.end)
-            elif source.nbytes:
-                found.append(Span(source.file, source.begin, source.end, 0))
+    for span in spans:
+        last = found[-1] if found else None
+        if last is not None and (last.file, last.end) == (span.file, span.begin):
+            found[-1] = last._replace(end=span.end)
+        else:
+            found.append(span)
     return found
 
 

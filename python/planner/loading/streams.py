@@ -9,7 +9,9 @@ import torch
 from planner.dispatching.offload.reads_ahead import MakesReadsAhead, OffloadedBlock, ReadsAhead
 from planner.loading.options import LoadOptions, cast_rule
 from planner.loading.streaming.ahead import BlocksAhead
+from planner.loading.streaming.between import spans_between
 from planner.loading.streaming.counters import StreamingProgress
+from planner.loading.streaming.layout import Span
 from planner.loading.targets import Leniency
 from planner.loading.weights import FileWeights
 
@@ -27,6 +29,7 @@ class ModelStreams:
         room_bytes: by device, what offloaded blocks may take there.
         cached: names of weights that the plan has memory for on the CPU: the page cache has them there.
         planned_bytes: of views that stay on the CPU, which the page cache will have to hold beside blocks on disk.
+        staying: names of tensors in the model's order, with the bytes of files that views which stay on the CPU are, none for others.
     """
 
     def __init__(
@@ -36,12 +39,14 @@ class ModelStreams:
         room_bytes: Mapping[torch.device, int],
         cached: frozenset[str],
         planned_bytes: int = 0,
+        staying: Sequence[tuple[str, Sequence[Span]]] = (),
     ) -> None:
         self._weights = weights if isinstance(weights, FileWeights) else None
         self._options = options
         self._room_bytes = room_bytes
         self._cached = cached
         self._planned_bytes = planned_bytes
+        self._staying = staying
         self._blocks: BlocksAhead | None = None
         if self._weights is not None:
             self._weights.streams_again = streams_of
@@ -62,6 +67,7 @@ class ModelStreams:
             room_bytes=self._room_bytes,
             cached=self._cached,
             planned_bytes=self._planned_bytes,
+            between=spans_between([block.module_name for block in blocks], self._staying),
         )
         return self._blocks
 

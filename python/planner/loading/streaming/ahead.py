@@ -16,11 +16,13 @@ import torch
 from planner.dispatching.offload.reads_ahead import OffloadedBlock
 from planner.dispatching.offload.refcount import OffloadedModule, is_capturing
 from planner.loading.streaming.accelerators import StagedThere, ToAccelerators
+from planner.loading.streaming.between import PagedBetween
 from planner.loading.streaming.blocks import BlockHere, BlockThere
 from planner.loading.streaming.buffers import BufferPlan
 from planner.loading.streaming.caching import CachingChoice, ReadSetting, Way, fixed_share, spare_bytes
 from planner.loading.streaming.counters import StreamingCounters, StreamingProgress
 from planner.loading.streaming.files import FileReads, ReadableFiles
+from planner.loading.streaming.layout import Span
 from planner.loading.streaming.reader import Reader
 from planner.loading.streaming.ring import ring_bytes, slot_bytes_within
 from planner.loading.streaming.ticket import StagedRead, Ticket
@@ -44,6 +46,8 @@ class _Lane(threading.local):
         self.asked: dict[str, list[tuple[OffloadedModule, weakref.ref[StagedRead | StagedThere]]]] = {}
         # Whether anything was read in this forward.
         self.has_read = False
+        # Whether anything was not in the page cache in this forward.
+        self.has_missed = False
 
 
 class BlocksAhead:
@@ -60,6 +64,8 @@ class BlocksAhead:
         files: what is read, by default the files of the weights.
         room_bytes: by accelerator, what blocks may take there together; where that in use and the next one fit, it is sent for.
         cached: names of weights that the plan has memory for in the page cache, so that they are always read through it.
+        between: by name of a block, views that stay on the CPU and are looked at behind it: where the system has taken pages, theirs may
+            be gone as well, and are read behind the block's.
 
     Guarantee: outputs are the same as without. Buffers and ring never take more than ``staging_bytes`` (the ring needs 2 MiB);
         what does not fit is a view. In a forked child everything is a view. What goes to accelerators passes the ring, which is
@@ -78,6 +84,7 @@ class BlocksAhead:
         files: ReadableFiles | None = None,
         room_bytes: Mapping[torch.device, int] = MappingProxyType({}),
         cached: Container[str] = (),
+        between: Mapping[str, Sequence[Span]] = MappingProxyType({}),
     ) -> None:
         self._weights = weights
         self._files = FileReads(weights.files) if files is None else files
@@ -98,6 +105,7 @@ class BlocksAhead:
         sizes = {name: row.nbytes for name, row in self._blocks.items() if not self._is_cached(row)}
         share = fixed_share(sizes, spare_bytes(planned_bytes)) if read == "auto" else frozenset()
         self._choice = CachingChoice(read, share)
+        self._between = {name: PagedBetween(self._files, spans) for name, spans in between.items()}
         self._order = dict(pairwise(self._blocks))
         self._first = next(iter(self._blocks), None)
         self._begin_unused()
@@ -123,6 +131,7 @@ class BlocksAhead:
             "_ring_bytes",
             "_plan",
             "_choice",
+            "_between",
             "_order",
             "_first",
         )
@@ -208,7 +217,7 @@ class BlocksAhead:
         lane.forwards.add(forward)
         self._files.require_same()
         if is_first and self._first is not None:
-            lane.has_read = False
+            lane.has_read = lane.has_missed = False
             self._send_for(None, self._first)
 
     def finish(self, forward: object) -> None:
@@ -262,6 +271,16 @@ class BlocksAhead:
             self._ask_there(name, block, row)
         else:
             self._ask_here(name, block, row)
+        self._page_between(name)
+
+    def _page_between(self, name: str) -> None:
+        """Has what is looked at behind a block read behind it, unless all was in the page cache so far."""
+        paged = self._between.get(name)
+        if paged is None or not self._lane.has_missed or self._choice.read == "direct":
+            return
+        reader = self._running_reader()
+        if reader is not None:
+            reader.send(paged)
 
     def _ask_here(self, name: str, block: OffloadedBlock, row: BlockHere) -> None:
         needed = block.needed
@@ -272,6 +291,7 @@ class BlocksAhead:
         if ticket is None:
             self._counters.count_cached()
             return
+        self._lane.has_missed |= way is not Way.VIEWS
         reader = self._running_reader()
         if reader is None:
             return
@@ -286,6 +306,7 @@ class BlocksAhead:
         if not absent or block.device is None or is_capturing(block.device) or self._process != os.getpid():
             return
         way = Way.VIEWS if self._is_cached(row) else self._choice.way(name, self._files, row.spans)
+        self._lane.has_missed |= way is not Way.VIEWS
         if way is Way.VIEWS:
             self._counters.count_cached()
         ticket = self._there.ticket(
