@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import peft
 import pytest
@@ -146,6 +146,27 @@ def test_words_and_settings_are_checked_at_once() -> None:
         planner.integrate(headroom={0: "-1GiB"})
     with pytest.raises(InvalidConfigError, match="colour"):
         planner.install(colour="red")  # type: ignore[call-arg]
+    assert in_force() is None
+
+
+@pytest.mark.parametrize(
+    ("said", "instead"),
+    [
+        ({"dtype": "float16"}, r"dtype= would be without effect: .*from_pretrained\(…, dtype=…\)"),
+        ({"special_dtypes": {"lm_head": "float16"}}, "special_dtypes= would"),
+        ({"offload_folder": "here", "offload_buffers": True}, "offload_folder= .*; offload_buffers="),
+        (
+            {"auto": "transformers", "headroom": "1GiB", "mode": "gpu_only"},
+            "headroom=, mode= would .*leave auto",
+        ),
+    ],
+)
+def test_settings_that_no_load_would_heed_are_refused(said: Any, instead: str) -> None:
+    with pytest.raises(InvalidInputError, match=instead):
+        planner.integrate(**said)
+    with pytest.raises(InvalidInputError, match=instead):
+        planner.install(**said)
+    planner.integrate(auto="transformers", max_memory={0: "1GiB"}, dtype=None, headroom=None)
     assert in_force() is None
 
 

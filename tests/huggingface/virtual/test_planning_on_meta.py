@@ -254,6 +254,10 @@ def test_a_key_that_names_nothing_is_warned_of_with_the_nearest_name() -> None:
         ({"": 7}, planner.PlanMismatchError),
         ({"model": -1, "lm_head": 0}, planner.InvalidDevicesError),
         ({"model": "gpu0", "lm_head": 0}, planner.InvalidDevicesError),
+        ({"model": "cuda:0", "lm_head": "cpu"}, planner.InvalidDevicesError),  # there is no CUDA here
+        ({"": torch.device("cuda")}, planner.InvalidDevicesError),
+        ({"": "xpu:0"}, planner.InvalidDevicesError),
+        ({"": "9"}, planner.PlanMismatchError),
         ({"model.norm.weight": 0, 5: 1, "": 0}, planner.InvalidConstraintError),
     ],
 )
@@ -262,3 +266,31 @@ def test_a_map_that_cannot_be_carried_out_is_refused(
 ) -> None:
     with planner.integrate(), pytest.raises(error):
         map_of(on_meta(llama), device_map)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a device that is not there")
+def test_a_device_that_is_absent_is_told_before_a_byte_is_loaded(
+    twelve: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tf.PreTrainedModel, "_load_pretrained_model", None)
+    for device_map in ("cuda:0", {"": "cuda:0", "lm_head": "cpu"}):
+        with planner.integrate(), pytest.raises(planner.InvalidDevicesError, match=r"cuda.* cannot be used"):
+            load(twelve, device_map=device_map)
+
+
+def test_the_number_of_a_device_may_be_a_text(twelve: str) -> None:
+    with planner.integrate():
+        assert load(twelve, device_map={"": "1"}).device.index == 1
+        model = load(twelve, device_map={"": "0", "lm_head": "1"})
+    assert model.hf_device_map == {"": 0, "lm_head": 1}
+    ids = torch.arange(3, 9)[None].to(0)
+    assert model(ids).logits.to(0).equal(load(twelve, device_map=0)(ids).logits)
+
+
+def test_budgets_without_devices_say_no_more_than_none(twelve: str) -> None:
+    with planner.integrate() as here:
+        load(twelve, device_map="auto", max_memory={})
+        load(twelve, device_map="auto")
+    empty, none = here.plans
+    assert empty.device_map == none.device_map
+    assert [device.headroom_bytes > 0 for device in empty.devices[:2]] == [True, True]

@@ -12,6 +12,7 @@ import transformers as tf
 from transformers.quantizers.base import HfQuantizer
 
 import planner
+from planner.compat.huggingface import best
 from tiny_folders import bytes_by_device, llama, map_of, on_meta, saved_in
 
 KIB = 1 << 10
@@ -68,6 +69,24 @@ def test_what_does_not_fit_a_quantiser_is_told_with_block_and_shortfall() -> Non
         with pytest.raises(planner.InfeasibleError):
             map_of(model, "auto", {**budgets, 0: budgets[0] + error.more_bytes[0] - 8}, quantizer)
     assert len(here.plans) == 1
+
+
+def test_a_plan_that_a_quantiser_refuses_gives_way_to_one_on_accelerators(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first plan offloads though it need not, as one that is not proven least may."""
+    usual = best.plan_in_files
+
+    def wasteful(opened: Any, said: Any, settings: dict[str, Any]) -> planner.Plan:
+        pin = {} if "mode" in settings else {"pin": {"lm_head": "cpu"}}
+        return usual(opened, said, {**settings, **pin})
+
+    monkeypatch.setattr(best, "plan_in_files", wasteful)
+    model, quantizer = on_meta(llama), Halving()
+    with planner.integrate() as here:
+        found = map_of(model, "auto", {0: "1GiB", "cpu": "1GiB"}, quantizer)
+    assert quantizer.asked == [{0, "cpu"}, {0}] and found == {"": 0}
+    assert here.plans[0].device_map == found, "and the other one is forgotten"
 
 
 # ---- bitsandbytes

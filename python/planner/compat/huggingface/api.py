@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, Literal, Unpack
+from typing import Any, Final, Literal, Unpack
 
 from planner.compat.huggingface.in_force import Integration, install_for_all, uninstall_for_all
 from planner.dispatching.api import require_outside
 from planner.errors import InvalidInputError
+from planner.names import listed
 from planner.planning.problem import settings_stack
 from planner.settings.keywords import PlanSettings
 from planner.spelling import shown
 
 __all__ = ["install", "integrate", "uninstall"]
+
+# What `from_pretrained` is told itself, and would not hear of here.
+_SAID_ELSEWHERE: Final = {
+    "dtype": "write it into from_pretrained(…, dtype=…), which loads by it and is planned by it",
+    "special_dtypes": "which modules stay in float32 is the model class's to say, and is planned by it",
+    "offload_folder": "write it into from_pretrained(…, offload_folder=…)",
+    "offload_buffers": "write it into from_pretrained(…, offload_buffers=…)",
+}
 
 
 def integrate(
@@ -40,7 +49,8 @@ def integrate(
 
     Raises:
         InvalidConfigError: settings that are wrong, all at once. Fields: ``problems``.
-        InvalidInputError: another word for ``auto`` or ``outside``.
+        InvalidInputError: another word for ``auto`` or ``outside``; a setting that would be without effect: ``dtype`` and what else
+            ``from_pretrained`` takes itself, and with ``auto="transformers"`` all but ``max_memory``.
         IntegrationError: on entering, a library that ours was not written for. Fields: ``library``, ``version``, ``problems``.
 
     Guarantee: nothing is replaced where anything does not fit. When it is left, in whatever order, thread or context, what was
@@ -80,9 +90,28 @@ def _integration(auto: Any, outside: Any, settings: Mapping[str, Any]) -> Integr
     require_outside(outside)
     said = settings_stack(None, settings)
     said.resolve()
+    _require_effect(auto, settings)
     return Integration(auto=auto, outside=outside, settings=copy.deepcopy(dict(settings)), said=said)
 
 
 def _require_auto(auto: Any) -> None:
     if not (isinstance(auto, str) and auto in ("best", "transformers")):
         raise InvalidInputError(f"auto is 'best' or 'transformers', not {shown(auto)}")
+
+
+def _require_effect(auto: str, settings: Mapping[str, Any]) -> None:
+    """Raises InvalidInputError for settings that no load would heed."""
+    said = [name for name, value in settings.items() if value is not None]
+    elsewhere = [
+        f"{name}= would be without effect: {_SAID_ELSEWHERE[name]}"
+        for name in said
+        if name in _SAID_ELSEWHERE
+    ]
+    if elsewhere:
+        raise InvalidInputError("; ".join(elsewhere))
+    unheeded = [name for name in said if name != "max_memory"]
+    if auto == "transformers" and unheeded:
+        raise InvalidInputError(
+            f"{listed(f'{name}=' for name in unheeded)} would be without effect: auto='transformers' gives transformers' maps, which "
+            "know max_memory alone; leave auto away, or say less in max_memory"
+        )

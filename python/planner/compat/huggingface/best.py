@@ -38,7 +38,8 @@ def best_plan(
     Raises:
         As :func:`planner.compat.huggingface.planned.planned_map`.
     """
-    said = said_budgets(integration, max_memory)
+    # A mapping without devices says no more than none, as for `planner.plan`.
+    said = said_budgets(integration, None if max_memory == {} else max_memory)
     budgets = budgets_of(said)
     rooms = dict(budgets) if hf_quantizer is None else hf_quantizer.adjust_max_memory(dict(budgets))
     settings: dict[str, Any] = {

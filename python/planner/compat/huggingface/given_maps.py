@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
+
 from planner.caller import warn_caller
 from planner.compat.huggingface.best import as_loaded
 from planner.compat.huggingface.key_matching import as_matched
 from planner.compat.ties import declared_ties
+from planner.devices.keys import DeviceKey, canonical_device
 from planner.errors import PlanMismatchError
 from planner.known_names import KnownNames
 from planner.model.layout import Layout
@@ -105,12 +108,33 @@ def checked_map(model: nn.Module, device_map: Mapping[str, Any]) -> Mapping[str,
             findings=tuple(uncovered),
         )
     require_whole(model, resolved_map)
+    device_map = _in_torchs_words(device_map)
     if unknown:
         warn_caller(
             f"the device map is read without some of its keys: {_unknown(model, tree, unknown)}".rstrip("; ")
         )
         device_map = _without(device_map, unknown)
     return as_matched(model, _with_ties_on_disk(model, device_map))
+
+
+def _in_torchs_words(device_map: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A map whose devices torch can read and use: transformers hands them to torch, some of them once files are read.
+
+    Raises:
+        InvalidDevicesError: a device that cannot be used here, as "cuda:0" without CUDA. Fields: ``device``.
+    """
+    from planner.dispatching.tensors.slots import usable_device
+
+    numbers: dict[str, DeviceKey] = {}
+    for name, device in device_map.items():
+        if isinstance(device, str) and device.isdecimal():
+            numbers[name] = canonical_device(device)  # "0" is a number to us, and no device to torch
+        elif isinstance(device, str | torch.device) and str(device) not in ("cpu", "disk"):
+            usable_device(device)
+    if not numbers:
+        return device_map
+    found = {**device_map, **numbers}
+    return DeviceMap(found, device_map.execution_map) if isinstance(device_map, DeviceMap) else found
 
 
 def _with_ties_on_disk(model: nn.Module, device_map: Mapping[str, Any]) -> Mapping[str, Any]:
