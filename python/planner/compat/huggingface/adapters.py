@@ -33,8 +33,9 @@ __all__ = [
 _WRAPPED = (".base_layer", ".original_module")
 
 
-def adapter_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def adapter_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
     """What PEFT has added beside a model's layers, with its names: adapters, and modules that are trained whole."""
+    from peft.tuners.adaption_prompt.layer import _BaseAdaptedAttention
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -45,6 +46,8 @@ def adapter_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 part = _attribute(module, attribute)
                 if isinstance(part, nn.Module):
                     yield qualified(name, attribute), part
+        elif isinstance(module, _BaseAdaptedAttention):
+            yield from ((qualified(name, own), part) for own, part in module.named_parameters(recurse=False))
 
 
 def copied_modules(model: nn.Module, adapter_name: str) -> Iterator[nn.Module]:

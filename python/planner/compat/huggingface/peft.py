@@ -10,11 +10,21 @@ from torch import nn
 
 from planner.compat.huggingface.adapters import copied_modules, make_resident, running_devices
 from planner.compat.huggingface.at_hand import WeightsAtHand, has_placeholders
+from planner.dispatching.install.record import dispatched_models
 
 if TYPE_CHECKING:
     from planner.compat.huggingface.in_force import Integration
 
-__all__ = ["inject_adapter", "load_adapter", "move_adapter", "update_offload"]
+__all__ = [
+    "adapt_attentions",
+    "inject_adapter",
+    "load_adapter",
+    "move_adapter",
+    "remove_hooks",
+    "set_state",
+    "unload_mixed",
+    "update_offload",
+]
 
 
 def inject_adapter(
@@ -38,6 +48,9 @@ def inject_adapter(
     if not has_placeholders(model):
         before(tuner, model, adapter_name, *args, **kwargs)
         return
+    if getattr(tuner.peft_config[adapter_name], "layer_replication", None):
+        # PEFT does so when the layers have their copies; what is offloaded of those has its own placeholders by then.
+        model.requires_grad_(False)
     create = tuner._create_and_replace
     with WeightsAtHand(model) as at_hand:
 
@@ -122,3 +135,76 @@ def load_adapter(
         return before(model, *args, **kwargs)
     finally:
         model.__dict__["hf_device_map"] = device_map
+
+
+def remove_hooks(integration: Integration, before: Callable[..., Any], module: nn.Module) -> Any:
+    """``remove_hook_from_submodules`` of a base that is to have an adapter: it stays dispatched until it is dispatched anew.
+
+    Args:
+        integration: what is in force.
+        before: the function whose place this takes.
+        module: the base. Hooks of others are taken off.
+
+    Guarantee: what breaks off meanwhile leaves a model that runs.
+    """
+    return None if dispatched_models(module) else before(module)
+
+
+def set_state(
+    integration: Integration, before: Callable[..., Any], model: nn.Module, *args: Any, **kwargs: Any
+) -> Any:
+    """``set_peft_model_state_dict``: an adapter's file may have embeddings of the base, which are offloaded.
+
+    Args:
+        integration: what is in force.
+        before: the function whose place this takes.
+        model, args, kwargs: as PEFT has them.
+
+    Returns:
+        What PEFT's function says.
+    """
+    with WeightsAtHand(model):
+        return before(model, *args, **kwargs)
+
+
+def unload_mixed(
+    integration: Integration, before: Callable[..., Any], tuner: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """``MixedModel._unload_and_optionally_merge``: merges with offloaded weights, those of one layer at a time.
+
+    Args:
+        integration: what is in force.
+        before: the method whose place this takes.
+        tuner, args, kwargs: as PEFT has them.
+
+    Returns:
+        The model without adapters.
+    """
+    if not has_placeholders(tuner.model):
+        return before(tuner, *args, **kwargs)
+    replace = tuner._replace_module
+    with WeightsAtHand(tuner.model) as at_hand:
+
+        def let_go_and_replace(*given: Any, **named: Any) -> None:
+            at_hand.let_go()
+            replace(*given, **named)
+
+        tuner.__dict__["_replace_module"] = let_go_and_replace
+        try:
+            return before(tuner, *args, **kwargs)
+        finally:
+            del tuner.__dict__["_replace_module"]
+
+
+def adapt_attentions(
+    integration: Integration, before: Callable[..., Any], tuner: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """``AdaptionPromptModel._create_adapted_attentions``: prompts are made where their attention runs.
+
+    Args:
+        integration: what is in force.
+        before: the method whose place this takes.
+        tuner, args, kwargs: as PEFT has them.
+    """
+    with WeightsAtHand(tuner.model):
+        return before(tuner, *args, **kwargs)

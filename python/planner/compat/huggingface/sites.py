@@ -157,6 +157,31 @@ GROUPS: Final = (
         (
             CallSite("peft.peft_model", "dispatch_model", _DISPATCH, "base_model:place"),
             CallSite("peft.peft_model", "infer_auto_device_map", _INFER, "maps:inferred"),
+            CallSite("peft.peft_model", "remove_hook_from_submodules", ("module",), "peft:remove_hooks"),
+            CallSite("peft.mixed_model", "remove_hook_from_submodules", ("module",), "peft:remove_hooks"),
+            CallSite(
+                "peft.peft_model",
+                "set_peft_model_state_dict",
+                ("model", "peft_model_state_dict", "adapter_name"),
+                "peft:set_state",
+                is_leading=True,
+            ),
+            CallSite(
+                "peft.tuners.mixed.model",
+                "_unload_and_optionally_merge",
+                ("self",),
+                "peft:unload_mixed",
+                owner="MixedModel",
+                is_leading=True,
+            ),
+            CallSite(
+                "peft.tuners.adaption_prompt.model",
+                "_create_adapted_attentions",
+                ("self", "config", "parents"),
+                "peft:adapt_attentions",
+                owner="AdaptionPromptModel",
+                is_leading=True,
+            ),
             CallSite("peft.peft_model", "get_balanced_memory", _BALANCED, "maps:balanced"),
             CallSite(
                 "peft.peft_model",

@@ -124,7 +124,8 @@ def require_values(module: nn.Module, known: KnownModules) -> None:
                 full = qualified(name, key)
                 raise OffloadError(
                     f"'{full}' of an offloaded {type(module).__name__} has no values: it was made on the meta device, beside a "
-                    "weight that is offloaded; add adapters before dispatching, or after planner.undispatch(model)",
+                    "weight that is offloaded; add adapters inside planner.integrate(), before dispatching, or after "
+                    "planner.undispatch(model)",
                     name=full,
                 )
 

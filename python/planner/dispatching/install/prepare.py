@@ -114,10 +114,13 @@ class Prepared:
         if not device_map:
             return
         record.show_device_map(journal, self.model, dict(device_map))
+        # PEFT's: what is left when its adapters are merged, and saved then.
+        base = getattr(self.model, "get_base_model", None)
+        wrapped = base() if callable(base) else None
         for name, inner in modules_of(self.model):
             is_named = any(is_within(key, name) or is_within(name, key) for key in device_map)
             # One without tensors need not be in the map.
-            if name and is_named and any(inner is model for model in self.inner):
+            if name and is_named and (inner is wrapped or any(inner is model for model in self.inner)):
                 record.show_device_map(journal, inner, dict(device_map.below(name)))
 
     def _originals(self) -> Iterator[OriginalPlacement]:

@@ -365,7 +365,7 @@ def _read(guard: PlaceholderTensor, what: str) -> torch.Tensor:
 
 
 def _require_no_graph(guards: list[PlaceholderTensor]) -> None:
-    guard = next((guard for guard in guards if guard.requires_grad), None)
+    guard = next((guard for guard in guards if guard.requires_grad and not _is_own_leaf(guard)), None)
     if guard is None or not torch.is_grad_enabled():
         return
     raise OffloadError(
@@ -373,6 +373,12 @@ def _require_no_graph(guards: list[PlaceholderTensor]) -> None:
         "under torch.no_grad(), or freeze it with requires_grad_(False)",
         name=guard.offloaded_name,
     )
+
+
+def _is_own_leaf(guard: PlaceholderTensor) -> bool:
+    """Whether it is a parameter that code has made of a view: its gradient is not the model's."""
+    where = guard.whereabouts
+    return guard.is_leaf and where is not None and not where.is_of(guard)
 
 
 def refuse(guard: PlaceholderTensor, what: str) -> NoReturn:
