@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-import torch
-
 from planner.caller import warn_caller
 from planner.compat.huggingface.best import as_loaded
 from planner.compat.huggingface.key_matching import as_matched
@@ -123,6 +121,8 @@ def _in_torchs_words(device_map: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         InvalidDevicesError: a device that cannot be used here, as "cuda:0" without CUDA. Fields: ``device``.
     """
+    import torch
+
     from planner.dispatching.tensors.slots import usable_device
 
     numbers: dict[str, DeviceKey] = {}
