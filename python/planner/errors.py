@@ -19,6 +19,7 @@ __all__ = [
     "OffloadError",
     "PlanMismatchError",
     "PlannerError",
+    "UnknownMemoryError",
 ]
 
 
@@ -106,6 +107,18 @@ class InfeasibleError(PlannerError, ValueError):
     more_bytes: Mapping[int | str, int] | None = None
     is_proven: bool | None = None
     smaller_formats: Mapping[str, int] = MappingProxyType({})
+
+
+class UnknownMemoryError(PlannerError, ValueError):
+    """What a model takes while it runs can be neither computed nor recorded; nothing was guessed.
+
+    Fields: ``model_type`` (str): of the part that is not known, "" where a configuration names none; ``unknown`` (str): a layer's
+    type, a value that the configuration leaves out, or an operator; ``block`` (str): where, "" of a configuration.
+    """
+
+    model_type: str = ""
+    unknown: str = ""
+    block: str = ""
 
 
 class CheckpointError(PlannerError, ValueError):
