@@ -28,6 +28,7 @@ from planner.memory.special_layouts import special_layouts
 from planner.memory.states import hybrid_states, state_parts
 
 ENCODERS_UNLESS_TOLD: Final = frozenset[str]()
+_INDEXED_IN_FLOAT: Final = frozenset({"dots3_note", "dots3_note_text"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,7 +226,8 @@ def _indexed(config: Config, heads: CachedHeads, index: int) -> CacheLayout:
     """DeepSeek's sparse attention: an indexer has keys of its own, unless it uses those of an earlier layer."""
     kinds = config.get("indexer_types")
     is_shared = isinstance(kinds, list | tuple) and index < len(kinds) and kinds[index] == "shared"
-    indexer = () if is_shared else (CachePart(elements=needed(config, "index_head_dim")),)
+    dtype = "float32" if model_type(config) in _INDEXED_IN_FLOAT else None
+    indexer = () if is_shared else (CachePart(elements=needed(config, "index_head_dim"), dtype=dtype),)
     return CacheLayout(
         kind="indexed",
         parts=(*_keys_and_values(heads), *indexer),
@@ -235,7 +237,9 @@ def _indexed(config: Config, heads: CachedHeads, index: int) -> CacheLayout:
 
 
 def _with_cross(config: Config, layout: CacheLayout) -> CacheLayout:
-    cross = _keys_and_values(cached_heads(config, "full_attention"), "encoder")
+    # A static cache of the encoder's keys is made as the decoder's own is, windows included.
+    window = next((part.window_tokens for part in layout.parts), 0)
+    cross = _keys_and_values(cached_heads(config, "full_attention"), "encoder", window)
     return replace(
         layout,
         kind=f"{layout.kind} and cross",

@@ -11,7 +11,7 @@ from planner.choices import Cache
 from planner.errors import InvalidInputError
 
 Phase: TypeAlias = Literal["prefill", "decode"]
-Extent: TypeAlias = Literal["once", "tokens", "window", "encoder", "batchless"]
+Extent: TypeAlias = Literal["once", "tokens", "window", "encoder", "rest"]
 
 ITEM_BYTES: Final[Mapping[str, int]] = MappingProxyType(
     {
@@ -37,11 +37,12 @@ class CachePart:
 
     Args:
         elements: of each sequence at each place.
-        extent: how many places there are: "once", for each of the "tokens", for those in a "window", for each token of the
-            "encoder"; or "batchless": once, whatever the batch.
-        window_tokens: how many tokens a step sees, the new one included; of a "window" only.
+        extent: how many places there are: "once", one for each of the "tokens", for those in a "window", for each token of the
+            "encoder", or for the "rest" that does not fill a stride yet.
+        window_tokens: how many tokens a step sees, the new one included; of a "window", and of an encoder's in a static cache.
         stride_tokens: how many tokens share a place.
         extra_tokens: places beside those of the tokens, such as a learnt prompt's.
+        since_tokens: how many tokens it takes until it is there.
         dtype: its element type; None where it is that of the cache.
     """
 
@@ -50,6 +51,7 @@ class CachePart:
     window_tokens: int = 0
     stride_tokens: int = 1
     extra_tokens: int = 0
+    since_tokens: int = 0
     dtype: str | None = None
 
 
@@ -116,17 +118,22 @@ def layout_bytes(layout: CacheLayout, sizes: CacheSizes) -> int:
 
 def _part_bytes(part: CachePart, sizes: CacheSizes) -> int:
     each = ITEM_BYTES[part.dtype] if part.dtype else sizes.item_bytes
-    rows = 1 if part.extent == "batchless" else sizes.batch_size
-    return rows * part.elements * _places(part, sizes) * each
+    return sizes.batch_size * part.elements * _places(part, sizes) * each
 
 
 def _places(part: CachePart, sizes: CacheSizes) -> int:
-    if part.extent in ("once", "batchless"):
+    if sizes.tokens < part.since_tokens:
+        return 0
+    if part.extent == "once":
         return 1
+    is_static = sizes.cache == "static"
     if part.extent == "encoder":
-        return sizes.encoder_tokens
-    tokens = sizes.tokens // part.stride_tokens + part.extra_tokens
-    # After a prefill the layer looks at the last tokens of all, and the storage of all stays until the next step.
-    if part.extent == "window" and (sizes.phase == "decode" or sizes.cache == "static"):
-        return min(tokens, part.window_tokens)
-    return tokens
+        is_cut = is_static and part.window_tokens > 0
+        return min(sizes.encoder_tokens, part.window_tokens) if is_cut else sizes.encoder_tokens
+    # After a prefill a layer looks at the last tokens of all, and the storage of all stays until the next step.
+    is_stepped = sizes.phase == "decode" or is_static
+    if part.extent == "rest":
+        return (sizes.tokens - 1) % part.stride_tokens + 1 if is_stepped else sizes.tokens
+    if part.extent == "window" and is_stepped:
+        return min(sizes.tokens, part.window_tokens)
+    return sizes.tokens // part.stride_tokens + part.extra_tokens

@@ -54,6 +54,15 @@ def _bamba(config: Config, index: int) -> str:
     return "full_attention" if index in (config.get("attn_layer_indices") or ()) else "linear_attention"
 
 
+def _hybrid(config: Config, index: int) -> str:
+    return "hybrid"
+
+
+def _linear(config: Config, index: int) -> str:
+    return "linear_attention"
+
+
+_ONLY_STATES: Final = ("mamba", "falcon_mamba", "mamba2")
 _BY_TYPE: Final[Mapping[str, Callable[[Config, int], str]]] = MappingProxyType(
-    {"jamba": _jamba, "bamba": _bamba, "falcon_h1": lambda config, index: "hybrid"}
+    {"jamba": _jamba, "bamba": _bamba, "falcon_h1": _hybrid, **dict.fromkeys(_ONLY_STATES, _linear)}
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from planner.errors import UnknownMemoryError
 from planner.memory.cache_parts import CachePart
-from planner.memory.config_values import CachedHeads, Config, first_of, model_type, needed, plain_heads, width
+from planner.memory.config_values import CachedHeads, Config, first_of, model_type, needed, width
 
 
 def state_parts(config: Config) -> tuple[CachePart, ...]:
@@ -16,11 +16,10 @@ def state_parts(config: Config) -> tuple[CachePart, ...]:
     kind = model_type(config)
     if first_of(config, "linear_num_value_heads") is not None:
         return _gated_delta(config)
+    if first_of(config, "linear_head_dim") is not None and first_of(config, "linear_num_heads") is not None:
+        return _kimi_delta(config)
     if first_of(config, "conv_L_cache") is not None:
         return (_once(width(config) * needed(config, "conv_L_cache")),)
-    if kind == "minimax":
-        heads = needed(config, "num_attention_heads")
-        return (_once(heads * plain_heads(config).key_width ** 2),)
     if kind == "falcon_h1":
         return _falcon_h1(config)
     if kind in ("mamba", "falcon_mamba"):
@@ -43,7 +42,12 @@ def hybrid_states(config: Config, heads: CachedHeads) -> tuple[CachePart, ...]:
     if model_type(config).startswith("inkling"):
         kernel = needed(config, "conv_kernel_size")
         widths = (heads.count * heads.key_width, heads.count * heads.value_width, width(config), width(config))
-        return tuple(_once(each * kernel) for each in widths)
+        return tuple(_once(each * kernel, "float32") for each in widths)
+    if model_type(config) == "zaya":
+        kernel = needed(config, "cca_time0") + needed(config, "cca_time1") - 2
+        asked = needed(config, "num_attention_heads") * heads.key_width
+        kept = heads.count * heads.key_width
+        return (_once((asked + kept) * kernel), _once(kept // 2))
     return state_parts(config)
 
 
@@ -68,6 +72,13 @@ def _gated_delta(config: Config) -> tuple[CachePart, ...]:
         _once((2 * keys + heads * value_width) * kernel),
         _once(heads * key_width * value_width, "float32"),
     )
+
+
+def _kimi_delta(config: Config) -> tuple[CachePart, ...]:
+    """Kimi's delta attention: queries, keys and values of one width."""
+    heads, head = needed(config, "linear_num_heads"), needed(config, "linear_head_dim")
+    kernel = needed(config, "linear_conv_kernel_dim")
+    return (_once(3 * heads * head * kernel), _once(heads * head * head, "float32"))
 
 
 def _falcon_h1(config: Config) -> tuple[CachePart, ...]:
