@@ -119,6 +119,7 @@ _NAMES = {
         "OffloadError",
         "PlanMismatchError",
         "PlannerError",
+        "RecordingError",
     ),
     "planner.loading.api": ("load",),
     "planner.loading.report": (
