@@ -11,7 +11,7 @@ from planner.errors import UnknownMemoryError
 Config: TypeAlias = Mapping[str, Any]
 
 # Where a model of several parts says what its decoder is, in the order in which transformers looks.
-_DECODERS: Final = (
+DECODERS: Final = (
     *("decoder", "generator", "text_config"),
     *("language_config", "llm_config", "thinker_config", "decoder_config", "llm", "text_decoder_config"),
 )
@@ -62,7 +62,7 @@ def decoder_config(config: Config) -> Config:
         'llama'
     """
     for _ in range(4):
-        inner = (config.get(key) for key in _DECODERS)
+        inner = (config.get(key) for key in DECODERS)
         found = next((each for each in inner if isinstance(each, Mapping) and each), None)
         if found is None:
             return config

@@ -40,7 +40,9 @@ def _reused(config: Config, count: int) -> list[bool]:
 
 
 def _by_windows(config: Config, index: int) -> str:
-    if config.get("sliding_window") is not None:
+    is_wanted = config.get("use_sliding_window") is not False
+    first = config.get("max_window_layers") if "use_sliding_window" in config else None
+    if config.get("sliding_window") is not None and is_wanted and index >= (first or 0):
         return "sliding_attention"
     return "chunked_attention" if config.get("attention_chunk_size") is not None else "full_attention"
 
