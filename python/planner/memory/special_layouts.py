@@ -58,9 +58,9 @@ def _cpmant(config: Config) -> _Layouts:
     heads = needed(config, "num_attention_heads")
     elements = heads * needed(config, "dim_head", "attention_head_size")
     part = CachePart(elements=elements, extra_tokens=needed(config, "prompt_length"))
-    return (
-        CacheLayout(kind="full", parts=(part, part), static_counters=1, is_offloadable=True),
-    ) * depth(config)
+    return (CacheLayout(kind="full", parts=(part, part), static_counters=1, is_offloadable=True),) * depth(
+        config
+    )
 
 
 def _minimax(config: Config) -> _Layouts:
@@ -77,7 +77,9 @@ def _unlimited_ocr(config: Config) -> _Layouts:
     """The prompt, and a window over what follows: exact until the window is full, an upper bound from there."""
     heads = plain_heads(config)
     part = CachePart(elements=heads.count * heads.key_width)
-    layout = CacheLayout(kind="reference", parts=(part, part), counters=1, static_counters=1, is_offloadable=True)
+    layout = CacheLayout(
+        kind="reference", parts=(part, part), counters=1, static_counters=1, is_offloadable=True
+    )
     return (layout,) * depth(config)
 
 
@@ -105,7 +107,12 @@ def _deepseek_v4(config: Config) -> _Layouts:
                 CachePart(elements=rate * each, extent="once", since_tokens=rate)
                 for each in (head, head, index, index)
             )
-            parts = (keys, *_compressed(head, 2 * head, rate), *_compressed(index, 2 * index, rate), *overlaps)
+            parts = (
+                keys,
+                *_compressed(head, 2 * head, rate),
+                *_compressed(index, 2 * index, rate),
+                *overlaps,
+            )
         layouts.append(CacheLayout(kind="compressed", parts=parts, counters=1, has_static=False))
     return tuple(layouts)
 

@@ -156,8 +156,7 @@ def _read_demands(row: Any) -> Demands | None:
 
 def _read_peaks(rows: Any) -> PredictedPeaks:
     return {
-        phase: ordered({key: _count(size) for key, size in _by_device(peaks).items()})
-        for phase, peaks in rows.items()
+        phase: {key: _count(size) for key, size in _by_device(peaks).items()} for phase, peaks in rows.items()
     }
 
 
