@@ -132,6 +132,12 @@ _NAMES = {
         "plan",
         "plan_many",
     ),
+    "planner.planning.asking": (
+        "FirstPlan",
+        "Largest",
+        "first_that_fits",
+        "largest",
+    ),
     "planner.plans.plan": ("Plan",),
     "planner.plans.explaining": ("explain",),
     "planner.report.showing": ("show",),

@@ -35,6 +35,9 @@ SequentialRule: TypeAlias = Literal["fits", "tied", "bound", "fallback", "split"
 AutoRule: TypeAlias = Literal["resident", "offloaded", "oversized", "first_block", "no_room", "fused_experts"]
 ReasonRule: TypeAlias = SequentialRule | AutoRule
 
+Asked: TypeAlias = Literal["context_length", "batch_size"]
+Limit: TypeAlias = Literal["proven", "undecided", "model", "asked"]
+
 # ---- How a plan says it
 
 Style: TypeAlias = Literal["python", "shell"]

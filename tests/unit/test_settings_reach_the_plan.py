@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import T5Config, T5ForConditionalGeneration
 
 import planner
 from planner import Plan
 from planner.config.types import Classes, schema_of
 from planner.errors import PlannerError
 from planner.settings.schema import Settings
-from tiny_models import built
 
 
 class Block(nn.Module):
@@ -222,8 +222,10 @@ def test_changing_one_setting_changes_what_is_decided(change: Change) -> None:
 @pytest.mark.parametrize("name", RUNNING)
 def test_changing_one_word_of_a_workload_changes_what_running_takes(name: str) -> None:
     base = {"context_length": 32, "allocator_margin": 0}
+    sizes = {"vocab_size": 4096, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    model = T5ForConditionalGeneration(T5Config(**sizes))
     plans = [
-        planner.plan(built("t5"), max_memory={0: 1 << 24}, workload={**base, **more})
+        planner.plan(model, max_memory={0: 1 << 24}, workload={**base, **more})
         for more in ({}, {name: RUNNING[name]})
     ]
     rows = [
