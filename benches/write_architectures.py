@@ -19,6 +19,7 @@ from typing import Any
 import transformers
 from transformers.models.auto import modeling_auto
 
+import cache_defaults
 import model_zoo
 from planner.checkpoint.describe import architecture_record
 
@@ -30,7 +31,8 @@ SAID: tuple[dict[str, Any], ...] = ({}, {"tie_word_embeddings": False}, {"tie_wo
 def record(name: str) -> dict[str, Any]:
     """A class's line of the table."""
     model = model_zoo.build(name)
-    return architecture_record(model, tie_rules(name, model), list(model_zoo.variants(name)))
+    made = architecture_record(model, tie_rules(name, model), list(model_zoo.variants(name)))
+    return {**made, "cache_defaults": cache_defaults.record(name)}
 
 
 def tie_rules(name: str, model: Any) -> list[dict[str, Any]]:

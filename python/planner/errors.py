@@ -19,6 +19,8 @@ __all__ = [
     "OffloadError",
     "PlanMismatchError",
     "PlannerError",
+    "RecordingError",
+    "UnknownMemoryError",
 ]
 
 
@@ -108,6 +110,18 @@ class InfeasibleError(PlannerError, ValueError):
     smaller_formats: Mapping[str, int] = MappingProxyType({})
 
 
+class UnknownMemoryError(PlannerError, ValueError):
+    """What a model takes while it runs can be neither computed nor recorded; nothing was guessed.
+
+    Fields: ``model_type`` (str): of the part that is not known, "" where a configuration names none; ``unknown`` (str): a layer's
+    type, a value that the configuration leaves out, or an operator; ``block`` (str): where, "" of a configuration.
+    """
+
+    model_type: str = ""
+    unknown: str = ""
+    block: str = ""
+
+
 class CheckpointError(PlannerError, ValueError):
     """A checkpoint file is missing, malformed or hostile, or does not fit the model that it is to be loaded into.
 
@@ -145,3 +159,13 @@ class IntegrationError(PlannerError):
     library: str
     version: str | None
     problems: Sequence[str]
+
+
+class RecordingError(PlannerError):
+    """A model's forward cannot be recorded, so what it needs while it runs is not known exactly.
+
+    Fields: ``block`` (str): where, "" between blocks; ``operator`` (str): the last one that was called before.
+    """
+
+    block: str
+    operator: str

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from planner.checkpoint.transforms import Transform
+from planner.memory.config_defaults import CacheDefaults
 
 Form = tuple[str, list[str], list[tuple[str, list[int]]], list[tuple[str, bool]]]
 """A module: class, parameters, children with the numbers of the forms they may have, buffers and whether they are saved."""
@@ -60,6 +61,7 @@ class Architecture:
         ties: what is tied, and when.
         ignored: patterns of names in files that are not loaded.
         transforms: how names in files become live names, in order.
+        cache_defaults: what caches are computed from and a configuration may leave out; None where that is not known.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Architecture:
     ties: tuple[TieRule, ...]
     ignored: tuple[str, ...]
     transforms: tuple[Transform, ...]
+    cache_defaults: CacheDefaults | None = None
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Architecture:
@@ -90,6 +93,9 @@ class Architecture:
             ),
             ignored=tuple(record["ignored"]),
             transforms=tuple(Transform(**row) for row in record["transforms"]),
+            cache_defaults=(
+                CacheDefaults.from_record(record["cache_defaults"]) if record.get("cache_defaults") else None
+            ),
         )
 
     def has_tensor(self, name: str) -> bool:

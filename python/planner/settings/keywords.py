@@ -6,7 +6,17 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, TypedDict, Union
 
-from planner.choices import ExecuteOffloaded, Fill, Granularity, Mode, Reserve, StrategyName
+from planner.choices import (
+    AttentionKernel,
+    Cache,
+    ExecuteOffloaded,
+    Fill,
+    Granularity,
+    Logits,
+    Mode,
+    Reserve,
+    StrategyName,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +52,23 @@ class ModelKeywords(TypedDict, total=False):
     quant_method: str | None
 
 
+class WorkloadKeywords(TypedDict, total=False):
+    """What a model will be run on; see :class:`planner.settings.workload.Workload`."""
+
+    context_length: int | str
+    batch_size: int
+    prompt_length: int | str | None
+    num_beams: int
+    encoder_length: int | str | None
+    cache: Cache
+    cache_dtype: DTypeLike | None
+    logits: Logits
+    attention_kernel: AttentionKernel
+    is_padded: bool
+    inputs: Mapping[str, Sequence[int | str]]
+    allocator_margin: ByteSizeLike | None
+
+
 class LoadSettings(TypedDict, total=False):
     """Settings of a plan that say nothing of how a model is loaded."""
 
@@ -58,6 +85,7 @@ class LoadSettings(TypedDict, total=False):
     keep_together: Sequence[Sequence[str]]
     execute_offloaded: ExecuteOffloaded
     staging_blocks: int
+    workload: WorkloadKeywords | None
 
 
 class PlanSettings(LoadSettings, total=False):

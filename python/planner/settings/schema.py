@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -12,8 +11,9 @@ from planner.config.annotations import parse_type
 from planner.config.schema import config, setting
 from planner.config.types import Leaf
 from planner.settings.dtypes import DTYPES, FORMATS, read_dtype, read_element_type
-from planner.spelling import NAMED, count_of, device_words, known_device, shown
-from planner.units import exact_bytes, parse_bytes
+from planner.settings.sizes import read_bytes, read_size_or_share, refuse_bare_number, write_size
+from planner.settings.workload import Workload
+from planner.spelling import NAMED, device_words, known_device, shown
 
 __all__ = [
     "DTYPES",
@@ -26,15 +26,13 @@ __all__ = [
     "Sequential",
     "Settings",
     "Strategy",
+    "Workload",
     "read_budget_row",
     "read_bytes",
     "read_device",
     "read_dtype",
     "read_element_type",
 ]
-
-_LEAST_BARE_BYTES: Final = 2**20
-_MOST_WRITTEN_BYTES: Final = 2**60
 
 
 def read_device(value: object) -> int | str:
@@ -57,59 +55,6 @@ def read_device(value: object) -> int | str:
     if not kind or kind in NAMED:
         raise ValueError(f"expected a device such as 0, 'cuda:0', 'cpu' or 'disk', got {shown(value)}")
     return kind if number is None else f"{kind}:{int(number)}"
-
-
-def read_bytes(value: object) -> int:
-    """Whole bytes from a number of any kind, rounded down, or from a size as text. Raises ValueError."""
-    if isinstance(value, str):
-        return parse_bytes(value, takes_short_units=True)
-    count = count_of(value)
-    if count is None:
-        raise ValueError(
-            f"expected a finite number of bytes of at least 0, or a size such as '10GiB', got {shown(value)}"
-        )
-    return int(count)
-
-
-def refuse_bare_number(value: object) -> None:
-    """Refuses what a person hardly meant: fewer bytes than any device holds, without a unit; or more than any will hold.
-
-    Raises:
-        ValueError: with what may have been meant.
-
-    Example:
-        >>> refuse_bare_number("24GiB")
-        >>> refuse_bare_number(24)
-        Traceback (most recent call last):
-            ...
-        ValueError: 24 bytes? A size needs a unit: did you mean 24GiB? (24 bytes are written 24B)
-    """
-    text = str(value).strip()
-    is_bare = not isinstance(value, str) or text.replace(".", "", 1).isdecimal()
-    if isinstance(value, str) and not is_bare and not text.endswith("%"):
-        if read_bytes(value) > _MOST_WRITTEN_BYTES:
-            raise ValueError(f"{text} is more than any device holds; the most that is read is 1024PiB")
-        return
-    if is_bare and 0 < read_bytes(value) < _LEAST_BARE_BYTES:
-        unit = "GiB" if read_bytes(value) < 1024 else "MiB"
-        raise ValueError(
-            f"{text} bytes? A size needs a unit: did you mean {text}{unit}? ({text} bytes are written {text}B)"
-        )
-
-
-def _write_size(value: int | str) -> str:
-    """A number of bytes with its unit, so that it can be read back anywhere; a share as it is."""
-    return value if isinstance(value, str) else exact_bytes(value)
-
-
-def _read_headroom(value: object) -> int | str:
-    """Bytes, or a share of the budget as in "10%". Raises ValueError."""
-    if isinstance(value, str) and value.rstrip().endswith("%"):
-        share = value.rstrip()[:-1].strip()
-        if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,6})?", share) or float(share) > 100:
-            raise ValueError(f"expected a share from 0% to 100%, got {shown(value)}")
-        return f"{float(share):.9g}%"  # all digits that it may have
-    return read_bytes(value)
 
 
 def read_budget_row(row: object) -> dict[int | str, int]:
@@ -152,10 +97,10 @@ def _counted(least: int, most: int) -> Leaf:
 
 
 _Device = Annotated[int | str, Leaf("a device", read_device)]
-_Bytes = Annotated[int, Leaf("a size in bytes", read_bytes, _write_size, refuse=refuse_bare_number)]
+_Bytes = Annotated[int, Leaf("a size in bytes", read_bytes, write_size, refuse=refuse_bare_number)]
 _Headroom = Annotated[
     int | str,
-    Leaf("bytes or a share such as '10%'", _read_headroom, _write_size, refuse=refuse_bare_number),
+    Leaf("bytes or a share such as '10%'", read_size_or_share, write_size, refuse=refuse_bare_number),
 ]
 _DType = Annotated[str, Leaf("an element type", read_element_type)]
 _LoadedAs = Annotated[str, Leaf("an element type or a format", read_dtype)]
@@ -260,6 +205,7 @@ class Settings:
         offload_folder: where disk offload would go; without it disk is not detected.
         offload_buffers: whether buffers are offloaded with the parameters.
         model: facts about the model.
+        workload: what the model will be run on, whose caches and activations count then; None, the default, counts weights alone.
     """
 
     strategy: Strategy = Auto()
@@ -279,6 +225,7 @@ class Settings:
     offload_folder: Path | None = None
     offload_buffers: bool = False
     model: Model = Model()
+    workload: Workload | None = None
 
 
 SETTINGS: Final = parse_type(Settings)

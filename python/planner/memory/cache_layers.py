@@ -1,0 +1,258 @@
+"""Bytes of a model's cache by layer, from its configuration alone.
+
+What counts is storage, not shape: a window that was cut out of a prompt keeps the whole prompt until the next step, and a
+recurrent state is kept in float32 whatever the model computes in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Final
+
+from planner.choices import Cache
+from planner.errors import InvalidInputError, UnknownMemoryError
+from planner.memory.attention_heads import cached_heads
+from planner.memory.cache_parts import (
+    CacheLayout,
+    CachePart,
+    CacheSizes,
+    Extent,
+    Phase,
+    item_bytes,
+    layout_bytes,
+)
+from planner.memory.config_values import CachedHeads, Config, decoder_config, model_type, needed
+from planner.memory.layer_types import layer_types
+from planner.memory.special_layouts import special_layouts
+from planner.memory.states import hybrid_states, state_parts
+
+ENCODERS_UNLESS_TOLD: Final = frozenset[str]()
+_INDEXED_IN_FLOAT: Final = frozenset({"dots3_note", "dots3_note_text"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCache:
+    """What one layer keeps from forward to forward.
+
+    Args:
+        kind: "full", "window", "indexed", "linear", "hybrid", …; "none" for a layer that keeps nothing or reads another's.
+        bytes: of its storages.
+        is_offloadable: whether an offloaded cache brings it to the cpu.
+    """
+
+    kind: str
+    bytes: int
+    is_offloadable: bool = False
+
+
+def cache_bytes(
+    config: Config,
+    *,
+    phase: Phase,
+    batch_size: int,
+    tokens: int,
+    encoder_tokens: int = 0,
+    dtype: str,
+    cache: Cache = "dynamic",
+) -> int:
+    """Bytes that a model's cache takes.
+
+    Args:
+        config: what ``config.json`` holds, with what it leaves out filled in.
+        phase: "prefill": after one forward of all tokens; "decode": after a forward of the last of them.
+        batch_size: sequences, beams included.
+        tokens: of each sequence, the last one included; of a static cache, those that it is made for.
+        encoder_tokens: tokens of the encoder's input, where a model has an encoder.
+        dtype: what keys and values are kept in, by torch's name.
+        cache: how they are kept; of an "offloaded" one, what is on the device at once if it runs every layer.
+
+    Returns:
+        Bytes of storage, each storage once. 0 for a model without a cache.
+
+    Raises:
+        UnknownMemoryError: a layer's type is not known, or the configuration leaves out what is needed.
+        InvalidInputError: a count that is negative or no integer, an element type that no cache is kept in, or a static cache
+            for layers that have none.
+
+    Source:
+        The classes of cache_utils.py in transformers 5.23; ``benches/sweep_caches.py`` compares with their storages.
+
+    Example:
+        >>> llama = {"model_type": "llama", "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+        ...          "hidden_size": 8192}
+        >>> cache_bytes(llama, phase="prefill", batch_size=1, tokens=32768, dtype="bfloat16") / 2**30
+        10.0
+    """
+    layers = layer_caches(
+        config,
+        phase=phase,
+        batch_size=batch_size,
+        tokens=tokens,
+        encoder_tokens=encoder_tokens,
+        dtype=dtype,
+        cache=cache,
+    )
+    return resident_bytes(layers) if cache == "offloaded" else sum(layer.bytes for layer in layers)
+
+
+def layer_caches(
+    config: Config,
+    *,
+    phase: Phase,
+    batch_size: int,
+    tokens: int,
+    encoder_tokens: int = 0,
+    dtype: str,
+    cache: Cache = "dynamic",
+) -> tuple[LayerCache, ...]:
+    """The same by layer, in the order of the decoder's layers; arguments and errors as of :func:`cache_bytes`.
+
+    Returns:
+        An entry for each layer; none where nothing is cached. Of an "offloaded" cache all bytes of each layer, wherever they lie.
+    """
+    _check_counts(batch_size=batch_size, tokens=tokens, encoder_tokens=encoder_tokens)
+    each = item_bytes(dtype)
+    if cache == "none" or not keeps_cache(config):
+        return ()
+    sizes = CacheSizes(
+        phase=phase,
+        batch_size=batch_size,
+        tokens=tokens,
+        encoder_tokens=encoder_tokens,
+        item_bytes=each,
+        cache=cache,
+    )
+    layouts = layer_layouts(config)
+    _check_static(layouts, cache, config)
+    return tuple(
+        LayerCache(kind=layout.kind, bytes=layout_bytes(layout, sizes), is_offloadable=layout.is_offloadable)
+        for layout in layouts
+    )
+
+
+def resident_bytes(layers: tuple[LayerCache, ...]) -> int:
+    """What an offloaded cache has on a device that runs these layers: two that follow each other, the first after the last, and
+    those that it does not offload."""
+    moved = [layer.bytes for layer in layers if layer.is_offloadable]
+    stays = sum(layer.bytes for layer in layers if not layer.is_offloadable)
+    if len(moved) < 3:
+        return stays + sum(moved)
+    return stays + max(one + other for one, other in pairwise([*moved, moved[0]]))
+
+
+def keeps_cache(config: Config) -> bool:
+    """Whether a model has a decoder: an encoder has no cache."""
+    decoder = decoder_config(config)
+    if model_type(decoder) in ENCODERS_UNLESS_TOLD:
+        return bool(config.get("is_encoder_decoder") or decoder.get("is_decoder"))
+    return True
+
+
+def layer_layouts(config: Config) -> tuple[CacheLayout, ...]:
+    """What each layer of a decoder keeps.
+
+    Raises:
+        UnknownMemoryError: a layer's type is not known, or the configuration leaves out what is needed.
+    """
+    decoder = decoder_config(config)
+    special = special_layouts(decoder)
+    if special is not None:
+        return special
+    over = decoder.get("per_layer_config") or {}
+    layouts = []
+    for index, kind in enumerate(layer_types(decoder)):
+        own = over.get(str(index)) or over.get(index) or {}
+        layouts.append(_layout({**decoder, **own} if own else decoder, kind, index))
+    if model_type(decoder) == "longcat_flash":  # two attentions in each layer, with a cache each
+        layouts = [layout for layout in layouts for _ in range(2)]
+    if config.get("is_encoder_decoder"):
+        layouts = [_with_cross(decoder, layout) for layout in layouts]
+    return tuple(layouts)
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if type(count) is not int or count < (0 if name == "encoder_tokens" else 1):
+            raise InvalidInputError(f"{name} is a count, got {count!r}", name=name, value=count)
+
+
+def _layout(config: Config, kind: str, index: int) -> CacheLayout:
+    if kind == "none":
+        return CacheLayout(kind="none")
+    if kind in ("linear_attention", "conv"):
+        return CacheLayout(kind="linear", parts=state_parts(config))
+    attention = kind.removeprefix("hybrid_") + "_attention" if kind.startswith("hybrid_") else kind
+    attention = "full_attention" if kind == "hybrid" else attention
+    layout = _attention(config, attention, index)
+    if kind.startswith("hybrid"):
+        states = hybrid_states(config, cached_heads(config, attention))
+        return replace(layout, kind="hybrid", parts=(*layout.parts, *states), is_offloadable=True)
+    return layout
+
+
+def _attention(config: Config, kind: str, index: int) -> CacheLayout:
+    heads = cached_heads(config, kind)
+    if kind == "full_attention":
+        return CacheLayout(kind="full", parts=_keys_and_values(heads), static_counters=1, is_offloadable=True)
+    if kind in ("sliding_attention", "chunked_attention"):
+        name = "attention_chunk_size" if kind == "chunked_attention" else "sliding_window"
+        window = needed(config, name, "sliding_window_size")
+        return CacheLayout(
+            kind="window",
+            parts=_keys_and_values(heads, "window", window),
+            counters=1,
+            static_counters=1,
+            is_offloadable=True,
+        )
+    if kind == "indexed_attention":
+        return _indexed(config, heads, index)
+    raise UnknownMemoryError(
+        f"layer {index} of a model of type {model_type(config)} is of type {kind}, whose cache is not known: "
+        "a recording tells it, where torch and transformers are installed",
+        model_type=model_type(config),
+        unknown=kind,
+    )
+
+
+def _keys_and_values(heads: CachedHeads, extent: Extent = "tokens", window: int = 0) -> tuple[CachePart, ...]:
+    return tuple(
+        CachePart(elements=heads.count * each, extent=extent, window_tokens=window)
+        for each in (heads.key_width, heads.value_width)
+    )
+
+
+def _indexed(config: Config, heads: CachedHeads, index: int) -> CacheLayout:
+    """DeepSeek's sparse attention: an indexer has keys of its own, unless it uses those of an earlier layer."""
+    kinds = config.get("indexer_types")
+    is_shared = isinstance(kinds, list | tuple) and index < len(kinds) and kinds[index] == "shared"
+    dtype = "float32" if model_type(config) in _INDEXED_IN_FLOAT else None
+    indexer = () if is_shared else (CachePart(elements=needed(config, "index_head_dim"), dtype=dtype),)
+    return CacheLayout(
+        kind="indexed",
+        parts=(*_keys_and_values(heads), *indexer),
+        static_counters=1 + len(indexer),
+        is_offloadable=True,
+    )
+
+
+def _with_cross(config: Config, layout: CacheLayout) -> CacheLayout:
+    # A static cache of the encoder's keys is made as the decoder's own is, windows included.
+    window = next((part.window_tokens for part in layout.parts), 0)
+    cross = _keys_and_values(cached_heads(config, "full_attention"), "encoder", window)
+    return replace(
+        layout,
+        kind=f"{layout.kind} and cross",
+        parts=(*layout.parts, *cross),
+        static_counters=layout.static_counters + 1,
+    )
+
+
+def _check_static(layouts: tuple[CacheLayout, ...], cache: Cache, config: Config) -> None:
+    if cache == "static" and not all(layout.has_static for layout in layouts):
+        name = model_type(decoder_config(config))
+        raise InvalidInputError(
+            f"cache='static' does not exist for a model of type {name}: its layers have none; cache='dynamic' does",
+            cache=cache,
+            model_type=name,
+        )
