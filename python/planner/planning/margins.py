@@ -15,7 +15,7 @@ _WORKSPACES_BYTES: Final = 96 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Margin:
+class AllocatorMargin:
     """A margin as a rule.
 
     Args:
@@ -27,7 +27,7 @@ class Margin:
     beside_bytes: int = 0
 
 
-def margin_of(device: DeviceKey, said: int | str | None) -> Margin:
+def margin_of(device: DeviceKey, said: int | str | None) -> AllocatorMargin:
     """The margin of one device, for any workload.
 
     Args:
@@ -35,12 +35,16 @@ def margin_of(device: DeviceKey, said: int | str | None) -> Margin:
         said: bytes, or a share as in "25%"; None for the default.
     """
     if device_kind(device) != "accelerator":
-        return Margin()
+        return AllocatorMargin()
     if isinstance(said, int):
-        return Margin(beside_bytes=said)
+        return AllocatorMargin(beside_bytes=said)
     if said is not None:
-        return Margin(share=Fraction(said.rstrip("%")) / 100)
-    return Margin(share=_SHARE, beside_bytes=_WORKSPACES_BYTES) if _is_cuda(device) else Margin()
+        return AllocatorMargin(share=Fraction(said.rstrip("%")) / 100)
+    return (
+        AllocatorMargin(share=_SHARE, beside_bytes=_WORKSPACES_BYTES)
+        if _is_cuda(device)
+        else AllocatorMargin()
+    )
 
 
 def margin_bytes(device: DeviceKey, running_bytes: int, said: int | str | None) -> int:
