@@ -51,7 +51,7 @@ pub(crate) struct Need {
 
 impl Need {
     pub(crate) fn and(self, other: Self) -> Self {
-        Self { exec: self.exec + other.exec, peak: self.peak.max(other.peak) }
+        Self { exec: self.exec.saturating_add(other.exec), peak: self.peak.max(other.peak) }
     }
 
     /// Of so many alike.
@@ -60,6 +60,6 @@ impl Need {
     }
 
     pub(crate) fn bits(self) -> u64 {
-        self.exec + self.peak
+        self.exec.saturating_add(self.peak)
     }
 }

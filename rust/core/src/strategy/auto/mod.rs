@@ -128,4 +128,4 @@ mod streaming;
 pub use deficit::shortfall;
 pub use demands::Demands;
 pub use problem::{Certificate, Execute, Failure, Fill, Mode, Options, Solution, Stage, UNPLACED, Unit, restricted};
-pub use solve::solve;
+pub use solve::{fits, solve};
