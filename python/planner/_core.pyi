@@ -27,6 +27,7 @@ __all__ = [
     "BalanceFacts",
     "Blocks",
     "Certificate",
+    "Demands",
     "Exhausted",
     "FileMapping",
     "Headers",

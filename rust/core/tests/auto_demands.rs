@@ -46,8 +46,8 @@ fn device(kind: DeviceKind, bits: u64) -> Device {
     Device { kind, capacity_bits: Some(bits), pool: None, is_main: false }
 }
 
-fn demands(exec_bits: Vec<u64>, peak_bits: Vec<u64>, shared_bits: Vec<u64>) -> Option<Arc<Demands>> {
-    Some(Demands { exec_bits, peak_bits, shared_bits }.into())
+fn demands(exec_bits: Vec<u64>, peak_bits: Vec<u64>, shared_bits: Vec<u64>) -> Arc<Demands> {
+    Demands { exec_bits, peak_bits, shared_bits }.into()
 }
 
 fn instance(random: &mut Random) -> Instance {
@@ -79,7 +79,7 @@ fn instance(random: &mut Random) -> Instance {
         units[random.below(count as u64) as usize].allowed_devices = 1 + random.below(all);
     }
     let options = Options {
-        demands: demands(column(1), column(2), shared),
+        demands: Some(demands(column(1), column(2), shared)),
         mode: [Mode::Any, Mode::Any, Mode::Any, Mode::NoDisk, Mode::GpuOnly][random.below(5) as usize],
         execute_offloaded: if random.chance(15) { Execute::Cpu } else { Execute::Accelerator },
         staging_blocks: 1 + random.below(4) as u32 / 3,
@@ -304,7 +304,7 @@ fn agrees_with_every_home_and_executor_of_ten_thousand() {
 #[test]
 fn both_devices_stream_where_one_cannot() {
     let cards = [device(DeviceKind::Accelerator, 9), device(DeviceKind::Accelerator, 9), device(DeviceKind::Cpu, 100)];
-    let options = Options { demands: demands(vec![3; 4], vec![], vec![]), ..Options::default() };
+    let options = Options { demands: Some(demands(vec![3; 4], vec![], vec![])), ..Options::default() };
     let solution = solve(&units(&[3; 4]), &cards, &options).unwrap();
     assert_eq!((solution.offloaded_bits, solution.certificate.proven), (12, true));
     assert_eq!(solution.execution.concat(), [0, 0, 1, 1]);
@@ -318,7 +318,7 @@ fn both_devices_stream_where_one_cannot() {
 fn nothing_demanded_changes_nothing() {
     for seed in 0..300 {
         let Instance { units, devices, options } = instance(&mut Random(seed));
-        let nothing = Options { demands: demands(vec![0; units.len()], vec![0; 3], vec![]), ..options.clone() };
+        let nothing = Options { demands: Some(demands(vec![0; units.len()], vec![0; 3], vec![])), ..options.clone() };
         let none = Options { demands: None, ..options };
         assert_eq!(solve(&units, &devices, &nothing), solve(&units, &devices, &none));
     }
