@@ -125,5 +125,15 @@ def is_enough(made: dict[str, Any], whole: dict[str, Any]) -> bool:
 
 SIZES = (
     *("model_type", "num_hidden_layers", "num_attention_heads", "hidden_size", "n_layer", "n_head", "n_embd"),
-    *("num_decoder_layers", "d_model", "num_layers", "num_heads", "decoder_layers", "decoder_attention_heads", "n_layers", "n_heads", "dim"),
+    *(
+        "num_decoder_layers",
+        "d_model",
+        "num_layers",
+        "num_heads",
+        "decoder_layers",
+        "decoder_attention_heads",
+        "n_layers",
+        "n_heads",
+        "dim",
+    ),
 )

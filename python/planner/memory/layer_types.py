@@ -27,7 +27,9 @@ def layer_types(config: Config) -> list[str]:
         rule = _BY_TYPE.get(model_type(config), _by_windows)
         types = [rule(config, index) for index in range(count)]
     reused = _reused(config, count)
-    return ["none" if reuse or kind in _WITHOUT_CACHE else kind for kind, reuse in zip(types, reused, strict=True)]
+    return [
+        "none" if reuse or kind in _WITHOUT_CACHE else kind for kind, reuse in zip(types, reused, strict=True)
+    ]
 
 
 def _reused(config: Config, count: int) -> list[bool]:

@@ -46,11 +46,21 @@ def _rwkv(config: Config) -> _Layouts:
 
 def _xlstm(config: Config) -> _Layouts:
     """A matrix, a vector and a number for each head, and one counter for all layers."""
-    heads, keys, values = (needed(config, name) for name in ("num_heads", "qk_head_dim", "v_head_dim"))
-    parts = (CachePart(elements=heads * (keys * values + keys + 1), extent="once", dtype="float32"),)
+    heads = needed(config, "num_heads")
+    keys, values = (_xlstm_width(config, name, heads) for name in ("qk", "v"))
+    parts = (CachePart(elements=heads * (keys * values + keys + 1), extent="once"),)
     layer = CacheLayout(kind="linear", parts=parts)
     first = CacheLayout(kind="linear", parts=parts, counters=1, static_counters=1)
     return (first, *(layer,) * (needed(config, "num_blocks", "num_hidden_layers") - 1))
+
+
+def _xlstm_width(config: Config, name: str, heads: int) -> int:
+    """A head's share of the width, which is rounded up to 64."""
+    said = config.get(f"{name}_head_dim")
+    if type(said) is int:
+        return said
+    share = config.get(f"{name}_dim_factor") or {"qk": 0.5, "v": 1.0}[name]
+    return int(-(-width(config) * share // 64)) * 64 // heads
 
 
 def _cpmant(config: Config) -> _Layouts:
@@ -58,9 +68,9 @@ def _cpmant(config: Config) -> _Layouts:
     heads = needed(config, "num_attention_heads")
     elements = heads * needed(config, "dim_head", "attention_head_size")
     part = CachePart(elements=elements, extra_tokens=needed(config, "prompt_length"))
-    return (
-        CacheLayout(kind="full", parts=(part, part), static_counters=1, is_offloadable=True),
-    ) * depth(config)
+    return (CacheLayout(kind="full", parts=(part, part), static_counters=1, is_offloadable=True),) * depth(
+        config
+    )
 
 
 def _minimax(config: Config) -> _Layouts:
@@ -77,7 +87,9 @@ def _unlimited_ocr(config: Config) -> _Layouts:
     """The prompt, and a window over what follows: exact until the window is full, an upper bound from there."""
     heads = plain_heads(config)
     part = CachePart(elements=heads.count * heads.key_width)
-    layout = CacheLayout(kind="reference", parts=(part, part), counters=1, static_counters=1, is_offloadable=True)
+    layout = CacheLayout(
+        kind="reference", parts=(part, part), counters=1, static_counters=1, is_offloadable=True
+    )
     return (layout,) * depth(config)
 
 
@@ -105,7 +117,12 @@ def _deepseek_v4(config: Config) -> _Layouts:
                 CachePart(elements=rate * each, extent="once", since_tokens=rate)
                 for each in (head, head, index, index)
             )
-            parts = (keys, *_compressed(head, 2 * head, rate), *_compressed(index, 2 * index, rate), *overlaps)
+            parts = (
+                keys,
+                *_compressed(head, 2 * head, rate),
+                *_compressed(index, 2 * index, rate),
+                *overlaps,
+            )
         layouts.append(CacheLayout(kind="compressed", parts=parts, counters=1, has_static=False))
     return tuple(layouts)
 

@@ -23,7 +23,9 @@ def state_parts(config: Config) -> tuple[CachePart, ...]:
     if kind == "falcon_h1":
         return _falcon_h1(config)
     if kind in ("mamba", "falcon_mamba"):
-        inner = first_of(config, "intermediate_size") or int((first_of(config, "expand") or 2) * width(config))
+        inner = first_of(config, "intermediate_size") or int(
+            (first_of(config, "expand") or 2) * width(config)
+        )
         return _mamba_1(config, inner)
     if first_of(config, *_GROUPS) is not None and first_of(config, *_HEADS) is not None:
         return _mamba_2(config)
@@ -41,7 +43,12 @@ def hybrid_states(config: Config, heads: CachedHeads) -> tuple[CachePart, ...]:
     """The states of a layer that has keys and values, too."""
     if model_type(config).startswith("inkling"):
         kernel = needed(config, "conv_kernel_size")
-        widths = (heads.count * heads.key_width, heads.count * heads.value_width, width(config), width(config))
+        widths = (
+            heads.count * heads.key_width,
+            heads.count * heads.value_width,
+            width(config),
+            width(config),
+        )
         return tuple(_once(each * kernel, "float32") for each in widths)
     if model_type(config) == "zaya":
         kernel = needed(config, "cca_time0") + needed(config, "cca_time1") - 2
@@ -102,5 +109,9 @@ def _mamba_2(config: Config) -> tuple[CachePart, ...]:
     state, kernel = needed(config, *_STATES), needed(config, *_KERNELS)
     groups, heads = needed(config, *_GROUPS), needed(config, *_HEADS)
     head = first_of(config, *_HEAD_WIDTHS)
-    inner = heads * head if type(head) is int else int((first_of(config, "mamba_expand", "expand") or 2) * width(config))
+    inner = (
+        heads * head
+        if type(head) is int
+        else int((first_of(config, "mamba_expand", "expand") or 2) * width(config))
+    )
     return (_once((inner + 2 * groups * state) * kernel), _once(inner * state, "float32"))
