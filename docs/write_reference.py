@@ -161,6 +161,7 @@ PAGES = {
             *("PlannerError", "InvalidInputError", "InvalidTreeError", "InvalidDevicesError"),
             *("InvalidConstraintError", "InvalidByteSizeError", "InvalidConfigError", "InfeasibleError"),
             *("CheckpointError", "OffloadError", "PlanMismatchError", "IntegrationError"),
+            "RecordingError",
         ),
     ),
 }

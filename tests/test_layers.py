@@ -34,6 +34,7 @@ MAY_USE_TORCH = (
     "compat/",
     "dispatching/",
     "loading/",
+    "memory/recording/",
     "verification/",
     "checkpoint/describe.py",
 )
@@ -50,6 +51,7 @@ MAY_OPEN_CORE = (
 LATE = (
     "dispatching/",
     "loading/",
+    "memory/recording/",
     "verification/",
     "compat/dat_files.py",
     "compat/disk_part.py",

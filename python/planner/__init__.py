@@ -119,6 +119,7 @@ _NAMES = {
         "OffloadError",
         "PlanMismatchError",
         "PlannerError",
+        "RecordingError",
     ),
     "planner.loading.api": ("load",),
     "planner.loading.report": (
@@ -130,6 +131,12 @@ _NAMES = {
     "planner.planning": (
         "plan",
         "plan_many",
+    ),
+    "planner.planning.asking": (
+        "FirstPlan",
+        "Largest",
+        "first_that_fits",
+        "largest",
     ),
     "planner.plans.plan": ("Plan",),
     "planner.plans.explaining": ("explain",),

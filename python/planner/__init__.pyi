@@ -243,6 +243,9 @@ from planner.errors import (
 from planner.errors import (
     PlannerError as PlannerError,
 )
+from planner.errors import (
+    RecordingError as RecordingError,
+)
 from planner.loading.api import (
     load as load,
 )
@@ -307,6 +310,7 @@ __all__ = [
     "PlanMismatchError",
     "PlannerError",
     "PrefixedDataset",
+    "RecordingError",
     "SequentialHook",
     "StateDict",
     "StreamingProgress",

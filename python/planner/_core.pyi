@@ -263,6 +263,9 @@ class Blocks:
     def __len__(self) -> int: ...
     @property
     def block_count(self) -> int: ...
+    def block_names(self) -> list[list[str]]:
+        """By block, in execution order, names of its modules and tensors; more than one where parts were taken out of it."""
+
     def unit_bits(self) -> list[int]:
         """By unit, stored bits."""
 
@@ -275,12 +278,28 @@ class Blocks:
     def fused_experts(self) -> list[tuple[str, int]]:
         """Names of modules that hold all their experts in one tensor, and the unit of each."""
 
-    def solve(self, row: _Row, masks: list[_Mask], options: SearchOptions) -> AutoPlan | AutoFailure: ...
+    def solve(
+        self, row: _Row, masks: list[_Mask], options: SearchOptions, demands: Demands | None = None
+    ) -> AutoPlan | AutoFailure: ...
     def solve_many(
-        self, rows: list[_Row], masks: list[_Mask], options: SearchOptions
+        self,
+        rows: list[_Row],
+        masks: list[_Mask],
+        options: SearchOptions,
+        demands: Demands | None = None,
     ) -> list[AutoPlan | AutoFailure]: ...
-    def shortfall(self, row: _Row, masks: list[_Mask], options: SearchOptions) -> list[int | None]:
+    def shortfall(
+        self, row: _Row, masks: list[_Mask], options: SearchOptions, demands: Demands | None = None
+    ) -> list[int | None]:
         """By device, the least bits more with which nothing need be offloaded; None where no amount does."""
+
+@final
+class Demands:
+    """What running the blocks takes beside their weights; made once, and passed to every question about the same blocks."""
+
+    def __new__(cls, *, exec_bits: list[int], peak_bits: list[int], shared_bits: list[int]) -> Demands:
+        """``exec_bits`` and ``peak_bits`` by block: what lies where it runs, and what it needs there while it runs.
+        ``shared_bits`` by device of the row: what it gives up where it runs anything. What is left out needs nothing."""
 
 @final
 class SearchOptions:
@@ -321,6 +340,10 @@ class AutoPlan:
     @property
     def usage(self) -> list[tuple[int, int]]:
         """By device, bits: used, kept free."""
+
+    @property
+    def running(self) -> list[tuple[int, int]]:
+        """By device, bits: what lies there for the blocks that it runs, and what these need at once with the shared part."""
 
     @property
     def certificate(self) -> Certificate: ...

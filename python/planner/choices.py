@@ -27,12 +27,16 @@ FilesAsDisk: TypeAlias = Literal["never", "without_budgets", "unless_named"]
 SourceKind: TypeAlias = Literal["module", "checkpoint", "config"]
 DeviceKind: TypeAlias = Literal["accelerator", "cpu", "disk"]
 RankName: TypeAlias = Literal["default", "computed", "imported", "user", "derived"]
+Phase: TypeAlias = Literal["prefill", "decode"]
 DemandMethod: TypeAlias = Literal["recorded", "formula"]
 SearchStage: TypeAlias = Literal["in_order", "other_order", "tie_position", "scattered", "offload"]
 Stage: TypeAlias = SearchStage | Literal["sequential", "balanced", "balanced_low_0"]
 SequentialRule: TypeAlias = Literal["fits", "tied", "bound", "fallback", "split", "split_tied", "next_device"]
 AutoRule: TypeAlias = Literal["resident", "offloaded", "oversized", "first_block", "no_room", "fused_experts"]
 ReasonRule: TypeAlias = SequentialRule | AutoRule
+
+Asked: TypeAlias = Literal["context_length", "batch_size"]
+Limit: TypeAlias = Literal["proven", "undecided", "model", "asked"]
 
 # ---- How a plan says it
 

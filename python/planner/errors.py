@@ -19,6 +19,7 @@ __all__ = [
     "OffloadError",
     "PlanMismatchError",
     "PlannerError",
+    "RecordingError",
     "UnknownMemoryError",
 ]
 
@@ -158,3 +159,13 @@ class IntegrationError(PlannerError):
     library: str
     version: str | None
     problems: Sequence[str]
+
+
+class RecordingError(PlannerError):
+    """A model's forward cannot be recorded, so what it needs while it runs is not known exactly.
+
+    Fields: ``block`` (str): where, "" between blocks; ``operator`` (str): the last one that was called before.
+    """
+
+    block: str
+    operator: str

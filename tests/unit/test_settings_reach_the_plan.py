@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import T5Config, T5ForConditionalGeneration
 
 import planner
 from planner import Plan
@@ -129,6 +130,22 @@ CHANGES = [
     Change("staging_blocks", 2, {"max_memory": {0: 320, "cpu": 1000}}),
 ]
 
+RUNNING = {
+    "context_length": 512,
+    "batch_size": 2,
+    "prompt_length": 4,
+    "num_beams": 2,
+    "encoder_length": 64,
+    "cache": "static",
+    "cache_dtype": "float64",
+    "logits": "all",
+    "attention_kernel": "math",
+    "is_padded": True,
+    "allocator_margin": "50%",
+}
+"""Each changes what a plan of T5 says of running it; tested below."""
+DESCRIBED = ("workload.inputs",)  # what only a recording reads
+
 DETECTED = ("offload_folder",)  # tested below, for it means nothing where budgets are named
 DISPATCHED = ("offload_buffers",)  # tested with dispatch, which reads it of a plan
 RECORDED = {
@@ -159,7 +176,8 @@ def leaf_paths(cls: type, prefix: str = "") -> Iterator[str]:
 
 
 def test_every_setting_of_the_schema_is_tested_here() -> None:
-    tested = {change.path for change in CHANGES} | {*RECORDED, *DETECTED, *DISPATCHED}
+    tested = {change.path for change in CHANGES} | {*RECORDED, *DETECTED, *DISPATCHED, *DESCRIBED}
+    tested |= {f"workload.{name}" for name in RUNNING}
     assert tested == set(leaf_paths(Settings))
 
 
@@ -199,6 +217,22 @@ def test_changing_one_setting_changes_what_is_decided(change: Change) -> None:
     assert before != after
     assert "InvalidConfigError" not in (before[0], after[0])
     assert before == effect(change.model(), settings_without(change)), "the comparison itself is stable"
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_changing_one_word_of_a_workload_changes_what_running_takes(name: str) -> None:
+    base = {"context_length": 32, "allocator_margin": 0}
+    sizes = {"vocab_size": 4096, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    model = T5ForConditionalGeneration(T5Config(**sizes))
+    plans = [
+        planner.plan(model, max_memory={0: 1 << 24}, workload={**base, **more})
+        for more in ({}, {name: RUNNING[name]})
+    ]
+    rows = [
+        [(each.cache_bytes, each.activation_bytes, each.margin_bytes) for each in plan.devices]
+        for plan in plans
+    ]
+    assert rows[0] != rows[1]
 
 
 def test_an_offload_folder_makes_disk_a_device(tmp_path: Path) -> None:
@@ -268,7 +302,9 @@ def test_every_setting_that_is_one_value_stands_in_the_plan() -> None:
     plan = planner.plan(model(), max_memory={0: 1000})
     mappings = {"max_memory", "special_dtypes", "pin", "forbid"}
     chosen = {path.replace("strategy.auto.", "strategy.") for path in leaf_paths(Settings)}
-    expected = {path for path in chosen if path.count(".") < 2} - mappings
+    expected = {
+        path for path in chosen if path.count(".") < 2 and not path.startswith("workload.")
+    } - mappings
     assert expected <= set(plan.settings)
     assert plan.settings["max_memory.0"].value == 1000
     assert plan.settings["strategy.type"].value == "auto"

@@ -43,6 +43,7 @@ def open_files(files: CheckpointFiles, adapter: AdapterFile | None = None) -> Op
         named=model_name(files.name),
         quantization=quantization(files.config),
         fixed_bits=built.fixed_bits,
+        configuration=files.config or {},
     )
 
 
@@ -71,6 +72,7 @@ def _from_config(files: CheckpointFiles) -> Opened:
         notes=(BEFORE_QUANTIZATION,) if packed else (),
         named=model_name(files.name),
         quantization=packed,
+        configuration=files.config,
     )
 
 

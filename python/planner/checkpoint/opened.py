@@ -28,6 +28,7 @@ class Opened:
         stored_as: how its weights are stored, where the files have a word for it.
         adapter: what changes it, such as a "LoRA".
         fixed_bits: of tensors whose size in memory is known whatever dtype is asked for, by name.
+        configuration: what its ``config.json`` says, or its live configuration; empty where it has none.
         tied: names that are one tensor once the model is loaded, group by group; None where the tree has its ties already.
     """
 
@@ -42,6 +43,7 @@ class Opened:
     adapter: str = ""
     fixed_bits: Mapping[str, int] = field(default_factory=dict)
     tied: Sequence[Sequence[str]] | None = None
+    configuration: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

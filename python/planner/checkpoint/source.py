@@ -74,7 +74,12 @@ def open_source(
     tree = ModuleTree.from_module(source)
     said = _live_config(source)
     opened = Opened(
-        tree=tree, kind="module", facts=said.facts, notes=said.notes, quantization=said.quantization
+        tree=tree,
+        kind="module",
+        facts=said.facts,
+        notes=said.notes,
+        quantization=said.quantization,
+        configuration=said.values,
     )
     if checkpoint is None:
         return opened
@@ -171,6 +176,7 @@ class _LiveConfig:
     """What a live model's configuration says, and a note where it does not tell it."""
 
     facts: Layer | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
     quantization: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -182,7 +188,7 @@ def _live_config(model: Any) -> _LiveConfig:
     try:
         values = config.to_dict()
         facts = import_values(values, f"live {type(config).__name__}")
-        return _LiveConfig(facts=facts, quantization=quantization(values))
+        return _LiveConfig(facts=facts, values=values, quantization=quantization(values))
     except Exception as error:  # noqa: BLE001 (others' code, and no fact decides a plan)
         words = f"{type(error).__name__}: {error}"
         note = f"the model's configuration cannot be read ({words[:200]}); its facts are left out"

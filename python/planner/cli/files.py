@@ -11,7 +11,8 @@ from typing import Any, Final
 from planner.devices.keys import DeviceKey, canonical_device
 from planner.errors import InvalidInputError
 from planner.plans.plan import Plan
-from planner.settings.schema import read_budget_row, refuse_bare_number
+from planner.settings.schema import read_budget_row
+from planner.settings.sizes import refuse_bare_number
 from planner.spelling import shown
 
 _MOST_CHARACTERS: Final = 1 << 26  # far beyond the plan of a hundred thousand modules

@@ -170,6 +170,30 @@ SETTING_OPTIONS: Final = (
         partial(_word, "granularity"),
     ),
     SettingOption(
+        "context",
+        ("--context",),
+        "TOKENS",
+        "Plan for running, too: tokens that a sequence reaches, such as 32k (k is 1024).",
+        partial(_plain, "workload.context_length"),
+    ),
+    SettingOption(
+        "batch", ("--batch",), "COUNT", "Sequences at once.", partial(_plain, "workload.batch_size")
+    ),
+    SettingOption(
+        "prompt",
+        ("--prompt",),
+        "TOKENS",
+        "Tokens of the first forward; without it, all of the context.",
+        partial(_plain, "workload.prompt_length"),
+    ),
+    SettingOption(
+        "cache",
+        ("--cache",),
+        "CACHE",
+        "How keys and values are kept: dynamic, static, offloaded, none.",
+        partial(_word, "workload.cache"),
+    ),
+    SettingOption(
         "assign", ("--set",), "PATH=VALUE", "Any setting by its path; := replaces a mapping.", _as_written
     ),
     SettingOption("unset", ("--unset",), "PATH", "Forget what was said before of a setting.", _as_written),
@@ -207,7 +231,7 @@ def _completion(
 ) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem] | list[str]] | None:
     if name == "config":
         return FILE.shell_complete
-    if name not in ("mode", "fill", "granularity", "dtype"):
+    if name not in ("mode", "fill", "granularity", "dtype", "cache"):
         return None
 
     def complete(_: click.Context, __: click.Parameter, start: str) -> list[CompletionItem] | list[str]:
@@ -219,11 +243,12 @@ def _completion(
 def _choices(name: str) -> list[str]:
     from typing import get_args, get_type_hints
 
-    from planner.settings.schema import DTYPES, FORMATS, Auto
+    from planner.settings.schema import DTYPES, FORMATS, Auto, Workload
 
     if name == "dtype":
         return [*DTYPES, *FORMATS]
-    return list(get_args(get_type_hints(Auto if name == "fill" else Settings)[name]))
+    owner = {"fill": Auto, "cache": Workload}.get(name, Settings)
+    return list(get_args(get_type_hints(owner)[name]))
 
 
 def settings_of(context: click.Context) -> SettingsStack:

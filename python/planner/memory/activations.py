@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from planner.choices import AttentionKernel, Logits
 from planner.memory.attention_heads import cached_heads
 from planner.memory.cache_parts import item_bytes
 from planner.memory.config_values import (
@@ -22,10 +21,13 @@ from planner.memory.config_values import (
 )
 from planner.memory.layer_types import layer_types
 from planner.memory.states import state_parts
+from planner.settings.workload import Workload
 
 _SAFETY: Final = (5, 4)
 _FLOAT_BYTES: Final = 4  # normalisation, rotation and softmax are computed in float32
 _INDEX_BYTES: Final = 8
+# generate() at most, by rows times words: scores in float32, their sorted copies and sums.
+_GENERATED_FLOATS: Final = 6.2
 _WORDS: Final = ("vocab_size", "n_words", "decoder_vocab_size")
 _INNER: Final = (
     *(
@@ -59,117 +61,114 @@ _SHARED: Final = ("n_shared_experts", "num_shared_experts", "num_shared_expert")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ActivationBounds:
-    """What blocks need at most while they run, beyond weights and caches; arguments included.
+class ForwardSizes:
+    """One forward, in numbers.
 
     Args:
-        layer_bytes: any layer of the decoder.
-        embedding_bytes: the block with the word embedding.
-        head_bytes: the block that makes logits.
-        shared_bytes: masks and positions, which each device that runs anything holds once.
+        rows: sequences, beams included.
+        new_tokens: of each, in this sizes.
+        seen_tokens: of each, with those before.
     """
 
-    layer_bytes: int
-    embedding_bytes: int
-    head_bytes: int
-    shared_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Forward:
-    """One forward: sequences, new tokens of each, tokens with those before, and bytes of an element."""
-
     rows: int
-    new: int
-    seen: int
-    item: int
+    new_tokens: int
+    seen_tokens: int
 
     @property
     def tokens(self) -> int:
-        return self.rows * self.new
+        """New tokens of all sequences."""
+        return self.rows * self.new_tokens
 
 
-def activation_bounds(
-    config: Config,
-    *,
-    batch_size: int,
-    new_tokens: int,
-    context_tokens: int,
-    dtype: str,
-    logits: Logits = "last",
-    attention_kernel: AttentionKernel = "fused",
-    is_fused: bool = True,
-) -> ActivationBounds:
-    """Bytes that a forward needs at most beyond weights and caches.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activations:
+    """What parts of a model need at once, in bytes.
+
+    Args:
+        layer_bytes: of one layer, without the copy of its cache.
+        shared_bytes: what all layers are given: masks and positions.
+        first_bytes: where the inputs are, and what comes out of generating.
+        last_bytes: where the logits are computed.
+        plain_bytes: of what is no layer: norms, embeddings.
+    """
+
+    layer_bytes: int
+    shared_bytes: int
+    first_bytes: int
+    last_bytes: int
+    plain_bytes: int
+
+
+def activations(config: Config, workload: Workload, sizes: ForwardSizes, dtype: str) -> Activations:
+    """An upper bound of what one forward needs beyond weights and caches, from the configuration.
 
     Args:
         config: what ``config.json`` holds, with what it leaves out filled in.
-        batch_size: sequences, beams included.
-        new_tokens: of each sequence, in this forward: the prompt's, or 1.
-        context_tokens: of each sequence, with those that are cached.
+        workload: kernel and logits.
+        sizes: of the sizes.
         dtype: what the model computes in, by torch's name.
-        logits: of the "last" token of each sequence, or of "all".
-        attention_kernel: "math" holds all scores at once.
-        is_fused: whether the class can leave attention to torch's kernels; one that cannot holds all scores, too.
-
-    Returns:
-        Bounds for one layer of each sort, of which one runs at a time on a device.
 
     Raises:
         UnknownMemoryError: the configuration leaves out what is needed.
     """
     decoder = decoder_config(config)
-    forward = _Forward(rows=batch_size, new=new_tokens, seen=context_tokens, item=item_bytes(dtype))
-    hidden = width(decoder)
-    over = decoder.get("per_layer_config") or {}
-    kinds = {
-        (kind, str(index) in over): {**decoder, **(over.get(str(index)) or {})}
-        for index, kind in enumerate(layer_types(decoder))
-    }
-    has_scores = not is_fused or attention_kernel == "math"
-    mixers = [_mixer(own, kind, forward, has_scores) for (kind, _), own in kinds.items()]
-    around = forward.tokens * hidden * (4 * forward.item + 3 * _FLOAT_BYTES)
-    layer = around + max([*mixers, _mlp(decoder, forward)])
+    item, hidden = item_bytes(dtype), width(decoder)
+    has_scores = workload.attention_kernel == "math" or decoder.get("has_fused_attention") is False
+    around = sizes.tokens * hidden * (4 * item + 3 * _FLOAT_BYTES)
+    mixers = [_mixer(own, kind, sizes, item, has_scores=has_scores) for kind, own in _sorts(decoder).items()]
     words = first_of(decoder, *_WORDS) or first_of(config, *_WORDS) or 0
-    asked = forward.rows * (forward.new if logits == "all" else 1)
-    return ActivationBounds(
-        layer_bytes=_safely(layer),
-        embedding_bytes=_safely(around + forward.tokens * _INDEX_BYTES),
-        head_bytes=_safely(around + asked * words * (forward.item + _FLOAT_BYTES)),
-        shared_bytes=_safely(_shared(decoder, forward)),
+    logits = sizes.rows * (sizes.new_tokens if workload.logits == "all" else 1) * words
+    generated = int(_GENERATED_FLOATS * _FLOAT_BYTES * sizes.rows * words) if workload.logits == "last" else 0
+    results = logits * item if workload.logits == "all" else 0
+    return Activations(
+        layer_bytes=_safely(around + max([*mixers, _mlp(decoder, sizes, item)])),
+        shared_bytes=_safely(_shared(decoder, sizes, item)),
+        first_bytes=_safely(around + sizes.tokens * _INDEX_BYTES) + generated + results,
+        last_bytes=_safely(around + logits * (item + _FLOAT_BYTES)),
+        plain_bytes=_safely(around),
     )
+
+
+def _sorts(decoder: Config) -> dict[str, Config]:
+    """One layer of each type, with the values that it has for itself."""
+    over = decoder.get("per_layer_config") or {}
+    return {
+        kind: {**decoder, **(over.get(str(index)) or {})} for index, kind in enumerate(layer_types(decoder))
+    }
 
 
 def _safely(count: int) -> int:
     return count * _SAFETY[0] // _SAFETY[1]
 
 
-def _mixer(config: Config, kind: str, forward: _Forward, has_scores: bool) -> int:
+def _mixer(config: Config, kind: str, sizes: ForwardSizes, item: int, *, has_scores: bool) -> int:
     """Attention, or what stands in its place."""
     if kind == "none":
         return 0
     total = 0
     if kind in ("linear_attention", "conv") or kind.startswith("hybrid"):
-        total += _states(config, forward)
+        total += _states(config, sizes)
     if kind not in ("linear_attention", "conv"):
-        total += _attention(config, kind, forward, has_scores)
+        total += _attention(config, kind, sizes, item, has_scores=has_scores)
     return total
 
 
-def _attention(config: Config, kind: str, forward: _Forward, has_scores: bool) -> int:
+def _attention(config: Config, kind: str, sizes: ForwardSizes, item: int, *, has_scores: bool) -> int:
     asking = query_heads(config)
-    heads = _expanded(config, cached_heads(config, kind), asking)
+    kept = cached_heads(config, kind)
+    heads = _expanded(config, kept, asking)
     key, value = heads.key_width, heads.value_width
-    asked = forward.tokens * asking * (4 * key + 2 * value) * forward.item
-    # Keys and values of all tokens: as they were, with the new ones behind them, and once for each head that asks.
-    kept = 2 * forward.rows * forward.seen * heads.count * (key + value) * forward.item
-    repeated = forward.rows * forward.seen * asking * (key + value)
+    asked = sizes.tokens * asking * (4 * key + 2 * value) * item
+    # Keys and values of all tokens for each head that asks; whoever plans adds the copy that a growing cache makes. Latents are
+    # expanded, and then cut and put together anew.
+    each = sizes.rows * sizes.seen_tokens * asking * (key + value)
+    copies = 2 if heads is not kept else int(asking != heads.count)
     if not has_scores:
-        return asked + kept + repeated * forward.item
-    scores = forward.rows * asking * forward.new * forward.seen * (3 * _FLOAT_BYTES + 1)
-    # The mathematical path repeats keys and values, takes them as float32, and scales the keys.
-    floats = repeated * (forward.item + 2 * _FLOAT_BYTES) + forward.tokens * asking * key * 2 * _FLOAT_BYTES
-    return asked + kept + floats + scores
+        return asked + copies * each * item
+    # The mathematical path takes keys and values as float32, too, and scales the keys.
+    floats = 2 * (each + sizes.tokens * asking * key) * _FLOAT_BYTES
+    scores = sizes.rows * asking * sizes.new_tokens * sizes.seen_tokens * (3 * _FLOAT_BYTES + 1)
+    return asked + copies * each * item + floats + scores
 
 
 def _expanded(config: Config, heads: CachedHeads, asking: int) -> CachedHeads:
@@ -184,18 +183,18 @@ def _expanded(config: Config, heads: CachedHeads, asking: int) -> CachedHeads:
     )
 
 
-def _states(config: Config, forward: _Forward) -> int:
+def _states(config: Config, sizes: ForwardSizes) -> int:
     """Convolutions and scans, whose sums are kept in float32: what one token has, several times over, and the states."""
     parts = state_parts(config)
-    state = sum(part.elements for part in parts) * _FLOAT_BYTES * 4 * forward.rows
+    state = sum(part.elements for part in parts) * _FLOAT_BYTES * 4 * sizes.rows
     inner = max(part.elements for part in parts) if len(parts) == 1 else parts[0].elements
-    return state + forward.tokens * (inner * 4 + width(config) * 4) * _FLOAT_BYTES
+    return state + sizes.tokens * (inner * 4 + width(config) * 4) * _FLOAT_BYTES
 
 
-def _mlp(config: Config, forward: _Forward) -> int:
+def _mlp(config: Config, sizes: ForwardSizes, item: int) -> int:
     inner = first_of(config, *_INNER)
     inner = max(inner) if isinstance(inner, list | tuple) else inner
-    dense = forward.tokens * 4 * (inner if type(inner) is int else 4 * width(config)) * forward.item
+    dense = sizes.tokens * 4 * (inner if type(inner) is int else 4 * width(config)) * item
     if first_of(config, *_EXPERTS) is None:
         return dense
     chosen = first_of(config, *_CHOSEN)
@@ -203,9 +202,9 @@ def _mlp(config: Config, forward: _Forward) -> int:
     each = first_of(config, *_EXPERT_INNER)
     each = each if type(each) is int else 4 * width(config)
     shared = first_of(config, *_SHARED)
-    copies = forward.tokens * chosen * (5 * each + 3 * width(config)) * forward.item
-    besides = forward.tokens * (shared if type(shared) is int else 0) * 4 * each * forward.item
-    routing = forward.tokens * _experts(config) * 4 * _FLOAT_BYTES
+    copies = sizes.tokens * chosen * (5 * each + 3 * width(config)) * item
+    besides = sizes.tokens * (shared if type(shared) is int else 0) * 4 * each * item
+    routing = sizes.tokens * _experts(config) * 4 * _FLOAT_BYTES
     return max(dense, copies + besides + routing)
 
 
@@ -216,9 +215,9 @@ def _experts(config: Config) -> int:
     return found if type(found) is int else 0
 
 
-def _shared(config: Config, forward: _Forward) -> int:
+def _shared(config: Config, sizes: ForwardSizes, item: int) -> int:
     """A mask for each sort of layer, while it is made, and positions with their rotation."""
     sorts = len({kind for kind in layer_types(config) if kind != "none"})
-    mask = forward.rows * forward.new * forward.seen * (forward.item + 2) * max(sorts, 1)
-    angles = forward.tokens * width(config) * 2 * (forward.item + _FLOAT_BYTES)
-    return mask + angles + 4 * forward.rows * forward.seen * _INDEX_BYTES
+    mask = sizes.rows * sizes.new_tokens * sizes.seen_tokens * (item + 2) * max(sorts, 1)
+    angles = sizes.tokens * width(config) * 2 * (item + _FLOAT_BYTES)
+    return mask + angles + 4 * sizes.rows * sizes.seen_tokens * _INDEX_BYTES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -50,3 +50,40 @@ class Demands:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", MappingProxyType(dict(self.blocks)))
+
+    @property
+    def words(self) -> str:
+        """How these numbers are known, in one line."""
+        known = (
+            "recorded from a forward"
+            if self.method == "recorded"
+            else "by formula: caches as they are, activations at most"
+        )
+        return "; ".join((f"run-time memory {known}", *self.notes))
+
+    @classmethod
+    def most_of(cls, phases: Iterable[Demands]) -> Demands:
+        """The most that any of several phases needs, block by block, so that one plan holds them all.
+
+        Example:
+            >>> prefill = Demands(blocks={"a": BlockDemand(needs_bytes=7)}, shared_bytes=1)
+            >>> decode = Demands(blocks={"a": BlockDemand(cache_bytes=5, needs_bytes=2)})
+            >>> Demands.most_of([prefill, decode]).blocks["a"]
+            BlockDemand(cache_bytes=5, lasting_bytes=0, needs_bytes=7)
+        """
+        each = list(phases)
+        names = dict.fromkeys(name for phase in each for name in phase.blocks)
+        return cls(
+            blocks={name: _most([phase.blocks.get(name, BlockDemand()) for phase in each]) for name in names},
+            shared_bytes=max((phase.shared_bytes for phase in each), default=0),
+            method="recorded" if all(phase.method == "recorded" for phase in each) else "formula",
+            notes=tuple(dict.fromkeys(note for phase in each for note in phase.notes)),
+        )
+
+
+def _most(demands: list[BlockDemand]) -> BlockDemand:
+    return BlockDemand(
+        cache_bytes=max(demand.cache_bytes for demand in demands),
+        lasting_bytes=max(demand.lasting_bytes for demand in demands),
+        needs_bytes=max(demand.needs_bytes for demand in demands),
+    )

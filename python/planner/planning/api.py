@@ -15,7 +15,7 @@ from planner.planning.automatic import plan_auto, plan_auto_many
 from planner.planning.problem import Problem, settings_stack
 from planner.plans.plan import Plan
 from planner.settings.keywords import PlanSettings
-from planner.settings.schema import Auto, read_budget_row
+from planner.settings.schema import Auto, Settings, read_budget_row
 from planner.spelling import shown
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def plan_many(
     if not rows:
         return []
     problem = Problem.of(source, config, {**settings, "max_memory": rows[0]}, checkpoint, remote=remote)
-    if isinstance(problem.settings.strategy, Auto) and problem.settings.granularity != "module":
+    if _is_one_search(problem.settings):
         return plan_auto_many(problem, rows)
     return [_plan_or_error(problem.with_budgets(row)) for row in rows]
 
@@ -152,6 +152,13 @@ def plan_problem(problem: Problem) -> Plan:
         return plan_sequential(problem)
     except InfeasibleError as error:
         raise problem.noted(error) from error
+
+
+def _is_one_search(settings: Settings) -> bool:
+    """Whether a plan is one answer of the core, so that many are found at once."""
+    return (
+        isinstance(settings.strategy, Auto) and settings.granularity != "module" and settings.workload is None
+    )
 
 
 def _plan_or_error(problem: Problem) -> Plan | InfeasibleError:

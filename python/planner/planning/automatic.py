@@ -10,6 +10,7 @@ from planner.errors import InfeasibleError
 from planner.model.blocks import Blocks
 from planner.model.constraints import allowed_devices
 from planner.planning.problem import Problem, device_plan, offloaded_bytes
+from planner.planning.running import RunningSearch, running_device
 from planner.plans.device_map import DeviceMap
 from planner.plans.plan import Plan
 from planner.settings.schema import Auto
@@ -61,7 +62,9 @@ def plan_auto_many(problem: Problem, rows: Sequence[Mapping[DeviceKey, int]]) ->
 def _search(problem: Problem, blocks: Blocks, masks: _Masks) -> AutoSearch:
     chosen = problem.settings
     assert isinstance(chosen.strategy, Auto)
-    return AutoSearch(
+    rooms = problem.running_rooms(blocks)
+    made = AutoSearch if rooms is None else partial(RunningSearch, rooms=rooms)
+    return made(
         blocks=blocks,
         device_budgets=problem.device_budgets,
         masks=masks,
@@ -86,6 +89,10 @@ def _plan(problem: Problem, search: AutoSearch, answer: AutoAnswer) -> Plan:
         device_plan(budget, usage, usage.reserved_bytes)
         for budget, usage in zip(search.device_budgets, answer.usage, strict=True)
     )
+    running = None
+    if isinstance(search, RunningSearch):
+        running, by_device = search.rooms, search.rooms.of(answer)
+        devices = tuple(running_device(device, by_device.get(device.id), running) for device in devices)
     idle = [device.id for device in devices if device.kind == "accelerator" and not device.used_bytes]
     return Plan(
         devices=devices,
@@ -99,5 +106,7 @@ def _plan(problem: Problem, search: AutoSearch, answer: AutoAnswer) -> Plan:
             reasons=answer.reasons,
             shortfall=answer.shortfall,
             minimum_bytes=lambda: dict.fromkeys(idle),
+            demands=(lambda: None) if running is None else (lambda: running.most),
+            predicted_peaks=dict if running is None else partial(running.peaks, devices, answer),
         ),
     )

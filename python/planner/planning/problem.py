@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from planner.checkpoint.source import Opened, open_source
 from planner.choices import FilesAsDisk, RankName
@@ -18,6 +18,7 @@ from planner.devices.budgets import DeviceBudget, device_budgets
 from planner.devices.keys import DeviceKey
 from planner.errors import InfeasibleError, InvalidConfigError
 from planner.known_names import KnownNames
+from planner.memory.demands import Demands
 from planner.model.blocks import Blocks, expand_classes
 from planner.model.constraints import Constraints
 from planner.model.globs import matched_names, require_names
@@ -25,9 +26,22 @@ from planner.model.layout import Layout, repeated
 from planner.model.tree import ModuleTree
 from planner.planning.block_bytes import block_bytes
 from planner.planning.formats import SmallerFormats, loaded_as
-from planner.plans.parts import Account, DevicePlan, DeviceUsage, Reason, Setting, Shortfall, Source, doubts
+from planner.plans.parts import (
+    Account,
+    DevicePlan,
+    DeviceUsage,
+    PredictedPeaks,
+    Reason,
+    Setting,
+    Shortfall,
+    Source,
+    doubts,
+)
 from planner.settings.schema import Settings
 from planner.spelling import one_line, shown
+
+if TYPE_CHECKING:
+    from planner.planning.running import RunningRooms
 
 _RANK_NAMES: Final[Mapping[Rank, RankName]] = {
     Rank.DEFAULT: "default",
@@ -140,6 +154,20 @@ class Problem:
             keep_together=self.constraints.keep_together,
         )
 
+    def running_rooms(self, blocks: Blocks) -> RunningRooms | None:
+        """What the workload asks for beside weights; None without one. Raises InvalidInputError, UnknownMemoryError."""
+        workload = self.settings.workload
+        if workload is None:
+            return None
+        from planner.planning.demands import (
+            demands_of,  # few plans have a workload, and none without one pays for it
+        )
+        from planner.planning.running import RunningRooms
+
+        names = [name for unit in blocks.unit_names for name in unit]
+        by_phase = demands_of(self.opened, workload, names, self.settings.model.dtype)
+        return RunningRooms(by_phase=by_phase, margin=workload.allocator_margin)
+
     def account(
         self,
         blocks: Blocks,
@@ -148,6 +176,8 @@ class Problem:
         reasons: Callable[[], tuple[Reason, ...]],
         shortfall: Callable[[], Shortfall | None],
         minimum_bytes: Callable[[], Mapping[DeviceKey, int | None]],
+        demands: Callable[[], Demands | None] = lambda: None,
+        predicted_peaks: Callable[[], PredictedPeaks] = dict,
     ) -> Account:
         """The story of a plan of this problem, with its device map and execution map and what its strategy says of it."""
         return Account(
@@ -159,6 +189,8 @@ class Problem:
             minimum_bytes=minimum_bytes,
             settings=self._setting_values,
             provenance=self._provenance,
+            demands=demands,
+            predicted_peaks=predicted_peaks,
         )
 
     def noted(self, error: InfeasibleError) -> InfeasibleError:

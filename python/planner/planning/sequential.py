@@ -25,6 +25,12 @@ def plan_sequential(problem: Problem) -> Plan:
     """The plan of accelerate's strategies, repaired. Raises InfeasibleError, InvalidConstraintError."""
     chosen, budgets = problem.settings, problem.device_budgets
     assert not isinstance(chosen.strategy, Auto)
+    if chosen.workload is not None:
+        raise InvalidConstraintError(
+            "workload needs strategy 'auto'; accelerate's strategies count weights alone",
+            names=("workload",),
+            suggestions=(),
+        )
     for name in _CONSTRAINTS:
         if getattr(chosen, name):
             raise InvalidConstraintError(

@@ -65,16 +65,18 @@ def advice(plan: PlanParts, *, is_shell: bool = True) -> tuple[Advice, ...]:
 
 
 def left_bytes(device: DevicePlan) -> int | None:
-    """What weights leave of a device; None is without limit."""
+    """What the plan leaves of a device; None is without limit."""
     if device.budget_bytes is None:
         return None
-    return max(0, device.budget_bytes - device.used_bytes - device.reserved_bytes)
+    return max(0, device.budget_bytes - device.taken_bytes)
 
 
 def is_too_full(device: DevicePlan) -> bool:
     """Whether an accelerator that runs something has hardly room for more than weights."""
     left = left_bytes(device)
-    is_running = device.kind == "accelerator" and bool(device.used_bytes or device.reserved_bytes)
+    is_running = (
+        device.kind == "accelerator" and bool(device.taken_bytes) and not device.running_bytes
+    )  # what runs is in the plan where a workload is
     return (
         is_running
         and left is not None

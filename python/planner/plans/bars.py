@@ -1,4 +1,4 @@
-"""A device's budget as the bar that every picture draws: used, reserved, headroom, free."""
+"""A device's budget as the bar that every picture draws: weights, cache, activations, margin, reserved, headroom, free."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from planner.units import format_bytes
 
 __all__ = ["PARTS", "Part", "Segment", "bar_words", "device_classes", "segments"]
 
-Part = Literal["used", "reserved", "headroom", "free"]
-PARTS: tuple[Part, ...] = ("used", "reserved", "headroom", "free")
+Part = Literal["used", "cache", "activations", "margin", "reserved", "headroom", "free"]
+PARTS: tuple[Part, ...] = ("used", "cache", "activations", "margin", "reserved", "headroom", "free")
+_RUNNING: tuple[Part, ...] = ("cache", "activations", "margin")
 _ACCELERATOR_COLOURS = 16
 
 
@@ -33,7 +34,7 @@ class Segment:
 
 
 def segments(device: DevicePlan) -> tuple[Segment, ...]:
-    """The four parts of a device's bar, in the order of ``PARTS``.
+    """The parts of a device's bar, in the order of ``PARTS``; those of a workload only where the device has them.
 
     Guarantee: bytes are the plan's; shares add up to 1, or to 0 for a device without any byte. Free room without limit
         has no share: there is nothing to measure it by.
@@ -46,12 +47,16 @@ def segments(device: DevicePlan) -> tuple[Segment, ...]:
     """
     sizes = {
         "used": device.used_bytes,
+        "cache": device.cache_bytes,
+        "activations": device.activation_bytes,
+        "margin": device.margin_bytes,
         "reserved": device.reserved_bytes,
         "headroom": device.headroom_bytes,
         "free": device.free_bytes,
     }
     whole = sum(size or 0 for size in sizes.values())
-    return tuple(Segment(part, sizes[part], (sizes[part] or 0) / whole if whole else 0.0) for part in PARTS)
+    shown = [part for part in PARTS if sizes[part] or part not in _RUNNING]
+    return tuple(Segment(part, sizes[part], (sizes[part] or 0) / whole if whole else 0.0) for part in shown)
 
 
 def bar_words(device: DevicePlan) -> str:

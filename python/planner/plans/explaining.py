@@ -16,6 +16,7 @@ from planner.plans.notices import shortfall_words
 from planner.plans.parts import Reason
 from planner.plans.places import listed_places, place_name, runner_name
 from planner.plans.plan import Plan
+from planner.plans.running import running_words
 from planner.plans.runs import Run, runs_of
 from planner.plans.wording import UNDECIDED, reasons_about
 from planner.spelling import one_line, shown
@@ -154,6 +155,7 @@ def _about_one(plan: Plan, name: str) -> Iterator[str]:
         yield f"  and {counted(len(own) - _MOST_REASONS, 'more reason')}."
     if not own:
         yield f"  {UNDECIDED}"
+    yield from (f"  {words}" for words in running_words(plan, block))
 
 
 def _block_of(plan: Plan, name: str) -> str:

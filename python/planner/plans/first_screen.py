@@ -148,7 +148,7 @@ def _left(device: DevicePlan, number: str, *, is_rest: bool) -> str:
 
 def _percent(device: DevicePlan) -> str:
     """Whole percents; 0 only where nothing is taken."""
-    taken = device.used_bytes + device.reserved_bytes
+    taken = device.taken_bytes
     if device.budget_bytes is None or not device.budget_bytes:
         return ""
     share = 100 * taken / device.budget_bytes

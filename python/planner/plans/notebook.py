@@ -15,7 +15,15 @@ from planner.plans.strip import Piece, place_words
 
 __all__ = ["advice_list", "devices_table", "markup", "notices_list", "snippet", "strip_picture"]
 
-_OPACITY = {"used": 1.0, "reserved": 0.55, "headroom": 0.3, "free": 0.0}
+_OPACITY = {
+    "used": 1.0,
+    "cache": 0.8,
+    "activations": 0.65,
+    "margin": 0.2,
+    "reserved": 0.55,
+    "headroom": 0.3,
+    "free": 0.0,
+}
 _BAR_PIXELS = 360
 _LEAST_PERCENT = 1.5  # of a strip, for pieces without bytes to speak of
 

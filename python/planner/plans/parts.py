@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
-from planner.choices import DeviceKind, RankName, ReasonRule, SourceKind, Stage
+from planner.choices import DeviceKind, Phase, RankName, ReasonRule, SourceKind, Stage
 from planner.devices.keys import DeviceKey
 from planner.known_names import KnownNames
+from planner.memory.demands import Demands
 from planner.plans.device_map import DeviceMap, Own
 
 BEFORE_QUANTIZATION = "sizes are those before quantization, which only a checkpoint's files tell"
@@ -24,6 +25,10 @@ LEFT_OUT = "sizes leave out"
 
 PLACING: tuple[ReasonRule, ...] = ("resident", "offloaded", "oversized", "fits", "tied", "bound", "fallback")
 """Rules whose device is where the module lies; the others tell what was tried."""
+
+
+PredictedPeaks: TypeAlias = Mapping[Phase, Mapping[DeviceKey, int]]
+"""By phase and device, the most bytes at one time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +113,8 @@ def doubts(notes: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DevicePlan:
-    """One device in a plan: ``budget = headroom + used + reserved + free``, in bytes; None is without limit.
+    """One device in a plan: ``budget = headroom + margin + used + cache + activation + reserved + free``, in bytes; None is
+    without limit.
 
     Args:
         id: its key.
@@ -116,6 +122,11 @@ class DevicePlan:
         pool: devices of one pool share their memory.
         origin: where the budget comes from.
         name: what the card is called, where it was detected.
+        cache_bytes: keys, values and states of the blocks that run there, with the plan's workload.
+        activation_bytes: what these blocks need besides while they run.
+        margin_bytes: what the allocator of torch may take beyond what is asked of it.
+        peak_bytes: the most that is asked of it there at one time: weights, cache, activations and blocks that are streamed; 0
+            without a workload.
     """
 
     id: DeviceKey
@@ -128,6 +139,20 @@ class DevicePlan:
     free_bytes: int | None
     origin: str
     name: str | None = None
+    cache_bytes: int = 0
+    activation_bytes: int = 0
+    margin_bytes: int = 0
+    peak_bytes: int = 0
+
+    @property
+    def running_bytes(self) -> int:
+        """What a workload takes there beyond weights: cache, activations and the allocator's margin."""
+        return self.cache_bytes + self.activation_bytes + self.margin_bytes
+
+    @property
+    def taken_bytes(self) -> int:
+        """What is neither free nor headroom."""
+        return self.used_bytes + self.reserved_bytes + self.running_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,8 +217,8 @@ class Account:
     """The story of a plan, which most callers never ask for: each part is made when it is first read.
 
     Args:
-        source, names, block_bytes, reasons, shortfall, minimum_bytes, settings, provenance: make the property of that name;
-            pure.
+        source, names, block_bytes, reasons, shortfall, minimum_bytes, settings, provenance, demands, predicted_peaks: make the
+            property of that name; pure.
     """
 
     def __init__(
@@ -207,10 +232,13 @@ class Account:
         minimum_bytes: Callable[[], Mapping[DeviceKey, int | None]],
         settings: Callable[[], Mapping[str, Setting]],
         provenance: Callable[[], Mapping[str, str]],
+        demands: Callable[[], Demands | None] = lambda: None,
+        predicted_peaks: Callable[[], PredictedPeaks] = dict,
     ) -> None:
         self._source, self._names, self._block_bytes = source, names, block_bytes
         self._reasons, self._shortfall = reasons, shortfall
         self._minimum_bytes, self._settings, self._provenance = minimum_bytes, settings, provenance
+        self._demands, self._predicted_peaks = demands, predicted_peaks
 
     @cached_property
     def source(self) -> Source:
@@ -251,6 +279,18 @@ class Account:
     def provenance(self) -> Mapping[str, str]:
         """By path, where a setting comes from."""
         return MappingProxyType(dict(self._provenance()))
+
+    @cached_property
+    def demands(self) -> Demands | None:
+        """What the blocks need while they run; None without a workload."""
+        return self._demands()
+
+    @cached_property
+    def predicted_peaks(self) -> PredictedPeaks:
+        """By phase and device, the most bytes at one time; empty without a workload."""
+        return MappingProxyType(
+            {phase: MappingProxyType(dict(peaks)) for phase, peaks in self._predicted_peaks().items()}
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from planner.devices.keys import DeviceKey
 from planner.errors import InvalidInputError
 from planner.known_names import KnownNames
+from planner.memory.demands import Demands
 from planner.names import counted
 from planner.plans.map_alone import execution_map_notice
-from planner.plans.parts import PlanParts, Reason, Setting, Shortfall, Source
+from planner.plans.parts import PlanParts, PredictedPeaks, Reason, Setting, Shortfall, Source
 from planner.plans.serialize import read_json, write_json
 from planner.units import format_bytes
 
@@ -32,8 +33,8 @@ class Plan(PlanParts):
             the first accelerator of the map; the summary says so where the plan has room for it elsewhere.
         offloaded_bytes: bytes by tier, "cpu" and "disk"; where there is no accelerator, the cpu does not count.
         certificate: how good it is known to be.
-        account: source, names, block bytes, reasons, shortfall, minimum bytes, settings and provenance, which the properties of
-            these names read.
+        account: source, names, block bytes, reasons, shortfall, minimum bytes, settings, provenance,
+            demands and predicted peaks, which the properties of these names read.
 
     Guarantee: immutable; picklable; equal problems give equal plans and the same bytes of canonical JSON.
     """
@@ -83,6 +84,17 @@ class Plan(PlanParts):
     def provenance(self) -> Mapping[str, str]:
         """By path, who said a setting, without lines of code and folders; takes no part in equality, hash and canonical JSON."""
         return self.account.provenance
+
+    @property
+    def demands(self) -> Demands | None:
+        """What the blocks need while they run, and how that is known; None without a workload."""
+        return self.account.demands
+
+    @property
+    def predicted_peaks(self) -> PredictedPeaks:
+        """By phase ("prefill", "decode") and device, the most bytes that are asked for at one time: weights, caches, activations
+        and blocks that are streamed. Empty without a workload."""
+        return self.account.predicted_peaks
 
     def to_json(self, *, provenance: bool = True) -> str:
         """One line of JSON; ``docs/plan-file.md`` says what its fields mean.
@@ -134,8 +146,18 @@ class Plan(PlanParts):
     def summary(self) -> str:
         """The plan in words: a line for each device, one for what is offloaded, and one where the device map alone is not enough."""
         lines = [f"{counted(self.source.blocks, 'block')}, {format_bytes(self.source.total_bytes)}"]
+        demands = self.account.demands
+        if demands is not None:
+            lines.append(demands.words)
         for device in self.devices:
-            parts = [f"{format_bytes(device.used_bytes)} used"]
+            what = "weights" if demands else "used"
+            parts = [f"{format_bytes(device.used_bytes)} {what}"]
+            if device.cache_bytes:
+                parts.append(f"{format_bytes(device.cache_bytes)} cache")
+            if device.activation_bytes:
+                parts.append(f"{format_bytes(device.activation_bytes)} activations")
+            if device.margin_bytes:
+                parts.append(f"{format_bytes(device.margin_bytes)} allocator's margin")
             if device.reserved_bytes:
                 parts.append(f"{format_bytes(device.reserved_bytes)} kept for streaming")
             if device.headroom_bytes:

@@ -10,12 +10,15 @@ from typing import Any, TypeVar
 from planner.devices.keys import DeviceKey, canonical_device, ordered
 from planner.errors import InvalidInputError
 from planner.known_names import KnownNames
+from planner.memory.demands import BlockDemand, Demands
+from planner.names import listed
 from planner.plans.device_map import DeviceMap
 from planner.plans.parts import (
     Account,
     Certificate,
     DevicePlan,
     PlanParts,
+    PredictedPeaks,
     Reason,
     Setting,
     Shortfall,
@@ -24,9 +27,10 @@ from planner.plans.parts import (
 from planner.spelling import count_of, shown
 
 _SCHEMA = "planner.plan"
-_VERSION = 2
-_READ_VERSIONS = (1, 2)
-_IN_ORDER = ("device_map", "execution_map", "block_bytes")
+_VERSION = 3
+_READ_VERSIONS = (1, 2, 3)
+_MAPS = ("device_map", "execution_map", "block_bytes")
+_IN_ORDER = (*_MAPS, "demands")
 """Objects whose keys stand in the order of execution; those of all others are sorted."""
 
 T = TypeVar("T")
@@ -52,6 +56,12 @@ def write_json(plan: PlanParts, *, provenance: bool) -> str:
     }
     if account.minimum_bytes:
         data["minimum_bytes"] = {str(key): size for key, size in account.minimum_bytes.items()}
+    if account.demands is not None:
+        data["demands"] = _demands_data(account.demands)
+        data["predicted_peaks"] = {
+            phase: {str(key): size for key, size in peaks.items()}
+            for phase, peaks in account.predicted_peaks.items()
+        }
     if provenance:
         data["provenance"] = dict(account.provenance)
     parts = (
@@ -79,7 +89,7 @@ def read_json(text: str) -> PlanParts:
     version = data.get("version")
     if type(version) is not int or version not in _READ_VERSIONS:
         raise InvalidInputError(
-            f"plan of version {version!r}; this planner reads versions {' and '.join(map(str, _READ_VERSIONS))}"
+            f"plan of version {version!r}; this planner reads versions {listed(map(str, _READ_VERSIONS))}"
         )
     try:
         return _parts({**data, **_from_pairs(data)} if version == 1 else data)
@@ -97,7 +107,7 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _from_pairs(data: dict[str, Any]) -> dict[str, Any]:
     """What version 1 wrote as lists of pairs, as objects; it had no names. Raises TypeError or ValueError."""
     found: dict[str, Any] = {"names": []}
-    for part in _IN_ORDER:
+    for part in _MAPS:
         rows = data[part] if part != "block_bytes" else data.get(part, [])
         if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 2 for row in rows):
             raise TypeError(f"{part} must be a list of pairs")
@@ -113,6 +123,41 @@ def _shortfall_data(shortfall: Shortfall) -> dict[str, Any]:
     if shortfall.smaller_formats:
         data["smaller_formats"] = dict(shortfall.smaller_formats)
     return data
+
+
+def _demands_data(demands: Demands) -> dict[str, Any]:
+    """Demands as plain data; numbers that are 0 are left out."""
+    blocks = {
+        name: {field: size for field, size in asdict(block).items() if size}
+        for name, block in demands.blocks.items()
+    }
+    return {
+        "blocks": blocks,
+        "method": demands.method,
+        "notes": list(demands.notes),
+        "shared_bytes": demands.shared_bytes,
+    }
+
+
+def _read_demands(row: Any) -> Demands | None:
+    if row is None:
+        return None
+    blocks = {
+        _text(name): BlockDemand(**{field: _count(size) for field, size in sizes.items()})
+        for name, sizes in row["blocks"].items()
+    }
+    return Demands(
+        blocks=blocks,
+        shared_bytes=_count(row["shared_bytes"]),
+        method=row["method"],
+        notes=tuple(map(_text, row["notes"])),
+    )
+
+
+def _read_peaks(rows: Any) -> PredictedPeaks:
+    return {
+        phase: {key: _count(size) for key, size in _by_device(peaks).items()} for phase, peaks in rows.items()
+    }
 
 
 def _parts(data: dict[str, Any]) -> PlanParts:
@@ -137,6 +182,7 @@ def _parts(data: dict[str, Any]) -> PlanParts:
         key: None if least[key] is None else _count(least[key]) for key in dict.fromkeys((*in_order, *least))
     }
     settings = {path: _exact(Setting, row) for path, row in data["settings"].items()}
+    demands, peaks = _read_demands(data.get("demands")), _read_peaks(data.get("predicted_peaks", {}))
     provenance = {path: _text(origin) for path, origin in data.get("provenance", {}).items()}
     return PlanParts(
         devices=devices,
@@ -153,6 +199,8 @@ def _parts(data: dict[str, Any]) -> PlanParts:
             minimum_bytes=lambda: minimum_bytes,
             settings=lambda: settings,
             provenance=lambda: provenance,
+            demands=lambda: demands,
+            predicted_peaks=lambda: peaks,
         ),
     )
 

@@ -23,6 +23,9 @@ _CHARACTERS = {
 }
 PART_CHARACTERS: dict[Part, tuple[str, str]] = {
     "used": ("█", "#"),
+    "cache": ("◆", "c"),
+    "activations": ("◇", "a"),
+    "margin": ("~", "~"),
     "reserved": ("▒", "="),
     "headroom": ("╱", "/"),
     "free": ("·", "."),

@@ -16,7 +16,13 @@ __all__ = ["bar_lines", "characters"]
 _WIDEST = 60  # cells of a bar
 _WIDE_ENOUGH = 24  # below this, remarks and names of cards give way
 _NARROWEST = 12  # below this, a bar has a line of its own
-_LEGEND: dict[Part, str] = {"reserved": "kept for streaming", "headroom": "headroom"}
+_LEGEND: dict[Part, str] = {
+    "cache": "cache",
+    "activations": "activations",
+    "margin": "allocator's margin",
+    "reserved": "kept for streaming",
+    "headroom": "headroom",
+}
 
 
 def bar_lines(lines: Sequence[DeviceLine], *, is_ascii: bool, width: int) -> Iterator[Text]:

@@ -48,6 +48,8 @@ class AutoSearch:
         device_budgets: devices in order of preference.
         masks: by unit that may not lie everywhere, the set of devices where it may.
         fill, search_steps, mode, execute_offloaded, staging_blocks: see :class:`planner.settings.schema.Settings`.
+        demands: what running the blocks takes beside their weights, its devices in the order of ``device_budgets``; none
+            plans weights alone.
 
     Raises:
         InvalidDevicesError: more devices than a machine word has bits. Fields: ``device``.
@@ -62,6 +64,7 @@ class AutoSearch:
     mode: Mode
     execute_offloaded: ExecuteOffloaded
     staging_blocks: int
+    demands: _core.Demands | None = None
 
     def __post_init__(self) -> None:
         if len(self.device_budgets) > _MOST_DEVICES:
@@ -89,7 +92,7 @@ class AutoSearch:
 
         Cost: O(units) where blocks fit in order; else at most ``search_steps`` steps more. The GIL is released.
         """
-        result = self.blocks.columns.solve(self.row(), list(self.masks), self.options())
+        result = self.blocks.columns.solve(self.row(), list(self.masks), self.options(), self.demands)
         return self.read(result, enough_bytes)
 
     def row(
@@ -208,7 +211,7 @@ class AutoSearch:
 
     def lacking_bytes(self) -> dict[DeviceKey, int]:
         """By device, the least that would keep everything on the accelerators."""
-        return self._by_device(self.blocks.columns.shortfall(self.row(1), list(self.masks), self.options()))
+        return self._by_device(self.blocks.columns.shortfall(self.row(1), list(self.masks), self.options(), self.demands))
 
     def _by_device(self, more_bits: Sequence[int | None]) -> dict[DeviceKey, int]:
         pairs = zip(self.device_budgets, more_bits, strict=True)
@@ -222,7 +225,7 @@ class AutoSearch:
     ) -> InfeasibleError:
         keys = [budget.device for budget in self.device_budgets]
         if any(budget.capacity_bytes == 0 for budget in self.device_budgets):
-            again = self.blocks.columns.solve(self.row(1), list(self.masks), self.options())
+            again = self.blocks.columns.solve(self.row(1), list(self.masks), self.options(), self.demands)
             failure = again if isinstance(again, _core.AutoFailure) else failure
         more = _least_of(self._by_device(failure.more_bits), enough_bytes)
         block = self.blocks.unit_name(failure.unit) if len(self.blocks.columns) else ""

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use planner_core::auto::{self, Execute, Failure, Fill, Mode, Options, Solution, UNPLACED, Unit, restricted};
+use planner_core::auto::{
+    self, Demands as CoreDemands, Execute, Failure, Fill, Mode, Options, Solution, UNPLACED, Unit, restricted,
+};
 use planner_core::{Device, DeviceKind, Granularity, NamedBlockOptions, keys_of_blocks};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -52,6 +54,12 @@ impl Blocks {
         self.inner.blocks.len()
     }
 
+    /// Names of the modules and tensors of each block, in execution order; more than one where parts were taken out of it.
+    fn block_names(&self) -> Vec<Vec<String>> {
+        let tree = self.layout.tree();
+        self.inner.blocks.iter().map(|rows| rows.iter().map(|&row| tree.full_name(row)).collect()).collect()
+    }
+
     /// Number of units.
     fn __len__(&self) -> usize {
         self.units.len()
@@ -82,30 +90,48 @@ impl Blocks {
         fused.into_iter().map(|(row, unit)| (tree.full_name(row), unit)).collect()
     }
 
-    /// Plans. `allowed_devices` masks the devices of single units.
-    fn solve(&self, py: Python<'_>, row: Row, masks: Vec<(u32, u64)>, options: &SearchOptions) -> PyResult<Py<PyAny>> {
-        let (units, (devices, options)) = (self.restricted(&masks), options.with_devices(row, &self.inner));
+    /// Plans. `masks` says of single units where they may lie.
+    #[pyo3(signature = (row, masks, options, demands=None))]
+    fn solve(
+        &self,
+        py: Python<'_>,
+        row: Row,
+        masks: Vec<(u32, u64)>,
+        options: &SearchOptions,
+        demands: Option<&Demands>,
+    ) -> PyResult<Py<PyAny>> {
+        let (units, (devices, options)) = (self.restricted(&masks), options.with_devices(row, &self.inner, demands));
         let result = py.detach(|| auto::solve(&units, &devices, &options));
         self.wrap(py, result)
     }
 
     /// Plans for many rows of devices on all cores.
+    #[pyo3(signature = (rows, masks, options, demands=None))]
     fn solve_many(
         &self,
         py: Python<'_>,
         rows: Vec<Row>,
         masks: Vec<(u32, u64)>,
         options: &SearchOptions,
+        demands: Option<&Demands>,
     ) -> PyResult<Vec<Py<PyAny>>> {
         let units = self.restricted(&masks);
-        let rows: Vec<_> = rows.into_iter().map(|row| options.with_devices(row, &self.inner)).collect();
+        let rows: Vec<_> = rows.into_iter().map(|row| options.with_devices(row, &self.inner, demands)).collect();
         let results = on_all_cores(py, &rows, |(devices, options)| auto::solve(&units, devices, options))?;
         results.into_iter().map(|result| self.wrap(py, result)).collect()
     }
 
     /// Least extra bits on each single device that would let nothing be offloaded; None where no amount does.
-    fn shortfall(&self, py: Python<'_>, row: Row, masks: Vec<(u32, u64)>, options: &SearchOptions) -> Vec<Option<u64>> {
-        let (units, (devices, options)) = (self.restricted(&masks), options.with_devices(row, &self.inner));
+    #[pyo3(signature = (row, masks, options, demands=None))]
+    fn shortfall(
+        &self,
+        py: Python<'_>,
+        row: Row,
+        masks: Vec<(u32, u64)>,
+        options: &SearchOptions,
+        demands: Option<&Demands>,
+    ) -> Vec<Option<u64>> {
+        let (units, (devices, options)) = (self.restricted(&masks), options.with_devices(row, &self.inner, demands));
         py.detach(|| auto::shortfall(&units, &devices, &options))
     }
 }
@@ -129,6 +155,22 @@ impl Blocks {
                 Err(PyValueError::new_err(error.to_string()))
             }
         }
+    }
+}
+
+/// What running the blocks takes beside their weights, made once for many questions.
+#[pyclass(frozen, module = "planner._core")]
+pub(crate) struct Demands {
+    inner: Arc<CoreDemands>,
+}
+
+#[pymethods]
+impl Demands {
+    /// By block, in execution order, and by device in the order of the rows; what is left out needs nothing.
+    #[new]
+    #[pyo3(signature = (*, exec_bits, peak_bits, shared_bits))]
+    fn new(exec_bits: Vec<u64>, peak_bits: Vec<u64>, shared_bits: Vec<u64>) -> Self {
+        Self { inner: CoreDemands { exec_bits, peak_bits, shared_bits }.into() }
     }
 }
 
@@ -159,7 +201,12 @@ impl SearchOptions {
 }
 
 impl SearchOptions {
-    fn with_devices(&self, (devices, pools, main_order): Row, blocks: &planner_core::Blocks) -> (Vec<Device>, Options) {
+    fn with_devices(
+        &self,
+        (devices, pools, main_order): Row,
+        blocks: &planner_core::Blocks,
+        demands: Option<&Demands>,
+    ) -> (Vec<Device>, Options) {
         let device =
             |(kind, capacity_bits, pool): DeviceRow| Device { kind: kind.0, capacity_bits, pool, is_main: false };
         let options = Options {
@@ -171,6 +218,7 @@ impl SearchOptions {
             pools,
             main_order,
             siblings: blocks.siblings.clone(),
+            demands: demands.map(|demands| demands.inner.clone()),
         };
         (devices.into_iter().map(device).collect(), options)
     }
@@ -227,6 +275,13 @@ impl AutoPlan {
     #[getter]
     fn usage(&self) -> Vec<(u64, u64)> {
         self.solution.used_bits.iter().copied().zip(self.solution.reserved_bits.iter().copied()).collect()
+    }
+
+    /// Bits per device that running takes: what lies there for the blocks that run there, and what these need at once with what
+    /// is given up for running any.
+    #[getter]
+    fn running(&self) -> Vec<(u64, u64)> {
+        self.solution.exec_bits.iter().copied().zip(self.solution.peak_bits.iter().copied()).collect()
     }
 
     /// How good the plan is known to be.

@@ -16,7 +16,7 @@ mod words;
 #[pyo3::pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
-    use crate::auto::{AutoFailure, AutoPlan, Blocks, Certificate, SearchOptions};
+    use crate::auto::{AutoFailure, AutoPlan, Blocks, Certificate, Demands, SearchOptions};
     #[pymodule_export]
     use crate::headers::{Headers, Index};
     #[pymodule_export]

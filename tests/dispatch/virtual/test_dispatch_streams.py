@@ -137,6 +137,43 @@ def test_another_order_the_next_time(expected: torch.Tensor) -> None:
     assert answer(model).equal(expected)
 
 
+class Halves(nn.Module):
+    """An encoder and a decoder; with what the first has given, only the second runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleList(nn.Linear(64, 64) for _ in range(3))
+        self.decoder = nn.ModuleList(nn.Linear(64, 64) for _ in range(3))
+
+    def forward(self, given: torch.Tensor, is_encoded: bool = False) -> torch.Tensor:
+        for layer in self.decoder if is_encoded else (*self.encoder, *self.decoder):
+            given = layer(given)
+        return given
+
+
+@torch.no_grad()
+def test_a_wrong_guess_is_gone_before_the_right_block_comes(virtual_accelerators: Accelerators) -> None:
+    """As in the first decode step of an encoder-decoder model, whose encoder does not run again."""
+    model = Halves()
+    size_bytes = sum(p.numel() * p.element_size() for p in model.decoder[0].parameters())
+    ids, alone = torch.ones(1, 64), copy.deepcopy(model)
+    model.out = nn.Linear(64, 64)  # rests where it runs, so that there is an accelerator in the map
+    planner.dispatch(
+        model,
+        {"encoder": "cpu", "decoder": "cpu", "out": 0},
+        execution_map={"encoder": 0, "decoder": 0},
+        staging_bytes={0: size_bytes},
+    )
+    assert torch.allclose(model(ids).cpu(), alone(ids))
+    assert torch.allclose(model(ids).cpu(), alone(ids))
+    used_bytes = virtual_accelerators.used_bytes(0)
+    virtual_accelerators.reset()
+    # The guess when a forward begins is the encoder's first layer.
+    for _ in range(2):
+        assert torch.allclose(model(ids, is_encoded=True).cpu(), alone(ids, is_encoded=True))
+    assert virtual_accelerators.peak_bytes(0) - used_bytes < 1.2 * size_bytes
+
+
 def test_no_room_after_all(expected: torch.Tensor, virtual_accelerators: Accelerators) -> None:
     """Where the room that was said is not there, blocks are no longer copied ahead, and nothing fails."""
     model = dispatched(2)

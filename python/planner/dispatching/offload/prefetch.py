@@ -95,8 +95,8 @@ class Prefetcher:
     Args:
         room_bytes: by device, what blocks may take there together: that in use and the next one.
 
-    Guarantee: outputs are the same. A block that does not fit into the room is not copied ahead; what was copied ahead
-        and not used is gone after the forward. Copies start from pinned memory, which takes the place of the resting
+    Guarantee: outputs are the same. A block that does not fit into the room is not copied ahead; what was copied ahead on a
+        wrong guess is gone before the right block is brought in, and after the forward. Copies start from pinned memory, which takes the place of the resting
         tensors.
     """
 
@@ -121,7 +121,8 @@ class Prefetcher:
         return block.device in self.room_bytes
 
     def needing(self, block: OffloadedBlock) -> None:
-        """Nothing: what was copied ahead is taken when the weights are brought in."""
+        """Drops what was copied ahead in the place of this block: the room may hold no more than one."""
+        self._drop_unused(self._lane, cast(FollowedBlock, block))
 
     def computing(self, block: OffloadedBlock) -> None:
         """To be called when a block has its weights and is about to compute: sends for the next one."""
@@ -158,9 +159,9 @@ class Prefetcher:
         self._streams.clear()
 
     @staticmethod
-    def _drop_unused(lane: _Lane, following: FollowedBlock | None) -> None:
-        """Another order than the learnt one: what was copied ahead and is not next gives back its room."""
-        kept = () if following is None else following.needed
+    def _drop_unused(lane: _Lane, block: FollowedBlock | None) -> None:
+        """Another order than the learnt one: what was copied ahead and not for this block gives back its room."""
+        kept = () if block is None else block.needed
         wanted = {id(offloaded_module) for offloaded_module in kept}
         for offloaded_module in lane.staged:
             if id(offloaded_module) not in wanted:

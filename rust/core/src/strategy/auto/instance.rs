@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use crate::devices::{Device, DeviceKind};
+use crate::strategy::auto::demands::{Demands, Need};
 use crate::strategy::auto::problem::{Execute, Failure, Mode, Options, Unit};
 
 /// Stands for no limit; sums of such numbers do not overflow.
@@ -19,6 +20,8 @@ pub(crate) struct Bin {
     pub(crate) capacity: u64,
     /// Set only where another device of the search shares the memory.
     pub(crate) pool: Option<usize>,
+    /// What it gives up where it runs anything.
+    pub(crate) shared: u64,
 }
 
 /// Units that differ in nothing but their place.
@@ -34,6 +37,14 @@ pub(crate) struct Class {
     pub(crate) leads_by_cpu: bool,
     /// Bins it may be at home on and that are large enough for it: bit `b` stands for bin `b`.
     pub(crate) bins: u64,
+    /// What its blocks need where they run, all of them.
+    pub(crate) need: Need,
+    /// Those that are streamed to a bin when it is offloaded.
+    pub(crate) streamed_need: Need,
+    /// Those that the cpu executes then.
+    pub(crate) hosted_need: Need,
+    /// In no count: it takes nothing wherever it is, and joins its neighbours.
+    pub(crate) is_weightless: bool,
     /// It may be offloaded to the cpu: permitted, and what of it the cpu must execute has a cpu.
     pub(crate) on_cpu: bool,
     /// The same of the disk.
@@ -45,6 +56,11 @@ pub(crate) struct Class {
 impl Class {
     pub(crate) fn count(&self) -> u32 {
         id_at(self.units.len())
+    }
+
+    /// Takes on the bin where it is at home.
+    pub(crate) fn weight(&self) -> u64 {
+        self.bits + self.need.exec
     }
 
     pub(crate) fn can_offload(&self) -> bool {
@@ -94,6 +110,8 @@ pub(crate) struct Instance<'a> {
     pub(crate) streaming_bins: u64,
     /// Capacity of the widest bin: a block larger than that is executed by the cpu.
     pub(crate) widest: u64,
+    /// What running takes; nothing where that is nothing, so that such problems are those of weights alone.
+    pub(crate) demands: Option<&'a Demands>,
     /// Bits of all units; below [`UNLIMITED`], so that sums of a few such numbers do not overflow.
     pub(crate) total: u64,
 }
@@ -105,7 +123,11 @@ impl<'a> Instance<'a> {
         }
         let total = units.iter().try_fold(0u64, |sum, unit| sum.checked_add(unit.bits));
         let total = total.filter(|&total| total < UNLIMITED).ok_or(Failure::TooLarge)?;
-        let Sides { has_accelerator, bins, cpu, disk, pools } = sides(devices, options);
+        let demands = options.demands.as_deref().filter(|demands| !demands.is_nothing());
+        if demands.is_some_and(|demands| !demands.fits(total)) {
+            return Err(Failure::TooLarge);
+        }
+        let Sides { has_accelerator, bins, cpu, disk, pools } = sides(devices, options, demands);
         let widest = bins.iter().map(|bin| bin.capacity).max().unwrap_or(0);
         let mut main_order: Vec<usize> = (0..bins.len()).collect();
         let rank = |bin: usize| options.main_order.iter().position(|&device| device == bins[bin].device);
@@ -125,6 +147,7 @@ impl<'a> Instance<'a> {
             main_order,
             streaming_bins: u64::MAX,
             widest,
+            demands,
             total,
         };
         instance.classify();
@@ -142,13 +165,18 @@ impl<'a> Instance<'a> {
             };
             let leads_by_cpu = unit.block_bits.first().is_some_and(|&bits| self.is_by_cpu(bits));
             // All that the search asks of a unit but its place; what is left out here must not decide anything.
-            let key = (Reverse(unit.bits), largest(false), largest(true), leads_by_cpu, unit.allowed_devices);
+            let needs = (self.need(unit, |_| true), self.need(unit, |by_cpu| by_cpu));
+            let key = (Reverse(unit.bits), largest(false), largest(true), leads_by_cpu, unit.allowed_devices, needs);
             classes.entry(key).or_default().push(id_at(index));
         }
         self.class_of = vec![0; self.units.len()];
-        for ((Reverse(bits), streamed, hosted, leads_by_cpu, homes), units) in classes {
+        let all_bins = self.bins.iter().enumerate().fold(0, |mask, (index, _)| mask | 1u64 << index);
+        for ((Reverse(bits), streamed, hosted, leads_by_cpu, homes, (need, hosted_need)), units) in classes {
             let may = |bin: &Bin| homes >> bin.device & 1 == 1;
-            let fits = self.bins.iter().enumerate().filter(|(_, bin)| may(bin) && bits <= bin.capacity);
+            let has_room = |bin: &Bin| bits + need.bits() + bin.shared <= bin.capacity;
+            let fits = self.bins.iter().enumerate().filter(|(_, bin)| may(bin) && has_room(bin));
+            let bins = fits.fold(0, |mask, (index, _)| mask | 1 << index);
+            let streamed_need = self.need(&self.units[units[0] as usize], |by_cpu| !by_cpu);
             // What only the cpu can execute is not offloaded without one, not even to disk.
             let can_execute = hosted.is_none() || self.cpu.is_some();
             let class = Class {
@@ -156,7 +184,15 @@ impl<'a> Instance<'a> {
                 streamed,
                 hosted,
                 leads_by_cpu,
-                bins: fits.fold(0, |mask, (index, _)| mask | 1 << index),
+                bins,
+                need,
+                streamed_need,
+                hosted_need,
+                is_weightless: match self.demands {
+                    None => bits == 0 && bins != 0,
+                    // A device that runs it may give up something for that, so it has to be free to go anywhere.
+                    Some(_) => bits == 0 && need == Need::default() && bins == all_bins,
+                },
                 on_cpu: can_execute && self.cpu.as_ref().is_some_and(may),
                 on_disk: can_execute && self.disk.as_ref().is_some_and(may),
                 units,
@@ -166,6 +202,13 @@ impl<'a> Instance<'a> {
             }
             self.classes.push(class);
         }
+    }
+
+    /// What the blocks of a unit need where they run: those that the cpu executes when it is offloaded, or the others.
+    fn need(&self, unit: &Unit, is_counted: impl Fn(bool) -> bool) -> Need {
+        let Some(demands) = self.demands else { return Need::default() };
+        let blocks = unit.positions.iter().zip(&unit.block_bits).filter(|(_, bits)| is_counted(self.is_by_cpu(**bits)));
+        blocks.fold(Need::default(), |sum, (&position, _)| sum.and(demands.of(position)))
     }
 
     /// The cpu executes a block of this size when it is offloaded. That is a matter of one block: a unit is streamed block
@@ -222,6 +265,11 @@ impl<'a> Instance<'a> {
         self.units.iter().all(|unit| !unit.buffers_only) && !self.classes.iter().any(is_loose)
     }
 
+    /// Something fits on no bin.
+    pub(crate) fn has_forced(&self) -> bool {
+        self.classes.iter().any(Class::is_forced_off)
+    }
+
     /// Units that can be at home on no device that executes.
     pub(crate) fn forced_counts(&self) -> Vec<u32> {
         self.classes.iter().map(|class| if class.is_forced_off() { class.count() } else { 0 }).collect()
@@ -237,7 +285,7 @@ struct Sides {
     pools: Vec<u64>,
 }
 
-fn sides(devices: &[Device], options: &Options) -> Sides {
+fn sides(devices: &[Device], options: &Options, demands: Option<&Demands>) -> Sides {
     let pool_of = |device: &Device| device.pool.map(|pool| pool as usize).filter(|&pool| pool < options.pools.len());
     let capacity_of = |device: &Device| {
         let own = device.capacity_bits.unwrap_or(UNLIMITED).min(UNLIMITED);
@@ -251,6 +299,7 @@ fn sides(devices: &[Device], options: &Options) -> Sides {
         device: id_at(index),
         capacity: capacity_of(device),
         // A pool with one live member is no more than a smaller capacity, which `capacity_of` has seen to.
+        shared: demands.map_or(0, |demands| demands.shared(id_at(index))),
         pool: pool_of(device).filter(|&pool| live().filter(|(_, other)| pool_of(other) == Some(pool)).count() > 1),
     };
     let first = |kind| live().find(|(_, device)| device.kind == kind).map(make);

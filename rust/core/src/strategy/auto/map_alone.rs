@@ -4,8 +4,9 @@
 //! map: the first accelerator, in an order of the loader's own, that holds anything. A plan may have kept the room for that on
 //! another one.
 
+use crate::ids::id_at;
 use crate::strategy::auto::instance::{Class, Instance};
-use crate::strategy::auto::plan::{Place, Plan};
+use crate::strategy::auto::plan::{Place, Plan, Staging};
 use crate::strategy::auto::problem::{Execute, Unit};
 
 /// What makes a map enough: all that is offloaded runs on the main device.
@@ -36,7 +37,8 @@ pub(crate) fn needs_execution_map(instance: &Instance, plan: &Plan) -> bool {
     let main = main_device(instance, plan);
     let runs_elsewhere = |unit: usize| {
         let class = &instance.classes[instance.class_of[unit] as usize];
-        let is_streamed_elsewhere = class.streamed.is_some() && plan.staging_device.map(MainDevice::Bin) != Some(main);
+        let is_streamed_elsewhere =
+            class.streamed.is_some() && plan.staging.of(id_at(unit)).map(MainDevice::Bin) != Some(main);
         is_streamed_elsewhere || (class.hosted.is_some() && main != MainDevice::Cpu)
     };
     (0..plan.places.len()).any(|unit| !matches!(plan.places[unit], Place::Bin(_)) && runs_elsewhere(unit))
@@ -45,7 +47,7 @@ pub(crate) fn needs_execution_map(instance: &Instance, plan: &Plan) -> bool {
 /// The bin that streams and the main device change places, where that makes the map enough. The plan stays as it is in all but
 /// the names of two devices.
 pub(crate) fn exchanged(instance: &Instance, plan: &Plan) -> Option<Plan> {
-    let (MainDevice::Bin(main), Some(staging)) = (main_device(instance, plan), plan.staging_device) else {
+    let (MainDevice::Bin(main), &Staging::One(Some(staging))) = (main_device(instance, plan), &plan.staging) else {
         return None;
     };
     let exchange = |place: &Place| match *place {
@@ -53,7 +55,7 @@ pub(crate) fn exchanged(instance: &Instance, plan: &Plan) -> Option<Plan> {
         Place::Bin(bin) if bin == staging => Place::Bin(main),
         place => place,
     };
-    let plan = Plan { places: plan.places.iter().map(exchange).collect(), staging_device: Some(main) };
+    let plan = Plan { places: plan.places.iter().map(exchange).collect(), staging: Staging::One(Some(main)) };
     (!needs_execution_map(instance, &plan) && plan.is_valid(instance)).then_some(plan)
 }
 

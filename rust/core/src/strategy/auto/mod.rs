@@ -110,6 +110,7 @@
 
 mod counts;
 mod deficit;
+mod demands;
 mod instance;
 mod map_alone;
 mod packing;
@@ -122,7 +123,9 @@ mod search;
 mod solve;
 mod staging_devices;
 mod steps;
+mod streaming;
 
 pub use deficit::shortfall;
+pub use demands::Demands;
 pub use problem::{Certificate, Execute, Failure, Fill, Mode, Options, Solution, Stage, UNPLACED, Unit, restricted};
 pub use solve::solve;

@@ -2,6 +2,7 @@
 
 use crate::ids::id_at;
 use crate::strategy::auto::counts::saturated;
+use crate::strategy::auto::demands::Need;
 use crate::strategy::auto::instance::{Bin, Instance};
 use crate::strategy::auto::packing::tiers::Tiers;
 use crate::strategy::auto::problem::Fill;
@@ -14,13 +15,21 @@ pub(crate) enum Place {
     Disk,
 }
 
-/// A place for every unit, and the bin to which offloaded ones are streamed.
+/// The bins to which offloaded units are streamed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Staging {
+    /// All to one; nothing where nothing is streamed.
+    One(Option<usize>),
+    /// By unit; what is said of a unit at home on a bin means nothing.
+    Each(Vec<usize>),
+}
+
+/// A place for every unit, and the bins to which offloaded ones are streamed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plan {
     /// By unit.
     pub(crate) places: Vec<Place>,
-    /// A bin; nothing where nothing is streamed.
-    pub(crate) staging_device: Option<usize>,
+    pub(crate) staging: Staging,
 }
 
 /// Bits by device.
@@ -30,9 +39,37 @@ pub(crate) struct Load {
     pub(crate) used: Vec<u64>,
     /// What is kept free for streaming.
     pub(crate) reserved: Vec<u64>,
+    /// What lies there for the blocks that run there, and what these need at once, with what is given up for running any.
+    pub(crate) running: Vec<Need>,
+}
+
+impl Staging {
+    /// The bin to which a unit is streamed.
+    pub(crate) fn of(&self, unit: u32) -> Option<usize> {
+        match self {
+            Self::One(bin) => *bin,
+            Self::Each(bins) => bins.get(unit as usize).copied(),
+        }
+    }
+}
+
+impl Load {
+    /// All that is taken of a device.
+    pub(crate) fn sum(&self, device: u32) -> u64 {
+        let device = device as usize;
+        self.used[device] + self.reserved[device] + self.running[device].bits()
+    }
 }
 
 impl Plan {
+    /// Two units change places, and the bins to which they are streamed.
+    pub(crate) fn swap(&mut self, one: usize, other: usize) {
+        self.places.swap(one, other);
+        if let Staging::Each(bins) = &mut self.staging {
+            bins.swap(one, other);
+        }
+    }
+
     pub(crate) fn home(&self, instance: &Instance, unit: u32) -> Option<u32> {
         match self.places[unit as usize] {
             Place::Bin(bin) => instance.bins.get(bin).map(|bin| bin.device),
@@ -56,8 +93,7 @@ impl Plan {
         match self.places[unit as usize] {
             Place::Bin(bin) => instance.bins.get(bin).map(|bin| bin.device),
             _ if is_by_cpu => instance.cpu.map(|cpu| cpu.device),
-            // One staging device is enough for the fewest bits offloaded: see `packing::offload`.
-            _ => self.staging_device.and_then(|bin| instance.bins.get(bin)).map(|bin| bin.device),
+            _ => self.staging.of(unit).and_then(|bin| instance.bins.get(bin)).map(|bin| bin.device),
         }
     }
 
@@ -77,7 +113,8 @@ impl Plan {
     /// What the fill makes as small as can be.
     pub(crate) fn unevenness(&self, instance: &Instance) -> Vec<u64> {
         let load = self.load(instance);
-        let used = || instance.bins.iter().map(|bin| (load.used[bin.device as usize], bin.capacity));
+        let taken = |device: usize| load.used[device] + load.running[device].bits();
+        let used = || instance.bins.iter().map(|bin| (taken(bin.device as usize), bin.capacity));
         // Whole numbers of 2^-62, rounded up: equal on every machine, as floats might not be.
         let fraction =
             |(used, capacity): (u64, u64)| saturated((u128::from(used) << 62).div_ceil(u128::from(capacity)));
@@ -90,13 +127,10 @@ impl Plan {
         }
     }
 
-    /// Changes of the home along the execution order.
-    pub(crate) fn breaks(&self) -> usize {
-        self.places.windows(2).filter(|pair| pair[0] != pair[1]).count()
-    }
-
     pub(crate) fn load(&self, instance: &Instance) -> Load {
-        let mut load = Load { used: vec![0; instance.device_count], reserved: vec![0; instance.device_count] };
+        let nothing = vec![0; instance.device_count];
+        let running = vec![Need::default(); instance.device_count];
+        let mut load = Load { used: nothing.clone(), reserved: nothing, running };
         for unit in 0..id_at(instance.units.len()) {
             let Some(home) = self.home(instance, unit) else { continue };
             load.used[home as usize] += instance.units[unit as usize].bits;
@@ -109,14 +143,37 @@ impl Plan {
             };
             let (place, class) = (self.places[unit as usize], instance.class(unit));
             if matches!(place, Place::Cpu | Place::Disk) {
-                reserve(self.staging_device.and_then(|bin| instance.bins.get(bin)), class.streamed);
+                reserve(self.staging.of(unit).and_then(|bin| instance.bins.get(bin)), class.streamed);
             }
             if place == Place::Disk {
                 // What the cpu executes from disk passes through its memory; what lies there is there already.
                 reserve(instance.cpu.as_ref(), class.hosted);
             }
         }
+        if instance.demands.is_some() {
+            self.run(instance, &mut load);
+        }
         load
+    }
+
+    /// Adds what running takes.
+    fn run(&self, instance: &Instance, load: &mut Load) {
+        let mut runs = vec![false; instance.device_count];
+        for unit in 0..id_at(instance.units.len()) {
+            let class = instance.class(unit);
+            let by_bin = (class.streamed.is_some(), self.executor_of(instance, unit, false), class.streamed_need);
+            let by_cpu = (class.hosted.is_some(), self.executor_of(instance, unit, true), class.hosted_need);
+            for (is_any, executor, need) in [by_bin, by_cpu] {
+                if let (true, Some(device)) = (is_any, executor) {
+                    let running = &mut load.running[device as usize];
+                    *running = running.and(need);
+                    runs[device as usize] = true;
+                }
+            }
+        }
+        for holder in instance.bins.iter().chain(&instance.cpu).filter(|holder| runs[holder.device as usize]) {
+            load.running[holder.device as usize].peak += holder.shared;
+        }
     }
 
     /// Every unit has a home and an executor, and no device or pool holds more than it can.
@@ -126,7 +183,7 @@ impl Plan {
         let mut pools = vec![0u64; instance.pools.len()];
         let holders = instance.bins.iter().chain(&instance.cpu).chain(&instance.disk);
         for holder in holders {
-            let sum = load.used[holder.device as usize] + load.reserved[holder.device as usize];
+            let sum = load.sum(holder.device);
             if sum > holder.capacity {
                 return false;
             }
@@ -141,6 +198,11 @@ impl Plan {
                     && self.executors(instance, unit).is_some()
             })
     }
+}
+
+/// Changes of the home along the execution order.
+pub(crate) fn breaks(places: &[Place]) -> usize {
+    places.windows(2).filter(|pair| pair[0] != pair[1]).count()
 }
 
 /// Puts offloaded units on cpu and disk as their classes say, the first of each class on the cpu.

@@ -13,7 +13,7 @@ use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::map_alone::{MainDevice, candidates, exchanged};
 use crate::strategy::auto::packing::offload::Goal;
 use crate::strategy::auto::packing::weigh;
-use crate::strategy::auto::plan::{Place, Plan};
+use crate::strategy::auto::plan::{Place, Plan, Staging};
 use crate::strategy::auto::problem::{Options, Stage, Unit};
 use crate::strategy::auto::rank::{Wishes, first, is_split, rank, wishes};
 use crate::strategy::auto::search::{Found, Search};
@@ -183,7 +183,10 @@ impl Best {
         let Some(Found { plan, stage, returns_lower_bound, .. }) = answer else { return Tried::Nothing };
         let plan = Plan {
             places: joined.iter().map(|&unit| plan.places[unit]).collect(),
-            staging_device: plan.staging_device,
+            staging: match plan.staging {
+                Staging::One(bin) => Staging::One(bin),
+                Staging::Each(bins) => Staging::Each(joined.iter().map(|&unit| bins[unit]).collect()),
+            },
         };
         let (cost, rank) = (cost(instance, &plan), wishes(instance, &plan));
         if cost > self.cost || !plan.is_valid(instance) {
@@ -228,7 +231,7 @@ impl Best {
         let Some(&like) = instance.class(id_at(first)).units.iter().find(is_home) else { return false };
         let mut plan = self.found.plan.clone();
         // Units of a class are exchangeable, so this changes no sum; only returns could grow, and `rank` does not ask.
-        plan.places.swap(first, like as usize);
+        plan.swap(first, like as usize);
         let rank = wishes(instance, &plan);
         let is_better = rank < self.rank && plan.is_valid(instance);
         if is_better {

@@ -1,6 +1,9 @@
 //! What the solver takes and returns.
 
+use std::sync::Arc;
+
 use crate::model::blocks::BlockUnit;
+use crate::strategy::auto::demands::Demands;
 
 /// Marks a unit of a partial plan that found no place.
 pub const UNPLACED: u32 = u32::MAX;
@@ -99,6 +102,8 @@ pub struct Options {
     pub main_order: Vec<u32>,
     /// Groups of units that one device should run, where that costs nothing: siblings whose results their parent mixes.
     pub siblings: Vec<Vec<u32>>,
+    /// What running the blocks takes beside their weights; shared, so that another question about the same model copies nothing.
+    pub demands: Option<Arc<Demands>>,
 }
 
 impl Default for Options {
@@ -112,6 +117,7 @@ impl Default for Options {
             pools: Vec::new(),
             main_order: Vec::new(),
             siblings: Vec::new(),
+            demands: None,
         }
     }
 }
@@ -179,6 +185,10 @@ pub struct Solution {
     pub reserved_bits: Vec<u64>,
     /// Room units take on each device.
     pub used_bits: Vec<u64>,
+    /// What lies on each device for the blocks that it runs: caches, and buffers that stay.
+    pub exec_bits: Vec<u64>,
+    /// What each device needs at once while it runs its blocks, with what it gives up for running any.
+    pub peak_bits: Vec<u64>,
     /// On neither an accelerator nor, where there is none, the cpu.
     pub offloaded_bits: u64,
     /// On disk.

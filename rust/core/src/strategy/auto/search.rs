@@ -8,7 +8,7 @@ use crate::strategy::auto::packing::offload::{self, Choice, Goal, Offloading, ar
 use crate::strategy::auto::packing::reshape::near_runs;
 use crate::strategy::auto::packing::tiers::tiers;
 use crate::strategy::auto::packing::{Packing, Task, weigh};
-use crate::strategy::auto::plan::Plan;
+use crate::strategy::auto::plan::{Place, Plan};
 use crate::strategy::auto::problem::{Certificate, Solution, Stage, UNPLACED};
 use crate::strategy::auto::rank::rank;
 use crate::strategy::auto::runs::contiguous::{Orders, Runnable, Split, runs};
@@ -16,6 +16,7 @@ use crate::strategy::auto::runs::offload_window;
 use crate::strategy::auto::runs::tie_positions;
 use crate::strategy::auto::staging_devices;
 use crate::strategy::auto::steps::Steps;
+use crate::strategy::auto::streaming;
 
 /// A plan and what is known of it.
 pub(crate) struct Found {
@@ -59,6 +60,9 @@ impl<'a> Search<'a> {
     }
 
     pub(crate) fn run(&mut self) -> Option<Found> {
+        if self.instance.demands.is_some() {
+            return self.with_demands();
+        }
         match self.as_runs() {
             Ok(found) => Some(found),
             // Without a run for every device, a plan that keeps as much returns at least once.
@@ -68,17 +72,37 @@ impl<'a> Search<'a> {
 
     /// Whether there is a plan, which is found sooner than a good one.
     pub(crate) fn is_feasible(&mut self) -> bool {
-        // Runs first: where they exist they are found in a few steps, and any plan will do.
         let goal = Goal { is_any: true, ..Goal::default() };
+        if self.instance.demands.is_some() {
+            let has_runs = !self.instance.has_forced() && self.resident().is_ok();
+            return has_runs || streaming::search(self.instance, goal, &mut self.steps).plan.is_some();
+        }
+        // Runs first: where they exist they are found in a few steps, and any plan will do.
         self.as_runs().is_ok() || !offload::search(self.instance, goal, &mut self.steps).choices.is_empty()
     }
 
     /// Nothing is offloaded that need not be, and every device executes one run.
     fn as_runs(&mut self) -> Result<Found, u32> {
         let forced = weigh(self.instance, &self.instance.forced_counts());
-        let has_forced = self.instance.classes.iter().any(crate::strategy::auto::instance::Class::is_forced_off);
         // What fits on no bin is offloaded in every plan; if that is all, nothing better exists and the bound is met.
-        if has_forced { self.with_forced(forced) } else { self.resident() }
+        if self.instance.has_forced() { self.with_forced(forced) } else { self.resident() }
+    }
+
+    /// The stages where running takes more than weights: what is offloaded takes room where it runs, so it is settled together
+    /// with the device that runs it.
+    fn with_demands(&mut self) -> Option<Found> {
+        let resident = if self.instance.has_forced() { Err(0) } else { self.resident() };
+        let returns = match resident {
+            Ok(found) => return Some(found),
+            Err(returns) => returns,
+        };
+        let streamed = streaming::search(self.instance, self.goal, &mut self.steps);
+        self.is_proven = streamed.is_proven;
+        let plan = streamed.plan?;
+        let is_resident = plan.places.iter().all(|place| matches!(place, Place::Bin(_)));
+        let stage = if is_resident { Stage::Scattered } else { Stage::Offload };
+        let returns_lower_bound = if is_resident { returns } else { 0 };
+        Some(Found { plan, stage, lower_bound: streamed.lower_bound, returns_lower_bound })
     }
 
     /// Nothing is offloaded. The error is the lower bound on returns of any such plan.
@@ -298,12 +322,15 @@ impl<'a> Search<'a> {
         let oversized = (0..id_at(home.len())).map(|unit| instance.oversized(unit)).collect();
         let map_is_enough = !needs_execution_map(instance, &found.plan);
         let (reserved_bits, used_bits) = (load.reserved, load.used);
+        let (exec_bits, peak_bits) = load.running.iter().map(|need| (need.exec, need.peak)).unzip();
         Solution {
             home,
             execution,
             oversized,
             reserved_bits,
             used_bits,
+            exec_bits,
+            peak_bits,
             offloaded_bits,
             disk_bits,
             map_is_enough,

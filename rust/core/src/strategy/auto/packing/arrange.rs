@@ -5,7 +5,8 @@
 
 use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::packing::Packing;
-use crate::strategy::auto::plan::{Place, Plan, lay_out};
+use crate::strategy::auto::packing::tiers::Tiers;
+use crate::strategy::auto::plan::{Place, Plan, Staging, breaks, lay_out};
 use crate::strategy::auto::steps::Steps;
 
 /// How a sweep chooses the next device.
@@ -15,8 +16,15 @@ struct SweepOrder {
     prefers_long_runs: bool,
 }
 
-/// Units of each class that each device executes; the cpu comes after the bins.
-type Shares = Vec<Vec<u32>>;
+/// Units by class; the cpu comes after the bins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Shares {
+    /// By executor: all that it executes.
+    pub(crate) executed: Vec<Vec<u32>>,
+    /// By executor: those of them that are offloaded.
+    pub(crate) offloaded: Vec<Vec<u32>>,
+    pub(crate) tiers: Tiers,
+}
 
 /// The best arrangement found of a packing.
 pub(crate) fn arrange(
@@ -25,46 +33,62 @@ pub(crate) fn arrange(
     staging_device: Option<usize>,
     steps: &mut Steps,
 ) -> Plan {
-    let shares = shares_of(instance, packing, staging_device);
+    arrange_shares(instance, &Shares::of(instance, packing, staging_device), |_| Staging::One(staging_device), steps)
+}
+
+/// The best arrangement found of what each device executes. `staging` says of executors, by unit, where units are streamed.
+pub(crate) fn arrange_shares(
+    instance: &Instance,
+    shares: &Shares,
+    staging: impl Fn(&[usize]) -> Staging,
+    steps: &mut Steps,
+) -> Plan {
     let mut best: Option<(u32, Plan)> = None;
-    let cost = (instance.units.len() * shares.len() / 2 + 1) as u64;
+    let cost = (instance.units.len() * shares.executed.len() / 2 + 1) as u64;
     // A sweep that begins where the first unit is not to be had would begin elsewhere all the same.
-    let opens = |first: &usize| instance.class_of.first().is_none_or(|&class| shares[*first][class as usize] > 0);
-    let long_runs = (0..shares.len()).filter(opens).map(|first| SweepOrder { first, prefers_long_runs: true });
+    let opens =
+        |first: &usize| instance.class_of.first().is_none_or(|&class| shares.executed[*first][class as usize] > 0);
+    let long_runs = (0..shares.executed.len()).filter(opens).map(|first| SweepOrder { first, prefers_long_runs: true });
     let in_order = SweepOrder { first: 0, prefers_long_runs: false };
     for sweep_order in long_runs.chain([in_order]) {
         if best.is_some() && !steps.take(cost) {
             break;
         }
-        let executors = sweep(instance, shares.clone(), sweep_order);
-        let plan = settle(instance, packing, staging_device, &executors);
+        let executors = sweep(instance, shares.executed.clone(), sweep_order);
+        let plan = settle(instance, shares, staging(&executors), &executors);
         let returns = plan.returns(instance);
         if best.as_ref().is_none_or(|(least, _)| returns < *least) {
             best = Some((returns, plan));
         }
     }
-    best.map_or(Plan { places: vec![Place::Disk; instance.units.len()], staging_device }, |(_, plan)| plan)
+    let nowhere = || Plan { places: vec![Place::Disk; instance.units.len()], staging: staging(&[]) };
+    best.map_or_else(nowhere, |(_, plan)| plan)
 }
 
-fn shares_of(instance: &Instance, packing: &Packing, staging_device: Option<usize>) -> Shares {
-    let mut shares = packing.counts.clone();
-    shares.push(vec![0; instance.classes.len()]);
-    for (index, (class, &offloaded)) in instance.classes.iter().zip(&packing.offloaded).enumerate() {
-        let executor =
-            if class.leads_by_cpu { instance.bins.len() } else { staging_device.unwrap_or(instance.bins.len()) };
-        shares[executor][index] += offloaded;
+impl Shares {
+    fn of(instance: &Instance, packing: &Packing, staging_device: Option<usize>) -> Self {
+        let nothing = vec![0; instance.classes.len()];
+        let mut executed = packing.counts.clone();
+        executed.push(nothing.clone());
+        let mut offloaded = vec![nothing; executed.len()];
+        for (index, (class, &count)) in instance.classes.iter().zip(&packing.offloaded).enumerate() {
+            let executor =
+                if class.leads_by_cpu { instance.bins.len() } else { staging_device.unwrap_or(instance.bins.len()) };
+            executed[executor][index] += count;
+            offloaded[executor][index] += count;
+        }
+        Self { executed, offloaded, tiers: packing.tiers.clone() }
     }
-    shares
 }
 
 /// Executor of each unit.
-fn sweep(instance: &Instance, mut shares: Shares, sweep_order: SweepOrder) -> Vec<usize> {
+fn sweep(instance: &Instance, mut shares: Vec<Vec<u32>>, sweep_order: SweepOrder) -> Vec<usize> {
     let mut executors = Vec::with_capacity(instance.units.len());
     let mut here = sweep_order.first;
     for unit in 0..instance.units.len() {
         let class = instance.class_of[unit] as usize;
         // What weighs nothing is in no count and stays with its neighbour where it may, at no return.
-        if instance.classes[class].bits == 0 && !instance.classes[class].is_forced_off() {
+        if instance.classes[class].is_weightless {
             let mask = instance.classes[class].bins;
             let stays = here < instance.bins.len() && instance.classes[class].allows(here);
             executors.push(if stays { here } else { mask.trailing_zeros() as usize });
@@ -85,7 +109,7 @@ fn sweep(instance: &Instance, mut shares: Shares, sweep_order: SweepOrder) -> Ve
     executors
 }
 
-fn next_device(instance: &Instance, shares: &mut Shares, unit: usize, sweep_order: SweepOrder) -> usize {
+fn next_device(instance: &Instance, shares: &mut [Vec<u32>], unit: usize, sweep_order: SweepOrder) -> usize {
     let class = instance.class_of[unit] as usize;
     let able: Vec<usize> = (0..shares.len()).filter(|&device| shares[device][class] > 0).collect();
     if !sweep_order.prefers_long_runs || able.len() < 2 {
@@ -99,10 +123,14 @@ fn next_device(instance: &Instance, shares: &mut Shares, unit: usize, sweep_orde
 
 /// Units in a row, from one on, that a device can give.
 fn run(instance: &Instance, share: &mut [u32], from: usize) -> usize {
+    let is_free = |class: u32| {
+        let class = &instance.classes[class as usize];
+        class.is_weightless || (class.bits == 0 && instance.demands.is_none())
+    };
     let mut end = from;
     for &class in &instance.class_of[from..] {
-        match (share[class as usize], instance.classes[class as usize].bits) {
-            (_, 0) => {}
+        match (share[class as usize], is_free(class)) {
+            (_, true) => {}
             (0, _) => break,
             _ => share[class as usize] -= 1,
         }
@@ -110,28 +138,21 @@ fn run(instance: &Instance, share: &mut [u32], from: usize) -> usize {
     }
     // The counts were used up for trying; this puts them back, which is cheaper than a copy.
     for &class in &instance.class_of[from..end] {
-        share[class as usize] += u32::from(instance.classes[class as usize].bits > 0);
+        share[class as usize] += u32::from(!is_free(class));
     }
     end - from
 }
 
 /// Decides which of the units a device executes are offloaded: the last of a class, or the first where its own run then
 /// stays in one piece.
-fn settle(instance: &Instance, packing: &Packing, staging_device: Option<usize>, executors: &[usize]) -> Plan {
+pub(crate) fn settle(instance: &Instance, shares: &Shares, staging: Staging, executors: &[usize]) -> Plan {
     let build = |from_the_end: bool| {
-        let mut left = packing.offloaded.clone();
+        let mut left = shares.offloaded.clone();
         let mut offloaded = vec![false; executors.len()];
         let mut take = |unit: usize| {
-            let class = instance.class_of[unit] as usize;
-            let executor = if instance.classes[class].leads_by_cpu {
-                instance.bins.len()
-            } else {
-                staging_device.unwrap_or(instance.bins.len())
-            };
-            if executors[unit] == executor && left[class] > 0 {
-                left[class] -= 1;
-                offloaded[unit] = true;
-            }
+            let left = &mut left[executors[unit]][instance.class_of[unit] as usize];
+            offloaded[unit] = *left > 0;
+            *left = left.saturating_sub(1);
         };
         if from_the_end {
             (0..executors.len()).rev().for_each(&mut take);
@@ -139,10 +160,11 @@ fn settle(instance: &Instance, packing: &Packing, staging_device: Option<usize>,
             (0..executors.len()).for_each(&mut take);
         }
         let mut places: Vec<Place> = executors.iter().map(|&executor| Place::Bin(executor)).collect();
-        lay_out(instance, &mut places, &offloaded, &packing.tiers);
-        Plan { places, staging_device }
+        lay_out(instance, &mut places, &offloaded, &shares.tiers);
+        places
     };
     // Which units of a class are offloaded costs nothing; fewer breaks of the home make the device map shorter.
     let (last, first) = (build(true), build(false));
-    if first.breaks() < last.breaks() { first } else { last }
+    let places = if breaks(&first) < breaks(&last) { first } else { last };
+    Plan { places, staging }
 }

@@ -316,5 +316,6 @@ fn kinds_of_bins(instance: &Instance) -> Vec<usize> {
 pub(crate) fn are_alike(instance: &Instance, one: usize, other: usize) -> bool {
     instance.bins[one].capacity == instance.bins[other].capacity
         && instance.bins[one].pool == instance.bins[other].pool
+        && instance.bins[one].shared == instance.bins[other].shared
         && instance.classes.iter().all(|class| class.allows(one) == class.allows(other))
 }

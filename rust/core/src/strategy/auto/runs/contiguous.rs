@@ -3,7 +3,7 @@
 use crate::ids::id_at;
 use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::packing::tiers::Tiers;
-use crate::strategy::auto::plan::{Place, Plan, lay_out};
+use crate::strategy::auto::plan::{Place, Plan, Staging, lay_out};
 use crate::strategy::auto::runs::fill::spread;
 use crate::strategy::auto::runs::prefix::{Prefix, Room, Runs};
 use crate::strategy::auto::steps::Steps;
@@ -104,7 +104,7 @@ impl<'a> Track<'a> {
         let mut rooms = Vec::with_capacity(instance.bins.len() + 1);
         let is_alone = !instance.has_shared_bins();
         for (index, bin) in instance.bins.iter().enumerate() {
-            let mut limit = bin.capacity;
+            let mut limit = bin.capacity.saturating_sub(bin.shared);
             if split.staging_device == Some(index) {
                 limit = limit.checked_sub(reserved)?;
                 if let Some(pool) = bin.pool {
@@ -112,7 +112,7 @@ impl<'a> Track<'a> {
                 }
             }
             // A pool with one bin is only a smaller limit; rooms know a pool where two of them share it.
-            limit = bin.pool.map_or(limit, |pool| limit.min(pools[pool]));
+            limit = bin.pool.map_or(limit, |pool| limit.min(pools[pool].saturating_sub(bin.shared)));
             rooms.push(Room { limit, scale: bin.capacity, pool: bin.pool.filter(|_| !is_alone) });
         }
         let offloaded = |unit: u32| split.offloaded[unit as usize];
@@ -128,7 +128,7 @@ impl<'a> Track<'a> {
         }
         let prefix =
             Prefix::new(instance, sequence, rooms.len(), |unit| match (offloaded(unit), split.staging_device) {
-                (false, _) => (instance.units[unit as usize].bits, u128::from(instance.class(unit).bins)),
+                (false, _) => (instance.class(unit).weight(), u128::from(instance.class(unit).bins)),
                 // Buffers do not count as returns, so they do not tie a run to the executor.
                 (true, _) if !is_strict || instance.units[unit as usize].buffers_only => (0, u128::MAX),
                 (true, _) if instance.class(unit).leads_by_cpu => (0, cpu_bit),
@@ -136,6 +136,9 @@ impl<'a> Track<'a> {
                 (true, None) => (0, 0),
             });
         let prefix = prefix.with_pools(pools);
+        // What is offloaded needs something where it runs, too; with demands, only attempts that offload nothing come here.
+        let prefix =
+            if instance.demands.is_some() { prefix.with_peaks(|unit| instance.class(unit).need.peak) } else { prefix };
         Some(Self { instance, split, rooms, prefix, has_cpu_room })
     }
 
@@ -168,7 +171,7 @@ impl<'a> Track<'a> {
             from = end;
         }
         lay_out(self.instance, &mut places, &self.split.offloaded, &self.split.tiers);
-        let plan = Plan { places, staging_device: self.split.staging_device };
+        let plan = Plan { places, staging: Staging::One(self.split.staging_device) };
         // Rooms are an abstraction; the plan is measured against the devices themselves, and a misfit proves nothing.
         if plan.is_valid(self.instance) { Runnable::Fits(plan) } else { Runnable::Undecided }
     }

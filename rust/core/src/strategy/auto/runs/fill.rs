@@ -131,7 +131,7 @@ fn peak(prefix: &Prefix, rooms: &[Room], runs: &Runs) -> Peak {
     let mut top = (0, 1);
     let mut from = 0;
     for (&room, &end) in runs.rooms.iter().zip(&runs.ends) {
-        let (used, scale) = (prefix.weight(from, end), rooms[room].scale.max(1));
+        let (used, scale) = (prefix.taken(from, end), rooms[room].scale.max(1));
         // Fractions compared crosswise: exact, where a division would round.
         if u128::from(used) * u128::from(top.1) > u128::from(top.0) * u128::from(scale) {
             top = (used, scale);

@@ -10,7 +10,8 @@ use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::packing::tiers::{Tiers, tiers};
 use crate::strategy::auto::packing::weigh;
 use crate::strategy::auto::runs::contiguous::Split;
-use crate::strategy::auto::runs::prefix::{Prefix, Room, Sets};
+use crate::strategy::auto::runs::prefix::{Prefix, Room};
+use crate::strategy::auto::runs::sets::Sets;
 use crate::strategy::auto::staging_devices;
 use crate::strategy::auto::steps::Steps;
 

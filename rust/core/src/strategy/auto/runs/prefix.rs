@@ -6,13 +6,9 @@
 
 use crate::ids::id_at;
 use crate::strategy::auto::instance::Instance;
+use crate::strategy::auto::runs::peaks::Peaks;
+use crate::strategy::auto::runs::sets::Sets;
 use crate::strategy::auto::steps::Steps;
-
-/// Sets of devices that a table may hold.
-const MOST_SETS: u64 = 1 << 20;
-
-/// Entries of such a table, times the kinds of devices, that are worth one step.
-const ENTRIES_PER_STEP: u64 = 16;
 
 /// A device as a run sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +29,8 @@ pub(crate) struct Prefix {
     /// Weight of the first `i` units: starts with 0, is one longer than `sequence`, and never falls, so places in
     /// it are found by halving. Once it is settled what is offloaded, that weighs nothing.
     sums: Vec<u64>,
+    /// What the most demanding unit of a run needs beside the weights; nothing where no unit needs any.
+    peaks: Option<Peaks>,
     /// By room: the first unit from `i` on that it may not take, and the end of the last one before `i`; nothing for a
     /// room that may take every unit.
     stops: Vec<Option<Stops>>,
@@ -66,12 +64,18 @@ impl Prefix {
             masks.push(mask);
         }
         let stops = (0..rooms).map(|room| Stops::new(&masks, room)).collect();
-        Self { sequence, sums, stops, pools: instance.pools.clone() }
+        Self { sequence, sums, peaks: None, stops, pools: instance.pools.clone() }
     }
 
     /// The same with other joint capacities.
     pub(crate) fn with_pools(self, pools: Vec<u64>) -> Self {
         Self { pools, ..self }
+    }
+
+    /// The same where units need something while they run.
+    pub(crate) fn with_peaks(self, of: impl Fn(u32) -> u64) -> Self {
+        let peaks = Peaks::new(self.sequence.iter().map(|&unit| of(unit)).collect());
+        Self { peaks: Some(peaks), ..self }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -80,6 +84,11 @@ impl Prefix {
 
     pub(crate) fn weight(&self, from: usize, to: usize) -> u64 {
         self.sums[to] - self.sums[from]
+    }
+
+    /// What a run takes of its room: its weight, and what the most demanding of its units needs.
+    pub(crate) fn taken(&self, from: usize, to: usize) -> u64 {
+        self.weight(from, to) + self.peaks.as_ref().map_or(0, |peaks| peaks.over(from, to))
     }
 
     pub(crate) fn total(&self) -> u64 {
@@ -91,6 +100,12 @@ impl Prefix {
         let most = self.sums[from].saturating_add(limit);
         // The last border within the limit: units that weigh nothing come along as far as they may.
         let by_weight = self.sums.partition_point(|&sum| sum <= most) - 1;
+        let by_weight = if self.peaks.is_none() || self.taken(from, by_weight) <= limit {
+            by_weight
+        } else {
+            // A longer run needs no less, so halving finds the longest here as well.
+            halved(from, by_weight, |to| self.taken(from, to) <= limit)
+        };
         self.stops[room].as_ref().map_or(by_weight, |stops| by_weight.min(stops.next[from] as usize))
     }
 
@@ -98,6 +113,11 @@ impl Prefix {
     pub(crate) fn reach_back(&self, room: usize, limit: u64, to: usize) -> usize {
         let least = self.sums[to].saturating_sub(limit);
         let by_weight = self.sums.partition_point(|&sum| sum < least);
+        let by_weight = if self.peaks.is_none() || self.taken(by_weight, to) <= limit {
+            by_weight
+        } else {
+            to - halved(0, to - by_weight, |length| self.taken(to - length, to) <= limit)
+        };
         self.stops[room].as_ref().map_or(by_weight, |stops| by_weight.max(stops.previous[to] as usize))
     }
 
@@ -120,7 +140,7 @@ impl Prefix {
             let shared = rooms[room].pool.map_or(u64::MAX, |pool| left[pool]);
             let end = self.reach(room, limits(room).min(shared), from);
             if let Some(pool) = rooms[room].pool {
-                left[pool] -= self.weight(from, end);
+                left[pool] -= self.taken(from, end);
             }
             from = end;
             ends.push(end);
@@ -166,9 +186,23 @@ impl Prefix {
     }
 
     /// Rooms are interchangeable.
-    fn are_alike(&self, rooms: &[Room], one: usize, other: usize) -> bool {
+    pub(crate) fn are_alike(&self, rooms: &[Room], one: usize, other: usize) -> bool {
         rooms[one].limit == rooms[other].limit && self.stops[one] == self.stops[other]
     }
+}
+
+/// The last number between two that works, where the first does and none works behind one that does not.
+fn halved(first: usize, last: usize, works: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (first, last + 1);
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if works(middle) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    low
 }
 
 impl Stops {
@@ -185,95 +219,6 @@ impl Stops {
             next[index] = if mask >> room & 1 == 1 { next[index + 1] } else { id_at(index) };
         }
         Some(Self { next, previous })
-    }
-}
-
-/// Sets of rooms, like rooms counted: a number with one digit for each kind of room.
-#[derive(Debug)]
-pub(crate) struct Sets {
-    /// By room; `usize::MAX` for rooms left out.
-    pub(crate) kind_of: Vec<usize>,
-    /// By kind, what one more room of it adds to the number of a set.
-    pub(crate) strides: Vec<usize>,
-    /// By kind, its rooms.
-    counts: Vec<usize>,
-    /// By kind, the first of its rooms.
-    members: Vec<usize>,
-    /// Of all sets: the product of `counts + 1`.
-    len: usize,
-}
-
-impl Sets {
-    /// Sets of some of the rooms; `None` where a table over them is too large for the steps, which it takes.
-    pub(crate) fn new(prefix: &Prefix, rooms: &[Room], of: &[usize], steps: &mut Steps) -> Option<Self> {
-        let mut sets =
-            Self { kind_of: vec![usize::MAX; rooms.len()], strides: vec![], counts: vec![], members: vec![], len: 1 };
-        for &room in of {
-            let like = sets.members.iter().position(|&member| prefix.are_alike(rooms, member, room));
-            let kind = like.unwrap_or(sets.members.len());
-            if like.is_none() {
-                sets.members.push(room);
-                sets.counts.push(0);
-            }
-            sets.counts[kind] += 1;
-            sets.kind_of[room] = kind;
-        }
-        // A table that the steps do not cover is not begun: half a table answers nothing.
-        let most = MOST_SETS.min(steps.left().saturating_mul(ENTRIES_PER_STEP) / sets.members.len().max(1) as u64);
-        for &count in &sets.counts {
-            sets.strides.push(sets.len);
-            sets.len = sets.len.checked_mul(count + 1).filter(|&len| len as u64 <= most)?;
-        }
-        steps.take((sets.len * sets.members.len()) as u64 / ENTRIES_PER_STEP);
-        Some(sets)
-    }
-
-    /// The set of all rooms.
-    pub(crate) fn full(&self) -> usize {
-        self.len - 1
-    }
-
-    /// By set: the first unit from which its rooms, in some order, take all the rest.
-    pub(crate) fn backward(&self, prefix: &Prefix, rooms: &[Room]) -> Vec<u32> {
-        let step = |room: usize, to| id_at(prefix.reach_back(room, rooms[room].limit, to));
-        self.fill(prefix.len(), id_at(prefix.len()), step, u32::min)
-    }
-
-    /// By set: the furthest unit that its rooms, in some order, reach from the first.
-    pub(crate) fn forward(&self, prefix: &Prefix, rooms: &[Room]) -> Vec<u32> {
-        let step = |room: usize, from| id_at(prefix.reach(room, rooms[room].limit, from));
-        self.fill(prefix.len(), 0, step, u32::max)
-    }
-
-    fn fill(
-        &self,
-        units: usize,
-        start: u32,
-        step: impl Fn(usize, usize) -> u32,
-        better: fn(u32, u32) -> u32,
-    ) -> Vec<u32> {
-        let steps: Vec<Vec<u32>> =
-            self.members.iter().map(|&room| (0..=units).map(|border| step(room, border)).collect()).collect();
-        let mut table = vec![start; self.len];
-        let mut digits = vec![0usize; self.members.len()];
-        for set in 1..self.len {
-            for (digit, &count) in digits.iter_mut().zip(&self.counts) {
-                if *digit < count {
-                    *digit += 1;
-                    break;
-                }
-                *digit = 0;
-            }
-            let mut best = start;
-            for ((steps, &stride), &digit) in steps.iter().zip(&self.strides).zip(&digits) {
-                if digit > 0 {
-                    // The last room added is one of the set; without it the set is smaller, and done already.
-                    best = better(best, steps[table[set - stride] as usize]);
-                }
-            }
-            table[set] = best;
-        }
-        table
     }
 }
 

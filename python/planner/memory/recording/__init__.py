@@ -1,0 +1,1 @@
+"""Recording a forward on the meta device; loaded late, because torch's modes are classes."""

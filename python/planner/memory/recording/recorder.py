@@ -1,0 +1,259 @@
+"""Modes that write down what operators allocate, beside which block, and that answer for devices and values."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Container, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from planner.choices import AttentionKernel
+from planner.memory.recording.kernels import COMPOSED, attention
+from planner.memory.recording.values import tensors_in
+from planner.memory.tape import AFTER, APART, ENTER, FORGET, FREE, LEAVE, MADE, OUTPUT, PHASE, Event, Row
+
+__all__ = ["BlockDevices", "Recorder"]
+
+_aten = torch.ops.aten
+_READ = _aten._local_scalar_dense.default
+_EQUAL = _aten.equal.default
+_COPY = _aten._to_copy.default
+_DEVICE = torch.Tensor.device
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes storages of meta tensors as they appear and go.
+
+    Inside of a block everything lies beside it, because dispatch brings its arguments there. Between blocks, an operator computes
+    where dispatch would have it compute: where the tensor lies that it writes, else where most bytes of its operands do.
+
+    Args:
+        weights: by storage, the place of a weight; these are not written down.
+        is_padded: the answer where code asks for values: masks of prompts without padding are true everywhere.
+    """
+
+    def __init__(self, weights: Mapping[int, int], *, is_padded: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.events: list[Event] = []
+        self.assumed: dict[str, None] = {}
+        self.place: int | None = None  # of the block that runs; None between blocks
+        self.forced: int | None = None  # where a tensor is being made, whatever it is made of
+        self.last_operator = ""
+        self._is_padded = is_padded
+        self._weights = dict(weights)
+        self._alive: dict[int, tuple[int, int]] = {}  # by storage: its number and place
+        self._watched: dict[int, weakref.ref[Any]] = {}
+        self._tensors: dict[int, tuple[int, weakref.ref[torch.Tensor]]] = {}
+        self._storages = self._seen = 0
+
+    # ---- What is written down
+
+    def phase(self, name: str) -> None:
+        """A forward begins."""
+        self.events.append((PHASE, name))
+
+    def enter(self, place: int, arguments: Any, skip: Container[str]) -> None:
+        """A block begins."""
+        self.events.append((ENTER, place, self._rows(tensors_in(arguments, skip))))
+        self.place = place
+
+    def leave(self, place: int, before: int | None) -> None:
+        """It ends; ``before`` is where its caller computes."""
+        self.events.append((LEAVE, place))
+        self.place = before
+
+    def output(self, value: Any) -> None:
+        """A forward has returned something."""
+        self.events.append((OUTPUT, self._rows(tensors_in(value))))
+
+    def after(self) -> None:
+        """What it has returned has been let go."""
+        self.events.append((AFTER,))
+
+    def made(self, tensor: torch.Tensor, place: int, operator: str) -> None:
+        """A tensor is there, whose storage may be new."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._alive or key in self._weights:
+            return
+        number = self._storages
+        self._storages += 1
+        self._alive[key] = (number, place)
+        self.events.append((MADE, number, storage.nbytes(), place, operator))
+
+        def gone(_: Any) -> None:
+            self.events.append((FREE, number))
+            del self._watched[number]
+            if self._alive.get(key, (None,))[0] == number:
+                del self._alive[key]
+
+        self._watched[number] = weakref.ref(storage, gone)
+
+    def _rows(self, tensors: Iterable[torch.Tensor]) -> tuple[Row, ...]:
+        rows = []
+        for tensor in tensors:
+            if tensor.device.type == "meta":
+                number, place = self._where(tensor)
+                rows.append((self._number(tensor), number, place, tensor.numel() * tensor.element_size()))
+        return tuple(rows)
+
+    def _where(self, tensor: torch.Tensor) -> tuple[int, int]:
+        """Number and place of a tensor's storage."""
+        key = tensor.untyped_storage()._cdata
+        found = self._alive.get(key)
+        return found if found is not None else (-1, self._weights.get(key, 0))
+
+    def _number(self, tensor: torch.Tensor) -> int:
+        key = id(tensor)
+        found = self._tensors.get(key)
+        if found is not None and found[1]() is tensor:
+            return found[0]
+        number = self._seen
+        self._seen += 1
+
+        def gone(_: Any) -> None:
+            self.events.append((FORGET, number))
+            if self._tensors.get(key, (None,))[0] == number:
+                del self._tensors[key]
+
+        self._tensors[key] = (number, weakref.ref(tensor, gone))
+        return number
+
+    def forget(self) -> None:
+        """Lets go of everything that is watched; nothing is written down any more."""
+        self._watched.clear()
+        self._tensors.clear()
+        self._alive.clear()
+
+    # ---- Operators
+
+    def place_of(self, tensor: torch.Tensor) -> int:
+        """Beside which block a tensor lies, as the code that asks finds it."""
+        return self.place if self.place is not None else self._where(tensor)[1]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        self.last_operator = str(func)
+        if func is _READ and args[0].is_meta:
+            return self._read(args[0])
+        if func is _EQUAL and args[0].is_meta:
+            return bool(self._answer(torch.bool))
+        if func is _COPY and args[0].is_meta:
+            return self._copied(args[0], kwargs)
+        inside = COMPOSED.get(func)
+        if inside is not None:
+            with self:
+                return inside(*args, **kwargs)
+        place = self.place
+        if place is None:
+            place = self._between(func, args, kwargs)
+        out = func(*args, **kwargs)
+        self._note(out, place)
+        return out
+
+    def _note(self, out: Any, place: int) -> None:
+        if isinstance(out, torch.Tensor):
+            if out.is_meta:
+                self.made(out, place, self.last_operator)
+        elif isinstance(out, tuple | list):
+            for item in out:
+                self._note(item, place)
+
+    def _between(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """Where the model's own code computes this."""
+        if self.forced is not None:
+            return self.forced
+        device = kwargs.get("device")
+        if device is not None:
+            return device.index or 0 if device.type == "meta" else 0
+        operands = [tensor for tensor in _operands((args, kwargs)) if tensor.is_meta]
+        if not operands:
+            return 0
+        places = [self._where(tensor)[1] for tensor in operands]
+        if len(set(places)) == 1:
+            return places[0]
+        sizes: dict[int, int] = {}
+        for tensor, place in zip(operands, places, strict=True):
+            sizes[place] = sizes.get(place, 0) + tensor.numel() * tensor.element_size()
+        name = func._schema.name
+        place = places[0] if name.endswith("_") else max(sizes, key=lambda each: sizes[each])
+        if name not in ("aten::copy_", "aten::set_"):
+            rows = [row for row in self._rows(operands) if row[2] != place]
+            self.events.append((APART, place, tuple(rows)))
+        return place
+
+    # ---- What the meta device cannot do
+
+    def _copied(self, tensor: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+        device = kwargs.get("device")
+        if device is not None and device.type == "cpu":
+            return torch.full(tensor.shape, self._answer(tensor.dtype), dtype=tensor.dtype, device="cpu")
+        here = self.place_of(tensor)
+        place = here if device is None or self.place is not None else (device.index or 0)
+        dtype = kwargs.get("dtype")
+        if dtype in (None, tensor.dtype) and place == here and kwargs.get("memory_format") is None:
+            return tensor  # which is no copy where it is there already
+        out: torch.Tensor = _COPY(tensor, **{key: value for key, value in kwargs.items() if key != "device"})
+        self.made(out, place, self.last_operator)
+        return out
+
+    def _read(self, tensor: torch.Tensor) -> Any:
+        return self._answer(tensor.dtype)
+
+    def _answer(self, dtype: torch.dtype) -> Any:
+        answer = not self._is_padded if dtype == torch.bool else 1
+        self.assumed[f"{self.place}: {dtype} {answer}"] = None
+        return float(answer) if dtype.is_floating_point else answer
+
+
+class BlockDevices(TorchFunctionMode):
+    """Tells the model's code beside which block a tensor lies, and runs attention as accelerators would.
+
+    Args:
+        recorder: knows.
+        kernel: which of torch's kernels attention runs.
+    """
+
+    def __init__(self, recorder: Recorder, kernel: AttentionKernel) -> None:
+        super().__init__()
+        self.recorder = recorder
+        self.kernel = kernel
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__self__", None) is _DEVICE:
+            tensor = args[0]
+            return torch.device("meta", self.recorder.place_of(tensor)) if tensor.is_meta else tensor.device
+        if func is torch.nn.functional.scaled_dot_product_attention and self.kernel != "math":
+            return attention(self.kernel, *args, **kwargs)
+        if func is torch.tensor and kwargs.get("device") is not None:
+            return self._made_there(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _made_there(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Below this function, the number of a meta device is lost."""
+        device = torch.device(kwargs["device"])
+        if device.type != "meta":
+            return func(*args, **kwargs)
+        self.recorder.forced = device.index or 0
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.recorder.forced = None
+
+
+def _operands(value: Any) -> Iterable[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _operands(item)
+    elif isinstance(value, dict):
+        yield from _operands(tuple(value.values()))

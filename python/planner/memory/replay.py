@@ -1,0 +1,206 @@
+"""The bytes of a recorded run on every device of a placement."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from planner.memory.tape import AFTER, APART, ENTER, FORGET, FREE, LEAVE, MADE, OUTPUT, PHASE, Event, Tape
+
+__all__ = ["RunPlacement", "replay"]
+
+DeviceKey = int | str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlacement:
+    """Where a model lies and runs, as far as memory is concerned.
+
+    Args:
+        execution: by block, the device that runs it.
+        main_device: where the model's inputs go, and its results.
+        resident_bytes: by device, weights and buffers that lie there all the time.
+        offloaded_bytes: by offloaded block, what is brought in while it runs.
+        room_bytes: by device, what offloaded blocks may take there together, so that the next is copied ahead; none without it.
+    """
+
+    execution: Mapping[str, DeviceKey]
+    main_device: DeviceKey
+    resident_bytes: Mapping[DeviceKey, int] = field(default_factory=dict)
+    offloaded_bytes: Mapping[str, int] = field(default_factory=dict)
+    room_bytes: Mapping[DeviceKey, int] = field(default_factory=dict)
+
+    @property
+    def devices(self) -> tuple[DeviceKey, ...]:
+        """All that are named, each once."""
+        return tuple(dict.fromkeys([self.main_device, *self.execution.values(), *self.resident_bytes]))
+
+
+def replay(tape: Tape, placement: RunPlacement) -> dict[str, dict[DeviceKey, int]]:
+    """The most bytes on each device in each phase.
+
+    Args:
+        tape: a recording.
+        placement: where everything lies and runs. Blocks that it does not name run on the main device.
+
+    Returns:
+        By phase and device, the peak in bytes, weights included.
+
+    Cost: O(events).
+
+    Example:
+        >>> from planner.memory.tape import Tape, PHASE, MADE, FREE, AFTER
+        >>> tape = Tape(("0",), ((PHASE, "prefill"), (MADE, 0, 64, 1, "mm"), (FREE, 0), (AFTER,)))
+        >>> replay(tape, RunPlacement(execution={"0": 1}, main_device=0, resident_bytes={0: 8, 1: 16}))
+        {'prefill': {0: 8, 1: 80}}
+    """
+    return _Replay(tape, placement).run()
+
+
+class _Replay:
+    def __init__(self, tape: Tape, placement: RunPlacement) -> None:
+        self.tape = tape
+        self.placement = placement
+        main = placement.main_device
+        self.devices = [main, *(placement.execution.get(name, main) for name in tape.blocks)]
+        self.alive_bytes: dict[DeviceKey, int] = dict.fromkeys(placement.devices, 0)
+        self.alive_bytes.update(placement.resident_bytes)
+        self.peaks: dict[str, dict[DeviceKey, int]] = {}
+        self.top: dict[DeviceKey, int] | None = None
+        self.storages: dict[int, tuple[DeviceKey, int]] = {}
+        # Copies of tensors on other devices, by tensor; they go with it, or with the forward.
+        self.copies: dict[int, dict[DeviceKey, int]] = {}
+        self.results_bytes = 0
+        self.ahead = _Ahead(self)
+
+    def run(self) -> dict[str, dict[DeviceKey, int]]:
+        steps = {
+            MADE: self._make,
+            FREE: self._free,
+            ENTER: self._enter,
+            LEAVE: self._leave,
+            APART: self._bring,
+            FORGET: self._forget,
+            PHASE: self._begin,
+            OUTPUT: self._return,
+            AFTER: self._after,
+        }
+        for event in self.tape.events:
+            steps[event[0]](event)
+        return self.peaks
+
+    def _make(self, event: Event) -> None:
+        device = self.devices[event[3]]
+        self.storages[event[1]] = (device, event[2])
+        self.take(device, event[2])
+
+    def _free(self, event: Event) -> None:
+        device, size = self.storages.pop(event[1])
+        self.alive_bytes[device] -= size
+
+    def _forget(self, event: Event) -> None:
+        for device, size in self.copies.pop(event[1], {}).items():
+            self.alive_bytes[device] -= size
+
+    def _enter(self, event: Event) -> None:
+        self._bring(event)
+        self.ahead.enter(self.tape.name(event[1]))
+
+    def _leave(self, event: Event) -> None:
+        self.ahead.leave(self.tape.name(event[1]))
+
+    def _begin(self, event: Event) -> None:
+        self.top = self.peaks[event[1]] = dict(self.alive_bytes)
+
+    def _after(self, _: Event) -> None:
+        self.alive_bytes[self.placement.main_device] -= self.results_bytes
+        self.results_bytes = 0
+        self.top = None
+
+    def take(self, device: DeviceKey, size: int) -> None:
+        now = self.alive_bytes[device] = self.alive_bytes[device] + size
+        if self.top is not None and now > self.top[device]:
+            self.top[device] = now
+
+    def _bring(self, event: Event) -> None:
+        device = self.devices[event[1]]
+        for tensor, _, its_place, size in event[2]:
+            if self.devices[its_place] == device:
+                continue
+            copies = self.copies.setdefault(tensor, {})
+            if device not in copies:
+                copies[device] = size
+                self.take(device, size)
+
+    def _return(self, event: Event) -> None:
+        """The model's results go to where its inputs lie; then nothing is left of what the forward has copied."""
+        main = self.placement.main_device
+        for _, _, place, size in event[1]:
+            if self.devices[place] != main:
+                self.take(main, size)
+                self.results_bytes += size
+        for copies in self.copies.values():
+            for device, size in copies.items():
+                self.alive_bytes[device] -= size
+        self.copies.clear()
+        self.ahead.end()
+
+
+class _Ahead:
+    """Offloaded blocks as dispatch brings them in: the order is learnt in one forward, and the next is copied ahead from then on."""
+
+    def __init__(self, replay: _Replay) -> None:
+        self.replay = replay
+        self.offloaded_bytes = replay.placement.offloaded_bytes
+        self.room_bytes = replay.placement.room_bytes
+        self.follower: dict[str, str] = {}
+        self.last: str | None = None
+        self.staged: str | None = None
+
+    def _device(self, block: str) -> DeviceKey:
+        placement = self.replay.placement
+        return placement.execution.get(block, placement.main_device)
+
+    def enter(self, block: str) -> None:
+        if block not in self.offloaded_bytes:
+            return
+        if self.staged == block:
+            self.staged = None
+        else:
+            # A wrong guess goes before what is really next is brought in.
+            self._drop()
+            self.replay.take(self._device(block), self.offloaded_bytes[block])
+        if self.last is not None:
+            self.follower[self.last] = block
+        self.last = block
+        following = self.follower.get(block)
+        if following is None or following == block:
+            return
+        together = self.offloaded_bytes[block] + self.offloaded_bytes[following]
+        if together <= self.room_bytes.get(self._device(following), 0):
+            self.staged = following
+            self.replay.take(self._device(following), self.offloaded_bytes[following])
+
+    def leave(self, block: str) -> None:
+        if block in self.offloaded_bytes:
+            self.replay.alive_bytes[self._device(block)] -= self.offloaded_bytes[block]
+
+    def end(self) -> None:
+        self.last = None
+        self._drop()
+
+    def _drop(self) -> None:
+        if self.staged is not None:
+            self.replay.alive_bytes[self._device(self.staged)] -= self.offloaded_bytes[self.staged]
+            self.staged = None
+
+
+def totals(peaks: Mapping[str, Mapping[DeviceKey, int]]) -> dict[str, dict[DeviceKey, int]]:
+    """Peaks by kind of phase: "prefill", and of all decode steps the largest."""
+    found: dict[str, dict[DeviceKey, int]] = defaultdict(dict)
+    for phase, by_device in peaks.items():
+        kind = phase.partition(" ")[0]
+        for device, size in by_device.items():
+            found[kind][device] = max(size, found[kind].get(device, 0))
+    return dict(found)

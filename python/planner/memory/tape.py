@@ -1,0 +1,99 @@
+"""What one recording has seen: every storage when it appears and when it goes, and beside which block. Plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+__all__ = [
+    "AFTER",
+    "APART",
+    "ENTER",
+    "FORGET",
+    "FREE",
+    "LEAVE",
+    "MADE",
+    "OUTPUT",
+    "PHASE",
+    "Event",
+    "Row",
+    "Tape",
+]
+
+# Kinds of events, the first item of each.
+MADE: Final = 0
+"""(MADE, storage, bytes, place, operator): an operator has made a storage, which lies beside the block of that place."""
+FREE: Final = 1
+"""(FREE, storage): nobody holds it any more."""
+ENTER: Final = 2
+"""(ENTER, place, rows): a block is called with these tensors."""
+LEAVE: Final = 3
+"""(LEAVE, place): it has returned."""
+APART: Final = 4
+"""(APART, place, rows): the model's own code computes beside this block with tensors that lie beside others."""
+FORGET: Final = 5
+"""(FORGET, tensor): a tensor that was in some row is gone."""
+PHASE: Final = 6
+"""(PHASE, name): a forward begins; its inputs are there."""
+OUTPUT: Final = 7
+"""(OUTPUT, rows): it has returned these tensors."""
+AFTER: Final = 8
+"""(AFTER,): its results have been taken, and what only they held is gone."""
+
+Row: TypeAlias = tuple[int, int, int, int]
+"""A tensor: its number, its storage's (-1 for a weight), the place of that, and its bytes."""
+Event: TypeAlias = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tape:
+    """One recording of a prefill and of decode steps.
+
+    Args:
+        blocks: names; place 1 is beside the first, and place 0 where the inputs of the model lie.
+        events: in order; see the constants above.
+        assumed: where the model's code has asked for values that a recording does not have, and what it was told.
+        notes: what else to know: what was recorded in the place of what runs.
+    """
+
+    blocks: tuple[str, ...]
+    events: tuple[Event, ...]
+    assumed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Names of the forwards, in order: "prefill", "decode", "decode 2", …"""
+        return tuple(event[1] for event in self.events if event[0] == PHASE)
+
+    def name(self, place: int) -> str:
+        """The block of a place; "" for that of the inputs."""
+        return self.blocks[place - 1] if place else ""
+
+    def span(self, phase: str) -> tuple[int, int]:
+        """Positions of a phase's first event and of the one after its last."""
+        return next((start, end) for name, start, end in self._spans() if name == phase)
+
+    def _spans(self) -> Iterator[tuple[str, int, int]]:
+        start, name = -1, ""
+        for at, event in enumerate(self.events):
+            if event[0] == PHASE:
+                start, name = at, event[1]
+            elif event[0] == AFTER and start >= 0:
+                yield name, start, at
+                start = -1
+
+    def operators(self) -> tuple[tuple[Any, ...], ...]:
+        """What has happened, without the bytes: two tapes with the same have run the same operators."""
+        return tuple(_bare(event) for event in self.events)
+
+
+def _bare(event: Event) -> tuple[Any, ...]:
+    if event[0] == MADE:
+        return event[0], event[1], event[3], event[4]
+    if event[0] in (ENTER, APART):
+        return event[0], event[1], tuple(row[:3] for row in event[2])
+    if event[0] == OUTPUT:
+        return event[0], tuple(row[:3] for row in event[1])
+    return event

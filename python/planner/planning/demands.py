@@ -1,0 +1,147 @@
+"""What the blocks of a model need with a workload: where every number about running memory enters planning."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from planner.checkpoint.opened import Opened
+from planner.choices import Phase
+from planner.errors import InvalidInputError
+from planner.memory.activations import Activations, ForwardSizes, activations
+from planner.memory.cache_layers import LayerCache, layer_caches
+from planner.memory.demands import BlockDemand, Demands
+from planner.settings.workload import Workload
+
+_PHASES: Final[tuple[Phase, ...]] = ("prefill", "decode")
+_NUMBERED: Final = re.compile(r"(?:^|(?P<list>.*?)\.)(?P<number>\d+)(?:\.|$)")
+_FLOATS: Final = ("float32", "float16", "bfloat16", "float64")
+
+
+def demands_of(
+    opened: Opened, workload: Workload, blocks: Sequence[str], dtype: str | None
+) -> dict[Phase, Demands]:
+    """What blocks need in each phase of a workload.
+
+    Args:
+        opened: the model, with its configuration.
+        workload: what it will be run on.
+        blocks: names of what is placed, in the order of execution.
+        dtype: what it computes in, if that is known.
+
+    Raises:
+        InvalidInputError: a model without a configuration, or whose layers are not found among its blocks.
+        UnknownMemoryError: a kind of layer or a number that is not known.
+    """
+    config = opened.configuration
+    if not config:
+        raise InvalidInputError(
+            f"workload: {opened.name or 'the model'} has no configuration, so that nothing is known of its cache; plan the model "
+            "itself or its checkpoint, or leave workload out"
+        )
+    found: dict[Phase, Demands] = {}
+    for phase in _PHASES:
+        found[phase] = _by_formula(config, workload, blocks, dtype or _dtype_of(config), phase)
+    return found
+
+
+def _dtype_of(config: Mapping[str, Any]) -> str:
+    """What a configuration says that the model computes in."""
+    for part in (config, *(config.get(key) for key in ("text_config", "decoder", "thinker_config"))):
+        said = str(part.get("dtype") or part.get("torch_dtype") or "") if isinstance(part, Mapping) else ""
+        if said.removeprefix("torch.") in _FLOATS:
+            return said.removeprefix("torch.")
+    return "float32"
+
+
+def _by_formula(
+    config: Mapping[str, Any], workload: Workload, blocks: Sequence[str], dtype: str, phase: Phase
+) -> Demands:
+    is_prefill = phase == "prefill"
+    tokens = workload.prompt_tokens if is_prefill else workload.context_length
+    sizes = ForwardSizes(rows=workload.rows, new_tokens=tokens if is_prefill else 1, seen_tokens=tokens)
+    caches = layer_caches(
+        config,
+        phase=phase,
+        batch_size=workload.rows,
+        tokens=workload.context_length if workload.cache == "static" else tokens,
+        encoder_tokens=workload.encoder_tokens if config.get("is_encoder_decoder") else 0,
+        dtype=workload.cache_dtype or dtype,
+        cache=workload.cache,
+    )
+    needs = activations(config, workload, sizes, dtype)
+    encoder = activations(
+        config,
+        workload,
+        ForwardSizes(
+            rows=workload.rows, new_tokens=workload.encoder_tokens, seen_tokens=workload.encoder_tokens
+        ),
+        dtype,
+    )
+    found = _by_block(blocks, caches, needs, encoder if is_prefill else None, workload)
+    return Demands(blocks=found, shared_bytes=needs.shared_bytes, method="formula")
+
+
+def _by_block(
+    blocks: Sequence[str],
+    caches: Sequence[LayerCache],
+    needs: Activations,
+    encoder: Activations | None,
+    workload: Workload,
+) -> dict[str, BlockDemand]:
+    """Demands by block: a layer's cache belongs to the block that attends."""
+    layers = _layers(blocks, len(caches)) if caches else []
+    cache_of = dict(zip(map(_attending, layers), caches, strict=True))
+    of_layers = {name for layer in layers for name in layer}
+    found: dict[str, BlockDemand] = {}
+    for position, name in enumerate(blocks):
+        cache = cache_of.get(name)
+        cache_bytes = 0 if cache is None else _kept_bytes(cache, list(caches), workload)
+        other = needs if encoder is None or name in of_layers else encoder
+        # Growing a cache makes the new one before the old one goes.
+        copied = cache.bytes if cache is not None and workload.cache != "static" else 0
+        most = max(needs.layer_bytes, other.layer_bytes) if _NUMBERED.match(name) else needs.plain_bytes
+        if position == 0:
+            most = max(most, needs.first_bytes)
+        if position == len(blocks) - 1:
+            most = max(most, needs.last_bytes)
+        found[name] = BlockDemand(cache_bytes=cache_bytes, needs_bytes=most + copied)
+    return found
+
+
+def _kept_bytes(cache: LayerCache, caches: Sequence[LayerCache], workload: Workload) -> int:
+    if workload.cache == "offloaded" and cache.is_offloadable and len(caches) > 2:
+        return 0  # two at once on the device, which are in the needs of each
+    return cache.bytes
+
+
+def _layers(blocks: Sequence[str], count: int) -> list[list[str]]:
+    """The blocks of each layer that has a cache.
+
+    Raises:
+        InvalidInputError: there is no list of so many layers.
+    """
+    lists: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for name in blocks:
+        met = _NUMBERED.match(name)
+        if met is not None:
+            lists[met["list"] or ""][int(met["number"])].append(name)
+    fitting = [prefix for prefix, members in lists.items() if len(members) == count]
+    if not fitting:
+        known = ", ".join(f"{prefix} ({len(members)})" for prefix, members in lists.items()) or "none"
+        raise InvalidInputError(
+            f"workload: {count} layers have a cache, and no list of the model has so many members: {known}"
+        )
+    best = max(
+        fitting, key=lambda prefix: ("decoder" in prefix, "language" in prefix, "visual" not in prefix)
+    )
+    return [lists[best][number] for number in sorted(lists[best])]
+
+
+def _attending(layer: Sequence[str]) -> str:
+    """Of the parts of a layer, the one that attends."""
+    return next(
+        (name for name in layer if "attn" in name or "attention" in name or "mixer" in name), layer[0]
+    )

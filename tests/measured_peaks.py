@@ -1,0 +1,116 @@
+"""Real runs on the virtual accelerators and their peaks, and recordings of the same runs."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from planner.memory.recording.session import RecordedRun
+from rig import Accelerators
+
+__all__ = ["measured_peaks", "run_of"]
+
+Peaks = dict[str, dict[int, int]]
+_CACHES = ("past_key_values", "cache_params", "state")
+
+
+def run_of(given: Mapping[str, torch.Tensor], steps: int, options: Mapping[str, Any]) -> RecordedRun:
+    """The recording of what :func:`measured_peaks` runs."""
+    inputs = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in given.items()}
+    return RecordedRun(inputs=inputs, steps=steps, options=options)
+
+
+def measured_peaks(
+    model: nn.Module,
+    accelerators: Accelerators,
+    given: Mapping[str, torch.Tensor],
+    *,
+    steps: int,
+    options: Mapping[str, Any],
+    device: int = 0,
+) -> Peaks:
+    """The most bytes on each accelerator in a prefill and in steps of one token, weights included.
+
+    Args:
+        model: where it runs.
+        given: inputs of the first forward, anywhere.
+        steps: of one token each, where the model keeps a cache.
+        options: further arguments of each forward, no tensors.
+        device: where the inputs go.
+    """
+    run: Any = _Real(model, accelerators, options, device)
+    with _collected():
+        kwargs = {name: tensor.to(device) for name, tensor in given.items()}
+        run.forward("prefill", kwargs)
+        main = next(kwargs[name] for name in ("decoder_input_ids", "input_ids", *kwargs) if name in kwargs)
+        rows, tokens = main.shape[0], main.shape[-1]
+        for step in range(steps if run.cache else 0):
+            run.forward(
+                f"decode {step + 1}" if step else "decode", run.following(kwargs, rows, tokens + step)
+            )
+    return run.peaks
+
+
+@contextmanager
+def _collected() -> Iterator[None]:
+    """Garbage goes before and after, and never between."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.collect()
+
+
+class _Real:
+    def __init__(
+        self, model: Any, accelerators: Accelerators, options: Mapping[str, Any], device: int
+    ) -> None:
+        self.model = model
+        self.accelerators = accelerators
+        self.options = options
+        self.device = device
+        self.peaks: Peaks = {}
+        self.cache: dict[str, Any] = {}
+        self.encoded: torch.Tensor | None = None
+
+    def forward(self, phase: str, kwargs: dict[str, Any]) -> None:
+        """One forward, whose results are let go but for what the next needs."""
+        for device in self.accelerators.devices:
+            torch.accelerator.reset_peak_memory_stats(device.index)
+        with torch.no_grad():
+            output = self.model(**kwargs, **self.options)
+        self.peaks[phase] = {
+            device.index: self.accelerators.peak_bytes(device.index) for device in self.accelerators.devices
+        }
+        found = {key: kept for key in _CACHES if (kept := getattr(output, key, None)) is not None}
+        self.cache = dict(list(found.items())[-1:]) or self.cache
+        if self.encoded is None:
+            self.encoded = getattr(output, "encoder_last_hidden_state", None)
+
+    def following(self, given: Mapping[str, Any], rows: int, tokens: int) -> dict[str, Any]:
+        """Arguments of a step after so many tokens."""
+        word = torch.ones((rows, 1), dtype=torch.long, device=self.device)
+        kwargs: dict[str, Any] = dict(self.cache)
+        if getattr(self.model.config, "is_encoder_decoder", False):
+            from transformers.modeling_outputs import BaseModelOutput
+
+            kwargs |= {
+                "decoder_input_ids": word,
+                "encoder_outputs": BaseModelOutput(last_hidden_state=self.encoded),
+            }
+            if "attention_mask" in given:
+                kwargs["attention_mask"] = given["attention_mask"]
+        else:
+            kwargs["input_ids"] = word
+            if "attention_mask" in given:
+                kwargs["attention_mask"] = torch.ones(
+                    (rows, tokens + 1), dtype=torch.long, device=self.device
+                )
+        return kwargs
