@@ -162,6 +162,7 @@ PAGES = {
             *("InvalidConstraintError", "InvalidByteSizeError", "InvalidConfigError", "InfeasibleError"),
             *("CheckpointError", "OffloadError", "PlanMismatchError", "IntegrationError"),
             "RecordingError",
+            "UnknownMemoryError",
         ),
     ),
 }
