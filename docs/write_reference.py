@@ -163,6 +163,7 @@ PAGES = {
             *("InvalidConstraintError", "InvalidByteSizeError", "InvalidConfigError", "InfeasibleError"),
             *("CheckpointError", "OffloadError", "PlanMismatchError", "IntegrationError"),
             "RecordingError",
+            "UnknownMemoryError",
         ),
     ),
 }

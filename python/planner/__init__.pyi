@@ -246,6 +246,9 @@ from planner.errors import (
 from planner.errors import (
     RecordingError as RecordingError,
 )
+from planner.errors import (
+    UnknownMemoryError as UnknownMemoryError,
+)
 from planner.loading.api import (
     load as load,
 )
@@ -328,6 +331,7 @@ __all__ = [
     "SequentialHook",
     "StateDict",
     "StreamingProgress",
+    "UnknownMemoryError",
     "UserCpuOffloadHook",
     "Verification",
     "add_hook_to_module",
