@@ -79,7 +79,8 @@ def period(types: list[str]) -> list[str]:
 
 def record(name: str) -> dict[str, Any] | None:
     """The column of one class; None where its cache is not known, or no default is enough."""
-    config = getattr(transformers, name).config_class(**model_zoo.MISSING.get(name, {}))
+    cls = getattr(transformers, name)
+    config = cls.config_class(**model_zoo.MISSING.get(name, {}))
     path, decoder = decoder_path(config)
     values = Asked(values_of(decoder))
     try:
@@ -95,6 +96,8 @@ def record(name: str) -> dict[str, Any] | None:
         and not isinstance(value, dict)
         and all(other.get(key) == value for other in others)
     }
+    if not cls._supports_sdpa:
+        kept["has_fused_attention"] = False
     types = [other["layer_types"] for other in others if isinstance(other.get("layer_types"), list)]
     pattern = period(max(types, key=len)) if types else []
     made: dict[str, Any] = {
@@ -105,8 +108,10 @@ def record(name: str) -> dict[str, Any] | None:
         "needs_types": False,
     }
     wholes = [dict(values), *others]
-    if all(is_enough(made, whole) for whole in wholes):
-        return made
+    # Where windows alone tell the types, a pattern would hide what a file says of windows.
+    for each in ({**made, "pattern": []}, made):
+        if all(is_enough(each, whole) for whole in wholes):
+            return each
     if not values.get("layer_types"):
         return None
     # What the class computes of other values has to be said.
@@ -125,5 +130,15 @@ def is_enough(made: dict[str, Any], whole: dict[str, Any]) -> bool:
 
 SIZES = (
     *("model_type", "num_hidden_layers", "num_attention_heads", "hidden_size", "n_layer", "n_head", "n_embd"),
-    *("num_decoder_layers", "d_model", "num_layers", "num_heads", "decoder_layers", "decoder_attention_heads", "n_layers", "n_heads", "dim"),
+    *(
+        "num_decoder_layers",
+        "d_model",
+        "num_layers",
+        "num_heads",
+        "decoder_layers",
+        "decoder_attention_heads",
+        "n_layers",
+        "n_heads",
+        "dim",
+    ),
 )

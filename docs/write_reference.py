@@ -43,7 +43,8 @@ PAGES = {
         "Plans",
         "See [planning](../planning.md) for how a plan comes about.",
         (
-            *("plan", "plan_many", "explain", "Plan"),
+            *("plan", "plan_many", "explain", "Plan", "largest", "Largest", "first_that_fits", "FirstPlan"),
+            *_below("memory.demands", "Demands BlockDemand"),
             *_below("plans.parts", "Source DevicePlan Certificate Reason Shortfall Setting"),
             *_below("plans.device_map", "DeviceMap"),
             *_below("plans.runs", "runs_of Run"),
@@ -56,7 +57,7 @@ PAGES = {
         "Settings",
         "What `plan()` and the command take; see [planning](../planning.md) and [configuration](../configuration.md).",
         (
-            *_below("settings.schema", "Settings Auto Sequential Balanced BalancedLow0 Model"),
+            *_below("settings.schema", "Settings Auto Sequential Balanced BalancedLow0 Model Workload"),
             *_below("units", "parse_bytes format_bytes"),
         ),
     ),
@@ -162,6 +163,7 @@ PAGES = {
             *("InvalidConstraintError", "InvalidByteSizeError", "InvalidConfigError", "InfeasibleError"),
             *("CheckpointError", "OffloadError", "PlanMismatchError", "IntegrationError"),
             "RecordingError",
+            "UnknownMemoryError",
         ),
     ),
 }

@@ -43,6 +43,7 @@ MAY_OPEN_CORE = (
     "model/layout.py",
     "model/tree.py",
     "strategies/auto.py",
+    "strategies/running.py",
     "strategies/sequential.py",
     "checkpoint/files.py",
     "loading/reading.py",

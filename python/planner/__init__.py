@@ -120,6 +120,7 @@ _NAMES = {
         "PlanMismatchError",
         "PlannerError",
         "RecordingError",
+        "UnknownMemoryError",
     ),
     "planner.loading.api": ("load",),
     "planner.loading.report": (

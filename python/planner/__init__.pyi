@@ -246,6 +246,9 @@ from planner.errors import (
 from planner.errors import (
     RecordingError as RecordingError,
 )
+from planner.errors import (
+    UnknownMemoryError as UnknownMemoryError,
+)
 from planner.loading.api import (
     load as load,
 )
@@ -266,6 +269,18 @@ from planner.planning import (
 )
 from planner.planning import (
     plan_many as plan_many,
+)
+from planner.planning.asking import (
+    FirstPlan as FirstPlan,
+)
+from planner.planning.asking import (
+    Largest as Largest,
+)
+from planner.planning.asking import (
+    first_that_fits as first_that_fits,
+)
+from planner.planning.asking import (
+    largest as largest,
 )
 from planner.plans.explaining import (
     explain as explain,
@@ -291,6 +306,7 @@ __all__ = [
     "CpuOffload",
     "Crossing",
     "Finding",
+    "FirstPlan",
     "InfeasibleError",
     "Integration",
     "IntegrationError",
@@ -300,6 +316,7 @@ __all__ = [
     "InvalidDevicesError",
     "InvalidInputError",
     "InvalidTreeError",
+    "Largest",
     "LayerwiseCastingHook",
     "LoadReport",
     "LoadedTensor",
@@ -314,6 +331,7 @@ __all__ = [
     "SequentialHook",
     "StateDict",
     "StreamingProgress",
+    "UnknownMemoryError",
     "UserCpuOffloadHook",
     "Verification",
     "add_hook_to_module",
@@ -343,6 +361,7 @@ __all__ = [
     "fallback_allocate",
     "find_device",
     "find_tied_parameters",
+    "first_that_fits",
     "get_balanced_memory",
     "get_max_layer_size",
     "get_max_memory",
@@ -357,6 +376,7 @@ __all__ = [
     "install",
     "integrate",
     "is_valid",
+    "largest",
     "load",
     "load_checkpoint_and_dispatch",
     "load_checkpoint_in_model",

@@ -27,6 +27,7 @@ __all__ = [
     "BalanceFacts",
     "Blocks",
     "Certificate",
+    "Demands",
     "Exhausted",
     "FileMapping",
     "Headers",
@@ -288,6 +289,11 @@ class Blocks:
         options: SearchOptions,
         demands: Demands | None = None,
     ) -> list[AutoPlan | AutoFailure]: ...
+    def fits(
+        self, row: _Row, masks: list[_Mask], options: SearchOptions, demands: Demands | None = None
+    ) -> bool | None:
+        """Whether there is a plan, found sooner than one; None where the search ended before that was known."""
+
     def shortfall(
         self, row: _Row, masks: list[_Mask], options: SearchOptions, demands: Demands | None = None
     ) -> list[int | None]:

@@ -114,6 +114,14 @@ def plans(model: nn.Module, budgets: dict[int, int], row: dict[str, str]) -> Non
     )
     found = planner.plan_many(model, [budgets, budgets], mode="no_disk", config={"mode": "any"})
     assert_type(found, list[planner.Plan | planner.InfeasibleError])
+    planner.plan(
+        model, max_memory=budgets, workload={"context_length": "32k", "batch_size": 4, "cache": "static"}
+    )
+    most = planner.largest(model, "context_length", upto=4096, max_memory=budgets, workload={"batch_size": 2})
+    assert_type(most, planner.Largest)
+    assert_type(most.plan, planner.Plan)
+    first = planner.first_that_fits(model, [{"dtype": "bfloat16"}, {"dtype": "nf4"}])
+    assert_type(first, planner.FirstPlan)
 
 
 def what_a_plan_says(model: nn.Module, plan: planner.Plan) -> None:

@@ -22,6 +22,7 @@ _COMPLETION: Final = "_PLANNER_COMPLETE"  # click sets it while a shell asks for
 # Lines of help stand here so that the list of commands loads none of them; a test holds them against the commands' own.
 COMMANDS: Final = {
     "plan": "Decide where each module of a model goes.",
+    "fit": "Find the largest context, or the largest batch, that fits.",
     "show": "Draw a saved plan.",
     "explain": "Say where a module lies, why, and what would move it.",
     "check": "List what is wrong with a device map.",

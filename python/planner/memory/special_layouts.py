@@ -46,11 +46,21 @@ def _rwkv(config: Config) -> _Layouts:
 
 def _xlstm(config: Config) -> _Layouts:
     """A matrix, a vector and a number for each head, and one counter for all layers."""
-    heads, keys, values = (needed(config, name) for name in ("num_heads", "qk_head_dim", "v_head_dim"))
-    parts = (CachePart(elements=heads * (keys * values + keys + 1), extent="once", dtype="float32"),)
+    heads = needed(config, "num_heads")
+    keys, values = (_xlstm_width(config, name, heads) for name in ("qk", "v"))
+    parts = (CachePart(elements=heads * (keys * values + keys + 1), extent="once"),)
     layer = CacheLayout(kind="linear", parts=parts)
     first = CacheLayout(kind="linear", parts=parts, counters=1, static_counters=1)
     return (first, *(layer,) * (needed(config, "num_blocks", "num_hidden_layers") - 1))
+
+
+def _xlstm_width(config: Config, name: str, heads: int) -> int:
+    """A head's share of the width, which is rounded up to 64."""
+    said = config.get(f"{name}_head_dim")
+    if type(said) is int:
+        return said
+    share = config.get(f"{name}_dim_factor") or {"qk": 0.5, "v": 1.0}[name]
+    return int(-(-width(config) * share // 64)) * 64 // heads
 
 
 def _cpmant(config: Config) -> _Layouts:

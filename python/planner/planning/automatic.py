@@ -10,7 +10,8 @@ from planner.errors import InfeasibleError
 from planner.model.blocks import Blocks
 from planner.model.constraints import allowed_devices
 from planner.planning.problem import Problem, device_plan, offloaded_bytes
-from planner.planning.running import RunningSearch, running_device
+from planner.planning.running import running_device
+from planner.planning.staying import StayingBuffers
 from planner.plans.device_map import DeviceMap
 from planner.plans.plan import Plan
 from planner.settings.schema import Auto
@@ -63,8 +64,7 @@ def _search(problem: Problem, blocks: Blocks, masks: _Masks) -> AutoSearch:
     chosen = problem.settings
     assert isinstance(chosen.strategy, Auto)
     rooms = problem.running_rooms(blocks)
-    made = AutoSearch if rooms is None else partial(RunningSearch, rooms=rooms)
-    return made(
+    return AutoSearch(
         blocks=blocks,
         device_budgets=problem.device_budgets,
         masks=masks,
@@ -73,6 +73,7 @@ def _search(problem: Problem, blocks: Blocks, masks: _Masks) -> AutoSearch:
         mode=chosen.mode,
         execute_offloaded=chosen.execute_offloaded,
         staging_blocks=chosen.staging_blocks,
+        demands=None if rooms is None else rooms.searched(blocks, _devices(problem)),
     )
 
 
@@ -85,13 +86,16 @@ def _devices(problem: Problem) -> tuple[DeviceKey, ...]:
 
 
 def _plan(problem: Problem, search: AutoSearch, answer: AutoAnswer) -> Plan:
+    running = problem.running_rooms(search.blocks)
+    staying = StayingBuffers(search.blocks, problem.settings.offload_buffers)
+    search, answer = staying.settled(search, answer, running)
+    buffer_bytes = staying.by_device(answer) if answer.execution_map else {}
     devices = tuple(
-        device_plan(budget, usage, usage.reserved_bytes)
+        device_plan(budget, usage, usage.reserved_bytes, buffer_bytes.get(budget.device, 0))
         for budget, usage in zip(search.device_budgets, answer.usage, strict=True)
     )
-    running = None
-    if isinstance(search, RunningSearch):
-        running, by_device = search.rooms, search.rooms.of(answer)
+    if running is not None:
+        by_device = running.of(answer)
         devices = tuple(running_device(device, by_device.get(device.id), running) for device in devices)
     idle = [device.id for device in devices if device.kind == "accelerator" and not device.used_bytes]
     return Plan(

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from planner.checkpoint.cache_config import completed_config
 from planner.checkpoint.opened import Opened
 from planner.choices import Phase
 from planner.errors import InvalidInputError
@@ -35,7 +36,7 @@ def demands_of(
         InvalidInputError: a model without a configuration, or whose layers are not found among its blocks.
         UnknownMemoryError: a kind of layer or a number that is not known.
     """
-    config = opened.configuration
+    config = completed_config(opened.configuration)
     if not config:
         raise InvalidInputError(
             f"workload: {opened.name or 'the model'} has no configuration, so that nothing is known of its cache; plan the model "

@@ -164,7 +164,7 @@ class Problem:
         )
         from planner.planning.running import RunningRooms
 
-        names = [name for unit in blocks.unit_names for name in unit]
+        names = [name for block in blocks.columns.block_names() for name in block]
         by_phase = demands_of(self.opened, workload, names, self.settings.model.dtype)
         return RunningRooms(by_phase=by_phase, margin=workload.allocator_margin)
 
@@ -312,8 +312,10 @@ def _dotted(path: tuple[Any, ...]) -> str:
     return ".".join(map(str, path))
 
 
-def device_plan(budget: DeviceBudget, usage: DeviceUsage, reserved_bytes: int) -> DevicePlan:
-    """A device as it stands in a plan, with what is kept free there for offloaded blocks."""
+def device_plan(
+    budget: DeviceBudget, usage: DeviceUsage, reserved_bytes: int, buffer_bytes: int = 0
+) -> DevicePlan:
+    """A device as it stands in a plan, with what is kept free there for offloaded blocks, and what of these stays."""
     return DevicePlan(
         id=budget.device,
         kind=budget.kind,
@@ -322,7 +324,8 @@ def device_plan(budget: DeviceBudget, usage: DeviceUsage, reserved_bytes: int) -
         headroom_bytes=min(budget.headroom_bytes, budget.budget_bytes),
         used_bytes=usage.used_bytes,
         reserved_bytes=reserved_bytes,
-        free_bytes=max(0, budget.capacity_bytes - usage.used_bytes - reserved_bytes),
+        free_bytes=max(0, budget.capacity_bytes - usage.used_bytes - reserved_bytes - buffer_bytes),
+        buffer_bytes=buffer_bytes,
         origin=budget.origin,
         name=budget.name,
     )

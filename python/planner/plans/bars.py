@@ -12,9 +12,18 @@ from planner.units import format_bytes
 
 __all__ = ["PARTS", "Part", "Segment", "bar_words", "device_classes", "segments"]
 
-Part = Literal["used", "cache", "activations", "margin", "reserved", "headroom", "free"]
-PARTS: tuple[Part, ...] = ("used", "cache", "activations", "margin", "reserved", "headroom", "free")
-_RUNNING: tuple[Part, ...] = ("cache", "activations", "margin")
+Part = Literal["used", "buffers", "cache", "activations", "margin", "reserved", "headroom", "free"]
+PARTS: tuple[Part, ...] = (
+    "used",
+    "buffers",
+    "cache",
+    "activations",
+    "margin",
+    "reserved",
+    "headroom",
+    "free",
+)
+_AT_TIMES: tuple[Part, ...] = ("buffers", "cache", "activations", "margin")
 _ACCELERATOR_COLOURS = 16
 
 
@@ -47,6 +56,7 @@ def segments(device: DevicePlan) -> tuple[Segment, ...]:
     """
     sizes = {
         "used": device.used_bytes,
+        "buffers": device.buffer_bytes,
         "cache": device.cache_bytes,
         "activations": device.activation_bytes,
         "margin": device.margin_bytes,
@@ -55,7 +65,7 @@ def segments(device: DevicePlan) -> tuple[Segment, ...]:
         "free": device.free_bytes,
     }
     whole = sum(size or 0 for size in sizes.values())
-    shown = [part for part in PARTS if sizes[part] or part not in _RUNNING]
+    shown = [part for part in PARTS if sizes[part] or part not in _AT_TIMES]
     return tuple(Segment(part, sizes[part], (sizes[part] or 0) / whole if whole else 0.0) for part in shown)
 
 

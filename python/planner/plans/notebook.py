@@ -17,6 +17,7 @@ __all__ = ["advice_list", "devices_table", "markup", "notices_list", "snippet", 
 
 _OPACITY = {
     "used": 1.0,
+    "buffers": 0.9,
     "cache": 0.8,
     "activations": 0.65,
     "margin": 0.2,

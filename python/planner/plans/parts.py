@@ -113,7 +113,7 @@ def doubts(notes: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DevicePlan:
-    """One device in a plan: ``budget = headroom + margin + used + cache + activation + reserved + free``, in bytes; None is
+    """One device in a plan: ``budget = headroom + margin + used + buffer + cache + activation + reserved + free``, in bytes; None is
     without limit.
 
     Args:
@@ -122,6 +122,8 @@ class DevicePlan:
         pool: devices of one pool share their memory.
         origin: where the budget comes from.
         name: what the card is called, where it was detected.
+        buffer_bytes: buffers of offloaded blocks, which stay where these run; unless ``offload_buffers`` is said, and of
+            buffers that are not saved always.
         cache_bytes: keys, values and states of the blocks that run there, with the plan's workload.
         activation_bytes: what these blocks need besides while they run.
         margin_bytes: what the allocator of torch may take beyond what is asked of it.
@@ -139,6 +141,7 @@ class DevicePlan:
     free_bytes: int | None
     origin: str
     name: str | None = None
+    buffer_bytes: int = 0
     cache_bytes: int = 0
     activation_bytes: int = 0
     margin_bytes: int = 0
@@ -152,7 +155,7 @@ class DevicePlan:
     @property
     def taken_bytes(self) -> int:
         """What is neither free nor headroom."""
-        return self.used_bytes + self.reserved_bytes + self.running_bytes
+        return self.used_bytes + self.buffer_bytes + self.reserved_bytes + self.running_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -152,6 +152,8 @@ class Plan(PlanParts):
         for device in self.devices:
             what = "weights" if demands else "used"
             parts = [f"{format_bytes(device.used_bytes)} {what}"]
+            if device.buffer_bytes:
+                parts.append(f"{format_bytes(device.buffer_bytes)} buffers of offloaded blocks")
             if device.cache_bytes:
                 parts.append(f"{format_bytes(device.cache_bytes)} cache")
             if device.activation_bytes:

@@ -23,6 +23,7 @@ _CHARACTERS = {
 }
 PART_CHARACTERS: dict[Part, tuple[str, str]] = {
     "used": ("█", "#"),
+    "buffers": ("▪", "b"),
     "cache": ("◆", "c"),
     "activations": ("◇", "a"),
     "margin": ("~", "~"),

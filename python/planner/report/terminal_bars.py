@@ -17,6 +17,7 @@ _WIDEST = 60  # cells of a bar
 _WIDE_ENOUGH = 24  # below this, remarks and names of cards give way
 _NARROWEST = 12  # below this, a bar has a line of its own
 _LEGEND: dict[Part, str] = {
+    "buffers": "buffers of offloaded blocks",
     "cache": "cache",
     "activations": "activations",
     "margin": "allocator's margin",

@@ -121,6 +121,20 @@ impl Blocks {
         results.into_iter().map(|result| self.wrap(py, result)).collect()
     }
 
+    /// Whether there is a plan; None where the search ended before that was known.
+    #[pyo3(signature = (row, masks, options, demands=None))]
+    fn fits(
+        &self,
+        py: Python<'_>,
+        row: Row,
+        masks: Vec<(u32, u64)>,
+        options: &SearchOptions,
+        demands: Option<&Demands>,
+    ) -> PyResult<Option<bool>> {
+        let (units, (devices, options)) = (self.restricted(&masks), options.with_devices(row, &self.inner, demands));
+        py.detach(|| auto::fits(&units, &devices, &options)).map_err(|error| PyValueError::new_err(error.to_string()))
+    }
+
     /// Least extra bits on each single device that would let nothing be offloaded; None where no amount does.
     #[pyo3(signature = (row, masks, options, demands=None))]
     fn shortfall(

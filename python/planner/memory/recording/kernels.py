@@ -23,7 +23,21 @@ def _safe_softmax(x: torch.Tensor, dim: int, dtype: torch.dtype | None = None) -
     return out.masked_fill_(rows, 0)
 
 
-COMPOSED: dict[Any, Callable[..., Any]] = {torch.ops.aten._safe_softmax.default: _safe_softmax}
+def _embedding(
+    weight: torch.Tensor,
+    indices: torch.Tensor,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> torch.Tensor:
+    flat = indices.reshape(-1)  # a copy, if they are expanded
+    return weight.index_select(0, flat).view(*indices.shape, weight.shape[1])
+
+
+COMPOSED: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten._safe_softmax.default: _safe_softmax,
+    torch.ops.aten.embedding.default: _embedding,
+}
 """Operators whose kernels are made of other operators on every device: what these make is real, and no mode sees it."""
 
 

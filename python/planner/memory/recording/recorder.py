@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from planner.choices import AttentionKernel
-from planner.memory.recording.kernels import COMPOSED, attention
+from planner.memory.recording.kernels import attention
+from planner.memory.recording.known_results import KnownResults
 from planner.memory.recording.values import tensors_in
 from planner.memory.tape import AFTER, APART, ENTER, FORGET, FREE, LEAVE, MADE, OUTPUT, PHASE, Event, Row
 
@@ -32,10 +33,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         weights: by storage, the place of a weight; these are not written down.
+        composed: operators whose kernels are made of others that no mode sees, and functions that call these.
         is_padded: the answer where code asks for values: masks of prompts without padding are true everywhere.
     """
 
-    def __init__(self, weights: Mapping[int, int], *, is_padded: bool) -> None:
+    def __init__(
+        self, weights: Mapping[int, int], composed: Mapping[Any, Callable[..., Any]], *, is_padded: bool
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[Event] = []
         self.assumed: dict[str, None] = {}
@@ -43,6 +47,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.forced: int | None = None  # where a tensor is being made, whatever it is made of
         self.last_operator = ""
         self._is_padded = is_padded
+        self._composed = composed
+        self._inside: set[Any] = set()  # those of them that run
+        self._known = KnownResults()
         self._weights = dict(weights)
         self._alive: dict[int, tuple[int, int]] = {}  # by storage: its number and place
         self._watched: dict[int, weakref.ref[Any]] = {}
@@ -145,14 +152,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return bool(self._answer(torch.bool))
         if func is _COPY and args[0].is_meta:
             return self._copied(args[0], kwargs)
-        inside = COMPOSED.get(func)
-        if inside is not None:
-            with self:
-                return inside(*args, **kwargs)
+        inside = self._composed.get(func)
+        if inside is not None and func not in self._inside:
+            self._inside.add(func)
+            try:
+                with self:
+                    return inside(*args, **kwargs)
+            finally:
+                self._inside.discard(func)
         place = self.place
         if place is None:
             place = self._between(func, args, kwargs)
-        out = func(*args, **kwargs)
+        out = self._known.of(func, args, kwargs)
         self._note(out, place)
         return out
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from planner.choices import AttentionKernel
 from planner.errors import PlannerError, RecordingError
+from planner.memory.recording.kernels import COMPOSED
 from planner.memory.recording.recorder import BlockDevices, Recorder
 from planner.memory.recording.twin import bordered, twin_of, weights_of
 from planner.memory.tape import Tape
@@ -34,6 +35,7 @@ class RecordedRun:
         attention_kernel: which of torch's kernels attention runs.
         is_padded: what the model's code is told of masks.
         cache: makes the cache that the first forward gets; None where the model makes its own.
+        composed: operators that a backend makes of others beyond those that all do, and functions that call these.
     """
 
     inputs: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -42,6 +44,7 @@ class RecordedRun:
     attention_kernel: AttentionKernel = "math"
     is_padded: bool = False
     cache: Callable[[nn.Module], Any] | None = None
+    composed: Mapping[Any, Callable[..., Any]] = field(default_factory=dict)
 
 
 def record_run(model: nn.Module, blocks: Sequence[str], run: RecordedRun) -> Tape:
@@ -61,7 +64,7 @@ def record_run(model: nn.Module, blocks: Sequence[str], run: RecordedRun) -> Tap
     """
     twin = twin_of(model)
     notes = _with_fused_experts(twin)
-    recorder = Recorder(weights_of(twin, blocks), is_padded=run.is_padded)
+    recorder = Recorder(weights_of(twin, blocks), {**COMPOSED, **run.composed}, is_padded=run.is_padded)
     bordered(twin, blocks, recorder, frozenset(getattr(twin, "_skip_keys_device_placement", None) or ()))
     was_enabled = gc.isenabled()
     gc.disable()  # what is freed, and when, is the same each time
@@ -109,7 +112,11 @@ class _Session:
     def run(self) -> None:
         """The prefill and the steps."""
         kwargs = {name: self._input(*said) for name, said in self.recording.inputs.items()}
-        self._forward("prefill", kwargs)
+        if self.recording.cache is not None:
+            self.cache_key, self.cache = "past_key_values", self.recording.cache(self.twin)
+            self._forward("prefill", kwargs | {self.cache_key: self.cache})
+        else:
+            self._forward("prefill", kwargs)
         rows, tokens = self._rows(kwargs)
         for step in range(self.recording.steps if self.cache is not None else 0):
             self._forward(f"decode {step + 1}" if step else "decode", self._next(kwargs, rows, tokens + step))

@@ -1,6 +1,8 @@
 //! The least capacity which, added to one device alone, changes the answer.
 
 use crate::devices::{Device, DeviceKind};
+use crate::ids::id_at;
+use crate::strategy::auto::demands::Need;
 use crate::strategy::auto::instance::{Instance, UNLIMITED};
 use crate::strategy::auto::problem::{Execute, Mode, Options, Unit};
 use crate::strategy::auto::search::Search;
@@ -31,6 +33,9 @@ pub(crate) fn to_work(units: &[Unit], devices: &[Device], options: &Options) -> 
     (0..devices.len()).map(least).collect()
 }
 
+/// An answer may be too large by so small a power of two of all units, where running takes more than weights.
+const TOLERANCE: u32 = 12;
+
 /// What one device lacks.
 struct Deficit<'a> {
     units: &'a [Unit],
@@ -44,11 +49,13 @@ struct Deficit<'a> {
 impl Deficit<'_> {
     fn least(&mut self, steps_left: &mut u64) -> Option<u64> {
         self.devices[self.device].capacity_bits.filter(|&capacity| capacity > 0)?;
-        let total = self.units.iter().fold(0u64, |sum, unit| sum.saturating_add(unit.bits));
+        let running = self.running();
+        let total = self.units.iter().fold(running.exec, |sum, unit| sum.saturating_add(unit.bits));
         let staged = self.units.iter().flat_map(|unit| &unit.block_bits).max().copied().unwrap_or(0);
         let kept = staged.saturating_mul(u64::from(self.options.staging_blocks));
-        // INVARIANT: `high` works and `low` does not. With room for all and for streaming, more capacity is of no use.
-        let mut high = total.saturating_add(kept).min(UNLIMITED);
+        // INVARIANT: `high` works and `low` does not. With room for all, for streaming and for running all, more capacity is of
+        // no use.
+        let mut high = total.saturating_add(kept).saturating_add(running.peak).min(UNLIMITED);
         if !self.works(high, steps_left) {
             return None;
         }
@@ -70,7 +77,9 @@ impl Deficit<'_> {
             low = turn;
         }
         let mut step = Some(staged.max(1));
-        while high - low > 1 && self.questions > 0 {
+        // Where running takes more than weights a question is dear, and a last bit of little worth.
+        let tolerance = if self.options.demands.is_some() { total >> TOLERANCE } else { 0 };
+        while high - low > tolerance.max(1) && self.questions > 0 {
             self.questions -= 1;
             let halfway = low + (high - low) / 2;
             let more = step.map_or(halfway, |step| low.saturating_add(step).min(halfway));
@@ -82,6 +91,14 @@ impl Deficit<'_> {
             }
         }
         Some(high)
+    }
+
+    /// What the device needs if it runs all units.
+    fn running(&self) -> Need {
+        let Some(demands) = &self.options.demands else { return Need::default() };
+        let positions = self.units.iter().flat_map(|unit| &unit.positions);
+        let all = positions.fold(Need::default(), |sum, &position| sum.and(demands.of(position)));
+        Need { peak: all.peak.saturating_add(demands.shared(id_at(self.device))), ..all }
     }
 
     /// The last amounts before more room asks for more: with one bit more, a block that was larger than every accelerator,

@@ -1,7 +1,5 @@
 //! What running a model takes beside its weights.
 
-use crate::strategy::auto::instance::UNLIMITED;
-
 /// Bits that blocks need where they *run*, which is not where they lie when they are streamed: caches, buffers that stay,
 /// activations.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -32,11 +30,11 @@ impl Demands {
         [&self.exec_bits, &self.peak_bits, &self.shared_bits].iter().all(|bits| bits.iter().all(|&bits| bits == 0))
     }
 
-    /// Sums of what blocks keep, with any need and any share beside them, are numbers that can be added up.
-    pub(crate) fn fits(&self, total: u64) -> bool {
+    /// What blocks keep beside some total is less than a limit, and so is every need and every share.
+    pub(crate) fn fits(&self, total: u64, limit: u64) -> bool {
         let sum = self.exec_bits.iter().try_fold(total, |sum, &bits| sum.checked_add(bits));
-        sum.is_some_and(|sum| sum < UNLIMITED)
-            && self.peak_bits.iter().chain(&self.shared_bits).all(|&bits| bits < UNLIMITED)
+        sum.is_some_and(|sum| sum < limit)
+            && self.peak_bits.iter().chain(&self.shared_bits).all(|&bits| bits < limit)
     }
 }
 
@@ -51,7 +49,7 @@ pub(crate) struct Need {
 
 impl Need {
     pub(crate) fn and(self, other: Self) -> Self {
-        Self { exec: self.exec + other.exec, peak: self.peak.max(other.peak) }
+        Self { exec: self.exec.saturating_add(other.exec), peak: self.peak.max(other.peak) }
     }
 
     /// Of so many alike.
@@ -60,6 +58,6 @@ impl Need {
     }
 
     pub(crate) fn bits(self) -> u64 {
-        self.exec + self.peak
+        self.exec.saturating_add(self.peak)
     }
 }

@@ -26,6 +26,7 @@ pub(crate) struct Bin {
 
 /// Units that differ in nothing but their place.
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools)] // facts that do not depend on each other
 pub(crate) struct Class {
     /// Of each unit.
     pub(crate) bits: u64,
@@ -124,7 +125,7 @@ impl<'a> Instance<'a> {
         let total = units.iter().try_fold(0u64, |sum, unit| sum.checked_add(unit.bits));
         let total = total.filter(|&total| total < UNLIMITED).ok_or(Failure::TooLarge)?;
         let demands = options.demands.as_deref().filter(|demands| !demands.is_nothing());
-        if demands.is_some_and(|demands| !demands.fits(total)) {
+        if demands.is_some_and(|demands| !demands.fits(total, UNLIMITED)) {
             return Err(Failure::TooLarge);
         }
         let Sides { has_accelerator, bins, cpu, disk, pools } = sides(devices, options, demands);

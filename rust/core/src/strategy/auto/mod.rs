@@ -42,6 +42,9 @@
 //! 7. **Failure** (`deficit`). If there is no plan: the least capacity that one device lacks, by halving over the
 //!    search itself.
 //!
+//! Where running takes more than weights (`demands`), 2 counts caches and needs in each run, and `streaming` stands for 3 to 5:
+//! there, what is said of one bin that is enough is false, and every bin may stream.
+//!
 //! Everything is limited by steps and by sizes of tables, never by time, so the same problem always gives the same
 //! plan.
 //!
@@ -128,4 +131,4 @@ mod streaming;
 pub use deficit::shortfall;
 pub use demands::Demands;
 pub use problem::{Certificate, Execute, Failure, Fill, Mode, Options, Solution, Stage, UNPLACED, Unit, restricted};
-pub use solve::solve;
+pub use solve::{fits, solve};

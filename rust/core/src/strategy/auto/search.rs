@@ -75,10 +75,17 @@ impl<'a> Search<'a> {
         let goal = Goal { is_any: true, ..Goal::default() };
         if self.instance.demands.is_some() {
             let has_runs = !self.instance.has_forced() && self.resident().is_ok();
-            return has_runs || streaming::search(self.instance, goal, &mut self.steps).plan.is_some();
+            let streamed = (!has_runs).then(|| streaming::search(self.instance, goal, &mut self.steps));
+            self.is_proven = streamed.as_ref().is_some_and(|streamed| streamed.is_proven);
+            return has_runs || streamed.is_some_and(|streamed| streamed.plan.is_some());
         }
         // Runs first: where they exist they are found in a few steps, and any plan will do.
-        self.as_runs().is_ok() || !offload::search(self.instance, goal, &mut self.steps).choices.is_empty()
+        if self.as_runs().is_ok() {
+            return true;
+        }
+        let offloading = offload::search(self.instance, goal, &mut self.steps);
+        self.is_proven = offloading.is_proven;
+        !offloading.choices.is_empty()
     }
 
     /// Nothing is offloaded that need not be, and every device executes one run.

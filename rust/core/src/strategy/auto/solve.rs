@@ -13,6 +13,9 @@ use crate::strategy::auto::steps::Steps;
 /// One of so many parts of the steps is kept for preferences among plans that cost the same.
 const PREFERENCE_PARTS: u64 = 8;
 
+/// One of so many parts is all that preferences have where running takes more than weights: each wish is a table of its own.
+const DEMANDING_PREFERENCE_PARTS: u64 = 128;
+
 /// Places units on devices: least offloaded, least on disk, homes that need no map of executing devices beside them, the first
 /// block at home on a device that executes, siblings run by one device, fewest returns, nearest to the order of devices given,
 /// filled as the options say; in this order.
@@ -28,6 +31,9 @@ pub fn solve(units: &[Unit], devices: &[Device], options: &Options) -> Result<So
     let mut search = Search::new(&instance, steps);
     if let Some(found) = search.run() {
         search.steps.join(kept);
+        if instance.demands.is_some() {
+            search.steps = search.steps.at_most(options.search_steps / DEMANDING_PREFERENCE_PARTS);
+        }
         let found = prefer(&mut search, devices, found);
         return Ok(search.finish(&found));
     }
@@ -36,6 +42,19 @@ pub fn solve(units: &[Unit], devices: &[Device], options: &Options) -> Result<So
     let unit = id_at(best_partial.iter().position(|&home| home == UNPLACED).unwrap_or(0));
     let more_bits = deficit::to_work(units, devices, options);
     Err(Failure::Infeasible { unit, more_bits, is_proven: search.is_proven, best_partial })
+}
+
+/// Whether there is a plan; nothing where the steps did not suffice to know. It is found sooner than a plan, and a failure says
+/// nothing of what is lacking.
+///
+/// # Errors
+///
+/// More devices, or larger units, than the search can handle.
+pub fn fits(units: &[Unit], devices: &[Device], options: &Options) -> Result<Option<bool>, Failure> {
+    let instance = Instance::new(units, devices, options)?;
+    let mut search = Search::new(&instance, Steps::new(options.search_steps));
+    let is_feasible = search.is_feasible();
+    Ok((is_feasible || search.is_proven).then_some(is_feasible))
 }
 
 /// Homes of as many bits as fit by best fit, first on devices that execute, then on the others.
@@ -52,11 +71,15 @@ fn partial(instance: &Instance) -> Vec<u32> {
             units.by_ref().take(row[index] as usize).for_each(|&unit| homes[unit as usize] = bin.device);
         }
         for &unit in units {
-            let free = (class.bits == 0)
+            let free = (class.weight() == 0)
                 .then(|| instance.bins.iter().enumerate().find(|(bin, _)| class.allows(*bin)))
                 .flatten();
             if let Some((_, bin)) = free {
                 homes[unit as usize] = bin.device;
+                continue;
+            }
+            // What is streamed takes room where it runs, and that is what is lacking.
+            if instance.demands.is_some() && class.streamed.is_some() {
                 continue;
             }
             for ((holder, room), may) in room.iter_mut().zip([class.on_cpu, class.on_disk]) {

@@ -26,6 +26,11 @@ impl Steps {
         self.left
     }
 
+    /// The same with no more than some left.
+    pub(crate) fn at_most(self, limit: u64) -> Self {
+        Self { left: self.left.min(limit), ..self }
+    }
+
     pub(crate) fn taken(&self) -> u64 {
         self.taken
     }

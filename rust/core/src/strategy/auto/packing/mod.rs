@@ -88,9 +88,10 @@ impl<'a> Task<'a> {
         Some(task)
     }
 
-    /// With nothing kept and nothing that must be resident.
+    /// With nothing kept and nothing that must be resident; where running takes anything, each bin has room for what needs most.
     pub(crate) fn relaxed(instance: &'a Instance<'a>) -> Self {
-        let limits = instance.bins.iter().map(|bin| bin.capacity).collect();
+        let need = instance.classes.iter().map(|class| class.need.peak).max().unwrap_or(0);
+        let limits = instance.bins.iter().map(|bin| bin.capacity.saturating_sub(bin.shared + need)).collect();
         Self { instance, limits, pools: instance.pools.clone(), must: vec![false; instance.classes.len()], floor: 0 }
     }
 
@@ -170,15 +171,15 @@ pub(crate) fn best_fit_of(task: &Task, musts: &[bool]) -> Vec<Vec<u32>> {
     for &must in musts {
         for (index, class) in instance.classes.iter().enumerate().filter(|(index, _)| task.must[*index] == must) {
             let mut left = class.count();
-            while left > 0 && class.bits > 0 {
+            while left > 0 && class.weight() > 0 {
                 let room =
                     |bin: usize| instance.bins[bin].pool.map_or(limits[bin], |pool| limits[bin].min(pools[pool]));
-                let fits = (0..limits.len()).filter(|&bin| class.allows(bin) && room(bin) >= class.bits);
+                let fits = (0..limits.len()).filter(|&bin| class.allows(bin) && room(bin) >= class.weight());
                 // Best fit: the tightest bin that takes it, so wide rooms stay whole; the first of equal ones.
                 let Some(bin) = fits.min_by_key(|&bin| room(bin)) else { break };
                 // All that fit at once: the next unit of the class would find the same bin the tightest.
-                let taken = at_most(left, room(bin) / class.bits);
-                let bits = class.bits * u64::from(taken);
+                let taken = at_most(left, room(bin) / class.weight());
+                let bits = class.weight() * u64::from(taken);
                 limits[bin] -= bits;
                 if let Some(pool) = instance.bins[bin].pool {
                     pools[pool] -= bits;

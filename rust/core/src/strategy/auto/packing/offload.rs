@@ -2,7 +2,8 @@
 //! keeps most.
 //!
 //! One executing device is enough: moving all streaming to the device that streams the largest unit does not grow the room
-//! kept there and frees that of the others. So going through devices and sizes is exact.
+//! kept there and frees that of the others. So going through devices and sizes is exact, where running takes nothing but weights;
+//! else what a device runs takes room for caches, and `streaming` is the search.
 
 use std::cmp::Reverse;
 

@@ -138,24 +138,24 @@ impl<'c, 'a> Borders<'c, 'a> {
     fn extend(&mut self, kind: usize, before: &[Reached], row: &mut [Reached], steps: &mut Steps) -> Option<()> {
         let mut runs = 0u64;
         let nodes = self.costs.nodes();
-        for from in 0..before.len() {
-            let (cost, ..) = before[from];
+        for (from, &(cost, ..)) in before.iter().enumerate() {
             if cost == NEVER {
                 continue;
             }
             let mut counts = Counts::new(self.costs.instance, self.places[from]);
-            for to in from + 1..before.len() {
+            for (to, reached) in row.iter_mut().enumerate().skip(from + 1) {
                 runs += 1;
-                let own = match self.vectors.is_empty() {
-                    false => self.costs.of(kind, self.vectors[to] - self.vectors[from]),
-                    true => self.costs.keepers[kind].least(counts.up_to(self.places[to])),
+                let own = if self.vectors.is_empty() {
+                    self.costs.keepers[kind].least(counts.up_to(self.places[to]))
+                } else {
+                    self.costs.of(kind, self.vectors[to] - self.vectors[from])
                 };
                 // What a device cannot run it cannot run with more beside it.
                 if own == NEVER {
                     break;
                 }
-                if cost + own < row[to].0 {
-                    row[to] = (cost + own, from, kind);
+                if cost + own < reached.0 {
+                    *reached = (cost + own, from, kind);
                 }
             }
         }
@@ -166,20 +166,20 @@ impl<'c, 'a> Borders<'c, 'a> {
 /// Units by class of a run that grows.
 pub(crate) struct Counts<'a> {
     instance: &'a Instance<'a>,
-    counts: Vec<u32>,
+    by_class: Vec<u32>,
     to: usize,
 }
 
 impl<'a> Counts<'a> {
     pub(crate) fn new(instance: &'a Instance<'a>, from: usize) -> Self {
-        Self { instance, counts: vec![0; instance.classes.len()], to: from }
+        Self { instance, by_class: vec![0; instance.classes.len()], to: from }
     }
 
     pub(crate) fn up_to(&mut self, to: usize) -> &[u32] {
         for &class in &self.instance.class_of[self.to..to] {
-            self.counts[class as usize] += 1;
+            self.by_class[class as usize] += 1;
         }
         self.to = to;
-        &self.counts
+        &self.by_class
     }
 }

@@ -60,7 +60,7 @@ struct Best<'a> {
     is_excluded: bool,
 }
 
-impl<'a> Best<'a> {
+impl Best<'_> {
     fn cost(&self) -> Option<(u64, u64)> {
         self.plan.as_ref().map(|(cost, _)| *cost)
     }

@@ -83,8 +83,7 @@ impl Table {
         for bin in 0..costs.kind_of.len() {
             let kind = costs.kind_of[bin];
             let mut next = vec![(NEVER, 0); len];
-            for vector in 0..len {
-                let cost = layer[vector].0;
+            for (vector, &(cost, _)) in layer.iter().enumerate() {
                 // What is offloaded of the rest is at least what has no room behind.
                 let least = self.behind.weights[vector].saturating_sub(self.behind.rooms[bin]);
                 if cost == NEVER || cost.saturating_add(least) >= limit {

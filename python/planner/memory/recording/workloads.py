@@ -1,0 +1,184 @@
+"""A workload as recordings: which forwards tell what it needs."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from planner.errors import InvalidInputError
+from planner.memory.demands import Demands
+from planner.memory.recording.session import RecordedRun, record_run
+from planner.memory.tape import PHASE, Tape
+from planner.memory.vectors import demands_of
+from planner.settings.workload import Workload
+
+__all__ = ["generation_bytes", "record", "recorded_demands"]
+
+_TOKENS = ("input_ids", "decoder_input_ids")
+_WHOLE = ("_ids", "_mask", "_thw", "_sizes", "_index", "_lengths")
+# What generate() holds beside the model, in rows of the vocabulary as 32-bit floats: greedy, sampled or with beams.
+_SHARES = 62
+# Recordings that are kept, of this process.
+_MOST = 16
+_kept: OrderedDict[tuple[str, ...], tuple[Tape, ...]] = OrderedDict()
+
+
+def record(
+    model: nn.Module, blocks: Sequence[str], workload: Workload, *, fingerprint: str | None = None
+) -> tuple[Tape, ...]:
+    """Records what a model does under a workload, on the meta device.
+
+    Args:
+        model: only looked at; its weights may be anywhere, the meta device too.
+        blocks: names of what is placed as a whole, modules or tensors.
+        workload: what it will be run on.
+        fingerprint: a digest of the model; with it, recordings are kept in this process, and made once.
+
+    Returns:
+        A recording of the prompt and the steps after it and, where these do not reach the whole context, one whose last step does; of
+        that, only this step is told as a phase.
+
+    Raises:
+        RecordingError: the model's code cannot be recorded. Fields: ``block``, ``operator``.
+        InvalidInputError: inputs that its forward does not take, or none for its main input.
+
+    Guarantee: nothing of the model is changed, read or kept alive.
+
+    Cost: for each recording a third of a millisecond for each module and operator, whatever the sizes.
+    """
+    key = None if fingerprint is None else _key(model, blocks, workload, fingerprint)
+    if key is not None and key in _kept:
+        _kept.move_to_end(key)
+        return _kept[key]
+    prompt, context = workload.prompt_tokens, workload.context_length
+    steps = min(2, context - prompt) if workload.cache != "none" else 0
+    tapes = [record_run(model, blocks, _run(model, workload, prompt, steps))]
+    is_short = workload.cache != "none" and context > 1 and (prompt + steps < context or not steps)
+    if is_short:
+        steps = min(2, context - 1)
+        whole = record_run(model, blocks, _run(model, workload, context - steps, steps))
+        tapes.append(_only_last(whole))
+    found = tuple(tape for tape in tapes if tape.phases)
+    if key is not None:
+        _kept[key] = found
+        while len(_kept) > _MOST:
+            _kept.popitem(last=False)
+    return found
+
+
+def recorded_demands(
+    model: nn.Module, blocks: Sequence[str], workload: Workload, *, fingerprint: str | None = None
+) -> Demands:
+    """What a model needs while it runs, by block, from recordings.
+
+    Args, Raises, Cost: as :func:`record`.
+    """
+    tapes = record(model, blocks, workload, fingerprint=fingerprint)
+    beside = generation_bytes(model, workload) if workload.logits == "last" else 0
+    return demands_of(tapes, main_needs_bytes=beside)
+
+
+def generation_bytes(model: nn.Module, workload: Workload) -> int:
+    """What ``generate()`` needs beside the model's own forward where the inputs lie: scores of the next token and copies of them.
+
+    Source: measured with transformers 5.23: at most 6.2 times rows × vocabulary × 4 bytes, greedy, sampled and with beams.
+    """
+    config: Any = getattr(model, "config", None)
+    text = getattr(config, "get_text_config", lambda: config)()
+    vocabulary = getattr(text, "vocab_size", None)
+    return -(-_SHARES * workload.rows * vocabulary * 4 // 10) if isinstance(vocabulary, int) else 0
+
+
+def _key(model: nn.Module, blocks: Sequence[str], workload: Workload, fingerprint: str) -> tuple[str, ...]:
+    config: Any = getattr(model, "config", None)
+    transformers: Any = sys.modules.get("transformers")
+    return (
+        fingerprint,
+        repr(workload),
+        "\n".join(blocks),
+        str(getattr(config, "_attn_implementation", "")),
+        str(torch.__version__),
+        str(getattr(transformers, "__version__", "")),
+    )
+
+
+def _only_last(tape: Tape) -> Tape:
+    """The tape with its last forward as the only phase; what was before is there, and is not told."""
+    last = tape.phases[-1]
+    if not last.startswith("decode"):
+        return Tape(tape.blocks, (), tape.assumed, tape.notes)  # it keeps no cache, so there are no steps
+    events = tuple(event for event in tape.events if event[0] != PHASE or event[1] == last)
+    return Tape(tape.blocks, events, tape.assumed, tape.notes)
+
+
+# ---- The inputs of one run
+
+
+def _run(model: nn.Module, workload: Workload, tokens: int, steps: int) -> RecordedRun:
+    takes = inspect.signature(model.forward).parameters
+    config: Any = getattr(model, "config", None)
+    options: dict[str, Any] = {}
+    # What takes further keywords hands them on.
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in takes.values())
+    if getattr(config, "use_cache", None) is not None and ("use_cache" in takes or takes_any):
+        options["use_cache"] = workload.cache != "none"
+    if workload.logits == "last" and "logits_to_keep" in takes:
+        options["logits_to_keep"] = 1
+    is_static = workload.cache == "static"
+    return RecordedRun(
+        inputs=_inputs(model, takes, workload, tokens),
+        steps=steps,
+        options=options,
+        attention_kernel=workload.attention_kernel,
+        is_padded=workload.is_padded,
+        cache=(lambda twin: _static_cache(twin, workload)) if is_static else None,
+    )
+
+
+def _inputs(
+    model: nn.Module, takes: Mapping[str, Any], workload: Workload, tokens: int
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    config: Any = getattr(model, "config", None)
+    rows = workload.rows
+    found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    is_seq2seq = bool(getattr(config, "is_encoder_decoder", False))
+    length = workload.encoder_tokens if is_seq2seq else tokens
+    if "input_ids" in takes and "input_ids" not in workload.inputs:
+        found["input_ids"] = ((rows, length), torch.long)
+    if is_seq2seq and "decoder_input_ids" in takes:
+        found["decoder_input_ids"] = ((rows, tokens), torch.long)
+    if workload.is_padded and "attention_mask" in takes and "input_ids" in found:
+        found["attention_mask"] = ((rows, length), torch.long)
+    sizes = {"batch": rows, "context": tokens}
+    for name, shape in workload.inputs.items():
+        if name not in takes:
+            raise InvalidInputError(
+                f"workload.inputs names {name!r}, which the forward of {type(model).__name__} does not take; it takes "
+                f"{', '.join(key for key in takes if key != 'kwargs')}"
+            )
+        whole = torch.long if name.endswith(_WHOLE) else _float_of(model)
+        found[name] = (tuple(sizes[each] if isinstance(each, str) else each for each in shape), whole)
+    main = getattr(model, "main_input_name", "input_ids")
+    if main not in found and not set(_TOKENS) & set(found):
+        raise InvalidInputError(
+            f"nothing tells the shape of {main!r}, which the forward of {type(model).__name__} takes; say it in workload.inputs, "
+            f"as {{{main!r}: ['batch', …]}}"
+        )
+    return found
+
+
+def _float_of(model: nn.Module) -> torch.dtype:
+    floats = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
+    return next(floats, torch.float32)
+
+
+def _static_cache(twin: Any, workload: Workload) -> Any:
+    """transformers' own, from where the model's own class has it."""
+    made = sys.modules["transformers.cache_utils"].StaticCache
+    return made(config=twin.config, max_cache_len=workload.context_length)

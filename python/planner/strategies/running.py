@@ -1,0 +1,63 @@
+"""What running takes, as the search reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+from planner import _core
+from planner.memory.demands import BlockDemand, Demands
+from planner.model.blocks import Blocks
+
+__all__ = ["CoreDemands", "block_demands", "core_demands"]
+
+CoreDemands = _core.Demands
+"""Demands as the search reads them, made once for many questions."""
+
+_NOTHING = BlockDemand()
+
+
+def block_demands(blocks: Blocks, demands: Demands) -> list[BlockDemand]:
+    """By block of a model, in the order of execution, what it needs; a block of several parts needs what they need together."""
+    return [
+        BlockDemand(
+            cache_bytes=sum(part.cache_bytes for part in parts),
+            lasting_bytes=sum(part.lasting_bytes for part in parts),
+            needs_bytes=max((part.needs_bytes for part in parts), default=0),
+        )
+        for names in blocks.columns.block_names()
+        for parts in [[demands.blocks.get(name, _NOTHING) for name in names]]
+    ]
+
+
+def core_demands(
+    blocks: Blocks,
+    demands: Demands,
+    *,
+    share: Fraction = Fraction(0),
+    beside_bytes: Sequence[int] = (),
+    staying_bytes: Mapping[str, int] | None = None,
+) -> CoreDemands:
+    """Demands for the search.
+
+    Args:
+        blocks: the model.
+        demands: what its blocks need.
+        share: of all of it, what is kept beyond.
+        beside_bytes: by device, what is given up where anything runs, beside what is shared.
+        staying_bytes: by block, what lies where it runs besides; nothing is kept beyond it.
+    """
+    each, staying = block_demands(blocks, demands), staying_bytes or {}
+    stays = [sum(staying.get(name, 0) for name in names) for names in blocks.columns.block_names()]
+    return _core.Demands(
+        exec_bits=[
+            _more(demand.exec_bytes, share) + 8 * size for demand, size in zip(each, stays, strict=True)
+        ],
+        peak_bits=[_more(demand.needs_bytes, share) for demand in each],
+        shared_bits=[_more(demands.shared_bytes, share) + 8 * size for size in beside_bytes],
+    )
+
+
+def _more(size_bytes: int, share: Fraction) -> int:
+    """In bits, with the share of it, rounded up to whole bytes."""
+    return 8 * -(-size_bytes * (share.numerator + share.denominator) // share.denominator)
