@@ -72,6 +72,7 @@ class _Replay:
         # Copies of tensors on other devices, by tensor; they go with it, or with the forward.
         self.copies: dict[int, dict[DeviceKey, int]] = {}
         self.results_bytes = 0
+        self.returned: set[int] = set()
         self.ahead = _Ahead(self)
 
     def run(self) -> dict[str, dict[DeviceKey, int]]:
@@ -116,7 +117,19 @@ class _Replay:
     def _after(self, _: Event) -> None:
         self.alive_bytes[self.placement.main_device] -= self.results_bytes
         self.results_bytes = 0
+        # What the caller keeps of the results is the copy where the inputs lie.
+        for storage in self.returned & self.storages.keys():
+            device, size = self.storages[storage]
+            self.alive_bytes[device] -= size
+            self.storages[storage] = (self.placement.main_device, size)
+            self.alive_bytes[self.placement.main_device] += size
+        self.returned.clear()
         self.top = None
+
+    def _device(self, storage: int, place: int) -> DeviceKey:
+        """Where a storage lies; a weight lies where its block runs."""
+        found = self.storages.get(storage)
+        return self.devices[place] if found is None else found[0]
 
     def take(self, device: DeviceKey, size: int) -> None:
         now = self.alive_bytes[device] = self.alive_bytes[device] + size
@@ -125,8 +138,8 @@ class _Replay:
 
     def _bring(self, event: Event) -> None:
         device = self.devices[event[1]]
-        for tensor, _, its_place, size in event[2]:
-            if self.devices[its_place] == device:
+        for tensor, storage, its_place, size in event[2]:
+            if self._device(storage, its_place) == device:
                 continue
             copies = self.copies.setdefault(tensor, {})
             if device not in copies:
@@ -136,10 +149,11 @@ class _Replay:
     def _return(self, event: Event) -> None:
         """The model's results go to where its inputs lie; then nothing is left of what the forward has copied."""
         main = self.placement.main_device
-        for _, _, place, size in event[1]:
-            if self.devices[place] != main:
+        for _, storage, place, size in event[1]:
+            if self._device(storage, place) != main:
                 self.take(main, size)
                 self.results_bytes += size
+                self.returned.add(storage)
         for copies in self.copies.values():
             for device, size in copies.items():
                 self.alive_bytes[device] -= size
