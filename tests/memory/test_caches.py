@@ -56,7 +56,13 @@ def test_states_are_kept_in_float32_whatever_the_model_computes_in() -> None:
 
 
 def test_latents_are_kept_and_not_what_they_expand_to() -> None:
-    latent = {**SMALL, "model_type": "deepseek_v3", "kv_lora_rank": 32, "qk_rope_head_dim": 8, "v_head_dim": 16}
+    latent = {
+        **SMALL,
+        "model_type": "deepseek_v3",
+        "kv_lora_rank": 32,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 16,
+    }
     assert bytes_of(latent) == 4 * (32 + 8) * 40 * 4
 
 
@@ -87,7 +93,9 @@ def test_counts_and_types_that_make_no_sense(given: dict[str, Any], named: str) 
 
 
 def test_a_layer_of_an_unknown_type_is_named_and_not_guessed() -> None:
-    with pytest.raises(planner.UnknownMemoryError, match="layer 1 of a model of type llama is of type spiral"):
+    with pytest.raises(
+        planner.UnknownMemoryError, match="layer 1 of a model of type llama is of type spiral"
+    ):
         bytes_of({**SMALL, "layer_types": ["full_attention", "spiral", "full_attention", "full_attention"]})
 
 
@@ -133,8 +141,7 @@ def test_a_window_that_is_not_wanted_is_none() -> None:
     assert bytes_of(completed_config({**qwen, "use_sliding_window": False})) == bytes_of(SMALL)
     wanted = completed_config({**qwen, "use_sliding_window": True})
     kinds = [
-        layer.kind
-        for layer in layer_caches(wanted, phase="prefill", batch_size=1, tokens=9, dtype="float32")
+        layer.kind for layer in layer_caches(wanted, phase="prefill", batch_size=1, tokens=9, dtype="float32")
     ]
     assert kinds == ["full", "full", "window", "window"]
 

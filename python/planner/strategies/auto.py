@@ -211,7 +211,9 @@ class AutoSearch:
 
     def lacking_bytes(self) -> dict[DeviceKey, int]:
         """By device, the least that would keep everything on the accelerators."""
-        return self._by_device(self.blocks.columns.shortfall(self.row(1), list(self.masks), self.options(), self.demands))
+        return self._by_device(
+            self.blocks.columns.shortfall(self.row(1), list(self.masks), self.options(), self.demands)
+        )
 
     def _by_device(self, more_bits: Sequence[int | None]) -> dict[DeviceKey, int]:
         pairs = zip(self.device_budgets, more_bits, strict=True)
