@@ -48,6 +48,7 @@ PAGES = {
             *_below("plans.parts", "Source DevicePlan Certificate Reason Shortfall Setting"),
             *_below("plans.device_map", "DeviceMap"),
             *_below("plans.runs", "runs_of Run"),
+            *_below("memory.cache_layers", "cache_bytes layer_caches LayerCache"),
             *_below("plans.diff", "PlanDiff PlanDifference UsageDifference"),
             *_below("plans.notices", "notices Notice"),
             *_below("plans.wording", "sentence first_device_of"),

@@ -67,7 +67,7 @@ def completed(config: Config, path: tuple[str, ...], defaults: CacheDefaults) ->
     Example:
         >>> pattern = CacheDefaults(path=(), model_type="x", values={"head_dim": 128}, pattern=("a", "b"))
         >>> completed({"num_hidden_layers": 3}, (), pattern)
-        {'num_hidden_layers': 3, 'head_dim': 128, 'layer_types': ['a', 'b', 'a']}
+        {'num_hidden_layers': 3, 'head_dim': 128, 'model_type': 'x', 'layer_types': ['a', 'b', 'a']}
     """
     if path:
         said = config.get(path[0])
