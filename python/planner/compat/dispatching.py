@@ -151,7 +151,7 @@ def place_model(
 
 
 def _resolved(device_map: Mapping[str, Any], main_device: Any) -> ResolvedDeviceMap:
-    if isinstance(device_map, DeviceMap) and device_map.execution_map and main_device is None:
+    if isinstance(device_map, DeviceMap) and main_device is None:
         return ResolvedDeviceMap.of_plan(device_map)
     return ResolvedDeviceMap(device_map, main_device=main_device)
 

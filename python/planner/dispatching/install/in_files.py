@@ -17,7 +17,7 @@ from planner.dispatching.tensors.placeholder import PlaceholderTensor
 from planner.dispatching.tensors.resting import RestingPlace
 from planner.dispatching.tensors.slots import Slot, modules_of, own_slots
 from planner.errors import PlanMismatchError
-from planner.names import device_of, listed, named, qualified
+from planner.names import device_of, listed, named, nearest_key, qualified
 
 __all__ = [
     "CheckpointWeights",
@@ -107,11 +107,12 @@ def left_in_files(
     places = resting_places(model, slots, held)
     in_memory = [name for name in slots if name not in places]
     if in_memory:
-        parts = [name for name, key in device_map.items() if key == "disk"]
+        on_disk = {name: key for name, key in device_map.items() if key == "disk"}
+        parts = list(dict.fromkeys(nearest_key(name, on_disk) or name for name in in_memory))
         raise PlanMismatchError(
-            f"the plan puts {listed(map(named, parts), most=3)} on disk, where the weights in memory are not: "
-            "planner.load(folder, model, plan) leaves them in the checkpoint's own files; planner.dispatch_model(model, device_map, "
-            "offload_dir=...), or planner.disk_offload(model, offload_dir) for the whole model, writes them to a folder",
+            f"the plan puts {listed(map(named, parts), most=3)} on disk, but their weights are in memory, and this function writes "
+            "no files: planner.dispatch_model(model, plan.device_map, offload_dir=...) writes them to a folder; planner.load(folder, "
+            "model, plan) takes what the checkpoint's own files have in place of them, and writes nothing",
             findings=tuple(parts),
         )
     source = only_source(places)
