@@ -14,7 +14,7 @@ from torch import nn
 
 from planner.dispatching.tensors.slots import Slot, modules_of
 
-__all__ = ["PlaceholderDevice"]
+__all__ = ["PlaceholderDevice", "device_of"]
 
 _META = torch.device("meta")
 _CPU = torch.device("cpu")
@@ -106,3 +106,9 @@ class PlaceholderDevice:
             )
             for _, module in modules_of(model)
         )
+
+
+def device_of(placeholder: Any) -> torch.device:
+    """The device that a placeholder has for the code that asks now."""
+    where: PlaceholderDevice | None = placeholder.whereabouts
+    return _META if where is None else where.device()
