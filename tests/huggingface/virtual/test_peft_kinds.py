@@ -108,6 +108,14 @@ OTHERS: dict[str, Callable[[], peft.PeftConfig]] = {
     "delora": lambda: peft.DeloraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4),
     "hra": lambda: peft.HRAConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4),
     "miss": lambda: peft.MissConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4),
+    "lokr": lambda: peft.LoKrConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4),
+    "boft": lambda: peft.BOFTConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], boft_block_size=4),
+    "vblora": lambda: peft.VBLoRAConfig(
+        task_type="CAUSAL_LM", target_modules=["q_proj"], num_vectors=8, vector_length=4, r=2, topk=2
+    ),
+    "c3a": lambda: peft.C3AConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], block_size=4),
+    "road": lambda: peft.RoadConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], group_size=4),
+    "wave": lambda: peft.WaveFTConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], n_frequency=16),
     "fourier": lambda: peft.FourierFTConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]),
 }
 

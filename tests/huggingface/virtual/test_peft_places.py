@@ -148,17 +148,6 @@ def test_adapters_are_loaded_without_memory_of_their_own(folder: Path, adapter: 
     assert answer(model).equal(want)
 
 
-@pytest.mark.sweep
-def test_a_model_that_others_have_dispatched_is_left_to_them(
-    folder: Path, adapter: Path, tmp_path: Path
-) -> None:
-    want = answer(peft.PeftModel.from_pretrained(plain(folder), adapter))
-    base = spread(folder, "cpu", tmp_path / "o")
-    with planner.integrate():
-        model = peft.PeftModel.from_pretrained(base, adapter, **own("cpu"))
-    assert answer(model).equal(want)
-
-
 @pytest.mark.usefixtures("here")
 def test_what_a_weight_has_become_is_read_at_its_hook(folder: Path, tmp_path: Path) -> None:
     """transformers saves from there what was merged without a new `weights_map`: experts with two adapters are."""

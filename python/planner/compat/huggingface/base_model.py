@@ -20,7 +20,7 @@ from planner.plans.plan import Plan
 if TYPE_CHECKING:
     from planner.compat.huggingface.in_force import Integration
 
-__all__ = ["place"]
+__all__ = ["is_offloaded_by_others", "place"]
 
 
 def place(
@@ -43,7 +43,7 @@ def place(
     Returns:
         The model.
     """
-    if _is_offloaded_by_others(model):
+    if is_offloaded_by_others(model):
         before(model, device_map, main_device, *args, **kwargs)
         return model
     base = _base_of(model)
@@ -58,7 +58,8 @@ def place(
     return model
 
 
-def _is_offloaded_by_others(model: nn.Module) -> bool:
+def is_offloaded_by_others(model: nn.Module) -> bool:
+    """Whether a weight has its values elsewhere, and not by ours."""
     return any(parameter.is_meta and not is_offloaded(parameter) for parameter in model.parameters())
 
 

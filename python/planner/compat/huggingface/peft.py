@@ -10,6 +10,7 @@ from torch import nn
 
 from planner.compat.huggingface.adapters import copied_modules, make_resident, running_devices
 from planner.compat.huggingface.at_hand import WeightsAtHand, has_placeholders
+from planner.compat.huggingface.taking_over import take_over
 from planner.dispatching.install.record import dispatched_models
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "adapt_attentions",
+    "add_adapter",
     "inject_adapter",
     "load_adapter",
     "move_adapter",
@@ -45,6 +47,7 @@ def inject_adapter(
 
     Cost: an offloaded weight is read only if the adapter is made from its values, as DoRA is and LoRA is not.
     """
+    take_over(integration, model)
     if not has_placeholders(model):
         before(tuner, model, adapter_name, *args, **kwargs)
         return
@@ -123,6 +126,7 @@ def load_adapter(
     Returns:
         What transformers' method says.
     """
+    take_over(integration, model)
     device_map = model.__dict__.get("hf_device_map")
     if device_map is None or not has_placeholders(model):
         return before(model, *args, **kwargs)
@@ -137,16 +141,31 @@ def load_adapter(
         model.__dict__["hf_device_map"] = device_map
 
 
+def add_adapter(
+    integration: Integration, before: Callable[..., Any], model: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """``PreTrainedModel.add_adapter``, which marks the model before the adapter is made.
+
+    Args:
+        integration: what is in force.
+        before: the method whose place this takes.
+        model, args, kwargs: as transformers has them.
+    """
+    take_over(integration, model)
+    return before(model, *args, **kwargs)
+
+
 def remove_hooks(integration: Integration, before: Callable[..., Any], module: nn.Module) -> Any:
     """``remove_hook_from_submodules`` of a base that is to have an adapter: it stays dispatched until it is dispatched anew.
 
     Args:
         integration: what is in force.
         before: the function whose place this takes.
-        module: the base. Hooks of others are taken off.
+        module: the base. One that accelerate has dispatched is taken over.
 
     Guarantee: what breaks off meanwhile leaves a model that runs.
     """
+    take_over(integration, module)
     return None if dispatched_models(module) else before(module)
 
 
@@ -206,5 +225,7 @@ def adapt_attentions(
         before: the method whose place this takes.
         tuner, args, kwargs: as PEFT has them.
     """
+    take_over(integration, tuner.model)
+    tuner.forward = tuner.model.forward  # PEFT has kept the one that was there before
     with WeightsAtHand(tuner.model):
         return before(tuner, *args, **kwargs)

@@ -146,6 +146,13 @@ REQUIRED: Final = Group(
             owner="PeftAdapterMixin",
             is_leading=True,
         ),
+        CallSite(
+            "transformers.integrations.peft",
+            "add_adapter",
+            ("self", "adapter_config", "adapter_name"),
+            "peft:add_adapter",
+            owner="PeftAdapterMixin",
+        ),
     ),
 )
 """What is imported when an integration is entered."""

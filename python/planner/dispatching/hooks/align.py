@@ -13,6 +13,7 @@ from torch import nn
 from planner.arguments import require_weights
 from planner.dispatching.bases import hook_base
 from planner.dispatching.hooks.base import ModelHook
+from planner.dispatching.hooks.forgetting import refuse_forgetting
 from planner.dispatching.hooks.open_calls import OpenCall, end_since, last_of, mark
 from planner.dispatching.hooks.place import (
     KnownModules,
@@ -285,7 +286,12 @@ class AlignDevicesHook(_AlignBase, ModelHook):
             call.end()
 
     def detach_hook(self, module: nn.Module) -> nn.Module:
-        """Brings offloaded weights back to where they came from, and takes off what dispatch installed."""
+        """Brings offloaded weights back to where they came from, and takes off what dispatch installed.
+
+        Raises:
+            OffloadError: for code that dispatches anew by itself, and does not know of our placeholders.
+        """
+        refuse_forgetting(module)
         made: dict[int, Any] = {}
         for offloaded_module in self.offloaded_modules:
             for slot, tensor in offloaded_module.store.restored(self.original_devices, made, Journal()):

@@ -49,9 +49,10 @@ def refuse_other_hooks(model: nn.Module, engaged: list[Dispatched]) -> None:
                 findings=(name,),
             )
         if not (engaged and is_later_hook(hook)):
+            # Of a hook that offloads, what is taken off is without values.
+            way_out = "undispatch" if aligns(hook) else "remove_hook_from_submodules"
             raise PlanMismatchError(
-                f"'{name}' has a hook already ({type(hook).__name__}); take it off with "
-                "planner.remove_hook_from_submodules(model) first",
+                f"'{name}' has a hook already ({type(hook).__name__}); take it off with planner.{way_out}(model) first",
                 findings=(name,),
             )
 

@@ -20,7 +20,7 @@ from planner.dispatching.tensors.slots import modules_of, own_slots
 from planner.errors import OffloadError
 from planner.names import qualified
 
-__all__ = ["has_other_hooks", "take_off_other_hooks"]
+__all__ = ["has_other_hooks", "hooks_of", "take_off_other_hooks"]
 
 _CPU = torch.device("cpu")
 # What accelerate puts in the place of a model's own conversions.
@@ -29,7 +29,7 @@ _CONVERSIONS = ("to", "cuda", "xpu", "npu", "mlu", "sdaa", "musa", "neuron")
 
 def has_other_hooks(model: nn.Module) -> bool:
     """Whether hooks say where modules of a model run, as accelerate's do."""
-    return any(aligns(hook) for _, module in modules_of(model) for hook in _hooks_of(module))
+    return any(aligns(hook) for _, module in modules_of(model) for hook in hooks_of(module))
 
 
 def take_off_other_hooks(model: nn.Module) -> None:
@@ -88,13 +88,13 @@ def _as_found(found: Any, value: Any) -> Any:
     return like_parameter(found, value if has_own_memory(value) else value.clone())
 
 
-def _hooks_of(module: nn.Module) -> tuple[Any, ...]:
+def hooks_of(module: nn.Module) -> tuple[Any, ...]:
     hook = module.__dict__.get("_hf_hook")
     return tuple(getattr(hook, "hooks", None) or (hook,))
 
 
 def _take_off(module: nn.Module, journal: Journal) -> None:
-    hooks = _hooks_of(module)
+    hooks = hooks_of(module)
     others = [hook for hook in hooks if not aligns(hook)]
     if len(others) == len(hooks):
         return

@@ -16,14 +16,14 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from planner.dispatching.tensors.fakes import without_fakes
-from planner.dispatching.tensors.placeholder_device import PlaceholderDevice
+from planner.dispatching.tensors.placeholder_device import PlaceholderDevice, device_of
+from planner.dispatching.tensors.placeholder_values import own_values, read, refuse, require_no_graph
 from planner.dispatching.tensors.resting import RestingPlace
 from planner.errors import OffloadError
 
 __all__ = ["PlaceholderTensor", "at_hand", "is_offloaded", "placeholder"]
 
 aten = torch.ops.aten
-_META = torch.device("meta")
 _DEVICE = torch.ops.prim.device.default
 
 # They make a tensor of their own, on the placeholder's device unless they get another one.
@@ -84,7 +84,7 @@ class PlaceholderTensor(torch.Tensor):
     ) -> Any:
         if func is _DEVICE:
             # All of torch asks here, so that `x.to(weight)` and `weight.is_cuda` know it as well.
-            return _device_of(args[0])
+            return device_of(args[0])
         return _on_operator(func, args, kwargs or {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PlaceholderTensor:
@@ -122,7 +122,7 @@ class PlaceholderTensor(torch.Tensor):
 
     def take(self, values: torch.Tensor) -> PlaceholderTensor:
         """Has other values from now on than those in a file, once its hook is taken off and nobody runs its module."""
-        values = _read(values, "copy_") if isinstance(values, PlaceholderTensor) else values
+        values = read(values, "copy_") if isinstance(values, PlaceholderTensor) else values
         self.kept = torch.empty(self.shape, dtype=self.dtype).copy_(values.detach())
         return self
 
@@ -163,7 +163,7 @@ class PlaceholderTensor(torch.Tensor):
         return torch.empty(0, dtype=self.dtype, device=device).new(*args, **options)
 
     def _values_on(self, device: Any, what: str) -> Any:
-        device = _device_of(self) if device is None else device
+        device = device_of(self) if device is None else device
         if _is_meta(device):
             refuse(self, what)
         return device
@@ -188,15 +188,15 @@ class PlaceholderTensor(torch.Tensor):
 
     def tolist(self) -> Any:
         """Raises OffloadError."""
-        return _read(self, "tolist").tolist()
+        return read(self, "tolist").tolist()
 
     def numpy(self, *, force: bool = False) -> Any:
         """Raises OffloadError."""
-        return _read(self, "numpy").numpy(force=force)
+        return read(self, "numpy").numpy(force=force)
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
         # NumPy converts what it gets.
-        return _read(self, "__array__").numpy()
+        return read(self, "__array__").numpy()
 
 
 def placeholder(
@@ -224,7 +224,7 @@ def placeholder(
 
 def at_hand(tensor: torch.Tensor) -> torch.Tensor:
     """What a placeholder stands for, where that is at hand; any other tensor itself."""
-    return _read(tensor, "reading") if isinstance(tensor, PlaceholderTensor) and tensor.is_at_hand else tensor
+    return read(tensor, "reading") if isinstance(tensor, PlaceholderTensor) and tensor.is_at_hand else tensor
 
 
 def is_offloaded(tensor: object) -> bool:
@@ -241,10 +241,6 @@ def _bare(like: torch.Tensor, *, requires_grad: bool) -> PlaceholderTensor:
         # Kernels past the dispatcher believe the device that it says, and would read at address 0.
         torch._C._set_throw_on_mutable_data_ptr(made)
     return made
-
-
-def _device_of(guard: PlaceholderTensor) -> torch.device:
-    return _META if guard.whereabouts is None else guard.whereabouts.device()
 
 
 def _is_meta(device: Any) -> bool:
@@ -287,7 +283,7 @@ def _on_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
             made.whereabouts = first.whereabouts.closed()
         return made
     if can_fetch and (not func._schema.is_mutable or all(guard.is_at_hand for guard in guards)):
-        _require_no_graph(guards)
+        require_no_graph(guards)
         return _fetched(func, args, kwargs)
     return refuse(first, str(func))
 
@@ -303,7 +299,7 @@ def _on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _made_beside(guard: PlaceholderTensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A new tensor; one that would have no values raises when they are read."""
-    device = kwargs.get("device") or _device_of(guard)
+    device = kwargs.get("device") or device_of(guard)
     made = _on_meta(func, args, {**kwargs, "device": device})
     return placeholder(made, guard.offloaded_name, is_parameter=False) if _is_meta(device) else made
 
@@ -312,26 +308,19 @@ def _whole_module(
     func: Any, guards: list[PlaceholderTensor], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """The operator with all tensors where its input is."""
-    _require_no_graph(guards)
+    require_no_graph(guards)
     device = args[0].device
 
     def there(tensor: torch.Tensor) -> torch.Tensor:
-        return (_own_values(tensor, str(func)) if isinstance(tensor, PlaceholderTensor) else tensor).to(
-            device
-        )
+        return (own_values(tensor, str(func)) if isinstance(tensor, PlaceholderTensor) else tensor).to(device)
 
     real_args, real_kwargs = tree_map_only(torch.Tensor, there, (args, kwargs))
     return func(*real_args, **real_kwargs)
 
 
-def _own_values(guard: PlaceholderTensor, what: str) -> torch.Tensor:
-    where = guard.whereabouts
-    return where.values() if where is not None and where.is_of(guard) else _read(guard, what)
-
-
 def _fetched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     real_args, real_kwargs = tree_map_only(
-        PlaceholderTensor, lambda guard: _read(guard, str(func)), (args, kwargs)
+        PlaceholderTensor, lambda guard: read(guard, str(func)), (args, kwargs)
     )
     return func(*real_args, **real_kwargs)
 
@@ -356,36 +345,3 @@ def _still_guarded(made: torch.Tensor, base: PlaceholderTensor) -> torch.Tensor:
     view = placeholder(made, base.offloaded_name, is_parameter=False)
     view.fetch, view.whereabouts, view.is_at_hand = base.fetch, base.whereabouts, base.is_at_hand
     return view
-
-
-def _read(guard: PlaceholderTensor, what: str) -> torch.Tensor:
-    if guard.fetch is None:
-        refuse(guard, what)
-    return guard.fetch()
-
-
-def _require_no_graph(guards: list[PlaceholderTensor]) -> None:
-    guard = next((guard for guard in guards if guard.requires_grad and not _is_own_leaf(guard)), None)
-    if guard is None or not torch.is_grad_enabled():
-        return
-    raise OffloadError(
-        f"'{guard.offloaded_name}' is offloaded and trainable: a gradient that comes from reading it would be lost; read it "
-        "under torch.no_grad(), or freeze it with requires_grad_(False)",
-        name=guard.offloaded_name,
-    )
-
-
-def _is_own_leaf(guard: PlaceholderTensor) -> bool:
-    """Whether it is a parameter that code has made of a view: its gradient is not the model's."""
-    where = guard.whereabouts
-    return guard.is_leaf and where is not None and not where.is_of(guard)
-
-
-def refuse(guard: PlaceholderTensor, what: str) -> NoReturn:
-    """Raises OffloadError for an operation on a placeholder."""
-    raise OffloadError(
-        f"'{guard.offloaded_name}' is offloaded, and {what} reads its values outside the forward of its module; call the "
-        "module instead, wrap the code in planner.align_module_device(module), place the module where it runs, or "
-        "dispatch with outside='fetch'",
-        name=guard.offloaded_name,
-    )

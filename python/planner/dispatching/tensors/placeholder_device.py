@@ -14,13 +14,14 @@ from torch import nn
 
 from planner.dispatching.tensors.slots import Slot, modules_of
 
-__all__ = ["PlaceholderDevice"]
+__all__ = ["PlaceholderDevice", "device_of"]
 
 _META = torch.device("meta")
 _CPU = torch.device("cpu")
-# What runs a module, as the interpreter calls it; and the property that says where the model's inputs are to be, which asks the first
-# weight.
-_CALLS = frozenset({"_call_impl", "forward", "generate", "device"})
+# What runs a module, as the interpreter calls it; the property that says where the model's inputs are to be, which asks the first
+# weight; and what makes adapters, which go where their layer runs. Not what loads them: that believes the map, and leaves out what
+# it has on disk.
+_CALLS = frozenset({"_call_impl", "forward", "generate", "device", "get_peft_model", "add_adapter"})
 
 
 class _Store(Protocol):
@@ -105,3 +106,9 @@ class PlaceholderDevice:
             )
             for _, module in modules_of(model)
         )
+
+
+def device_of(placeholder: Any) -> torch.device:
+    """The device that a placeholder has for the code that asks now."""
+    where: PlaceholderDevice | None = placeholder.whereabouts
+    return _META if where is None else where.device()
