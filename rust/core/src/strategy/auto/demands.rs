@@ -33,8 +33,7 @@ impl Demands {
     /// What blocks keep beside some total is less than a limit, and so is every need and every share.
     pub(crate) fn fits(&self, total: u64, limit: u64) -> bool {
         let sum = self.exec_bits.iter().try_fold(total, |sum, &bits| sum.checked_add(bits));
-        sum.is_some_and(|sum| sum < limit)
-            && self.peak_bits.iter().chain(&self.shared_bits).all(|&bits| bits < limit)
+        sum.is_some_and(|sum| sum < limit) && self.peak_bits.iter().chain(&self.shared_bits).all(|&bits| bits < limit)
     }
 }
 

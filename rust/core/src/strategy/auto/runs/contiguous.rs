@@ -6,6 +6,7 @@ use crate::strategy::auto::packing::tiers::Tiers;
 use crate::strategy::auto::plan::{Place, Plan, Staging, lay_out};
 use crate::strategy::auto::runs::fill::spread;
 use crate::strategy::auto::runs::prefix::{Prefix, Room, Runs};
+use crate::strategy::auto::runs::sets::any_order;
 use crate::strategy::auto::steps::Steps;
 
 /// What is offloaded, where it lies, and to which bin it is streamed.
@@ -77,7 +78,7 @@ pub(crate) fn runs(
     let found = match orders {
         Orders::Given => track.in_given_order(&track.rooms),
         Orders::Any if instance.has_shared_bins() => return Runnable::Undecided,
-        Orders::Any => match track.prefix.any_order(&track.rooms, steps) {
+        Orders::Any => match any_order(&track.prefix, &track.rooms, steps) {
             Some(found) => found.ok(),
             None => return Runnable::Undecided,
         },

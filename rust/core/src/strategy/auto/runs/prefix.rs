@@ -7,8 +7,6 @@
 use crate::ids::id_at;
 use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::runs::peaks::Peaks;
-use crate::strategy::auto::runs::sets::Sets;
-use crate::strategy::auto::steps::Steps;
 
 /// A device as a run sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,36 +153,6 @@ impl Prefix {
         takes_all.then(|| Runs { rooms: order.to_vec(), ends })
     }
 
-    /// The order nearest to the one given in which the rooms take all units; `None` where the table is too large.
-    pub(crate) fn any_order(&self, rooms: &[Room], steps: &mut Steps) -> Option<Result<Runs, ()>> {
-        let room_for_all = rooms.iter().fold(0u64, |sum, room| sum.saturating_add(room.limit));
-        // The bound by total size: no order helps, and no table is needed.
-        if room_for_all < self.total() {
-            return Some(Err(()));
-        }
-        let everything: Vec<usize> = (0..rooms.len()).collect();
-        let sets = Sets::new(self, rooms, &everything, steps)?;
-        let table = sets.backward(self, rooms);
-        if table[sets.full()] > 0 {
-            return Some(Err(()));
-        }
-        // INVARIANT: the rooms of `set` take all from `from` on. The first device given that keeps this is next.
-        let (mut set, mut from) = (sets.full(), 0);
-        let mut order: Vec<usize> = Vec::with_capacity(rooms.len());
-        for _ in rooms {
-            for (room, &Room { limit, .. }) in rooms.iter().enumerate().filter(|(room, _)| !order.contains(room)) {
-                let kind = sets.kind_of[room];
-                let end = self.reach(room, limit, from);
-                if table[set - sets.strides[kind]] as usize <= end {
-                    order.push(room);
-                    (set, from) = (set - sets.strides[kind], end);
-                    break;
-                }
-            }
-        }
-        Some(self.in_order(rooms, &order).ok_or(()))
-    }
-
     /// Rooms are interchangeable.
     pub(crate) fn are_alike(&self, rooms: &[Room], one: usize, other: usize) -> bool {
         rooms[one].limit == rooms[other].limit && self.stops[one] == self.stops[other]
@@ -229,7 +197,6 @@ mod tests {
     use crate::ids::id_at;
     use crate::strategy::auto::instance::Instance;
     use crate::strategy::auto::problem::Options;
-    use crate::strategy::auto::steps::Steps;
     use crate::testing::units;
 
     /// Units of these weights; `barred` are pairs of a room and a unit that it may not take.
@@ -269,20 +236,5 @@ mod tests {
         let rooms: Vec<Room> = rooms(&[4, 4]).iter().map(|room| Room { pool: Some(0), ..*room }).collect();
         assert_eq!(prefix.greedy(&rooms, &[0, 1], |room| rooms[room].limit), [2, 3]);
         assert_eq!(prefix.in_order(&rooms, &[0, 1]), None);
-    }
-
-    #[test]
-    fn the_order_is_the_first_that_takes_all() {
-        let order = |weights: &[u64], limits: &[u64], barred: &[(usize, u32)]| {
-            let prefix = prefix(weights, limits.len(), barred, &[]);
-            let runs = prefix.any_order(&rooms(limits), &mut Steps::new(1_000)).unwrap();
-            runs.map(|runs| (runs.rooms, runs.ends))
-        };
-        assert_eq!(order(&[5, 3], &[3, 5], &[]), Ok((vec![1, 0], vec![1, 2])));
-        assert_eq!(order(&[3, 3], &[3, 5], &[]), Ok((vec![0, 1], vec![1, 2])));
-        assert_eq!(order(&[3, 3, 3], &[3, 5], &[]), Err(()), "more than all rooms");
-        assert_eq!(order(&[3, 3, 3], &[5, 5], &[]), Err(()), "room enough, and no run for it");
-        assert_eq!(order(&[2, 2], &[2, 2], &[(0, 0)]), Ok((vec![1, 0], vec![1, 2])));
-        assert!(prefix(&[1; 4], 4, &[], &[]).any_order(&rooms(&[1, 2, 3, 4]), &mut Steps::new(2)).is_none());
     }
 }

@@ -1,7 +1,7 @@
 //! Tables over sets of rooms: how far the rooms of a set reach, whatever their order.
 
 use crate::ids::id_at;
-use crate::strategy::auto::runs::prefix::{Prefix, Room};
+use crate::strategy::auto::runs::prefix::{Prefix, Room, Runs};
 use crate::strategy::auto::steps::Steps;
 
 /// Sets of devices that a table may hold.
@@ -9,6 +9,36 @@ const MOST_SETS: u64 = 1 << 20;
 
 /// Entries of such a table, times the kinds of devices, that are worth one step.
 const ENTRIES_PER_STEP: u64 = 16;
+
+/// The order nearest to the one given in which the rooms take all units; `None` where the table is too large.
+pub(crate) fn any_order(prefix: &Prefix, rooms: &[Room], steps: &mut Steps) -> Option<Result<Runs, ()>> {
+    let room_for_all = rooms.iter().fold(0u64, |sum, room| sum.saturating_add(room.limit));
+    // The bound by total size: no order helps, and no table is needed.
+    if room_for_all < prefix.total() {
+        return Some(Err(()));
+    }
+    let everything: Vec<usize> = (0..rooms.len()).collect();
+    let sets = Sets::new(prefix, rooms, &everything, steps)?;
+    let table = sets.backward(prefix, rooms);
+    if table[sets.full()] > 0 {
+        return Some(Err(()));
+    }
+    // INVARIANT: the rooms of `set` take all from `from` on. The first device given that keeps this is next.
+    let (mut set, mut from) = (sets.full(), 0);
+    let mut order: Vec<usize> = Vec::with_capacity(rooms.len());
+    for _ in rooms {
+        for (room, &Room { limit, .. }) in rooms.iter().enumerate().filter(|(room, _)| !order.contains(room)) {
+            let kind = sets.kind_of[room];
+            let end = prefix.reach(room, limit, from);
+            if table[set - sets.strides[kind]] as usize <= end {
+                order.push(room);
+                (set, from) = (set - sets.strides[kind], end);
+                break;
+            }
+        }
+    }
+    Some(prefix.in_order(rooms, &order).ok_or(()))
+}
 
 /// Sets of rooms, like rooms counted: a number with one digit for each kind of room.
 #[derive(Debug)]
@@ -96,5 +126,47 @@ impl Sets {
             table[set] = best;
         }
         table
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::any_order;
+    use crate::ids::id_at;
+    use crate::strategy::auto::instance::Instance;
+    use crate::strategy::auto::problem::Options;
+    use crate::strategy::auto::runs::prefix::{Prefix, Room};
+    use crate::strategy::auto::steps::Steps;
+    use crate::testing::units;
+
+    /// Units of these weights; `barred` are pairs of a room and a unit that it may not take.
+    fn prefix(weights: &[u64], rooms: usize, barred: &[(usize, u32)], pools: &[u64]) -> Prefix {
+        let (units, options) = (units(weights), Options { pools: pools.to_vec(), ..Options::default() });
+        let instance = Instance::new(&units, &[], &options).unwrap();
+        Prefix::new(&instance, (0..id_at(weights.len())).collect(), rooms, |unit| {
+            let mask =
+                barred.iter().filter(|(_, of)| *of == unit).fold(u128::MAX, |mask, (room, _)| mask & !(1 << room));
+            (weights[unit as usize], mask)
+        })
+    }
+
+    fn rooms(limits: &[u64]) -> Vec<Room> {
+        limits.iter().map(|&limit| Room { limit, scale: limit, pool: None }).collect()
+    }
+
+    #[test]
+    fn the_order_is_the_first_that_takes_all() {
+        let order = |weights: &[u64], limits: &[u64], barred: &[(usize, u32)]| {
+            let prefix = prefix(weights, limits.len(), barred, &[]);
+            let runs = any_order(&prefix, &rooms(limits), &mut Steps::new(1_000)).unwrap();
+            runs.map(|runs| (runs.rooms, runs.ends))
+        };
+        assert_eq!(order(&[5, 3], &[3, 5], &[]), Ok((vec![1, 0], vec![1, 2])));
+        assert_eq!(order(&[3, 3], &[3, 5], &[]), Ok((vec![0, 1], vec![1, 2])));
+        assert_eq!(order(&[3, 3, 3], &[3, 5], &[]), Err(()), "more than all rooms");
+        assert_eq!(order(&[3, 3, 3], &[5, 5], &[]), Err(()), "room enough, and no run for it");
+        assert_eq!(order(&[2, 2], &[2, 2], &[(0, 0)]), Ok((vec![1, 0], vec![1, 2])));
+        assert!(any_order(&prefix(&[1; 4], 4, &[], &[]), &rooms(&[1, 2, 3, 4]), &mut Steps::new(2)).is_none());
     }
 }
