@@ -273,6 +273,10 @@ def errors(error: planner.PlannerError) -> None:
             assert_type(error.text, object)
         case planner.InvalidConfigError():
             print(*error.problems, sep="\n")
+        case planner.RecordingError():
+            assert_type(error.operator, str)
+        case planner.UnknownMemoryError():
+            as_value_error(error)
         case planner.InvalidInputError():
             as_value_error(error)
         case planner.CheckpointError():

@@ -110,7 +110,7 @@ def largest(
         ...     num_attention_heads=4, num_key_value_heads=2))
         >>> found = largest(model, "context_length", max_memory={0: "1MiB"}, workload={"allocator_margin": 0})
         >>> found.of, found.limit, found.value > 100
-        ('context_length', 'undecided', True)
+        ('context_length', 'proven', True)
     """
     if of not in _ASKED:
         raise InvalidInputError(f"largest finds 'context_length' or 'batch_size', not {shown(of)}")
