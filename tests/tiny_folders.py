@@ -11,6 +11,7 @@ import torch
 import transformers as tf
 from torch import nn
 from transformers import modeling_utils
+from transformers.initialization import no_tie_weights
 
 from tiny_models import LAYERS, SIZES, SPECIAL, TINY
 
@@ -51,7 +52,7 @@ def bytes_by_device(model: Any) -> dict[str, int]:
 
 def on_meta(make: Callable[[], Any]) -> Any:
     """A model as it is when `from_pretrained` asks for its map: nothing is tied."""
-    with torch.device("meta"), tf.initialization.no_tie_weights():
+    with torch.device("meta"), no_tie_weights():
         return make()
 
 

@@ -88,7 +88,9 @@ def _devices(problem: Problem) -> tuple[DeviceKey, ...]:
 def _plan(problem: Problem, search: AutoSearch, answer: AutoAnswer) -> Plan:
     running = problem.running_rooms(search.blocks)
     staying = StayingBuffers(search.blocks, problem.settings.offload_buffers)
-    search, answer = staying.settled(search, answer, running)
+    if running is not None:
+        # Not without a workload: the search counts such buffers twice, which would refuse plans that run.
+        search, answer = staying.settled(search, answer, running)
     buffer_bytes = staying.by_device(answer) if answer.execution_map else {}
     devices = tuple(
         device_plan(budget, usage, usage.reserved_bytes, buffer_bytes.get(budget.device, 0))
