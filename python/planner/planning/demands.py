@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from planner.checkpoint.cache_config import completed_config
@@ -14,23 +15,24 @@ from planner.errors import InvalidInputError
 from planner.memory.activations import Activations, ForwardSizes, activations
 from planner.memory.cache_layers import LayerCache, layer_caches
 from planner.memory.demands import BlockDemand, Demands
+from planner.settings.dtypes import FLOATS
 from planner.settings.workload import Workload
 
 _PHASES: Final[tuple[Phase, ...]] = ("prefill", "decode")
 _NUMBERED: Final = re.compile(r"(?:^|(?P<list>.*?)\.)(?P<number>\d+)(?:\.|$)")
-_FLOATS: Final = ("float32", "float16", "bfloat16", "float64")
 
 
 def demands_of(
-    opened: Opened, workload: Workload, blocks: Sequence[str], dtype: str | None
+    opened: Opened, workload: Workload, blocks: Sequence[str], dtype: str | None, notes: Sequence[str] = ()
 ) -> dict[Phase, Demands]:
-    """What blocks need in each phase of a workload.
+    """What blocks need in each phase of a workload, by formulas.
 
     Args:
         opened: the model, with its configuration.
         workload: what it will be run on.
         blocks: names of what is placed, in the order of execution.
         dtype: what it computes in, if that is known.
+        notes: why it was not recorded, where that is worth knowing.
 
     Raises:
         InvalidInputError: a model without a configuration, or whose layers are not found among its blocks.
@@ -44,7 +46,8 @@ def demands_of(
         )
     found: dict[Phase, Demands] = {}
     for phase in _PHASES:
-        found[phase] = _by_formula(config, workload, blocks, dtype or _dtype_of(config), phase)
+        demands = _by_formula(config, workload, blocks, dtype or _dtype_of(config), phase)
+        found[phase] = replace(demands, notes=(*demands.notes, *notes))
     return found
 
 
@@ -52,7 +55,7 @@ def _dtype_of(config: Mapping[str, Any]) -> str:
     """What a configuration says that the model computes in."""
     for part in (config, *(config.get(key) for key in ("text_config", "decoder", "thinker_config"))):
         said = str(part.get("dtype") or part.get("torch_dtype") or "") if isinstance(part, Mapping) else ""
-        if said.removeprefix("torch.") in _FLOATS:
+        if said.removeprefix("torch.") in FLOATS:
             return said.removeprefix("torch.")
     return "float32"
 
