@@ -19,6 +19,7 @@ from planner.settings.dtypes import FLOATS
 from planner.settings.workload import Workload
 
 _PHASES: Final[tuple[Phase, ...]] = ("prefill", "decode")
+_BIASED: Final = "relative_attention_num_buckets"  # of classes like T5
 _NUMBERED: Final = re.compile(r"(?:^|(?P<list>.*?)\.)(?P<number>\d+)(?:\.|$)")
 
 
@@ -64,6 +65,9 @@ def _by_formula(
     config: Mapping[str, Any], workload: Workload, blocks: Sequence[str], dtype: str, phase: Phase
 ) -> Demands:
     is_prefill = phase == "prefill"
+    if _BIASED in config:
+        # Its attention adds a bias by distance to all scores, so it computes them, whatever kernel is asked for.
+        workload = replace(workload, attention_kernel="math")
     tokens = workload.prompt_tokens if is_prefill else workload.context_length
     sizes = ForwardSizes(rows=workload.rows, new_tokens=tokens if is_prefill else 1, seen_tokens=tokens)
     caches = layer_caches(
@@ -85,7 +89,19 @@ def _by_formula(
         dtype,
     )
     found = _by_block(blocks, caches, needs, encoder if is_prefill else None, workload)
-    return Demands(blocks=found, shared_bytes=needs.shared_bytes, method="formula")
+    shared_bytes = needs.shared_bytes
+    if _BIASED in config:
+        lengths = (workload.encoder_tokens, workload.prompt_tokens)
+        pairs = max(lengths) ** 2 if is_prefill else max(workload.context_length, *lengths)
+        # A bias for itself and one for the encoder, each in wide floats with the mask in it.
+        shared_bytes += (
+            2
+            * 4
+            * workload.rows
+            * int(config.get("num_heads") or config.get("num_attention_heads") or 1)
+            * pairs
+        )
+    return Demands(blocks=found, shared_bytes=shared_bytes, method="formula")
 
 
 def _by_block(
