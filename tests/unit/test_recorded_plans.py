@@ -128,3 +128,19 @@ def test_what_a_replay_finds_above_is_planned_again(monkeypatch: pytest.MonkeyPa
     with pytest.raises(planner.InfeasibleError) as raised:
         planned(built("llama"), {0: predicted - 1})
     assert not raised.value.is_proven
+
+
+@pytest.mark.parametrize("method", ["recorded", "formula"])
+def test_a_context_beyond_the_model_is_noticed(method: str) -> None:
+    model: Any = built("llama")
+    if method == "formula":
+        planner.dispatch(model, planner.plan(model, max_memory={"cpu": "1GiB"}))
+    longest = model.config.max_position_embeddings
+    room = {0: 1 << 36}
+    beyond, within = (
+        planned(model, room, context_length=length, prompt_length=8, batch_size=1)
+        for length in (longest + 1, longest)
+    )
+    assert known(beyond) == method
+    assert f"beyond the {longest}" in beyond.summary()
+    assert "beyond the" not in within.summary()
