@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -51,3 +52,15 @@ def test_fit_says_the_largest(command: Command, llama: str) -> None:
 
 def test_fit_without_room_is_a_refusal(command: Command, llama: str) -> None:
     assert command("fit", llama, "-d", "0=1KiB", "--largest", "context").exit_code == 1
+
+
+def test_check_adds_up_what_a_plan_tells(command: Command, llama: str, own_folder: Path) -> None:
+    done = command("plan", llama, *DEVICES, "--context", "256", "--json")
+    made = json.loads(done.stdout)
+    (own_folder / "plan.json").write_text(done.stdout)
+    assert command("check", llama, "plan.json").exit_code == 0
+    made["devices"][0]["cache_bytes"] += 1
+    (own_folder / "wrong.json").write_text(json.dumps(made))
+    wrong = command("check", llama, "wrong.json")
+    assert wrong.exit_code == 1
+    assert "budget is" in wrong.stdout
