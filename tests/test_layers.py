@@ -63,6 +63,7 @@ LATE = (
     "compat/huggingface/base_model.py",
     "compat/huggingface/diffusers.py",
     "compat/huggingface/peft.py",
+    "compat/huggingface/taking_over.py",
     "compat/loaded.py",
     "compat/load_rules.py",
     "compat/loading.py",

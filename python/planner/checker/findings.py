@@ -15,6 +15,7 @@ Rule = Literal[
     "split-block",
     "split-module",
     "over-budget",
+    "unequal-budget",
     "unlisted-device",
     "unknown-device",
     "unknown-key",

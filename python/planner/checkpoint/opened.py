@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ class Opened:
         adapter: what changes it, such as a "LoRA".
         fixed_bits: of tensors whose size in memory is known whatever dtype is asked for, by name.
         configuration: what its ``config.json`` says, or its live configuration; empty where it has none.
+        live: the live model as long as somebody else keeps it, by a weak reference, so that no plan keeps it; None for files.
         tied: names that are one tensor once the model is loaded, group by group; None where the tree has its ties already.
     """
 
@@ -44,6 +45,7 @@ class Opened:
     fixed_bits: Mapping[str, int] = field(default_factory=dict)
     tied: Sequence[Sequence[str]] | None = None
     configuration: Mapping[str, Any] = field(default_factory=dict)
+    live: Callable[[], Any] | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:

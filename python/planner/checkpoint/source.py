@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,7 @@ def open_source(
         notes=said.notes,
         quantization=said.quantization,
         configuration=said.values,
+        live=weakref.ref(source),
     )
     if checkpoint is None:
         return opened

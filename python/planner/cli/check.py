@@ -6,6 +6,7 @@ import click
 
 from planner.checker.check import check, is_valid
 from planner.checker.described import DescribedModule, model_from_sizes
+from planner.checker.equation import unequal_budgets
 from planner.checkpoint.source import Opened
 from planner.cli.arguments import example_option, json_option, model_argument, remote_option
 from planner.cli.exits import NEGATIVE, OK
@@ -53,7 +54,7 @@ def command(
         model, device_map = None, model  # an example stands in the place of the model
     if device_map is None:
         raise click.UsageError("Missing argument 'MAP'." if model or example else "Missing argument 'MODEL'.")
-    judged, own = read_device_map(device_map)
+    judged, own, devices = read_device_map(device_map)
     settings = stack.imported(own).resolve().config
     opened = open_model(model, example, remote=remote)
     findings = check(
@@ -62,6 +63,7 @@ def command(
         dict(settings.max_memory or {}) or None,
         no_split_module_classes=settings.no_split_module_classes,
     )
+    findings = (*findings, *unequal_budgets(devices))
     valid = is_valid(findings)
     if as_json:
         write_json({"valid": valid, "findings": findings, **noted(opened.notes)})

@@ -46,8 +46,8 @@ def demands_of(tapes: Iterable[Tape], *, main_needs_bytes: int = 0) -> Demands:
             order |= dict.fromkeys(one.order)
     first = next(iter(order), 1)
     needs[first] = max(needs[first], needs[0] + main_needs_bytes)
-    cache[first] += cache[0]
-    lasting[first] += lasting[0]
+    # Beside the inputs nothing of a layer's is kept, but they themselves and what their caller made.
+    lasting[first] += cache[0] + lasting[0]
     places = [*order, *(place for place in range(1, len(names) + 1) if place not in order)]
     blocks = {
         names[place - 1]: BlockDemand(

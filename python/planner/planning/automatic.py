@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 
 from planner.devices.keys import DeviceKey
@@ -10,9 +10,11 @@ from planner.errors import InfeasibleError
 from planner.model.blocks import Blocks
 from planner.model.constraints import allowed_devices
 from planner.planning.problem import Problem, device_plan, offloaded_bytes
-from planner.planning.running import running_device
+from planner.planning.replayed import replayed_peaks, settled_by_replay
+from planner.planning.running import RunningRooms, running_device
 from planner.planning.staying import StayingBuffers
 from planner.plans.device_map import DeviceMap
+from planner.plans.parts import DevicePlan, PredictedPeaks
 from planner.plans.plan import Plan
 from planner.settings.schema import Auto
 from planner.strategies.auto import AutoAnswer, AutoSearch, solve_in_parts
@@ -91,6 +93,8 @@ def _plan(problem: Problem, search: AutoSearch, answer: AutoAnswer) -> Plan:
     if running is not None:
         # Not without a workload: the search counts such buffers twice, which would refuse plans that run.
         search, answer = staying.settled(search, answer, running)
+        if running.tapes:
+            search, answer, running = settled_by_replay(search, answer, running, staying)
     buffer_bytes = staying.by_device(answer) if answer.execution_map else {}
     devices = tuple(
         device_plan(budget, usage, usage.reserved_bytes, buffer_bytes.get(budget.device, 0))
@@ -113,6 +117,19 @@ def _plan(problem: Problem, search: AutoSearch, answer: AutoAnswer) -> Plan:
             shortfall=answer.shortfall,
             minimum_bytes=lambda: dict.fromkeys(idle),
             demands=(lambda: None) if running is None else (lambda: running.most),
-            predicted_peaks=dict if running is None else partial(running.peaks, devices, answer),
+            predicted_peaks=_peaks_of(running, staying, answer, devices),
         ),
     )
+
+
+def _peaks_of(
+    running: RunningRooms | None,
+    staying: StayingBuffers,
+    answer: AutoAnswer,
+    devices: tuple[DevicePlan, ...],
+) -> Callable[[], PredictedPeaks]:
+    if running is None:
+        return dict
+    if not running.tapes:
+        return partial(running.peaks, devices, answer)
+    return lambda: replayed_peaks(running, staying, answer, devices)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from planner.checkpoint.cache_config import completed_config
@@ -14,23 +15,25 @@ from planner.errors import InvalidInputError
 from planner.memory.activations import Activations, ForwardSizes, activations
 from planner.memory.cache_layers import LayerCache, layer_caches
 from planner.memory.demands import BlockDemand, Demands
+from planner.settings.dtypes import FLOATS
 from planner.settings.workload import Workload
 
 _PHASES: Final[tuple[Phase, ...]] = ("prefill", "decode")
+_BIASED: Final = "relative_attention_num_buckets"  # of classes like T5
 _NUMBERED: Final = re.compile(r"(?:^|(?P<list>.*?)\.)(?P<number>\d+)(?:\.|$)")
-_FLOATS: Final = ("float32", "float16", "bfloat16", "float64")
 
 
 def demands_of(
-    opened: Opened, workload: Workload, blocks: Sequence[str], dtype: str | None
+    opened: Opened, workload: Workload, blocks: Sequence[str], dtype: str | None, notes: Sequence[str] = ()
 ) -> dict[Phase, Demands]:
-    """What blocks need in each phase of a workload.
+    """What blocks need in each phase of a workload, by formulas.
 
     Args:
         opened: the model, with its configuration.
         workload: what it will be run on.
         blocks: names of what is placed, in the order of execution.
         dtype: what it computes in, if that is known.
+        notes: why it was not recorded, where that is worth knowing.
 
     Raises:
         InvalidInputError: a model without a configuration, or whose layers are not found among its blocks.
@@ -44,7 +47,8 @@ def demands_of(
         )
     found: dict[Phase, Demands] = {}
     for phase in _PHASES:
-        found[phase] = _by_formula(config, workload, blocks, dtype or _dtype_of(config), phase)
+        demands = _by_formula(config, workload, blocks, dtype or _dtype_of(config), phase)
+        found[phase] = replace(demands, notes=(*demands.notes, *notes))
     return found
 
 
@@ -52,7 +56,7 @@ def _dtype_of(config: Mapping[str, Any]) -> str:
     """What a configuration says that the model computes in."""
     for part in (config, *(config.get(key) for key in ("text_config", "decoder", "thinker_config"))):
         said = str(part.get("dtype") or part.get("torch_dtype") or "") if isinstance(part, Mapping) else ""
-        if said.removeprefix("torch.") in _FLOATS:
+        if said.removeprefix("torch.") in FLOATS:
             return said.removeprefix("torch.")
     return "float32"
 
@@ -61,6 +65,9 @@ def _by_formula(
     config: Mapping[str, Any], workload: Workload, blocks: Sequence[str], dtype: str, phase: Phase
 ) -> Demands:
     is_prefill = phase == "prefill"
+    if _BIASED in config:
+        # Its attention adds a bias by distance to all scores, so it computes them, whatever kernel is asked for.
+        workload = replace(workload, attention_kernel="math")
     tokens = workload.prompt_tokens if is_prefill else workload.context_length
     sizes = ForwardSizes(rows=workload.rows, new_tokens=tokens if is_prefill else 1, seen_tokens=tokens)
     caches = layer_caches(
@@ -82,7 +89,19 @@ def _by_formula(
         dtype,
     )
     found = _by_block(blocks, caches, needs, encoder if is_prefill else None, workload)
-    return Demands(blocks=found, shared_bytes=needs.shared_bytes, method="formula")
+    shared_bytes = needs.shared_bytes
+    if _BIASED in config:
+        lengths = (workload.encoder_tokens, workload.prompt_tokens)
+        pairs = max(lengths) ** 2 if is_prefill else max(workload.context_length, *lengths)
+        # A bias for itself and one for the encoder, each in wide floats with the mask in it.
+        shared_bytes += (
+            2
+            * 4
+            * workload.rows
+            * int(config.get("num_heads") or config.get("num_attention_heads") or 1)
+            * pairs
+        )
+    return Demands(blocks=found, shared_bytes=shared_bytes, method="formula")
 
 
 def _by_block(

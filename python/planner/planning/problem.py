@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final
 
 from planner.checkpoint.source import Opened, open_source
-from planner.choices import FilesAsDisk, RankName
+from planner.choices import FilesAsDisk, Phase, RankName
 from planner.config import Resolved, Stack
 from planner.config.problem import Origin, Rank, path_text
 from planner.config.resolved_node import ResolvedNode
@@ -37,6 +37,7 @@ from planner.plans.parts import (
     Source,
     doubts,
 )
+from planner.settings.dtypes import FLOATS
 from planner.settings.schema import Settings
 from planner.spelling import one_line, shown
 
@@ -69,6 +70,7 @@ class Problem:
         has_own_budgets: the budgets are one row of many, in place of what the settings say.
         files_as_disk: when the disk is there without a limit, because it is the files that the model is loaded from: never,
             where no budgets are said, or wherever none is said of the disk.
+        known_rooms: what was found for the workload, by blocks; the same for all budgets.
     """
 
     resolved: Resolved[Settings]
@@ -79,6 +81,7 @@ class Problem:
     budgets: Mapping[DeviceKey, int]
     has_own_budgets: bool = False
     files_as_disk: FilesAsDisk = "never"
+    known_rooms: dict[tuple[str, ...], RunningRooms] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -159,14 +162,36 @@ class Problem:
         workload = self.settings.workload
         if workload is None:
             return None
-        from planner.planning.demands import (
-            demands_of,  # few plans have a workload, and none without one pays for it
-        )
+        # Few plans have a workload, and none without one pays for these.
+        from planner.planning.demands import demands_of
+        from planner.planning.recorded import recorded
         from planner.planning.running import RunningRooms
 
-        names = [name for block in blocks.columns.block_names() for name in block]
-        by_phase = demands_of(self.opened, workload, names, self.settings.model.dtype)
-        return RunningRooms(by_phase=by_phase, margin=workload.allocator_margin)
+        names = tuple(name for block in blocks.columns.block_names() for name in block)
+        if names not in self.known_rooms:
+            said = self.settings.dtype
+            into = said if said in FLOATS else None
+            special = self.settings.special_dtypes
+            fingerprint = blocks.layout.columns.fingerprint()
+            found = recorded(
+                self.opened, workload, names, fingerprint=fingerprint, dtype=into, special_dtypes=special
+            )
+            by_phase: Mapping[Phase, Demands]
+            if found.demands is not None:
+                by_phase = {"prefill": found.demands}
+            else:
+                notes = (found.note,) if found.note else ()
+                by_phase = demands_of(self.opened, workload, names, into or self.settings.model.dtype, notes)
+            longest = self.settings.model.max_position_embeddings
+            if longest is not None and workload.context_length > longest:
+                beyond = f"a context of {workload.context_length} tokens is beyond the {longest} that the model was made for"
+                by_phase = {
+                    phase: replace(each, notes=(*each.notes, beyond)) for phase, each in by_phase.items()
+                }
+            self.known_rooms[names] = RunningRooms(
+                by_phase=by_phase, margin=workload.allocator_margin, tapes=found.tapes
+            )
+        return self.known_rooms[names]
 
     def account(
         self,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from math import ceil
 
 from planner.choices import Phase
 from planner.devices.keys import DeviceKey
 from planner.memory.demands import Demands
+from planner.memory.tape import Tape
 from planner.model.blocks import Blocks
 from planner.planning.margins import margin_bytes, margin_of
 from planner.plans.parts import DevicePlan, PredictedPeaks
@@ -22,23 +24,29 @@ class RunningRooms:
     """What a workload asks for on devices.
 
     Args:
-        by_phase: what blocks need in each phase.
+        by_phase: what blocks need in each phase; of recordings, all of it in one.
         margin: what the allocator may take beyond, as the settings say it.
+        tapes: the recordings, where there are any.
+        beyond_bytes: by device, what a replay of a placement has found above what its blocks add up to.
     """
 
     by_phase: Mapping[Phase, Demands]
     margin: int | str | None
+    tapes: tuple[Tape, ...] = ()
+    beyond_bytes: Mapping[DeviceKey, int] = field(default_factory=dict)
 
     def searched(
         self, blocks: Blocks, devices: Sequence[DeviceKey], staying_bytes: Mapping[str, int] | None = None
     ) -> CoreDemands:
         """The same as the search reads it: each device has room for what runs there and for the margin."""
         margins = [margin_of(device, self.margin) for device in devices]
+        share = max((margin.share for margin in margins), default=Fraction(0))
+        beyond = [ceil(self.beyond_bytes.get(device, 0) * (1 + share)) for device in devices]
         return core_demands(
             blocks,
             self.most,
-            share=max((margin.share for margin in margins), default=Fraction(0)),
-            beside_bytes=[margin.beside_bytes for margin in margins],
+            share=share,
+            beside_bytes=[margin.beside_bytes + more for margin, more in zip(margins, beyond, strict=True)],
             staying_bytes=staying_bytes,
         )
 
@@ -49,7 +57,11 @@ class RunningRooms:
 
     def of(self, answer: AutoAnswer) -> dict[DeviceKey, Running]:
         """What running takes where an answer runs blocks."""
-        return running_by_device(self.most, answer.device_map, answer.execution_map)
+        found = running_by_device(self.most, answer.device_map, answer.execution_map)
+        for device in found.keys() & self.beyond_bytes.keys():
+            here = found[device]
+            found[device] = replace(here, activation_bytes=here.activation_bytes + self.beyond_bytes[device])
+        return found
 
     def peaks(self, devices: tuple[DevicePlan, ...], answer: AutoAnswer) -> PredictedPeaks:
         """By phase and device that runs anything, the most at one time."""

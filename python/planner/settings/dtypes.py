@@ -8,8 +8,11 @@ from typing import Final
 from planner.config.problem import suggestion
 from planner.spelling import shown
 
+FLOATS: Final = ("float64", "float32", "float16", "bfloat16")
+"""Of these, what models compute in."""
+
 DTYPES: Final = (
-    *("float64", "float32", "float16", "bfloat16"),
+    *FLOATS,
     *(
         "float8_e4m3fn",
         "float8_e4m3fnuz",

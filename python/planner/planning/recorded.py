@@ -1,0 +1,137 @@
+"""Recordings for a plan: of the live model, or of one that transformers builds without weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from planner.checkpoint.opened import Opened
+from planner.errors import InvalidInputError, RecordingError
+from planner.memory.demands import Demands
+from planner.memory.tape import Tape
+from planner.settings.workload import Workload
+
+__all__ = ["Recorded", "recorded"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What recordings tell.
+
+    Args:
+        demands: what blocks need; None where nothing was recorded.
+        tapes: the recordings.
+        note: why there are none, where that is worth knowing.
+    """
+
+    demands: Demands | None = None
+    tapes: tuple[Tape, ...] = ()
+    note: str = ""
+
+
+def recorded(
+    opened: Opened,
+    workload: Workload,
+    blocks: Sequence[str],
+    *,
+    fingerprint: str,
+    dtype: str | None = None,
+    special_dtypes: Mapping[str, str] | None = None,
+) -> Recorded:
+    """Records a model under its workload, where a recording is at hand.
+
+    That is a live model; or files whose class transformers has, where it is loaded already: planning loads neither it nor torch.
+
+    Args:
+        opened: the model.
+        workload: what it will be run on.
+        blocks: names of what is placed.
+        fingerprint: a digest of its modules and sizes.
+        dtype, special_dtypes: what it will be loaded as.
+
+    Raises:
+        InvalidInputError: ``workload.inputs`` that its forward does not take.
+
+    Cost: see :func:`planner.memory.recording.workloads.record`; recordings are kept in this process.
+    """
+    if opened.quantization:
+        return Recorded(
+            note="quantised weights are not recorded, and what their kernels unpack is not counted"
+        )
+    model = opened.live() if opened.live is not None else None
+    try:
+        if model is None:
+            model = _skeleton(opened)
+        if model is None:
+            return Recorded()
+        return _of(model, opened, workload, blocks, fingerprint, dtype, special_dtypes or {})
+    except RecordingError as error:
+        return Recorded(note=error.message)
+    except InvalidInputError as error:
+        if workload.inputs:
+            raise
+        return Recorded(note=error.message)
+
+
+def _of(
+    model: Any,
+    opened: Opened,
+    workload: Workload,
+    blocks: Sequence[str],
+    fingerprint: str,
+    dtype: str | None,
+    special_dtypes: Mapping[str, str],
+) -> Recorded:
+    from planner.memory.recording.converted import converted
+    from planner.memory.recording.workloads import generation_bytes, record
+    from planner.memory.vectors import demands_of
+
+    made = converted(model, dtype, special_dtypes)
+    said = (
+        fingerprint,
+        type(model).__qualname__,
+        json.dumps(dict(opened.configuration), sort_keys=True, default=repr),
+        f"{dtype} {sorted(special_dtypes.items())}",
+    )
+    # A recording that is kept is of the classes; what was put in the place of a forward is recorded each time.
+    key = None if _is_changed(made) else "\n".join(said)
+    tapes = record(made, blocks, workload, fingerprint=key)
+    beside_bytes = generation_bytes(made, workload) if workload.logits == "last" else 0
+    demands = demands_of(tapes, main_needs_bytes=beside_bytes)
+    assumed = any(tape.assumed for tape in tapes)
+    masks = (
+        f"values of masks are taken for those of prompts with{'' if workload.is_padded else 'out'} padding"
+    )
+    return Recorded(
+        demands=replace(demands, notes=(*demands.notes, masks)) if assumed else demands, tapes=tapes
+    )
+
+
+def _is_changed(model: Any) -> bool:
+    """Whether some module has a forward of its own, or hooks, as what is dispatched has."""
+    return "hf_device_map" in vars(model) or any(
+        "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
+        for module in model.modules()
+    )
+
+
+def _skeleton(opened: Opened) -> Any:
+    """The model of a configuration without weights, where transformers is loaded; None where it is not.
+
+    Raises:
+        RecordingError: transformers does not build it.
+    """
+    named = opened.configuration.get("architectures")
+    if "transformers" not in sys.modules or "torch" not in sys.modules or opened.kind == "module":
+        return None
+    if not (isinstance(named, list) and named and isinstance(named[0], str)):
+        return None
+    from planner.checkpoint.describe import meta_model
+
+    try:
+        return meta_model(named[0], opened.configuration, "")
+    except ValueError as error:
+        raise RecordingError(f"{named[0]} is not recorded: {error}", block="", operator="") from error

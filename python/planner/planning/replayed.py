@@ -1,0 +1,123 @@
+"""The replay of a placement: what it predicts, and room for what it finds above what blocks add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from planner.choices import Phase
+from planner.devices.keys import DeviceKey
+from planner.errors import InfeasibleError
+from planner.memory.replay import RunPlacement, replay, totals
+from planner.names import device_of
+from planner.planning.running import RunningRooms
+from planner.planning.staying import StayingBuffers, bounded_by
+from planner.plans.parts import DevicePlan, PredictedPeaks
+from planner.strategies.auto import AutoAnswer, AutoSearch
+
+__all__ = ["replayed_peaks", "settled_by_replay"]
+
+# From here on, what is missing is doubled, so that it ends soon.
+_PATIENT_ROUNDS: Final = 3
+_PHASES: Final[tuple[Phase, ...]] = ("prefill", "decode")
+
+
+def replayed_peaks(
+    rooms: RunningRooms,
+    staying: StayingBuffers,
+    answer: AutoAnswer,
+    devices: Sequence[DevicePlan],
+) -> PredictedPeaks:
+    """The most on each device in each phase of the workload, with what is copied ahead into free memory.
+
+    Cost: O(events of the recordings).
+    """
+    room = {device.id: device.reserved_bytes + (device.free_bytes or 0) for device in devices}
+    return _peaks(rooms, staying, answer, room)
+
+
+def settled_by_replay(
+    search: AutoSearch, answer: AutoAnswer, rooms: RunningRooms, staying: StayingBuffers
+) -> tuple[AutoSearch, AutoAnswer, RunningRooms]:
+    """The search, its answer and the rooms, such that a replay finds no device above what its blocks add up to.
+
+    Raises:
+        InfeasibleError: no plan with room for that was found.
+    """
+    bound_bytes, steps = answer.certificate.lower_bound_bytes, answer.certificate.steps
+    rounds = 0
+    while missing := _missing(rooms, staying, answer):
+        rounds += 1
+        more = {device: size << max(0, rounds - _PATIENT_ROUNDS) for device, size in missing.items()}
+        beyond = {
+            device: rooms.beyond_bytes.get(device, 0) + more.get(device, 0)
+            for device in {**rooms.beyond_bytes, **more}
+        }
+        rooms = replace(rooms, beyond_bytes=beyond)
+        keys = [budget.device for budget in search.device_budgets]
+        search = replace(search, demands=rooms.searched(staying.blocks, keys))
+        try:
+            search, answer = staying.settled(search, search.solve(), rooms)
+        except InfeasibleError as error:
+            # What is missing was found for one placement; another might not miss it.
+            raise InfeasibleError(error.message, **{**error.fields, "is_proven": False}) from error
+        steps += answer.certificate.steps
+    return search, bounded_by(answer, bound_bytes, steps) if rounds else answer, rooms
+
+
+def _missing(rooms: RunningRooms, staying: StayingBuffers, answer: AutoAnswer) -> dict[DeviceKey, int]:
+    """By device that runs anything, what a replay needs beyond what the plan counts."""
+    reserved = {usage.device: usage.reserved_bytes for usage in answer.usage}
+    buffers, running = staying.by_device(answer), rooms.of(answer)
+    found: dict[DeviceKey, int] = {}
+    peaks = _peaks(rooms, staying, answer, reserved)
+    for usage in answer.usage:
+        if usage.device in running:
+            here = running[usage.device]
+            counted = usage.used_bytes + buffers.get(usage.device, 0) + usage.reserved_bytes
+            counted += here.cache_bytes + here.activation_bytes
+            most = max((by_device.get(usage.device, 0) for by_device in peaks.values()), default=0)
+            if most > counted:
+                found[usage.device] = most - counted
+    return found
+
+
+def _peaks(
+    rooms: RunningRooms, staying: StayingBuffers, answer: AutoAnswer, room_bytes: Mapping[DeviceKey, int]
+) -> PredictedPeaks:
+    placement = _placement(rooms, staying, answer, room_bytes)
+    found: dict[Phase, dict[DeviceKey, int]] = {}
+    for tape in rooms.tapes:
+        by_phase = totals(replay(tape, placement))
+        for phase in _PHASES:
+            for device, size in by_phase.get(phase, {}).items():
+                most = found.setdefault(phase, {})
+                most[device] = max(size, most.get(device, 0))
+    return found
+
+
+def _placement(
+    rooms: RunningRooms, staying: StayingBuffers, answer: AutoAnswer, room_bytes: Mapping[DeviceKey, int]
+) -> RunPlacement:
+    sizes, stays = staying.blocks.layout.stored_sizes(), staying.of(answer)
+    execution: dict[str, DeviceKey] = {}
+    offloaded: dict[str, int] = {}
+    for name in rooms.most.blocks:
+        home, runs = device_of(name, answer.device_map), device_of(name, answer.execution_map)
+        device = home if runs is None else runs
+        if device is None:
+            continue
+        execution[name] = device
+        if runs is not None and runs != home:
+            offloaded[name] = int(sizes.get(name, 0)) - stays.get(name, 0)
+    resident = {usage.device: usage.used_bytes for usage in answer.usage}
+    for device, size in staying.by_device(answer).items():
+        resident[device] += size
+    return RunPlacement(
+        execution=execution,
+        main_device=next(iter(execution.values()), "cpu"),  # whose block takes the inputs
+        resident_bytes=resident,
+        offloaded_bytes=offloaded,
+        room_bytes=room_bytes,
+    )
