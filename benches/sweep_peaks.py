@@ -3,6 +3,7 @@
     python benches/sweep_peaks.py                          # about thirty classes
     python benches/sweep_peaks.py --only LlamaForCausalLM  # one of them
     python benches/sweep_peaks.py --every 4                # every fourth
+    python benches/sweep_peaks.py --quick                  # one batch and one prompt of each: minutes
 
 Each class that is in memory tiny runs a prefill and two decode steps, with eager attention and torch's own, on one device, over two, and
 with blocks offloaded, as planned. What the accelerators have counted as the peak of each forward on each device is held against
@@ -43,6 +44,7 @@ from rig import Accelerators, faults  # type: ignore[import-not-found]
 
 TIME_LIMIT_S = 300.0
 BATCHES, PROMPTS, STEPS = (1, 4), (16, 128, 1024), 2
+QUICK_BATCHES, QUICK_PROMPTS = (2,), (256,)
 IN_TOKENS = ("input_ids", "attention_mask", "decoder_input_ids", "mm_token_type_ids", "token_type_ids")
 SHARES = (0.35, 0.5, 0.7, 0.9)
 SMALL = 64  # bytes that may always be between
@@ -71,7 +73,7 @@ class Figure:
 
 
 def points(
-    model: Any, given: Mapping[str, torch.Tensor]
+    model: Any, given: Mapping[str, torch.Tensor], *, is_quick: bool
 ) -> Iterator[tuple[int, int, dict[str, torch.Tensor]]]:
     """Batches and prompts that a model takes, with inputs."""
     is_text = set(given) <= set(IN_TOKENS)
@@ -83,8 +85,9 @@ def points(
         ),
         1 << 20,
     )
-    for batch in BATCHES:
-        for prompt in PROMPTS if is_text else (0,):
+    batches, prompts = (QUICK_BATCHES, QUICK_PROMPTS) if is_quick else (BATCHES, PROMPTS)
+    for batch in batches:
+        for prompt in prompts if is_text else (0,):
             if prompt <= longest:
                 yield (
                     batch,
@@ -138,7 +141,10 @@ def placements(model: Any) -> Iterator[Placed]:
                 or "cpu" in execution.values()
             ):
                 continue
-            offloaded = {name: sizes[name] for name in names if homes[name] == "cpu"}
+            # Buffers stay where the block runs: these are among what lies there all the time.
+            offloaded = {
+                name: sizes[name] - buffer_bytes(model, name) for name in names if homes[name] == "cpu"
+            }
             if bool(offloaded) != ("cpu" in budgets):
                 continue
             room = {
@@ -148,6 +154,17 @@ def placements(model: Any) -> Iterator[Placed]:
             }
             yield Placed(title, plan, execution, offloaded, room)
             break
+
+
+def buffer_bytes(model: Any, name: str) -> int:
+    """Of the buffers of a block that are saved with it, which its bytes include."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if name not in modules:
+        return 0
+    saved = modules[name].state_dict(keep_vars=True)
+    seen = {id(tensor): tensor for tensor in modules[name].buffers()}
+    kept = {id(tensor) for tensor in saved.values()} & seen.keys()
+    return sum(seen[key].numel() * seen[key].element_size() for key in kept)
 
 
 def runs_on(name: str, plan: Any, home: Any) -> Any:
@@ -174,7 +191,7 @@ def first_inputs(model: Any) -> dict[str, torch.Tensor]:
     raise tiny_zoo.NotRunnableError(" | ".join(reasons[:3]))
 
 
-def sweep_class(name: str) -> None:
+def sweep_class(name: str, is_quick: bool) -> None:
     """All figures of one class, told as they are found."""
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
@@ -191,27 +208,34 @@ def sweep_class(name: str) -> None:
         except tiny_zoo.NotRunnableError as error:
             print(MARK + json.dumps({"skipped": str(error)[:150]}), flush=True)
             continue
-        sweep_model(model, attention, given, accelerators)
+        sweep_model(model, attention, given, accelerators, is_quick=is_quick)
 
 
 def built(name: str, attention: str) -> Any:
     """The tiny model, with one of the two ways of attention."""
     model = tiny_zoo.build(name, 0)
     model.set_attn_implementation(attention)
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("grouped_mm")  # the default of accelerators, and what is recorded
     if getattr(model.config, "_attn_implementation", attention) != attention:
         raise ValueError("this class has no other attention")
     return model
 
 
 def sweep_model(
-    model: Any, attention: str, given: Mapping[str, torch.Tensor], accelerators: Accelerators
+    model: Any,
+    attention: str,
+    given: Mapping[str, torch.Tensor],
+    accelerators: Accelerators,
+    *,
+    is_quick: bool,
 ) -> None:
     """One model, all points and placements."""
     options = {"use_cache": True} if getattr(model.config, "use_cache", None) is not None else {}
     blocks = list(planner.plan(model, max_memory={0: "1TiB"}, headroom=None).block_bytes)
     tapes: dict[tuple[int, int], Tape] = {}
     inputs = {}
-    for batch, prompt, made in points(model, given):
+    for batch, prompt, made in points(model, given, is_quick=is_quick):
         try:
             tapes[batch, prompt] = record_run(model, blocks, run_of(made, STEPS, options))
             inputs[batch, prompt] = made
@@ -282,12 +306,12 @@ def remove(model: Any, placed: Placed) -> None:
 # ---- All classes
 
 
-def judge(name: str) -> tuple[str, list[dict[str, Any]], float]:
+def judge(name: str, is_quick: bool) -> tuple[str, list[dict[str, Any]], float]:
     """One class in a process of its own."""
     started = time.monotonic()
     if PRELOADED not in faults.PRELOADED:
         faults.PRELOADED.append(PRELOADED)
-    ended = faults.judge(sweep_class, name, time_limit_s=TIME_LIMIT_S, memory_limit_bytes=6 << 30)
+    ended = faults.judge(sweep_class, name, is_quick, time_limit_s=TIME_LIMIT_S, memory_limit_bytes=6 << 30)
     rows = [json.loads(line[len(MARK) :]) for line in ended.output.splitlines() if line.startswith(MARK)]
     if ended.verdict is not faults.Verdict.CLEAN:
         rows.append({"failed": f"{ended.verdict.value}: {ended.message} {ended.output[-300:]}"})
@@ -310,6 +334,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--only", default="", help="only these classes")
     parser.add_argument("--every", type=int, default=1, help="only every n-th class")
+    parser.add_argument("--quick", action="store_true", help="one batch and one prompt of each")
     parser.add_argument("--jobs", type=int, default=1, help="classes at once")
     parser.add_argument("--json", type=Path, help="a file for every figure")
     chosen = parser.parse_args()
@@ -317,7 +342,7 @@ def main() -> int:
     every: list[Figure] = []
     rows: dict[str, list[dict[str, Any]]] = {}
     with ProcessPoolExecutor(chosen.jobs, multiprocessing.get_context("spawn")) as pool:
-        for name, found, seconds in pool.map(judge, names):
+        for name, found, seconds in pool.map(judge, names, [chosen.quick] * len(names)):
             rows[name] = found
             figures = [Figure(**row) for row in found if "phase" in row]
             every += figures

@@ -16,7 +16,7 @@ from planner.dispatching.tensors.journal import Journal
 from planner.dispatching.transfer.argument_copies import ArgumentCopies
 from planner.dispatching.transfer.kinds import INERT, KINDS
 from planner.dispatching.transfer.move import find_device, moved, new_argument_copies
-from planner.dispatching.transfer.once import carry_alone, lend, one_forward
+from planner.dispatching.transfer.once import carry_once, lend, one_forward
 from planner.dispatching.transfer.traced import TracedArgumentCopies
 
 __all__ = [
@@ -331,7 +331,8 @@ def bring(
 
 def sent(value: Any, device: torch.device, skip: frozenset[str]) -> Any:
     """A value on a device, in a copy of its own where something moves."""
-    return moved(value, device, skip, carry_alone)
+    copies = new_argument_copies()
+    return moved(value, device, skip, carry_once(copies), copies)
 
 
 def device_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device | None:

@@ -15,7 +15,7 @@ from planner.dispatching.transfer.argument_copies import ArgumentCopies
 from planner.dispatching.transfer.move import Carry
 from planner.dispatching.transfer.traced import TracedArgumentCopies
 
-__all__ = ["NoValuesError", "carry_alone", "lend", "one_forward"]
+__all__ = ["NoValuesError", "carry_alone", "carry_once", "lend", "one_forward"]
 
 
 class NoValuesError(Exception):
@@ -67,6 +67,24 @@ def carry_alone(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
             "tensor on an input's device"
         )
     return tensor.to(device)
+
+
+def carry_once(argument_copies: ArgumentCopies | TracedArgumentCopies) -> Carry:
+    """Carries what is returned: in copies that no other call gets, but one of a tensor that is there in two places.
+
+    A model's output has each tensor as an item and as an attribute.
+    """
+    if isinstance(argument_copies, TracedArgumentCopies):
+        return carry_alone  # which looks by itself
+
+    def carried(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        made: torch.Tensor | None = argument_copies.find(tensor)
+        if made is None:
+            made = carry_alone(tensor, device)
+            argument_copies.lend(tensor, made)
+        return made
+
+    return carried
 
 
 def lend(argument_copies: ArgumentCopies | TracedArgumentCopies) -> Carry:
