@@ -23,8 +23,14 @@ def refuse_forgetting(module: nn.Module) -> None:
         frame = frame.f_back
     if frame is None or frame.f_code.co_name != "from_pretrained":
         return
-    if frame.f_globals.get("__name__") in _MODULES:
+    if frame.f_globals.get("__name__") in _MODULES and _uses_accelerators(module):
         raise OffloadError(
             f"PEFT takes the hooks off this {type(module).__name__} to load an adapter, and knows nothing of where its offloaded weights "
             "are; load the adapter inside planner.integrate(), or call planner.undispatch(model) first"
         )
+
+
+def _uses_accelerators(model: nn.Module) -> bool:
+    """Whether something of it runs on an accelerator: where all runs on the CPU, what comes back with the hooks lies where it is used."""
+    devices = (getattr(getattr(each, "_hf_hook", None), "execution_device", None) for each in model.modules())
+    return any(device is not None and str(device) != "cpu" for device in devices)
