@@ -271,7 +271,7 @@ class BlocksAhead:
             self._ask_there(name, block, row)
         else:
             self._ask_here(name, block, row)
-        self._page_between(name)
+            self._page_between(name)
 
     def _page_between(self, name: str) -> None:
         """Has what is looked at behind a block read behind it, unless all was in the page cache so far."""
