@@ -6,7 +6,6 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from torch import nn
 import planner
 from planner.loading import paging
 from planner.loading.streaming.files import FileReads
+from waiting import is_soon
 
 
 @pytest.fixture
@@ -40,13 +40,6 @@ def holds_handle(path: Path) -> bool:
     return any(os.path.lexists(link) and os.readlink(link) == str(path) for link in links)
 
 
-def ended_soon(is_so: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 10
-    while not is_so() and time.monotonic() < end:
-        time.sleep(0.01)
-    return is_so()
-
-
 def threads() -> int:
     return sum(thread.name == "planner-paging" for thread in threading.enumerate())
 
@@ -68,8 +61,8 @@ def test_neither_thread_nor_handle_stays(
     assert holds_handle(file)
     del model
     gc.collect()
-    assert ended_soon(lambda: threads() == before)
-    assert ended_soon(lambda: not holds_handle(file))
+    assert is_soon(lambda: threads() == before)
+    assert is_soon(lambda: not holds_handle(file))
 
 
 def test_where_no_thread_can_be_started(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

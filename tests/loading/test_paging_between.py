@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import nn
 import planner
 from planner.loading.streaming.files import FileReads
 from planner.loading.streaming.layout import Span
+from waiting import is_soon
 
 LAYERS = 3
 
@@ -99,10 +99,7 @@ def test_the_head_is_read_behind_the_last_block(saved: tuple[Chain, Path], disk:
         disk.paged.clear()
         assert torch.equal(model(x), whole(x))
         # The reader may come to it when the forward has ended.
-        end = time.monotonic() + 10
-        while not set(bytes_of(path, "head")) <= set(disk.paged) and time.monotonic() < end:
-            time.sleep(0.001)
-        assert set(bytes_of(path, "head")) <= set(disk.paged)
+        assert is_soon(lambda: set(bytes_of(path, "head")) <= set(disk.paged))
         assert not set(bytes_of(path, "first")) & set(disk.paged)
 
 

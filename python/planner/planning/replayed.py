@@ -12,9 +12,9 @@ from planner.errors import InfeasibleError
 from planner.memory.replay import RunPlacement, replay, totals
 from planner.names import device_of
 from planner.planning.running import RunningRooms
-from planner.planning.staying import StayingBuffers, bounded_by
+from planner.planning.staying import StayingBuffers
 from planner.plans.parts import DevicePlan, PredictedPeaks
-from planner.strategies.auto import AutoAnswer, AutoSearch
+from planner.strategies.auto import AutoAnswer, AutoSearch, certified
 
 __all__ = ["replayed_peaks", "settled_by_replay"]
 
@@ -63,7 +63,7 @@ def settled_by_replay(
             # What is missing was found for one placement; another might not miss it.
             raise InfeasibleError(error.message, **{**error.fields, "is_proven": False}) from error
         steps += answer.certificate.steps
-    return search, bounded_by(answer, bound_bytes, steps) if rounds else answer, rooms
+    return search, certified(answer, bound_bytes, steps) if rounds else answer, rooms
 
 
 def _missing(rooms: RunningRooms, staying: StayingBuffers, answer: AutoAnswer) -> dict[DeviceKey, int]:

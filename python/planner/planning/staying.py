@@ -13,9 +13,9 @@ from planner.memory.demands import Demands
 from planner.model.blocks import Blocks
 from planner.names import device_of, nearest_key
 from planner.planning.running import RunningRooms
-from planner.strategies.auto import AutoAnswer, AutoSearch
+from planner.strategies.auto import AutoAnswer, AutoSearch, certified
 
-__all__ = ["StayingBuffers", "bounded_by"]
+__all__ = ["StayingBuffers"]
 
 
 @dataclass(frozen=True)
@@ -90,18 +90,4 @@ class StayingBuffers:
             steps += answer.certificate.steps
         if not counted:
             return search, answer
-        return search, bounded_by(answer, bound_bytes, steps)
-
-
-def bounded_by(answer: AutoAnswer, bound_bytes: int, steps: int) -> AutoAnswer:
-    """The answer of a search with more in it than was asked, held against the bound of what was."""
-    gap_bytes = answer.cost_bytes[0] - bound_bytes
-    certificate = replace(
-        answer.certificate,
-        proven=gap_bytes == 0,
-        lower_bound_bytes=bound_bytes,
-        gap_bytes=gap_bytes,
-        returns_lower_bound=0,
-        steps=steps,
-    )
-    return replace(answer, certificate=certificate)
+        return search, certified(answer, bound_bytes, steps)

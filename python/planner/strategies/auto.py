@@ -278,10 +278,10 @@ def solve_in_parts(
         except InfeasibleError as finer_error:
             raise (finer_error if is_proven else error) from None
         bound_bytes = found.certificate.lower_bound_bytes if is_proven else 0
-        return parts, _certified(found, bound_bytes, found.certificate.steps)
+        return parts, certified(found, bound_bytes, found.certificate.steps)
     displaced = answer.displaced()
     if not displaced:
-        return whole, _certified(answer, 0, answer.certificate.steps)
+        return whole, certified(answer, 0, answer.certificate.steps)
     best, steps = (whole, answer), answer.certificate.steps
     bound_bytes = 0
     for search in (cut(displaced), parts):
@@ -299,7 +299,7 @@ def solve_in_parts(
     if answer.has_oversized:
         bound_bytes = min(bound_bytes, answer.certificate.lower_bound_bytes)
     found = replace(best[1], shortfall=partial(_finer_shortfall, best[1], parts))
-    return best[0], _certified(found, bound_bytes, steps)
+    return best[0], certified(found, bound_bytes, steps)
 
 
 def _rank(answer: AutoAnswer) -> tuple[tuple[int, int], bool]:
@@ -320,7 +320,7 @@ def _least_of(one: Mapping[DeviceKey, int], other: Mapping[DeviceKey, int]) -> d
     }
 
 
-def _certified(answer: AutoAnswer, bound_bytes: int, steps: int) -> AutoAnswer:
+def certified(answer: AutoAnswer, bound_bytes: int, steps: int) -> AutoAnswer:
     """The answer with what is known of all cuts: of returns nothing, for a finer cut may have fewer."""
     gap_bytes = answer.cost_bytes[0] - bound_bytes
     certificate = replace(

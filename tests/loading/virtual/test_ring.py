@@ -27,6 +27,7 @@ from planner.loading.streaming.layout import Span
 from rig import Accelerators, OutOfOrderError
 from rig.interrupting import ARE_POINTS_KNOWN, interrupted_in
 from tensor_files import write_file
+from waiting import is_soon
 
 WIDTH = 256
 LAYERS = 8
@@ -230,10 +231,10 @@ def test_other_ways_through_the_model(
         assert model(x).cpu().equal(plain(x)), way
         virtual_accelerators.synchronize()
         gc.collect()
-        assert virtual_accelerators.used_bytes(0) == LAYER_BYTES
+        assert is_soon(lambda: virtual_accelerators.used_bytes(0) == LAYER_BYTES)
     for number in (3, 7, 2):
         assert model.layers[number](x).cpu().equal(plain.layers[number](x))
-        assert virtual_accelerators.used_bytes(0) == LAYER_BYTES
+        assert is_soon(lambda: virtual_accelerators.used_bytes(0) == LAYER_BYTES)
 
 
 def test_threads(folder: Path, x: torch.Tensor) -> None:
@@ -308,7 +309,7 @@ def test_an_error_of_reading_is_raised_once_in_the_forward_that_waits(
         model(x)
     assert model(x).cpu().equal(want)
     settle(virtual_accelerators)
-    assert virtual_accelerators.used_bytes(0) == LAYER_BYTES
+    assert is_soon(lambda: virtual_accelerators.used_bytes(0) == LAYER_BYTES)
 
 
 def test_an_interrupt_while_waiting(
@@ -324,7 +325,7 @@ def test_an_interrupt_while_waiting(
         model(x)
     assert model(x).cpu().equal(want)
     settle(virtual_accelerators)
-    assert virtual_accelerators.used_bytes(0) == LAYER_BYTES
+    assert is_soon(lambda: virtual_accelerators.used_bytes(0) == LAYER_BYTES)
 
 
 def test_where_memory_ends(folder: Path, x: torch.Tensor, virtual_accelerators: Accelerators) -> None:
@@ -342,7 +343,7 @@ def test_where_memory_ends(folder: Path, x: torch.Tensor, virtual_accelerators: 
         assert model(x).cpu().equal(want)
     settle(virtual_accelerators)
     assert outcomes[0] is False
-    assert virtual_accelerators.used_bytes(0) == LAYER_BYTES
+    assert is_soon(lambda: virtual_accelerators.used_bytes(0) == LAYER_BYTES)
 
 
 PARTS = tuple(Path(planner.__file__).parent / name for name in ("loading", "dispatching"))
@@ -414,21 +415,22 @@ def test_casts_cross_as_the_narrower_one(
 ) -> None:
     weights = {name: tensor.to(stored) for name, tensor in stack().state_dict().items()}
     write_file(tmp_path / "model.safetensors", weights)
+    narrow_bytes = min(stored.itemsize, wanted.itemsize) * LAYER_BYTES // 4
     with virtual_accelerators.watch_streams():
         with torch.device("meta"):
             empty = Stack()
         placed = {name: (0 if name < "layers.4" else rest) for name in layout(rest)}
         model: Any = planner.load(tmp_path, empty, placed, dtype=wanted, staging_bytes={0: 1 << 20})
         virtual_accelerators.synchronize()
-        before_bytes = virtual_accelerators.traffic().to_device_bytes
+        # The reader may be at the first block on disk.
+        whole_bytes = (4 * narrow_bytes, 5 * narrow_bytes)
+        assert is_soon(lambda: virtual_accelerators.traffic().to_device_bytes in whole_bytes)
         seen: dict[str, torch.Tensor] = {}
         for name, layer in model.layers.named_children():
             layer.inner.register_forward_hook(
                 lambda module, *_, name=name: seen.update({name: module.weight.detach().cpu()})
             )
         model(torch.zeros(1, WIDTH, dtype=wanted))
-    narrow_bytes = min(stored.itemsize, wanted.itemsize) * LAYER_BYTES // 4
-    assert before_bytes in (4 * narrow_bytes, 5 * narrow_bytes)
     for name, found in seen.items():
         want = weights[f"layers.{name}.inner.weight"].to(wanted)
         assert found.dtype == wanted and found.equal(want)
