@@ -89,6 +89,7 @@ def test_the_page_is_quiet(browser: Browser, made: Any, has_tree: bool) -> None:
     for tab in browser.find_all("[role=tab]"):
         tab.click()
     browser.find("#tab-map").click()
+    browser.find(".cell")  # waits: the picture is drawn when the page has its size
     assert browser.find_all(".cell")
     assert browser.complaints() == []
     asked = browser.requests()
