@@ -204,5 +204,5 @@ def test_what_has_no_values_is_not_written(empty: Path) -> None:
 def test_dispatch_names_the_ways_to_disk() -> None:
     with pytest.raises(planner.PlanMismatchError) as caught:
         planner.dispatch(Small(), {"": "disk"})
-    for way in ("planner.load(", "dispatch_model("):
+    for way in ("planner.load(", "planner.dispatch_model(", "planner.disk_offload("):
         assert way in str(caught.value)

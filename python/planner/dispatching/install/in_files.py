@@ -111,8 +111,8 @@ def left_in_files(
         parts = list(dict.fromkeys(nearest_key(name, on_disk) or name for name in in_memory))
         raise PlanMismatchError(
             f"the plan puts {listed(map(named, parts), most=3)} on disk, but their weights are in memory, and this function writes "
-            "no files: planner.dispatch_model(model, plan.device_map, offload_dir=...) writes them to a folder; planner.load(folder, "
-            "model, plan) takes what the checkpoint's own files have in place of them, and writes nothing",
+            "no files: planner.dispatch_model(model, plan.device_map, offload_dir=...), or planner.disk_offload(model, offload_dir) for the "
+            "whole model, writes them to a folder; planner.load(folder, model, plan) takes what the checkpoint's own files have in place of them, and writes nothing",
             findings=tuple(parts),
         )
     source = only_source(places)
