@@ -87,19 +87,15 @@ def points(
     )
     batches, prompts = (QUICK_BATCHES, QUICK_PROMPTS) if is_quick else (BATCHES, PROMPTS)
     for batch in batches:
-        for prompt in prompts if is_text else (0,):
-            if prompt <= longest:
-                yield (
-                    batch,
-                    prompt,
-                    {name: resized(name, tensor, batch, prompt) for name, tensor in given.items()},
-                )
+        # What follows the prompt has to have positions, too.
+        for prompt in dict.fromkeys(min(prompt, longest - STEPS) for prompt in prompts if is_text) or (0,):
+            yield batch, prompt, {name: resized(name, each, batch, prompt) for name, each in given.items()}
 
 
 def resized(name: str, tensor: torch.Tensor, batch: int, prompt: int) -> torch.Tensor:
     """An input for so many rows and tokens."""
     if prompt and name in IN_TOKENS:
-        tensor = tensor[..., :1].expand(*tensor.shape[:-1], prompt)
+        tensor = tensor[:, :1].expand(tensor.shape[0], prompt, *tensor.shape[2:])
     return tensor.repeat(batch, *[1] * (tensor.dim() - 1))
 
 
