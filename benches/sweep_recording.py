@@ -9,6 +9,7 @@ of all of them, fewer than 218 are recorded.
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 import warnings
@@ -32,7 +33,8 @@ WANTED = 218
 def run_of(model: Any, given: dict[str, Any]) -> RecordedRun:
     """What is recorded: the shapes of what has run."""
     inputs = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in given.items()}
-    options = {"use_cache": True} if getattr(model.config, "use_cache", None) is not None else {}
+    takes = inspect.signature(model.forward).parameters
+    options = {"use_cache": True} if {"use_cache", "kwargs"} & set(takes) else {}
     return RecordedRun(inputs=inputs, steps=STEPS, options=options)
 
 

@@ -14,16 +14,16 @@ from transformers.modeling_outputs import BaseModelOutput
 from planner.memory.recording.session import RecordedRun
 from rig import Accelerators
 
-__all__ = ["measured_peaks", "run_of"]
+__all__ = ["RIG_KERNELS", "measured_peaks", "run_of"]
 
 Peaks = dict[str, dict[int, int]]
-_CACHES = ("past_key_values", "cache_params", "state")
+_CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 
 
 def run_of(given: Mapping[str, torch.Tensor], steps: int, options: Mapping[str, Any]) -> RecordedRun:
     """The recording of what :func:`measured_peaks` runs."""
     inputs = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in given.items()}
-    return RecordedRun(inputs=inputs, steps=steps, options=options, composed=_RIG_KERNELS)
+    return RecordedRun(inputs=inputs, steps=steps, options=options, composed=RIG_KERNELS)
 
 
 def _layer_norm(x: torch.Tensor, *args: Any) -> Any:
@@ -35,7 +35,7 @@ def _layer_norm(x: torch.Tensor, *args: Any) -> Any:
 
 
 # What accelerators have as one kernel.
-_RIG_KERNELS = {torch.ops.aten.native_layer_norm.default: _layer_norm}
+RIG_KERNELS = {torch.ops.aten.native_layer_norm.default: _layer_norm}
 
 
 def measured_peaks(
@@ -65,7 +65,8 @@ def measured_peaks(
         rest = rest if "decoder_input_ids" in kwargs else []
         for step in range(steps if run.cache else 0):
             run.forward(
-                f"decode {step + 1}" if step else "decode", run.following(kwargs, (rows, 1, *rest), tokens + step)
+                f"decode {step + 1}" if step else "decode",
+                run.following(kwargs, (rows, 1, *rest), tokens + step),
             )
     return run.peaks
 

@@ -55,35 +55,35 @@ class RunPlacement:
 def replay(tape: Tape, placement: RunPlacement) -> dict[str, dict[DeviceKey, int]]:
     """The most bytes on each device in each phase.
 
-    Args:
-        tape: a recording.
-        placement: where everything lies and runs. Blocks that it does not name run on the main device.
+        Args:
+            tape: a recording.
+            placement: where everything lies and runs. Blocks that it does not name run on the main device.
 
-    Returns:
-        By phase and device, the peak in bytes, weights included.
+        Returns:
+            By phase and device, the peak in bytes, weights included.
 
-    Cost: O(events).
+        Cost: O(events).
 
-    Example:
-        >>> from planner.memory.tape import (
-    AFTER,
-    APART,
-    CALL,
-    ENTER,
-    FORGET,
-    FREE,
-    LEAVE,
-    MADE,
-    OUTPUT,
-    PHASE,
-    Container,
-    Event,
-    Row,
-    Tape,
-)
-        >>> tape = Tape(("0",), ((PHASE, "prefill"), (MADE, 0, 64, 1, "mm"), (FREE, 0), (AFTER,)))
-        >>> replay(tape, RunPlacement(execution={"0": 1}, main_device=0, resident_bytes={0: 8, 1: 16}))
-        {'prefill': {0: 8, 1: 80}}
+        Example:
+            >>> from planner.memory.tape import (
+        AFTER,
+        APART,
+        CALL,
+        ENTER,
+        FORGET,
+        FREE,
+        LEAVE,
+        MADE,
+        OUTPUT,
+        PHASE,
+        Container,
+        Event,
+        Row,
+        Tape,
+    )
+            >>> tape = Tape(("0",), ((PHASE, "prefill"), (MADE, 0, 64, 1, "mm"), (FREE, 0), (AFTER,)))
+            >>> replay(tape, RunPlacement(execution={"0": 1}, main_device=0, resident_bytes={0: 8, 1: 16}))
+            {'prefill': {0: 8, 1: 80}}
     """
     return _Replay(tape, placement).run()
 

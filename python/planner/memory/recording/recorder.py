@@ -33,6 +33,7 @@ from planner.memory.tape import (
 __all__ = ["BlockDevices", "Recorder"]
 
 _aten = torch.ops.aten
+_functorch = torch._C._functorch
 _READ = _aten._local_scalar_dense.default
 _EQUAL = _aten.equal.default
 _COPY = _aten._to_copy.default
@@ -70,7 +71,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.carried: dict[tuple[int, int], int] = {}  # places of what the border of a container has brought
         self._blocks = blocks
         self._brought: dict[int, int] = {}  # by storage, its place for the container that runs
-        self._returned: dict[int, int] = {}  # by storage, its number: what the forward has given to its caller
+        self._returned: dict[
+            int, int
+        ] = {}  # by storage, its number: what the forward has given to its caller
         self._is_padded = is_padded
         self._composed = composed
         self._inside: set[Any] = set()  # those of them that run
@@ -198,7 +201,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def place_of(self, tensor: torch.Tensor) -> int:
         """Beside which block a tensor lies, as the code that asks finds it."""
-        return self.place if self.place is not None else self._where(tensor)[1]
+        if self.place is not None:
+            return self.place
+        while _functorch.is_functorch_wrapped_tensor(tensor):
+            tensor = _functorch.get_unwrapped(tensor)  # masks are made by functions that are mapped
+        return self._where(tensor)[1]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -300,7 +307,11 @@ class BlockDevices(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__self__", None) is _DEVICE:
             tensor = args[0]
-            return self.recorder.numbers.device(self.recorder.place_of(tensor)) if tensor.is_meta else tensor.device
+            return (
+                self.recorder.numbers.device(self.recorder.place_of(tensor))
+                if tensor.is_meta
+                else tensor.device
+            )
         if func is torch.nn.functional.scaled_dot_product_attention and self.kernel != "math":
             return attention(self.kernel, *args, **kwargs)
         if func is torch.tensor and kwargs.get("device") is not None:

@@ -21,7 +21,7 @@ from planner.memory.tape import Tape
 __all__ = ["RecordedRun", "record_run"]
 
 # Under which a class returns what it keeps for the next forward.
-_CACHES = ("past_key_values", "cache_params", "state")
+_CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

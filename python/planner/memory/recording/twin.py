@@ -143,9 +143,7 @@ def _around(
     return around
 
 
-def _told(
-    forward: Callable[..., Any], place: int, recorder: Recorder, skip: Keys[str]
-) -> Callable[..., Any]:
+def _told(forward: Callable[..., Any], place: int, recorder: Recorder, skip: Keys[str]) -> Callable[..., Any]:
     @functools.wraps(forward)
     def told(*args: Any, **kwargs: Any) -> Any:
         before = recorder.place

@@ -127,7 +127,7 @@ def _run(model: nn.Module, workload: Workload, tokens: int, steps: int) -> Recor
     options: dict[str, Any] = {}
     # What takes further keywords hands them on.
     takes_any = any(each.kind is each.VAR_KEYWORD for each in takes.values())
-    if getattr(config, "use_cache", None) is not None and ("use_cache" in takes or takes_any):
+    if "use_cache" in takes or (takes_any and getattr(config, "use_cache", None) is not None):
         options["use_cache"] = workload.cache != "none"
     if workload.logits == "last" and "logits_to_keep" in takes:
         options["logits_to_keep"] = 1
