@@ -6,7 +6,22 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from planner.memory.tape import AFTER, APART, ENTER, FORGET, FREE, LEAVE, MADE, OUTPUT, PHASE, Event, Tape
+from planner.memory.tape import (
+    AFTER,
+    APART,
+    CALL,
+    ENTER,
+    FORGET,
+    FREE,
+    LEAVE,
+    MADE,
+    OUTPUT,
+    PHASE,
+    Container,
+    Event,
+    Row,
+    Tape,
+)
 
 __all__ = ["RunPlacement", "replay"]
 
@@ -40,20 +55,35 @@ class RunPlacement:
 def replay(tape: Tape, placement: RunPlacement) -> dict[str, dict[DeviceKey, int]]:
     """The most bytes on each device in each phase.
 
-    Args:
-        tape: a recording.
-        placement: where everything lies and runs. Blocks that it does not name run on the main device.
+        Args:
+            tape: a recording.
+            placement: where everything lies and runs. Blocks that it does not name run on the main device.
 
-    Returns:
-        By phase and device, the peak in bytes, weights included.
+        Returns:
+            By phase and device, the peak in bytes, weights included.
 
-    Cost: O(events).
+        Cost: O(events).
 
-    Example:
-        >>> from planner.memory.tape import Tape, PHASE, MADE, FREE, AFTER
-        >>> tape = Tape(("0",), ((PHASE, "prefill"), (MADE, 0, 64, 1, "mm"), (FREE, 0), (AFTER,)))
-        >>> replay(tape, RunPlacement(execution={"0": 1}, main_device=0, resident_bytes={0: 8, 1: 16}))
-        {'prefill': {0: 8, 1: 80}}
+        Example:
+            >>> from planner.memory.tape import (
+        AFTER,
+        APART,
+        CALL,
+        ENTER,
+        FORGET,
+        FREE,
+        LEAVE,
+        MADE,
+        OUTPUT,
+        PHASE,
+        Container,
+        Event,
+        Row,
+        Tape,
+    )
+            >>> tape = Tape(("0",), ((PHASE, "prefill"), (MADE, 0, 64, 1, "mm"), (FREE, 0), (AFTER,)))
+            >>> replay(tape, RunPlacement(execution={"0": 1}, main_device=0, resident_bytes={0: 8, 1: 16}))
+            {'prefill': {0: 8, 1: 80}}
     """
     return _Replay(tape, placement).run()
 
@@ -64,6 +94,10 @@ class _Replay:
         self.placement = placement
         main = placement.main_device
         self.devices = [main, *(placement.execution.get(name, main) for name in tape.blocks)]
+        self.container_devices = [self._device_of(container) for container in tape.containers]
+        for container, place in tape.carried:
+            brought = self.container_devices[container]
+            self.devices.append(self.devices[place] if brought is None else brought)
         self.alive_bytes: dict[DeviceKey, int] = dict.fromkeys(placement.devices, 0)
         self.alive_bytes.update(placement.resident_bytes)
         self.peaks: dict[str, dict[DeviceKey, int]] = {}
@@ -82,6 +116,7 @@ class _Replay:
             ENTER: self._enter,
             LEAVE: self._leave,
             APART: self._bring,
+            CALL: self._call,
             FORGET: self._forget,
             PHASE: self._begin,
             OUTPUT: self._return,
@@ -126,8 +161,25 @@ class _Replay:
         self.returned.clear()
         self.top = None
 
+    def _device_of(self, container: Container) -> DeviceKey | None:
+        """Where dispatch runs a module around blocks; None where it leaves the arguments as they are."""
+        inside = {self.devices[place] for place in container.inside}
+        if len(inside) == 1:
+            return inside.pop()
+        return None if container.own is None else self.devices[container.own]
+
+    def _call(self, event: Event) -> None:
+        device = self.container_devices[event[1]]
+        if device is not None:
+            self._bring_to(device, event[2])
+
     def _device(self, storage: int, place: int) -> DeviceKey:
-        """Where a storage lies; a weight lies where its block runs."""
+        """Where a storage is found; a weight lies where its block runs."""
+        while place > len(self.tape.blocks):
+            container, place = self.tape.carried[place - len(self.tape.blocks) - 1]
+            brought = self.container_devices[container]
+            if brought is not None:
+                return brought
         found = self.storages.get(storage)
         return self.devices[place] if found is None else found[0]
 
@@ -137,8 +189,10 @@ class _Replay:
             self.top[device] = now
 
     def _bring(self, event: Event) -> None:
-        device = self.devices[event[1]]
-        for tensor, storage, its_place, size in event[2]:
+        self._bring_to(self.devices[event[1]], event[2])
+
+    def _bring_to(self, device: DeviceKey, rows: tuple[Row, ...]) -> None:
+        for tensor, storage, its_place, size in rows:
             if self._device(storage, its_place) == device:
                 continue
             copies = self.copies.setdefault(tensor, {})

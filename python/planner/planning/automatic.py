@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 
 from planner.devices.keys import DeviceKey
@@ -67,12 +68,28 @@ def plan_auto_many(problem: Problem, rows: Sequence[Mapping[DeviceKey, int]]) ->
     return [plans[number] for number in range(len(rows))]
 
 
+def search_of_weights(problem: Problem, blocks: Blocks) -> AutoSearch:
+    """The search for a place for weights, without what a workload takes beside them."""
+    staying = StayingBuffers(blocks, problem.settings.offload_buffers)
+    return _of_weights(problem, staying, _masks(problem, blocks, _devices(problem)))
+
+
 def _search(problem: Problem, staying: StayingBuffers, masks: _Masks) -> AutoSearch:
-    chosen, blocks = problem.settings, staying.blocks
+    rooms, search = problem.running_rooms(staying.blocks), _of_weights(problem, staying, masks)
+    if rooms is not None:
+        return replace(search, demands=rooms.searched(staying, _devices(problem)))
+    if search.staging_blocks > 1 and staying.block_bytes:
+        # Room for several blocks at once shrinks by more than the buffers of those that are offloaded take, so weights alone may
+        # not fit where all of it does.
+        return search.with_buffers()
+    return search
+
+
+def _of_weights(problem: Problem, staying: StayingBuffers, masks: _Masks) -> AutoSearch:
+    chosen = problem.settings
     assert isinstance(chosen.strategy, Auto)
-    rooms = problem.running_rooms(blocks)
-    search = AutoSearch(
-        blocks=blocks,
+    return AutoSearch(
+        blocks=staying.blocks,
         device_budgets=problem.device_budgets,
         masks=masks,
         fill=chosen.strategy.fill,
@@ -81,13 +98,7 @@ def _search(problem: Problem, staying: StayingBuffers, masks: _Masks) -> AutoSea
         execute_offloaded=chosen.execute_offloaded,
         staging_blocks=chosen.staging_blocks,
         staying=staying,
-        demands=None if rooms is None else rooms.searched(staying, _devices(problem)),
     )
-    if rooms is None and chosen.staging_blocks > 1 and staying.block_bytes:
-        # Room for several blocks at once shrinks by more than the buffers of those that are offloaded take, so weights alone may
-        # not fit where all of it does.
-        return search.with_buffers()
-    return search
 
 
 def _masks(problem: Problem, blocks: Blocks, devices: tuple[DeviceKey, ...]) -> _Masks:

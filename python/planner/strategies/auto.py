@@ -109,6 +109,10 @@ class AutoSearch:
             self, demands=core_demands(self.blocks, Demands(blocks={}), staying_bytes=staying_bytes)
         )
 
+    def fits(self) -> bool | None:
+        """Whether there is a plan, found sooner than one; None where the search ended before that was known."""
+        return self.blocks.columns.fits(self.row(), list(self.masks), self.options(), self.demands)
+
     def row(
         self, least_bits: int = 0
     ) -> tuple[list[tuple[DeviceKind, int | None, int | None]], list[int], list[int]]:
