@@ -29,8 +29,14 @@ pub(crate) fn to_work(units: &[Unit], devices: &[Device], options: &Options) -> 
     let mut steps_left = options.search_steps.saturating_mul(PARTS);
     let work = (units.len() * devices.len() * devices.len()).max(1) as u64;
     let questions = MOST_WORK / work;
-    let least = |device| Deficit { units, devices, options: &options, device, questions }.least(&mut steps_left);
-    (0..devices.len()).map(least).collect()
+    let mut found: Vec<Option<u64>> = Vec::with_capacity(devices.len());
+    for device in 0..devices.len() {
+        let deficit = Deficit { units, devices, options: &options, device, questions };
+        // Where running takes more than weights a question is dear, and what one device lacks its like lacks.
+        let like = (0..device).find(|&other| options.demands.is_some() && deficit.is_like(other));
+        found.push(like.map_or_else(|| deficit.least(&mut steps_left), |other| found[other]));
+    }
+    found
 }
 
 /// An answer may be too large by so small a power of two of all units, where running takes more than weights.
@@ -47,7 +53,17 @@ struct Deficit<'a> {
 }
 
 impl Deficit<'_> {
-    fn least(&mut self, steps_left: &mut u64) -> Option<u64> {
+    /// Whether it may be exchanged for another device in every plan.
+    fn is_like(&self, other: usize) -> bool {
+        let (one, two) = (&self.devices[self.device], &self.devices[other]);
+        let shared = |device: usize| self.options.demands.as_ref().map(|demands| demands.shared(id_at(device)));
+        let may = |unit: &Unit, device: usize| unit.allowed_devices.checked_shr(id_at(device)).map(|mask| mask & 1);
+        (one.kind, one.capacity_bits, one.pool) == (two.kind, two.capacity_bits, two.pool)
+            && shared(self.device) == shared(other)
+            && self.units.iter().all(|unit| may(unit, self.device) == may(unit, other))
+    }
+
+    fn least(mut self, steps_left: &mut u64) -> Option<u64> {
         self.devices[self.device].capacity_bits.filter(|&capacity| capacity > 0)?;
         let running = self.running();
         let total = self.units.iter().fold(running.exec, |sum, unit| sum.saturating_add(unit.bits));

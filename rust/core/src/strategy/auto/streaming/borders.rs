@@ -65,6 +65,39 @@ impl<'c, 'a> Borders<'c, 'a> {
         self.places.iter().map(|&place| sums[place]).collect()
     }
 
+    /// The devices in the order given, each with the longest run that it can stream; no more is asked than whether they reach the
+    /// end, so what is offloaded may be more than need be.
+    pub(crate) fn longest(&mut self) -> Option<Vec<Run>> {
+        let last = self.places.len() - 1;
+        let (mut runs, mut from) = (Vec::new(), 0);
+        for bin in 0..self.costs.kind_of.len() {
+            let kind = self.costs.kind_of[bin];
+            // What a device cannot run it cannot run with more beside it: so the end is found by halving.
+            let (mut to, mut beyond) = (from, last + 1);
+            while beyond - to > 1 {
+                let middle = if to == from && beyond > last { last } else { to + (beyond - to) / 2 };
+                if self.least(kind, from, middle) == NEVER {
+                    beyond = middle;
+                } else {
+                    to = middle;
+                }
+            }
+            runs.push((bin, self.places[from], self.places[to]));
+            from = to;
+        }
+        (from == last).then_some(runs)
+    }
+
+    /// Fewest bits that a kind of device offloads of a run between two places.
+    fn least(&mut self, kind: usize, from: usize, to: usize) -> u64 {
+        if self.vectors.is_empty() {
+            let mut counts = Counts::new(self.costs.instance, self.places[from]);
+            self.costs.keepers[kind].least(counts.up_to(self.places[to]))
+        } else {
+            self.costs.of(kind, self.vectors[to] - self.vectors[from])
+        }
+    }
+
     /// The devices in the order given.
     pub(crate) fn in_given_order(&mut self, steps: &mut Steps) -> Option<Streamed> {
         let kinds = self.costs.kind_of.clone();

@@ -89,8 +89,7 @@ impl<'a> Costs<'a> {
 
     /// Of a vector by number; there are [`Vectors`].
     pub(crate) fn of(&mut self, kind: usize, vector: usize) -> u64 {
-        let known = self.known[kind][vector];
-        if known != UNKNOWN {
+        if let Some(known) = self.known(kind, vector) {
             return known;
         }
         if let Some(vectors) = &self.vectors {
@@ -99,6 +98,11 @@ impl<'a> Costs<'a> {
         let found = self.keepers[kind].least(&self.scratch);
         self.known[kind][vector] = found;
         found
+    }
+
+    /// The same if it was asked for before.
+    pub(crate) fn known(&self, kind: usize, vector: usize) -> Option<u64> {
+        Some(self.known[kind][vector]).filter(|&known| known != UNKNOWN)
     }
 
     /// Nodes that were looked at.

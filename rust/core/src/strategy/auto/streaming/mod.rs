@@ -75,6 +75,14 @@ impl Best<'_> {
     /// that bounds hold.
     fn improve(&mut self, capacities: &[u64], are_bounds: bool, steps: &mut Steps) {
         let mut costs = Costs::new(self.instance, capacities);
+        if self.goal.is_any
+            && let Some(runs) = Borders::new(&mut costs).longest()
+        {
+            self.offer(place::runs(&mut costs, &runs, steps));
+            if self.is_enough() {
+                return;
+            }
+        }
         // A third for each way, so that no way takes the steps of the next.
         let mut part = steps.share(steps.left() / 3);
         if let Some(streamed) = Borders::new(&mut costs).in_given_order(&mut part) {

@@ -90,7 +90,11 @@ impl Table {
                 if cost == NEVER || cost.saturating_add(least) >= limit {
                     continue;
                 }
-                self.add(costs, kind, (vector, cost), &mut next)?;
+                if bin + 1 == costs.kind_of.len() {
+                    self.finish(costs, kind, (vector, cost), &mut next)?;
+                } else {
+                    self.add(costs, kind, (vector, cost), &mut next)?;
+                }
             }
             layers.push(std::mem::replace(&mut layer, next));
         }
@@ -110,6 +114,24 @@ impl Table {
         Some(Answer::Least(runs, least))
     }
 
+    /// All of the rest on the last device.
+    fn finish(
+        &mut self,
+        costs: &mut Costs,
+        kind: usize,
+        (vector, cost): (usize, u64),
+        next: &mut [Entry],
+    ) -> Option<()> {
+        let last = next.len() - 1;
+        let work = costs.nodes();
+        let offloaded = costs.of(kind, last - vector);
+        self.pairs_left = self.pairs_left.checked_sub(1 + costs.nodes() - work)?;
+        if offloaded != NEVER && cost + offloaded < next[last].0 {
+            next[last] = (cost + offloaded, crate::ids::id_at(vector));
+        }
+        Some(())
+    }
+
     /// Every part of the rest on one more device.
     fn add(&mut self, costs: &mut Costs, kind: usize, (vector, cost): (usize, u64), next: &mut [Entry]) -> Option<()> {
         let Some(vectors) = &costs.vectors else { return None };
@@ -122,9 +144,15 @@ impl Table {
         let mut digits = vec![0usize; rest.len()];
         let mut own = 0usize;
         loop {
-            let work = costs.nodes();
-            let offloaded = costs.of(kind, own);
-            self.pairs_left = self.pairs_left.checked_sub(1 + costs.nodes() - work)?;
+            let offloaded = if let Some(known) = costs.known(kind, own) {
+                known
+            } else {
+                let work = costs.nodes();
+                let found = costs.of(kind, own);
+                self.pairs_left = self.pairs_left.checked_sub(costs.nodes() - work)?;
+                found
+            };
+            self.pairs_left = self.pairs_left.checked_sub(1)?;
             let is_possible = offloaded != NEVER;
             if is_possible && cost + offloaded < next[vector + own].0 {
                 next[vector + own] = (cost + offloaded, crate::ids::id_at(vector));
