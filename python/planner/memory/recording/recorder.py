@@ -38,6 +38,8 @@ _READ = _aten._local_scalar_dense.default
 _EQUAL = _aten.equal.default
 _COPY = _aten._to_copy.default
 _DEVICE = torch.Tensor.device
+# What a cache keeps has rows, tokens and widths at least.
+_CACHED_DIMS = 3
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -227,6 +229,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             finally:
                 self._inside.discard(func)
         place = self.place
+        if func is _COPY and kwargs.get("device") is not None and kwargs["device"].type == "meta":
+            place = self.numbers.place(kwargs["device"])  # from the cpu, for whichever block it is
         if place is None:
             place = self._between(func, args, kwargs)
         out = self._known.of(func, args, kwargs)
@@ -269,7 +273,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _copied(self, tensor: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
         device = kwargs.get("device")
         if device is not None and device.type == "cpu":
-            return torch.full(tensor.shape, self._answer(tensor.dtype), dtype=tensor.dtype, device="cpu")
+            return self._on_cpu(tensor)
         here = self.place_of(tensor)
         place = here if device is None or self.place is not None else self.numbers.place(device)
         dtype = kwargs.get("dtype")
@@ -278,6 +282,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out: torch.Tensor = _COPY(tensor, **{key: value for key, value in kwargs.items() if key != "device"})
         self.made(out, place, self.last_operator)
         return out
+
+    def _on_cpu(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What code may read there. Of a cache that rests there it is only the shape that counts, and one value takes no room."""
+        if tensor.is_floating_point() and tensor.dim() >= _CACHED_DIMS:
+            return torch.ones((), dtype=tensor.dtype, device="cpu").expand(tensor.shape)
+        return torch.full(tensor.shape, self._answer(tensor.dtype), dtype=tensor.dtype, device="cpu")
 
     def _read(self, tensor: torch.Tensor) -> Any:
         return self._answer(tensor.dtype)

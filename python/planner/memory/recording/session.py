@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from planner.memory.tape import Tape
 
 __all__ = ["RecordedRun", "record_run"]
 
+_NAMED = inspect.Parameter.POSITIONAL_OR_KEYWORD
 # Under which a class returns what it keeps for the next forward.
 _CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 
@@ -119,6 +121,9 @@ class _Session:
         self.cache_key = ""
         self.cache: Any = None
         self.encoded: Any = None
+        # What its forward does not go without, also where an encoder's output is there in its place.
+        takes = inspect.signature(twin.forward).parameters.values()
+        self.required = [each.name for each in takes if each.default is each.empty and each.kind is _NAMED]
         # Of what its encoder returns, the class; decoders of mixtures read more of that than hidden states.
         self.encoder_output: Any = None
 
@@ -159,6 +164,7 @@ class _Session:
         """Arguments of a step after so many tokens."""
         kwargs: dict[str, Any] = {self.cache_key: self.cache}
         if self.is_seq2seq:
+            kwargs |= dict.fromkeys(self.required)
             kwargs |= {
                 "decoder_input_ids": following,
                 "encoder_outputs": (self.encoder_output or _plain_output())(last_hidden_state=self.encoded),

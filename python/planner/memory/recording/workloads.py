@@ -14,6 +14,7 @@ from torch import nn
 
 from planner.errors import InvalidInputError
 from planner.memory.demands import Demands
+from planner.memory.recording.caches import cache_maker
 from planner.memory.recording.session import RecordedRun, record_run
 from planner.memory.tape import PHASE, Tape
 from planner.memory.vectors import demands_of
@@ -131,14 +132,13 @@ def _run(model: nn.Module, workload: Workload, tokens: int, steps: int) -> Recor
         options["use_cache"] = workload.cache != "none"
     if workload.logits == "last" and "logits_to_keep" in takes:
         options["logits_to_keep"] = 1
-    is_static = workload.cache == "static"
     return RecordedRun(
         inputs=_inputs(model, takes, workload, tokens),
         steps=steps,
         options=options,
         attention_kernel=workload.attention_kernel,
         is_padded=workload.is_padded,
-        cache=(lambda twin: _static_cache(twin, workload)) if is_static else None,
+        cache=cache_maker(workload),
     )
 
 
@@ -177,9 +177,3 @@ def _inputs(
 def _float_of(model: nn.Module) -> torch.dtype:
     floats = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
     return next(floats, torch.float32)
-
-
-def _static_cache(twin: Any, workload: Workload) -> Any:
-    """transformers' own, from where the model's own class has it."""
-    made = sys.modules["transformers.cache_utils"].StaticCache
-    return made(config=twin.config, max_cache_len=workload.context_length)
