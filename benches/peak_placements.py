@@ -10,6 +10,7 @@ import torch
 
 import planner
 import tiny_zoo
+from planner.memory.recording.workloads import takes_use_cache
 from planner.names import nearest_key
 
 STEPS = 2
@@ -153,7 +154,7 @@ def workload_of(model: Any, given: Mapping[str, torch.Tensor], batch: int) -> di
     """The workload that a plan is made for, of which the inputs are one run."""
     main = next((given[name] for name in ("decoder_input_ids", "input_ids") if name in given), None)
     prompt = 1 if main is None else int(main.shape[1])
-    keeps = getattr(model.config, "use_cache", None) is not None
+    keeps = takes_use_cache(model)
     said = {
         "context_length": prompt + STEPS if keeps else prompt,
         "prompt_length": prompt,

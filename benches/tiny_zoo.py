@@ -189,7 +189,9 @@ def _made(model: Any, variant: int) -> dict[str, torch.Tensor]:
         return torch.linspace(-1, 1, math.prod(shape)).sin().reshape(shape)
 
     ids = torch.arange(3, 3 + TOKENS)[None]
-    books = len(getattr(config, "delay_pattern", None) or ())  # of Dia's sounds, whose words are of several numbers
+    books = len(
+        getattr(config, "delay_pattern", None) or ()
+    )  # of Dia's sounds, whose words are of several numbers
     sides = next((s for part in parts if (s := getattr(part, "image_size", None))), 64)
     high, wide = sides[:2] if isinstance(sides, list | tuple) else (sides, sides)
     patch = size("patch_size", "spatial_patch_size", default=16)
