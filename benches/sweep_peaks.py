@@ -32,9 +32,8 @@ from typing import Any
 import torch
 
 import planner
-import tiny_zoo
 from dispatch_sweep import MARK, PRELOADED, QUICK
-from peak_placements import STEPS, Placed, built, first_inputs, placements, planned, points, workload_of
+from peak_placements import STEPS, Placed, main_of, placements, planned, points, running, workload_of
 from planner.memory.recording.kernels import COMPOSED
 from planner.memory.recording.session import record_run
 from planner.memory.recording.workloads import takes_use_cache
@@ -82,14 +81,9 @@ def sweep_class(name: str, is_quick: bool) -> None:
     COMPOSED.update(RIG_KERNELS)  # plans are made for these accelerators, too
     for attention in ("eager", "sdpa"):
         try:
-            model = built(name, attention)
+            model, given = running(name, attention)
         except Exception as error:
             print(MARK + json.dumps({"skipped": f"{attention}: {error}"[:150]}), flush=True)
-            continue
-        try:
-            given = first_inputs(model)
-        except tiny_zoo.NotRunnableError as error:
-            print(MARK + json.dumps({"skipped": str(error)[:150]}), flush=True)
             continue
         sweep_model(model, attention, given, accelerators, is_quick=is_quick)
 
@@ -124,7 +118,10 @@ def sweep_model(
                 weights = {
                     device.index: accelerators.used_bytes(device.index) for device in accelerators.devices
                 }
-                real = measured_peaks(on_device, accelerators, made, steps=STEPS, options=options)
+                main = placed.main_device
+                real = measured_peaks(
+                    on_device, accelerators, made, steps=STEPS, options=options, device=main
+                )
             except Exception as error:
                 print(
                     MARK
@@ -140,7 +137,7 @@ def sweep_model(
                 tapes[at],
                 RunPlacement(
                     execution=placed.execution,
-                    main_device=0,
+                    main_device=placed.main_device,
                     resident_bytes=weights,
                     offloaded_bytes=placed.offloaded_bytes,
                     room_bytes=placed.room_bytes,
@@ -152,7 +149,7 @@ def sweep_model(
                 )
                 print(MARK + json.dumps(asdict(row)), flush=True)
             for phase in real:
-                for device in dict.fromkeys([0, *placed.execution.values()]):
+                for device in dict.fromkeys([placed.main_device, *placed.execution.values()]):
                     told = recorded.get(phase, {}).get(device, 0)
                     row = Figure(
                         placed.title,
@@ -190,7 +187,7 @@ def run_plan(
     planner.dispatch(model, plan)
     try:
         weights = [accelerators.used_bytes(device.index) for device in accelerators.devices]
-        real = measured_peaks(model, accelerators, given, steps=STEPS, options=options)
+        real = measured_peaks(model, accelerators, given, steps=STEPS, options=options, device=main_of(plan))
     finally:
         planner.undispatch(model)
         put_back(plain)
