@@ -70,9 +70,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.forced: int | None = None  # where a tensor is being made, whatever it is made of
         self.last_operator = ""
         self.numbers = DeviceNumbers()
-        self.carried: dict[tuple[int, int], int] = {}  # places of what the border of a container has brought
+        self.carried: dict[tuple[int, int], int] = {}  # places of what a border around blocks has brought
         self._blocks = blocks
-        self._brought: dict[int, int] = {}  # by storage, its place for the container that runs
+        self._brought: dict[int, int] = {}  # by storage, its place for the module around blocks that runs
         self._returned: dict[
             int, int
         ] = {}  # by storage, its number: what the forward has given to its caller
@@ -102,7 +102,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.events.append((LEAVE, place))
         self.place = before
 
-    def call(self, container: int, arguments: Any, skip: Container[str]) -> dict[int, int | None]:
+    def call(self, enclosing: int, arguments: Any, skip: Container[str]) -> dict[int, int | None]:
         """A module around blocks begins, which finds its arguments where its border has brought them.
 
         Returns:
@@ -110,13 +110,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """
         tensors = [tensor for tensor in tensors_in(arguments, skip) if tensor.is_meta]
         if tensors:
-            self.events.append((CALL, container, self._rows(tensors)))
+            self.events.append((CALL, enclosing, self._rows(tensors)))
         before: dict[int, int | None] = {}
         for tensor in tensors:
             key = tensor.untyped_storage()._cdata
             if key not in before:
                 before[key] = self._brought.get(key)
-                at = (container, self._where(tensor)[1])
+                at = (enclosing, self._where(tensor)[1])
                 self._brought[key] = self.carried.setdefault(at, self._blocks + 1 + len(self.carried))
         return before
 

@@ -16,7 +16,7 @@ from planner.choices import AttentionKernel
 from planner.errors import PlannerError, RecordingError
 from planner.memory.recording.kernels import COMPOSED
 from planner.memory.recording.recorder import BlockDevices, Recorder
-from planner.memory.recording.twin import bordered, containers_of, twin_of, weights_of
+from planner.memory.recording.twin import bordered, enclosing_of, twin_of, weights_of
 from planner.memory.tape import Tape
 
 __all__ = ["RecordedRun", "record_run"]
@@ -69,9 +69,9 @@ def record_run(model: nn.Module, blocks: Sequence[str], run: RecordedRun) -> Tap
     recorder = Recorder(
         weights_of(twin, blocks), len(blocks), {**COMPOSED, **run.composed}, is_padded=run.is_padded
     )
-    containers = containers_of(twin, blocks)
+    enclosing = enclosing_of(twin, blocks)
     skip = frozenset(getattr(twin, "_skip_keys_device_placement", None) or ())
-    bordered(twin, blocks, containers, recorder, skip)
+    bordered(twin, blocks, enclosing, recorder, skip)
     was_enabled = gc.isenabled()
     gc.disable()  # what is freed, and when, is the same each time
     try:
@@ -96,7 +96,7 @@ def record_run(model: nn.Module, blocks: Sequence[str], run: RecordedRun) -> Tap
         tuple(recorder.events),
         tuple(recorder.assumed),
         notes,
-        tuple(container for _, container in containers),
+        tuple(each for _, each in enclosing),
         tuple(recorder.carried),
     )
 

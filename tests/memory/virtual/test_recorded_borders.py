@@ -15,7 +15,7 @@ import planner
 from measured_peaks import measured_peaks, run_of
 from planner.memory.recording.session import RecordedRun, record_run
 from planner.memory.replay import RunPlacement, replay
-from planner.memory.tape import AFTER, CALL, FORGET, FREE, MADE, PHASE, Container, Tape
+from planner.memory.tape import AFTER, CALL, FORGET, FREE, MADE, PHASE, Enclosing, Tape
 from rig import Accelerators
 
 WIDTH, ROWS = 16, 8
@@ -60,10 +60,10 @@ BLOCKS = ["first", "tower.layers.0", "tower.layers.1"]
     ("homes", "has_weight"),
     [((0, 1, 1), False), ((0, 1, 0), False), ((0, 0, 1), True), ((1, 0, 0), False), ((1, 1, 0), True)],
 )
-def test_the_border_of_a_container(
+def test_the_border_around_blocks(
     virtual_accelerators: Accelerators, homes: tuple[int, ...], has_weight: bool
 ) -> None:
-    """It brings the arguments where all inside runs, or the container's own weight; else they stay."""
+    """It brings the arguments where all inside runs, or the own weight of the module around; else they stay."""
     model: Any = Net(has_weight=has_weight)
     blocks = [*BLOCKS, "tower.scale"] if has_weight else BLOCKS
     execution = dict(zip(blocks, (*homes, 1), strict=False))
@@ -194,7 +194,7 @@ def test_the_device_of_what_a_mapped_function_gets() -> None:
     assert tape.phases == ("prefill",)
 
 
-def test_a_container_is_where_all_inside_is() -> None:
+def test_a_module_around_blocks_is_where_all_inside_is() -> None:
     """Without one device for all inside, and without a tensor of its own, what it gets stays where it was."""
     tape = Tape(
         ("a", "b"),
@@ -206,7 +206,7 @@ def test_a_container_is_where_all_inside_is() -> None:
             (FORGET, 0),
             (AFTER,),
         ),
-        containers=(Container((1, 2)),),
+        enclosing=(Enclosing((1, 2)),),
         carried=((0, 0),),
     )
     for homes, peaks in (((1, 1), {0: 0, 1: 72}), ((1, 0), {0: 64, 1: 0}), ((0, 0), {0: 64})):
