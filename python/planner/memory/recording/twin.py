@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from planner.errors import RecordingError
+from planner.memory.recording.copies import copied
 from planner.memory.recording.recorder import Recorder
 
 __all__ = ["bordered", "places_of", "twin_of", "weights_of"]
@@ -36,7 +36,7 @@ def twin_of(model: nn.Module) -> nn.Module:
             operator="",
         )
     try:
-        twin: nn.Module = copy.deepcopy(model, memo)
+        twin: nn.Module = copied(model, memo)
     except Exception as error:
         raise RecordingError(
             f"a {type(model).__name__} cannot be recorded, because something in it refuses to be copied: {error}",
