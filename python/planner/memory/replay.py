@@ -12,6 +12,9 @@ __all__ = ["RunPlacement", "replay"]
 
 DeviceKey = int | str
 
+# Offloaded blocks of which dispatch copies one ahead.
+_FEWEST_AHEAD = 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlacement:
@@ -113,6 +116,7 @@ class _Replay:
 
     def _begin(self, event: Event) -> None:
         self.top = self.peaks[event[1]] = dict(self.alive_bytes)
+        self.ahead.begin()
 
     def _after(self, _: Event) -> None:
         self.alive_bytes[self.placement.main_device] -= self.results_bytes
@@ -162,19 +166,28 @@ class _Replay:
 
 
 class _Ahead:
-    """Offloaded blocks as dispatch brings them in: the order is learnt in one forward, and the next is copied ahead from then on."""
+    """Offloaded blocks as dispatch brings them in: the order is learnt in one forward, and the next is copied ahead from then on.
+
+    The first is copied ahead when a forward begins, as what follows the whole model's own code.
+    """
 
     def __init__(self, replay: _Replay) -> None:
         self.replay = replay
         self.offloaded_bytes = replay.placement.offloaded_bytes
         self.room_bytes = replay.placement.room_bytes
-        self.follower: dict[str, str] = {}
+        self.follower: dict[str | None, str] = {}  # None for the whole model
         self.last: str | None = None
         self.staged: str | None = None
+        # With one block alone, dispatch copies nothing ahead.
+        served = sum(self._device(block) in self.room_bytes for block in self.offloaded_bytes)
+        self.is_on = served >= _FEWEST_AHEAD
 
     def _device(self, block: str) -> DeviceKey:
         placement = self.replay.placement
         return placement.execution.get(block, placement.main_device)
+
+    def begin(self) -> None:
+        self._stage(None, 0)
 
     def enter(self, block: str) -> None:
         if block not in self.offloaded_bytes:
@@ -185,13 +198,16 @@ class _Ahead:
             # A wrong guess goes before what is really next is brought in.
             self._drop()
             self.replay.take(self._device(block), self.offloaded_bytes[block])
-        if self.last is not None:
-            self.follower[self.last] = block
+        self.follower[self.last] = block
         self.last = block
+        self._stage(block, self.offloaded_bytes[block])
+
+    def _stage(self, block: str | None, size: int) -> None:
+        """Sends for what follows a block, if there is room for both."""
         following = self.follower.get(block)
-        if following is None or following == block:
+        if following is None or following == block or not self.is_on:
             return
-        together = self.offloaded_bytes[block] + self.offloaded_bytes[following]
+        together = size + self.offloaded_bytes[following]
         if together <= self.room_bytes.get(self._device(following), 0):
             self.staged = following
             self.replay.take(self._device(following), self.offloaded_bytes[following])
