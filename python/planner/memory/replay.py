@@ -6,7 +6,22 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from planner.memory.tape import AFTER, APART, ENTER, FORGET, FREE, LEAVE, MADE, OUTPUT, PHASE, Event, Tape
+from planner.memory.tape import (
+    AFTER,
+    APART,
+    CALL,
+    ENTER,
+    FORGET,
+    FREE,
+    LEAVE,
+    MADE,
+    OUTPUT,
+    PHASE,
+    Container,
+    Event,
+    Row,
+    Tape,
+)
 
 __all__ = ["RunPlacement", "replay"]
 
@@ -67,6 +82,10 @@ class _Replay:
         self.placement = placement
         main = placement.main_device
         self.devices = [main, *(placement.execution.get(name, main) for name in tape.blocks)]
+        self.container_devices = [self._device_of(container) for container in tape.containers]
+        for container, place in tape.carried:
+            brought = self.container_devices[container]
+            self.devices.append(self.devices[place] if brought is None else brought)
         self.alive_bytes: dict[DeviceKey, int] = dict.fromkeys(placement.devices, 0)
         self.alive_bytes.update(placement.resident_bytes)
         self.peaks: dict[str, dict[DeviceKey, int]] = {}
@@ -85,6 +104,7 @@ class _Replay:
             ENTER: self._enter,
             LEAVE: self._leave,
             APART: self._bring,
+            CALL: self._call,
             FORGET: self._forget,
             PHASE: self._begin,
             OUTPUT: self._return,
@@ -130,8 +150,25 @@ class _Replay:
         self.returned.clear()
         self.top = None
 
+    def _device_of(self, container: Container) -> DeviceKey | None:
+        """Where dispatch runs a module around blocks; None where it leaves the arguments as they are."""
+        inside = {self.devices[place] for place in container.inside}
+        if len(inside) == 1:
+            return inside.pop()
+        return None if container.own is None else self.devices[container.own]
+
+    def _call(self, event: Event) -> None:
+        device = self.container_devices[event[1]]
+        if device is not None:
+            self._bring_to(device, event[2])
+
     def _device(self, storage: int, place: int) -> DeviceKey:
-        """Where a storage lies; a weight lies where its block runs."""
+        """Where a storage is found; a weight lies where its block runs."""
+        while place > len(self.tape.blocks):
+            container, place = self.tape.carried[place - len(self.tape.blocks) - 1]
+            brought = self.container_devices[container]
+            if brought is not None:
+                return brought
         found = self.storages.get(storage)
         return self.devices[place] if found is None else found[0]
 
@@ -141,8 +178,10 @@ class _Replay:
             self.top[device] = now
 
     def _bring(self, event: Event) -> None:
-        device = self.devices[event[1]]
-        for tensor, storage, its_place, size in event[2]:
+        self._bring_to(self.devices[event[1]], event[2])
+
+    def _bring_to(self, device: DeviceKey, rows: tuple[Row, ...]) -> None:
+        for tensor, storage, its_place, size in rows:
             if self._device(storage, its_place) == device:
                 continue
             copies = self.copies.setdefault(tensor, {})

@@ -24,11 +24,13 @@ class Recorded:
     Args:
         demands: what blocks need; None where nothing was recorded.
         tapes: the recordings.
+        main_needs_bytes: what the model's caller needs beside it where its inputs lie; in the demands of the first block.
         note: why there are none, where that is worth knowing.
     """
 
     demands: Demands | None = None
     tapes: tuple[Tape, ...] = ()
+    main_needs_bytes: int = 0
     note: str = ""
 
 
@@ -108,7 +110,9 @@ def _of(
         f"values of masks are taken for those of prompts with{'' if workload.is_padded else 'out'} padding"
     )
     return Recorded(
-        demands=replace(demands, notes=(*demands.notes, masks)) if assumed else demands, tapes=tapes
+        demands=replace(demands, notes=(*demands.notes, masks)) if assumed else demands,
+        tapes=tapes,
+        main_needs_bytes=beside_bytes,
     )
 
 

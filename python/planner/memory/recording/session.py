@@ -15,13 +15,13 @@ from planner.choices import AttentionKernel
 from planner.errors import PlannerError, RecordingError
 from planner.memory.recording.kernels import COMPOSED
 from planner.memory.recording.recorder import BlockDevices, Recorder
-from planner.memory.recording.twin import bordered, twin_of, weights_of
+from planner.memory.recording.twin import bordered, containers_of, twin_of, weights_of
 from planner.memory.tape import Tape
 
 __all__ = ["Forwards", "RecordedRun", "Watcher", "record_run", "with_fused_experts"]
 
 # Under which a class returns what it keeps for the next forward.
-_CACHES = ("past_key_values", "cache_params", "state")
+_CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,14 +64,18 @@ def record_run(model: nn.Module, blocks: Sequence[str], run: RecordedRun) -> Tap
     """
     twin = twin_of(model)
     notes = with_fused_experts(twin)
-    recorder = Recorder(weights_of(twin, blocks), {**COMPOSED, **run.composed}, is_padded=run.is_padded)
+    recorder = Recorder(
+        weights_of(twin, blocks), len(blocks), {**COMPOSED, **run.composed}, is_padded=run.is_padded
+    )
 
     def given(_: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         made = torch.zeros(shape, dtype=dtype, device="meta")
         recorder.made(made, 0, "input")
         return made
 
-    bordered(twin, blocks, recorder, frozenset(getattr(twin, "_skip_keys_device_placement", None) or ()))
+    containers = containers_of(twin, blocks)
+    skip = frozenset(getattr(twin, "_skip_keys_device_placement", None) or ())
+    bordered(twin, blocks, containers, recorder, skip)
     was_enabled = gc.isenabled()
     gc.disable()  # what is freed, and when, is the same each time
     try:
@@ -91,7 +95,14 @@ def record_run(model: nn.Module, blocks: Sequence[str], run: RecordedRun) -> Tap
         if was_enabled:
             gc.enable()
         recorder.forget()
-    return Tape(tuple(blocks), tuple(recorder.events), tuple(recorder.assumed), notes)
+    return Tape(
+        tuple(blocks),
+        tuple(recorder.events),
+        tuple(recorder.assumed),
+        notes,
+        tuple(container for _, container in containers),
+        tuple(recorder.carried),
+    )
 
 
 def with_fused_experts(twin: nn.Module) -> tuple[str, ...]:
@@ -143,40 +154,61 @@ class Forwards:
         self.cache_key = ""
         self.cache: Any = None
         self.encoded: Any = None
+        # Of what its encoder returns, the class; decoders of mixtures read more of that than hidden states.
+        self.encoder_output: Any = None
 
     def run(self) -> None:
         """The prefill and the steps."""
+        encoder = self.model.get_encoder() if self.is_seq2seq else self.model  # type: ignore[operator]
+        seeing = None if encoder is self.model else encoder.register_forward_hook(self._see_class)
+        try:
+            self._run()
+        finally:
+            if seeing is not None:
+                seeing.remove()
+
+    def _run(self) -> None:
         kwargs = {name: self.given(name, *said) for name, said in self.recording.inputs.items()}
         if self.recording.cache is not None:
             self.cache_key, self.cache = "past_key_values", self.recording.cache(self.model)
             self._forward("prefill", kwargs | {self.cache_key: self.cache})
         else:
             self._forward("prefill", kwargs)
-        rows, tokens = self._rows(kwargs)
+        rows, tokens, *rest = self._main(kwargs).shape
         for step in range(self.recording.steps if self.cache is not None else 0):
-            self._forward(f"decode {step + 1}" if step else "decode", self._next(kwargs, rows, tokens + step))
+            following = self.given(
+                "input_ids", (rows, 1, *rest) if self.is_seq2seq else (rows, 1), torch.long
+            )
+            self._forward(
+                f"decode {step + 1}" if step else "decode", self._next(kwargs, following, tokens + step)
+            )
 
-    def _rows(self, kwargs: Mapping[str, Any]) -> tuple[int, int]:
+    def _see_class(self, _: nn.Module, arguments: Any, output: Any) -> None:
+        if "last_hidden_state" in getattr(type(output), "__dataclass_fields__", ()):
+            self.encoder_output = type(output)
+
+    @staticmethod
+    def _main(kwargs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The input that is continued: rows, tokens and, where each token has several numbers, these."""
         names = ("decoder_input_ids", "input_ids", "inputs_embeds")
-        main = next((kwargs[name] for name in names if name in kwargs), next(iter(kwargs.values())))
-        return int(main.shape[0]), int(main.shape[1])
+        return next((kwargs[name] for name in names if name in kwargs), next(iter(kwargs.values())))
 
-    def _next(self, given: Mapping[str, Any], rows: int, tokens: int) -> dict[str, Any]:
+    def _next(self, given: Mapping[str, Any], following: torch.Tensor, tokens: int) -> dict[str, Any]:
         """Arguments of a step after so many tokens."""
-        following = self.given("input_ids", (rows, 1), torch.long)
         kwargs: dict[str, Any] = {self.cache_key: self.cache}
         if self.is_seq2seq:
-            output = _encoder_output()
             kwargs |= {
                 "decoder_input_ids": following,
-                "encoder_outputs": output(last_hidden_state=self.encoded),
+                "encoder_outputs": (self.encoder_output or _plain_output())(last_hidden_state=self.encoded),
             }
             if "attention_mask" in given:
                 kwargs["attention_mask"] = given["attention_mask"]
         else:
             kwargs["input_ids"] = following
             if "attention_mask" in given:
-                kwargs["attention_mask"] = self.given("attention_mask", (rows, tokens + 1), torch.long)
+                kwargs["attention_mask"] = self.given(
+                    "attention_mask", (following.shape[0], tokens + 1), torch.long
+                )
         return kwargs
 
     def _forward(self, phase: str, kwargs: dict[str, Any]) -> None:
@@ -198,6 +230,6 @@ class Forwards:
             self.encoded = encoded
 
 
-def _encoder_output() -> Any:
-    """The class of what an encoder returns, from where the model's own class has it."""
+def _plain_output() -> Any:
+    """What most encoders return, from where the model's own class has it."""
     return sys.modules["transformers.modeling_outputs"].BaseModelOutput

@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -137,9 +137,9 @@ def _only_last(tape: Tape) -> Tape:
     """The tape with its last forward as the only phase; what was before is there, and is not told."""
     last = tape.phases[-1]
     if not last.startswith("decode"):
-        return Tape(tape.blocks, (), tape.assumed, tape.notes)  # it keeps no cache, so there are no steps
+        return replace(tape, events=())  # it keeps no cache, so there are no steps
     events = tuple(event for event in tape.events if event[0] != PHASE or event[1] == last)
-    return Tape(tape.blocks, events, tape.assumed, tape.notes)
+    return replace(tape, events=events)
 
 
 # ---- The inputs of one run
@@ -151,7 +151,7 @@ def _run(model: nn.Module, workload: Workload, tokens: int, steps: int) -> Recor
     options: dict[str, Any] = {}
     # What takes further keywords hands them on.
     takes_any = any(each.kind is each.VAR_KEYWORD for each in takes.values())
-    if getattr(config, "use_cache", None) is not None and ("use_cache" in takes or takes_any):
+    if "use_cache" in takes or (takes_any and getattr(config, "use_cache", None) is not None):
         options["use_cache"] = workload.cache != "none"
     if workload.logits == "last" and "logits_to_keep" in takes:
         options["logits_to_keep"] = 1
