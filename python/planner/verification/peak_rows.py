@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from planner.choices import Phase
 from planner.devices.keys import DeviceKey
@@ -12,6 +13,8 @@ from planner.plans.plan import Plan
 from planner.units import format_bytes
 
 __all__ = ["PeakRow", "execution_devices", "peak_rows"]
+
+_PHASES: Final[tuple[Phase, ...]] = ("prefill", "decode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +71,8 @@ def peak_rows(plan: Plan, found: Mapping[str, Mapping[DeviceKey, int]]) -> tuple
     running = set(execution_devices(plan))
     return tuple(
         PeakRow(device, phase, size, most[phase][device])
-        for phase, by_device in plan.predicted_peaks.items()
-        for device, size in by_device.items()
+        for phase in _PHASES
+        for device, size in plan.predicted_peaks.get(phase, {}).items()
         if device in running and device in most.get(phase, {})
     )
 
