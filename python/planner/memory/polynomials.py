@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Final, TypeAlias
 
 from planner.errors import InvalidInputError
-from planner.memory.tape import APART, ENTER, MADE, OUTPUT, Event, Tape
+from planner.memory.tape import APART, CALL, ENTER, MADE, OUTPUT, Event, Tape
 
 __all__ = ["Basis", "Point", "Polynomials", "SizeAt", "fitted"]
 
@@ -117,7 +117,7 @@ class Polynomials:
             _with_sizes(event, [sizes[key] for key in keys]) if keys else event
             for event, keys in zip(self.tape.events, self.values, strict=True)
         )
-        return Tape(self.tape.blocks, events, self.tape.assumed, self.tape.notes)
+        return replace(self.tape, events=events)
 
 
 class SizeAt(int):
@@ -216,7 +216,7 @@ def _inverted(matrix: list[list[Fraction]]) -> tuple[tuple[Fraction, ...], ...]:
 def _sizes(event: Event) -> tuple[int, ...]:
     if event[0] == MADE:
         return (event[2],)
-    if event[0] in (ENTER, APART):
+    if event[0] in (ENTER, APART, CALL):
         return tuple(row[3] for row in event[2])
     return tuple(row[3] for row in event[1]) if event[0] == OUTPUT else ()
 

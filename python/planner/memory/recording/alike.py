@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import wraps
 from typing import Any, Final
 
 import torch
@@ -83,13 +83,20 @@ class AlikeLayers:
         for place, structure in self._structures.items():
             if count[structure] > _RUNS + 1:
                 module = modules[blocks[place - 1]]
-                module.__dict__["forward"] = partial(self._called, module, place, module.forward)
+                module.__dict__["forward"] = self._instead(module, place, module.forward)
+
+    def _instead(self, module: nn.Module, place: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(forward)
+        def instead(*args: Any, **kwargs: Any) -> Any:
+            return self._called(module, place, forward, args, kwargs)
+
+        return instead
 
     def _structure(self, module: nn.Module, place: int) -> Hashable | None:
         return structure_of(module, lambda tensor: self._recorder.is_weight_of(tensor, place))
 
     def _called(
-        self, module: nn.Module, place: int, forward: Callable[..., Any], /, *args: Any, **kwargs: Any
+        self, module: nn.Module, place: int, forward: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
         """What the forward of a block returns."""
         structure = self._structures[place]
