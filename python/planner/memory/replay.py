@@ -27,6 +27,9 @@ __all__ = ["RunPlacement", "replay"]
 
 DeviceKey = int | str
 
+# Offloaded blocks of which dispatch copies one ahead.
+_FEWEST_AHEAD = 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlacement:
@@ -55,35 +58,20 @@ class RunPlacement:
 def replay(tape: Tape, placement: RunPlacement) -> dict[str, dict[DeviceKey, int]]:
     """The most bytes on each device in each phase.
 
-        Args:
-            tape: a recording.
-            placement: where everything lies and runs. Blocks that it does not name run on the main device.
+    Args:
+        tape: a recording.
+        placement: where everything lies and runs. Blocks that it does not name run on the main device.
 
-        Returns:
-            By phase and device, the peak in bytes, weights included.
+    Returns:
+        By phase and device, the peak in bytes, weights included.
 
-        Cost: O(events).
+    Cost: O(events).
 
-        Example:
-            >>> from planner.memory.tape import (
-        AFTER,
-        APART,
-        CALL,
-        ENTER,
-        FORGET,
-        FREE,
-        LEAVE,
-        MADE,
-        OUTPUT,
-        PHASE,
-        Enclosing,
-        Event,
-        Row,
-        Tape,
-    )
-            >>> tape = Tape(("0",), ((PHASE, "prefill"), (MADE, 0, 64, 1, "mm"), (FREE, 0), (AFTER,)))
-            >>> replay(tape, RunPlacement(execution={"0": 1}, main_device=0, resident_bytes={0: 8, 1: 16}))
-            {'prefill': {0: 8, 1: 80}}
+    Example:
+        >>> from planner.memory.tape import Tape, PHASE, MADE, FREE, AFTER
+        >>> tape = Tape(("0",), ((PHASE, "prefill"), (MADE, 0, 64, 1, "mm"), (FREE, 0), (AFTER,)))
+        >>> replay(tape, RunPlacement(execution={"0": 1}, main_device=0, resident_bytes={0: 8, 1: 16}))
+        {'prefill': {0: 8, 1: 80}}
     """
     return _Replay(tape, placement).run()
 
@@ -148,6 +136,7 @@ class _Replay:
 
     def _begin(self, event: Event) -> None:
         self.top = self.peaks[event[1]] = dict(self.alive_bytes)
+        self.ahead.begin()
 
     def _after(self, _: Event) -> None:
         self.alive_bytes[self.placement.main_device] -= self.results_bytes
@@ -216,19 +205,28 @@ class _Replay:
 
 
 class _Ahead:
-    """Offloaded blocks as dispatch brings them in: the order is learnt in one forward, and the next is copied ahead from then on."""
+    """Offloaded blocks as dispatch brings them in: the order is learnt in one forward, and the next is copied ahead from then on.
+
+    The first is copied ahead when a forward begins, as what follows the whole model's own code.
+    """
 
     def __init__(self, replay: _Replay) -> None:
         self.replay = replay
         self.offloaded_bytes = replay.placement.offloaded_bytes
         self.room_bytes = replay.placement.room_bytes
-        self.follower: dict[str, str] = {}
+        self.follower: dict[str | None, str] = {}  # None for the whole model
         self.last: str | None = None
         self.staged: str | None = None
+        # With one block alone, dispatch copies nothing ahead.
+        served = sum(self._device(block) in self.room_bytes for block in self.offloaded_bytes)
+        self.is_on = served >= _FEWEST_AHEAD
 
     def _device(self, block: str) -> DeviceKey:
         placement = self.replay.placement
         return placement.execution.get(block, placement.main_device)
+
+    def begin(self) -> None:
+        self._stage(None, 0)
 
     def enter(self, block: str) -> None:
         if block not in self.offloaded_bytes:
@@ -239,13 +237,16 @@ class _Ahead:
             # A wrong guess goes before what is really next is brought in.
             self._drop()
             self.replay.take(self._device(block), self.offloaded_bytes[block])
-        if self.last is not None:
-            self.follower[self.last] = block
+        self.follower[self.last] = block
         self.last = block
+        self._stage(block, self.offloaded_bytes[block])
+
+    def _stage(self, block: str | None, size: int) -> None:
+        """Sends for what follows a block, if there is room for both."""
         following = self.follower.get(block)
-        if following is None or following == block:
+        if following is None or following == block or not self.is_on:
             return
-        together = self.offloaded_bytes[block] + self.offloaded_bytes[following]
+        together = size + self.offloaded_bytes[following]
         if together <= self.room_bytes.get(self._device(following), 0):
             self.staged = following
             self.replay.take(self._device(following), self.offloaded_bytes[following])

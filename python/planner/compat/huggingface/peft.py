@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from planner.compat.huggingface.adapters import copied_modules, make_resident, running_devices
+from planner.compat.huggingface.adapters import copied_modules, make_resident
 from planner.compat.huggingface.at_hand import WeightsAtHand, has_placeholders
+from planner.compat.huggingface.base_model import base_of
 from planner.compat.huggingface.taking_over import take_over
 from planner.dispatching.install.record import dispatched_models
+from planner.dispatching.methods.adapter_loading import said_where_it_runs
 
 if TYPE_CHECKING:
     from planner.compat.huggingface.in_force import Integration
@@ -21,6 +24,7 @@ __all__ = [
     "add_adapter",
     "inject_adapter",
     "load_adapter",
+    "load_into_mixed",
     "move_adapter",
     "remove_hooks",
     "set_state",
@@ -127,18 +131,36 @@ def load_adapter(
         What transformers' method says.
     """
     take_over(integration, model)
-    device_map = model.__dict__.get("hf_device_map")
-    if device_map is None or not has_placeholders(model):
+    with said_where_it_runs(model):
         return before(model, *args, **kwargs)
-    running = running_devices(model, device_map)
-    main_device = next(iter(running.values()), torch.device("cpu"))
-    resting = {name: device for name, device in device_map.items() if device not in ("cpu", "disk")}
-    # The very function looks there for where adapters go.
-    model.__dict__["hf_device_map"] = {"": main_device, **resting, **running}
+
+
+def load_into_mixed(
+    integration: Integration, before: Callable[..., Any], model: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """``PeftMixedModel.load_adapter``, which has ``PeftModel``'s load, and lacks two methods that this calls for an offloaded base.
+
+    Args:
+        integration: what is in force.
+        before: the method whose place this takes.
+        model, args, kwargs: as PEFT has them.
+
+    Returns:
+        What PEFT's method says.
+    """
+    from peft import PeftModel
+
+    lent = {
+        "_update_offload": partial(PeftModel._update_offload, model),
+        "get_base_model": lambda: base_of(model),
+    }
+    lacking = {name: method for name, method in lent.items() if not hasattr(model, name)}
+    model.__dict__.update(lacking)
     try:
         return before(model, *args, **kwargs)
     finally:
-        model.__dict__["hf_device_map"] = device_map
+        for name in lacking:
+            del model.__dict__[name]
 
 
 def add_adapter(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from planner.memory.tape import PHASE, Tape
 from planner.memory.vectors import demands_of
 from planner.settings.workload import Workload
 
-__all__ = ["generation_bytes", "record", "recorded_demands", "takes_use_cache"]
+__all__ = ["WorkloadRun", "generation_bytes", "record", "recorded_demands", "runs_of", "takes_use_cache"]
 
 _TOKENS = ("input_ids", "decoder_input_ids")
 _WHOLE = ("_ids", "_mask", "_thw", "_sizes", "_index", "_lengths")
@@ -58,20 +58,44 @@ def record(
     if key is not None and key in _kept:
         _kept.move_to_end(key)
         return _kept[key]
-    prompt, context = workload.prompt_tokens, workload.context_length
-    steps = min(2, context - prompt) if workload.cache != "none" else 0
-    tapes = [record_run(model, blocks, _run(model, workload, prompt, steps))]
-    is_short = workload.cache != "none" and context > 1 and (prompt + steps < context or not steps)
-    if is_short:
-        steps = min(2, context - 1)
-        whole = record_run(model, blocks, _run(model, workload, context - steps, steps))
-        tapes.append(_only_last(whole))
+    tapes = []
+    for each in runs_of(model, workload):
+        tape = record_run(model, blocks, each.run)
+        tapes.append(_only_last(tape) if each.is_of_last_step else tape)
     found = tuple(tape for tape in tapes if tape.phases)
     if key is not None:
         _kept[key] = found
         while len(_kept) > _MOST:
             _kept.popitem(last=False)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadRun:
+    """One run that a workload asks for.
+
+    Args:
+        run: what is run.
+        is_of_last_step: only its last step counts, which reaches the end of the context; the others lead there.
+    """
+
+    run: RecordedRun
+    is_of_last_step: bool = False
+
+
+def runs_of(model: nn.Module, workload: Workload) -> Iterator[WorkloadRun]:
+    """What is run for a workload: the prompt and the steps after it and, where these do not reach the whole context, one run
+    whose last step does.
+
+    Raises:
+        InvalidInputError: inputs that the model's forward does not take, or none for its main input.
+    """
+    prompt, context = workload.prompt_tokens, workload.context_length
+    steps = min(2, context - prompt) if workload.cache != "none" else 0
+    yield WorkloadRun(_run(model, workload, prompt, steps))
+    if workload.cache != "none" and context > 1 and (prompt + steps < context or not steps):
+        steps = min(2, context - 1)
+        yield WorkloadRun(_run(model, workload, context - steps, steps), is_of_last_step=True)
 
 
 def recorded_demands(
