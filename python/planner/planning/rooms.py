@@ -52,9 +52,9 @@ def rooms_for(model: RunModel, workload: Workload, blocks: Blocks) -> RunningRoo
     Cost: see :func:`planner.planning.recorded.recorded`.
     """
     found = recorded_for(model, workload, blocks)
-    if found.demands is None:
+    if not found.tapes:
         return formula_rooms(model, workload, blocks, note=found.note)
-    return _rooms(model, workload, {"prefill": found.demands}, found.tapes)
+    return _rooms(model, workload, {"prefill": found.demands()}, found.tapes)
 
 
 def recorded_for(model: RunModel, workload: Workload, blocks: Blocks) -> Recorded:
