@@ -23,7 +23,7 @@ from planner.settings.workload import Workload
 from planner.spelling import shown
 from planner.verification.measurable import named_inputs, require_dispatched, require_measurable
 from planner.verification.peak_rows import PeakRow, execution_devices, peak_rows
-from planner.verification.placed_run import workload_input
+from planner.verification.placed_run import warming, workload_input
 
 __all__ = ["Measurement", "measure"]
 
@@ -73,7 +73,8 @@ def measure(model: nn.Module, plan: Plan, inputs: Any = None, *, steps: int | No
     Guarantee: all of these are raised before anything runs. The model and its tensors stay as they are, and caches go; torch's peak
         counters of these accelerators begin anew.
 
-    Cost: the forwards that it runs: one for the prompt and one for each further token of the context.
+    Cost: the forwards that it runs: one for the prompt and one for each further token of the context; where blocks are offloaded, one
+        more of the prompt and one of a token, in which their order is learnt.
     """
     require_module(model)
     if not isinstance(plan, Plan):
@@ -86,6 +87,8 @@ def measure(model: nn.Module, plan: Plan, inputs: Any = None, *, steps: int | No
     counters = _Counters(model, plan)
     runs = list(_runs(model, workload, steps))
     with _collected(), torch.no_grad():
+        for warm in warming(plan, runs[0].run):
+            Forwards(model, _Unwatched(), warm, _Given(given, workload, counters.main_device)).run()
         for run in runs:
             counters.begin(is_told=run.is_told)
             Forwards(model, counters, run.run, _Given(given, workload, counters.main_device)).run()
@@ -144,6 +147,17 @@ def _collected() -> Iterator[None]:
 
 
 # ---- What is counted
+
+
+class _Unwatched:
+    def phase(self, name: str) -> None:
+        pass
+
+    def output(self, value: Any) -> None:
+        pass
+
+    def after(self) -> None:
+        pass
 
 
 class _Counters:
