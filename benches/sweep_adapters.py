@@ -4,8 +4,8 @@
     python benches/sweep_adapters.py --only RANDLORA --maps mixed --theirs
 
 A cell is "=", or what differs: "answer", "fresh", "trained" (after two steps of SGD), "merged", "loaded"; or an error, with the step that
-it came from. A kind that cannot do a step on the undispatched model is not asked for it. Exits with 1 if a cell of ours is neither "="
-nor named in docs/divergences.md.
+it came from. A kind that cannot do a step on the undispatched model is not asked for it. Exits with 1 if a cell of ours is not "=", but
+for kinds that docs/divergences.md names, over two accelerators.
 """
 
 from __future__ import annotations
@@ -235,7 +235,8 @@ def main() -> int:
                         kind, Base(folder, name, is_ours), place / "adapter", place / f"{name}{is_ours}"
                     )
                     said = cell(found, want)
-                    wrong += is_ours and said != "=" and f"`{kind}`" not in known
+                    is_known = f"`{kind}`" in known and name in ("two", "mixed")
+                    wrong += is_ours and said != "=" and not is_known
                     print(f"  {name:<6}{'ours' if is_ours else 'theirs':<8}{said}", flush=True)
                     gc.collect()
     print(f"{wrong} cells of ours are wrong")
