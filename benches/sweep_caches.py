@@ -281,7 +281,7 @@ def measure(model: Any, dtype: torch.dtype, kind: str) -> list[Measured]:
     problems = []
     for given in givens(model, dtype):
         try:
-            return _run(model, given, kind)
+            return run_real(model, given, kind)
         except NotMeasuredError:
             raise
         except Exception as error:
@@ -290,7 +290,7 @@ def measure(model: Any, dtype: torch.dtype, kind: str) -> list[Measured]:
 
 
 @torch.no_grad()
-def _run(model: Any, given: dict[str, Any], kind: str) -> list[Measured]:
+def run_real(model: Any, given: dict[str, Any], kind: str) -> list[Measured]:
     takes = inspect.signature(model.forward).parameters
     more: dict[str, Any] = {"use_cache": True} if "use_cache" in takes or "kwargs" in takes else {}
     if kind == "static":

@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final
 
 from planner.checkpoint.source import Opened, open_source
-from planner.choices import FilesAsDisk, Phase, RankName
+from planner.choices import FilesAsDisk, RankName
 from planner.config import Resolved, Stack
 from planner.config.problem import Origin, Rank, path_text
 from planner.config.resolved_node import ResolvedNode
@@ -42,6 +42,7 @@ from planner.settings.schema import Settings
 from planner.spelling import one_line, shown
 
 if TYPE_CHECKING:
+    from planner.planning.rooms import RunModel
     from planner.planning.running import RunningRooms
 
 _RANK_NAMES: Final[Mapping[Rank, RankName]] = {
@@ -162,36 +163,25 @@ class Problem:
         workload = self.settings.workload
         if workload is None:
             return None
-        # Few plans have a workload, and none without one pays for these.
-        from planner.planning.demands import demands_of
-        from planner.planning.recorded import recorded
-        from planner.planning.running import RunningRooms
+        # Few plans have a workload, and none without one pays for this.
+        from planner.planning.rooms import rooms_for
 
-        names = tuple(name for block in blocks.columns.block_names() for name in block)
-        if names not in self.known_rooms:
-            said = self.settings.dtype
-            into = said if said in FLOATS else None
-            special = self.settings.special_dtypes
-            fingerprint = blocks.layout.columns.fingerprint()
-            found = recorded(
-                self.opened, workload, names, fingerprint=fingerprint, dtype=into, special_dtypes=special
-            )
-            by_phase: Mapping[Phase, Demands]
-            if found.demands is not None:
-                by_phase = {"prefill": found.demands}
-            else:
-                notes = (found.note,) if found.note else ()
-                by_phase = demands_of(self.opened, workload, names, into or self.settings.model.dtype, notes)
-            longest = self.settings.model.max_position_embeddings
-            if longest is not None and workload.context_length > longest:
-                beyond = f"a context of {workload.context_length} tokens is beyond the {longest} that the model was made for"
-                by_phase = {
-                    phase: replace(each, notes=(*each.notes, beyond)) for phase, each in by_phase.items()
-                }
-            self.known_rooms[names] = RunningRooms(
-                by_phase=by_phase, margin=workload.allocator_margin, tapes=found.tapes
-            )
-        return self.known_rooms[names]
+        if blocks.names not in self.known_rooms:
+            self.known_rooms[blocks.names] = rooms_for(self.run_model(), workload, blocks)
+        return self.known_rooms[blocks.names]
+
+    def run_model(self) -> RunModel:
+        """The model as it will run."""
+        from planner.planning.rooms import RunModel
+
+        chosen = self.settings
+        return RunModel(
+            opened=self.opened,
+            loaded_as=chosen.dtype if chosen.dtype in FLOATS else None,
+            dtype=chosen.model.dtype,
+            special_dtypes=chosen.special_dtypes,
+            longest_tokens=chosen.model.max_position_embeddings,
+        )
 
     def account(
         self,
