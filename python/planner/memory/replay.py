@@ -17,7 +17,7 @@ from planner.memory.tape import (
     MADE,
     OUTPUT,
     PHASE,
-    Container,
+    Enclosing,
     Event,
     Row,
     Tape,
@@ -26,6 +26,9 @@ from planner.memory.tape import (
 __all__ = ["RunPlacement", "replay"]
 
 DeviceKey = int | str
+
+# Offloaded blocks of which dispatch copies one ahead.
+_FEWEST_AHEAD = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,7 @@ class RunPlacement:
         resident_bytes: by device, weights and buffers that lie there all the time.
         offloaded_bytes: by offloaded block, what is brought in while it runs.
         room_bytes: by device, what offloaded blocks may take there together, so that the next is copied ahead; none without it.
+        is_order_known: the model has run before, so that its first forward copies ahead, too.
     """
 
     execution: Mapping[str, DeviceKey]
@@ -45,6 +49,7 @@ class RunPlacement:
     resident_bytes: Mapping[DeviceKey, int] = field(default_factory=dict)
     offloaded_bytes: Mapping[str, int] = field(default_factory=dict)
     room_bytes: Mapping[DeviceKey, int] = field(default_factory=dict)
+    is_order_known: bool = False
 
     @property
     def devices(self) -> tuple[DeviceKey, ...]:
@@ -55,35 +60,20 @@ class RunPlacement:
 def replay(tape: Tape, placement: RunPlacement) -> dict[str, dict[DeviceKey, int]]:
     """The most bytes on each device in each phase.
 
-        Args:
-            tape: a recording.
-            placement: where everything lies and runs. Blocks that it does not name run on the main device.
+    Args:
+        tape: a recording.
+        placement: where everything lies and runs. Blocks that it does not name run on the main device.
 
-        Returns:
-            By phase and device, the peak in bytes, weights included.
+    Returns:
+        By phase and device, the peak in bytes, weights included.
 
-        Cost: O(events).
+    Cost: O(events).
 
-        Example:
-            >>> from planner.memory.tape import (
-        AFTER,
-        APART,
-        CALL,
-        ENTER,
-        FORGET,
-        FREE,
-        LEAVE,
-        MADE,
-        OUTPUT,
-        PHASE,
-        Container,
-        Event,
-        Row,
-        Tape,
-    )
-            >>> tape = Tape(("0",), ((PHASE, "prefill"), (MADE, 0, 64, 1, "mm"), (FREE, 0), (AFTER,)))
-            >>> replay(tape, RunPlacement(execution={"0": 1}, main_device=0, resident_bytes={0: 8, 1: 16}))
-            {'prefill': {0: 8, 1: 80}}
+    Example:
+        >>> from planner.memory.tape import Tape, PHASE, MADE, FREE, AFTER
+        >>> tape = Tape(("0",), ((PHASE, "prefill"), (MADE, 0, 64, 1, "mm"), (FREE, 0), (AFTER,)))
+        >>> replay(tape, RunPlacement(execution={"0": 1}, main_device=0, resident_bytes={0: 8, 1: 16}))
+        {'prefill': {0: 8, 1: 80}}
     """
     return _Replay(tape, placement).run()
 
@@ -94,9 +84,9 @@ class _Replay:
         self.placement = placement
         main = placement.main_device
         self.devices = [main, *(placement.execution.get(name, main) for name in tape.blocks)]
-        self.container_devices = [self._device_of(container) for container in tape.containers]
-        for container, place in tape.carried:
-            brought = self.container_devices[container]
+        self.enclosing_devices = [self._device_of(enclosing) for enclosing in tape.enclosing]
+        for enclosing, place in tape.carried:
+            brought = self.enclosing_devices[enclosing]
             self.devices.append(self.devices[place] if brought is None else brought)
         self.alive_bytes: dict[DeviceKey, int] = dict.fromkeys(placement.devices, 0)
         self.alive_bytes.update(placement.resident_bytes)
@@ -148,6 +138,7 @@ class _Replay:
 
     def _begin(self, event: Event) -> None:
         self.top = self.peaks[event[1]] = dict(self.alive_bytes)
+        self.ahead.begin()
 
     def _after(self, _: Event) -> None:
         self.alive_bytes[self.placement.main_device] -= self.results_bytes
@@ -161,23 +152,23 @@ class _Replay:
         self.returned.clear()
         self.top = None
 
-    def _device_of(self, container: Container) -> DeviceKey | None:
+    def _device_of(self, enclosing: Enclosing) -> DeviceKey | None:
         """Where dispatch runs a module around blocks; None where it leaves the arguments as they are."""
-        inside = {self.devices[place] for place in container.inside}
+        inside = {self.devices[place] for place in enclosing.inside}
         if len(inside) == 1:
             return inside.pop()
-        return None if container.own is None else self.devices[container.own]
+        return None if enclosing.own is None else self.devices[enclosing.own]
 
     def _call(self, event: Event) -> None:
-        device = self.container_devices[event[1]]
+        device = self.enclosing_devices[event[1]]
         if device is not None:
             self._bring_to(device, event[2])
 
     def _device(self, storage: int, place: int) -> DeviceKey:
         """Where a storage is found; a weight lies where its block runs."""
         while place > len(self.tape.blocks):
-            container, place = self.tape.carried[place - len(self.tape.blocks) - 1]
-            brought = self.container_devices[container]
+            enclosing, place = self.tape.carried[place - len(self.tape.blocks) - 1]
+            brought = self.enclosing_devices[enclosing]
             if brought is not None:
                 return brought
         found = self.storages.get(storage)
@@ -216,19 +207,39 @@ class _Replay:
 
 
 class _Ahead:
-    """Offloaded blocks as dispatch brings them in: the order is learnt in one forward, and the next is copied ahead from then on."""
+    """Offloaded blocks as dispatch brings them in: the order is learnt in one forward, and the next is copied ahead from then on.
+
+    The first is copied ahead when a forward begins, as what follows the whole model's own code.
+    """
 
     def __init__(self, replay: _Replay) -> None:
         self.replay = replay
         self.offloaded_bytes = replay.placement.offloaded_bytes
         self.room_bytes = replay.placement.room_bytes
-        self.follower: dict[str, str] = {}
+        self.follower: dict[str | None, str] = {}  # None for the whole model
         self.last: str | None = None
         self.staged: str | None = None
+        # With one block alone, dispatch copies nothing ahead.
+        served = sum(self._device(block) in self.room_bytes for block in self.offloaded_bytes)
+        self.is_on = served >= _FEWEST_AHEAD
+        if replay.placement.is_order_known and self.is_on:
+            self._learn(replay.tape)
+
+    def _learn(self, tape: Tape) -> None:
+        last: str | None = None
+        for event in tape.events:
+            if event[0] == ENTER and (block := tape.name(event[1])) in self.offloaded_bytes:
+                self.follower[last] = block
+                last = block
+            elif event[0] == OUTPUT:
+                last = None
 
     def _device(self, block: str) -> DeviceKey:
         placement = self.replay.placement
         return placement.execution.get(block, placement.main_device)
+
+    def begin(self) -> None:
+        self._stage(None, 0)
 
     def enter(self, block: str) -> None:
         if block not in self.offloaded_bytes:
@@ -239,13 +250,16 @@ class _Ahead:
             # A wrong guess goes before what is really next is brought in.
             self._drop()
             self.replay.take(self._device(block), self.offloaded_bytes[block])
-        if self.last is not None:
-            self.follower[self.last] = block
+        self.follower[self.last] = block
         self.last = block
+        self._stage(block, self.offloaded_bytes[block])
+
+    def _stage(self, block: str | None, size: int) -> None:
+        """Sends for what follows a block, if there is room for both."""
         following = self.follower.get(block)
-        if following is None or following == block:
+        if following is None or following == block or not self.is_on:
             return
-        together = self.offloaded_bytes[block] + self.offloaded_bytes[following]
+        together = size + self.offloaded_bytes[following]
         if together <= self.room_bytes.get(self._device(following), 0):
             self.staged = following
             self.replay.take(self._device(following), self.offloaded_bytes[following])

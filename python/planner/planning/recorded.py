@@ -12,26 +12,30 @@ from planner.checkpoint.opened import Opened
 from planner.errors import InvalidInputError, RecordingError
 from planner.memory.demands import Demands
 from planner.memory.tape import Tape
+from planner.memory.vectors import demands_of
 from planner.settings.workload import Workload
 
 __all__ = ["Recorded", "recorded"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Recorded:
     """What recordings tell.
 
     Args:
-        demands: what blocks need; None where nothing was recorded.
-        tapes: the recordings.
+        tapes: the recordings; none where nothing was recorded.
         main_needs_bytes: what the model's caller needs beside it where its inputs lie; in the demands of the first block.
-        note: why there are none, where that is worth knowing.
+        note: why there are none, or what was assumed, where that is worth knowing.
     """
 
-    demands: Demands | None = None
     tapes: tuple[Tape, ...] = ()
     main_needs_bytes: int = 0
     note: str = ""
+
+    def demands(self) -> Demands:
+        """What blocks need. Cost: O(events)."""
+        found = demands_of(self.tapes, main_needs_bytes=self.main_needs_bytes)
+        return replace(found, notes=(*found.notes, self.note)) if self.note else found
 
 
 def recorded(
@@ -63,8 +67,6 @@ def recorded(
         return Recorded(
             note="quantised weights are not recorded, and what their kernels unpack is not counted"
         )
-    if workload.cache == "offloaded" or workload.cache_dtype is not None:
-        return Recorded(note="the cache of a recording is the class's own, in its own dtype, on the device")
     model = opened.live() if opened.live is not None else None
     try:
         if model is None:
@@ -91,7 +93,6 @@ def _of(
 ) -> Recorded:
     from planner.memory.recording.converted import converted
     from planner.memory.recording.workloads import generation_bytes, record
-    from planner.memory.vectors import demands_of
 
     made = converted(model, dtype, special_dtypes)
     said = (
@@ -103,16 +104,13 @@ def _of(
     # A recording that is kept is of the classes; what was put in the place of a forward is recorded each time.
     key = None if _is_changed(made) else "\n".join(said)
     tapes = record(made, blocks, workload, fingerprint=key)
-    beside_bytes = generation_bytes(made, workload) if workload.logits == "last" else 0
-    demands = demands_of(tapes, main_needs_bytes=beside_bytes)
-    assumed = any(tape.assumed for tape in tapes)
     masks = (
         f"values of masks are taken for those of prompts with{'' if workload.is_padded else 'out'} padding"
     )
     return Recorded(
-        demands=replace(demands, notes=(*demands.notes, masks)) if assumed else demands,
         tapes=tapes,
-        main_needs_bytes=beside_bytes,
+        main_needs_bytes=generation_bytes(made, workload) if workload.logits == "last" else 0,
+        note=masks if any(tape.assumed for tape in tapes) else "",
     )
 
 

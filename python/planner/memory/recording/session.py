@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from planner.choices import AttentionKernel
 from planner.errors import PlannerError, RecordingError
+from planner.memory.recording.alike import AlikeLayers, UnlikeError
 from planner.memory.recording.kernels import COMPOSED
 from planner.memory.recording.recorder import BlockDevices, Recorder
-from planner.memory.recording.twin import bordered, containers_of, twin_of, weights_of
+from planner.memory.recording.twin import bordered, enclosing_of, twin_of, weights_of
 from planner.memory.tape import Tape
 
-__all__ = ["RecordedRun", "record_run"]
+__all__ = ["Forwards", "RecordedRun", "Watcher", "record_run", "with_fused_experts"]
 
+_NAMED = inspect.Parameter.POSITIONAL_OR_KEYWORD
 # Under which a class returns what it keeps for the next forward.
 _CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 
@@ -47,13 +50,16 @@ class RecordedRun:
     composed: Mapping[Any, Callable[..., Any]] = field(default_factory=dict)
 
 
-def record_run(model: nn.Module, blocks: Sequence[str], run: RecordedRun) -> Tape:
+def record_run(
+    model: nn.Module, blocks: Sequence[str], run: RecordedRun, *, all_layers: bool = False
+) -> Tape:
     """Records one run.
 
     Args:
         model: only looked at.
         blocks: names of what is placed as a whole, modules or tensors, in any order.
         run: what is run.
+        all_layers: runs layers that are alike, too; see :class:`AlikeLayers`.
 
     Raises:
         RecordingError: the model's code asks for what the meta device does not have; says in which block, at which operator.
@@ -62,20 +68,35 @@ def record_run(model: nn.Module, blocks: Sequence[str], run: RecordedRun) -> Tap
 
     Cost: some 20 microseconds for each operator, and the copying of the model's structure once.
     """
+    try:
+        return _recorded(model, blocks, run, all_layers=all_layers)
+    except UnlikeError:
+        return _recorded(model, blocks, run, all_layers=True)
+
+
+def _recorded(model: nn.Module, blocks: Sequence[str], run: RecordedRun, *, all_layers: bool) -> Tape:
     twin = twin_of(model)
-    notes = _with_fused_experts(twin)
+    notes = with_fused_experts(twin)
     recorder = Recorder(
         weights_of(twin, blocks), len(blocks), {**COMPOSED, **run.composed}, is_padded=run.is_padded
     )
-    containers = containers_of(twin, blocks)
+
+    def given(_: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        made = torch.zeros(shape, dtype=dtype, device="meta")
+        recorder.made(made, 0, "input")
+        return made
+
+    enclosing = enclosing_of(twin, blocks)
     skip = frozenset(getattr(twin, "_skip_keys_device_placement", None) or ())
-    bordered(twin, blocks, containers, recorder, skip)
+    if not all_layers:
+        AlikeLayers(recorder).stand_in(twin, blocks)
+    bordered(twin, blocks, enclosing, recorder, skip)
     was_enabled = gc.isenabled()
     gc.disable()  # what is freed, and when, is the same each time
     try:
         with BlockDevices(recorder, run.attention_kernel), recorder, torch.no_grad():
-            _Session(twin, recorder, run).run()
-    except PlannerError:
+            Forwards(twin, recorder, run, given).run()
+    except (PlannerError, UnlikeError):
         raise
     except Exception as error:
         block = blocks[recorder.place - 1] if recorder.place else ""
@@ -94,12 +115,12 @@ def record_run(model: nn.Module, blocks: Sequence[str], run: RecordedRun) -> Tap
         tuple(recorder.events),
         tuple(recorder.assumed),
         notes,
-        tuple(container for _, container in containers),
+        tuple(each for _, each in enclosing),
         tuple(recorder.carried),
     )
 
 
-def _with_fused_experts(twin: nn.Module) -> tuple[str, ...]:
+def with_fused_experts(twin: nn.Module) -> tuple[str, ...]:
     """Experts that a class would loop over, by values, run as one operator, which is recorded in the place of the loop."""
     settable = getattr(twin, "_can_set_experts_implementation", None)
     config: Any = getattr(twin, "config", None)
@@ -109,41 +130,76 @@ def _with_fused_experts(twin: nn.Module) -> tuple[str, ...]:
     return ("experts are recorded as one grouped operator, which takes no less than the loop over them",)
 
 
-class _Session:
-    def __init__(self, twin: nn.Module, recorder: Recorder, run: RecordedRun) -> None:
-        self.twin = twin
-        self.recorder = recorder
+class Watcher(Protocol):
+    """Is told where forwards begin and end."""
+
+    def phase(self, name: str) -> None:
+        """A forward begins; its inputs are there."""
+
+    def output(self, value: Any) -> None:
+        """It has returned something."""
+
+    def after(self) -> None:
+        """What it has returned has been let go, but for what the next one needs."""
+
+
+class Forwards:
+    """The forwards of one run: a prefill, and steps that get what the model has kept.
+
+    Args:
+        model: what is run, wherever it lies.
+        watcher: is told of each forward.
+        run: what is run.
+        given: makes an input of a name, a shape and an element type.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        watcher: Watcher,
+        run: RecordedRun,
+        given: Callable[[str, tuple[int, ...], torch.dtype], torch.Tensor],
+    ) -> None:
+        self.model = model
+        self.watcher = watcher
         self.recording = run
-        self.config: Any = getattr(twin, "config", None)
+        self.given = given
+        self.config: Any = getattr(model, "config", None)
         self.is_seq2seq = bool(getattr(self.config, "is_encoder_decoder", False))
         self.cache_key = ""
         self.cache: Any = None
         self.encoded: Any = None
+        # What its forward does not go without, also where an encoder's output is there in its place.
+        takes = inspect.signature(model.forward).parameters.values()
+        self.required = [each.name for each in takes if each.default is each.empty and each.kind is _NAMED]
         # Of what its encoder returns, the class; decoders of mixtures read more of that than hidden states.
         self.encoder_output: Any = None
 
     def run(self) -> None:
         """The prefill and the steps."""
-        encoder = self.twin.get_encoder() if self.is_seq2seq else self.twin  # type: ignore[operator]
-        if encoder is not self.twin:
-            encoder.register_forward_hook(self._see_class)
-        kwargs = {name: self._input(*said) for name, said in self.recording.inputs.items()}
+        encoder = self.model.get_encoder() if self.is_seq2seq else self.model  # type: ignore[operator]
+        seeing = None if encoder is self.model else encoder.register_forward_hook(self._see_class)
+        try:
+            self._run()
+        finally:
+            if seeing is not None:
+                seeing.remove()
+
+    def _run(self) -> None:
+        kwargs = {name: self.given(name, *said) for name, said in self.recording.inputs.items()}
         if self.recording.cache is not None:
-            self.cache_key, self.cache = "past_key_values", self.recording.cache(self.twin)
+            self.cache_key, self.cache = "past_key_values", self.recording.cache(self.model)
             self._forward("prefill", kwargs | {self.cache_key: self.cache})
         else:
             self._forward("prefill", kwargs)
         rows, tokens, *rest = self._main(kwargs).shape
         for step in range(self.recording.steps if self.cache is not None else 0):
-            following = self._input((rows, 1, *rest) if self.is_seq2seq else (rows, 1), torch.long)
+            following = self.given(
+                "input_ids", (rows, 1, *rest) if self.is_seq2seq else (rows, 1), torch.long
+            )
             self._forward(
                 f"decode {step + 1}" if step else "decode", self._next(kwargs, following, tokens + step)
             )
-
-    def _input(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        made = torch.zeros(shape, dtype=dtype, device="meta")
-        self.recorder.made(made, 0, "input")
-        return made
 
     def _see_class(self, _: nn.Module, arguments: Any, output: Any) -> None:
         if "last_hidden_state" in getattr(type(output), "__dataclass_fields__", ()):
@@ -159,6 +215,7 @@ class _Session:
         """Arguments of a step after so many tokens."""
         kwargs: dict[str, Any] = {self.cache_key: self.cache}
         if self.is_seq2seq:
+            kwargs |= dict.fromkeys(self.required)
             kwargs |= {
                 "decoder_input_ids": following,
                 "encoder_outputs": (self.encoder_output or _plain_output())(last_hidden_state=self.encoded),
@@ -168,17 +225,19 @@ class _Session:
         else:
             kwargs["input_ids"] = following
             if "attention_mask" in given:
-                kwargs["attention_mask"] = self._input((following.shape[0], tokens + 1), torch.long)
+                kwargs["attention_mask"] = self.given(
+                    "attention_mask", (following.shape[0], tokens + 1), torch.long
+                )
         return kwargs
 
     def _forward(self, phase: str, kwargs: dict[str, Any]) -> None:
         options = dict(self.recording.options)
-        self.recorder.phase(phase)
-        output: Any = self.twin(**kwargs, **options)
-        self.recorder.output(output)
+        self.watcher.phase(phase)
+        output: Any = self.model(**kwargs, **options)
+        self.watcher.output(output)
         self._keep(output)
         del output
-        self.recorder.after()
+        self.watcher.after()
 
     def _keep(self, output: Any) -> None:
         for key in _CACHES:

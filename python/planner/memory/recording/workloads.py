@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,12 +14,13 @@ from torch import nn
 
 from planner.errors import InvalidInputError
 from planner.memory.demands import Demands
+from planner.memory.recording.caches import cache_maker
 from planner.memory.recording.session import RecordedRun, record_run
 from planner.memory.tape import PHASE, Tape
 from planner.memory.vectors import demands_of
 from planner.settings.workload import Workload
 
-__all__ = ["generation_bytes", "record", "recorded_demands"]
+__all__ = ["WorkloadRun", "generation_bytes", "record", "recorded_demands", "runs_of", "takes_use_cache"]
 
 _TOKENS = ("input_ids", "decoder_input_ids")
 _WHOLE = ("_ids", "_mask", "_thw", "_sizes", "_index", "_lengths")
@@ -57,20 +58,44 @@ def record(
     if key is not None and key in _kept:
         _kept.move_to_end(key)
         return _kept[key]
-    prompt, context = workload.prompt_tokens, workload.context_length
-    steps = min(2, context - prompt) if workload.cache != "none" else 0
-    tapes = [record_run(model, blocks, _run(model, workload, prompt, steps))]
-    is_short = workload.cache != "none" and context > 1 and (prompt + steps < context or not steps)
-    if is_short:
-        steps = min(2, context - 1)
-        whole = record_run(model, blocks, _run(model, workload, context - steps, steps))
-        tapes.append(_only_last(whole))
+    tapes = []
+    for each in runs_of(model, workload):
+        tape = record_run(model, blocks, each.run)
+        tapes.append(_only_last(tape) if each.is_of_last_step else tape)
     found = tuple(tape for tape in tapes if tape.phases)
     if key is not None:
         _kept[key] = found
         while len(_kept) > _MOST:
             _kept.popitem(last=False)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadRun:
+    """One run that a workload asks for.
+
+    Args:
+        run: what is run.
+        is_of_last_step: only its last step counts, which reaches the end of the context; the others lead there.
+    """
+
+    run: RecordedRun
+    is_of_last_step: bool = False
+
+
+def runs_of(model: nn.Module, workload: Workload) -> Iterator[WorkloadRun]:
+    """What is run for a workload: the prompt and the steps after it and, where these do not reach the whole context, one run
+    whose last step does.
+
+    Raises:
+        InvalidInputError: inputs that the model's forward does not take, or none for its main input.
+    """
+    prompt, context = workload.prompt_tokens, workload.context_length
+    steps = min(2, context - prompt) if workload.cache != "none" else 0
+    yield WorkloadRun(_run(model, workload, prompt, steps))
+    if workload.cache != "none" and context > 1 and (prompt + steps < context or not steps):
+        steps = min(2, context - 1)
+        yield WorkloadRun(_run(model, workload, context - steps, steps), is_of_last_step=True)
 
 
 def recorded_demands(
@@ -94,6 +119,17 @@ def generation_bytes(model: nn.Module, workload: Workload) -> int:
     text = getattr(config, "get_text_config", lambda: config)()
     vocabulary = getattr(text, "vocab_size", None)
     return -(-_SHARES * workload.rows * vocabulary * 4 // 10) if isinstance(vocabulary, int) else 0
+
+
+def takes_use_cache(model: nn.Module) -> bool:
+    """Whether a model's forward is told whether to keep a cache: by an argument of its own, or by one that it hands on."""
+    takes = inspect.signature(model.forward).parameters
+    if "use_cache" in takes:
+        return True
+    config: Any = getattr(model, "config", None)
+    text = getattr(config, "get_text_config", lambda: config)()
+    is_known = any(getattr(each, "use_cache", None) is not None for each in (config, text))
+    return is_known and any(each.kind is each.VAR_KEYWORD for each in takes.values())
 
 
 def _key(model: nn.Module, blocks: Sequence[str], workload: Workload, fingerprint: str) -> tuple[str, ...]:
@@ -123,22 +159,18 @@ def _only_last(tape: Tape) -> Tape:
 
 def _run(model: nn.Module, workload: Workload, tokens: int, steps: int) -> RecordedRun:
     takes = inspect.signature(model.forward).parameters
-    config: Any = getattr(model, "config", None)
     options: dict[str, Any] = {}
-    # What takes further keywords hands them on.
-    takes_any = any(each.kind is each.VAR_KEYWORD for each in takes.values())
-    if "use_cache" in takes or (takes_any and getattr(config, "use_cache", None) is not None):
+    if takes_use_cache(model):
         options["use_cache"] = workload.cache != "none"
     if workload.logits == "last" and "logits_to_keep" in takes:
         options["logits_to_keep"] = 1
-    is_static = workload.cache == "static"
     return RecordedRun(
         inputs=_inputs(model, takes, workload, tokens),
         steps=steps,
         options=options,
         attention_kernel=workload.attention_kernel,
         is_padded=workload.is_padded,
-        cache=(lambda twin: _static_cache(twin, workload)) if is_static else None,
+        cache=cache_maker(workload),
     )
 
 
@@ -177,9 +209,3 @@ def _inputs(
 def _float_of(model: nn.Module) -> torch.dtype:
     floats = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
     return next(floats, torch.float32)
-
-
-def _static_cache(twin: Any, workload: Workload) -> Any:
-    """transformers' own, from where the model's own class has it."""
-    made = sys.modules["transformers.cache_utils"].StaticCache
-    return made(config=twin.config, max_cache_len=workload.context_length)
