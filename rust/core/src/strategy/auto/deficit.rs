@@ -1,8 +1,10 @@
 //! The least capacity which, added to one device alone, changes the answer.
 
+use std::sync::Arc;
+
 use crate::devices::{Device, DeviceKind};
 use crate::ids::id_at;
-use crate::strategy::auto::demands::Need;
+use crate::strategy::auto::demands::{Demands, Need};
 use crate::strategy::auto::instance::{Instance, UNLIMITED};
 use crate::strategy::auto::problem::{Execute, Mode, Options, Unit};
 use crate::strategy::auto::search::Search;
@@ -20,7 +22,9 @@ const MOST_TURNS: usize = 32;
 /// Least extra capacity of each single device with which nothing is offloaded; `None` where no amount helps. An answer is
 /// too large where the step limit, or the number of questions that so large a problem is worth, came before a better one.
 pub fn shortfall(units: &[Unit], devices: &[Device], options: &Options) -> Vec<Option<u64>> {
-    to_work(units, devices, &Options { mode: Mode::GpuOnly, ..options.clone() })
+    // Nothing stays of what is not offloaded, and without demands an answer is exact.
+    let demands = options.demands.as_deref().map(Demands::without_stays).filter(|demands| !demands.is_nothing());
+    to_work(units, devices, &Options { mode: Mode::GpuOnly, demands: demands.map(Arc::new), ..options.clone() })
 }
 
 /// The same with which there is any plan.
