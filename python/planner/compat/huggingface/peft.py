@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from planner.compat.huggingface.adapters import copied_modules, make_resident, running_devices
+from planner.compat.huggingface.adapters import copied_modules, make_resident
 from planner.compat.huggingface.at_hand import WeightsAtHand, has_placeholders
 from planner.compat.huggingface.base_model import base_of
 from planner.compat.huggingface.taking_over import take_over
 from planner.dispatching.install.record import dispatched_models
+from planner.dispatching.methods.adapter_loading import said_where_it_runs
 
 if TYPE_CHECKING:
     from planner.compat.huggingface.in_force import Integration
@@ -57,7 +58,7 @@ def inject_adapter(
     if getattr(tuner.peft_config[adapter_name], "layer_replication", None):
         # PEFT does so when the layers have their copies; what is offloaded of those has its own placeholders by then.
         model.requires_grad_(False)
-    create = tuner._create_and_replace
+    create, replace = tuner._create_and_replace, tuner._replace_module
     with WeightsAtHand(model) as at_hand:
 
         def create_and_let_go(*made_args: Any, **made_kwargs: Any) -> Any:
@@ -67,11 +68,18 @@ def inject_adapter(
             at_hand.let_go()
             return made
 
-        tuner.__dict__["_create_and_replace"] = create_and_let_go
+        def replace_by_resident(parent: nn.Module, name: str, made: nn.Module, *more: Any) -> None:
+            for copied in copied_modules(made, adapter_name):
+                make_resident(copied)  # it is moved next
+            replace(parent, name, made, *more)
+
+        own = {"_create_and_replace": create_and_let_go, "_replace_module": replace_by_resident}
+        tuner.__dict__.update(own)
         try:
             before(tuner, model, adapter_name, *args, **kwargs)
         finally:
-            del tuner.__dict__["_create_and_replace"]
+            for name in own:
+                del tuner.__dict__[name]
     for copied in copied_modules(model, adapter_name):
         make_resident(copied)
 
@@ -130,18 +138,8 @@ def load_adapter(
         What transformers' method says.
     """
     take_over(integration, model)
-    device_map = model.__dict__.get("hf_device_map")
-    if device_map is None or not has_placeholders(model):
+    with said_where_it_runs(model):
         return before(model, *args, **kwargs)
-    running = running_devices(model, device_map)
-    main_device = next(iter(running.values()), torch.device("cpu"))
-    resting = {name: device for name, device in device_map.items() if device not in ("cpu", "disk")}
-    # The very function looks there for where adapters go.
-    model.__dict__["hf_device_map"] = {"": main_device, **resting, **running}
-    try:
-        return before(model, *args, **kwargs)
-    finally:
-        model.__dict__["hf_device_map"] = device_map
 
 
 def load_into_mixed(

@@ -14,14 +14,16 @@ from torch import nn
 
 from planner.dispatching.tensors.slots import Slot, modules_of
 
-__all__ = ["PlaceholderDevice", "device_of"]
+__all__ = ["PlaceholderDevice", "device_of", "is_asked_by"]
 
 _META = torch.device("meta")
 _CPU = torch.device("cpu")
 # What runs a module, as the interpreter calls it; the property that says where the model's inputs are to be, which asks the first
 # weight; and what makes adapters, which go where their layer runs. Not what loads them: that believes the map, and leaves out what
 # it has on disk.
-_CALLS = frozenset({"_call_impl", "forward", "generate", "device", "get_peft_model", "add_adapter"})
+_CALLS = frozenset(
+    {"_call_impl", "forward", "generate", "device", "get_peft_model", "add_adapter", "inject_adapter"}
+)
 
 
 class _Store(Protocol):
@@ -112,3 +114,9 @@ def device_of(placeholder: Any) -> torch.device:
     """The device that a placeholder has for the code that asks now."""
     where: PlaceholderDevice | None = placeholder.whereabouts
     return _META if where is None else where.device()
+
+
+def is_asked_by(library: str, frame: FrameType) -> bool:
+    """Whether code that asks is of a library, by its frame."""
+    name = frame.f_globals.get("__name__")
+    return isinstance(name, str) and name.partition(".")[0] == library
