@@ -15,7 +15,9 @@ from planner.plans.plan import Plan
 from tiny_models import SIZES, built
 
 SMALL: dict[Any, int] = {0: 600_000}
-FREE = {"allocator_margin": 0}
+FREE: Any = {"allocator_margin": 0}
+SHORT: Any = {"context_length": 8, **FREE}
+LONG: Any = {"prompt_length": 2000, **FREE}
 
 
 def test_the_guess_is_the_answer() -> None:
@@ -26,13 +28,9 @@ def test_the_guess_is_the_answer() -> None:
 
 @pytest.mark.parametrize("guess", [None, 0, 20])
 def test_a_guess_that_is_wrong_changes_nothing(monkeypatch: pytest.MonkeyPatch, guess: int | None) -> None:
-    right = planner.largest(
-        built("gpt2"), "batch_size", max_memory=SMALL, workload={"context_length": 8, **FREE}
-    )
+    right = planner.largest(built("gpt2"), "batch_size", max_memory=SMALL, workload=SHORT)
     monkeypatch.setattr(Guess, "between", lambda *_: guess)
-    again = planner.largest(
-        built("gpt2"), "batch_size", max_memory=SMALL, workload={"context_length": 8, **FREE}
-    )
+    again = planner.largest(built("gpt2"), "batch_size", max_memory=SMALL, workload=SHORT)
     assert (again.value, again.plan, again.limit) == (right.value, right.plan, right.limit)
     assert again.tried > right.tried == 2
 
@@ -51,7 +49,7 @@ def test_blocks_that_may_be_taken_apart_are_planned_one_by_one() -> None:
         "batch_size",
         max_memory=SMALL,
         upto=4,
-        workload={"context_length": 8, **FREE},
+        workload=SHORT,
         granularity="module",
     )
     assert (found.value, found.limit) == (4, "asked")
@@ -59,17 +57,14 @@ def test_blocks_that_may_be_taken_apart_are_planned_one_by_one() -> None:
 
 def test_a_prompt_is_part_of_the_context() -> None:
     """Wherever it was said."""
-    settings = {"max_memory": SMALL, "workload": {"prompt_length": 100, **FREE}}
+    settings: Any = {"max_memory": SMALL, "workload": {"prompt_length": 100, **FREE}}
     said, in_config = (
-        planner.largest(built("llama"), "context_length", **each)
-        for each in (settings, {"config": settings})  # type: ignore[arg-type]
+        planner.largest(built("llama"), "context_length", **each) for each in (settings, {"config": settings})
     )
     assert said.value == in_config.value > 100
     assert said.plan.settings["workload.prompt_length"].value == 100
     with pytest.raises(InfeasibleError):
-        planner.largest(
-            built("llama"), "context_length", max_memory=SMALL, workload={"prompt_length": 2000, **FREE}
-        )
+        planner.largest(built("llama"), "context_length", max_memory=SMALL, workload=LONG)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +110,7 @@ def test_the_first_element_type_that_fits() -> None:
     """Quantised ones, too; with a workload, whose cache they do not make smaller."""
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**SIZES | {"hidden_size": 128, "intermediate_size": 256}))
-    work = {"context_length": 32, **FREE}
+    work: Any = {"context_length": 32, **FREE}
     names = ("float32", "float16", "int8", "int4")
 
     def peak(dtype: str) -> int:
@@ -135,7 +130,8 @@ def test_the_first_element_type_that_fits() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gemma", "gpt2"])
 def test_a_budget_that_is_enough_is_told_by_the_shortfall(name: str) -> None:
-    model, work = built(name), {"context_length": 48, **FREE}
+    model = built(name)
+    work: Any = {"context_length": 48, **FREE}
 
     def planned(room: int) -> Plan:
         return planner.plan(model, max_memory={0: room, "cpu": 1 << 26}, headroom=None, workload=work)

@@ -48,8 +48,9 @@ def ran(model: Any, accelerators: Accelerators, budgets: dict[Any, int], rows: i
 
 def found_for(name: str, of: Any, budgets: dict[Any, int]) -> Largest:
     other = {"batch_size": 2} if of == "context_length" else {"context_length": 24}
+    workload: Any = {**WORK, **other}
     return planner.largest(
-        built(name), of, upto=100_000, max_memory=budgets, headroom=None, workload={**WORK, **other}
+        built(name), of, upto=100_000, max_memory=budgets, headroom=None, workload=workload
     )
 
 
