@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
@@ -36,16 +35,16 @@ SIZES = {
 }
 
 
-def llama(layers: int) -> nn.Module:
+def llama(layers: int) -> Any:
     return LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=layers))
 
 
-def gemma3(layers: int) -> nn.Module:
+def gemma3(layers: int) -> Any:
     config = Gemma3TextConfig(**SIZES, num_hidden_layers=layers, head_dim=8, sliding_window=16)
     return Gemma3ForCausalLM(config)
 
 
-def qwen3_moe(layers: int) -> nn.Module:
+def qwen3_moe(layers: int) -> Any:
     config = Qwen3MoeConfig(
         **SIZES,
         num_hidden_layers=layers,
@@ -57,7 +56,7 @@ def qwen3_moe(layers: int) -> nn.Module:
     return Qwen3MoeForCausalLM(config)
 
 
-def deepseek_v3(layers: int) -> nn.Module:
+def deepseek_v3(layers: int) -> Any:
     sizes = {**SIZES, "num_key_value_heads": 4}
     config = DeepseekV3Config(
         **sizes,
@@ -78,7 +77,7 @@ def deepseek_v3(layers: int) -> nn.Module:
     return DeepseekV3ForCausalLM(config)
 
 
-def gpt_oss(layers: int) -> nn.Module:
+def gpt_oss(layers: int) -> Any:
     config = GptOssConfig(
         **SIZES,
         num_hidden_layers=layers,
@@ -90,7 +89,7 @@ def gpt_oss(layers: int) -> nn.Module:
     return GptOssForCausalLM(config)
 
 
-def qwen3_next(layers: int) -> nn.Module:
+def qwen3_next(layers: int) -> Any:
     """Three layers of chunked linear attention, then one of the usual kind."""
     config = Qwen3NextConfig(
         **SIZES,
@@ -109,7 +108,7 @@ def qwen3_next(layers: int) -> nn.Module:
     return Qwen3NextForCausalLM(config)
 
 
-FAMILIES: dict[str, Callable[[int], nn.Module]] = {
+FAMILIES: dict[str, Callable[[int], Any]] = {
     "llama": llama,
     "gemma3": gemma3,
     "qwen3_moe": qwen3_moe,

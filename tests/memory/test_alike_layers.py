@@ -61,7 +61,8 @@ class Layer(nn.Module):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         if self.layer_idx == self.extra:
             states = states * 2
-        return states + self.inner(states)
+        found: torch.Tensor = states + self.inner(states)
+        return found
 
 
 class Net(nn.Module):
@@ -73,7 +74,7 @@ class Net(nn.Module):
         self.layers = nn.ModuleList(Layer(number, extra) for number in range(8))
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        states = self.embed(input_ids)
+        states: torch.Tensor = self.embed(input_ids)
         for layer in self.layers:
             states = layer(states)
         return states
@@ -92,7 +93,7 @@ def test_a_layer_that_computes_otherwise_is_noticed(extra: int, repeated: list[i
 
 
 def test_layers_with_hooks_or_other_numbers_in_them_are_run(repeated: list[int]) -> None:
-    model = Net(-1)
+    model: Any = Net(-1)
     for number, layer in enumerate(model.layers):
         layer.inner.register_forward_hook(lambda *_: None)
         layer.scale = number
@@ -105,7 +106,8 @@ def test_layers_with_hooks_or_other_numbers_in_them_are_run(repeated: list[int])
 def test_copies_of_modules_are_those_of_deepcopy() -> None:
     model = family("gemma3", 2)
     model.note = [model.lm_head]
-    ours, theirs = copied(model, {}), copy.deepcopy(model)
+    ours: Any = copied(model, {})
+    theirs: Any = copy.deepcopy(model)
     assert ours.lm_head.weight is ours.model.embed_tokens.weight
     assert ours.note[0] is ours.lm_head
     for (name, mine), (other, his) in zip(ours.named_modules(), theirs.named_modules(), strict=True):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Final
 
 from planner import _core
 from planner.devices.budgets import DeviceBudget
+from planner.errors import InvalidInputError
 from planner.memory.demands import BlockDemand, Demands
 from planner.model.blocks import Blocks
+from planner.units import format_bytes
 
 __all__ = ["CoreDemands", "block_demands", "core_demands", "is_beyond"]
 
@@ -16,6 +19,7 @@ CoreDemands = _core.Demands
 """Demands as the search reads them, made once for many questions."""
 
 _NOTHING = BlockDemand()
+_MOST_BYTES: Final = 1 << 53  # as of a model's weights
 
 
 def block_demands(blocks: Blocks, demands: Demands) -> list[BlockDemand]:
@@ -47,7 +51,18 @@ def core_demands(
         share: of all of it, what is kept beyond.
         beside_bytes: by device, what is given up where anything runs, beside what is shared.
         staying_bytes: by block, what of its own bytes is where it runs, even if it lies elsewhere; nothing is kept beyond it.
+
+    Raises:
+        InvalidInputError: more bytes than the search adds up.
     """
+    whole_bytes = demands.shared_bytes + sum(
+        demand.exec_bytes + demand.needs_bytes for demand in demands.blocks.values()
+    )
+    if whole_bytes >= _MOST_BYTES:
+        raise InvalidInputError(
+            f"the model takes {whole_bytes} bytes with this workload ({format_bytes(whole_bytes)}), and plans add up less than "
+            f"{_MOST_BYTES} ({format_bytes(_MOST_BYTES)}): say fewer rows or a shorter context"
+        )
     each, staying = block_demands(blocks, demands), staying_bytes or {}
     stays = [sum(staying.get(name, 0) for name in names) for names in blocks.columns.block_names()]
     return _core.Demands(

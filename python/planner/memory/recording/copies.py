@@ -23,12 +23,13 @@ def copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
     Cost: most of what a module has is empty, and most of what is inside is modules: neither asks for the general way.
     """
-    known = memo.get(id(module))
+    known: nn.Module | None = memo.get(id(module))
     if known is not None:
         return known
     if any(getattr(type(module), way, None) is not getattr(nn.Module, way, None) for way in _OWN_WAYS):
-        return copy.deepcopy(module, memo)
-    made = object.__new__(type(module))
+        whole: nn.Module = copy.deepcopy(module, memo)
+        return whole
+    made: nn.Module = object.__new__(type(module))
     memo[id(module)] = made
     for key, value in vars(module).items():
         kind = type(value)

@@ -21,7 +21,7 @@ __all__ = [
     "structure_of",
 ]
 
-Spec: TypeAlias = tuple[Hashable, ...]
+Spec: TypeAlias = tuple[Any, ...]
 """A value as plain data: a kind, and what it is made of."""
 
 # Under which a module knows its number: what it says of the caches that it is handed.
