@@ -67,8 +67,6 @@ def recorded(
         return Recorded(
             note="quantised weights are not recorded, and what their kernels unpack is not counted"
         )
-    if workload.cache == "offloaded" or workload.cache_dtype is not None:
-        return Recorded(note="the cache of a recording is the class's own, in its own dtype, on the device")
     model = opened.live() if opened.live is not None else None
     try:
         if model is None:
