@@ -63,7 +63,8 @@ def test_a_padded_prompt_has_its_mask() -> None:
 
 
 def test_what_is_planned_by_formula_is_not_below_what_is_found() -> None:
-    plan = planned("llama", 1.0, cache_dtype="float32")
+    dispatched = planner.dispatch(built("llama"), {"": "cpu"})  # which is not recorded
+    plan = planner.plan(dispatched, max_memory={0: 1 << 26}, headroom=None, workload=WORK)
     assert plan.demands is not None and plan.demands.method == "formula"
     rows = planner.verify(built("llama"), plan).peaks
     assert len(rows) == 2

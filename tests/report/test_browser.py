@@ -27,6 +27,7 @@ from planner.plans.wording import sentence
 from planner.report.html import html_report
 from planner.report.rows import plan_rows
 from planner.units import format_bytes
+from tiny_models import built
 
 PLANS = pytest.mark.parametrize("made", [offloaded, resident, sequential])
 LOOKS = pytest.mark.parametrize(("width", "scheme"), [(w, s) for w in (400, 1400) for s in ("light", "dark")])
@@ -420,6 +421,38 @@ def test_lanes_have_every_block_in_order_and_to_scale(browser: Browser, made: An
         assert sum(length for *_, length in own) == pytest.approx(
             track * device.used_bytes / device.budget_bytes, abs=2
         )
+
+
+def test_lanes_and_blocks_show_what_running_takes(browser: Browser) -> None:
+    """Of a plan with a workload: each part to scale beside the weights, and a block's own needs."""
+    plan = planner.plan(
+        built("llama"),
+        max_memory={0: 1 << 20, 1: 400_000},
+        headroom=None,
+        workload={"context_length": 64, "batch_size": 2, "allocator_margin": "10%"},
+    )
+    browser.open(html_report(plan))
+    found = browser.run("""
+        return [...document.querySelectorAll(".lane:not(.whole)")].map((lane) => [lane.querySelector(".track").clientWidth,
+          [...lane.querySelectorAll(".beside")].map((part) => [part.title, part.getBoundingClientRect().width])])""")
+    running = [device for device in plan.devices if device.running_bytes]
+    assert running
+    for (track, parts), device in zip(found, plan.devices, strict=True):
+        sizes = (device.cache_bytes, device.activation_bytes, device.margin_bytes)
+        assert [title for title, _ in parts] == [
+            f"{format_bytes(size)} {words}"
+            for size, words in zip(sizes, ("cache", "activations", "allocator's margin"), strict=True)
+            if size
+        ]
+        assert [width for _, width in parts] == [
+            pytest.approx(track * size / device.budget_bytes, abs=2) for size in sizes if size
+        ]
+    browser.run("""document.querySelector('.segment[aria-label^="model.layers.1,"]').focus()""")
+    facts = dict(zip(browser.texts("#details-facts dt"), browser.texts("#details-facts dd"), strict=True))
+    assert plan.demands is not None
+    demand = plan.demands.blocks["model.layers.1"]
+    assert facts["keeps a cache of"] == format_bytes(demand.cache_bytes)
+    assert facts["needs at once"] == format_bytes(demand.needs_bytes)
 
 
 def test_a_block_says_why_it_is_nowhere_else(browser: Browser) -> None:

@@ -35,6 +35,7 @@ from planner.report.html import html_report
 from planner.report.payload import payload
 from planner.report.rows import plan_rows
 from planner.report.showing import show
+from tiny_models import built
 
 PLANS = pytest.mark.parametrize("made", [offloaded, resident, sequential])
 STYLE = files("planner.report").joinpath("assets", "report.css").read_text(encoding="utf-8")
@@ -347,6 +348,29 @@ def test_what_a_glob_pinned_was_placed_by_the_user() -> None:
     rows = plan_rows(plan)
     placed = payload(plan, rows)["placed"]
     assert sorted(rows.names[row] for row in placed) == ["layers.0", "layers.1", "layers.2"]
+
+
+def test_the_data_of_a_page_has_what_running_takes() -> None:
+    plan = planner.plan(
+        built("llama"),
+        max_memory={0: 1 << 20},
+        headroom=None,
+        workload={"context_length": 64, "allocator_margin": 7},
+    )
+    rows = plan_rows(plan)
+    data = payload(plan, rows)
+    (device,) = plan.devices
+    assert data["kept"] == [
+        [
+            ["cache", device.cache_bytes, "cache"],
+            ["activations", device.activation_bytes, "activations"],
+            ["allocator's margin", 7, "margin"],
+        ]
+    ]
+    assert plan.demands is not None
+    assert {rows.names[row] for row, _ in data["running"]} == set(plan.demands.blocks)
+    without = planner.plan(built("llama"), max_memory={0: 1 << 20})
+    assert payload(without, plan_rows(without))["running"] == []
 
 
 def test_maps_are_copied_a_few_times_however_long_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.events: list[Event] = []
         self.assumed: dict[str, None] = {}
         self.place: int | None = None  # of the block that runs; None between blocks
+        self._failed: tuple[Exception | None, int] = (None, 0)
         self.forced: int | None = None  # where a tensor is being made, whatever it is made of
         self.last_operator = ""
         self.numbers = DeviceNumbers()
@@ -127,6 +128,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._brought.pop(key, None)
             else:
                 self._brought[key] = place
+
+    def fail(self, error: Exception, place: int) -> None:
+        """A block has raised; the innermost one is told first."""
+        if self._failed[0] is not error:
+            self._failed = (error, place)
+
+    def failed_in(self, error: Exception) -> int:
+        """The place of the block that has raised an error; 0 for the model's own code between blocks."""
+        return self._failed[1] if self._failed[0] is error else 0
 
     def output(self, value: Any) -> None:
         """A forward has returned something."""
@@ -213,6 +223,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def forget(self) -> None:
         """Lets go of everything that is watched; nothing is written down any more."""
+        self._failed = (None, 0)
         self._watched.clear()
         self._tensors.clear()
         self._alive.clear()

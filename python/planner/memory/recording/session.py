@@ -99,7 +99,8 @@ def _recorded(model: nn.Module, blocks: Sequence[str], run: RecordedRun, *, all_
     except (PlannerError, UnlikeError):
         raise
     except Exception as error:
-        block = blocks[recorder.place - 1] if recorder.place else ""
+        place = recorder.failed_in(error)
+        block = blocks[place - 1] if place else ""
         raise RecordingError(
             f"a forward of {type(model).__name__} cannot be recorded: {type(error).__name__} after {recorder.last_operator}"
             f"{f' in {block!r}' if block else ''}: {str(error).partition(chr(10))[0]}",

@@ -150,6 +150,9 @@ def _told(forward: Callable[..., Any], place: int, recorder: Recorder, skip: Key
         recorder.enter(place, (args, kwargs), skip)
         try:
             return forward(*args, **kwargs)
+        except Exception as error:
+            recorder.fail(error, place)
+            raise
         finally:
             recorder.leave(place, before)
 

@@ -1,7 +1,9 @@
 // One module in numbers and reasons.
 
 class Details {
-  constructor(rows, reasons) {
+  // `running`: [row, facts] of blocks, what each needs while it runs.
+  constructor(rows, reasons, running) {
+    this.running = new Map(running);
     this.rows = rows;
     this.reasons = reasons;
     this.name = document.getElementById("details-name");
@@ -22,7 +24,7 @@ class Details {
     ];
     if (node.run !== node.home && node.home !== NOWHERE) facts.splice(1, 0, ["runs on", rows.place(node.run), rows.style(node.run)]);
     if (node.home === SEVERAL && !node.isRun) facts.push(...this.#parts(node.row));
-    if (!node.isRun) facts.push(...this.#relations(node.row));
+    if (!node.isRun) facts.push(...this.#relations(node.row), ...(this.running.get(node.row) ?? []));
     this.facts.replaceChildren(...facts.flatMap(([term, words, style]) => this.#fact(term, words, style)));
     this.list.replaceChildren(...this.#sentences(node).map((words) => item(...words)));
     const others = node.isRun || node.home < 0 ? [] : this.reasons.whyNot(node.row);

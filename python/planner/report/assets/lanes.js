@@ -9,11 +9,11 @@ class Lanes {
     this.element = element;
     this.nodes = [];
     const all = new Set(data.blocks);
-    const lines = [this.#lane("all", data.blocks, null, 0)];
+    const lines = [this.#lane("all", data.blocks, null, [])];
     rows.devices.forEach((device, index) => {
       const own = data.blocks.filter((row) => rows.homes[row] === index);
       const budget = Number(data.budgets[index] ?? 0);
-      if (own.length || budget) lines.push(this.#lane(device.place, own, budget || null, Number(data.reserved[index] ?? 0), device));
+      if (own.length || budget) lines.push(this.#lane(device.place, own, budget || null, data.kept[index], device));
     });
     element.replaceChildren(...lines);
     if (all.size) element.querySelector(".segment").tabIndex = 0;
@@ -25,25 +25,28 @@ class Lanes {
     element.addEventListener("keydown", (event) => this.#key(event));
   }
 
-  #lane(title, blocks, budget, reserved, device) {
+  // `kept`: what a device has room for beside weights, each as [words, bytes, class].
+  #lane(title, blocks, budget, kept, device) {
     const { rows } = this;
     const line = document.createElement("div");
     line.className = device ? `lane ${device.style}` : "lane whole";
     const track = document.createElement("div");
     track.className = "track";
     const used = blocks.reduce((sum, row) => sum + rows.sizes[row], 0);
-    const whole = Math.max(budget ?? 0, used + (budget === null ? 0 : reserved)) || 1;
+    const beside = budget === null ? [] : kept.map(([words, bytes, style]) => [words, Number(bytes), style]);
+    const whole = Math.max(budget ?? 0, used + beside.reduce((sum, [, bytes]) => sum + bytes, 0)) || 1;
     let start = 0;
     for (const node of inSegments(rows, blocks)) {
       const share = node.size / whole;
       track.append(this.#segment(node, start, share));
       start += share;
     }
-    if (reserved) {
-      const kept = span("reserved", "");
-      Object.assign(kept.style, { left: `${100 * start}%`, width: `${(100 * reserved) / whole}%` });
-      kept.title = `${formatBytes(reserved)} kept for streaming`;
-      track.append(kept);
+    for (const [words, bytes, style] of beside) {
+      const part = span(`beside ${style}`, "");
+      Object.assign(part.style, { left: `${100 * start}%`, width: `${(100 * bytes) / whole}%` });
+      part.title = `${formatBytes(bytes)} ${words}`;
+      track.append(part);
+      start += bytes / whole;
     }
     line.append(span("name", device ? title : "in the order of execution"), track);
     return line;

@@ -4,7 +4,7 @@ function startPage() {
   const data = JSON.parse(document.getElementById("data").textContent);
   const rows = new Rows(data);
   const reasons = new Reasons(rows, data);
-  const details = new Details(rows, reasons);
+  const details = new Details(rows, reasons, data.running);
   const table = new Table(rows, reasons);
   const path = document.getElementById("path");
   const root = new Node(rows, [0], 0);
