@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -31,17 +30,17 @@ CLASSES = {
 
 @pytest.mark.parametrize("name", CLASSES.values(), ids=CLASSES)
 def test_storage_of_the_real_cache(name: str) -> None:
-    totals: Counter[str] = Counter()
-    lines = list(sweep_caches.compare(name, totals))
-    assert totals["dynamic float32: equal"] == totals["dynamic bfloat16: equal"] == 1, lines
-    assert not [line for line in lines if "instead of" in line]
+    record = sweep_caches.record_of(name)
+    found = record["runs"]
+    assert found["dynamic float32"] == found["dynamic bfloat16"] == sweep_caches.EQUAL, found
+    assert not list(sweep_caches.differing([record]))[1:], found
 
 
 @pytest.mark.sweep
 def test_storage_of_every_real_cache() -> None:
-    totals: Counter[str] = Counter()
-    for name in sweep_caches.model_zoo.names():
-        list(sweep_caches.compare(name, totals))
+    records = [sweep_caches.record_of(name) for name in sweep_caches.cache_models.names()]
+    totals = sweep_caches.totals(records)
+    assert totals["dynamic float32: differ"] == totals["static bfloat16: differ"] == 0
     assert totals["dynamic float32: equal"] >= 218
     assert totals["dynamic bfloat16: equal"] >= 194
     assert totals["static float32: equal"] >= 188

@@ -182,11 +182,15 @@ class Problem:
             else:
                 notes = (found.note,) if found.note else ()
                 by_phase = demands_of(self.opened, workload, names, into or self.settings.model.dtype, notes)
+            beside = self.opened.head_notes()
             longest = self.settings.model.max_position_embeddings
             if longest is not None and workload.context_length > longest:
-                beyond = f"a context of {workload.context_length} tokens is beyond the {longest} that the model was made for"
+                beside += (
+                    f"a context of {workload.context_length} tokens is beyond the {longest} that the model was made for",
+                )
+            if beside:
                 by_phase = {
-                    phase: replace(each, notes=(*each.notes, beyond)) for phase, each in by_phase.items()
+                    phase: replace(each, notes=(*each.notes, *beside)) for phase, each in by_phase.items()
                 }
             self.known_rooms[names] = RunningRooms(
                 by_phase=by_phase, margin=workload.allocator_margin, tapes=found.tapes
