@@ -142,6 +142,13 @@ def quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return next(iter(_said_of_quantisers(config)), {})
 
 
+def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the model before it was quantised."""
+    kept = {key: value for key, value in config.items() if key not in _QUANTISED}
+    inner = kept.get("text_config")
+    return {**kept, "text_config": without_quantization(inner)} if isinstance(inner, dict) else kept
+
+
 def _said_of_quantisers(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """All that it says; that there was one may be all."""
     inner = config.get("text_config")

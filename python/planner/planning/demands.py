@@ -47,12 +47,12 @@ def demands_of(
         )
     found: dict[Phase, Demands] = {}
     for phase in _PHASES:
-        demands = _by_formula(config, workload, blocks, dtype or _dtype_of(config), phase)
+        demands = _by_formula(config, workload, blocks, dtype or dtype_of(config), phase)
         found[phase] = replace(demands, notes=(*demands.notes, *notes))
     return found
 
 
-def _dtype_of(config: Mapping[str, Any]) -> str:
+def dtype_of(config: Mapping[str, Any]) -> str:
     """What a configuration says that the model computes in."""
     for part in (config, *(config.get(key) for key in ("text_config", "decoder", "thinker_config"))):
         said = str(part.get("dtype") or part.get("torch_dtype") or "") if isinstance(part, Mapping) else ""

@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final
 
 from planner.checkpoint.source import Opened, open_source
-from planner.choices import FilesAsDisk, Phase, RankName
+from planner.choices import FilesAsDisk, RankName
 from planner.config import Resolved, Stack
 from planner.config.problem import Origin, Rank, path_text
 from planner.config.resolved_node import ResolvedNode
@@ -166,22 +166,29 @@ class Problem:
         from planner.planning.demands import demands_of
         from planner.planning.recorded import recorded
         from planner.planning.running import RunningRooms
+        from planner.planning.unpacked import with_unpacked
 
         names = tuple(name for block in blocks.columns.block_names() for name in block)
         if names not in self.known_rooms:
             said = self.settings.dtype
             into = said if said in FLOATS else None
+            computed_in = into or self.settings.model.dtype
             special = self.settings.special_dtypes
             fingerprint = blocks.layout.columns.fingerprint()
             found = recorded(
-                self.opened, workload, names, fingerprint=fingerprint, dtype=into, special_dtypes=special
+                self.opened,
+                workload,
+                names,
+                fingerprint=fingerprint,
+                dtype=into,
+                special_dtypes=special,
+                is_packed=said is not into or bool(self.opened.quantization),
             )
-            by_phase: Mapping[Phase, Demands]
-            if found.demands is not None:
-                by_phase = {"prefill": found.demands}
-            else:
+            by_phase = found.by_phase
+            if not by_phase:
                 notes = (found.note,) if found.note else ()
-                by_phase = demands_of(self.opened, workload, names, into or self.settings.model.dtype, notes)
+                by_phase = demands_of(self.opened, workload, names, computed_in, notes)
+            by_phase = with_unpacked(by_phase, self.opened, names, into=said, dtype=computed_in)
             beside = self.opened.head_notes()
             longest = self.settings.model.max_position_embeddings
             if longest is not None and workload.context_length > longest:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from planner.checkpoint.building import without_quantization
 from planner.checkpoint.opened import Opened
+from planner.choices import Phase
 from planner.errors import InvalidInputError, RecordingError
 from planner.memory.demands import Demands
-from planner.memory.tape import Tape
+from planner.memory.tape import PHASE, Tape
 from planner.settings.workload import Workload
 
 __all__ = ["Recorded", "recorded"]
@@ -22,12 +24,12 @@ class Recorded:
     """What recordings tell.
 
     Args:
-        demands: what blocks need; None where nothing was recorded.
+        by_phase: what blocks need; empty where nothing was recorded.
         tapes: the recordings.
         note: why there are none, where that is worth knowing.
     """
 
-    demands: Demands | None = None
+    by_phase: Mapping[Phase, Demands] = field(default_factory=dict)
     tapes: tuple[Tape, ...] = ()
     note: str = ""
 
@@ -40,6 +42,7 @@ def recorded(
     fingerprint: str,
     dtype: str | None = None,
     special_dtypes: Mapping[str, str] | None = None,
+    is_packed: bool = False,
 ) -> Recorded:
     """Records a model under its workload, where a recording is at hand.
 
@@ -51,25 +54,23 @@ def recorded(
         blocks: names of what is placed.
         fingerprint: a digest of its modules and sizes.
         dtype, special_dtypes: what it will be loaded as.
+        is_packed: whether a quantiser has, or will have, packed weights: what is recorded is the model without that.
 
     Raises:
         InvalidInputError: ``workload.inputs`` that its forward does not take.
 
     Cost: see :func:`planner.memory.recording.workloads.record`; recordings are kept in this process.
     """
-    if opened.quantization:
-        return Recorded(
-            note="quantised weights are not recorded, and what their kernels unpack is not counted"
-        )
     if workload.cache == "offloaded" or workload.cache_dtype is not None:
         return Recorded(note="the cache of a recording is the class's own, in its own dtype, on the device")
-    model = opened.live() if opened.live is not None else None
+    # Quantised modules run on accelerators alone, and are recorded as those that they stand for.
+    model = opened.live() if opened.live is not None and not opened.quantization else None
     try:
         if model is None:
             model = _skeleton(opened)
         if model is None:
             return Recorded()
-        return _of(model, opened, workload, blocks, fingerprint, dtype, special_dtypes or {})
+        return _of(model, opened, workload, blocks, fingerprint, dtype, special_dtypes or {}, is_packed)
     except RecordingError as error:
         return Recorded(note=error.message)
     except InvalidInputError as error:
@@ -86,6 +87,7 @@ def _of(
     fingerprint: str,
     dtype: str | None,
     special_dtypes: Mapping[str, str],
+    is_packed: bool,
 ) -> Recorded:
     from planner.memory.recording.converted import converted
     from planner.memory.recording.workloads import generation_bytes, record
@@ -102,14 +104,26 @@ def _of(
     key = None if _is_changed(made) else "\n".join(said)
     tapes = record(made, blocks, workload, fingerprint=key)
     beside_bytes = generation_bytes(made, workload) if workload.logits == "last" else 0
-    demands = demands_of(tapes, main_needs_bytes=beside_bytes)
     assumed = any(tape.assumed for tape in tapes)
-    masks = (
+    padding = (
         f"values of masks are taken for those of prompts with{'' if workload.is_padded else 'out'} padding"
     )
-    return Recorded(
-        demands=replace(demands, notes=(*demands.notes, masks)) if assumed else demands, tapes=tapes
-    )
+    masks = (padding,) if assumed else ()
+    by_phase: dict[Phase, Demands] = {"prefill": demands_of(tapes, main_needs_bytes=beside_bytes)}
+    if is_packed:
+        # No replay tells the peaks of these: it knows nothing of what kernels unpack.
+        by_phase = {
+            phase: demands_of([_of_phase(tape, phase) for tape in tapes], main_needs_bytes=beside_bytes)
+            for phase in ("prefill", "decode")
+        }
+    found = {phase: replace(each, notes=(*each.notes, *masks)) for phase, each in by_phase.items()}
+    return Recorded(by_phase=found, tapes=() if is_packed else tapes)
+
+
+def _of_phase(tape: Tape, phase: Phase) -> Tape:
+    """The tape with the forwards of one phase as its phases; what was before is there, and is not told."""
+    told = tuple(event for event in tape.events if event[0] != PHASE or event[1].startswith(phase))
+    return replace(tape, events=told)
 
 
 def _is_changed(model: Any) -> bool:
@@ -126,14 +140,23 @@ def _skeleton(opened: Opened) -> Any:
     Raises:
         RecordingError: transformers does not build it.
     """
-    named = opened.configuration.get("architectures")
-    if "transformers" not in sys.modules or "torch" not in sys.modules or opened.kind == "module":
-        return None
-    if not (isinstance(named, list) and named and isinstance(named[0], str)):
+    name = _class_name(opened)
+    if name is None or "transformers" not in sys.modules or "torch" not in sys.modules:
         return None
     from planner.checkpoint.describe import meta_model
 
     try:
-        return meta_model(named[0], opened.configuration, "")
+        return meta_model(name, without_quantization(opened.configuration), "")
     except ValueError as error:
-        raise RecordingError(f"{named[0]} is not recorded: {error}", block="", operator="") from error
+        raise RecordingError(f"{name} is not recorded: {error}", block="", operator="") from error
+
+
+def _class_name(opened: Opened) -> str | None:
+    """The class of a model in files, or of a live one that is quantised."""
+    live = None if opened.live is None else opened.live()
+    if live is not None:
+        return type(live).__name__
+    named = opened.configuration.get("architectures")
+    if opened.kind == "module" or not (isinstance(named, list) and named):
+        return None
+    return named[0] if isinstance(named[0], str) else None
