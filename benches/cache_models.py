@@ -27,6 +27,11 @@ MORE_KINDS = ("MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES", "MODEL_FOR_TEXT_TO_WAV
 
 # What shrinking by name alone gets wrong, and what makes the first few layers have every kind that a class has.
 GIVEN: dict[str, dict[str, Any]] = {
+    "BltForCausalLM": {
+        "encoder_hash_byte_group_vocab": 64,
+        "encoder_hash_byte_group_size": [3],
+        "patching_mode": "space",
+    },
     "BambaForCausalLM": {
         "attn_layer_indices": [1],
         "mamba_n_heads": 4,
@@ -40,6 +45,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "Dots1ForCausalLM": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "FalconH1ForCausalLM": {"mamba_d_ssm": 128, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_n_groups": 2},
     "GPTNeoForCausalLM": {"num_layers": 4, "attention_types": [[["global", "local"], 2]]},
+    "FlaubertWithLMHeadModel": {"emb_dim": 64, "n_heads": 4, "n_layers": 3},
     "Gemma3nForCausalLM": {
         "num_hidden_layers": 4,
         "num_kv_shared_layers": 2,
@@ -68,6 +74,17 @@ GIVEN: dict[str, dict[str, Any]] = {
     "NemotronForCausalLM": {"num_key_value_heads": 2},
     "NemotronHForCausalLM": {"n_groups": 2, "mamba_num_heads": 4, "mamba_head_dim": 32},
     "XmodForCausalLM": {"default_language": "en_XX", "is_decoder": True},
+    "Qwen4ExpForCausalLM": {
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 32,
+        "indexer_compress_ratio": 8,
+        "ple_embed_dim": 64,
+        "ngram_vocab_size_base": 64,
+        "split_ngram_parts": 1,
+    },
+    "XLMWithLMHeadModel": {"emb_dim": 64, "n_heads": 4, "n_layers": 3},
     "Zamba2ForCausalLM": {
         "num_hidden_layers": 3,
         "layers_block_type": ["mamba", "hybrid", "mamba"],
@@ -188,14 +205,21 @@ def mend_sections(config: Any, depth: int = 0) -> None:
         ropes["mrope_section"] = [half - 2 * (half * 3 // 8), half * 3 // 8, half * 3 // 8]
 
 
+def small_config(config_class: Any, given: dict[str, Any], level: int) -> Any:
+    """A configuration shrunk by the names of its values, with these against that, here and inside."""
+    inner = {key: value for key, value in given.items() if key in getattr(config_class, "sub_configs", {})}
+    outer = {key: value for key, value in given.items() if key not in inner}
+    small = tiny_zoo.shrunk(config_class, outer, level, {})
+    return config_class(**{**small, **{key: {**small.get(key, {}), **value} for key, value in inner.items()}})
+
+
 def build(name: str) -> Any:
     """A model of this class with random weights and short windows."""
     errors = []
     for level in (0, 1):
         try:
             cls = getattr(transformers, name)
-            given = tiny_zoo.shrunk(cls.config_class, given_for(name), level, {})
-            config = cls.config_class(**given)
+            config = small_config(cls.config_class, given_for(name), level)
             shorten_windows(config)
             mix_layers(config)
             mend_sections(config)
@@ -220,12 +244,23 @@ def words(model: Any, count: int) -> torch.Tensor:
     return (3 + torch.arange(count) % 20)[None].expand(BATCH, count).contiguous()
 
 
+def like(ids: torch.Tensor, count: int) -> torch.Tensor:
+    """So many words for each row of a model's inputs, and for each of its channels."""
+    made = (3 + torch.arange(count) % 20)[None].expand(len(ids), count)
+    for size in ids.shape[2:]:
+        made = made[..., None].expand(*made.shape, size)
+    return made.contiguous()
+
+
 def givens(model: Any, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
     """Inputs to try, the plainest first."""
     ids = words(model, PROMPT)
     takes = inspect.signature(model.forward).parameters
     if model.config.is_encoder_decoder:
         yield {"input_ids": words(model, ENCODED), "decoder_input_ids": ids}
+        channels = getattr(model.config.get_text_config(decoder=True), "num_channels", None)
+        if isinstance(channels, int):
+            yield {"input_ids": words(model, ENCODED), "decoder_input_ids": like(ids[..., None].expand(-1, -1, channels), PROMPT)}
     if "codebooks" in str(vars(model.config)):
         books = getattr(model.config, "num_codebooks", 4)
         yield {"input_ids": ids.repeat(books, 1)}
@@ -320,11 +355,13 @@ def _run(model: Any, given: dict[str, Any], kind: str) -> list[Measured]:
     word = "decoder_input_ids" if "decoder_input_ids" in given else "input_ids"
     tokens = given[word].shape[1]
     encoded = out.get("encoder_last_hidden_state") if word == "decoder_input_ids" else None
-    seen = encoded_tokens[0] if encoded_tokens and model.config.is_encoder_decoder else 0
+    seen = 0 if encoded is None else encoded.shape[1]
+    if encoded_tokens and model.config.is_encoder_decoder:
+        seen = encoded_tokens[0]  # which may be fewer than its encoder makes
     rows = [_row("prefill", kind, tokens, cache, seen)]
     for step in range(1, STEPS + 1):
         again = {key: cache, **({"use_cache": True} if "use_cache" in more else {})}
-        again[word] = words(model, tokens + step if type(model).__name__ in WHOLE else 1)
+        again[word] = like(given[word], tokens + step if type(model).__name__ in WHOLE else 1)
         if encoded is not None:
             again["encoder_outputs"] = transformers.modeling_outputs.BaseModelOutput(
                 last_hidden_state=encoded

@@ -12,7 +12,7 @@ from typing import Final
 
 from planner.choices import Cache
 from planner.errors import InvalidInputError, UnknownMemoryError
-from planner.memory.attention_heads import cached_heads
+from planner.memory.attention_heads import cached_heads, cross_heads
 from planner.memory.cache_parts import (
     CacheLayout,
     CachePart,
@@ -22,7 +22,7 @@ from planner.memory.cache_parts import (
     item_bytes,
     layout_bytes,
 )
-from planner.memory.config_values import CachedHeads, Config, decoder_config, model_type, needed
+from planner.memory.config_values import CachedHeads, Config, decoder_config, first_of, model_type, needed
 from planner.memory.layer_types import layer_types
 from planner.memory.special_layouts import special_layouts
 from planner.memory.states import hybrid_states, state_parts
@@ -227,7 +227,7 @@ def _indexed(config: Config, heads: CachedHeads, index: int) -> CacheLayout:
     kinds = config.get("indexer_types")
     is_shared = isinstance(kinds, list | tuple) and index < len(kinds) and kinds[index] == "shared"
     dtype = "float32" if model_type(config) in _INDEXED_IN_FLOAT else None
-    indexer = () if is_shared else (CachePart(elements=needed(config, "index_head_dim"), dtype=dtype),)
+    indexer = () if is_shared else (CachePart(elements=_indexer_width(config), dtype=dtype),)
     return CacheLayout(
         kind="indexed",
         parts=(*_keys_and_values(heads), *indexer),
@@ -236,10 +236,19 @@ def _indexed(config: Config, heads: CachedHeads, index: int) -> CacheLayout:
     )
 
 
+def _indexer_width(config: Config) -> int:
+    """Elements that an indexer keeps of a token."""
+    if first_of(config, "index_kpool") is not None:  # pools need a gate for each element, too, and whether the token counts
+        return 2 * needed(config, "index_head_dim") + 1
+    if first_of(config, "indexer_head_dim") is not None:
+        return needed(config, "indexer_kv_heads") * needed(config, "indexer_head_dim")
+    return needed(config, "index_head_dim")
+
+
 def _with_cross(config: Config, layout: CacheLayout) -> CacheLayout:
     # A static cache of the encoder's keys is made as the decoder's own is, windows included.
     window = next((part.window_tokens for part in layout.parts), 0)
-    cross = _keys_and_values(cached_heads(config, "full_attention"), "encoder", window)
+    cross = _keys_and_values(cross_heads(config), "encoder", window)
     return replace(
         layout,
         kind=f"{layout.kind} and cross",
