@@ -16,6 +16,7 @@ from transformers.models.auto import modeling_auto
 import model_zoo
 import tiny_zoo
 from planner.memory.cache_parts import Phase
+from planner.memory.encoders import UNLESS_DECODERS
 
 BATCH, PROMPT, STEPS, ENCODED = 2, 24, 2, 20
 STATIC_TOKENS = 40
@@ -108,8 +109,10 @@ def names() -> list[str]:
     found = set(model_zoo.names())
     for table in MORE_KINDS:
         for value in getattr(modeling_auto, table).values():
-            found.update([value] if isinstance(value, str) else value)
-    return sorted(name for name in found if hasattr(transformers, name))
+            named = [value] if isinstance(value, str) else value
+            known = (name for name in named if hasattr(transformers, name))
+            found.update(name for name in known if getattr(transformers, name).can_generate())
+    return sorted(found)
 
 
 class NotMeasuredError(Exception):
@@ -189,7 +192,9 @@ def mix_layers(config: Any, depth: int = 0) -> None:
 
 def given_for(name: str) -> dict[str, Any]:
     """Arguments that a class's configuration does not go without here."""
-    return {**model_zoo.MISSING.get(name, {}), **GIVEN.get(name, {})}
+    is_told = getattr(transformers, name).config_class.model_type in UNLESS_DECODERS
+    told = {"is_decoder": True} if is_told and not name.endswith("ForMaskedLM") else {}
+    return {**told, **model_zoo.MISSING.get(name, {}), **GIVEN.get(name, {})}
 
 
 def mend_sections(config: Any, depth: int = 0) -> None:
@@ -260,7 +265,10 @@ def givens(model: Any, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
         yield {"input_ids": words(model, ENCODED), "decoder_input_ids": ids}
         channels = getattr(model.config.get_text_config(decoder=True), "num_channels", None)
         if isinstance(channels, int):
-            yield {"input_ids": words(model, ENCODED), "decoder_input_ids": like(ids[..., None].expand(-1, -1, channels), PROMPT)}
+            yield {
+                "input_ids": words(model, ENCODED),
+                "decoder_input_ids": like(ids[..., None].expand(-1, -1, channels), PROMPT),
+            }
     if "codebooks" in str(vars(model.config)):
         books = getattr(model.config, "num_codebooks", 4)
         yield {"input_ids": ids.repeat(books, 1)}
@@ -346,11 +354,12 @@ def _run(model: Any, given: dict[str, Any], kind: str) -> list[Measured]:
     more: dict[str, Any] = {"use_cache": True} if "use_cache" in takes or "kwargs" in takes else {}
     with looking_at(model) as encoded_tokens:
         out = model(**given, **more)
+    taken = "cache_params" if "cache_params" in takes else "past_key_values"
     if kind == "static":
-        more["past_key_values"] = static_cache(model, max(encoded_tokens, default=ENCODED))
+        more[taken] = static_cache(model, max(encoded_tokens, default=ENCODED))
         out = model(**given, **more)
     key, cache = find_cache(out)
-    if kind == "static" and cache is not more["past_key_values"]:
+    if kind == "static" and cache is not more[taken]:
         raise NotMeasuredError("takes no static cache")
     word = "decoder_input_ids" if "decoder_input_ids" in given else "input_ids"
     tokens = given[word].shape[1]

@@ -54,7 +54,7 @@ def cross_heads(config: Config) -> CachedHeads:
 
 def _falcon_heads(config: Config) -> int:
     if config.get("new_decoder_architecture"):
-        return needed(config, "num_kv_heads", "num_attention_heads")
+        return query_heads(config)  # its keys are repeated for all that ask before they are kept
     return 1 if config.get("multi_query", True) else query_heads(config)
 
 

@@ -13,7 +13,7 @@ from planner.checkpoint.opened import Opened
 from planner.choices import Phase
 from planner.errors import InvalidInputError
 from planner.memory.activations import Activations, ForwardSizes, activations
-from planner.memory.cache_layers import LayerCache, layer_caches
+from planner.memory.cache_layers import LayerCache, has_encoder, layer_caches
 from planner.memory.demands import BlockDemand, Demands
 from planner.settings.dtypes import FLOATS
 from planner.settings.workload import Workload
@@ -75,7 +75,7 @@ def _by_formula(
         phase=phase,
         batch_size=workload.rows,
         tokens=workload.context_length if workload.cache == "static" else tokens,
-        encoder_tokens=workload.encoder_tokens if config.get("is_encoder_decoder") else 0,
+        encoder_tokens=workload.encoder_tokens if has_encoder(config) else 0,
         dtype=workload.cache_dtype or dtype,
         cache=workload.cache,
     )
