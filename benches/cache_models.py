@@ -322,7 +322,7 @@ def measure(model: Any, dtype: torch.dtype, kind: str) -> list[Measured]:
     problems = []
     for given in givens(model, dtype):
         try:
-            return _run(model, given, kind)
+            return run_real(model, given, kind)
         except NotMeasuredError:
             raise
         except Exception as error:
@@ -349,7 +349,8 @@ def looking_at(model: Any) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-def _run(model: Any, given: dict[str, Any], kind: str) -> list[Measured]:
+def run_real(model: Any, given: dict[str, Any], kind: str) -> list[Measured]:
+    """A prefill and two steps with these inputs. Raises whatever the class raises."""
     takes = inspect.signature(model.forward).parameters
     more: dict[str, Any] = {"use_cache": True} if "use_cache" in takes or "kwargs" in takes else {}
     with looking_at(model) as encoded_tokens:

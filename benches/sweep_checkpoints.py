@@ -12,6 +12,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ import planner
 from checkpoints import Tensor, write_file
 from planner.checker.check import check
 from planner.checkpoint.architecture import known_architecture
+from planner.checkpoint.describe import made_tensors
+from planner.checkpoint.general_names import general_name
 
 TYPES = {
     torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.int32: "I32",
@@ -31,11 +34,13 @@ TYPES = {
 }  # fmt: skip
 
 
-def on_disk(model: Any) -> dict[str, Tensor]:
-    """What `save_pretrained` would write, by name."""
+def on_disk(model: Any, left_out: Container[str] = ()) -> dict[str, Tensor]:
+    """What `save_pretrained` would write, by name, but for some tensors, with ``*`` for numbers."""
     once: dict[int, str] = {}
     state = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in model._keys_to_ignore_on_save or general_name(name, "*") in left_out:
+            continue
         if once.setdefault(id(tensor), name) == name:
             state[name] = tensor.detach()
     written = revert_weight_conversion(model, state)
@@ -45,8 +50,13 @@ def on_disk(model: Any) -> dict[str, Tensor]:
 
 
 def compare(model: Any, folder: Path) -> str:
-    """How the plans differ; empty if not at all."""
-    write_file(folder / "model.safetensors", on_disk(model))
+    """How the plans differ, from all files and from those without what the class makes itself; empty if not at all."""
+    made = {name for name, _ in made_tensors(model)}
+    return _compared(model, folder, ()) or (_compared(model, folder, made) if made else "")
+
+
+def _compared(model: Any, folder: Path, left_out: Container[str]) -> str:
+    write_file(folder / "model.safetensors", on_disk(model, left_out))
     config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
     (folder / "config.json").write_text(json.dumps(config, default=str))
     saved = dict(model.state_dict(keep_vars=True))

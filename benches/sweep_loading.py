@@ -79,7 +79,7 @@ def judge_class(name: str) -> Found:
             folder = Path(place)
             model.save_pretrained(folder)
             torch.manual_seed(0)
-            wanted, said = type(model).from_pretrained(folder, output_loading_info=True)
+            wanted, said = _read(type(model), folder)
             return _judge(wanted, said, folder)
     except _NotTriedError as error:
         return Found(why_not=str(error))
@@ -99,6 +99,14 @@ def _built(name: str) -> Any:
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
     raise _NotTriedError(why[:200])
+
+
+def _read(made_by: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
+    try:
+        wanted, said = made_by.from_pretrained(folder, output_loading_info=True)
+    except Exception as error:
+        raise _NotTriedError(f"from_pretrained: {type(error).__name__}: {error}"[:200]) from error
+    return wanted, said
 
 
 def _judge(wanted: Any, said: dict[str, Any], folder: Path) -> Found:

@@ -7,8 +7,9 @@
 
 Each class that is in memory tiny runs a prefill and two decode steps, with eager attention and torch's own, on one device, over two, and
 with blocks offloaded, as planned. What the accelerators have counted as the peak of each forward on each device is held against
-one recording of the model on the meta device, replayed for the placement. Exits with 1 if a figure of blocks that stay is off by more
-than 5 %, or if fewer than 99 % of those with offloaded blocks are within that.
+one recording of the model on the meta device, replayed for the placement; and what plans for that very run say, against what it takes.
+Exits with 1 if a figure of blocks that stay is off by more than 5 %, if fewer than 99 % of those with offloaded blocks are within that, if
+weights are off by a byte, or if a plan says too little in more than 1 % of runs or by more than 1 % in any.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ import multiprocessing
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +33,20 @@ import torch
 import planner
 import tiny_zoo
 from dispatch_sweep import MARK, PRELOADED, QUICK
+from peak_placements import STEPS, Placed, built, first_inputs, placements, planned, points, workload_of
+from planner.memory.recording.kernels import COMPOSED
 from planner.memory.recording.session import record_run
 from planner.memory.replay import RunPlacement, replay
 from planner.memory.tape import Tape
-from planner.names import nearest_key
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from measured_peaks import measured_peaks, run_of  # type: ignore[import-not-found]
+from measured_peaks import RIG_KERNELS, measured_peaks, run_of  # type: ignore[import-not-found]
 from rig import Accelerators, faults  # type: ignore[import-not-found]
 
 TIME_LIMIT_S = 300.0
-BATCHES, PROMPTS, STEPS = (1, 4), (16, 128, 1024), 2
-QUICK_BATCHES, QUICK_PROMPTS = (2,), (256,)
-IN_TOKENS = ("input_ids", "attention_mask", "decoder_input_ids", "mm_token_type_ids", "token_type_ids")
-SHARES = (0.35, 0.5, 0.7, 0.9)
 SMALL = 64  # bytes that may always be between
+WEIGHTS, PLANNED = "weights", "all"  # in the place of a phase
 
 
 @dataclass(frozen=True)
@@ -72,131 +71,13 @@ class Figure:
 # ---- One class
 
 
-def points(
-    model: Any, given: Mapping[str, torch.Tensor], *, is_quick: bool
-) -> Iterator[tuple[int, int, dict[str, torch.Tensor]]]:
-    """Batches and prompts that a model takes, with inputs."""
-    is_text = set(given) <= set(IN_TOKENS)
-    longest = next(
-        (
-            value
-            for key in ("max_position_embeddings", "n_positions")
-            if (value := getattr(model.config, key, None))
-        ),
-        1 << 20,
-    )
-    batches, prompts = (QUICK_BATCHES, QUICK_PROMPTS) if is_quick else (BATCHES, PROMPTS)
-    for batch in batches:
-        for prompt in prompts if is_text else (0,):
-            if prompt <= longest:
-                yield (
-                    batch,
-                    prompt,
-                    {name: resized(name, tensor, batch, prompt) for name, tensor in given.items()},
-                )
-
-
-def resized(name: str, tensor: torch.Tensor, batch: int, prompt: int) -> torch.Tensor:
-    """An input for so many rows and tokens."""
-    if prompt and name in IN_TOKENS:
-        tensor = tensor[..., :1].expand(*tensor.shape[:-1], prompt)
-    return tensor.repeat(batch, *[1] * (tensor.dim() - 1))
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A way to place a model, and what of it matters to memory."""
-
-    title: str
-    said: Any
-    execution: dict[str, Any]
-    offloaded_bytes: dict[str, int] = field(default_factory=dict)
-    room_bytes: dict[Any, int] = field(default_factory=dict)
-
-
-def placements(model: Any) -> Iterator[Placed]:
-    """One device, two, and plans that offload."""
-    whole = planner.plan(model, max_memory={0: "1TiB"}, headroom=None)
-    sizes = dict(whole.block_bytes)
-    names = list(sizes)
-    yield Placed("one device", {"": 0}, dict.fromkeys(names, 0))
-    total = sum(sizes.values())
-    for budgets in (
-        {0: total, 1: total},
-        {0: total, "cpu": 4 * total},
-        {0: total, 1: total, "cpu": 4 * total},
-    ):
-        title = "two devices" if "cpu" not in budgets else f"offloaded, {len(budgets) - 1}"
-        for share in SHARES if "cpu" in budgets else (0.55, 0.7, 0.9):
-            part = share / (len(budgets) - 1) if "cpu" in budgets else share
-            said = {key: int(size * part) if key != "cpu" else size for key, size in budgets.items()}
-            try:
-                plan = planner.plan(model, max_memory=said, headroom=None, mode="no_disk")
-            except planner.InfeasibleError:
-                continue
-            homes = {name: plan.device_map[nearest_key(name, plan.device_map)] for name in names}
-            execution = {name: runs_on(name, plan, home) for name, home in homes.items()}
-            if (
-                len(set(execution.values())) < len(budgets) - ("cpu" in budgets)
-                or "cpu" in execution.values()
-            ):
-                continue
-            # Buffers stay where the block runs: these are among what lies there all the time.
-            offloaded = {
-                name: sizes[name] - buffer_bytes(model, name) for name in names if homes[name] == "cpu"
-            }
-            if bool(offloaded) != ("cpu" in budgets):
-                continue
-            room = {
-                row.id: row.reserved_bytes + (row.free_bytes or 0)
-                for row in plan.devices
-                if row.kind == "accelerator"
-            }
-            yield Placed(title, plan, execution, offloaded, room)
-            break
-
-
-def buffer_bytes(model: Any, name: str) -> int:
-    """Of the buffers of a block that are saved with it, which its bytes include."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    if name not in modules:
-        return 0
-    saved = modules[name].state_dict(keep_vars=True)
-    seen = {id(tensor): tensor for tensor in modules[name].buffers()}
-    kept = {id(tensor) for tensor in saved.values()} & seen.keys()
-    return sum(seen[key].numel() * seen[key].element_size() for key in kept)
-
-
-def runs_on(name: str, plan: Any, home: Any) -> Any:
-    """Where a block runs: elsewhere than it rests, if the plan says so."""
-    key = nearest_key(name, plan.execution_map)
-    return home if key is None or home != "cpu" else plan.execution_map[key]
-
-
-def first_inputs(model: Any) -> dict[str, torch.Tensor]:
-    """What it runs with on the CPU."""
-    reasons: list[str] = []
-    for given in tiny_zoo.inputs(model):
-        for tried in (given, None):
-            try:
-                with torch.no_grad():
-                    model(**(given if tried is None else tried))
-                return given
-            except Exception as error:
-                reasons.append(str(error)[:100])
-                longer = tiny_zoo.with_pictures(given, model, str(error))
-                if longer is None:
-                    break
-                given = longer
-    raise tiny_zoo.NotRunnableError(" | ".join(reasons[:3]))
-
-
 def sweep_class(name: str, is_quick: bool) -> None:
     """All figures of one class, told as they are found."""
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     accelerators = Accelerators()
+    COMPOSED.update(RIG_KERNELS)  # plans are made for these accelerators, too
     for attention in ("eager", "sdpa"):
         try:
             model = built(name, attention)
@@ -209,17 +90,6 @@ def sweep_class(name: str, is_quick: bool) -> None:
             print(MARK + json.dumps({"skipped": str(error)[:150]}), flush=True)
             continue
         sweep_model(model, attention, given, accelerators, is_quick=is_quick)
-
-
-def built(name: str, attention: str) -> Any:
-    """The tiny model, with one of the two ways of attention."""
-    model = tiny_zoo.build(name, 0)
-    model.set_attn_implementation(attention)
-    if model._can_set_experts_implementation():
-        model.set_experts_implementation("grouped_mm")  # the default of accelerators, and what is recorded
-    if getattr(model.config, "_attn_implementation", attention) != attention:
-        raise ValueError("this class has no other attention")
-    return model
 
 
 def sweep_model(
@@ -243,7 +113,6 @@ def sweep_model(
             print(MARK + json.dumps({"refused": str(error)[:300]}), flush=True)
             return
     for placed in placements(model):
-        # Of the points, each placement but the first takes three: smallest, middle and largest of both.
         for at, made in inputs.items():
             gc.collect()
             base = [accelerators.used_bytes(device.index) for device in accelerators.devices]
@@ -273,6 +142,11 @@ def sweep_model(
                     room_bytes=placed.room_bytes,
                 ),
             )
+            for device, size in placed.weight_bytes.items():
+                row = Figure(
+                    placed.title, attention, *at, WEIGHTS, device, weights[device] - base[device], size
+                )
+                print(MARK + json.dumps(asdict(row)), flush=True)
             for phase in real:
                 for device in dict.fromkeys([0, *placed.execution.values()]):
                     told = recorded.get(phase, {}).get(device, 0)
@@ -286,6 +160,43 @@ def sweep_model(
                         told - base[device],
                     )
                     print(MARK + json.dumps(asdict(row)), flush=True)
+
+    for at, made in inputs.items():
+        try:
+            for plan in planned(model, workload_of(model, made, at[0])):
+                run_plan(model, plan, (attention, *at), made, accelerators, options)
+        except Exception as error:
+            said = f"plan for {at}: {type(error).__name__} {error}"[:300]
+            print(MARK + json.dumps({"failed": said}), flush=True)
+
+
+def run_plan(
+    model: Any,
+    plan: Any,
+    at: tuple[str, int, int],
+    given: Mapping[str, torch.Tensor],
+    accelerators: Accelerators,
+    options: Mapping[str, Any],
+) -> None:
+    """Runs what a plan was made for; what it says of each accelerator, against what that has counted."""
+    gc.collect()
+    base = [accelerators.used_bytes(device.index) for device in accelerators.devices]
+    title = f"planned, {plan.demands.method}"
+    planner.dispatch(model, plan)
+    try:
+        weights = [accelerators.used_bytes(device.index) for device in accelerators.devices]
+        real = measured_peaks(model, accelerators, given, steps=STEPS, options=options)
+    finally:
+        planner.undispatch(model)
+    for row in plan.devices:
+        if row.kind == "accelerator":
+            most = max(by_device[row.id] for by_device in real.values()) - base[row.id]
+            lie = weights[row.id] - base[row.id]
+            for figure in (
+                Figure(title, *at, WEIGHTS, row.id, lie, row.used_bytes + row.buffer_bytes),
+                Figure(title, *at, PLANNED, row.id, most, row.peak_bytes),
+            ):
+                print(MARK + json.dumps(asdict(figure)), flush=True)
 
 
 def place(model: Any, placed: Placed) -> Any:
@@ -325,8 +236,8 @@ def line(title: str, figures: list[Figure]) -> str:
     close = sum(one.off <= 0.001 or abs(one.real_bytes - one.recorded_bytes) <= SMALL for one in figures)
     near = sum(one.off <= 0.05 for one in figures)
     worst = max((one.off for one in figures), default=0.0)
-    shares = " | ".join(f"{100 * part / max(count, 1):6.1f} %" for part in (exact, close, near))
-    return f"| {title:<20} | {count:>5} | {shares} | {100 * worst:6.2f} % |"
+    shares = " | ".join(f"{100 * part / max(count, 1):.1f} %" for part in (exact, close, near))
+    return f"| {title} | {count} | {shares} | {100 * worst:.2f} % |"
 
 
 def main() -> int:
@@ -355,15 +266,39 @@ def main() -> int:
                     print(f"    {100 * one.off:.2f} % {one}")
             if chosen.json:
                 chosen.json.write_text(json.dumps(rows))
-    print("\n| placement            | peaks | to the byte | <= 0.1 % | <= 5 % | worst |")
-    resident = [one for one in every if not one.placement.startswith("offloaded")]
-    offloaded = [one for one in every if one.placement.startswith("offloaded")]
+    return told(every)
+
+
+def told(every: list[Figure]) -> int:
+    """Prints the tables; 1 if too much is off."""
+    weights = [one for one in every if one.phase == WEIGHTS]
+    plans = [one for one in every if one.phase == PLANNED]
+    peaks = [one for one in every if one.phase not in (WEIGHTS, PLANNED)]
+    resident = [one for one in peaks if not one.placement.startswith("offloaded")]
+    offloaded = [one for one in peaks if one.placement.startswith("offloaded")]
+    print(
+        "\n| placement | peaks | to the byte | <= 0.1 % of the peak | <= 5 % | worst |\n|---|---|---|---|---|---|"
+    )
     for title in ("one device", "two devices"):
-        print(line(title, [one for one in every if one.placement == title]))
-    print(line("some blocks offloaded", offloaded))
-    print(line("all", every))
+        print(line(title, [one for one in peaks if one.placement == title]))
+    print(line("some blocks offloaded, one or two devices", offloaded))
+    print(line("all", peaks))
+    wrong = [one for one in weights if one.real_bytes != one.recorded_bytes]
+    print(f"\n{len(weights)} times weights on an accelerator: {len(wrong)} not to the byte")
+    short = [one for one in plans if one.recorded_bytes < one.real_bytes]
+    worst = max((one.off for one in short), default=0.0)
+    above = sorted(one.recorded_bytes / one.real_bytes - 1 for one in plans if one not in short)
+    middle = above[len(above) // 2] if above else 0.0
+    print(
+        f"{len(plans)} peaks of plans for the run: {len(short)} too small, worst {100 * worst:.2f} %; "
+        f"median {100 * middle:.1f} % above, most {100 * max(above, default=0.0):.1f} %"
+    )
+    for one in sorted([*wrong, *short], key=lambda one: -one.off)[:20]:
+        print(f"    {one}")
     near = sum(one.off <= 0.05 for one in offloaded)
-    return int(any(one.off > 0.05 for one in resident) or near < 0.99 * len(offloaded))
+    is_short = len(short) > 0.01 * len(plans) or worst > 0.01
+    is_off = any(one.off > 0.05 for one in resident) or near < 0.99 * len(offloaded)
+    return int(is_off or bool(wrong) or is_short)
 
 
 if __name__ == "__main__":

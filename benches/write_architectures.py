@@ -20,6 +20,7 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 import cache_defaults
+import made_tensors
 import model_zoo
 from planner.checkpoint.describe import architecture_record
 
@@ -32,7 +33,8 @@ def record(name: str) -> dict[str, Any]:
     """A class's line of the table."""
     model = model_zoo.build(name)
     made = architecture_record(model, tie_rules(name, model), list(model_zoo.variants(name)))
-    return {**made, "cache_defaults": cache_defaults.record(name)}
+    sizes = {"made": made_tensors.record(name, model)} if made.get("made") else {}
+    return {**made, **sizes, "cache_defaults": cache_defaults.record(name)}
 
 
 def tie_rules(name: str, model: Any) -> list[dict[str, Any]]:

@@ -79,7 +79,7 @@ PAGES = {
         "Dispatching models",
         "See [dispatch](../dispatch.md) for what crosses and what rests.",
         (
-            *("dispatch", "undispatch", "verify", "Verification"),
+            *("dispatch", "undispatch", "verify", "Verification", "PeakRow", "measure", "Measurement"),
             *("crossings", "Crossing", "state_dict", "StateDict"),
         ),
     ),

@@ -9,20 +9,21 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutput
 
 from planner.memory.recording.session import RecordedRun
 from rig import Accelerators
 
-__all__ = ["measured_peaks", "run_of"]
+__all__ = ["RIG_KERNELS", "measured_peaks", "run_of"]
 
 Peaks = dict[str, dict[int, int]]
-_CACHES = ("past_key_values", "cache_params", "state")
+_CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 
 
 def run_of(given: Mapping[str, torch.Tensor], steps: int, options: Mapping[str, Any]) -> RecordedRun:
     """The recording of what :func:`measured_peaks` runs."""
     inputs = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in given.items()}
-    return RecordedRun(inputs=inputs, steps=steps, options=options, composed=_RIG_KERNELS)
+    return RecordedRun(inputs=inputs, steps=steps, options=options, composed=RIG_KERNELS)
 
 
 def _layer_norm(x: torch.Tensor, *args: Any) -> Any:
@@ -34,7 +35,7 @@ def _layer_norm(x: torch.Tensor, *args: Any) -> Any:
 
 
 # What accelerators have as one kernel.
-_RIG_KERNELS = {torch.ops.aten.native_layer_norm.default: _layer_norm}
+RIG_KERNELS = {torch.ops.aten.native_layer_norm.default: _layer_norm}
 
 
 def measured_peaks(
@@ -56,14 +57,16 @@ def measured_peaks(
         device: where the inputs go.
     """
     run: Any = _Real(model, accelerators, options, device)
-    with _collected():
+    with _collected(), run.watched():
         kwargs = {name: tensor.to(device) for name, tensor in given.items()}
         run.forward("prefill", kwargs)
         main = next(kwargs[name] for name in ("decoder_input_ids", "input_ids", *kwargs) if name in kwargs)
-        rows, tokens = main.shape[0], main.shape[-1]
+        rows, tokens, *rest = main.shape
+        rest = rest if "decoder_input_ids" in kwargs else []
         for step in range(steps if run.cache else 0):
             run.forward(
-                f"decode {step + 1}" if step else "decode", run.following(kwargs, rows, tokens + step)
+                f"decode {step + 1}" if step else "decode",
+                run.following(kwargs, (rows, 1, *rest), tokens + step),
             )
     return run.peaks
 
@@ -91,6 +94,25 @@ class _Real:
         self.peaks: Peaks = {}
         self.cache: dict[str, Any] = {}
         self.encoded: torch.Tensor | None = None
+        self.encoder_output: Any = BaseModelOutput
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Meanwhile the class of what its encoder returns is seen."""
+        is_seq2seq = getattr(self.model.config, "is_encoder_decoder", False)
+        encoder = self.model.get_encoder() if is_seq2seq else self.model
+        if encoder is self.model:
+            yield
+            return
+        hook = encoder.register_forward_hook(self._see_class)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _see_class(self, _: nn.Module, arguments: Any, output: Any) -> None:
+        if "last_hidden_state" in getattr(type(output), "__dataclass_fields__", ()):
+            self.encoder_output = type(output)
 
     def forward(self, phase: str, kwargs: dict[str, Any]) -> None:
         """One forward, whose results are let go but for what the next needs."""
@@ -106,16 +128,14 @@ class _Real:
         if self.encoded is None:
             self.encoded = getattr(output, "encoder_last_hidden_state", None)
 
-    def following(self, given: Mapping[str, Any], rows: int, tokens: int) -> dict[str, Any]:
+    def following(self, given: Mapping[str, Any], shape: tuple[int, ...], tokens: int) -> dict[str, Any]:
         """Arguments of a step after so many tokens."""
-        word = torch.ones((rows, 1), dtype=torch.long, device=self.device)
+        word = torch.ones(shape, dtype=torch.long, device=self.device)
         kwargs: dict[str, Any] = dict(self.cache)
         if getattr(self.model.config, "is_encoder_decoder", False):
-            from transformers.modeling_outputs import BaseModelOutput
-
             kwargs |= {
                 "decoder_input_ids": word,
-                "encoder_outputs": BaseModelOutput(last_hidden_state=self.encoded),
+                "encoder_outputs": self.encoder_output(last_hidden_state=self.encoded),
             }
             if "attention_mask" in given:
                 kwargs["attention_mask"] = given["attention_mask"]
@@ -123,6 +143,6 @@ class _Real:
             kwargs["input_ids"] = word
             if "attention_mask" in given:
                 kwargs["attention_mask"] = torch.ones(
-                    (rows, tokens + 1), dtype=torch.long, device=self.device
+                    (shape[0], tokens + 1), dtype=torch.long, device=self.device
                 )
         return kwargs

@@ -142,6 +142,8 @@ _NAMES = {
     "planner.plans.plan": ("Plan",),
     "planner.plans.explaining": ("explain",),
     "planner.report.showing": ("show",),
+    "planner.verification.measuring": ("Measurement", "measure"),
+    "planner.verification.peak_rows": ("PeakRow",),
     "planner.verification.verdict": ("Verification",),
     "planner.verification.verifying": ("verify",),
 }

@@ -291,6 +291,15 @@ from planner.plans.plan import (
 from planner.report.showing import (
     show as show,
 )
+from planner.verification.measuring import (
+    Measurement as Measurement,
+)
+from planner.verification.measuring import (
+    measure as measure,
+)
+from planner.verification.peak_rows import (
+    PeakRow as PeakRow,
+)
 from planner.verification.verdict import (
     Verification as Verification,
 )
@@ -320,9 +329,11 @@ __all__ = [
     "LayerwiseCastingHook",
     "LoadReport",
     "LoadedTensor",
+    "Measurement",
     "ModelHook",
     "OffloadError",
     "OffloadedWeightsLoader",
+    "PeakRow",
     "Plan",
     "PlanMismatchError",
     "PlannerError",
@@ -383,6 +394,7 @@ __all__ = [
     "load_offloaded_weight",
     "load_offloaded_weights",
     "load_report",
+    "measure",
     "named_module_tensors",
     "offload_state_dict",
     "offload_weight",

@@ -78,6 +78,15 @@ def deepseek_v3() -> Any:
     return transformers.DeepseekV3ForCausalLM(config)
 
 
+def marian() -> Any:
+    """Positions are made of sines, and not saved."""
+    config = transformers.MarianConfig(
+        d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=48, decoder_ffn_dim=48, vocab_size=64, max_position_embeddings=40, pad_token_id=63,
+    )  # fmt: skip
+    return transformers.MarianMTModel(config)
+
+
 def llava() -> Any:
     config = transformers.LlavaConfig(
         text_config={"model_type": "llama", **SMALL},
@@ -195,6 +204,36 @@ def test_a_wanted_type_counts_as_for_the_model(saved: Callable[..., tuple[Any, P
     )
     total_bytes = planner.plan(folder, **wide).source.total_bytes
     assert planner.plan(model, **wide).source.total_bytes == total_bytes + unsaved
+
+
+@pytest.mark.parametrize(
+    "absent",
+    [
+        (),
+        ("final_logits_bias",),
+        ("model.encoder.embed_positions.weight",),
+        ("model.decoder.embed_positions.weight", "final_logits_bias"),
+    ],
+)
+def test_what_the_class_makes_itself_is_planned_whether_or_not_files_have_it(
+    tmp_path: Path, absent: tuple[str, ...]
+) -> None:
+    """Older files have positions, and lack biases of zeros."""
+    model = marian()
+    model.save_pretrained(tmp_path)
+    state = {
+        id(tensor): (name, tensor) for name, tensor in reversed(model.state_dict(keep_vars=True).items())
+    }
+    tensors = {name: ("F32", list(t.shape), t.nbytes) for name, t in state.values() if name not in absent}
+    write_tensors(tmp_path / "model.safetensors", tensors)
+    for dtype, narrower in (("float32", 1), ("bfloat16", 2)):
+        whole = planner.plan(tmp_path, max_memory={0: 10**9}, dtype=dtype)
+        assert whole.source.total_bytes * narrower == sum(t.nbytes for _, t in state.values())
+        assert not whole.source.notes
+    room = {0: whole.source.total_bytes, 1: 2 * whole.source.total_bytes, "cpu": 10**9}
+    from_files, from_model = planner.plan(tmp_path, max_memory=room), planner.plan(model, max_memory=room)
+    stored = model.state_dict().keys() - set(absent)
+    assert homes(judged(model, from_files), stored) == homes(from_model, stored)
 
 
 @pytest.mark.parametrize("name", RENAMED)

@@ -227,7 +227,7 @@ def without(instance: Instance, rng: Random) -> Instance | None:
 
 def test_one_constraint_less_never_offloads_more() -> None:
     looked_at, joined = 0, 0
-    for seed in range(30_000, 33_000):
+    for seed in range(30_000, 31_000):
         bound = draw(Random(seed), 8)
         rng = Random(seed)
         if len(bound.sizes) > 2 and rng.random() < 0.5:
@@ -244,7 +244,7 @@ def test_one_constraint_less_never_offloads_more() -> None:
         assert other is not None, f"seed {seed}: a constraint less, and no plan: {bound}"
         more, less = (sum(each.offloaded_bytes.values()) for each in (plan, other))
         assert less <= more or not other.certificate.proven, (seed, less, more, bound, free)
-    assert looked_at > 200 and joined > 100, (looked_at, joined)
+    assert looked_at > 66 and joined > 33, (looked_at, joined)
 
 
 def net_of_layers(rng: Random) -> tuple[nn.Module, list[list[int]], list[int]]:

@@ -107,7 +107,7 @@ def heard(entries: list[Entry]) -> list[Entry]:
 
 def test_pins_by_glob_are_what_fnmatch_and_the_nearest_name_say() -> None:
     totals: Counter[str] = Counter()
-    for seed in range(1_500):
+    for seed in range(500):
         rng = Random(seed)
         net = model(rng)
         names = names_of(net)
@@ -147,7 +147,7 @@ def test_pins_by_glob_are_what_fnmatch_and_the_nearest_name_say() -> None:
             for device in devices:
                 own = next(f"{name}.{each}" for each, _ in net.get_submodule(name).named_parameters())
                 assert device_of(own, plan.device_map) == device, (seed, name, pins, plan.device_map)
-    assert min(totals[word] for word in ("planned", "contradiction", "unknown")) > 30, totals
+    assert min(totals[word] for word in ("planned", "contradiction", "unknown")) > 10, totals
 
 
 def test_what_a_glob_keeps_together_is_on_one_device() -> None:

@@ -35,8 +35,8 @@ def test_where_accelerate_binds_ours_is_identical_and_everywhere_valid(drawn: Ca
 
 def test_the_same_over_seeded_cases() -> None:
     """More cases than hypothesis has time for."""
-    totals = Counter(_judged(seed).word for seed in range(1_500))
-    assert totals["identical"] > 750
+    totals = Counter(_judged(seed).word for seed in range(500))
+    assert totals["identical"] > 250
 
 
 @pytest.mark.sweep
@@ -222,13 +222,13 @@ def _plain(notice: str) -> str:
 
 def test_notices_are_the_same_over_seeded_cases_and_many_are_given() -> None:
     heard_of = 0
-    for seed in range(600):
+    for seed in range(200):
         drawn = case(Random(seed))
         try:
             heard_of += assert_same_notices(drawn)
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}\n{drawn}") from error
-    assert heard_of >= 150
+    assert heard_of >= 50
 
 
 def _plan(drawn: Case) -> list[tuple[str, Any]] | str:

@@ -27,8 +27,8 @@ def test_where_transformers_binds_ours_is_identical_and_everywhere_valid(drawn: 
 
 def test_the_same_over_seeded_cases() -> None:
     """More cases than hypothesis has time for."""
-    totals = Counter(_judged(seed).word for seed in range(1_500))
-    assert totals["identical"] > 750
+    totals = Counter(_judged(seed).word for seed in range(500))
+    assert totals["identical"] > 250
 
 
 @pytest.mark.sweep

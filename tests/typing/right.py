@@ -144,6 +144,8 @@ def what_a_plan_says(model: nn.Module, plan: planner.Plan) -> None:
     assert_type(found, planner.Verification)
     assert_type(found.runs, bool | None)
     assert_type(found.crossings, tuple[planner.Crossing, ...])
+    assert_type(found.peaks, tuple[planner.PeakRow, ...])
+    assert_type(planner.measure(model, plan, torch.zeros(1, 8)), planner.Measurement)
 
 
 def dispatched(model: nn.Module, plan: planner.Plan) -> None:

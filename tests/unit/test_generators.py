@@ -21,7 +21,8 @@ from oracle.ordered_transformers import transformers_answer
 from oracle.repaired_accelerate import accelerate_answer
 from oracle.upstream import Answer, executed_again
 
-pytestmark = pytest.mark.filterwarnings("ignore:Current model requires")
+# What they tell changes only with the generators and the accelerate that is installed.
+pytestmark = [pytest.mark.sweep, pytest.mark.filterwarnings("ignore:Current model requires")]
 
 SAMPLE = 400
 LARGE_SAMPLE = 1600  # for rare mistakes

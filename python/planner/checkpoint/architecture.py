@@ -9,11 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+from planner.checkpoint.made import Form, MadeTensor
 from planner.checkpoint.transforms import Transform
 from planner.memory.config_defaults import CacheDefaults
-
-Form = tuple[str, list[str], list[tuple[str, list[int]]], list[tuple[str, bool]]]
-"""A module: class, parameters, children with the numbers of the forms they may have, buffers and whether they are saved."""
 
 _TABLE = Path(__file__).with_name("architectures.jsonl")
 
@@ -61,6 +59,7 @@ class Architecture:
         ties: what is tied, and when.
         ignored: patterns of names in files that are not loaded.
         transforms: how names in files become live names, in order.
+        made: tensors that files may lack, because the class makes them itself.
         cache_defaults: what caches are computed from and a configuration may leave out; None where that is not known.
     """
 
@@ -74,6 +73,7 @@ class Architecture:
     ties: tuple[TieRule, ...]
     ignored: tuple[str, ...]
     transforms: tuple[Transform, ...]
+    made: tuple[MadeTensor, ...] = ()
     cache_defaults: CacheDefaults | None = None
 
     @classmethod
@@ -93,6 +93,7 @@ class Architecture:
             ),
             ignored=tuple(record["ignored"]),
             transforms=tuple(Transform(**row) for row in record["transforms"]),
+            made=tuple(MadeTensor.from_record(row) for row in record.get("made", ())),
             cache_defaults=(
                 CacheDefaults.from_record(record["cache_defaults"]) if record.get("cache_defaults") else None
             ),

@@ -12,7 +12,9 @@ from planner.checkpoint.architecture import Architecture
 from planner.checkpoint.cache_config import completed_config
 from planner.checkpoint.describe import meta_model
 from planner.checkpoint.files import CheckpointFiles, Headers
+from planner.checkpoint.general_names import general_name
 from planner.checkpoint.known import class_name, find_architecture, has_transformers
+from planner.checkpoint.made import MadeTensor, forms_without
 from planner.checkpoint.model_name import model_name
 from planner.checkpoint.names import LiveNames, live_names, names_as_stored
 from planner.checkpoint.opened import Opened
@@ -48,6 +50,7 @@ def open_files(files: CheckpointFiles, adapter: AdapterFile | None = None) -> Op
         named=model_name(files.name),
         quantization=quantization(files.config),
         fixed_bits=built.fixed_bits,
+        made_elements=built.made_elements,
         configuration=files.config or {},
         head_notes=cache(partial(_head_notes, files.config, headers)),
     )
@@ -100,11 +103,13 @@ class Built:
         tree: modules and tensors.
         notes: what was counted otherwise than the files have it, and what was not known.
         fixed_bits: bits of the adapter's tensors, whatever dtype is asked for.
+        made_elements: elements of tensors that no file has, because the class makes them, by name.
     """
 
     tree: ModuleTree
     notes: tuple[str, ...]
     fixed_bits: Mapping[str, int]
+    made_elements: Mapping[str, int]
 
 
 def build(
@@ -122,9 +127,10 @@ def build(
         else live_names(headers, known, files.config, adapter, quantised=quantised)
     )
     ties = [pair for rule in known.ties if rule.holds(files.config) for pair in rule.pairs] if known else []
+    made = _absent(known, names) if known else {}
     columns, doubled = headers.tree(
         names.targets,
-        list(known.forms) if known else [],
+        forms_without(known.forms, made) if known else [],
         dict(known.bases) if known else {},
         shown=printable(files.name),
         by_name=names.by_name,
@@ -134,7 +140,26 @@ def build(
     )
     tree = ModuleTree(columns, known.no_split if known else ())
     notes = tuple(_notes(files, headers, names, known, doubled, adapter))
-    return Built(tree=tree, notes=notes, fixed_bits=adapter.fixed_bits(headers, names.of_rows))
+    counts = _element_counts(tree, made, files.config) if made else {}
+    return Built(
+        tree=tree, notes=notes, fixed_bits=adapter.fixed_bits(headers, names.of_rows), made_elements=counts
+    )
+
+
+def _absent(known: Architecture, names: LiveNames) -> Mapping[str, MadeTensor]:
+    """By general name, the tensors that the files lack and the class makes."""
+    if not known.made:
+        return {}
+    there = names.general()
+    return {made.name: made for made in known.made if made.name not in there}
+
+
+def _element_counts(
+    tree: ModuleTree, made: Mapping[str, MadeTensor], config: Mapping[str, Any]
+) -> dict[str, int]:
+    """Elements of those tensors, by their names in a tree."""
+    found = ((name, made.get(general_name(name, "*"))) for name in tree.uncovered(())[1])
+    return {name: each.element_count(config) for name, each in found if each is not None}
 
 
 def quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from planner.checkpoint.general_names import general_name
 from planner.spelling import shown
 
 # A literal number as a part of a name, which a step for one certain layer has; `w1` and `ln_1` are no such thing.
@@ -118,6 +119,7 @@ def architecture_record(
         "ties": [{"when": "1" * 9, "pairs": _tied_pairs(model)}] if ties is None else ties,
         "ignored": ignored_names(model),
         "transforms": list(_transforms(model)),
+        **({"made": made} if (made := made_tensors(model)) else {}),
     }
 
 
@@ -160,6 +162,23 @@ def ignored_names(model: Any) -> list[str]:
     if any(name.endswith("position_ids") for name in buffers):
         patterns.add(r"(^|\.)position_ids$")
     return sorted(patterns)
+
+
+def made_tensors(model: Any) -> list[list[Any]]:
+    """Tensors that a class of transformers does not save, or does without in files: names with ``*`` for numbers, and each size
+    with the key of a configuration that says it, here none.
+
+    Source: ``save_pretrained`` and ``_adjust_missing_and_unexpected_keys``, transformers 5.23, modeling_utils.py.
+    """
+    unsaved = set(model._keys_to_ignore_on_save or ())
+    patterns = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    found: dict[str, list[Any]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        is_made = name in unsaved or any(pattern.search(name) for pattern in patterns)
+        if is_made and name not in tied:
+            found.setdefault(general_name(name, "*"), [[size, ""] for size in tensor.shape])
+    return [[name, shape] for name, shape in found.items()]
 
 
 def _transforms(model: Any) -> Iterator[dict[str, Any]]:

@@ -48,6 +48,13 @@ class LiveNames:
     dropped: list[int]
     unknown: tuple[str, ...]
 
+    def general(self) -> set[str]:
+        """Live names of all that is loaded, with ``*`` for numbers."""
+        names = {name for targets in self.targets for name in targets}
+        if self.by_name:
+            return {general_name(name, "*") for name in names}
+        return {"*".join(name.split(GAP)[::2]) for name in names}
+
     def of_rows(self, stored: Mapping[int, str]) -> dict[int, str]:
         """What rows with these names become: of each the first name, of those that become something."""
         if self.by_name:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from planner.devices.keys import read_budgets
+from planner.devices.keys import DeviceKey, read_budgets
 from planner.dispatching.tensors.journal import Journal
 from planner.errors import InvalidDevicesError, InvalidInputError, PlanMismatchError
 from planner.names import text_set
@@ -26,6 +26,7 @@ __all__ = [
     "crossings",
     "dispatch",
     "offloads_buffers",
+    "planned_room",
     "require_outside",
     "resolve_map",
     "staging_room",
@@ -154,12 +155,18 @@ def staging_room(plan: Any, staging_bytes: Mapping[Any, int] | None) -> dict[Any
             )
         require_present(budgets)
         return {resolve_device(device): int(size) for device, size in budgets.items()}
-    devices = plan.devices if isinstance(plan, Plan) else ()
-    kept = {
-        row.id: row.reserved_bytes + (row.free_bytes or 0) for row in devices if row.kind == "accelerator"
+    kept = planned_room(plan) if isinstance(plan, Plan) else {}
+    return {resolve_device(device): size for device, size in kept.items()}
+
+
+def planned_room(plan: Plan) -> dict[DeviceKey, int]:
+    """By accelerator of a plan that has or runs something, what offloaded blocks may take there: what is reserved or free."""
+    named = {*plan.device_map.values(), *plan.execution_map.values()}
+    return {
+        row.id: row.reserved_bytes + (row.free_bytes or 0)
+        for row in plan.devices
+        if row.kind == "accelerator" and row.id in named
     }
-    present = {*plan.device_map.values(), *plan.execution_map.values()} if kept else set()
-    return {resolve_device(device): size for device, size in kept.items() if device in present}
 
 
 def carry_out(model: nn.Module, request: DispatchRequest) -> None:

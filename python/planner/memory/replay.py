@@ -6,11 +6,29 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from planner.memory.tape import AFTER, APART, ENTER, FORGET, FREE, LEAVE, MADE, OUTPUT, PHASE, Event, Tape
+from planner.memory.tape import (
+    AFTER,
+    APART,
+    CALL,
+    ENTER,
+    FORGET,
+    FREE,
+    LEAVE,
+    MADE,
+    OUTPUT,
+    PHASE,
+    Container,
+    Event,
+    Row,
+    Tape,
+)
 
 __all__ = ["RunPlacement", "replay"]
 
 DeviceKey = int | str
+
+# Offloaded blocks of which dispatch copies one ahead.
+_FEWEST_AHEAD = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +82,10 @@ class _Replay:
         self.placement = placement
         main = placement.main_device
         self.devices = [main, *(placement.execution.get(name, main) for name in tape.blocks)]
+        self.container_devices = [self._device_of(container) for container in tape.containers]
+        for container, place in tape.carried:
+            brought = self.container_devices[container]
+            self.devices.append(self.devices[place] if brought is None else brought)
         self.alive_bytes: dict[DeviceKey, int] = dict.fromkeys(placement.devices, 0)
         self.alive_bytes.update(placement.resident_bytes)
         self.peaks: dict[str, dict[DeviceKey, int]] = {}
@@ -82,6 +104,7 @@ class _Replay:
             ENTER: self._enter,
             LEAVE: self._leave,
             APART: self._bring,
+            CALL: self._call,
             FORGET: self._forget,
             PHASE: self._begin,
             OUTPUT: self._return,
@@ -113,6 +136,7 @@ class _Replay:
 
     def _begin(self, event: Event) -> None:
         self.top = self.peaks[event[1]] = dict(self.alive_bytes)
+        self.ahead.begin()
 
     def _after(self, _: Event) -> None:
         self.alive_bytes[self.placement.main_device] -= self.results_bytes
@@ -126,8 +150,25 @@ class _Replay:
         self.returned.clear()
         self.top = None
 
+    def _device_of(self, container: Container) -> DeviceKey | None:
+        """Where dispatch runs a module around blocks; None where it leaves the arguments as they are."""
+        inside = {self.devices[place] for place in container.inside}
+        if len(inside) == 1:
+            return inside.pop()
+        return None if container.own is None else self.devices[container.own]
+
+    def _call(self, event: Event) -> None:
+        device = self.container_devices[event[1]]
+        if device is not None:
+            self._bring_to(device, event[2])
+
     def _device(self, storage: int, place: int) -> DeviceKey:
-        """Where a storage lies; a weight lies where its block runs."""
+        """Where a storage is found; a weight lies where its block runs."""
+        while place > len(self.tape.blocks):
+            container, place = self.tape.carried[place - len(self.tape.blocks) - 1]
+            brought = self.container_devices[container]
+            if brought is not None:
+                return brought
         found = self.storages.get(storage)
         return self.devices[place] if found is None else found[0]
 
@@ -137,8 +178,10 @@ class _Replay:
             self.top[device] = now
 
     def _bring(self, event: Event) -> None:
-        device = self.devices[event[1]]
-        for tensor, storage, its_place, size in event[2]:
+        self._bring_to(self.devices[event[1]], event[2])
+
+    def _bring_to(self, device: DeviceKey, rows: tuple[Row, ...]) -> None:
+        for tensor, storage, its_place, size in rows:
             if self._device(storage, its_place) == device:
                 continue
             copies = self.copies.setdefault(tensor, {})
@@ -162,19 +205,28 @@ class _Replay:
 
 
 class _Ahead:
-    """Offloaded blocks as dispatch brings them in: the order is learnt in one forward, and the next is copied ahead from then on."""
+    """Offloaded blocks as dispatch brings them in: the order is learnt in one forward, and the next is copied ahead from then on.
+
+    The first is copied ahead when a forward begins, as what follows the whole model's own code.
+    """
 
     def __init__(self, replay: _Replay) -> None:
         self.replay = replay
         self.offloaded_bytes = replay.placement.offloaded_bytes
         self.room_bytes = replay.placement.room_bytes
-        self.follower: dict[str, str] = {}
+        self.follower: dict[str | None, str] = {}  # None for the whole model
         self.last: str | None = None
         self.staged: str | None = None
+        # With one block alone, dispatch copies nothing ahead.
+        served = sum(self._device(block) in self.room_bytes for block in self.offloaded_bytes)
+        self.is_on = served >= _FEWEST_AHEAD
 
     def _device(self, block: str) -> DeviceKey:
         placement = self.replay.placement
         return placement.execution.get(block, placement.main_device)
+
+    def begin(self) -> None:
+        self._stage(None, 0)
 
     def enter(self, block: str) -> None:
         if block not in self.offloaded_bytes:
@@ -185,13 +237,16 @@ class _Ahead:
             # A wrong guess goes before what is really next is brought in.
             self._drop()
             self.replay.take(self._device(block), self.offloaded_bytes[block])
-        if self.last is not None:
-            self.follower[self.last] = block
+        self.follower[self.last] = block
         self.last = block
+        self._stage(block, self.offloaded_bytes[block])
+
+    def _stage(self, block: str | None, size: int) -> None:
+        """Sends for what follows a block, if there is room for both."""
         following = self.follower.get(block)
-        if following is None or following == block:
+        if following is None or following == block or not self.is_on:
             return
-        together = self.offloaded_bytes[block] + self.offloaded_bytes[following]
+        together = size + self.offloaded_bytes[following]
         if together <= self.room_bytes.get(self._device(following), 0):
             self.staged = following
             self.replay.take(self._device(following), self.offloaded_bytes[following])

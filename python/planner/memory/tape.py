@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias
 __all__ = [
     "AFTER",
     "APART",
+    "CALL",
     "ENTER",
     "FORGET",
     "FREE",
@@ -16,6 +17,7 @@ __all__ = [
     "MADE",
     "OUTPUT",
     "PHASE",
+    "Container",
     "Event",
     "Row",
     "Tape",
@@ -40,10 +42,25 @@ OUTPUT: Final = 7
 """(OUTPUT, rows): it has returned these tensors."""
 AFTER: Final = 8
 """(AFTER,): its results have been taken, and what only they held is gone."""
+CALL: Final = 9
+"""(CALL, container, rows): a module around blocks is called with these tensors, which its border may bring somewhere."""
 
 Row: TypeAlias = tuple[int, int, int, int]
 """A tensor: its number, its storage's (-1 for a weight), the place of that, and its bytes."""
 Event: TypeAlias = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A module around blocks: what runs it, where its own code finds its arguments, is told by a placement only.
+
+    Args:
+        inside: places of all tensors inside. Where they are on one device, its arguments are brought there.
+        own: the place of the first tensor of its own, whose device it runs on otherwise; None without one: then its arguments stay.
+    """
+
+    inside: tuple[int, ...]
+    own: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +72,16 @@ class Tape:
         events: in order; see the constants above.
         assumed: where the model's code has asked for values that a recording does not have, and what it was told.
         notes: what else to know: what was recorded in the place of what runs.
+        containers: modules around blocks, which have borders, too.
+        carried: further places, numbered after those of blocks: by container and place, where its border has brought what lay there.
     """
 
     blocks: tuple[str, ...]
     events: tuple[Event, ...]
     assumed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    containers: tuple[Container, ...] = ()
+    carried: tuple[tuple[int, int], ...] = ()
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -92,7 +113,7 @@ class Tape:
 def _bare(event: Event) -> tuple[Any, ...]:
     if event[0] == MADE:
         return event[0], event[1], event[3], event[4]
-    if event[0] in (ENTER, APART):
+    if event[0] in (ENTER, APART, CALL):
         return event[0], event[1], tuple(row[:3] for row in event[2])
     if event[0] == OUTPUT:
         return event[0], tuple(row[:3] for row in event[1])

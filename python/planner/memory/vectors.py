@@ -36,8 +36,9 @@ def demands_of(tapes: Iterable[Tape], *, main_needs_bytes: int = 0) -> Demands:
     shared_bytes = 0
     order: dict[int, None] = {}
     for tape in tapes:
+        events = _beside_blocks(tape)
         for phase in tape.phases:
-            one = _Phase(tape.events, *tape.span(phase))
+            one = _Phase(events, *tape.span(phase))
             for place in range(len(names) + 1):
                 cache[place] = max(cache[place], one.level[place])
                 lasting[place] = max(lasting[place], one.lasting[place])
@@ -189,6 +190,17 @@ class _Phase:
                 sizes = {tensor: size for tensor, _, _, size in event[2] if tensor not in self.shared}
                 own[event[1]] = max(own[event[1]], sum(sizes.values()))
         return own, left
+
+
+def _beside_blocks(tape: Tape) -> tuple[Event, ...]:
+    """Events with what a container's border has brought beside the first block inside: such a container is mostly on one device."""
+    if not tape.carried:
+        return tape.events
+    beside = list(range(len(tape.blocks) + 1))
+    beside += [tape.containers[container].inside[0] for container, _ in tape.carried]
+    return tuple(
+        (*event[:3], beside[event[3]], *event[4:]) if event[0] == MADE else event for event in tape.events
+    )
 
 
 def _alive(events: tuple[Event, ...]) -> dict[int, tuple[int, int]]:

@@ -63,6 +63,11 @@ class Blocks:
         """Modules, with their units, that were to be taken apart by expert, and hold all experts in one tensor."""
         return tuple(self.columns.fused_experts()) if self.granularity == "expert" else ()
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The modules and tensors of all blocks, in the order of execution."""
+        return tuple(name for block in self.columns.block_names() for name in block)
+
     @property
     def block_count(self) -> int:
         """Blocks, before anything joins them."""

@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 from planner.checkpoint.opened import Opened
 from planner.checkpoint.source import open_source
 from planner.choices import Asked, Limit
+from planner.config.problem import Rank
 from planner.errors import InfeasibleError, InvalidInputError
 from planner.model.tree import ModuleTree
 from planner.planning.api import plan_problem
 from planner.planning.problem import Problem
 from planner.plans.plan import Plan
 from planner.settings.keywords import PlanSettings
-from planner.spelling import count_of, shown
+from planner.settings.schema import Auto
+from planner.spelling import shown
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["FirstPlan", "Largest", "first_that_fits", "largest"]
 
-_MOST_UNLIMITED: Final = 1 << 30
+_MOST: Final = 1 << 30
 _ASKED: Final = ("context_length", "batch_size")
 
 
@@ -95,14 +97,17 @@ def largest(
         The value, its plan, and why not one more.
 
     Raises:
-        InvalidInputError: another word for ``of``, or ``upto`` that is no count.
-        InfeasibleError: not even 1 has a plan. Fields: as of :func:`planner.plan`.
+        InvalidInputError: another word for ``of``, ``upto`` that is no count, ``of`` in the workload, or a prompt that is longer
+            than any context that may be answered.
+        InfeasibleError: not even 1, or a context of the prompt, has a plan. Fields: as of :func:`planner.plan`.
         As :func:`planner.plan` for everything else.
 
     Guarantee: the value has a plan, and the next one was tried and has none, unless a limit was met; what a plan needs grows
-        with both.
+        with both. Both were recorded at that very value, where recordings are at hand.
 
-    Cost: one plan for each halving, about twice the logarithm of the value; the model is read once.
+    Cost: three recordings, or six where they show that windows are not full; milliseconds for a search in what they tell; and the
+        plans of the value and of the next one. Where recordings have other operators at other values, one plan for each halving,
+        about twice the logarithm of the value. The model is read once.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -114,23 +119,24 @@ def largest(
     """
     if of not in _ASKED:
         raise InvalidInputError(f"largest finds 'context_length' or 'batch_size', not {shown(of)}")
-    if upto is not None and (count_of(upto) is None or type(upto) is not int or upto < 1):
-        raise InvalidInputError(f"upto must be an int of at least 1, got {shown(upto)}")
-    first = _problem_of(source, config, settings, checkpoint, remote, {of: 1})
-    known = first.settings.model.max_position_embeddings if of == "context_length" else None
-    most = upto or known or _MOST_UNLIMITED
+    if upto is not None and (type(upto) is not int or not 1 <= upto <= _MOST):
+        raise InvalidInputError(f"upto must be an int from 1 to {_MOST}, got {shown(upto)}")
+    problem_at = _problems(source, of, config, settings, checkpoint, remote)
+    # A prompt that was said is within this context, whatever is asked for.
+    first = problem_at(_MOST if of == "context_length" else 1)
+    least, most, has_model_limit = _values(first, of, upto)
 
     def planned(value: int) -> Plan:
-        return plan_problem(_problem_of(first.opened, config, settings, None, False, {of: value}))
+        return plan_problem(problem_at(value))
 
-    value, plan, error, tried = _bisected(planned, most)
-    if error is None:
-        return Largest(
-            of=of, value=value, plan=plan, limit="asked" if upto or not known else "model", tried=tried
-        )
-    return Largest(
-        of=of, value=value, plan=plan, limit="proven" if error.is_proven else "undecided", tried=tried
-    )
+    guess = _guess(first, of, least, most)
+    value, plan, error, tried = _searched(planned, least, most, guess)
+    limit: Limit
+    if error is not None:
+        limit = "proven" if error.is_proven else "undecided"
+    else:
+        limit = "model" if has_model_limit else "asked"
+    return Largest(of=of, value=value, plan=plan, limit=limit, tried=tried)
 
 
 def first_that_fits(
@@ -153,7 +159,7 @@ def first_that_fits(
         The settings, and their plan.
 
     Raises:
-        InvalidInputError: no settings.
+        InvalidInputError: no settings, or something else than mappings of them.
         InfeasibleError: none has a plan: that of the last ones.
         As :func:`planner.plan` for settings that are wrong.
 
@@ -163,60 +169,115 @@ def first_that_fits(
         >>> first_that_fits(model, [{"dtype": each, "max_memory": {0: 200}} for each in ("float32", "float16")]).index
         1
     """
+    rows = _candidates(candidates)
     opened = open_source(source, checkpoint, remote=remote)
     last: InfeasibleError | None = None
-    for index, settings in enumerate(candidates):
+    for index, settings in enumerate(rows):
         try:
             plan = plan_problem(Problem.of(opened, config, dict(settings), None))
         except InfeasibleError as error:
             last = error
             continue
         return FirstPlan(index=index, settings=dict(settings), plan=plan)
-    if last is None:
-        raise InvalidInputError("first_that_fits needs at least one set of settings")
+    assert last is not None
     raise last
 
 
-def _problem_of(
-    source: Any,
-    config: Any,
-    settings: Mapping[str, Any],
-    checkpoint: Any,
-    remote: bool,
-    asked: Mapping[str, int],
-) -> Problem:
-    """The problem with one more word in its workload."""
+def _candidates(candidates: object) -> list[Mapping[str, Any]]:
+    """Sets of settings. Raises InvalidInputError."""
+    if isinstance(candidates, str | Mapping) or not isinstance(candidates, Iterable):
+        raise InvalidInputError(
+            f"first_that_fits takes a list of settings, such as [{{'dtype': 'float16'}}], got {shown(candidates)}"
+        )
+    rows = list(candidates)
+    wrong = [row for row in rows if not isinstance(row, Mapping)]
+    if wrong or not rows:
+        what = f"each as a mapping, got {shown(wrong[0])}" if wrong else "at least one"
+        raise InvalidInputError(f"first_that_fits needs sets of settings, {what}")
+    return rows
+
+
+def _problems(
+    source: Any, of: Asked, config: Any, settings: Mapping[str, Any], checkpoint: Any, remote: bool
+) -> Callable[[int], Problem]:
+    """The problem for each value of what is asked for; the model is opened once."""
     said = settings.get("workload") or {}
-    name = next(iter(asked))
-    if isinstance(said, Mapping) and name in said:
-        raise InvalidInputError(f"largest finds {name}: leave it out of workload")
-    prompt = said.get("prompt_length") if isinstance(said, Mapping) else None
-    floor = {}
-    if name == "context_length" and type(prompt) is int:
-        floor = {"context_length": max(asked[name], prompt)}  # the prompt is part of it
-    workload = {**said, **asked, **floor} if isinstance(said, Mapping) else said
-    return Problem.of(source, config, {**settings, "workload": workload}, checkpoint, remote=remote)
+    opened = open_source(source, checkpoint, remote=remote)
+
+    def at(value: int) -> Problem:
+        workload = {**said, of: value} if isinstance(said, Mapping) else said
+        problem = Problem.of(opened, config, {**settings, "workload": workload}, None)
+        if (isinstance(said, Mapping) and of in said) or problem.resolved.past.get(("workload", of)):
+            raise InvalidInputError(f"largest finds {of}: leave it out of workload")
+        return problem
+
+    return at
 
 
-def _bisected(planned: Callable[[int], Plan], most: int) -> tuple[int, Plan, InfeasibleError | None, int]:
-    """The largest value with a plan, its plan, and the error of the next one; no error where the most has a plan."""
-    best, plan, tried = 1, planned(1), 1
+def _values(problem: Problem, of: Asked, upto: int | None) -> tuple[int, int, bool]:
+    """The least and the most that may be answered, and whether that is the model's own limit."""
+    workload = problem.settings.workload
+    if of == "batch_size" or workload is None:
+        return 1, upto or _MOST, False
+    least = workload.prompt_tokens if _has_prompt(problem) else 1  # a prompt is part of its context
+    longest = problem.settings.model.max_position_embeddings
+    most = upto or longest or _MOST
+    if most < least:
+        what = "upto" if upto else "the longest context that the model was made for"
+        raise InvalidInputError(
+            f"a prompt of {least} tokens is longer than {what}, {most}: shorten prompt_length, or say a larger upto"
+        )
+    return least, most, upto is None and longest is not None
+
+
+def _has_prompt(problem: Problem) -> bool:
+    """Whether the length of the prompt was said; else the prompt is all of the context."""
+    return problem.resolved.origin(("workload", "prompt_length")).rank is not Rank.COMPUTED
+
+
+def _guess(problem: Problem, of: Asked, least: int, most: int) -> int | None:
+    """Where to begin; None where nothing tells."""
+    if not isinstance(problem.settings.strategy, Auto) or problem.settings.granularity == "module":
+        return None  # blocks that may be taken apart are several searches
+    from planner.planning.guessing import Guess  # few ask for this, and all that plan load this module
+
+    return Guess(problem, of, has_prompt=_has_prompt(problem)).between(least, most)
+
+
+def _searched(
+    planned: Callable[[int], Plan], least: int, most: int, guess: int | None
+) -> tuple[int, Plan, InfeasibleError | None, int]:
+    """The largest value with a plan, its plan, the error of the next one, and how many were planned; no error where the most has one.
+
+    Raises:
+        InfeasibleError: not even the least has a plan.
+    """
+    known: dict[int, Plan] = {}
     error: InfeasibleError | None = None
-    refused = most + 1
-    step = 2
-    while best < most and refused > most:  # upwards until something has no plan
-        value = min(most, max(best + 1, best * step))
+    refused, tried = most + 1, 0
+
+    def has_plan(value: int) -> bool:
+        nonlocal error, refused, tried
         tried += 1
         try:
-            plan, best = planned(value), value
+            known[value] = planned(value)
         except InfeasibleError as found:
+            if value == least:
+                raise
             error, refused = found, value
-        step *= 2
+            return False
+        return True
+
+    value, step = max(least, min(most, guess or least)), 1
+    if has_plan(value):
+        while value < most and has_plan(min(most, value + step)):  # upwards until something has no plan
+            value, step = min(most, value + step), 2 * step
+    else:
+        while not has_plan(max(least, value - step)):
+            value, step = max(least, value - step), 2 * step
+    best = max(known)
     while refused - best > 1:
-        value = (best + refused) // 2
-        tried += 1
-        try:
-            plan, best = planned(value), value
-        except InfeasibleError as found:
-            error, refused = found, value
-    return best, plan, error if refused <= most else None, tried
+        middle = (best + refused) // 2
+        if has_plan(middle):
+            best = middle
+    return best, known[best], error, tried

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 
 from planner.devices.keys import DeviceKey
@@ -62,10 +63,19 @@ def plan_auto_many(problem: Problem, rows: Sequence[Mapping[DeviceKey, int]]) ->
     return [plans[number] for number in range(len(rows))]
 
 
+def search_of_weights(problem: Problem, blocks: Blocks) -> AutoSearch:
+    """The search for a place for weights, without what a workload takes beside them."""
+    return _of_weights(problem, blocks, _masks(problem, blocks, _devices(problem)))
+
+
 def _search(problem: Problem, blocks: Blocks, masks: _Masks) -> AutoSearch:
+    rooms, search = problem.running_rooms(blocks), _of_weights(problem, blocks, masks)
+    return search if rooms is None else replace(search, demands=rooms.searched(blocks, _devices(problem)))
+
+
+def _of_weights(problem: Problem, blocks: Blocks, masks: _Masks) -> AutoSearch:
     chosen = problem.settings
     assert isinstance(chosen.strategy, Auto)
-    rooms = problem.running_rooms(blocks)
     return AutoSearch(
         blocks=blocks,
         device_budgets=problem.device_budgets,
@@ -75,7 +85,6 @@ def _search(problem: Problem, blocks: Blocks, masks: _Masks) -> AutoSearch:
         mode=chosen.mode,
         execute_offloaded=chosen.execute_offloaded,
         staging_blocks=chosen.staging_blocks,
-        demands=None if rooms is None else rooms.searched(blocks, _devices(problem)),
     )
 
 

@@ -42,6 +42,7 @@ from planner.settings.schema import Settings
 from planner.spelling import one_line, shown
 
 if TYPE_CHECKING:
+    from planner.planning.rooms import RunModel
     from planner.planning.running import RunningRooms
 
 _RANK_NAMES: Final[Mapping[Rank, RankName]] = {
@@ -162,47 +163,26 @@ class Problem:
         workload = self.settings.workload
         if workload is None:
             return None
-        # Few plans have a workload, and none without one pays for these.
-        from planner.planning.demands import demands_of
-        from planner.planning.recorded import recorded
-        from planner.planning.running import RunningRooms
-        from planner.planning.unpacked import with_unpacked
+        # Few plans have a workload, and none without one pays for this.
+        from planner.planning.rooms import rooms_for
 
-        names = tuple(name for block in blocks.columns.block_names() for name in block)
-        if names not in self.known_rooms:
-            said = self.settings.dtype
-            into = said if said in FLOATS else None
-            computed_in = into or self.settings.model.dtype
-            special = self.settings.special_dtypes
-            fingerprint = blocks.layout.columns.fingerprint()
-            found = recorded(
-                self.opened,
-                workload,
-                names,
-                fingerprint=fingerprint,
-                dtype=into,
-                special_dtypes=special,
-                is_packed=said is not into or bool(self.opened.quantization),
-            )
-            by_phase = found.by_phase
-            if not by_phase:
-                notes = (found.note,) if found.note else ()
-                by_phase = demands_of(self.opened, workload, names, computed_in, notes)
-            by_phase = with_unpacked(by_phase, self.opened, names, into=said, dtype=computed_in)
-            beside = self.opened.head_notes()
-            longest = self.settings.model.max_position_embeddings
-            if longest is not None and workload.context_length > longest:
-                beside += (
-                    f"a context of {workload.context_length} tokens is beyond the {longest} that the model was made for",
-                )
-            if beside:
-                by_phase = {
-                    phase: replace(each, notes=(*each.notes, *beside)) for phase, each in by_phase.items()
-                }
-            self.known_rooms[names] = RunningRooms(
-                by_phase=by_phase, margin=workload.allocator_margin, tapes=found.tapes
-            )
-        return self.known_rooms[names]
+        if blocks.names not in self.known_rooms:
+            self.known_rooms[blocks.names] = rooms_for(self.run_model(), workload, blocks)
+        return self.known_rooms[blocks.names]
+
+    def run_model(self) -> RunModel:
+        """The model as it will run."""
+        from planner.planning.rooms import RunModel
+
+        chosen = self.settings
+        return RunModel(
+            opened=self.opened,
+            loaded_as=chosen.dtype if chosen.dtype in FLOATS else None,
+            packed_as=None if chosen.dtype in FLOATS else chosen.dtype,
+            dtype=chosen.model.dtype,
+            special_dtypes=chosen.special_dtypes,
+            longest_tokens=chosen.model.max_position_embeddings,
+        )
 
     def account(
         self,

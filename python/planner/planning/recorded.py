@@ -26,11 +26,13 @@ class Recorded:
     Args:
         by_phase: what blocks need; empty where nothing was recorded.
         tapes: the recordings.
+        main_needs_bytes: what the model's caller needs beside it where its inputs lie; in the demands of the first block.
         note: why there are none, where that is worth knowing.
     """
 
     by_phase: Mapping[Phase, Demands] = field(default_factory=dict)
     tapes: tuple[Tape, ...] = ()
+    main_needs_bytes: int = 0
     note: str = ""
 
 
@@ -117,7 +119,7 @@ def _of(
             for phase in ("prefill", "decode")
         }
     found = {phase: replace(each, notes=(*each.notes, *masks)) for phase, each in by_phase.items()}
-    return Recorded(by_phase=found, tapes=() if is_packed else tapes)
+    return Recorded(by_phase=found, tapes=() if is_packed else tapes, main_needs_bytes=beside_bytes)
 
 
 def _of_phase(tape: Tape, phase: Phase) -> Tape:

@@ -95,6 +95,10 @@ class AutoSearch:
         result = self.blocks.columns.solve(self.row(), list(self.masks), self.options(), self.demands)
         return self.read(result, enough_bytes)
 
+    def fits(self) -> bool | None:
+        """Whether there is a plan, found sooner than one; None where the search ended before that was known."""
+        return self.blocks.columns.fits(self.row(), list(self.masks), self.options(), self.demands)
+
     def row(
         self, least_bits: int = 0
     ) -> tuple[list[tuple[DeviceKind, int | None, int | None]], list[int], list[int]]:

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from planner import _core
+from planner.devices.budgets import DeviceBudget
 from planner.memory.demands import BlockDemand, Demands
 from planner.model.blocks import Blocks
 
-__all__ = ["CoreDemands", "block_demands", "core_demands"]
+__all__ = ["CoreDemands", "block_demands", "core_demands", "is_beyond"]
 
 CoreDemands = _core.Demands
 """Demands as the search reads them, made once for many questions."""
@@ -56,6 +57,21 @@ def core_demands(
         peak_bits=[_more(demand.needs_bytes, share) for demand in each],
         shared_bits=[_more(demands.shared_bytes, share) + 8 * size for size in beside_bytes],
     )
+
+
+def is_beyond(blocks: Blocks, demands: Demands, device_budgets: Sequence[DeviceBudget]) -> bool:
+    """Whether a model's weights and what running it takes are more than all of its devices have: then no search is needed.
+
+    Cost: O(blocks).
+    """
+    runners = [budget.capacity_bytes for budget in device_budgets if budget.kind != "disk"]
+    kept_bytes = sum(demand.exec_bytes for demand in demands.blocks.values())
+    needs_bytes = max((demand.needs_bytes for demand in demands.blocks.values()), default=0)
+    at_once_bytes = demands.shared_bytes + needs_bytes
+    if kept_bytes + at_once_bytes > sum(runners) or at_once_bytes > max(runners, default=0):
+        return True
+    every_bytes = sum(budget.capacity_bytes for budget in device_budgets)
+    return -(-blocks.layout.columns.total_bits // 8) + kept_bytes + at_once_bytes > every_bytes
 
 
 def _more(size_bytes: int, share: Fraction) -> int:

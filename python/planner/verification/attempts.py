@@ -18,16 +18,15 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._pytree import tree_map_only
 
-from planner.dispatching.api import carry_out
 from planner.dispatching.install.device_map import ResolvedDeviceMap
 from planner.dispatching.install.record import RECORD, Dispatched
-from planner.dispatching.install.request import DispatchRequest
 from planner.dispatching.mixed.crossing import Crossing
 from planner.dispatching.tensors.copies import require_offloadable
 from planner.dispatching.tensors.slots import modules_of
 from planner.errors import PlannerError
 from planner.names import nearest_key, qualified
 from planner.verification.absent_devices import is_question
+from planner.verification.dispatched_twin import dispatch_twin, named_tensors
 from planner.verification.known_values import KnownValues, MixedDevicesError
 from planner.verification.twins import twin_of
 from planner.verification.whole_functions import WholeFunctions
@@ -94,9 +93,9 @@ class Attempt:
                 twin(*given[0], **given[1])
 
     def _dispatch(self, twin: nn.Module, resolved_map: ResolvedDeviceMap) -> None:
-        carry_out(twin, DispatchRequest(resolved_map=resolved_map, weights=_on_disk(twin, resolved_map)))
+        dispatch_twin(twin, resolved_map)
         # Whether a tensor can rest elsewhere is a matter of its class, which a fake one has not.
-        originals = _tensors(self.model)
+        originals = named_tensors(self.model)
         names = {id(module): name for name, module in modules_of(twin)}
         record: Dispatched = twin.__dict__[RECORD]
         for row in record.originals:
@@ -163,18 +162,6 @@ class Attempt:
         name = names[id(owner)]
         what = f"in '{name}', {type(owner).__name__}" if name else f"in {type(owner).__name__}"
         return f"{what}, at {line}" if line else what
-
-
-def _tensors(model: nn.Module) -> dict[str, Any]:
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(
-        model.named_buffers(remove_duplicate=False)
-    )
-
-
-def _on_disk(twin: nn.Module, resolved_map: ResolvedDeviceMap) -> dict[str, Any] | None:
-    """Stands for the files of what a map puts on disk."""
-    is_needed = any(placement.storage_device is None for placement in resolved_map.placements.values())
-    return _tensors(twin) if is_needed else None
 
 
 def _input(tensor: torch.Tensor, known: KnownValues) -> torch.Tensor:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,9 +26,13 @@ from planner.dispatching.install.record import RECORD, is_part
 from planner.errors import InvalidInputError, PlanMismatchError, PlannerError
 from planner.names import require_module
 from planner.plans.plan import Plan
+from planner.plans.workload import workload_of
+from planner.settings.workload import Workload
 from planner.spelling import shown
 from planner.verification.absent_devices import asked_here, is_of_absent
 from planner.verification.attempts import Attempt
+from planner.verification.peak_rows import peak_rows
+from planner.verification.placed_run import placed_peaks
 from planner.verification.sample_inputs import sample_inputs
 from planner.verification.verdict import Verification
 
@@ -53,9 +58,12 @@ def verify(model: nn.Module, plan: Plan | Mapping[str, Any], inputs: Any = None)
 
     Guarantee: the model, its hooks, its buffers, random numbers and the gradient mode stay as they are, also when this raises. No byte
         of a weight is read or allocated. Borders, placeholders and crossings are those of :func:`planner.dispatch`. Values that follow
-        from the inputs alone (masks, lengths, positions) are computed, and may be branched on.
+        from the inputs alone (masks, lengths, positions) are computed, and may be branched on. Peaks are counted as the dispatched model
+        makes and drops storages: arguments moved at borders, offloaded blocks brought in and copied ahead. They share no code with
+        the replay that predicts them, but the table of attention kernels and of operators that are made of others.
 
-    Cost: a forward's time in Python, some 50 ms for a decoder layer; nothing grows with the size of the weights.
+    Cost: a forward's time in Python, some 50 ms for a decoder layer; nothing grows with the size of the weights. With a workload three
+        to six forwards more.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
@@ -77,7 +85,11 @@ def verify(model: nn.Module, plan: Plan | Mapping[str, Any], inputs: Any = None)
     except PlannerError as error:
         return Verification(False, str(error), ())
     with _as_before(), asked_here():
-        return _verdict(model, resolved_map, args, kwargs)
+        found = _verdict(model, resolved_map, args, kwargs)
+        workload = workload_of(plan) if isinstance(plan, Plan) else None
+        if found.runs is False or not isinstance(plan, Plan) or workload is None:
+            return found
+        return replace(found, **_peaks(model, plan, workload, resolved_map))
 
 
 # ---- Devices
@@ -90,19 +102,18 @@ def _kind() -> str | None:
 
 
 def _resolved_map(plan: Plan | Mapping[str, Any]) -> ResolvedDeviceMap:
-    # Of those that are not there, torch knows these best.
-    kind = _kind() or "cuda"
-
-    def assumed(key: DeviceKey) -> torch.device:
-        if isinstance(key, int):
-            return torch.device(kind, key)
-        return torch.device(key) if key == "cpu" else torch.device(key, 0)
-
     return (
-        ResolvedDeviceMap.of_plan(plan, assumed)
+        ResolvedDeviceMap.of_plan(plan, _assumed)
         if isinstance(plan, Plan)
-        else ResolvedDeviceMap(plan, assumed=assumed)
+        else ResolvedDeviceMap(plan, assumed=_assumed)
     )
+
+
+def _assumed(key: DeviceKey) -> torch.device:
+    """What torch calls a device of a plan, there or not; of those that are not, it knows CUDA's best."""
+    if isinstance(key, int):
+        return torch.device(_kind() or "cuda", key)
+    return torch.device(key) if key == "cpu" else torch.device(key, 0)
 
 
 # ---- Inputs
@@ -195,6 +206,22 @@ def _on_one_accelerator(resolved_map: ResolvedDeviceMap) -> Iterator[ResolvedDev
 
 def _only(device: torch.device, key: DeviceKey) -> torch.device:
     return torch.device("cpu") if key == "cpu" else device
+
+
+# ---- Memory
+
+
+def _peaks(
+    model: nn.Module, plan: Plan, workload: Workload, resolved_map: ResolvedDeviceMap
+) -> dict[str, Any]:
+    """The parts of a verification that a workload adds."""
+    devices = {device.id: _assumed(device.id) for device in plan.devices if device.kind != "disk"}
+    try:
+        found = placed_peaks(model, plan, workload, resolved_map, devices)
+    except Exception as error:  # noqa: BLE001 (whatever the model's code raises is the answer)
+        words = str(error) if isinstance(error, PlannerError) else f"{type(error).__name__}: {error}"
+        return {"peaks_error": words.partition("\n")[0]}
+    return {"peaks": peak_rows(plan, found)}
 
 
 # ---- Leaving everything as it was

@@ -99,6 +99,19 @@ def test_mixed_models_are_merged(name: str, folder: Path, tmp_path: Path) -> Non
     require_equal(reloaded(merged[1], tmp_path / "s"), reloaded(merged[0], tmp_path / "s2"))
 
 
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", few(MAPS, "mixed"))
+def test_mixed_models_are_loaded(name: str, folder: Path, adapter: Path, tmp_path: Path) -> None:
+    models = [
+        peft.PeftMixedModel.from_pretrained(base, adapter)
+        for base in (plain(folder), spread(folder, name, tmp_path / "o"))
+    ]
+    assert answer(models[1]).equal(answer(models[0]))
+    assert not {"_update_offload", "get_base_model"} & vars(models[1]).keys()
+    merged = [model.merge_and_unload() for model in models]
+    require_equal(reloaded(merged[1], tmp_path / "s"), reloaded(merged[0], tmp_path / "s2"))
+
+
 def test_what_was_dispatched_around_its_base_is_merged_and_saved(
     folder: Path, adapter: Path, tmp_path: Path
 ) -> None:

@@ -15,6 +15,19 @@ from typing import Any
 
 import pytest
 import torch
+from ring_stacks import (
+    LAYER_BYTES,
+    LAYERS,
+    WIDTH,
+    Layer,
+    Stack,
+    layout,
+    loaded,
+    settle,
+    some_rows,
+    stack,
+    written,
+)
 from torch import nn
 
 import planner
@@ -29,141 +42,15 @@ from rig.interrupting import ARE_POINTS_KNOWN, interrupted_in
 from tensor_files import write_file
 from waiting import is_soon
 
-WIDTH = 256
-LAYERS = 8
-
-
-class Layer(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.inner(x))
-
-
-class Stack(nn.Module):
-    """Layers one after the other; the caller may leave early, or take other ways through them."""
-
-    def __init__(self, layers: int = LAYERS) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(Layer() for _ in range(layers))
-        self.way: Sequence[int] = range(layers)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for number in self.way:
-            x = self.layers[number](x)
-        return x
-
-
-def stack(layers: int = LAYERS) -> Stack:
-    torch.manual_seed(0)
-    return Stack(layers).requires_grad_(False).eval()
-
-
-LAYER_BYTES = sum(parameter.nbytes for parameter in Layer().parameters())
-
-
-def layout(rest: str, layers: int = LAYERS) -> dict[str, Any]:
-    """The first layer stays on accelerator 0, the second one on 1, and the others rest."""
-    return {f"layers.{number}": number if number < 2 else rest for number in range(layers)}
-
 
 @pytest.fixture
 def x() -> torch.Tensor:
-    torch.manual_seed(1)
-    return torch.randn(3, WIDTH)
+    return some_rows()
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_file(tmp_path / "model.safetensors", stack().state_dict())
-    return tmp_path
-
-
-def loaded(folder: Path, rest: str = "disk", room_layers: float = 2.1, **settings: Any) -> Any:
-    with torch.device("meta"):
-        empty = Stack().requires_grad_(False)
-    room = {0: int(room_layers * LAYER_BYTES)}
-    return planner.load(folder, empty, layout(rest), staging_bytes=room, **settings).eval()
-
-
-def settle(accelerators: Accelerators) -> None:
-    """Lets go of earlier models, and waits for what was asked for when a load has returned."""
-    gc.collect()
-    for thread in threading.enumerate():
-        if thread.name in ("planner-reader", "planner-paging"):
-            thread.join(0.2)  # those of models that are gone end soon; others stay
-    accelerators.synchronize()
-
-
-@pytest.mark.parametrize("read", ["auto", "cached", "direct"])
-@pytest.mark.parametrize("rest", ["cpu", "disk"])
-def test_answers_room_and_traffic(
-    rest: str, read: str, folder: Path, x: torch.Tensor, virtual_accelerators: Accelerators
-) -> None:
-    want = stack()(x)
-    settle(virtual_accelerators)
-    with virtual_accelerators.watch_streams():
-        model = loaded(folder, rest, read=read)
-        crossed_bytes = virtual_accelerators.traffic().to_device_bytes
-        resident_bytes = LAYER_BYTES
-        for _ in range(3):
-            assert model(x).cpu().equal(want)
-    assert virtual_accelerators.used_bytes(1) == resident_bytes
-    assert virtual_accelerators.peak_bytes(0) - resident_bytes <= 2.3 * LAYER_BYTES
-    # One block ahead: the pinned slots are as large as a block.
-    assert 0 < virtual_accelerators.pinned_bytes() <= 2.1 * LAYER_BYTES
-    # Each weight of the six that rest crosses once a forward; that of `load` may have begun.
-    crossed_bytes = virtual_accelerators.traffic().to_device_bytes - 2 * LAYER_BYTES
-    arguments_bytes = 3 * 8 * x.nbytes
-    assert 18 * LAYER_BYTES <= crossed_bytes <= 18 * LAYER_BYTES + arguments_bytes
-    streamed = planner.load_report(model).streamed
-    assert streamed.blocks_from_cache + streamed.blocks_from_disk == 18
-    if rest == "disk" and read == "direct":
-        assert streamed.blocks_from_disk == 18 and streamed.streamed_bytes >= 18 * LAYER_BYTES
-    if rest == "cpu":
-        assert streamed.blocks_from_disk == 0
-
-
-@pytest.mark.parametrize("rest", ["cpu", "disk"])
-def test_a_block_that_does_not_fit_twice_is_not_read_ahead(
-    rest: str, folder: Path, x: torch.Tensor, virtual_accelerators: Accelerators
-) -> None:
-    settle(virtual_accelerators)
-    with virtual_accelerators.watch_streams():
-        model = loaded(folder, rest, room_layers=1.5)
-        assert model(x).cpu().equal(stack()(x))
-    assert virtual_accelerators.peak_bytes(0) - LAYER_BYTES <= 1.3 * LAYER_BYTES
-    assert virtual_accelerators.pinned_bytes() > 0
-
-
-@pytest.mark.parametrize("dtype", ["auto", torch.bfloat16, torch.float64])
-def test_blocks_that_are_larger_than_the_slots(
-    dtype: Any, tmp_path: Path, virtual_accelerators: Accelerators
-) -> None:
-    """The bound on the CPU holds for pinned memory, too; blocks pass it in pieces."""
-
-    def wide() -> nn.Module:
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(900, 900), nn.Linear(900, 901))
-
-    plain = wide().requires_grad_(False)
-    write_file(tmp_path / "model.safetensors", plain.state_dict(), gap=1)
-    with torch.device("meta"):
-        empty = wide().requires_grad_(False)
-    settle(virtual_accelerators)
-    room = {0: 20 << 20, "cpu": 2 << 20}
-    with virtual_accelerators.watch_streams():
-        model = planner.load(
-            tmp_path, empty, {"0": "cpu", "1": "disk"}, execution_map={"": 0}, dtype=dtype, staging_bytes=room
-        )
-        found = model(torch.ones(2, 900, dtype=torch.float32 if dtype == "auto" else dtype))
-    plain = plain.to(torch.float32 if dtype == "auto" else dtype)
-    assert found.cpu().equal(plain(torch.ones(2, 900, dtype=found.dtype)))
-    report = planner.load_report(model)
-    assert virtual_accelerators.pinned_bytes() == report.streamed.pinned_bytes == report.streamed.ring_bytes
-    assert 0 < report.streamed.ring_bytes <= report.staging_bytes <= 2 << 20
+    return written(tmp_path)
 
 
 def test_a_forked_child_reads_for_itself(folder: Path, x: torch.Tensor) -> None:
@@ -325,24 +212,6 @@ def test_an_interrupt_while_waiting(
         model(x)
     assert model(x).cpu().equal(want)
     settle(virtual_accelerators)
-    assert is_soon(lambda: virtual_accelerators.used_bytes(0) == LAYER_BYTES)
-
-
-def test_where_memory_ends(folder: Path, x: torch.Tensor, virtual_accelerators: Accelerators) -> None:
-    """Reading ahead that does not fit is left; what the block itself needs is said."""
-    model, want = loaded(folder), stack()(x)
-    settle(virtual_accelerators)
-    outcomes = []
-    for allocations in range(40):
-        with virtual_accelerators.out_of_memory_after(0, allocations):
-            try:
-                assert model(x).cpu().equal(want)
-                outcomes.append(True)
-            except torch.OutOfMemoryError:
-                outcomes.append(False)
-        assert model(x).cpu().equal(want)
-    settle(virtual_accelerators)
-    assert outcomes[0] is False
     assert is_soon(lambda: virtual_accelerators.used_bytes(0) == LAYER_BYTES)
 
 

@@ -7,9 +7,11 @@ with ours. Exit status 1 if one of those is not named in docs/divergences.md.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from rig.build import missing
@@ -20,13 +22,16 @@ from upstream.running import ROOT, results_of_pytest
 DIVERGENCES = ROOT / "docs" / "divergences.md"
 OUTCOMES = ("passed", "failed", "skipped")
 CONTENDERS = {"theirs": None, 'ours, auto="transformers"': "transformers", 'ours, auto="best"': "best"}
-TIME_LIMIT_S = 900
+TIME_LIMIT_S = 3600
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m upstream.from_pretrained", description=__doc__)
     parser.add_argument("-k", default="", help="only tests whose names match, as in pytest")
     parser.add_argument("-v", action="store_true", help="show what pytest printed")
+    parser.add_argument(
+        "--kept", type=Path, help="a folder for each run's outcomes; what is there is not run again"
+    )
     options = parser.parse_args()
     try:
         upstream = fetched(TRANSFORMERS)
@@ -37,11 +42,26 @@ def main() -> int:
         print(f"skipped: no virtual accelerators: {reason}")
         return 0
     runs = {
-        title: outcomes(upstream, auto, only=options.k, is_verbose=options.v)
+        title: kept_outcomes(
+            options.kept and options.kept / f"{auto or 'theirs'}.json",
+            partial(outcomes, upstream, auto, only=options.k, is_verbose=options.v),
+        )
         for title, auto in CONTENDERS.items()
     }
     print_table(runs)
     return report(runs, DIVERGENCES.read_text())
+
+
+def kept_outcomes(file: Path | None, run: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """A run's outcomes; those in a file, where there is one already."""
+    if file is None:
+        return run()
+    if not file.exists():
+        found = run()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(found))
+    known: dict[str, str] = json.loads(file.read_text())
+    return known
 
 
 def outcomes(upstream: Upstream, auto: str | None, *, only: str, is_verbose: bool) -> dict[str, str]:

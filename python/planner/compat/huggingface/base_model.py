@@ -20,7 +20,7 @@ from planner.plans.plan import Plan
 if TYPE_CHECKING:
     from planner.compat.huggingface.in_force import Integration
 
-__all__ = ["is_offloaded_by_others", "place"]
+__all__ = ["base_of", "is_offloaded_by_others", "place"]
 
 
 def place(
@@ -46,7 +46,7 @@ def place(
     if is_offloaded_by_others(model):
         before(model, device_map, main_device, *args, **kwargs)
         return model
-    base = _base_of(model)
+    base = base_of(model)
     own_map = _map_of(base, model, device_map.device_map if isinstance(device_map, Plan) else device_map)
     complete = with_adapters(base, own_map, main_device)
     placed.place(integration, before, base, complete, main_device, *args, **kwargs)
@@ -63,13 +63,16 @@ def is_offloaded_by_others(model: nn.Module) -> bool:
     return any(parameter.is_meta and not is_offloaded(parameter) for parameter in model.parameters())
 
 
-def _base_of(model: nn.Module) -> nn.Module:
-    from peft import PeftModel
+def base_of(model: nn.Module) -> nn.Module:
+    """The model that PEFT has wrapped; the model itself, if it has not."""
+    from peft import PeftMixedModel, PeftModel
 
-    if not isinstance(model, PeftModel):
-        return model
-    base: nn.Module = model.get_base_model()
-    return base
+    found: Any = model
+    if isinstance(model, PeftMixedModel):  # has no such method
+        found = model.base_model.model
+    elif isinstance(model, PeftModel):
+        found = model.get_base_model()
+    return found  # type: ignore[no-any-return]
 
 
 def _map_of(base: nn.Module, model: nn.Module, device_map: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from planner.compat.huggingface.adapters import copied_modules, make_resident, running_devices
 from planner.compat.huggingface.at_hand import WeightsAtHand, has_placeholders
+from planner.compat.huggingface.base_model import base_of
 from planner.compat.huggingface.taking_over import take_over
 from planner.dispatching.install.record import dispatched_models
 
@@ -21,6 +23,7 @@ __all__ = [
     "add_adapter",
     "inject_adapter",
     "load_adapter",
+    "load_into_mixed",
     "move_adapter",
     "remove_hooks",
     "set_state",
@@ -139,6 +142,34 @@ def load_adapter(
         return before(model, *args, **kwargs)
     finally:
         model.__dict__["hf_device_map"] = device_map
+
+
+def load_into_mixed(
+    integration: Integration, before: Callable[..., Any], model: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """``PeftMixedModel.load_adapter``, which has ``PeftModel``'s load, and lacks two methods that this calls for an offloaded base.
+
+    Args:
+        integration: what is in force.
+        before: the method whose place this takes.
+        model, args, kwargs: as PEFT has them.
+
+    Returns:
+        What PEFT's method says.
+    """
+    from peft import PeftModel
+
+    lent = {
+        "_update_offload": partial(PeftModel._update_offload, model),
+        "get_base_model": lambda: base_of(model),
+    }
+    lacking = {name: method for name, method in lent.items() if not hasattr(model, name)}
+    model.__dict__.update(lacking)
+    try:
+        return before(model, *args, **kwargs)
+    finally:
+        for name in lacking:
+            del model.__dict__[name]
 
 
 def add_adapter(

@@ -174,6 +174,14 @@ GROUPS: Final = (
                 is_leading=True,
             ),
             CallSite(
+                "peft.mixed_model",
+                "load_adapter",
+                ("self", "model_id", "adapter_name"),
+                "peft:load_into_mixed",
+                owner="PeftMixedModel",
+                is_leading=True,
+            ),
+            CallSite(
                 "peft.tuners.mixed.model",
                 "_unload_and_optionally_merge",
                 ("self",),

@@ -14,6 +14,7 @@ from planner.dispatching.offload.reads_ahead import OffloadedBlock
 from planner.dispatching.offload.refcount import OffloadedModule, is_capturing
 from planner.dispatching.offload.store import OffloadStore
 from planner.dispatching.tensors.copies import copied
+from planner.dispatching.tensors.fakes import is_fake
 
 __all__ = ["FollowedBlock", "Prefetcher", "Staged"]
 
@@ -37,7 +38,7 @@ class Staged:
         origins: the resting tensors.
         tensors: their copies.
         device: where they go.
-        event: when they have arrived.
+        event: when they have arrived; None for fake ones, which take no time.
     """
 
     __slots__ = ("device", "event", "origins", "tensors", "versions")
@@ -59,6 +60,8 @@ class Staged:
         """The copies, once this thread's stream may use them; None if they are not what is wanted now."""
         if device != self.device or not self._is_current(store):
             return None
+        if self.event is None:
+            return self.tensors
         stream = torch.get_device_module(device).current_stream(device)
         stream.wait_event(self.event)
         for tensor in self.tensors:
@@ -169,23 +172,25 @@ class Prefetcher:
         lane.staged = [offloaded_module for offloaded_module in lane.staged if id(offloaded_module) in wanted]
 
     def _stage(self, hook: FollowedBlock, device: torch.device, lane: _Lane) -> None:
-        module = torch.get_device_module(device)
-        stream = self._streams.get(device)
-        if stream is None:
-            stream = self._streams[device] = module.Stream(device=device)
         try:
             for offloaded_module in hook.needed:
                 # Written down first, so that an interrupt leaves nothing behind.
                 lane.staged.append(offloaded_module)
-                offloaded_module.stage(lambda found: _on_stream(found, device, module, stream))
+                offloaded_module.stage(lambda found: self._sent(found, device))
         except RuntimeError as error:
             # No room on the accelerator, or no pinned memory. What else there may be, the block itself will say.
             logger.info("'%s' cannot be copied ahead: %s", hook.module_name, error)
             self.room_bytes[device] = 0
             self._drop_unused(lane, None)
 
-
-def _on_stream(tensors: Sequence[torch.Tensor], device: torch.device, module: Any, stream: Any) -> Staged:
-    with module.stream(stream):
-        copies = [copied(tensor, device, non_blocking=True) for tensor in tensors]
-    return Staged(tensors, copies, device, stream.record_event())
+    def _sent(self, tensors: Sequence[torch.Tensor], device: torch.device) -> Staged:
+        if all(is_fake(tensor) for tensor in tensors):
+            # Of a model that is verified, whose accelerators need not be there.
+            return Staged(tensors, [copied(tensor, device) for tensor in tensors], device, None)
+        module = torch.get_device_module(device)
+        stream = self._streams.get(device)
+        if stream is None:
+            stream = self._streams[device] = module.Stream(device=device)
+        with module.stream(stream):
+            copies = [copied(tensor, device, non_blocking=True) for tensor in tensors]
+        return Staged(tensors, copies, device, stream.record_event())

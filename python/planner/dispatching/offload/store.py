@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from planner.dispatching.offload.shown_weights import ShownWeights
 from planner.dispatching.tensors.copies import SharedCopies, copied, copy_marks, has_storage_alone
-from planner.dispatching.tensors.fakes import address_of
+from planner.dispatching.tensors.fakes import address_of, is_fake
 from planner.dispatching.tensors.journal import Journal
 from planner.dispatching.tensors.placeholder import PlaceholderTensor
 from planner.dispatching.tensors.placeholder_device import PlaceholderDevice
@@ -181,6 +181,8 @@ class OffloadStore:
         self.pinned = []
         for key in self.keys if isinstance(self.source, MutableMapping) else ():
             resting = self.source[key]
+            if is_fake(resting):
+                continue  # it takes no memory of any kind
             if resting.device.type == "cpu" and not resting.is_pinned() and has_storage_alone(resting):
                 self._put(key, torch.Tensor.pin_memory)
                 self.pinned.append(key)

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
@@ -143,6 +144,7 @@ class RingTicket:
         "_process",
         "_tensors",
         "_turn",
+        "_wanted_by",
         "_way",
         "device",
     )
@@ -164,11 +166,26 @@ class RingTicket:
         self._is_direct = is_direct
         self._counters = counters
         self._process = os.getpid()
+        self._wanted_by: list[weakref.ref[StagedThere]] = []
         self._turn = threading.Lock()
         self._has_failed = False
         self._tensors: dict[str, torch.Tensor] | None = None
         self._event: Any = None
         self._error: BaseException | None = None
+
+    def want(self, staged: StagedThere) -> None:
+        """Somebody will take the tensors; said before the ticket is sent."""
+        self._wanted_by.append(weakref.ref(staged))
+
+    def settle(self) -> None:
+        """Waits until a read that nobody wants any more has let go of the device's memory; at most for one filling of the ring."""
+        if self._process != os.getpid() or self._is_wanted():
+            return
+        with self._turn:
+            self._tensors = None
+
+    def _is_wanted(self) -> bool:
+        return any(reference() is not None for reference in self._wanted_by)
 
     def read_ahead(self) -> None:
         """Reads it, if nobody does; for the reader's thread, so errors are kept for the one who waits."""
@@ -219,11 +236,14 @@ class RingTicket:
                     for name, row in self._block.tensors.items()
                 }
             targets = {name: (tensor,) for name, tensor in tensors.items()}
+            done: list[tuple[int, int]] = []
             try:
-                done = [
-                    self._way.ring.carry(filling, targets, lambda _: stream, is_direct=self._is_direct)
-                    for filling in self._block.fillings
-                ]
+                for filling in self._block.fillings:
+                    if not self._is_wanted():
+                        return  # a wrong guess: what is really next needs its room
+                    done.append(
+                        self._way.ring.carry(filling, targets, lambda _: stream, is_direct=self._is_direct)
+                    )
             except OffloadError as error:
                 whole = self._block.tensors.get(error.name or "")
                 if whole is not None:
@@ -245,10 +265,11 @@ class StagedThere:
         counters: waiting is counted there.
     """
 
-    __slots__ = ("__weakref__", "_counters", "_ticket", "_weights", "origins")
+    __slots__ = ("__weakref__", "_counters", "_weights", "origins", "ticket")
 
     def __init__(self, ticket: RingTicket, weights: FileWeights, counters: StreamingCounters) -> None:
-        self._ticket = ticket
+        self.ticket = ticket
+        ticket.want(self)
         self._weights = weights
         self._counters = counters
         self.origins: Sequence[torch.Tensor] = ()
@@ -257,10 +278,10 @@ class StagedThere:
         """The tensors, once they are there; None if they are not what is wanted now."""
         source = store.source
         is_from_files = isinstance(source, PrefixedDataset) and source.dataset is self._weights
-        if device != self._ticket.device or not is_from_files:
+        if device != self.ticket.device or not is_from_files:
             return None
         began = time.monotonic()
-        tensors = self._ticket.arrived()
+        tensors = self.ticket.arrived()
         self._counters.count_wait(time.monotonic() - began)
         if tensors is None:
             return None

@@ -15,7 +15,7 @@ import torch
 
 from planner.dispatching.offload.reads_ahead import OffloadedBlock
 from planner.dispatching.offload.refcount import OffloadedModule, is_capturing
-from planner.loading.streaming.accelerators import StagedThere, ToAccelerators
+from planner.loading.streaming.accelerators import RingTicket, StagedThere, ToAccelerators
 from planner.loading.streaming.between import PagedBetween
 from planner.loading.streaming.blocks import BlockHere, BlockThere
 from planner.loading.streaming.buffers import BufferPlan
@@ -341,12 +341,18 @@ class BlocksAhead:
 
     @staticmethod
     def _drop(lane: _Lane, kept: Sequence[str] = ()) -> None:
-        """Lets go of what was asked for and is not wanted now."""
+        """Lets go of what was asked for and is not wanted now; of an accelerator's memory before this returns."""
+        tickets: list[RingTicket] = []
         for name in [name for name in lane.asked if name not in kept]:
             for row, reference in lane.asked.pop(name):
                 staged = reference()
+                if isinstance(staged, StagedThere):
+                    tickets.append(staged.ticket)
                 if staged is not None:
                     row.unstage(staged)
+                del staged
+        for ticket in tickets:
+            ticket.settle()
 
 
 def _less(bound_bytes: int | None, taken_bytes: int) -> int | None:

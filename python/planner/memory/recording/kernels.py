@@ -18,7 +18,8 @@ _WIDEST = 256
 
 def _safe_softmax(x: torch.Tensor, dim: int, dtype: torch.dtype | None = None) -> torch.Tensor:
     out = torch.softmax(x, dim, dtype)
-    is_masked = x.eq(torch.scalar_tensor(float("-inf"), dtype=out.dtype, device=x.device))
+    lowest = torch.scalar_tensor(float("-inf"), dtype=out.dtype, device=x.device)  # lives until the end
+    is_masked = x.eq(lowest)
     rows = is_masked.all(dim, keepdim=True)
     return out.masked_fill_(rows, 0)
 

@@ -11,14 +11,29 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from planner.choices import AttentionKernel
+from planner.memory.recording.device_numbers import DeviceNumbers
 from planner.memory.recording.kernels import attention
 from planner.memory.recording.known_results import KnownResults
 from planner.memory.recording.values import tensors_in
-from planner.memory.tape import AFTER, APART, ENTER, FORGET, FREE, LEAVE, MADE, OUTPUT, PHASE, Event, Row
+from planner.memory.tape import (
+    AFTER,
+    APART,
+    CALL,
+    ENTER,
+    FORGET,
+    FREE,
+    LEAVE,
+    MADE,
+    OUTPUT,
+    PHASE,
+    Event,
+    Row,
+)
 
 __all__ = ["BlockDevices", "Recorder"]
 
 _aten = torch.ops.aten
+_functorch = torch._C._functorch
 _READ = _aten._local_scalar_dense.default
 _EQUAL = _aten.equal.default
 _COPY = _aten._to_copy.default
@@ -33,12 +48,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         weights: by storage, the place of a weight; these are not written down.
+        blocks: how many there are; further places are numbered after theirs.
         composed: operators whose kernels are made of others that no mode sees, and functions that call these.
         is_padded: the answer where code asks for values: masks of prompts without padding are true everywhere.
     """
 
     def __init__(
-        self, weights: Mapping[int, int], composed: Mapping[Any, Callable[..., Any]], *, is_padded: bool
+        self,
+        weights: Mapping[int, int],
+        blocks: int,
+        composed: Mapping[Any, Callable[..., Any]],
+        *,
+        is_padded: bool,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[Event] = []
@@ -46,6 +67,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.place: int | None = None  # of the block that runs; None between blocks
         self.forced: int | None = None  # where a tensor is being made, whatever it is made of
         self.last_operator = ""
+        self.numbers = DeviceNumbers()
+        self.carried: dict[tuple[int, int], int] = {}  # places of what the border of a container has brought
+        self._blocks = blocks
+        self._brought: dict[int, int] = {}  # by storage, its place for the container that runs
+        self._returned: dict[
+            int, int
+        ] = {}  # by storage, its number: what the forward has given to its caller
         self._is_padded = is_padded
         self._composed = composed
         self._inside: set[Any] = set()  # those of them that run
@@ -72,13 +100,46 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.events.append((LEAVE, place))
         self.place = before
 
+    def call(self, container: int, arguments: Any, skip: Container[str]) -> dict[int, int | None]:
+        """A module around blocks begins, which finds its arguments where its border has brought them.
+
+        Returns:
+            What :meth:`returned` puts back.
+        """
+        tensors = [tensor for tensor in tensors_in(arguments, skip) if tensor.is_meta]
+        if tensors:
+            self.events.append((CALL, container, self._rows(tensors)))
+        before: dict[int, int | None] = {}
+        for tensor in tensors:
+            key = tensor.untyped_storage()._cdata
+            if key not in before:
+                before[key] = self._brought.get(key)
+                at = (container, self._where(tensor)[1])
+                self._brought[key] = self.carried.setdefault(at, self._blocks + 1 + len(self.carried))
+        return before
+
+    def returned(self, before: Mapping[int, int | None]) -> None:
+        """It ends; its caller finds its tensors where they were."""
+        for key, place in before.items():
+            if place is None:
+                self._brought.pop(key, None)
+            else:
+                self._brought[key] = place
+
     def output(self, value: Any) -> None:
         """A forward has returned something."""
-        self.events.append((OUTPUT, self._rows(tensors_in(value))))
+        tensors = [tensor for tensor in tensors_in(value) if tensor.is_meta]
+        self.events.append((OUTPUT, self._rows(tensors)))
+        keys = [tensor.untyped_storage()._cdata for tensor in tensors]
+        self._returned = {key: self._alive[key][0] for key in keys if key in self._alive}
 
     def after(self) -> None:
-        """What it has returned has been let go."""
+        """What it has returned has been let go; what is left of that lies with its caller."""
         self.events.append((AFTER,))
+        for key, number in self._returned.items():
+            if self._alive.get(key, (None,))[0] == number:
+                self._alive[key] = (number, 0)
+        self._returned.clear()
 
     def made(self, tensor: torch.Tensor, place: int, operator: str) -> None:
         """A tensor is there, whose storage may be new."""
@@ -96,6 +157,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             del self._watched[number]
             if self._alive.get(key, (None,))[0] == number:
                 del self._alive[key]
+                self._brought.pop(key, None)
 
         self._watched[number] = weakref.ref(storage, gone)
 
@@ -110,8 +172,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _where(self, tensor: torch.Tensor) -> tuple[int, int]:
         """Number and place of a tensor's storage."""
         key = tensor.untyped_storage()._cdata
-        found = self._alive.get(key)
-        return found if found is not None else (-1, self._weights.get(key, 0))
+        number, place = self._alive.get(key) or (-1, self._weights.get(key, 0))
+        return number, self._brought.get(key, place)
 
     def _number(self, tensor: torch.Tensor) -> int:
         key = id(tensor)
@@ -139,7 +201,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def place_of(self, tensor: torch.Tensor) -> int:
         """Beside which block a tensor lies, as the code that asks finds it."""
-        return self.place if self.place is not None else self._where(tensor)[1]
+        if self.place is not None:
+            return self.place
+        while _functorch.is_functorch_wrapped_tensor(tensor):
+            tensor = _functorch.get_unwrapped(tensor)  # masks are made by functions that are mapped
+        return self._where(tensor)[1]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -181,7 +247,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self.forced
         device = kwargs.get("device")
         if device is not None:
-            return device.index or 0 if device.type == "meta" else 0
+            return self.numbers.place(device) if device.type == "meta" else 0
         operands = [tensor for tensor in _operands((args, kwargs)) if tensor.is_meta]
         if not operands:
             return 0
@@ -205,7 +271,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if device is not None and device.type == "cpu":
             return torch.full(tensor.shape, self._answer(tensor.dtype), dtype=tensor.dtype, device="cpu")
         here = self.place_of(tensor)
-        place = here if device is None or self.place is not None else (device.index or 0)
+        place = here if device is None or self.place is not None else self.numbers.place(device)
         dtype = kwargs.get("dtype")
         if dtype in (None, tensor.dtype) and place == here and kwargs.get("memory_format") is None:
             return tensor  # which is no copy where it is there already
@@ -241,7 +307,11 @@ class BlockDevices(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__self__", None) is _DEVICE:
             tensor = args[0]
-            return torch.device("meta", self.recorder.place_of(tensor)) if tensor.is_meta else tensor.device
+            return (
+                self.recorder.numbers.device(self.recorder.place_of(tensor))
+                if tensor.is_meta
+                else tensor.device
+            )
         if func is torch.nn.functional.scaled_dot_product_attention and self.kernel != "math":
             return attention(self.kernel, *args, **kwargs)
         if func is torch.tensor and kwargs.get("device") is not None:
@@ -253,7 +323,7 @@ class BlockDevices(TorchFunctionMode):
         device = torch.device(kwargs["device"])
         if device.type != "meta":
             return func(*args, **kwargs)
-        self.recorder.forced = device.index or 0
+        self.recorder.forced = self.recorder.numbers.place(device)
         try:
             return func(*args, **kwargs)
         finally:

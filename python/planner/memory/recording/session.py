@@ -6,7 +6,7 @@ import gc
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -15,13 +15,13 @@ from planner.choices import AttentionKernel
 from planner.errors import PlannerError, RecordingError
 from planner.memory.recording.kernels import COMPOSED
 from planner.memory.recording.recorder import BlockDevices, Recorder
-from planner.memory.recording.twin import bordered, twin_of, weights_of
+from planner.memory.recording.twin import bordered, containers_of, twin_of, weights_of
 from planner.memory.tape import Tape
 
-__all__ = ["RecordedRun", "record_run"]
+__all__ = ["Forwards", "RecordedRun", "Watcher", "record_run", "with_fused_experts"]
 
 # Under which a class returns what it keeps for the next forward.
-_CACHES = ("past_key_values", "cache_params", "state")
+_CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +63,24 @@ def record_run(model: nn.Module, blocks: Sequence[str], run: RecordedRun) -> Tap
     Cost: some 20 microseconds for each operator, and the copying of the model's structure once.
     """
     twin = twin_of(model)
-    notes = _with_fused_experts(twin)
-    recorder = Recorder(weights_of(twin, blocks), {**COMPOSED, **run.composed}, is_padded=run.is_padded)
-    bordered(twin, blocks, recorder, frozenset(getattr(twin, "_skip_keys_device_placement", None) or ()))
+    notes = with_fused_experts(twin)
+    recorder = Recorder(
+        weights_of(twin, blocks), len(blocks), {**COMPOSED, **run.composed}, is_padded=run.is_padded
+    )
+
+    def given(_: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        made = torch.zeros(shape, dtype=dtype, device="meta")
+        recorder.made(made, 0, "input")
+        return made
+
+    containers = containers_of(twin, blocks)
+    skip = frozenset(getattr(twin, "_skip_keys_device_placement", None) or ())
+    bordered(twin, blocks, containers, recorder, skip)
     was_enabled = gc.isenabled()
     gc.disable()  # what is freed, and when, is the same each time
     try:
         with BlockDevices(recorder, run.attention_kernel), recorder, torch.no_grad():
-            _Session(twin, recorder, run).run()
+            Forwards(twin, recorder, run, given).run()
     except PlannerError:
         raise
     except Exception as error:
@@ -85,10 +95,17 @@ def record_run(model: nn.Module, blocks: Sequence[str], run: RecordedRun) -> Tap
         if was_enabled:
             gc.enable()
         recorder.forget()
-    return Tape(tuple(blocks), tuple(recorder.events), tuple(recorder.assumed), notes)
+    return Tape(
+        tuple(blocks),
+        tuple(recorder.events),
+        tuple(recorder.assumed),
+        notes,
+        tuple(container for _, container in containers),
+        tuple(recorder.carried),
+    )
 
 
-def _with_fused_experts(twin: nn.Module) -> tuple[str, ...]:
+def with_fused_experts(twin: nn.Module) -> tuple[str, ...]:
     """Experts that a class would loop over, by values, run as one operator, which is recorded in the place of the loop."""
     settable = getattr(twin, "_can_set_experts_implementation", None)
     config: Any = getattr(twin, "config", None)
@@ -98,65 +115,110 @@ def _with_fused_experts(twin: nn.Module) -> tuple[str, ...]:
     return ("experts are recorded as one grouped operator, which takes no less than the loop over them",)
 
 
-class _Session:
-    def __init__(self, twin: nn.Module, recorder: Recorder, run: RecordedRun) -> None:
-        self.twin = twin
-        self.recorder = recorder
+class Watcher(Protocol):
+    """Is told where forwards begin and end."""
+
+    def phase(self, name: str) -> None:
+        """A forward begins; its inputs are there."""
+
+    def output(self, value: Any) -> None:
+        """It has returned something."""
+
+    def after(self) -> None:
+        """What it has returned has been let go, but for what the next one needs."""
+
+
+class Forwards:
+    """The forwards of one run: a prefill, and steps that get what the model has kept.
+
+    Args:
+        model: what is run, wherever it lies.
+        watcher: is told of each forward.
+        run: what is run.
+        given: makes an input of a name, a shape and an element type.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        watcher: Watcher,
+        run: RecordedRun,
+        given: Callable[[str, tuple[int, ...], torch.dtype], torch.Tensor],
+    ) -> None:
+        self.model = model
+        self.watcher = watcher
         self.recording = run
-        self.config: Any = getattr(twin, "config", None)
+        self.given = given
+        self.config: Any = getattr(model, "config", None)
         self.is_seq2seq = bool(getattr(self.config, "is_encoder_decoder", False))
         self.cache_key = ""
         self.cache: Any = None
         self.encoded: Any = None
+        # Of what its encoder returns, the class; decoders of mixtures read more of that than hidden states.
+        self.encoder_output: Any = None
 
     def run(self) -> None:
         """The prefill and the steps."""
-        kwargs = {name: self._input(*said) for name, said in self.recording.inputs.items()}
+        encoder = self.model.get_encoder() if self.is_seq2seq else self.model  # type: ignore[operator]
+        seeing = None if encoder is self.model else encoder.register_forward_hook(self._see_class)
+        try:
+            self._run()
+        finally:
+            if seeing is not None:
+                seeing.remove()
+
+    def _run(self) -> None:
+        kwargs = {name: self.given(name, *said) for name, said in self.recording.inputs.items()}
         if self.recording.cache is not None:
-            self.cache_key, self.cache = "past_key_values", self.recording.cache(self.twin)
+            self.cache_key, self.cache = "past_key_values", self.recording.cache(self.model)
             self._forward("prefill", kwargs | {self.cache_key: self.cache})
         else:
             self._forward("prefill", kwargs)
-        rows, tokens = self._rows(kwargs)
+        rows, tokens, *rest = self._main(kwargs).shape
         for step in range(self.recording.steps if self.cache is not None else 0):
-            self._forward(f"decode {step + 1}" if step else "decode", self._next(kwargs, rows, tokens + step))
+            following = self.given(
+                "input_ids", (rows, 1, *rest) if self.is_seq2seq else (rows, 1), torch.long
+            )
+            self._forward(
+                f"decode {step + 1}" if step else "decode", self._next(kwargs, following, tokens + step)
+            )
 
-    def _input(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        made = torch.zeros(shape, dtype=dtype, device="meta")
-        self.recorder.made(made, 0, "input")
-        return made
+    def _see_class(self, _: nn.Module, arguments: Any, output: Any) -> None:
+        if "last_hidden_state" in getattr(type(output), "__dataclass_fields__", ()):
+            self.encoder_output = type(output)
 
-    def _rows(self, kwargs: Mapping[str, Any]) -> tuple[int, int]:
+    @staticmethod
+    def _main(kwargs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The input that is continued: rows, tokens and, where each token has several numbers, these."""
         names = ("decoder_input_ids", "input_ids", "inputs_embeds")
-        main = next((kwargs[name] for name in names if name in kwargs), next(iter(kwargs.values())))
-        return int(main.shape[0]), int(main.shape[1])
+        return next((kwargs[name] for name in names if name in kwargs), next(iter(kwargs.values())))
 
-    def _next(self, given: Mapping[str, Any], rows: int, tokens: int) -> dict[str, Any]:
+    def _next(self, given: Mapping[str, Any], following: torch.Tensor, tokens: int) -> dict[str, Any]:
         """Arguments of a step after so many tokens."""
-        following = self._input((rows, 1), torch.long)
         kwargs: dict[str, Any] = {self.cache_key: self.cache}
         if self.is_seq2seq:
-            output = _encoder_output()
             kwargs |= {
                 "decoder_input_ids": following,
-                "encoder_outputs": output(last_hidden_state=self.encoded),
+                "encoder_outputs": (self.encoder_output or _plain_output())(last_hidden_state=self.encoded),
             }
             if "attention_mask" in given:
                 kwargs["attention_mask"] = given["attention_mask"]
         else:
             kwargs["input_ids"] = following
             if "attention_mask" in given:
-                kwargs["attention_mask"] = self._input((rows, tokens + 1), torch.long)
+                kwargs["attention_mask"] = self.given(
+                    "attention_mask", (following.shape[0], tokens + 1), torch.long
+                )
         return kwargs
 
     def _forward(self, phase: str, kwargs: dict[str, Any]) -> None:
         options = dict(self.recording.options)
-        self.recorder.phase(phase)
-        output: Any = self.twin(**kwargs, **options)
-        self.recorder.output(output)
+        self.watcher.phase(phase)
+        output: Any = self.model(**kwargs, **options)
+        self.watcher.output(output)
         self._keep(output)
         del output
-        self.recorder.after()
+        self.watcher.after()
 
     def _keep(self, output: Any) -> None:
         for key in _CACHES:
@@ -168,6 +230,6 @@ class _Session:
             self.encoded = encoded
 
 
-def _encoder_output() -> Any:
-    """The class of what an encoder returns, from where the model's own class has it."""
+def _plain_output() -> Any:
+    """What most encoders return, from where the model's own class has it."""
     return sys.modules["transformers.modeling_outputs"].BaseModelOutput

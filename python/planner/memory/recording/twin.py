@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Container, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Container as Keys
 from typing import Any
 
 import torch
@@ -11,8 +13,9 @@ from torch import nn
 
 from planner.errors import RecordingError
 from planner.memory.recording.recorder import Recorder
+from planner.memory.tape import Container
 
-__all__ = ["bordered", "places_of", "twin_of", "weights_of"]
+__all__ = ["bordered", "containers_of", "places_of", "twin_of", "weights_of"]
 
 
 def twin_of(model: nn.Module) -> nn.Module:
@@ -43,7 +46,7 @@ def twin_of(model: nn.Module) -> nn.Module:
             block="",
             operator="",
         ) from error
-    return twin.eval().requires_grad_(False)
+    return twin.eval()
 
 
 def _tensors(model: nn.Module) -> list[torch.Tensor]:
@@ -52,7 +55,8 @@ def _tensors(model: nn.Module) -> list[torch.Tensor]:
 
 def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
     made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-    return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made
+    # Whether a weight asks for gradients decides how it is multiplied, also where none are kept.
+    return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
 
 
 def places_of(blocks: Sequence[str]) -> dict[str, int]:
@@ -70,7 +74,7 @@ def weights_of(twin: nn.Module, blocks: Sequence[str]) -> dict[int, int]:
     return found
 
 
-def _nearest(name: str, places: dict[str, int]) -> int:
+def _nearest(name: str, places: Mapping[str, int]) -> int:
     while name:
         if name in places:
             return places[name]
@@ -78,8 +82,42 @@ def _nearest(name: str, places: dict[str, int]) -> int:
     return 0
 
 
-def bordered(twin: nn.Module, blocks: Sequence[str], recorder: Recorder, skip: Container[str]) -> None:
-    """Tells the recorder of each call of a block."""
+def containers_of(twin: nn.Module, blocks: Sequence[str]) -> list[tuple[nn.Module, Container]]:
+    """Modules outside of blocks that can be called and hold tensors, but for the whole model: they have borders."""
+    places, found = places_of(blocks), []
+    for name, module in twin.named_modules():
+        if not name or _nearest(name, places) or type(module).forward is nn.Module.forward:
+            continue
+        inside = sorted({_nearest(each, places) for each in _tensor_names(module, name)})
+        if inside:
+            own = next((_nearest(each, places) for each in _own_names(module, name)), None)
+            found.append((module, Container(tuple(inside), own)))
+    return found
+
+
+def _tensor_names(module: nn.Module, name: str, *, is_deep: bool = True) -> Iterator[str]:
+    for named in (module.named_parameters, module.named_buffers):
+        yield from (each for each, _ in named(name, recurse=is_deep, remove_duplicate=False))
+
+
+def _own_names(module: nn.Module, name: str) -> Iterator[str]:
+    """Names of the tensors that a module uses itself: its own, and those in lists of parameters."""
+    yield from _tensor_names(module, name, is_deep=False)
+    for key, child in module.named_children():
+        if type(child).forward is nn.Module.forward and not child._modules:
+            yield from _tensor_names(child, f"{name}.{key}", is_deep=False)
+
+
+def bordered(
+    twin: nn.Module,
+    blocks: Sequence[str],
+    containers: Sequence[tuple[nn.Module, Container]],
+    recorder: Recorder,
+    skip: Keys[str],
+) -> None:
+    """Tells the recorder of each call of a block, and of a module around blocks."""
+    for number, (around, _) in enumerate(containers):
+        around.__dict__["forward"] = _around(around.forward, number, recorder, skip)
     modules = dict(twin.named_modules(remove_duplicate=False))
     seen: set[int] = set()
     for name, place in places_of(blocks).items():
@@ -89,9 +127,24 @@ def bordered(twin: nn.Module, blocks: Sequence[str], recorder: Recorder, skip: C
             module.__dict__["forward"] = _told(module.forward, place, recorder, skip)
 
 
-def _told(
-    forward: Callable[..., Any], place: int, recorder: Recorder, skip: Container[str]
+def _around(
+    forward: Callable[..., Any], number: int, recorder: Recorder, skip: Keys[str]
 ) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def around(*args: Any, **kwargs: Any) -> Any:
+        if recorder.place is not None:
+            return forward(*args, **kwargs)
+        before = recorder.call(number, (args, kwargs), skip)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            recorder.returned(before)
+
+    return around
+
+
+def _told(forward: Callable[..., Any], place: int, recorder: Recorder, skip: Keys[str]) -> Callable[..., Any]:
+    @functools.wraps(forward)
     def told(*args: Any, **kwargs: Any) -> Any:
         before = recorder.place
         recorder.enter(place, (args, kwargs), skip)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from planner.memory.tape import PHASE, Tape
 from planner.memory.vectors import demands_of
 from planner.settings.workload import Workload
 
-__all__ = ["generation_bytes", "record", "recorded_demands"]
+__all__ = ["WorkloadRun", "generation_bytes", "record", "recorded_demands", "runs_of"]
 
 _TOKENS = ("input_ids", "decoder_input_ids")
 _WHOLE = ("_ids", "_mask", "_thw", "_sizes", "_index", "_lengths")
@@ -56,20 +57,44 @@ def record(
     if key is not None and key in _kept:
         _kept.move_to_end(key)
         return _kept[key]
-    prompt, context = workload.prompt_tokens, workload.context_length
-    steps = min(2, context - prompt) if workload.cache != "none" else 0
-    tapes = [record_run(model, blocks, _run(model, workload, prompt, steps))]
-    is_short = workload.cache != "none" and context > 1 and (prompt + steps < context or not steps)
-    if is_short:
-        steps = min(2, context - 1)
-        whole = record_run(model, blocks, _run(model, workload, context - steps, steps))
-        tapes.append(_only_last(whole))
+    tapes = []
+    for each in runs_of(model, workload):
+        tape = record_run(model, blocks, each.run)
+        tapes.append(_only_last(tape) if each.is_of_last_step else tape)
     found = tuple(tape for tape in tapes if tape.phases)
     if key is not None:
         _kept[key] = found
         while len(_kept) > _MOST:
             _kept.popitem(last=False)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadRun:
+    """One run that a workload asks for.
+
+    Args:
+        run: what is run.
+        is_of_last_step: only its last step counts, which reaches the end of the context; the others lead there.
+    """
+
+    run: RecordedRun
+    is_of_last_step: bool = False
+
+
+def runs_of(model: nn.Module, workload: Workload) -> Iterator[WorkloadRun]:
+    """What is run for a workload: the prompt and the steps after it and, where these do not reach the whole context, one run
+    whose last step does.
+
+    Raises:
+        InvalidInputError: inputs that the model's forward does not take, or none for its main input.
+    """
+    prompt, context = workload.prompt_tokens, workload.context_length
+    steps = min(2, context - prompt) if workload.cache != "none" else 0
+    yield WorkloadRun(_run(model, workload, prompt, steps))
+    if workload.cache != "none" and context > 1 and (prompt + steps < context or not steps):
+        steps = min(2, context - 1)
+        yield WorkloadRun(_run(model, workload, context - steps, steps), is_of_last_step=True)
 
 
 def recorded_demands(
@@ -112,9 +137,9 @@ def _only_last(tape: Tape) -> Tape:
     """The tape with its last forward as the only phase; what was before is there, and is not told."""
     last = tape.phases[-1]
     if not last.startswith("decode"):
-        return Tape(tape.blocks, (), tape.assumed, tape.notes)  # it keeps no cache, so there are no steps
+        return replace(tape, events=())  # it keeps no cache, so there are no steps
     events = tuple(event for event in tape.events if event[0] != PHASE or event[1] == last)
-    return Tape(tape.blocks, events, tape.assumed, tape.notes)
+    return replace(tape, events=events)
 
 
 # ---- The inputs of one run
@@ -126,7 +151,7 @@ def _run(model: nn.Module, workload: Workload, tokens: int, steps: int) -> Recor
     options: dict[str, Any] = {}
     # What takes further keywords hands them on.
     takes_any = any(each.kind is each.VAR_KEYWORD for each in takes.values())
-    if getattr(config, "use_cache", None) is not None and ("use_cache" in takes or takes_any):
+    if "use_cache" in takes or (takes_any and getattr(config, "use_cache", None) is not None):
         options["use_cache"] = workload.cache != "none"
     if workload.logits == "last" and "logits_to_keep" in takes:
         options["logits_to_keep"] = 1

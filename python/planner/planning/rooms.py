@@ -1,0 +1,100 @@
+"""Rooms for a workload: by recordings where there are any, else by formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from planner.checkpoint.opened import Opened
+from planner.choices import Phase
+from planner.memory.demands import Demands
+from planner.memory.tape import Tape
+from planner.model.blocks import Blocks
+from planner.planning.demands import demands_of
+from planner.planning.recorded import Recorded, recorded
+from planner.planning.running import RunningRooms
+from planner.planning.unpacked import with_unpacked
+from planner.settings.workload import Workload
+
+__all__ = ["RunModel", "formula_rooms", "recorded_for", "rooms_for"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunModel:
+    """A model as it will run.
+
+    Args:
+        opened: the model.
+        loaded_as: its floating-point type, where one was asked for.
+        packed_as: the quantiser's format that it will be loaded in, where one was asked for.
+        dtype: what it computes in by itself, if that is known.
+        special_dtypes: by tensor, against `loaded_as`.
+        longest_tokens: the context that it was made for, if that is known.
+    """
+
+    opened: Opened
+    loaded_as: str | None
+    packed_as: str | None
+    dtype: str | None
+    special_dtypes: Mapping[str, str]
+    longest_tokens: int | None
+
+
+def rooms_for(model: RunModel, workload: Workload, blocks: Blocks) -> RunningRooms:
+    """What a workload asks for beside weights.
+
+    Args:
+        model: as it will be loaded.
+        workload: what it will be run on.
+        blocks: what is placed.
+
+    Raises:
+        InvalidInputError: inputs that its forward does not take, or no configuration.
+        UnknownMemoryError: a kind of layer or a number that is not known, or how a quantiser packs.
+
+    Cost: see :func:`planner.planning.recorded.recorded`.
+    """
+    found = recorded_for(model, workload, blocks)
+    if not found.by_phase:
+        return formula_rooms(model, workload, blocks, note=found.note)
+    return _rooms(model, workload, blocks, found.by_phase, found.tapes)
+
+
+def recorded_for(model: RunModel, workload: Workload, blocks: Blocks) -> Recorded:
+    """What recordings tell of a workload. Args, Raises, Cost: as of :func:`rooms_for`."""
+    return recorded(
+        model.opened,
+        workload,
+        blocks.names,
+        fingerprint=blocks.layout.columns.fingerprint(),
+        dtype=model.loaded_as,
+        special_dtypes=model.special_dtypes,
+        is_packed=model.packed_as is not None or bool(model.opened.quantization),
+    )
+
+
+def formula_rooms(model: RunModel, workload: Workload, blocks: Blocks, *, note: str = "") -> RunningRooms:
+    """The same by formulas. Args, Raises: as :func:`rooms_for`; ``note``: why it was not recorded."""
+    dtype = model.loaded_as or model.dtype
+    by_phase = demands_of(model.opened, workload, blocks.names, dtype, (note,) if note else ())
+    return _rooms(model, workload, blocks, by_phase)
+
+
+def _rooms(
+    model: RunModel,
+    workload: Workload,
+    blocks: Blocks,
+    by_phase: Mapping[Phase, Demands],
+    tapes: tuple[Tape, ...] = (),
+) -> RunningRooms:
+    by_phase = with_unpacked(
+        by_phase, model.opened, blocks.names, into=model.packed_as, dtype=model.loaded_as or model.dtype
+    )
+    beside = model.opened.head_notes()
+    longest = model.longest_tokens
+    if longest is not None and workload.context_length > longest:
+        beyond = f"a context of {workload.context_length} tokens is beyond the {longest} that the model was made for"
+        beside = (*beside, beyond)
+    if beside:
+        by_phase = {phase: replace(each, notes=(*each.notes, *beside)) for phase, each in by_phase.items()}
+    return RunningRooms(by_phase=by_phase, margin=workload.allocator_margin, tapes=tapes)

@@ -1,0 +1,106 @@
+"""`verify` of a plan with a workload: what the dispatched twin holds is what the plan predicts, and what differs is told."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+import planner
+from planner import PeakRow, Plan
+from tiny_models import built
+
+WORK = {"context_length": 34, "prompt_length": 32, "batch_size": 2, "allocator_margin": 0}
+
+
+def planned(name: str, *shares: float, cpu: bool = False, **workload: Any) -> Plan:
+    """A plan for accelerators that have each some share of what the whole model takes on one."""
+    said = {**WORK, **workload}
+    whole = planner.plan(built(name), max_memory={0: 1 << 26}, headroom=None, workload=said)
+    budgets: dict[Any, int] = {
+        index: int(share * whole.devices[0].peak_bytes) for index, share in enumerate(shares)
+    }
+    return planner.plan(
+        built(name), max_memory=budgets | ({"cpu": 1 << 26} if cpu else {}), headroom=None, workload=said
+    )
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma", "t5", "mixtral"])
+def test_an_offloading_plan_predicts_what_its_placed_model_takes(name: str) -> None:
+    """With blocks brought in, the next one copied ahead, windows that keep their prompt, an encoder, and experts."""
+    plan = planned(name, 0.8, cpu=True, attention_kernel="math")
+    assert plan.offloaded_bytes["cpu"]
+    assert plan.demands is not None and plan.demands.method == "recorded"
+    found = planner.verify(built(name), plan)
+    assert [(row.device, row.phase) for row in found.peaks] == [(0, "prefill"), (0, "decode")]
+    assert all(row.found_bytes == row.predicted_bytes for row in found.peaks), str(found)
+
+
+@pytest.mark.parametrize("kernel", ["math", "fused"])
+def test_a_plan_over_two_predicts_both(kernel: str) -> None:
+    plan = planned("llama", 0.8, 0.8, attention_kernel=kernel)
+    found = planner.verify(built("llama"), plan)
+    assert {row.device for row in found.peaks} == {0, 1}
+    assert all(row.found_bytes == row.predicted_bytes for row in found.peaks), str(found)
+    assert "memory, as planned and as found:" in str(found)
+
+
+def test_a_prediction_that_is_wrong_is_told() -> None:
+    plan = planned("llama", 1.0)
+    written = json.loads(plan.to_json())
+    written["predicted_peaks"]["decode"]["0"] //= 2
+    row = planner.verify(built("llama"), Plan.from_json(json.dumps(written))).peaks[1]
+    assert row.predicted_bytes == plan.predicted_peaks["decode"][0] // 2
+    assert row.found_bytes == plan.predicted_peaks["decode"][0]
+    assert str(row).endswith("(100.0 % above)")
+
+
+def test_a_padded_prompt_has_its_mask() -> None:
+    plan = planned("llama", 1.0, is_padded=True)
+    assert all(row.found_bytes == row.predicted_bytes for row in planner.verify(built("llama"), plan).peaks)
+
+
+def test_what_is_planned_by_formula_is_not_below_what_is_found() -> None:
+    plan = planned("llama", 1.0, cache_dtype="float32")
+    assert plan.demands is not None and plan.demands.method == "formula"
+    rows = planner.verify(built("llama"), plan).peaks
+    assert len(rows) == 2
+    assert all(row.found_bytes < row.predicted_bytes for row in rows)
+
+
+def test_without_a_workload_nothing_is_said_of_memory() -> None:
+    found = planner.verify(built("llama"), planner.plan(built("llama"), max_memory={0: 1 << 24}))
+    assert (found.peaks, found.peaks_error) == ((), None)
+    assert "memory" not in str(found)
+
+
+def test_a_model_that_cannot_run_the_workload_says_why() -> None:
+    plan = planned("llama", 1.0)
+    model: Any = built("llama")
+    forward = model.forward
+
+    def short(input_ids: torch.Tensor, **others: Any) -> Any:
+        if input_ids.shape[1] > 8:
+            raise RuntimeError(f"{input_ids.shape[1]} words are too many")
+        return forward(input_ids, **others)
+
+    model.forward = short
+    found = planner.verify(model, plan)
+    assert found.runs and not found.peaks
+    assert found.peaks_error == "RuntimeError: 32 words are too many"
+    assert "memory was not found" in str(found)
+
+
+def test_rows_say_how_far_off_they_are() -> None:
+    assert str(PeakRow(0, "decode", 1 << 20, 1 << 20)).endswith("(equal)")
+    assert str(PeakRow(0, "decode", 1 << 20, (1 << 20) + 8)).endswith("(8 B above)")
+    assert PeakRow(0, "decode", 100, 90).off == -0.1
+
+
+def test_measuring_needs_accelerators() -> None:
+    if torch.accelerator.is_available():
+        pytest.skip("this machine has some")
+    with pytest.raises(planner.InvalidInputError, match=r"this machine has no accelerator; planner.verify"):
+        planner.measure(built("llama").eval(), planned("llama", 1.0))

@@ -1,0 +1,137 @@
+"""What the code of modules around blocks makes lies where dispatch runs it, and what the model's own weights decide is decided alike."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import planner
+from measured_peaks import measured_peaks, run_of
+from planner.memory.recording.session import RecordedRun, record_run
+from planner.memory.replay import RunPlacement, replay
+from planner.memory.tape import Container, Tape
+from rig import Accelerators
+
+WIDTH, ROWS = 16, 8
+
+
+class Tower(nn.Module):
+    """Makes something large of its input before its layers run, as towers make masks."""
+
+    def __init__(self, *, has_weight: bool) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(WIDTH)) if has_weight else None
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x[:, None].expand(len(x), 64, WIDTH).contiguous()
+        wide = wide + torch.ones(wide.shape, device=x.device)
+        if self.scale is not None:
+            wide = wide * self.scale
+        x = x + wide.sum(1)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Net(nn.Module):
+    """A layer, and a tower behind it."""
+
+    def __init__(self, *, has_weight: bool = False) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(is_encoder_decoder=False)
+        self.first = nn.Linear(WIDTH, WIDTH)
+        self.tower = Tower(has_weight=has_weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.tower(self.first(x))
+
+
+BLOCKS = ["first", "tower.layers.0", "tower.layers.1"]
+
+
+@pytest.mark.parametrize(
+    ("homes", "has_weight"),
+    [((0, 1, 1), False), ((0, 1, 0), False), ((0, 0, 1), True), ((1, 0, 0), False), ((1, 1, 0), True)],
+)
+def test_the_border_of_a_container(
+    virtual_accelerators: Accelerators, homes: tuple[int, ...], has_weight: bool
+) -> None:
+    """It brings the arguments where all inside runs, or the container's own weight; else they stay."""
+    model: Any = Net(has_weight=has_weight)
+    blocks = [*BLOCKS, "tower.scale"] if has_weight else BLOCKS
+    execution = dict(zip(blocks, (*homes, 1), strict=False))
+    given = {"x": torch.ones(ROWS, WIDTH)}
+    tape = record_run(model, blocks, run_of(given, 0, {}))
+    planner.dispatch(model, execution)
+    weights = {index: virtual_accelerators.used_bytes(index) for index in (0, 1)}
+    real = measured_peaks(model, virtual_accelerators, given, steps=0, options={})
+    placement = RunPlacement(execution=execution, main_device=0, resident_bytes=weights)
+    assert replay(tape, placement)["prefill"] == {index: real["prefill"][index] for index in (0, 1)}
+
+
+def test_a_weight_that_asks_for_gradients_is_multiplied_as_such(virtual_accelerators: Accelerators) -> None:
+    """torch copies what such a weight is multiplied with, where that is no matrix as it lies; also where no gradients are kept."""
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = SimpleNamespace(is_encoder_decoder=False)
+            self.layer = nn.Linear(WIDTH, WIDTH, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.transpose(1, 2))
+
+    peaks = []
+    for asks in (True, False):
+        model: Any = Turned().requires_grad_(asks)
+        given = {"x": torch.ones(ROWS, WIDTH, 32)}
+        tape = record_run(model, ["layer"], run_of(given, 0, {}))
+        model.to(0)
+        weights = {0: virtual_accelerators.used_bytes(0)}
+        real = measured_peaks(model, virtual_accelerators, given, steps=0, options={})
+        found = replay(tape, RunPlacement(execution={}, main_device=0, resident_bytes=weights))
+        assert found["prefill"][0] == real["prefill"][0]
+        peaks.append(found["prefill"][0] - weights[0])
+    assert peaks[0] > peaks[1]
+
+
+def test_more_blocks_than_torch_has_numbers_of_devices() -> None:
+    """Its numbers are signed bytes; a tensor of the last block lies beside the last block nevertheless."""
+
+    class Long(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(1, 1) for _ in range(300))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = layer(x)
+                y = torch.ones(1000, device=x.device)
+            return y
+
+    blocks = [f"layers.{number}" for number in range(300)]
+    tape = record_run(Long(), blocks, RecordedRun(inputs={"x": ((1, 1), torch.float32)}, steps=0))
+    placement = RunPlacement(
+        execution={name: number // 100 for number, name in enumerate(blocks)}, main_device=0
+    )
+    assert all(size > 4000 for size in replay(tape, placement)["prefill"].values())
+    made = [event for event in tape.events if event[0] == 0 and event[4] == "aten.ones.default"]
+    assert [event[3] for event in made] == list(range(1, 301))
+
+
+def test_a_container_is_where_all_inside_is() -> None:
+    """Without one device for all inside, and without a tensor of its own, what it gets stays where it was."""
+    tape = Tape(
+        ("a", "b"),
+        ((6, "prefill"), (9, 0, ((0, -1, 0, 8),)), (0, 0, 64, 3, "add"), (1, 0), (5, 0), (8,)),
+        containers=(Container((1, 2)),),
+        carried=((0, 0),),
+    )
+    for homes, peaks in (((1, 1), {0: 0, 1: 72}), ((1, 0), {0: 64, 1: 0}), ((0, 0), {0: 64})):
+        placement = RunPlacement(execution=dict(zip("ab", homes, strict=True)), main_device=0)
+        assert replay(tape, placement)["prefill"] == peaks
