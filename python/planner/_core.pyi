@@ -287,8 +287,10 @@ class Blocks:
         rows: list[_Row],
         masks: list[_Mask],
         options: SearchOptions,
-        demands: Demands | None = None,
-    ) -> list[AutoPlan | AutoFailure]: ...
+        demands: list[Demands | None] = ...,
+    ) -> list[AutoPlan | AutoFailure]:
+        """``demands`` by row; none where it is left out."""
+
     def fits(
         self, row: _Row, masks: list[_Mask], options: SearchOptions, demands: Demands | None = None
     ) -> bool | None:
@@ -303,8 +305,11 @@ class Blocks:
 class Demands:
     """What running the blocks takes beside their weights; made once, and passed to every question about the same blocks."""
 
-    def __new__(cls, *, exec_bits: list[int], peak_bits: list[int], shared_bits: list[int]) -> Demands:
+    def __new__(
+        cls, *, exec_bits: list[int], peak_bits: list[int], stay_bits: list[int], shared_bits: list[int]
+    ) -> Demands:
         """``exec_bits`` and ``peak_bits`` by block: what lies where it runs, and what it needs there while it runs.
+        ``stay_bits`` by block: what of its own bits is where it runs, even if it lies elsewhere.
         ``shared_bits`` by device of the row: what it gives up where it runs anything. What is left out needs nothing."""
 
 @final

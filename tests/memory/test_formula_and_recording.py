@@ -30,8 +30,7 @@ def both(name: str, rows: int, context: int, prompt: int | None, **more: Any) ->
     workload = Workload(context_length=context, prompt_length=prompt, batch_size=rows, **more)
     blocks = list(planner.plan(model, max_memory={0: "1TiB"}, headroom=None).block_bytes)
     opened = open_source(model)
-    found = recorded(opened, workload, blocks, fingerprint=name).demands
-    assert found is not None
+    found = recorded(opened, workload, blocks, fingerprint=name).demands()
     return Demands.most_of(demands_of(opened, workload, blocks, None).values()), found
 
 

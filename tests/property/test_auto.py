@@ -162,11 +162,16 @@ def draw_budgets(rng: Random, total: int) -> dict[Device, int]:
 
 @dataclass(frozen=True)
 class Unit:
-    """What shares a home; `blocks` are streamed, or run on the cpu, one by one."""
+    """What shares a home; `blocks` are streamed, or run on the cpu, one by one. Of each, `stays` is where it runs in any case."""
 
     bytes: int
     blocks: tuple[int, ...]
     homes: frozenset[Device]
+    stays: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.stays:
+            object.__setattr__(self, "stays", (0,) * len(self.blocks))
 
 
 def units_of(instance: Instance) -> list[Unit]:
@@ -191,6 +196,7 @@ def unit_of(instance: Instance, group: set[int]) -> Unit:
             for block in sorted(group)
         ),
         homes=frozenset(homes),
+        stays=tuple(instance.sizes[block] if block in instance.silent else 0 for block in sorted(group)),
     )
 
 
@@ -216,46 +222,52 @@ class Oracle:
         self.disk = rooms.get("disk", 0) if instance.mode == "any" else 0
         widest = max(self.rooms.values(), default=0)
         most = -1 if instance.execute_offloaded == "cpu" else widest  # what is larger runs on the cpu
-        is_by_cpu = [[self.has_card and size > most for size in unit.blocks] for unit in self.units]
-        pairs = list(zip(self.units, is_by_cpu, strict=True))
-        self.streamed = [
-            [size for size, by_cpu in zip(unit.blocks, by, strict=True) if not by_cpu] for unit, by in pairs
-        ]
-        self.hosted = [
-            [size for size, by_cpu in zip(unit.blocks, by, strict=True) if by_cpu] for unit, by in pairs
-        ]
+
+        def parts(unit: Unit, by_cpu: bool) -> list[tuple[int, int]]:
+            pairs = zip(unit.blocks, unit.stays, strict=True)
+            return [(size - stay, stay) for size, stay in pairs if (self.has_card and size > most) == by_cpu]
+
+        streamed = [parts(unit, False) for unit in self.units]
+        hosted = [parts(unit, True) for unit in self.units]
+        self.streamed = [[size for size, _ in pairs] for pairs in streamed]
+        self.hosted = [[size for size, _ in pairs] for pairs in hosted]
+        self.stays = [sum(stay for _, stay in pairs) for pairs in streamed]
+        self.hosted_stays = [sum(stay for _, stay in pairs) for pairs in hosted]
 
     def best(self) -> Cost | None:
         """None where there is no plan."""
-        total, room = sum(unit.bytes for unit in self.units), sum(self.rooms.values())
+        if any(self.stays):
+            return self.best_with_many_streamers()  # one that streams all would have all that stays
         sizes = {size for sizes in self.streamed for size in sizes}
-        ways: list[tuple[int, Device | None, int]] = [(0, None, -1)]
-        ways += [
-            (total - room + self.staging * size, device, size) for device in self.executors for size in sizes
-        ]
+        ways: list[dict[Device, int]] = [{}]
+        ways += [{device: size} for device in self.executors for size in sizes]
+        return self._best_of_all(ways)
+
+    def _best_of_all(self, ways: list[dict[Device, int]]) -> Cost | None:
+        total, room = sum(unit.bytes for unit in self.units), sum(self.rooms.values())
         best: Cost | None = None
-        for bound, device, size in sorted(ways, key=lambda way: way[0]):
+        bounds = [(total - room + self.staging * sum(way.values()) if way else 0, way) for way in ways]
+        for bound, way in sorted(bounds, key=lambda pair: pair[0]):
             if best is not None and bound > best[0]:
                 break  # so much cannot stay with that much room kept
-            cost = self._best_of({device: size})
+            cost = self._best_of(way)
             best = cost if best is None or (cost is not None and cost < best) else best
         return best
 
     def best_with_many_streamers(self) -> Cost | None:
         """The same, where several devices may execute what is offloaded, each up to a size of its own."""
         sizes = [-1, *sorted({size for sizes in self.streamed for size in sizes})]
-        ways = (
+        ways = [
             {device: size for device, size in zip(self.executors, chosen, strict=True) if size >= 0}
             for chosen in product(sizes, repeat=len(self.executors))
-        )
-        return min((cost for way in ways if (cost := self._best_of(way)) is not None), default=None)
+        ]
+        return self._best_of_all(ways)
 
-    def _best_of(self, streams: dict[Any, int]) -> Cost | None:
+    def _best_of(self, streams: dict[Device, int]) -> Cost | None:
         """With room kept for streaming pieces of the sizes given."""
         rooms = dict(self.rooms)
         for device, size in streams.items():
-            if device is not None:
-                rooms[device] -= self.staging * size
+            rooms[device] -= self.staging * size
         if any(room < 0 for room in rooms.values()):
             return None
         largest = max(streams.values(), default=-1)
@@ -267,10 +279,39 @@ class Oracle:
         for size, off in offloads:
             if size > self.cpu + self.disk or (best is not None and size > best[0]):
                 break
+            if not self._has_room_for_stays(off, rooms, streams):
+                continue
             on_disk = self._least_on_disk(off, largest)
             if on_disk is not None and (best is None or (size, on_disk) < best):
                 best = (size, on_disk)
         return best
+
+    def _has_room_for_stays(self, off: int, rooms: dict[Device, int], streams: dict[Device, int]) -> bool:
+        """What is kept has a place on a device, and so has what stays of the rest."""
+        if not any(self.stays[index] for index in self._members(off)):
+            return True  # what is kept was packed before
+        items: list[tuple[int, list[Device]]] = []
+        for index, unit in enumerate(self.units):
+            if off >> index & 1:
+                largest = max(self.streamed[index], default=-1)
+                items.append(
+                    (self.stays[index], [device for device in streams if streams[device] >= largest])
+                )
+            else:
+                items.append((unit.bytes, [device for device in rooms if device in unit.homes]))
+        items.sort(key=lambda item: -item[0])
+
+        def fits(at: int, left: dict[Device, int]) -> bool:
+            if at == len(items) or not items[at][0]:
+                return True
+            size, devices = items[at]
+            return any(
+                fits(at + 1, {**left, device: left[device] - size})
+                for device in devices
+                if left[device] >= size
+            )
+
+        return fits(0, rooms)
 
     def _members(self, mask: int) -> list[int]:
         return [index for index in range(len(self.units)) if mask >> index & 1]
@@ -322,6 +363,7 @@ class Oracle:
         on_cpu = [index for index in members if index not in on_disk]
         streamed = max((size for index in on_disk for size in self.hosted[index]), default=0)
         cpu_bytes = sum(self.units[index].bytes for index in on_cpu) + self.staging * streamed
+        cpu_bytes += sum(self.hosted_stays[index] for index in on_disk)
         return (
             all("disk" in self.units[index].homes for index in on_disk)
             and all("cpu" in self.units[index].homes for index in on_cpu)
@@ -383,8 +425,8 @@ def judge_validity(instance: Instance, model: nn.Module, plan: Plan) -> None:
     findings = check(model, dict(plan.device_map), budgets)
     assert is_valid(findings), findings
     for device in plan.devices:
-        parts = device.used_bytes + device.reserved_bytes + device.headroom_bytes
-        assert parts <= device.budget_bytes or not device.used_bytes + device.reserved_bytes, device
+        taken = device.used_bytes + device.reserved_bytes + device.buffer_bytes
+        assert taken + device.headroom_bytes <= device.budget_bytes or not taken, device
     homes = [device_of(instance.name(block), plan.device_map) for block in range(len(instance.sizes))]
     executors = [
         device_of(instance.name(block), plan.execution_map, homes[block])
@@ -400,13 +442,16 @@ def judge_validity(instance: Instance, model: nn.Module, plan: Plan) -> None:
 
 
 def judge_bytes(instance: Instance, plan: Plan, homes: Sequence[Device], executors: Sequence[Device]) -> None:
-    """Used and reserved bytes, counted again from the two maps."""
+    """Used and reserved bytes, and buffers that stay, counted again from the two maps."""
     used: Counter[Device] = Counter()
+    stays: Counter[Device] = Counter()
     reserved: dict[Device, int] = {}
     for block, size in enumerate(instance.sizes):
         used[homes[block]] += size
-        streamed = size + sum(more for more, holders in instance.shared if block in holders)
+        streamed = sum(more for more, holders in instance.shared if block in holders)
+        streamed += 0 if block in instance.silent else size
         if homes[block] != executors[block]:
+            stays[executors[block]] += size if block in instance.silent else 0
             room = instance.staging_blocks * streamed
             reserved[executors[block]] = max(reserved.get(executors[block], 0), room)
     for size, holders in instance.shared:
@@ -414,6 +459,7 @@ def judge_bytes(instance: Instance, plan: Plan, homes: Sequence[Device], executo
     for device in plan.devices:
         assert device.used_bytes == used[device.id]
         assert device.reserved_bytes == reserved.get(device.id, 0)
+        assert device.buffer_bytes == stays[device.id]
     has_card = any(d.kind == "accelerator" and d.budget_bytes > d.headroom_bytes for d in plan.devices)
     assert "disk" not in executors
     assert dict(plan.offloaded_bytes) == {"cpu": used["cpu"] if has_card else 0, "disk": used["disk"]}

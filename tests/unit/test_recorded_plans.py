@@ -13,6 +13,7 @@ import torch
 
 import planner
 from planner import InvalidInputError, Plan
+from planner.planning import recorded
 from tiny_models import TINY, built
 
 WORK = {"context_length": 64, "batch_size": 2, "allocator_margin": 0}
@@ -111,7 +112,6 @@ def test_inputs_that_forward_does_not_take_are_refused() -> None:
 
 def test_what_a_replay_finds_above_is_planned_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """With demands that say too little, the difference is made room for."""
-    from planner.memory import vectors
     from planner.memory.demands import BlockDemand, Demands
 
     exact = planned(built("llama"), {0: 1 << 22})
@@ -120,7 +120,7 @@ def test_what_a_replay_finds_above_is_planned_again(monkeypatch: pytest.MonkeyPa
         names = planner.plan(built("llama"), max_memory={0: "1GiB"}).block_bytes
         return Demands(blocks=dict.fromkeys(names, BlockDemand()), method="recorded")
 
-    monkeypatch.setattr(vectors, "demands_of", nothing)
+    monkeypatch.setattr(recorded, "demands_of", nothing)
     plan = planned(built("llama"), {0: 1 << 22})
     predicted = max(peaks[0] for peaks in plan.predicted_peaks.values())
     assert plan.devices[0].peak_bytes == predicted

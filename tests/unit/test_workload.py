@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 import planner
 from planner import InfeasibleError, InvalidConfigError, InvalidConstraintError, InvalidInputError, Plan
@@ -226,3 +227,39 @@ def test_weights_with_other_heads_than_the_configuration_are_told(tmp_path: Path
     (tmp_path / "config.json").write_text(json.dumps({**said, "num_key_value_heads": 1}))
     notes = planned(workload=WORK).demands.notes
     assert any("k_proj.weight has 16 rows" in note and "1 heads of 8" in note for note in notes), notes
+
+
+def test_no_plan_puts_more_buffers_on_a_device_than_it_holds() -> None:
+    """Masks of 1 MiB in each of 8 layers, which are in no file: dispatch leaves all of them where the layers run."""
+    config = GPTNeoConfig(
+        num_layers=8,
+        attention_types=[[["global", "local"], 4]],
+        max_position_embeddings=1024,
+        hidden_size=64,
+        intermediate_size=128,
+        num_heads=4,
+        vocab_size=256,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    with torch.device("meta"):
+        model = GPTNeoForCausalLM(config)
+    masks_bytes = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    assert masks_bytes == 8 << 20
+    with pytest.raises(InfeasibleError) as caught:
+        planner.plan(model, max_memory={0: "3MiB", "cpu": "1GiB"})
+    assert caught.value.is_proven
+    least_bytes = caught.value.more_bytes[0] + (3 << 20)
+    with pytest.raises(InfeasibleError):
+        planner.plan(
+            model, max_memory={0: least_bytes - (4 << 10), "cpu": "1GiB"}
+        )  # which is known that well
+    for room in (least_bytes, 9 << 20):
+        plan = planner.plan(model, max_memory={0: room, "cpu": "1GiB"})
+        accelerator = plan.devices[0]
+        assert plan.offloaded_bytes["cpu"] > 0
+        assert accelerator.used_bytes + accelerator.buffer_bytes >= masks_bytes
+        assert all(adds_up(device) for device in plan.devices)
+    # Run on the CPU, none of them is on the accelerator.
+    plan = planner.plan(model, max_memory={0: "3MiB", "cpu": "1GiB"}, execute_offloaded="cpu")
+    assert plan.devices[0].buffer_bytes == 0

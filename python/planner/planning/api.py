@@ -156,9 +156,7 @@ def plan_problem(problem: Problem) -> Plan:
 
 def _is_one_search(settings: Settings) -> bool:
     """Whether a plan is one answer of the core, so that many are found at once."""
-    return (
-        isinstance(settings.strategy, Auto) and settings.granularity != "module" and settings.workload is None
-    )
+    return isinstance(settings.strategy, Auto) and settings.granularity != "module"
 
 
 def _plan_or_error(problem: Problem) -> Plan | InfeasibleError:

@@ -13,12 +13,12 @@ from planner.model.constraints import allowed_devices
 from planner.planning.problem import Problem, device_plan, offloaded_bytes
 from planner.planning.replayed import replayed_peaks, settled_by_replay
 from planner.planning.running import RunningRooms, running_device
-from planner.planning.staying import StayingBuffers
 from planner.plans.device_map import DeviceMap
 from planner.plans.parts import DevicePlan, PredictedPeaks
 from planner.plans.plan import Plan
 from planner.settings.schema import Auto
 from planner.strategies.auto import AutoAnswer, AutoSearch, solve_in_parts
+from planner.strategies.staying import StayingBuffers
 
 _Masks = tuple[tuple[int, int], ...]  # by unit that may not lie everywhere, the devices where it may
 
@@ -28,7 +28,8 @@ def plan_auto(problem: Problem) -> Plan:
     devices, blocks = _devices(problem), problem.blocks()
 
     def search_of(blocks: Blocks) -> AutoSearch:
-        return _search(problem, blocks, _masks(problem, blocks, devices))
+        staying = StayingBuffers(blocks, problem.settings.offload_buffers)
+        return _search(problem, staying, _masks(problem, blocks, devices))
 
     if problem.settings.granularity == "module" and not problem.settings.no_split_module_classes:
         names = [name for unit in blocks.unit_names for name in unit]
@@ -47,14 +48,18 @@ def plan_auto_many(problem: Problem, rows: Sequence[Mapping[DeviceKey, int]]) ->
     blocks = problem.blocks()
     devices = [_devices(each) for each in problems]
     masks_of = cache(partial(_masks, problem, blocks))  # rows may name different devices
-    searches = [_search(each, blocks, masks_of(named)) for each, named in zip(problems, devices, strict=True)]
+    staying = StayingBuffers(blocks, problem.settings.offload_buffers)
+    searches = [
+        _search(each, staying, masks_of(named)) for each, named in zip(problems, devices, strict=True)
+    ]
     by_masks: dict[_Masks, list[int]] = {}
     for number, search in enumerate(searches):
         by_masks.setdefault(search.masks, []).append(number)
     plans: dict[int, Plan | InfeasibleError] = {}
     for masks, numbers in by_masks.items():
         budgets = [searches[number].row() for number in numbers]
-        results = blocks.columns.solve_many(budgets, list(masks), searches[0].options())
+        demands = [searches[number].demands for number in numbers]
+        results = blocks.columns.solve_many(budgets, list(masks), searches[0].options(), demands)
         for number, result in zip(numbers, results, strict=True):
             try:
                 plans[number] = _plan(problems[number], searches[number], searches[number].read(result))
@@ -65,19 +70,26 @@ def plan_auto_many(problem: Problem, rows: Sequence[Mapping[DeviceKey, int]]) ->
 
 def search_of_weights(problem: Problem, blocks: Blocks) -> AutoSearch:
     """The search for a place for weights, without what a workload takes beside them."""
-    return _of_weights(problem, blocks, _masks(problem, blocks, _devices(problem)))
+    staying = StayingBuffers(blocks, problem.settings.offload_buffers)
+    return _of_weights(problem, staying, _masks(problem, blocks, _devices(problem)))
 
 
-def _search(problem: Problem, blocks: Blocks, masks: _Masks) -> AutoSearch:
-    rooms, search = problem.running_rooms(blocks), _of_weights(problem, blocks, masks)
-    return search if rooms is None else replace(search, demands=rooms.searched(blocks, _devices(problem)))
+def _search(problem: Problem, staying: StayingBuffers, masks: _Masks) -> AutoSearch:
+    rooms, search = problem.running_rooms(staying.blocks), _of_weights(problem, staying, masks)
+    if rooms is not None:
+        return replace(search, demands=rooms.searched(staying, _devices(problem)))
+    if search.staging_blocks > 1 and staying.block_bytes:
+        # Room for several blocks at once shrinks by more than the buffers of those that are offloaded take, so weights alone may
+        # not fit where all of it does.
+        return search.with_buffers()
+    return search
 
 
-def _of_weights(problem: Problem, blocks: Blocks, masks: _Masks) -> AutoSearch:
+def _of_weights(problem: Problem, staying: StayingBuffers, masks: _Masks) -> AutoSearch:
     chosen = problem.settings
     assert isinstance(chosen.strategy, Auto)
     return AutoSearch(
-        blocks=blocks,
+        blocks=staying.blocks,
         device_budgets=problem.device_budgets,
         masks=masks,
         fill=chosen.strategy.fill,
@@ -85,6 +97,7 @@ def _of_weights(problem: Problem, blocks: Blocks, masks: _Masks) -> AutoSearch:
         mode=chosen.mode,
         execute_offloaded=chosen.execute_offloaded,
         staging_blocks=chosen.staging_blocks,
+        staying=staying,
     )
 
 
@@ -98,13 +111,10 @@ def _devices(problem: Problem) -> tuple[DeviceKey, ...]:
 
 def _plan(problem: Problem, search: AutoSearch, answer: AutoAnswer) -> Plan:
     running = problem.running_rooms(search.blocks)
-    staying = StayingBuffers(search.blocks, problem.settings.offload_buffers)
-    if running is not None:
-        # Not without a workload: the search counts such buffers twice, which would refuse plans that run.
-        search, answer = staying.settled(search, answer, running)
-        if running.tapes:
-            search, answer, running = settled_by_replay(search, answer, running, staying)
-    buffer_bytes = staying.by_device(answer) if answer.execution_map else {}
+    staying = search.staying
+    if running is not None and running.tapes:
+        search, answer, running = settled_by_replay(search, answer, running, staying)
+    buffer_bytes = staying.by_device(answer.displaced(), answer.execution_map) if answer.execution_map else {}
     devices = tuple(
         device_plan(budget, usage, usage.reserved_bytes, buffer_bytes.get(budget.device, 0))
         for budget, usage in zip(search.device_budgets, answer.usage, strict=True)

@@ -117,7 +117,7 @@ def _is_room(search: AutoSearch, rooms: RunningRooms) -> bool:
     devices = [budget.device for budget in search.device_budgets]
     if is_beyond(search.blocks, rooms.most, search.device_budgets):
         return False
-    return bool(replace(search, demands=rooms.searched(search.blocks, devices)).fits())
+    return bool(replace(search, demands=rooms.searched(search.staying, devices)).fits())
 
 
 def _spread(least: int, most: int) -> Sequence[int]:

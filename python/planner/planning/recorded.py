@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from planner.checkpoint.building import without_quantization
@@ -14,26 +14,38 @@ from planner.choices import Phase
 from planner.errors import InvalidInputError, RecordingError
 from planner.memory.demands import Demands
 from planner.memory.tape import PHASE, Tape
+from planner.memory.vectors import demands_of
 from planner.settings.workload import Workload
 
 __all__ = ["Recorded", "recorded"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Recorded:
     """What recordings tell.
 
     Args:
-        by_phase: what blocks need; empty where nothing was recorded.
-        tapes: the recordings.
+        tapes: the recordings; none where nothing was recorded.
         main_needs_bytes: what the model's caller needs beside it where its inputs lie; in the demands of the first block.
-        note: why there are none, where that is worth knowing.
+        note: why there are none, or what was assumed, where that is worth knowing.
     """
 
-    by_phase: Mapping[Phase, Demands] = field(default_factory=dict)
     tapes: tuple[Tape, ...] = ()
     main_needs_bytes: int = 0
     note: str = ""
+
+    def demands(self) -> Demands:
+        """What blocks need. Cost: O(events)."""
+        found = demands_of(self.tapes, main_needs_bytes=self.main_needs_bytes)
+        return replace(found, notes=(*found.notes, self.note)) if self.note else found
+
+    def by_phase(self) -> dict[Phase, Demands]:
+        """The same for each phase by itself. Cost: O(events)."""
+        phases: tuple[Phase, ...] = ("prefill", "decode")
+        return {
+            phase: replace(self, tapes=tuple(_of_phase(tape, phase) for tape in self.tapes)).demands()
+            for phase in phases
+        }
 
 
 def recorded(
@@ -44,7 +56,6 @@ def recorded(
     fingerprint: str,
     dtype: str | None = None,
     special_dtypes: Mapping[str, str] | None = None,
-    is_packed: bool = False,
 ) -> Recorded:
     """Records a model under its workload, where a recording is at hand.
 
@@ -56,7 +67,6 @@ def recorded(
         blocks: names of what is placed.
         fingerprint: a digest of its modules and sizes.
         dtype, special_dtypes: what it will be loaded as.
-        is_packed: whether a quantiser has, or will have, packed weights: what is recorded is the model without that.
 
     Raises:
         InvalidInputError: ``workload.inputs`` that its forward does not take.
@@ -72,7 +82,7 @@ def recorded(
             model = _skeleton(opened)
         if model is None:
             return Recorded()
-        return _of(model, opened, workload, blocks, fingerprint, dtype, special_dtypes or {}, is_packed)
+        return _of(model, opened, workload, blocks, fingerprint, dtype, special_dtypes or {})
     except RecordingError as error:
         return Recorded(note=error.message)
     except InvalidInputError as error:
@@ -89,11 +99,9 @@ def _of(
     fingerprint: str,
     dtype: str | None,
     special_dtypes: Mapping[str, str],
-    is_packed: bool,
 ) -> Recorded:
     from planner.memory.recording.converted import converted
     from planner.memory.recording.workloads import generation_bytes, record
-    from planner.memory.vectors import demands_of
 
     made = converted(model, dtype, special_dtypes)
     said = (
@@ -105,21 +113,14 @@ def _of(
     # A recording that is kept is of the classes; what was put in the place of a forward is recorded each time.
     key = None if _is_changed(made) else "\n".join(said)
     tapes = record(made, blocks, workload, fingerprint=key)
-    beside_bytes = generation_bytes(made, workload) if workload.logits == "last" else 0
-    assumed = any(tape.assumed for tape in tapes)
-    padding = (
+    masks = (
         f"values of masks are taken for those of prompts with{'' if workload.is_padded else 'out'} padding"
     )
-    masks = (padding,) if assumed else ()
-    by_phase: dict[Phase, Demands] = {"prefill": demands_of(tapes, main_needs_bytes=beside_bytes)}
-    if is_packed:
-        # No replay tells the peaks of these: it knows nothing of what kernels unpack.
-        by_phase = {
-            phase: demands_of([_of_phase(tape, phase) for tape in tapes], main_needs_bytes=beside_bytes)
-            for phase in ("prefill", "decode")
-        }
-    found = {phase: replace(each, notes=(*each.notes, *masks)) for phase, each in by_phase.items()}
-    return Recorded(by_phase=found, tapes=() if is_packed else tapes, main_needs_bytes=beside_bytes)
+    return Recorded(
+        tapes=tapes,
+        main_needs_bytes=generation_bytes(made, workload) if workload.logits == "last" else 0,
+        note=masks if any(tape.assumed for tape in tapes) else "",
+    )
 
 
 def _of_phase(tape: Tape, phase: Phase) -> Tape:

@@ -12,9 +12,9 @@ from planner.errors import InfeasibleError
 from planner.memory.replay import RunPlacement, replay, totals
 from planner.names import device_of
 from planner.planning.running import RunningRooms
-from planner.planning.staying import StayingBuffers
 from planner.plans.parts import DevicePlan, PredictedPeaks
 from planner.strategies.auto import AutoAnswer, AutoSearch, certified
+from planner.strategies.staying import StayingBuffers
 
 __all__ = ["replayed_peaks", "settled_by_replay"]
 
@@ -56,9 +56,9 @@ def settled_by_replay(
         }
         rooms = replace(rooms, beyond_bytes=beyond)
         keys = [budget.device for budget in search.device_budgets]
-        search = replace(search, demands=rooms.searched(staying.blocks, keys))
+        search = replace(search, demands=rooms.searched(staying, keys))
         try:
-            search, answer = staying.settled(search, search.solve(), rooms)
+            answer = search.solve()
         except InfeasibleError as error:
             # What is missing was found for one placement; another might not miss it.
             raise InfeasibleError(error.message, **{**error.fields, "is_proven": False}) from error
@@ -69,7 +69,7 @@ def settled_by_replay(
 def _missing(rooms: RunningRooms, staying: StayingBuffers, answer: AutoAnswer) -> dict[DeviceKey, int]:
     """By device that runs anything, what a replay needs beyond what the plan counts."""
     reserved = {usage.device: usage.reserved_bytes for usage in answer.usage}
-    buffers, running = staying.by_device(answer), rooms.of(answer)
+    buffers, running = staying.by_device(answer.displaced(), answer.execution_map), rooms.of(answer)
     found: dict[DeviceKey, int] = {}
     peaks = _peaks(rooms, staying, answer, reserved)
     for usage in answer.usage:
@@ -100,7 +100,7 @@ def _peaks(
 def _placement(
     rooms: RunningRooms, staying: StayingBuffers, answer: AutoAnswer, room_bytes: Mapping[DeviceKey, int]
 ) -> RunPlacement:
-    sizes, stays = staying.blocks.layout.stored_sizes(), staying.of(answer)
+    sizes, stays = staying.blocks.layout.stored_sizes(), staying.of(answer.displaced(), answer.execution_map)
     execution: dict[str, DeviceKey] = {}
     offloaded: dict[str, int] = {}
     for name in rooms.most.blocks:
@@ -112,7 +112,7 @@ def _placement(
         if runs is not None and runs != home:
             offloaded[name] = int(sizes.get(name, 0)) - stays.get(name, 0)
     resident = {usage.device: usage.used_bytes for usage in answer.usage}
-    for device, size in staying.by_device(answer).items():
+    for device, size in staying.by_device(answer.displaced(), answer.execution_map).items():
         resident[device] += size
     return RunPlacement(
         execution=execution,

@@ -55,9 +55,12 @@ def rooms_for(model: RunModel, workload: Workload, blocks: Blocks) -> RunningRoo
     Cost: see :func:`planner.planning.recorded.recorded`.
     """
     found = recorded_for(model, workload, blocks)
-    if not found.by_phase:
+    if not found.tapes:
         return formula_rooms(model, workload, blocks, note=found.note)
-    return _rooms(model, workload, blocks, found.by_phase, found.tapes)
+    if model.packed_as is not None or model.opened.quantization:
+        # No replay tells the peaks of these: a tape knows nothing of what kernels unpack.
+        return _rooms(model, workload, blocks, found.by_phase())
+    return _rooms(model, workload, blocks, {"prefill": found.demands()}, found.tapes)
 
 
 def recorded_for(model: RunModel, workload: Workload, blocks: Blocks) -> Recorded:
@@ -69,7 +72,6 @@ def recorded_for(model: RunModel, workload: Workload, blocks: Blocks) -> Recorde
         fingerprint=blocks.layout.columns.fingerprint(),
         dtype=model.loaded_as,
         special_dtypes=model.special_dtypes,
-        is_packed=model.packed_as is not None or bool(model.opened.quantization),
     )
 
 

@@ -11,12 +11,12 @@ from planner.choices import Phase
 from planner.devices.keys import DeviceKey
 from planner.memory.demands import Demands
 from planner.memory.tape import Tape
-from planner.model.blocks import Blocks
 from planner.planning.margins import margin_bytes, margin_of
 from planner.plans.parts import DevicePlan, PredictedPeaks
 from planner.plans.running import Running, running_by_device
 from planner.strategies.auto import AutoAnswer
 from planner.strategies.running import CoreDemands, core_demands
+from planner.strategies.staying import StayingBuffers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,19 +35,17 @@ class RunningRooms:
     tapes: tuple[Tape, ...] = ()
     beyond_bytes: Mapping[DeviceKey, int] = field(default_factory=dict)
 
-    def searched(
-        self, blocks: Blocks, devices: Sequence[DeviceKey], staying_bytes: Mapping[str, int] | None = None
-    ) -> CoreDemands:
+    def searched(self, staying: StayingBuffers, devices: Sequence[DeviceKey]) -> CoreDemands:
         """The same as the search reads it: each device has room for what runs there and for the margin."""
         margins = [margin_of(device, self.margin) for device in devices]
         share = max((margin.share for margin in margins), default=Fraction(0))
         beyond = [ceil(self.beyond_bytes.get(device, 0) * (1 + share)) for device in devices]
         return core_demands(
-            blocks,
+            staying.blocks,
             self.most,
             share=share,
             beside_bytes=[margin.beside_bytes + more for margin, more in zip(margins, beyond, strict=True)],
-            staying_bytes=staying_bytes,
+            staying_bytes=staying.block_bytes,
         )
 
     @property

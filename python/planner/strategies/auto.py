@@ -12,11 +12,14 @@ from planner.choices import DeviceKind, ExecuteOffloaded, Fill, Mode
 from planner.devices.budgets import DeviceBudget
 from planner.devices.keys import DeviceKey, device_kind, ordered
 from planner.errors import InfeasibleError, InvalidConstraintError, InvalidDevicesError, InvalidTreeError
+from planner.memory.demands import Demands
 from planner.model.blocks import Blocks
 from planner.plans.parts import Certificate, DeviceUsage, Reason, Shortfall
 from planner.plans.wording import infeasible_message
 from planner.strategies.decisions import told
 from planner.strategies.minimum import MOST_BYTES
+from planner.strategies.running import core_demands
+from planner.strategies.staying import StayingBuffers
 from planner.units import format_bytes
 
 _MOST_DEVICES = 64  # a set of devices is a word of the machine
@@ -48,8 +51,10 @@ class AutoSearch:
         device_budgets: devices in order of preference.
         masks: by unit that may not lie everywhere, the set of devices where it may.
         fill, search_steps, mode, execute_offloaded, staging_blocks: see :class:`planner.settings.schema.Settings`.
-        demands: what running the blocks takes beside their weights, its devices in the order of ``device_budgets``; none
-            plans weights alone.
+        staying: buffers that stay where offloaded blocks run.
+        demands: what running the blocks takes beside their weights, these buffers included, its devices in the order of
+            ``device_budgets``. Without them weights alone are planned, and then with the buffers if blocks that have any are
+            offloaded.
 
     Raises:
         InvalidDevicesError: more devices than a machine word has bits. Fields: ``device``.
@@ -64,6 +69,7 @@ class AutoSearch:
     mode: Mode
     execute_offloaded: ExecuteOffloaded
     staging_blocks: int
+    staying: StayingBuffers
     demands: _core.Demands | None = None
 
     def __post_init__(self) -> None:
@@ -90,10 +96,18 @@ class AutoSearch:
         Raises:
             InfeasibleError: none within budgets, constraints and mode.
 
-        Cost: O(units) where blocks fit in order; else at most ``search_steps`` steps more. The GIL is released.
+        Cost: O(units) where blocks fit in order; else at most ``search_steps`` steps more, and twice that where buffers of
+            offloaded blocks stay. The GIL is released.
         """
         result = self.blocks.columns.solve(self.row(), list(self.masks), self.options(), self.demands)
         return self.read(result, enough_bytes)
+
+    def with_buffers(self) -> AutoSearch:
+        """The problem with demands of nothing but the buffers that stay."""
+        staying_bytes = self.staying.block_bytes
+        return replace(
+            self, demands=core_demands(self.blocks, Demands(blocks={}), staying_bytes=staying_bytes)
+        )
 
     def fits(self) -> bool | None:
         """Whether there is a plan, found sooner than one; None where the search ended before that was known."""
@@ -149,6 +163,8 @@ class AutoSearch:
     ) -> AutoAnswer:
         """The answer to this problem; see :meth:`solve`. Raises InfeasibleError."""
         if isinstance(result, _core.AutoFailure):
+            if self.demands is None and self.staying.block_bytes:
+                return self.with_buffers().solve(enough_bytes)  # it lacks room for these, too
             raise self._infeasible(result, enough_bytes or {})
         keys = [budget.device for budget in self.device_budgets]
         usage = tuple(
@@ -160,9 +176,12 @@ class AutoSearch:
             )
             for budget, (used, reserved) in zip(self.device_budgets, result.usage, strict=True)
         )
+        execution_map = result.execution_map(keys)
+        if self.demands is None and self.staying.of(self._displaced(result), execution_map):
+            return self.with_buffers().solve(enough_bytes)
         return AutoAnswer(
             device_map=result.device_map(keys),
-            execution_map=result.execution_map(keys),
+            execution_map=execution_map,
             usage=usage,
             certificate=_certificate(result),
             cost_bytes=self._cost(usage),

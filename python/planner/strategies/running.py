@@ -46,15 +46,14 @@ def core_demands(
         demands: what its blocks need.
         share: of all of it, what is kept beyond.
         beside_bytes: by device, what is given up where anything runs, beside what is shared.
-        staying_bytes: by block, what lies where it runs besides; nothing is kept beyond it.
+        staying_bytes: by block, what of its own bytes is where it runs, even if it lies elsewhere; nothing is kept beyond it.
     """
     each, staying = block_demands(blocks, demands), staying_bytes or {}
     stays = [sum(staying.get(name, 0) for name in names) for names in blocks.columns.block_names()]
     return _core.Demands(
-        exec_bits=[
-            _more(demand.exec_bytes, share) + 8 * size for demand, size in zip(each, stays, strict=True)
-        ],
+        exec_bits=[_more(demand.exec_bytes, share) for demand in each],
         peak_bits=[_more(demand.needs_bytes, share) for demand in each],
+        stay_bits=[8 * size for size in stays],
         shared_bits=[_more(demands.shared_bytes, share) + 8 * size for size in beside_bytes],
     )
 

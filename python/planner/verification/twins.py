@@ -11,6 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from planner.dispatching.install.record import RECORD, dispatched_models
+from planner.dispatching.methods.adapter_loading import AdapterLoading
 from planner.dispatching.methods.forward import Forward
 from planner.dispatching.methods.overrides import Conversion
 from planner.dispatching.tensors.placeholder import is_offloaded
@@ -61,7 +62,7 @@ def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any], installed: s
     for key, value in vars(module).items():
         if key in ("_parameters", "_buffers", "_modules"):
             table[key] = {name: None if inner is None else memo[id(inner)] for name, inner in value.items()}
-        elif not (key in _OF_DISPATCH and installed) and not isinstance(value, Conversion):
+        elif not (key in _OF_DISPATCH and installed) and not isinstance(value, Conversion | AdapterLoading):
             if key == "_hf_hook" and id(value) in installed:
                 continue
             if isinstance(value, Forward) and id(value.hook) in installed:

@@ -47,14 +47,20 @@ fn device(kind: DeviceKind, bits: u64) -> Device {
 }
 
 fn demands(exec_bits: Vec<u64>, peak_bits: Vec<u64>, shared_bits: Vec<u64>) -> Arc<Demands> {
-    Demands { exec_bits, peak_bits, shared_bits }.into()
+    Demands { exec_bits, peak_bits, shared_bits, ..Demands::default() }.into()
 }
 
 fn instance(random: &mut Random) -> Instance {
     let count = 1 + random.below(8) as usize;
-    let kinds: Vec<[u64; 3]> =
-        (0..=random.below(4)).map(|_| [1 + random.below(9), random.below(5), random.below(4)]).collect();
-    let mut drawn: Vec<[u64; 3]> = (0..count).map(|_| kinds[random.below(kinds.len() as u64) as usize]).collect();
+    let (has_needs, has_stays) = (random.chance(80), random.chance(40));
+    let kind = |random: &mut Random| {
+        let bits = 1 + random.below(9);
+        let stay = if has_stays && random.chance(60) { random.below(bits + 1) } else { 0 };
+        let need = if has_needs { [random.below(5), random.below(4)] } else { [0, 0] };
+        [bits, need[0], need[1], stay]
+    };
+    let kinds: Vec<[u64; 4]> = (0..=random.below(4)).map(|_| kind(random)).collect();
+    let mut drawn: Vec<[u64; 4]> = (0..count).map(|_| kinds[random.below(kinds.len() as u64) as usize]).collect();
     if random.chance(40) {
         drawn.sort_unstable();
     }
@@ -68,9 +74,15 @@ fn instance(random: &mut Random) -> Instance {
         .map(|_| if is_alike { typical } else { random.below(2 * typical + 2) })
         .map(|bits| device(DeviceKind::Accelerator, bits))
         .collect();
-    let shared = (0..cards + 2).map(|_| random.below(3) * u64::from(random.chance(40))).collect();
+    let is_pooled = random.chance(25);
+    if is_pooled {
+        devices.iter_mut().filter(|_| random.chance(70)).for_each(|device| device.pool = Some(0));
+    }
+    let pools = if is_pooled { vec![1 + typical * (50 + random.below(250)) / 100] } else { vec![] };
+    let shared_bits = (0..cards + 2).map(|_| random.below(3) * u64::from(has_needs && random.chance(40))).collect();
     let cpu_bits = if random.chance(70) { need * 2 } else { random.below(need + 4) };
-    devices.push(device(DeviceKind::Cpu, cpu_bits));
+    let cpu = device(DeviceKind::Cpu, cpu_bits);
+    devices.push(Device { pool: (is_pooled && random.chance(30)).then_some(0), ..cpu });
     if random.chance(50) {
         devices.push(Device::unlimited_disk());
     }
@@ -78,8 +90,10 @@ fn instance(random: &mut Random) -> Instance {
         let all = (1u64 << devices.len()) - 1;
         units[random.below(count as u64) as usize].allowed_devices = 1 + random.below(all);
     }
+    let demands = Demands { exec_bits: column(1), peak_bits: column(2), stay_bits: column(3), shared_bits };
     let options = Options {
-        demands: Some(demands(column(1), column(2), shared)),
+        demands: Some(demands.into()),
+        pools,
         mode: [Mode::Any, Mode::Any, Mode::Any, Mode::NoDisk, Mode::GpuOnly][random.below(5) as usize],
         execute_offloaded: if random.chance(15) { Execute::Cpu } else { Execute::Accelerator },
         staging_blocks: 1 + random.below(4) as u32 / 3,
@@ -101,8 +115,11 @@ struct Rules<'a> {
 impl<'a> Rules<'a> {
     fn new(instance: &'a Instance) -> Self {
         let demands = instance.options.demands.as_deref().unwrap();
-        let capacity: Vec<u64> =
-            instance.devices.iter().map(|device| device.capacity_bits.unwrap_or(1 << 40)).collect();
+        let own = |device: &Device| {
+            let joint = device.pool.map_or(u64::MAX, |pool| instance.options.pools[pool as usize]);
+            device.capacity_bits.unwrap_or(1 << 40).min(joint)
+        };
+        let capacity: Vec<u64> = instance.devices.iter().map(own).collect();
         let is = |index: usize, kind| instance.devices[index].kind == kind && capacity[index] > 0;
         let all = 0..capacity.len();
         let has_card = all.clone().any(|index| is(index, DeviceKind::Accelerator));
@@ -172,12 +189,21 @@ fn take(rules: &Rules, taken: &mut [Taken], unit: usize, (home, executor): (usiz
     at.peak = at.peak.max(rules.demands.peak_bits[unit]);
     at.shared = rules.demands.shared_bits[executor];
     if home != executor {
-        at.reserved = at.reserved.max(bits * u64::from(rules.instance.options.staging_blocks));
+        let stay = rules.demands.stay_bits.get(unit).copied().unwrap_or(0);
+        at.exec += stay;
+        at.reserved = at.reserved.max((bits - stay) * u64::from(rules.instance.options.staging_blocks));
     }
 }
 
 fn fits(rules: &Rules, taken: &[Taken]) -> bool {
+    let mut pools = vec![0; rules.instance.options.pools.len()];
+    for (taken, device) in taken.iter().zip(&rules.instance.devices) {
+        if let Some(pool) = device.pool {
+            pools[pool as usize] += taken.sum();
+        }
+    }
     taken.iter().zip(&rules.capacity).all(|(taken, &capacity)| taken.sum() <= capacity)
+        && pools.iter().zip(&rules.instance.options.pools).all(|(taken, joint)| taken <= joint)
 }
 
 /// Fewest bits offloaded, over every home and executor of every unit.
@@ -225,7 +251,7 @@ fn check(rules: &Rules, solution: &Solution) {
     assert_eq!(solution.certificate.proven, solution.certificate.lower_bound_bits == offloaded);
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Tally {
     feasible: u32,
     offloading: u32,
@@ -274,7 +300,7 @@ fn run(seeds: std::ops::Range<u64>) -> Tally {
     let mut tally = Tally::default();
     for seed in seeds {
         let instance = instance(&mut Random(seed));
-        let mut own = std::mem::take(&mut tally);
+        let mut own = tally.clone();
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             compare(&instance, &mut own);
             own
@@ -336,10 +362,15 @@ fn least_extra_capacity_is_least() {
             let works = |more: u64| {
                 let mut devices = instance.devices.clone();
                 devices[device].capacity_bits = devices[device].capacity_bits.map(|capacity| capacity + more);
-                let grown = Instance { units: instance.units.clone(), devices, options: instance.options.clone() };
+                let mut options = instance.options.clone();
+                // The limit of its pool rises with it.
+                devices[device].pool.iter().for_each(|&pool| options.pools[pool as usize] += more);
+                let grown = Instance { units: instance.units.clone(), devices, options };
                 least(&Rules::new(&grown)).is_some()
             };
-            assert!(works(more) && (more == 0 || !works(more - 1)), "seed {seed}, device {device}: {more}");
+            // How shared memory is divided is a heuristic, so there it may be more than is needed.
+            let is_least = more == 0 || !instance.options.pools.is_empty() || !works(more - 1);
+            assert!(works(more) && is_least, "seed {seed}, device {device}: {more}");
         }
     }
 }

@@ -105,18 +105,20 @@ impl Blocks {
         self.wrap(py, result)
     }
 
-    /// Plans for many rows of devices on all cores.
-    #[pyo3(signature = (rows, masks, options, demands=None))]
+    /// Plans for many rows of devices on all cores, each with demands of its own; those left out have none.
+    #[pyo3(signature = (rows, masks, options, demands=Vec::new()))]
     fn solve_many(
         &self,
         py: Python<'_>,
         rows: Vec<Row>,
         masks: Vec<(u32, u64)>,
         options: &SearchOptions,
-        demands: Option<&Demands>,
+        demands: Vec<Option<PyRef<'_, Demands>>>,
     ) -> PyResult<Vec<Py<PyAny>>> {
         let units = self.restricted(&masks);
-        let rows: Vec<_> = rows.into_iter().map(|row| options.with_devices(row, &self.inner, demands)).collect();
+        let demands = demands.iter().map(Option::as_deref).chain(std::iter::repeat(None));
+        let rows = rows.into_iter().zip(demands);
+        let rows: Vec<_> = rows.map(|(row, demands)| options.with_devices(row, &self.inner, demands)).collect();
         let results = on_all_cores(py, &rows, |(devices, options)| auto::solve(&units, devices, options))?;
         results.into_iter().map(|result| self.wrap(py, result)).collect()
     }
@@ -182,9 +184,9 @@ pub(crate) struct Demands {
 impl Demands {
     /// By block, in execution order, and by device in the order of the rows; what is left out needs nothing.
     #[new]
-    #[pyo3(signature = (*, exec_bits, peak_bits, shared_bits))]
-    fn new(exec_bits: Vec<u64>, peak_bits: Vec<u64>, shared_bits: Vec<u64>) -> Self {
-        Self { inner: CoreDemands { exec_bits, peak_bits, shared_bits }.into() }
+    #[pyo3(signature = (*, exec_bits, peak_bits, stay_bits, shared_bits))]
+    fn new(exec_bits: Vec<u64>, peak_bits: Vec<u64>, stay_bits: Vec<u64>, shared_bits: Vec<u64>) -> Self {
+        Self { inner: CoreDemands { exec_bits, peak_bits, stay_bits, shared_bits }.into() }
     }
 }
 

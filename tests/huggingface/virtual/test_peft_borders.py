@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -9,12 +10,15 @@ from typing import Any, TypeAlias
 import peft
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import planner
 from peft_models import (
     LORA,
     MAPS,
+    RUNS,
     answer,
+    device_map,
     few,
     own,
     plain,
@@ -23,6 +27,7 @@ from peft_models import (
     spread,
     trained,
 )
+from planner.plans.device_map import DeviceMap
 
 pytestmark = pytest.mark.usefixtures("current_folder")
 
@@ -128,3 +133,32 @@ def test_adapters_are_not_loaded_after_the_end(
     assert answer(model).equal(answer(loaded(plain(folder), adapter)))
     base = planner.undispatch(model.unload()).to(0)
     assert answer(kind.from_pretrained(base, adapter)).equal(answer(loaded(plain(folder), adapter)))
+
+
+@pytest.mark.parametrize("made", few(["inside", "loaded"], "loaded"))
+@pytest.mark.parametrize("name", few(MAPS, "mixed"))
+def test_the_model_itself_loads_adapters_without_an_integration(
+    name: str, made: str, folder: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """To where its layers run, though its map says where they rest."""
+    if made == "inside":
+        with planner.integrate():
+            base = spread(folder, name, tmp_path / "o")
+    else:
+        with torch.device("meta"):
+            base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        resting = {
+            f"model.layers.{i}": RUNS[name][i] for i, each in enumerate(MAPS[name]) if isinstance(each, str)
+        }
+        base = planner.load(folder, base, DeviceMap(device_map(MAPS[name]), resting)).eval()
+    want = plain(folder)
+    said = dict(base.hf_device_map)
+    for each in (want, base):
+        each.load_adapter(str(adapter))
+    assert base.hf_device_map == said
+    requires_adapters_beside(base, name)
+    assert answer(base).equal(answer(want))
+    copied = copy.deepcopy(base)
+    copied.load_adapter(str(adapter), "again")
+    assert answer(copied).equal(answer(want))
+    assert "load_adapter" not in vars(planner.undispatch(base))

@@ -25,12 +25,9 @@ __all__ = [
     "copied_modules",
     "make_resident",
     "running_device",
-    "running_devices",
     "running_map",
     "with_adapters",
 ]
-
-_WRAPPED = (".base_layer", ".original_module")
 
 
 def adapter_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
@@ -99,34 +96,6 @@ def running_device(name: str, running: ResolvedDeviceMap) -> torch.device:
     key = nearest_key(name, running.placements)
     placement = running.root_placement if key is None else running.placements[key]
     return placement.execution_device
-
-
-def running_devices(model: nn.Module, device_map: Mapping[str, Any]) -> dict[str, torch.device]:
-    """By name of a module in a part that a device map has on the CPU or disk, where it runs.
-
-    Args:
-        model: a dispatched model.
-        device_map: its map.
-
-    Returns:
-        Of modules with tensors of their own; PEFT's wrapper has the name of what it wraps.
-    """
-    found: dict[str, torch.device] = {}
-    for name, module in model.named_modules():
-        slot = next(own_slots(module), None)
-        if slot is None or device_of(name, device_map) not in ("cpu", "disk"):
-            continue
-        hook = module.__dict__.get("_hf_hook")
-        is_offloaded = aligns(hook) and hook.offload and hook.device is not None
-        found.setdefault(_unwrapped(name), hook.device if is_offloaded else slot.read().device)
-    return found
-
-
-def _unwrapped(name: str) -> str:
-    for suffix in _WRAPPED:
-        while name.endswith(suffix):
-            name = name.removesuffix(suffix)
-    return name
 
 
 def make_resident(model: nn.Module) -> None:

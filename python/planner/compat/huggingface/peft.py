@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from planner.compat.huggingface.adapters import copied_modules, make_resident, running_devices
+from planner.compat.huggingface.adapters import copied_modules, make_resident
 from planner.compat.huggingface.at_hand import WeightsAtHand, has_placeholders
 from planner.compat.huggingface.base_model import base_of
 from planner.compat.huggingface.taking_over import take_over
 from planner.dispatching.install.record import dispatched_models
+from planner.dispatching.methods.adapter_loading import said_where_it_runs
 
 if TYPE_CHECKING:
     from planner.compat.huggingface.in_force import Integration
@@ -130,18 +131,8 @@ def load_adapter(
         What transformers' method says.
     """
     take_over(integration, model)
-    device_map = model.__dict__.get("hf_device_map")
-    if device_map is None or not has_placeholders(model):
+    with said_where_it_runs(model):
         return before(model, *args, **kwargs)
-    running = running_devices(model, device_map)
-    main_device = next(iter(running.values()), torch.device("cpu"))
-    resting = {name: device for name, device in device_map.items() if device not in ("cpu", "disk")}
-    # The very function looks there for where adapters go.
-    model.__dict__["hf_device_map"] = {"": main_device, **resting, **running}
-    try:
-        return before(model, *args, **kwargs)
-    finally:
-        model.__dict__["hf_device_map"] = device_map
 
 
 def load_into_mixed(

@@ -25,6 +25,7 @@ from planner.dispatching.install.record import (
 from planner.dispatching.install.regions import Regions, find_regions
 from planner.dispatching.install.request import DispatchRequest
 from planner.dispatching.install.tensors import Values
+from planner.dispatching.methods.adapter_loading import AdapterLoading
 from planner.dispatching.methods.overrides import Conversion, Pickling, Refusal
 from planner.dispatching.offload.prefetch import Prefetcher
 from planner.dispatching.offload.reads_ahead import ReadsAhead, SeveralAhead
@@ -326,6 +327,8 @@ class Prepared:
             if id(module) in owners:
                 kind = Refusal if id(module) in holders else Conversion
                 record.install(journal, kind(module, record.membership))
+            if id(module) in holders and AdapterLoading.is_due(module):
+                record.install(journal, AdapterLoading(module))
 
 
 def _around(preorder: list[nn.Module], inner: set[int]) -> set[int]:

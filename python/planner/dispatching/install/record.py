@@ -12,6 +12,7 @@ from torch import nn
 
 from planner.dispatching.hooks.place import require_values
 from planner.dispatching.install.originals import Made, OriginalPlacement, joined, send
+from planner.dispatching.methods.adapter_loading import AdapterLoading
 from planner.dispatching.methods.forward import Forward, Hooked, forwards_of, installed, restore_forward
 from planner.dispatching.methods.membership import Membership
 from planner.dispatching.methods.overrides import Conversion, Override, Pickling, Recomputing
@@ -331,6 +332,10 @@ def dispatched_models(model: nn.Module) -> list[Dispatched]:
         if forward is None or type(forward) is Hooked or id(forward) in known or _belongs(forward):
             continue
         strays.forwards.append(forward)
-        overrides: tuple[Override | None, ...] = (Conversion.of(module), Pickling.of(module))
+        overrides: tuple[Override | None, ...] = (
+            Conversion.of(module),
+            Pickling.of(module),
+            AdapterLoading.of(module),
+        )
         strays.overrides.extend(override for override in overrides if override is not None)
     return [*found, strays] if strays.forwards else found

@@ -21,7 +21,9 @@ _CPU = torch.device("cpu")
 # What runs a module, as the interpreter calls it; the property that says where the model's inputs are to be, which asks the first
 # weight; and what makes adapters, which go where their layer runs. Not what loads them: that believes the map, and leaves out what
 # it has on disk.
-_CALLS = frozenset({"_call_impl", "forward", "generate", "device", "get_peft_model", "add_adapter"})
+_CALLS = frozenset(
+    {"_call_impl", "forward", "generate", "device", "get_peft_model", "add_adapter", "inject_adapter"}
+)
 
 
 class _Store(Protocol):

@@ -147,8 +147,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key = storage._cdata
         if key in self._alive or key in self._weights:
             return
-        number = self._storages
-        self._storages += 1
+        number = self.next_storage()
         self._alive[key] = (number, place)
         self.events.append((MADE, number, storage.nbytes(), place, operator))
 
@@ -160,6 +159,25 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._brought.pop(key, None)
 
         self._watched[number] = weakref.ref(storage, gone)
+
+    def next_storage(self) -> int:
+        """The number of one more storage, which comes and goes with what is written down."""
+        number = self._storages
+        self._storages += 1
+        return number
+
+    @property
+    def storages(self) -> int:
+        """How many storages have been made."""
+        return self._storages
+
+    def number_of(self, storage: int) -> int | None:
+        """The number of a storage that is alive, by its address; None for a weight."""
+        return self._alive[storage][0] if storage in self._alive else None
+
+    def is_weight_of(self, tensor: torch.Tensor, place: int) -> bool:
+        """Whether a weight lies beside this block."""
+        return self._weights.get(tensor.untyped_storage()._cdata) == place
 
     def _rows(self, tensors: Iterable[torch.Tensor]) -> tuple[Row, ...]:
         rows = []

@@ -13,6 +13,7 @@ from torch import nn
 
 from planner.choices import AttentionKernel
 from planner.errors import PlannerError, RecordingError
+from planner.memory.recording.alike import AlikeLayers, UnlikeError
 from planner.memory.recording.kernels import COMPOSED
 from planner.memory.recording.recorder import BlockDevices, Recorder
 from planner.memory.recording.twin import bordered, containers_of, twin_of, weights_of
@@ -47,13 +48,16 @@ class RecordedRun:
     composed: Mapping[Any, Callable[..., Any]] = field(default_factory=dict)
 
 
-def record_run(model: nn.Module, blocks: Sequence[str], run: RecordedRun) -> Tape:
+def record_run(
+    model: nn.Module, blocks: Sequence[str], run: RecordedRun, *, all_layers: bool = False
+) -> Tape:
     """Records one run.
 
     Args:
         model: only looked at.
         blocks: names of what is placed as a whole, modules or tensors, in any order.
         run: what is run.
+        all_layers: runs layers that are alike, too; see :class:`AlikeLayers`.
 
     Raises:
         RecordingError: the model's code asks for what the meta device does not have; says in which block, at which operator.
@@ -62,6 +66,13 @@ def record_run(model: nn.Module, blocks: Sequence[str], run: RecordedRun) -> Tap
 
     Cost: some 20 microseconds for each operator, and the copying of the model's structure once.
     """
+    try:
+        return _recorded(model, blocks, run, all_layers=all_layers)
+    except UnlikeError:
+        return _recorded(model, blocks, run, all_layers=True)
+
+
+def _recorded(model: nn.Module, blocks: Sequence[str], run: RecordedRun, *, all_layers: bool) -> Tape:
     twin = twin_of(model)
     notes = with_fused_experts(twin)
     recorder = Recorder(
@@ -75,6 +86,8 @@ def record_run(model: nn.Module, blocks: Sequence[str], run: RecordedRun) -> Tap
 
     containers = containers_of(twin, blocks)
     skip = frozenset(getattr(twin, "_skip_keys_device_placement", None) or ())
+    if not all_layers:
+        AlikeLayers(recorder).stand_in(twin, blocks)
     bordered(twin, blocks, containers, recorder, skip)
     was_enabled = gc.isenabled()
     gc.disable()  # what is freed, and when, is the same each time

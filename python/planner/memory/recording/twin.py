@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Container as Keys
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from planner.errors import RecordingError
+from planner.memory.recording.copies import copied
 from planner.memory.recording.recorder import Recorder
 from planner.memory.tape import Container
 
@@ -39,7 +39,7 @@ def twin_of(model: nn.Module) -> nn.Module:
             operator="",
         )
     try:
-        twin: nn.Module = copy.deepcopy(model, memo)
+        twin: nn.Module = copied(model, memo)
     except Exception as error:
         raise RecordingError(
             f"a {type(model).__name__} cannot be recorded, because something in it refuses to be copied: {error}",

@@ -9,6 +9,9 @@ pub struct Demands {
     /// By execution position of a block: what it needs while it runs. One block runs at a time, so a device needs the most of
     /// its blocks.
     pub peak_bits: Vec<u64>,
+    /// By execution position of a block: part of its own bits that is where it runs even if it lies elsewhere, as buffers are
+    /// that are not streamed. At home it is in the block's bits already.
+    pub stay_bits: Vec<u64>,
     /// By device given: what it gives up where it runs anything.
     pub shared_bits: Vec<u64>,
 }
@@ -20,6 +23,21 @@ impl Demands {
         Need { exec: at(&self.exec_bits), peak: at(&self.peak_bits) }
     }
 
+    /// Of a block of some size, what stays where it runs.
+    pub(crate) fn stay(&self, position: u32, block_bits: u64) -> u64 {
+        self.stay_bits.get(position as usize).map_or(0, |&bits| bits.min(block_bits))
+    }
+
+    /// Something of blocks that lie elsewhere stays where they run.
+    pub(crate) fn has_stays(&self) -> bool {
+        self.stay_bits.iter().any(|&bits| bits > 0)
+    }
+
+    /// The same as if blocks that lie elsewhere were streamed as they are.
+    pub(crate) fn without_stays(&self) -> Self {
+        Self { stay_bits: Vec::new(), ..self.clone() }
+    }
+
     /// What a device that runs anything gives up.
     pub(crate) fn shared(&self, device: u32) -> u64 {
         self.shared_bits.get(device as usize).copied().unwrap_or(0)
@@ -27,7 +45,8 @@ impl Demands {
 
     /// Plans are those of weights alone.
     pub(crate) fn is_nothing(&self) -> bool {
-        [&self.exec_bits, &self.peak_bits, &self.shared_bits].iter().all(|bits| bits.iter().all(|&bits| bits == 0))
+        let all = [&self.exec_bits, &self.peak_bits, &self.stay_bits, &self.shared_bits];
+        all.iter().all(|bits| bits.iter().all(|&bits| bits == 0))
     }
 
     /// What blocks keep beside some total is less than a limit, and so is every need and every share.

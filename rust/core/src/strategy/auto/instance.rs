@@ -30,9 +30,9 @@ pub(crate) struct Bin {
 pub(crate) struct Class {
     /// Of each unit.
     pub(crate) bits: u64,
-    /// The largest block that is streamed to a bin when it is offloaded; nothing where the cpu executes all of them.
+    /// The most that is streamed of one block to a bin when it is offloaded; nothing where the cpu executes all of them.
     pub(crate) streamed: Option<u64>,
-    /// The largest block that the cpu executes when it is offloaded.
+    /// The same of blocks that the cpu executes.
     pub(crate) hosted: Option<u64>,
     /// The cpu executes the first block, by which a unit is counted, when it is offloaded.
     pub(crate) leads_by_cpu: bool,
@@ -40,10 +40,12 @@ pub(crate) struct Class {
     pub(crate) bins: u64,
     /// What its blocks need where they run, all of them.
     pub(crate) need: Need,
-    /// Those that are streamed to a bin when it is offloaded.
+    /// Those that are streamed to a bin when it is offloaded, with what of them stays there.
     pub(crate) streamed_need: Need,
-    /// Those that the cpu executes then.
+    /// Those that the cpu executes then; what of them stays there is in its bits where it lies there.
     pub(crate) hosted_need: Need,
+    /// What stays, of those that are streamed to a bin, and of those that the cpu executes.
+    pub(crate) stay: Stay,
     /// In no count: it takes nothing wherever it is, and joins its neighbours.
     pub(crate) is_weightless: bool,
     /// It may be offloaded to the cpu: permitted, and what of it the cpu must execute has a cpu.
@@ -57,6 +59,11 @@ pub(crate) struct Class {
 impl Class {
     pub(crate) fn count(&self) -> u32 {
         id_at(self.units.len())
+    }
+
+    /// Takes on the bin that runs it beside what is streamed, wherever it lies.
+    pub(crate) fn least_exec(&self) -> u64 {
+        self.streamed_need.exec - self.stay.streamed
     }
 
     /// Takes on the bin where it is at home.
@@ -82,8 +89,15 @@ impl Class {
     }
 }
 
+/// Part of a unit's bits that is where its blocks run when it is offloaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct Stay {
+    pub(crate) streamed: u64,
+    pub(crate) hosted: u64,
+}
+
 /// Everything that does not change during the search.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Instance<'a> {
     /// In execution order; the number of a unit is its place here, and its bits add up to `total`.
     pub(crate) units: &'a [Unit],
@@ -160,24 +174,25 @@ impl<'a> Instance<'a> {
         let mut classes: BTreeMap<_, Vec<u32>> = BTreeMap::new();
         for (index, unit) in self.units.iter().enumerate() {
             let largest = |by_cpu: bool| {
-                let blocks = unit.block_bits.iter().filter(|&&bits| self.is_by_cpu(bits) == by_cpu);
+                let blocks = unit.block_bits.iter().enumerate().filter(|&(_, &bits)| self.is_by_cpu(bits) == by_cpu);
                 // Blocks of a unit may count shared tensors each; none needs more room than the unit.
-                blocks.map(|&bits| bits.min(unit.bits)).max()
+                blocks.map(|(block, &bits)| bits.min(unit.bits) - self.stay(unit, block, bits)).max()
             };
             let leads_by_cpu = unit.block_bits.first().is_some_and(|&bits| self.is_by_cpu(bits));
             // All that the search asks of a unit but its place; what is left out here must not decide anything.
-            let needs = (self.need(unit, |_| true), self.need(unit, |by_cpu| by_cpu));
+            let needs = (self.need(unit, |_| true), self.need(unit, |by_cpu| by_cpu), self.stays(unit));
             let key = (Reverse(unit.bits), largest(false), largest(true), leads_by_cpu, unit.allowed_devices, needs);
             classes.entry(key).or_default().push(id_at(index));
         }
         self.class_of = vec![0; self.units.len()];
         let all_bins = self.bins.iter().enumerate().fold(0, |mask, (index, _)| mask | 1u64 << index);
-        for ((Reverse(bits), streamed, hosted, leads_by_cpu, homes, (need, hosted_need)), units) in classes {
+        for ((Reverse(bits), streamed, hosted, leads_by_cpu, homes, (need, hosted_need, stay)), units) in classes {
             let may = |bin: &Bin| homes >> bin.device & 1 == 1;
             let has_room = |bin: &Bin| bits + need.bits() + bin.shared <= bin.capacity;
             let fits = self.bins.iter().enumerate().filter(|(_, bin)| may(bin) && has_room(bin));
             let bins = fits.fold(0, |mask, (index, _)| mask | 1 << index);
-            let streamed_need = self.need(&self.units[units[0] as usize], |by_cpu| !by_cpu);
+            let mut streamed_need = self.need(&self.units[units[0] as usize], |by_cpu| !by_cpu);
+            streamed_need.exec += stay.streamed;
             // What only the cpu can execute is not offloaded without one, not even to disk.
             let can_execute = hosted.is_none() || self.cpu.is_some();
             let class = Class {
@@ -189,6 +204,7 @@ impl<'a> Instance<'a> {
                 need,
                 streamed_need,
                 hosted_need,
+                stay,
                 is_weightless: match self.demands {
                     None => bits == 0 && bins != 0,
                     // A device that runs it may give up something for that, so it has to be free to go anywhere.
@@ -210,6 +226,26 @@ impl<'a> Instance<'a> {
         let Some(demands) = self.demands else { return Need::default() };
         let blocks = unit.positions.iter().zip(&unit.block_bits).filter(|(_, bits)| is_counted(self.is_by_cpu(**bits)));
         blocks.fold(Need::default(), |sum, (&position, _)| sum.and(demands.of(position)))
+    }
+
+    /// Of a block of a unit, what stays where it runs.
+    fn stay(&self, unit: &Unit, block: usize, block_bits: u64) -> u64 {
+        let Some(demands) = self.demands else { return 0 };
+        unit.positions.get(block).map_or(0, |&position| demands.stay(position, block_bits.min(unit.bits)))
+    }
+
+    /// Of a unit, no more than it has, although blocks that share tensors may count these each.
+    fn stays(&self, unit: &Unit) -> Stay {
+        let mut left = unit.bits;
+        let mut stays = Stay::default();
+        if self.demands.is_some() {
+            for (block, &bits) in unit.block_bits.iter().enumerate() {
+                let stay = self.stay(unit, block, bits).min(left);
+                left -= stay;
+                *(if self.is_by_cpu(bits) { &mut stays.hosted } else { &mut stays.streamed }) += stay;
+            }
+        }
+        stays
     }
 
     /// The cpu executes a block of this size when it is offloaded. That is a matter of one block: a unit is streamed block
@@ -254,6 +290,16 @@ impl<'a> Instance<'a> {
     /// The cpu shares memory with a device that executes.
     pub(crate) fn has_shared_cpu(&self) -> bool {
         self.cpu.is_some_and(|cpu| cpu.pool.is_some())
+    }
+
+    /// Every unit that may be offloaded is run by one bin, if by any. The blocks of others could run on different bins, each with
+    /// what stays there, and a search by units does not look at that.
+    pub(crate) fn runs_units_whole(&self) -> bool {
+        let streams_parts = |class: &Class| {
+            let blocks = &self.units[class.units[0] as usize].block_bits;
+            class.can_offload() && blocks.iter().filter(|&&bits| !self.is_by_cpu(bits)).count() > 1
+        };
+        self.bins.len() < 2 || !self.classes.iter().any(streams_parts)
     }
 
     /// Runs tell whether there are returns: no unit is ignored in counting them, and none that weighs nothing could be

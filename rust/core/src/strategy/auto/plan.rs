@@ -160,11 +160,18 @@ impl Plan {
     fn run(&self, instance: &Instance, load: &mut Load) {
         let mut runs = vec![false; instance.device_count];
         for unit in 0..id_at(instance.units.len()) {
-            let class = instance.class(unit);
-            let by_bin = (class.streamed.is_some(), self.executor_of(instance, unit, false), class.streamed_need);
-            let by_cpu = (class.hosted.is_some(), self.executor_of(instance, unit, true), class.hosted_need);
-            for (is_any, executor, need) in [by_bin, by_cpu] {
-                if let (true, Some(device)) = (is_any, executor) {
+            let (place, class) = (self.places[unit as usize], instance.class(unit));
+            let (streams, hosts) = (class.streamed.is_some(), class.hosted.is_some());
+            let mut hosted_need = class.hosted_need;
+            if place == Place::Disk {
+                hosted_need.exec += class.stay.hosted;
+            }
+            let parts = match place {
+                Place::Bin(_) => [(streams || hosts, false, class.need), (false, true, Need::default())],
+                _ => [(streams, false, class.streamed_need), (hosts, true, hosted_need)],
+            };
+            for (is_any, is_by_cpu, need) in parts {
+                if let (true, Some(device)) = (is_any, self.executor_of(instance, unit, is_by_cpu)) {
                     let running = &mut load.running[device as usize];
                     *running = running.and(need);
                     runs[device as usize] = true;

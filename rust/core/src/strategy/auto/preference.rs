@@ -297,7 +297,7 @@ impl Unit {
     }
 }
 
-fn cost(instance: &Instance, plan: &Plan) -> (u64, u64) {
+pub(crate) fn cost(instance: &Instance, plan: &Plan) -> (u64, u64) {
     let bits_on = |places: &[Place]| {
         let units = instance.units.iter().zip(&plan.places).filter(|(_, place)| places.contains(place));
         units.map(|(unit, _)| unit.bits).sum::<u64>()

@@ -63,6 +63,10 @@ fn with_streaming(
         instance.classes.iter().zip(offloaded).enumerate().filter(|(_, (_, count))| **count > 0)
     {
         let may_disk = class.on_disk && class.hosted.is_none_or(|bits| bits <= largest);
+        // What stays on the cpu that runs it takes room there from either.
+        let stays = if may_disk { class.stay.hosted } else { 0 };
+        let Some(left) = room.checked_sub(stays * u64::from(count)) else { return (None, true) };
+        room = left;
         match (class.on_cpu, may_disk) {
             (false, false) => return (None, true),
             // No choice: these are placed first, the rest is a subset sum over what may lie on either.
@@ -70,7 +74,7 @@ fn with_streaming(
                 let Some(left) = room.checked_sub(class.bits * u64::from(count)) else { return (None, true) };
                 (room, on_cpu[index]) = (left, count);
             }
-            (true, true) => free.push((index, class.bits, count)),
+            (true, true) => free.push((index, class.bits - stays, count)),
             (false, true) => {}
         }
     }

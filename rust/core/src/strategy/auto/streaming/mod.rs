@@ -37,8 +37,9 @@ pub(crate) fn search(instance: &Instance, goal: Goal, steps: &mut Steps) -> Stre
         return Streamed { plan: None, lower_bound: UNLIMITED, is_proven: true };
     };
     let mut best = Best { instance, goal, plan: None, lower_bound: floor.max(goal.floor), is_excluded: false };
+    let are_bounds = instance.runs_units_whole();
     for (index, capacities) in capacities(instance).into_iter().enumerate() {
-        best.improve(&capacities, index == 0, steps);
+        best.improve(&capacities, index == 0 && are_bounds, steps);
         if best.is_enough() {
             break;
         }
@@ -70,8 +71,9 @@ impl Best<'_> {
         self.is_excluded || is_met || (self.goal.is_any && self.plan.is_some())
     }
 
-    /// Looks for plans within these capacities of the bins; whether they are the bins' own, so that bounds hold.
-    fn improve(&mut self, capacities: &[u64], are_own: bool, steps: &mut Steps) {
+    /// Looks for plans within these capacities of the bins; whether they are the bins' own and each unit is run by one of them, so
+    /// that bounds hold.
+    fn improve(&mut self, capacities: &[u64], are_bounds: bool, steps: &mut Steps) {
         let mut costs = Costs::new(self.instance, capacities);
         // A third for each way, so that no way takes the steps of the next.
         let mut part = steps.share(steps.left() / 3);
@@ -99,25 +101,43 @@ impl Best<'_> {
         let mut part = steps.share(steps.left() / 2);
         match shares::search(&mut costs, capacities, limit, &mut part) {
             Answer::Least(vectors, bits) => {
-                self.bound(are_own, bits);
-                self.offer(place::shares(&mut costs, &vectors, &mut part));
+                self.bound(are_bounds, bits);
+                if !self.offer(place::shares(&mut costs, &vectors, &mut part)) {
+                    self.keep_some(capacities, &mut part);
+                }
             }
             // No plan at all, or none better than the one that is there.
-            Answer::NothingBelow if are_own && limit == keep::NEVER => self.is_excluded = true,
-            Answer::NothingBelow => self.bound(are_own, limit),
+            Answer::NothingBelow if are_bounds && limit == keep::NEVER => self.is_excluded = true,
+            Answer::NothingBelow => self.bound(are_bounds, limit),
             Answer::Unknown => {}
         }
         steps.join(part);
     }
 
-    fn bound(&mut self, are_own: bool, bits: u64) {
-        if are_own {
+    /// What would be offloaded has no homes: then one class after another stays, and more of others goes.
+    fn keep_some(&mut self, capacities: &[u64], steps: &mut Steps) {
+        for class in (0..self.instance.classes.len()).filter(|&class| self.instance.classes[class].can_offload()) {
+            let mut narrowed = self.instance.clone();
+            (narrowed.classes[class].on_cpu, narrowed.classes[class].on_disk) = (false, false);
+            let limit = self.cost().map_or(keep::NEVER, |(bits, _)| bits);
+            let mut costs = Costs::new(&narrowed, capacities);
+            let mut part = steps.share(steps.left() / 2);
+            if let Answer::Least(vectors, _) = shares::search(&mut costs, capacities, limit, &mut part) {
+                self.offer(place::shares(&mut costs, &vectors, &mut part));
+            }
+            steps.join(part);
+        }
+    }
+
+    fn bound(&mut self, is_bound: bool, bits: u64) {
+        if is_bound {
             self.lower_bound = self.lower_bound.max(bits);
         }
     }
 
-    fn offer(&mut self, plan: Option<Plan>) {
-        let Some(plan) = plan.filter(|plan| plan.is_valid(self.instance)) else { return };
+    /// Takes a plan if it is valid and better; false where it is not valid.
+    fn offer(&mut self, plan: Option<Plan>) -> bool {
+        let Some(plan) = plan.filter(|plan| plan.is_valid(self.instance)) else { return false };
         let bits_on = |of: fn(&Place) -> bool| {
             let units = self.instance.units.iter().zip(&plan.places).filter(|(_, place)| of(place));
             units.map(|(unit, _)| unit.bits).sum::<u64>()
@@ -126,6 +146,7 @@ impl Best<'_> {
         if self.cost().is_none_or(|best| cost < best) {
             self.plan = Some((cost, plan));
         }
+        true
     }
 }
 

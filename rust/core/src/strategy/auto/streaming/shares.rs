@@ -41,7 +41,8 @@ pub(crate) fn search(costs: &mut Costs, capacities: &[u64], limit: u64, steps: &
 struct Behind {
     /// By bin: joint room of it and those behind it.
     rooms: Vec<u64>,
-    /// By vector: weight of the rest, caches included.
+    /// By vector: weight of the rest with its caches. What stays where it runs is not in it twice: of what is offloaded, no more
+    /// than its bits is taken off.
     weights: Vec<u64>,
 }
 
@@ -57,7 +58,7 @@ impl Behind {
             let own = classes.map(|(dimension, &class)| {
                 let class = &costs.instance.classes[class];
                 let count = u64::from(class.count()) - vectors.digit(vector, dimension) as u64;
-                (class.bits + class.streamed_need.exec) * count
+                (class.bits + class.least_exec()) * count
             });
             own.sum()
         };

@@ -1,0 +1,51 @@
+"""Copies of modules, sooner than `copy.deepcopy` makes them."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import Any, Final
+
+from torch import nn
+
+__all__ = ["copied"]
+
+_PLAIN: Final = frozenset({bool, int, float, str, bytes, type(None)})
+_OWN_WAYS: Final = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__getnewargs_ex__")
+
+
+def copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """What ``copy.deepcopy`` makes of a module.
+
+    Args:
+        module: only looked at.
+        memo: as of ``copy.deepcopy``; what is in it already is not copied.
+
+    Cost: most of what a module has is empty, and most of what is inside is modules: neither asks for the general way.
+    """
+    known = memo.get(id(module))
+    if known is not None:
+        return known
+    if any(getattr(type(module), way, None) is not getattr(nn.Module, way, None) for way in _OWN_WAYS):
+        return copy.deepcopy(module, memo)
+    made = object.__new__(type(module))
+    memo[id(module)] = made
+    for key, value in vars(module).items():
+        kind = type(value)
+        if key == "_compiled_call_impl":
+            continue  # which torch leaves behind, too
+        if kind in _PLAIN:
+            new: Any = value
+        elif key in ("_modules", "_parameters", "_buffers") and kind is dict:
+            new = {name: _each(each, memo) for name, each in value.items()}
+            memo[id(value)] = new
+        elif not value and kind in (dict, set, list, OrderedDict):
+            new = memo[id(value)] = kind()
+        else:
+            new = copy.deepcopy(value, memo)
+        made.__dict__[key] = new
+    return made
+
+
+def _each(value: Any, memo: dict[int, Any]) -> Any:
+    return copied(value, memo) if isinstance(value, nn.Module) else copy.deepcopy(value, memo)

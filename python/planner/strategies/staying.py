@@ -1,0 +1,71 @@
+"""Buffers of offloaded blocks, which dispatch leaves where these run: counted there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+
+from planner.devices.keys import DeviceKey
+from planner.model.blocks import Blocks
+from planner.names import device_of, nearest_key
+
+__all__ = ["StayingBuffers"]
+
+
+@dataclass(frozen=True)
+class StayingBuffers:
+    """Buffers that stay where a block runs, whether or not its weights do.
+
+    Args:
+        blocks: the model.
+        are_offloaded: saved buffers rest with the weights; the others stay all the same.
+    """
+
+    blocks: Blocks
+    are_offloaded: bool
+
+    @cached_property
+    def block_bytes(self) -> Mapping[str, int]:
+        """By block that has such buffers, their bytes."""
+        layout = self.blocks.layout
+        sizes = layout.stored_sizes("buffers")
+        if self.are_offloaded:
+            saved = set(layout.tree.uncovered([], "saved")[1])
+            sizes = {name: size for name, size in sizes.items() if name not in saved}
+        buffers = set(layout.tree.uncovered([])[1]) & sizes.keys()
+        names = {name for block in self.blocks.columns.block_names() for name in block}
+        found: Counter[str] = Counter()
+        for name in buffers:
+            block = nearest_key(name, names)
+            if block is not None:
+                found[block] += ceil(sizes[name])
+        return {name: size for name, size in found.items() if size}
+
+    def of(self, displaced: Collection[str], execution_map: Mapping[str, DeviceKey]) -> dict[str, int]:
+        """Of blocks that lie elsewhere than they run, those with such buffers, and their bytes.
+
+        Args:
+            displaced: blocks that are offloaded; the cpu may run some of them where they lie.
+            execution_map: of what runs elsewhere than it lies, the device.
+        """
+        if not execution_map:
+            return {}
+        return {
+            name: self.block_bytes[name]
+            for name in displaced
+            if name in self.block_bytes and device_of(name, execution_map) is not None
+        }
+
+    def by_device(
+        self, displaced: Collection[str], execution_map: Mapping[str, DeviceKey]
+    ) -> Mapping[DeviceKey, int]:
+        """By device that runs such blocks, the bytes of these."""
+        found: Counter[DeviceKey] = Counter()
+        for name, size in self.of(displaced, execution_map).items():
+            device = device_of(name, execution_map)
+            if device is not None:
+                found[device] += size
+        return found
