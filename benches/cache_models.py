@@ -269,11 +269,13 @@ def givens(model: Any, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
                 "input_ids": words(model, ENCODED),
                 "decoder_input_ids": like(ids[..., None].expand(-1, -1, channels), PROMPT),
             }
-    if "codebooks" in str(vars(model.config)):
-        books = getattr(model.config, "num_codebooks", 4)
-        yield {"input_ids": ids.repeat(books, 1)}
     yield {"input_ids": ids}
     yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    books = getattr(model.config.get_text_config(decoder=True), "num_codebooks", None)
+    if isinstance(books, int):  # a row for each book of each sequence
+        many = ids.repeat(books, 1)
+        yield {"input_ids": many}
+        yield {"input_ids": words(model, ENCODED), "decoder_input_ids": many}
     for made in tiny_zoo.inputs(model):
         given = {}
         for key, value in made.items():

@@ -66,14 +66,14 @@ def values_of(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def record_of(name: str) -> Record:
     """What is found of one class: by cache and element type whether the closed form is right, and which other formulas are."""
-    record: Record = {"class": name, "built": "", "runs": {}, "others": {}, "notes": [], "types": []}
+    record: Record = {"class": name, "built": "", "runs": {}, "others": {}, "notes": [], "type": ""}
     try:
         model = cache_models.build(name)
     except Exception as error:
         record["built"] = f"{type(error).__name__}: {_short(error)}"
         return record
     whole, written = values_of(model)
-    record["types"] = sorted({model_type(whole), model_type(decoder_config(whole))} - {""})
+    record["type"] = model_type(decoder_config(whole))
     shapes = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
     record["notes"] = head_notes(whole, shapes)  # a class that saves what it says has none
     for dtype, torch_dtype in DTYPES.items():
@@ -182,7 +182,7 @@ def write_types(records: Iterable[Record]) -> None:
         found = {
             "instead of" in what for what in record["runs"].values() if "instead of" in what or what == EQUAL
         }
-        (wrong if True in found else right if found else set()).update(record["types"])
+        (wrong if True in found else right if found else set()).add(record["type"])
     lines = "".join(f'        "{each}",\n' for each in sorted(right - wrong))
     TYPES.write_text(
         '"""Types of models whose real caches are what is computed. Written by ``benches/sweep_caches.py --write-types``."""\n\n'

@@ -233,3 +233,19 @@ def test_latents_of_which_nothing_is_rotated() -> None:
 def test_heads_without_elements_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(planner.UnknownMemoryError, match="attention heads"):
         bytes_of({**SMALL, **wrong})
+
+
+def test_a_file_that_says_of_the_whole_what_its_decoder_has() -> None:
+    flat = {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl", "hidden_size": 64,
+            "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+    assert bytes_of(completed_config(flat)) == bytes_of(SMALL)
+    assert "text_config" not in flat
+
+
+def test_a_decoder_that_a_file_does_not_name_is_refused() -> None:
+    """Its class has a type for it, and values that depend on that."""
+    part = {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3"}
+    sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    for config in ({**part, **sizes}, {**part, "text_config": sizes}):
+        with pytest.raises(planner.UnknownMemoryError):
+            bytes_of(completed_config(config))
