@@ -10,6 +10,8 @@ import torch
 
 import planner
 import tiny_zoo
+from planner.devices.keys import main_device
+from planner.memory.recording.workloads import takes_use_cache
 from planner.names import nearest_key
 
 STEPS = 2
@@ -22,9 +24,9 @@ SHARES = (0.35, 0.5, 0.7, 0.9)
 # ---- Models and inputs
 
 
-def built(name: str, attention: str) -> Any:
+def built(name: str, attention: str, level: int = 0) -> Any:
     """The tiny model, with one of the two ways of attention."""
-    model = tiny_zoo.build(name, 0)
+    model = tiny_zoo.build(name, level)
     model.set_attn_implementation(attention)
     if model._can_set_experts_implementation():
         model.set_experts_implementation("grouped_mm")  # the default of accelerators, and what is recorded
@@ -70,6 +72,7 @@ class Placed:
     offloaded_bytes: dict[str, int] = field(default_factory=dict)
     room_bytes: dict[Any, int] = field(default_factory=dict)
     weight_bytes: dict[int, int] = field(default_factory=dict)
+    main_device: int = 0
 
 
 def placements(model: Any) -> Iterator[Placed]:
@@ -101,9 +104,7 @@ def placements(model: Any) -> Iterator[Placed]:
                 continue
             # Buffers stay where the block runs: these are among what lies there all the time.
             offloaded = {
-                name: sizes[name] - buffer_bytes(model, name, is_saved=True)
-                for name in names
-                if homes[name] == "cpu"
+                name: sizes[name] - buffer_bytes(model, name) for name in names if homes[name] == "cpu"
             }
             if bool(offloaded) != ("cpu" in budgets):
                 continue
@@ -112,7 +113,8 @@ def placements(model: Any) -> Iterator[Placed]:
                 for row in plan.devices
                 if row.kind == "accelerator"
             }
-            yield Placed(title, plan, execution, offloaded, room, weights_of(model, plan, execution, homes))
+            weights = weights_of(model, plan, execution, homes)
+            yield Placed(title, plan, execution, offloaded, room, weights, main_of(plan))
             break
 
 
@@ -131,15 +133,18 @@ def weights_of(
     return found
 
 
-def buffer_bytes(model: Any, name: str, *, is_saved: bool = False) -> int:
-    """Of the buffers of a block; only of those that are saved with it, if asked."""
+def main_of(plan: Any) -> int:
+    """The accelerator where dispatch takes the inputs."""
+    main = main_device(plan.device_map.values())
+    return next(int(each) for each in (main, *plan.execution_map.values()) if isinstance(each, int))
+
+
+def buffer_bytes(model: Any, name: str) -> int:
+    """Of the buffers of a block."""
     modules = dict(model.named_modules(remove_duplicate=False))
     if name not in modules:
         return 0
     seen = {id(tensor): tensor for tensor in modules[name].buffers()}
-    if is_saved:
-        saved = modules[name].state_dict(keep_vars=True)
-        seen = {id(tensor): tensor for tensor in saved.values() if id(tensor) in seen}
     return sum(tensor.numel() * tensor.element_size() for tensor in seen.values())
 
 
@@ -153,7 +158,7 @@ def workload_of(model: Any, given: Mapping[str, torch.Tensor], batch: int) -> di
     """The workload that a plan is made for, of which the inputs are one run."""
     main = next((given[name] for name in ("decoder_input_ids", "input_ids") if name in given), None)
     prompt = 1 if main is None else int(main.shape[1])
-    keeps = getattr(model.config, "use_cache", None) is not None
+    keeps = takes_use_cache(model)
     said = {
         "context_length": prompt + STEPS if keeps else prompt,
         "prompt_length": prompt,
@@ -196,6 +201,20 @@ def runs_on(name: str, plan: Any, home: Any) -> Any:
     """Where a block runs: elsewhere than it rests, if the plan says so."""
     key = nearest_key(name, plan.execution_map)
     return home if key is None or home != "cpu" else plan.execution_map[key]
+
+
+def running(name: str, attention: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The model, as small as it runs, and what it runs with on the CPU.
+
+    Raises:
+        NotRunnableError: it does not.
+    """
+    try:
+        model = built(name, attention)
+        return model, first_inputs(model)
+    except tiny_zoo.NotRunnableError:
+        model = built(name, attention, 1)
+        return model, first_inputs(model)
 
 
 def first_inputs(model: Any) -> dict[str, torch.Tensor]:

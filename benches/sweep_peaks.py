@@ -4,6 +4,7 @@
     python benches/sweep_peaks.py --only LlamaForCausalLM  # one of them
     python benches/sweep_peaks.py --every 4                # every fourth
     python benches/sweep_peaks.py --quick                  # one batch and one prompt of each: minutes
+    python benches/sweep_peaks.py --of one.json two.json   # the tables of parts that were run before, with --json
 
 Each class that is in memory tiny runs a prefill and two decode steps, with eager attention and torch's own, on one device, over two, and
 with blocks offloaded, as planned. What the accelerators have counted as the peak of each forward on each device is held against
@@ -31,20 +32,20 @@ from typing import Any
 import torch
 
 import planner
-import tiny_zoo
 from dispatch_sweep import MARK, PRELOADED, QUICK
-from peak_placements import STEPS, Placed, built, first_inputs, placements, planned, points, workload_of
+from peak_placements import STEPS, Placed, main_of, placements, planned, points, running, workload_of
 from planner.memory.recording.kernels import COMPOSED
 from planner.memory.recording.session import record_run
+from planner.memory.recording.workloads import takes_use_cache
 from planner.memory.replay import RunPlacement, replay
 from planner.memory.tape import Tape
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from measured_peaks import RIG_KERNELS, measured_peaks, run_of  # type: ignore[import-not-found]
+from measured_peaks import RIG_KERNELS, measured_peaks, run_of
 from rig import Accelerators, faults  # type: ignore[import-not-found]
 
-TIME_LIMIT_S = 300.0
+TIME_LIMIT_S = 1500.0
 SMALL = 64  # bytes that may always be between
 WEIGHTS, PLANNED = "weights", "all"  # in the place of a phase
 
@@ -80,14 +81,9 @@ def sweep_class(name: str, is_quick: bool) -> None:
     COMPOSED.update(RIG_KERNELS)  # plans are made for these accelerators, too
     for attention in ("eager", "sdpa"):
         try:
-            model = built(name, attention)
+            model, given = running(name, attention)
         except Exception as error:
             print(MARK + json.dumps({"skipped": f"{attention}: {error}"[:150]}), flush=True)
-            continue
-        try:
-            given = first_inputs(model)
-        except tiny_zoo.NotRunnableError as error:
-            print(MARK + json.dumps({"skipped": str(error)[:150]}), flush=True)
             continue
         sweep_model(model, attention, given, accelerators, is_quick=is_quick)
 
@@ -101,7 +97,7 @@ def sweep_model(
     is_quick: bool,
 ) -> None:
     """One model, all points and placements."""
-    options = {"use_cache": True} if getattr(model.config, "use_cache", None) is not None else {}
+    options = {"use_cache": True} if takes_use_cache(model) else {}
     blocks = list(planner.plan(model, max_memory={0: "1TiB"}, headroom=None).block_bytes)
     tapes: dict[tuple[int, int], Tape] = {}
     inputs = {}
@@ -112,6 +108,7 @@ def sweep_model(
         except planner.RecordingError as error:
             print(MARK + json.dumps({"refused": str(error)[:300]}), flush=True)
             return
+    plain = plain_tensors(model)
     for placed in placements(model):
         for at, made in inputs.items():
             gc.collect()
@@ -121,7 +118,10 @@ def sweep_model(
                 weights = {
                     device.index: accelerators.used_bytes(device.index) for device in accelerators.devices
                 }
-                real = measured_peaks(on_device, accelerators, made, steps=STEPS, options=options)
+                main = placed.main_device
+                real = measured_peaks(
+                    on_device, accelerators, made, steps=STEPS, options=options, device=main
+                )
             except Exception as error:
                 print(
                     MARK
@@ -131,12 +131,13 @@ def sweep_model(
                 continue
             finally:
                 remove(model, placed)
+                put_back(plain)
             gc.collect()
             recorded = replay(
                 tapes[at],
                 RunPlacement(
                     execution=placed.execution,
-                    main_device=0,
+                    main_device=placed.main_device,
                     resident_bytes=weights,
                     offloaded_bytes=placed.offloaded_bytes,
                     room_bytes=placed.room_bytes,
@@ -148,7 +149,7 @@ def sweep_model(
                 )
                 print(MARK + json.dumps(asdict(row)), flush=True)
             for phase in real:
-                for device in dict.fromkeys([0, *placed.execution.values()]):
+                for device in dict.fromkeys([placed.main_device, *placed.execution.values()]):
                     told = recorded.get(phase, {}).get(device, 0)
                     row = Figure(
                         placed.title,
@@ -182,12 +183,14 @@ def run_plan(
     gc.collect()
     base = [accelerators.used_bytes(device.index) for device in accelerators.devices]
     title = f"planned, {plan.demands.method}"
+    plain = plain_tensors(model)
     planner.dispatch(model, plan)
     try:
         weights = [accelerators.used_bytes(device.index) for device in accelerators.devices]
-        real = measured_peaks(model, accelerators, given, steps=STEPS, options=options)
+        real = measured_peaks(model, accelerators, given, steps=STEPS, options=options, device=main_of(plan))
     finally:
         planner.undispatch(model)
+        put_back(plain)
     for row in plan.devices:
         if row.kind == "accelerator":
             most = max(by_device[row.id] for by_device in real.values()) - base[row.id]
@@ -204,6 +207,22 @@ def place(model: Any, placed: Placed) -> Any:
     if placed.title == "one device":
         return model.to(0)
     return planner.dispatch(model, placed.said)
+
+
+def plain_tensors(model: Any) -> list[tuple[dict[str, Any], str, torch.Tensor]]:
+    """Tensors that modules have as plain attributes, which some move in a forward: where, under which name."""
+    return [
+        (vars(module), key, value)
+        for module in model.modules()
+        for key, value in vars(module).items()
+        if isinstance(value, torch.Tensor)
+    ]
+
+
+def put_back(plain: list[tuple[dict[str, Any], str, torch.Tensor]]) -> None:
+    """Each run begins with the model as it was made."""
+    for attributes, key, value in plain:
+        attributes[key] = value
 
 
 def remove(model: Any, placed: Placed) -> None:
@@ -248,7 +267,10 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one batch and one prompt of each")
     parser.add_argument("--jobs", type=int, default=1, help="classes at once")
     parser.add_argument("--json", type=Path, help="a file for every figure")
+    parser.add_argument("--of", type=Path, nargs="+", help="only the tables, of files written before")
     chosen = parser.parse_args()
+    if chosen.of:
+        return told(figures_in(chosen.of))
     names = chosen.only.split(",") if chosen.only else list(QUICK)[:: chosen.every]
     every: list[Figure] = []
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -267,6 +289,14 @@ def main() -> int:
             if chosen.json:
                 chosen.json.write_text(json.dumps(rows))
     return told(every)
+
+
+def figures_in(files: list[Path]) -> list[Figure]:
+    """Figures of earlier runs; of a class that several have, those of the last."""
+    classes: dict[str, list[dict[str, Any]]] = {}
+    for file in files:
+        classes |= json.loads(file.read_text())
+    return [Figure(**row) for rows in classes.values() for row in rows if "phase" in row]
 
 
 def told(every: list[Figure]) -> int:

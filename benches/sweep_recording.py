@@ -9,7 +9,6 @@ of all of them, fewer than 218 are recorded.
 
 from __future__ import annotations
 
-import inspect
 import sys
 import time
 import warnings
@@ -25,6 +24,7 @@ import planner
 from cache_models import STEPS, NotMeasuredError, build, givens, run_real
 from planner.errors import RecordingError
 from planner.memory.recording.session import RecordedRun, record_run
+from planner.memory.recording.workloads import takes_use_cache
 from planner.memory.tape import Tape
 
 WANTED = 218
@@ -33,8 +33,7 @@ WANTED = 218
 def run_of(model: Any, given: dict[str, Any]) -> RecordedRun:
     """What is recorded: the shapes of what has run."""
     inputs = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in given.items()}
-    takes = inspect.signature(model.forward).parameters
-    options = {"use_cache": True} if {"use_cache", "kwargs"} & set(takes) else {}
+    options = {"use_cache": True} if takes_use_cache(model) else {}
     return RecordedRun(inputs=inputs, steps=STEPS, options=options)
 
 

@@ -189,6 +189,9 @@ def _made(model: Any, variant: int) -> dict[str, torch.Tensor]:
         return torch.linspace(-1, 1, math.prod(shape)).sin().reshape(shape)
 
     ids = torch.arange(3, 3 + TOKENS)[None]
+    books = len(
+        getattr(config, "delay_pattern", None) or ()
+    )  # of Dia's sounds, whose words are of several numbers
     sides = next((s for part in parts if (s := getattr(part, "image_size", None))), 64)
     high, wide = sides[:2] if isinstance(sides, list | tuple) else (sides, sides)
     patch = size("patch_size", "spatial_patch_size", default=16)
@@ -210,7 +213,7 @@ def _made(model: Any, variant: int) -> dict[str, torch.Tensor]:
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids) if "input_" in model.main_input_name else torch.ones(1, 64),
-        "decoder_input_ids": ids[:, :4],
+        "decoder_input_ids": ids[:, :4] if not books else ids[:, :4, None].expand(1, 4, books),
         "pixel_values": noise(*picture),
         "image_grid_thw": torch.tensor([[1, 4, 4]]),
         "grid_thw": torch.tensor([[1, 4, 4]]),

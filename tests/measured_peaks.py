@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,6 +46,7 @@ def measured_peaks(
     steps: int,
     options: Mapping[str, Any],
     device: int = 0,
+    cache: Callable[[], Any] | None = None,
 ) -> Peaks:
     """The most bytes on each accelerator in a prefill and in steps of one token, weights included.
 
@@ -55,11 +56,12 @@ def measured_peaks(
         steps: of one token each, where the model keeps a cache.
         options: further arguments of each forward, no tensors.
         device: where the inputs go.
+        cache: makes what the first forward gets; None where the model makes its own.
     """
     run: Any = _Real(model, accelerators, options, device)
     with _collected(), run.watched():
         kwargs = {name: tensor.to(device) for name, tensor in given.items()}
-        run.forward("prefill", kwargs)
+        run.forward("prefill", kwargs if cache is None else kwargs | {"past_key_values": cache()})
         main = next(kwargs[name] for name in ("decoder_input_ids", "input_ids", *kwargs) if name in kwargs)
         rows, tokens, *rest = main.shape
         rest = rest if "decoder_input_ids" in kwargs else []

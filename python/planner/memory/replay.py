@@ -17,7 +17,7 @@ from planner.memory.tape import (
     MADE,
     OUTPUT,
     PHASE,
-    Container,
+    Enclosing,
     Event,
     Row,
     Tape,
@@ -41,6 +41,7 @@ class RunPlacement:
         resident_bytes: by device, weights and buffers that lie there all the time.
         offloaded_bytes: by offloaded block, what is brought in while it runs.
         room_bytes: by device, what offloaded blocks may take there together, so that the next is copied ahead; none without it.
+        is_order_known: the model has run before, so that its first forward copies ahead, too.
     """
 
     execution: Mapping[str, DeviceKey]
@@ -48,6 +49,7 @@ class RunPlacement:
     resident_bytes: Mapping[DeviceKey, int] = field(default_factory=dict)
     offloaded_bytes: Mapping[str, int] = field(default_factory=dict)
     room_bytes: Mapping[DeviceKey, int] = field(default_factory=dict)
+    is_order_known: bool = False
 
     @property
     def devices(self) -> tuple[DeviceKey, ...]:
@@ -82,9 +84,9 @@ class _Replay:
         self.placement = placement
         main = placement.main_device
         self.devices = [main, *(placement.execution.get(name, main) for name in tape.blocks)]
-        self.container_devices = [self._device_of(container) for container in tape.containers]
-        for container, place in tape.carried:
-            brought = self.container_devices[container]
+        self.enclosing_devices = [self._device_of(enclosing) for enclosing in tape.enclosing]
+        for enclosing, place in tape.carried:
+            brought = self.enclosing_devices[enclosing]
             self.devices.append(self.devices[place] if brought is None else brought)
         self.alive_bytes: dict[DeviceKey, int] = dict.fromkeys(placement.devices, 0)
         self.alive_bytes.update(placement.resident_bytes)
@@ -150,23 +152,23 @@ class _Replay:
         self.returned.clear()
         self.top = None
 
-    def _device_of(self, container: Container) -> DeviceKey | None:
+    def _device_of(self, enclosing: Enclosing) -> DeviceKey | None:
         """Where dispatch runs a module around blocks; None where it leaves the arguments as they are."""
-        inside = {self.devices[place] for place in container.inside}
+        inside = {self.devices[place] for place in enclosing.inside}
         if len(inside) == 1:
             return inside.pop()
-        return None if container.own is None else self.devices[container.own]
+        return None if enclosing.own is None else self.devices[enclosing.own]
 
     def _call(self, event: Event) -> None:
-        device = self.container_devices[event[1]]
+        device = self.enclosing_devices[event[1]]
         if device is not None:
             self._bring_to(device, event[2])
 
     def _device(self, storage: int, place: int) -> DeviceKey:
         """Where a storage is found; a weight lies where its block runs."""
         while place > len(self.tape.blocks):
-            container, place = self.tape.carried[place - len(self.tape.blocks) - 1]
-            brought = self.container_devices[container]
+            enclosing, place = self.tape.carried[place - len(self.tape.blocks) - 1]
+            brought = self.enclosing_devices[enclosing]
             if brought is not None:
                 return brought
         found = self.storages.get(storage)
@@ -220,6 +222,17 @@ class _Ahead:
         # With one block alone, dispatch copies nothing ahead.
         served = sum(self._device(block) in self.room_bytes for block in self.offloaded_bytes)
         self.is_on = served >= _FEWEST_AHEAD
+        if replay.placement.is_order_known and self.is_on:
+            self._learn(replay.tape)
+
+    def _learn(self, tape: Tape) -> None:
+        last: str | None = None
+        for event in tape.events:
+            if event[0] == ENTER and (block := tape.name(event[1])) in self.offloaded_bytes:
+                self.follower[last] = block
+                last = block
+            elif event[0] == OUTPUT:
+                last = None
 
     def _device(self, block: str) -> DeviceKey:
         placement = self.replay.placement

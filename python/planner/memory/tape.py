@@ -17,7 +17,7 @@ __all__ = [
     "MADE",
     "OUTPUT",
     "PHASE",
-    "Container",
+    "Enclosing",
     "Event",
     "Row",
     "Tape",
@@ -43,7 +43,7 @@ OUTPUT: Final = 7
 AFTER: Final = 8
 """(AFTER,): its results have been taken, and what only they held is gone."""
 CALL: Final = 9
-"""(CALL, container, rows): a module around blocks is called with these tensors, which its border may bring somewhere."""
+"""(CALL, enclosing, rows): a module around blocks is called with these tensors, which its border may bring somewhere."""
 
 Row: TypeAlias = tuple[int, int, int, int]
 """A tensor: its number, its storage's (-1 for a weight), the place of that, and its bytes."""
@@ -51,7 +51,7 @@ Event: TypeAlias = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Container:
+class Enclosing:
     """A module around blocks: what runs it, where its own code finds its arguments, is told by a placement only.
 
     Args:
@@ -72,15 +72,15 @@ class Tape:
         events: in order; see the constants above.
         assumed: where the model's code has asked for values that a recording does not have, and what it was told.
         notes: what else to know: what was recorded in the place of what runs.
-        containers: modules around blocks, which have borders, too.
-        carried: further places, numbered after those of blocks: by container and place, where its border has brought what lay there.
+        enclosing: modules around blocks, which have borders, too.
+        carried: further places, numbered after those of blocks: by module around blocks and place, where its border has brought what lay there.
     """
 
     blocks: tuple[str, ...]
     events: tuple[Event, ...]
     assumed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    containers: tuple[Container, ...] = ()
+    enclosing: tuple[Enclosing, ...] = ()
     carried: tuple[tuple[int, int], ...] = ()
 
     @property

@@ -193,11 +193,11 @@ class _Phase:
 
 
 def _beside_blocks(tape: Tape) -> tuple[Event, ...]:
-    """Events with what a container's border has brought beside the first block inside: such a container is mostly on one device."""
+    """Events with what a border around blocks has brought beside the first block inside, because these are mostly on one device."""
     if not tape.carried:
         return tape.events
     beside = list(range(len(tape.blocks) + 1))
-    beside += [tape.containers[container].inside[0] for container, _ in tape.carried]
+    beside += [tape.enclosing[enclosing].inside[0] for enclosing, _ in tape.carried]
     return tuple(
         (*event[:3], beside[event[3]], *event[4:]) if event[0] == MADE else event for event in tape.events
     )

@@ -73,8 +73,6 @@ def recorded(
 
     Cost: see :func:`planner.memory.recording.workloads.record`; recordings are kept in this process.
     """
-    if workload.cache == "offloaded" or workload.cache_dtype is not None:
-        return Recorded(note="the cache of a recording is the class's own, in its own dtype, on the device")
     # Quantised modules run on accelerators alone, and are recorded as those that they stand for.
     model = opened.live() if opened.live is not None and not opened.quantization else None
     try:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from planner.choices import Phase
-from planner.devices.keys import DeviceKey
+from planner.devices.keys import DeviceKey, main_device
 from planner.errors import InfeasibleError
 from planner.memory.replay import RunPlacement, replay, totals
 from planner.names import device_of
@@ -97,6 +97,12 @@ def _peaks(
     return found
 
 
+def _main_device(answer: AutoAnswer, execution: Mapping[str, DeviceKey]) -> DeviceKey:
+    """Where dispatch takes the inputs: the first accelerator that holds anything, if something runs there."""
+    main, running = main_device(answer.device_map.values()), list(execution.values())
+    return main if main in running or not running else running[0]
+
+
 def _placement(
     rooms: RunningRooms, staying: StayingBuffers, answer: AutoAnswer, room_bytes: Mapping[DeviceKey, int]
 ) -> RunPlacement:
@@ -116,8 +122,9 @@ def _placement(
         resident[device] += size
     return RunPlacement(
         execution=execution,
-        main_device=next(iter(execution.values()), "cpu"),  # whose block takes the inputs
+        main_device=_main_device(answer, execution),
         resident_bytes=resident,
         offloaded_bytes=offloaded,
         room_bytes=room_bytes,
+        is_order_known=True,  # of many prompts, one is the first
     )

@@ -38,6 +38,8 @@ _READ = _aten._local_scalar_dense.default
 _EQUAL = _aten.equal.default
 _COPY = _aten._to_copy.default
 _DEVICE = torch.Tensor.device
+# What a cache keeps has rows, tokens and widths at least.
+_CACHED_DIMS = 3
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -68,9 +70,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.forced: int | None = None  # where a tensor is being made, whatever it is made of
         self.last_operator = ""
         self.numbers = DeviceNumbers()
-        self.carried: dict[tuple[int, int], int] = {}  # places of what the border of a container has brought
+        self.carried: dict[tuple[int, int], int] = {}  # places of what a border around blocks has brought
         self._blocks = blocks
-        self._brought: dict[int, int] = {}  # by storage, its place for the container that runs
+        self._brought: dict[int, int] = {}  # by storage, its place for the module around blocks that runs
         self._returned: dict[
             int, int
         ] = {}  # by storage, its number: what the forward has given to its caller
@@ -100,7 +102,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.events.append((LEAVE, place))
         self.place = before
 
-    def call(self, container: int, arguments: Any, skip: Container[str]) -> dict[int, int | None]:
+    def call(self, enclosing: int, arguments: Any, skip: Container[str]) -> dict[int, int | None]:
         """A module around blocks begins, which finds its arguments where its border has brought them.
 
         Returns:
@@ -108,13 +110,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """
         tensors = [tensor for tensor in tensors_in(arguments, skip) if tensor.is_meta]
         if tensors:
-            self.events.append((CALL, container, self._rows(tensors)))
+            self.events.append((CALL, enclosing, self._rows(tensors)))
         before: dict[int, int | None] = {}
         for tensor in tensors:
             key = tensor.untyped_storage()._cdata
             if key not in before:
                 before[key] = self._brought.get(key)
-                at = (container, self._where(tensor)[1])
+                at = (enclosing, self._where(tensor)[1])
                 self._brought[key] = self.carried.setdefault(at, self._blocks + 1 + len(self.carried))
         return before
 
@@ -245,6 +247,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             finally:
                 self._inside.discard(func)
         place = self.place
+        if func is _COPY and kwargs.get("device") is not None and kwargs["device"].type == "meta":
+            place = self.numbers.place(kwargs["device"])  # from the cpu, for whichever block it is
         if place is None:
             place = self._between(func, args, kwargs)
         out = self._known.of(func, args, kwargs)
@@ -287,7 +291,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _copied(self, tensor: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
         device = kwargs.get("device")
         if device is not None and device.type == "cpu":
-            return torch.full(tensor.shape, self._answer(tensor.dtype), dtype=tensor.dtype, device="cpu")
+            return self._on_cpu(tensor)
         here = self.place_of(tensor)
         place = here if device is None or self.place is not None else self.numbers.place(device)
         dtype = kwargs.get("dtype")
@@ -296,6 +300,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out: torch.Tensor = _COPY(tensor, **{key: value for key, value in kwargs.items() if key != "device"})
         self.made(out, place, self.last_operator)
         return out
+
+    def _on_cpu(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What code may read there. Of a cache that rests there it is only the shape that counts, and one value takes no room."""
+        if tensor.is_floating_point() and tensor.dim() >= _CACHED_DIMS:
+            return torch.ones((), dtype=tensor.dtype, device="cpu").expand(tensor.shape)
+        return torch.full(tensor.shape, self._answer(tensor.dtype), dtype=tensor.dtype, device="cpu")
 
     def _read(self, tensor: torch.Tensor) -> Any:
         return self._answer(tensor.dtype)

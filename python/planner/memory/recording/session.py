@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +17,12 @@ from planner.errors import PlannerError, RecordingError
 from planner.memory.recording.alike import AlikeLayers, UnlikeError
 from planner.memory.recording.kernels import COMPOSED
 from planner.memory.recording.recorder import BlockDevices, Recorder
-from planner.memory.recording.twin import bordered, containers_of, twin_of, weights_of
+from planner.memory.recording.twin import bordered, enclosing_of, twin_of, weights_of
 from planner.memory.tape import Tape
 
 __all__ = ["Forwards", "RecordedRun", "Watcher", "record_run", "with_fused_experts"]
 
+_NAMED = inspect.Parameter.POSITIONAL_OR_KEYWORD
 # Under which a class returns what it keeps for the next forward.
 _CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 
@@ -84,17 +86,17 @@ def _recorded(model: nn.Module, blocks: Sequence[str], run: RecordedRun, *, all_
         recorder.made(made, 0, "input")
         return made
 
-    containers = containers_of(twin, blocks)
+    enclosing = enclosing_of(twin, blocks)
     skip = frozenset(getattr(twin, "_skip_keys_device_placement", None) or ())
     if not all_layers:
         AlikeLayers(recorder).stand_in(twin, blocks)
-    bordered(twin, blocks, containers, recorder, skip)
+    bordered(twin, blocks, enclosing, recorder, skip)
     was_enabled = gc.isenabled()
     gc.disable()  # what is freed, and when, is the same each time
     try:
         with BlockDevices(recorder, run.attention_kernel), recorder, torch.no_grad():
             Forwards(twin, recorder, run, given).run()
-    except PlannerError:
+    except (PlannerError, UnlikeError):
         raise
     except Exception as error:
         block = blocks[recorder.place - 1] if recorder.place else ""
@@ -113,7 +115,7 @@ def _recorded(model: nn.Module, blocks: Sequence[str], run: RecordedRun, *, all_
         tuple(recorder.events),
         tuple(recorder.assumed),
         notes,
-        tuple(container for _, container in containers),
+        tuple(each for _, each in enclosing),
         tuple(recorder.carried),
     )
 
@@ -167,6 +169,9 @@ class Forwards:
         self.cache_key = ""
         self.cache: Any = None
         self.encoded: Any = None
+        # What its forward does not go without, also where an encoder's output is there in its place.
+        takes = inspect.signature(model.forward).parameters.values()
+        self.required = [each.name for each in takes if each.default is each.empty and each.kind is _NAMED]
         # Of what its encoder returns, the class; decoders of mixtures read more of that than hidden states.
         self.encoder_output: Any = None
 
@@ -210,6 +215,7 @@ class Forwards:
         """Arguments of a step after so many tokens."""
         kwargs: dict[str, Any] = {self.cache_key: self.cache}
         if self.is_seq2seq:
+            kwargs |= dict.fromkeys(self.required)
             kwargs |= {
                 "decoder_input_ids": following,
                 "encoder_outputs": (self.encoder_output or _plain_output())(last_hidden_state=self.encoded),

@@ -13,9 +13,9 @@ from torch import nn
 from planner.errors import RecordingError
 from planner.memory.recording.copies import copied
 from planner.memory.recording.recorder import Recorder
-from planner.memory.tape import Container
+from planner.memory.tape import Enclosing
 
-__all__ = ["bordered", "containers_of", "places_of", "twin_of", "weights_of"]
+__all__ = ["bordered", "enclosing_of", "places_of", "twin_of", "weights_of"]
 
 
 def twin_of(model: nn.Module) -> nn.Module:
@@ -82,7 +82,7 @@ def _nearest(name: str, places: Mapping[str, int]) -> int:
     return 0
 
 
-def containers_of(twin: nn.Module, blocks: Sequence[str]) -> list[tuple[nn.Module, Container]]:
+def enclosing_of(twin: nn.Module, blocks: Sequence[str]) -> list[tuple[nn.Module, Enclosing]]:
     """Modules outside of blocks that can be called and hold tensors, but for the whole model: they have borders."""
     places, found = places_of(blocks), []
     for name, module in twin.named_modules():
@@ -91,7 +91,7 @@ def containers_of(twin: nn.Module, blocks: Sequence[str]) -> list[tuple[nn.Modul
         inside = sorted({_nearest(each, places) for each in _tensor_names(module, name)})
         if inside:
             own = next((_nearest(each, places) for each in _own_names(module, name)), None)
-            found.append((module, Container(tuple(inside), own)))
+            found.append((module, Enclosing(tuple(inside), own)))
     return found
 
 
@@ -111,12 +111,12 @@ def _own_names(module: nn.Module, name: str) -> Iterator[str]:
 def bordered(
     twin: nn.Module,
     blocks: Sequence[str],
-    containers: Sequence[tuple[nn.Module, Container]],
+    enclosing: Sequence[tuple[nn.Module, Enclosing]],
     recorder: Recorder,
     skip: Keys[str],
 ) -> None:
     """Tells the recorder of each call of a block, and of a module around blocks."""
-    for number, (around, _) in enumerate(containers):
+    for number, (around, _) in enumerate(enclosing):
         around.__dict__["forward"] = _around(around.forward, number, recorder, skip)
     modules = dict(twin.named_modules(remove_duplicate=False))
     seen: set[int] = set()

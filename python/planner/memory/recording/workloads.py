@@ -14,12 +14,13 @@ from torch import nn
 
 from planner.errors import InvalidInputError
 from planner.memory.demands import Demands
+from planner.memory.recording.caches import cache_maker
 from planner.memory.recording.session import RecordedRun, record_run
 from planner.memory.tape import PHASE, Tape
 from planner.memory.vectors import demands_of
 from planner.settings.workload import Workload
 
-__all__ = ["WorkloadRun", "generation_bytes", "record", "recorded_demands", "runs_of"]
+__all__ = ["WorkloadRun", "generation_bytes", "record", "recorded_demands", "runs_of", "takes_use_cache"]
 
 _TOKENS = ("input_ids", "decoder_input_ids")
 _WHOLE = ("_ids", "_mask", "_thw", "_sizes", "_index", "_lengths")
@@ -120,6 +121,17 @@ def generation_bytes(model: nn.Module, workload: Workload) -> int:
     return -(-_SHARES * workload.rows * vocabulary * 4 // 10) if isinstance(vocabulary, int) else 0
 
 
+def takes_use_cache(model: nn.Module) -> bool:
+    """Whether a model's forward is told whether to keep a cache: by an argument of its own, or by one that it hands on."""
+    takes = inspect.signature(model.forward).parameters
+    if "use_cache" in takes:
+        return True
+    config: Any = getattr(model, "config", None)
+    text = getattr(config, "get_text_config", lambda: config)()
+    is_known = any(getattr(each, "use_cache", None) is not None for each in (config, text))
+    return is_known and any(each.kind is each.VAR_KEYWORD for each in takes.values())
+
+
 def _key(model: nn.Module, blocks: Sequence[str], workload: Workload, fingerprint: str) -> tuple[str, ...]:
     config: Any = getattr(model, "config", None)
     transformers: Any = sys.modules.get("transformers")
@@ -147,22 +159,18 @@ def _only_last(tape: Tape) -> Tape:
 
 def _run(model: nn.Module, workload: Workload, tokens: int, steps: int) -> RecordedRun:
     takes = inspect.signature(model.forward).parameters
-    config: Any = getattr(model, "config", None)
     options: dict[str, Any] = {}
-    # What takes further keywords hands them on.
-    takes_any = any(each.kind is each.VAR_KEYWORD for each in takes.values())
-    if "use_cache" in takes or (takes_any and getattr(config, "use_cache", None) is not None):
+    if takes_use_cache(model):
         options["use_cache"] = workload.cache != "none"
     if workload.logits == "last" and "logits_to_keep" in takes:
         options["logits_to_keep"] = 1
-    is_static = workload.cache == "static"
     return RecordedRun(
         inputs=_inputs(model, takes, workload, tokens),
         steps=steps,
         options=options,
         attention_kernel=workload.attention_kernel,
         is_padded=workload.is_padded,
-        cache=(lambda twin: _static_cache(twin, workload)) if is_static else None,
+        cache=cache_maker(workload),
     )
 
 
@@ -201,9 +209,3 @@ def _inputs(
 def _float_of(model: nn.Module) -> torch.dtype:
     floats = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
     return next(floats, torch.float32)
-
-
-def _static_cache(twin: Any, workload: Workload) -> Any:
-    """transformers' own, from where the model's own class has it."""
-    made = sys.modules["transformers.cache_utils"].StaticCache
-    return made(config=twin.config, max_cache_len=workload.context_length)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers.modeling_outputs import MoEModelOutput
 
 import planner
 from measured_peaks import measured_peaks, run_of
 from planner.memory.recording.session import RecordedRun, record_run
 from planner.memory.replay import RunPlacement, replay
-from planner.memory.tape import Container, Tape
+from planner.memory.tape import AFTER, CALL, FORGET, FREE, MADE, PHASE, Enclosing, Tape
 from rig import Accelerators
 
 WIDTH, ROWS = 16, 8
@@ -58,10 +60,10 @@ BLOCKS = ["first", "tower.layers.0", "tower.layers.1"]
     ("homes", "has_weight"),
     [((0, 1, 1), False), ((0, 1, 0), False), ((0, 0, 1), True), ((1, 0, 0), False), ((1, 1, 0), True)],
 )
-def test_the_border_of_a_container(
+def test_the_border_around_blocks(
     virtual_accelerators: Accelerators, homes: tuple[int, ...], has_weight: bool
 ) -> None:
-    """It brings the arguments where all inside runs, or the container's own weight; else they stay."""
+    """It brings the arguments where all inside runs, or the own weight of the module around; else they stay."""
     model: Any = Net(has_weight=has_weight)
     blocks = [*BLOCKS, "tower.scale"] if has_weight else BLOCKS
     execution = dict(zip(blocks, (*homes, 1), strict=False))
@@ -120,16 +122,91 @@ def test_more_blocks_than_torch_has_numbers_of_devices() -> None:
         execution={name: number // 100 for number, name in enumerate(blocks)}, main_device=0
     )
     assert all(size > 4000 for size in replay(tape, placement)["prefill"].values())
-    made = [event for event in tape.events if event[0] == 0 and event[4] == "aten.ones.default"]
+    made = [event for event in tape.events if event[0] == MADE and event[4] == "aten.ones.default"]
     assert [event[3] for event in made] == list(range(1, 301))
 
 
-def test_a_container_is_where_all_inside_is() -> None:
+class Sequel(nn.Module):
+    """An encoder and a decoder, with a forward that does not go without the encoder's inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(is_encoder_decoder=True)
+        self.encoder = Routed()
+        self.decoder = nn.Linear(1, 1)
+
+    def get_encoder(self) -> nn.Module:
+        return self.encoder
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        decoder_input_ids: torch.Tensor | None = None,
+        encoder_outputs: Any = None,
+        state: Any = None,
+    ) -> Any:
+        encoded = self.encoder(input_ids) if encoder_outputs is None else encoder_outputs
+        assert decoder_input_ids is not None
+        found = self.decoder(decoder_input_ids.float()[..., None])
+        assert encoded.router_logits is None
+        return SequelOutput(
+            encoder_last_hidden_state=encoded.last_hidden_state, state=[found], last_hidden_state=found
+        )
+
+
+class Routed(nn.Module):
+    """An encoder whose output has more than others'."""
+
+    def forward(self, input_ids: torch.Tensor) -> Any:
+        return MoEModelOutput(last_hidden_state=input_ids.float()[..., None])
+
+
+@dataclass
+class SequelOutput:
+    """What such a model returns."""
+
+    encoder_last_hidden_state: torch.Tensor
+    state: list[torch.Tensor]
+    last_hidden_state: torch.Tensor
+
+
+def test_steps_get_the_output_of_the_models_own_encoder() -> None:
+    """Those of mixtures have more in it, which decoders read; and each token keeps its several numbers."""
+    shapes = {"input_ids": ((2, 5), torch.long), "decoder_input_ids": ((2, 4, 3), torch.long)}
+    tape = record_run(Sequel(), ["encoder", "decoder"], RecordedRun(inputs=shapes))
+    assert tape.phases == ("prefill", "decode", "decode 2")
+    inputs = [event[2] for event in tape.events if event[0] == MADE and event[4] == "aten.zeros.default"]
+    assert inputs == [2 * 5 * 8, 2 * 4 * 3 * 8, 2 * 1 * 3 * 8, 2 * 1 * 3 * 8]
+
+
+def test_the_device_of_what_a_mapped_function_gets() -> None:
+    """Masks are made by functions over positions, which ask where these lie."""
+
+    class Masked(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            def later(row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+                return row >= column + torch.zeros((), dtype=torch.long, device=row.device)
+
+            at = torch.arange(x.shape[1], device=x.device)
+            return torch.vmap(torch.vmap(later, (None, 0)), (0, None))(at, at) * x[:, None]
+
+    tape = record_run(Masked(), [], RecordedRun(inputs={"x": ((2, 7), torch.float32)}, steps=0))
+    assert tape.phases == ("prefill",)
+
+
+def test_a_module_around_blocks_is_where_all_inside_is() -> None:
     """Without one device for all inside, and without a tensor of its own, what it gets stays where it was."""
     tape = Tape(
         ("a", "b"),
-        ((6, "prefill"), (9, 0, ((0, -1, 0, 8),)), (0, 0, 64, 3, "add"), (1, 0), (5, 0), (8,)),
-        containers=(Container((1, 2)),),
+        (
+            (PHASE, "prefill"),
+            (CALL, 0, ((0, -1, 0, 8),)),
+            (MADE, 0, 64, 3, "add"),
+            (FREE, 0),
+            (FORGET, 0),
+            (AFTER,),
+        ),
+        enclosing=(Enclosing((1, 2)),),
         carried=((0, 0),),
     )
     for homes, peaks in (((1, 1), {0: 0, 1: 72}), ((1, 0), {0: 64, 1: 0}), ((0, 0), {0: 64})):
