@@ -155,7 +155,7 @@ def _linear(rng: random.Random) -> Any:
 def _jamba(rng: random.Random) -> Any:
     period = rng.randint(1, 3)
     config = transformers.JambaConfig(
-        **sizes(rng),
+        **sizes(rng, num_hidden_layers=rng.randint(period, 6)),  # one of them attends
         attn_layer_period=period,
         attn_layer_offset=rng.randrange(period),
         mamba_d_state=rng.choice([4, 16]),
