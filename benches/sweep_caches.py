@@ -1,353 +1,60 @@
 """Bytes of caches by closed form against the storage of the real ones, for every class that can be built small.
 
-python benches/sweep_caches.py [NAME ...]     # or 2/4: the second of four parts
+python benches/sweep_caches.py [NAME ...]                   # or 2/4: the second of four parts
+python benches/sweep_caches.py 2/4 --into build/caches.jsonl   # keeps what is found, class by class
+python benches/sweep_caches.py --summary build/caches.jsonl    # one table over all that is kept there
 
-A prompt longer than every window, then two steps; float32 and bfloat16; caches that grow and static ones.
+A prompt longer than every window, then two steps; float32 and bfloat16; caches that grow and static ones. Beside ours stand the
+formula of textbooks and hf-mem's, as counts of classes where they are right.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
-import inspect
 import json
-import re
-import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, TypeAlias
 
 import torch
 import transformers
 
-import model_zoo
-import tiny_zoo
+import cache_models
+from cache_formulas import HF_MEM_VERSION, hf_mem_bytes, textbook_bytes
+from cache_models import BATCH, Measured
 from planner.checkpoint.cache_config import completed_config
 from planner.choices import Cache
 from planner.errors import PlannerError
-from planner.memory.cache_layers import cache_bytes
-from planner.memory.cache_parts import Phase
-from planner.memory.config_values import decoder_config, depth, plain_heads
+from planner.memory.cache_layers import computed_caches
+from planner.memory.cache_parts import CacheSizes
+from planner.memory.config_values import decoder_config, model_type
+from planner.memory.header_check import head_notes
 
-BATCH, PROMPT, STEPS, ENCODED = 2, 24, 2, 20
-STATIC_TOKENS = 40
-WINDOW, CHUNK = 16, 12
-CACHE_KEYS = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-KINDS_OF_CACHE: tuple[Cache, ...] = ("dynamic", "static")
-EXPECTED = ("keeps no cache", "takes no static cache")
-
-
-# What shrinking by name alone gets wrong, and what makes the first few layers have every kind that a class has.
-GIVEN: dict[str, dict[str, Any]] = {
-    "BambaForCausalLM": {
-        "attn_layer_indices": [1],
-        "mamba_n_heads": 4,
-        "mamba_d_head": 32,
-        "mamba_n_groups": 2,
-        "hidden_size": 64,
-    },
-    "ChameleonForConditionalGeneration": {"vocabulary_map": {"<image>": 5}},
-    "DbrxForCausalLM": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8}},
-    "DeepseekV2ForCausalLM": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
-    "Dots1ForCausalLM": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
-    "FalconH1ForCausalLM": {"mamba_d_ssm": 128, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_n_groups": 2},
-    "GPTNeoForCausalLM": {"num_layers": 4, "attention_types": [[["global", "local"], 2]]},
-    "Gemma3nForCausalLM": {
-        "num_hidden_layers": 4,
-        "num_kv_shared_layers": 2,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
-        "vocab_size_per_layer_input": 128,
-        "hidden_size_per_layer_input": 16,
-    },
-    "Gemma4ForCausalLM": {
-        "vocab_size_per_layer_input": 128,
-        "hidden_size_per_layer_input": 16,
-        "num_kv_shared_layers": 0,
-        "global_head_dim": 32,
-    },
-    "Glm5NextForConditionalGeneration": {"text_config": {"index_topk": 64}},
-    "GraniteMoeHybridForCausalLM": {
-        "mamba_n_heads": 4,
-        "mamba_d_head": 32,
-        "mamba_n_groups": 2,
-        "num_hidden_layers": 3,
-        "layer_types": ["mamba", "attention", "mamba"],
-        "hidden_size": 64,
-    },
-    "JambaForCausalLM": {"attn_layer_period": 2, "attn_layer_offset": 1},
-    "Mamba2ForCausalLM": {"num_heads": 4, "head_dim": 32, "n_groups": 2, "hidden_size": 64},
-    "NemotronForCausalLM": {"num_key_value_heads": 2},
-    "NemotronHForCausalLM": {"n_groups": 2, "mamba_num_heads": 4, "mamba_head_dim": 32},
-    "XmodForCausalLM": {"default_language": "en_XX", "is_decoder": True},
-    "Zamba2ForCausalLM": {
-        "num_hidden_layers": 3,
-        "layers_block_type": ["mamba", "hybrid", "mamba"],
-        "mamba_ngroups": 2,
-        "n_mamba_heads": 4,
-        "mamba_headdim": 32,
-    },
-    "xLSTMForCausalLM": {
-        "hidden_size": 64,
-        "embedding_dim": 64,
-        "num_heads": 4,
-        "num_blocks": 3,
-        "qk_dim_factor": 1.0,
-    },
-}
-WHOLE = ("CpmAntForCausalLM",)  # take all words at each step
-
-
-class NotMeasuredError(Exception):
-    """A class whose cache cannot be had, with why."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What one cache held.
-
-    Args:
-        phase: after which forward: "prefill", or the first or second "decode".
-        tokens: those that it has seen of each sequence; of a static one, those it is made for.
-        storage_bytes: every storage once.
-        looked_at_bytes: what its tensors show of that.
-        encoder_tokens: those that an encoder has seen, or made of a picture.
-    """
-
-    phase: Phase
-    tokens: int
-    storage_bytes: int
-    looked_at_bytes: int
-    encoder_tokens: int
-
-
-def tensors(value: Any, seen: set[int] | None = None) -> Iterator[torch.Tensor]:
-    """Every tensor inside a cache, wherever it is kept."""
-    seen = set() if seen is None else seen
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors(item, seen)
-    elif isinstance(value, list | tuple | set):
-        for item in value:
-            yield from tensors(item, seen)
-    elif hasattr(value, "__dict__") and not isinstance(value, type) and not hasattr(value, "model_type"):
-        yield from tensors(vars(value), seen)
-
-
-def storage_bytes(cache: Any) -> int:
-    """Bytes of a cache's storages, each once."""
-    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors(cache)}.values())
-
-
-def looked_at_bytes(cache: Any) -> int:
-    """Bytes of a cache's tensors, as they are looked at."""
-    return sum(t.numel() * t.element_size() for t in tensors(cache))
-
-
-def shorten_windows(config: Any, depth: int = 0) -> None:
-    """Windows shorter than the prompt, here and in the configurations inside."""
-    for key, value in list(vars(config).items()):
-        if hasattr(value, "to_dict") and hasattr(value, "model_type") and depth < 4:
-            shorten_windows(value, depth + 1)
-        elif re.fullmatch(r"sliding_window(_size)?|window_size|attention_window_size", key):
-            if type(value) is int and value > WINDOW:
-                setattr(config, key, WINDOW)
-        elif key == "attention_chunk_size" and type(value) is int:
-            setattr(config, key, CHUNK)
-
-
-def mix_layers(config: Any, depth: int = 0) -> None:
-    """Layers of every kind that the class has by default, where the first few are not, here and inside."""
-    for value in list(vars(config).values()):
-        if hasattr(value, "to_dict") and hasattr(value, "model_type") and depth < 4:
-            mix_layers(value, depth + 1)
-    types = getattr(config, "layer_types", None)
-    if isinstance(types, list) and types:
-        kinds = list(dict.fromkeys(getattr(type(config)(), "layer_types", None) or ()))
-        if set(kinds) - set(types):
-            config.layer_types = [kinds[number % len(kinds)] for number in range(len(types))]
-
-
-def given_for(name: str) -> dict[str, Any]:
-    """Arguments that a class's configuration does not go without here."""
-    return {**model_zoo.MISSING.get(name, {}), **GIVEN.get(name, {})}
-
-
-def mend_sections(config: Any, depth: int = 0) -> None:
-    """Sections of rotations that add up to the width of the shrunk heads, here and inside."""
-    for value in list(vars(config).values()):
-        if hasattr(value, "to_dict") and hasattr(value, "model_type") and depth < 4:
-            mend_sections(value, depth + 1)
-    ropes = getattr(config, "rope_parameters", None)
-    heads = vars(config).get("num_attention_heads")
-    if depth and isinstance(ropes, dict) and isinstance(heads, int) and "rope_theta" in ropes:
-        width = getattr(config, "head_dim", None) or config.hidden_size // heads
-        half = int(width * (ropes.get("partial_rotary_factor") or 1)) // 2
-        ropes["mrope_section"] = [half - 2 * (half * 3 // 8), half * 3 // 8, half * 3 // 8]
-
-
-def build(name: str) -> Any:
-    """A model of this class with random weights and short windows."""
-    errors = []
-    for level in (0, 1):
-        try:
-            cls = getattr(transformers, name)
-            given = tiny_zoo.shrunk(cls.config_class, given_for(name), level, {})
-            config = cls.config_class(**given)
-            shorten_windows(config)
-            mix_layers(config)
-            mend_sections(config)
-            with torch.device("meta"):
-                count = sum(parameter.numel() for parameter in cls(config).parameters())
-            if count > tiny_zoo.MOST_PARAMETERS:
-                raise NotMeasuredError(f"too large: {count} parameters")
-            torch.manual_seed(0)
-            model = cls(config).eval()
-            if model._can_set_experts_implementation():
-                model.set_experts_implementation("eager")  # the default needs an operator of accelerators
-            if hasattr(model, "set_default_language"):
-                model.set_default_language("en_XX")
-            return model
-        except Exception as error:
-            errors.append(error)
-    raise errors[0]
-
-
-def words(model: Any, count: int) -> torch.Tensor:
-    """Ordinary words of a small vocabulary."""
-    return (3 + torch.arange(count) % 20)[None].expand(BATCH, count).contiguous()
-
-
-def givens(model: Any, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
-    """Inputs to try, the plainest first."""
-    ids = words(model, PROMPT)
-    takes = inspect.signature(model.forward).parameters
-    if model.config.is_encoder_decoder:
-        yield {"input_ids": words(model, ENCODED), "decoder_input_ids": ids}
-    if "codebooks" in str(vars(model.config)):
-        books = getattr(model.config, "num_codebooks", 4)
-        yield {"input_ids": ids.repeat(books, 1)}
-    yield {"input_ids": ids}
-    yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    for made in tiny_zoo.inputs(model):
-        given = {}
-        for key, value in made.items():
-            if key not in takes:
-                continue
-            value = value.to(dtype) if value.is_floating_point() else value
-            given[key] = (
-                value.expand(BATCH, *value.shape[1:]).contiguous() if value.shape[:1] == (1,) else value
-            )
-        if "decoder_input_ids" in given:
-            given["decoder_input_ids"] = ids
-        elif "input_ids" in given:
-            given["input_ids"] = ids
-            if "attention_mask" in given:
-                given["attention_mask"] = torch.ones_like(ids)
-            if "mm_token_type_ids" in given:
-                given["mm_token_type_ids"] = torch.zeros_like(ids)
-        yield given
-
-
-def static_cache(model: Any) -> Any:
-    """A static cache for this model."""
-    config = model.config.get_text_config(decoder=True)
-    cache = transformers.StaticCache(config=config, max_cache_len=STATIC_TOKENS)
-    if not model.config.is_encoder_decoder:
-        return cache
-    return transformers.EncoderDecoderCache(
-        cache, transformers.StaticCache(config=config, max_cache_len=ENCODED)
-    )
-
-
-def find_cache(out: Any) -> tuple[str, Any]:
-    """The cache that a forward gave back, and under which name."""
-    for key in CACHE_KEYS:
-        value = out.get(key) if hasattr(out, "get") else None
-        if value is not None:
-            return key, value
-    raise NotMeasuredError("keeps no cache")
-
-
-def measure(model: Any, dtype: torch.dtype, kind: str) -> list[Measured]:
-    """A prefill and two steps. Raises if the class does not run so."""
-    problems = []
-    for given in givens(model, dtype):
-        try:
-            return run_real(model, given, kind)
-        except NotMeasuredError:
-            raise
-        except Exception as error:
-            problems.append(error)
-    raise NotMeasuredError(f"{type(problems[0]).__name__}: {str(problems[0])[:100]}")
-
-
-@torch.no_grad()
-def run_real(model: Any, given: dict[str, Any], kind: str) -> list[Measured]:
-    takes = inspect.signature(model.forward).parameters
-    more: dict[str, Any] = {"use_cache": True} if "use_cache" in takes or "kwargs" in takes else {}
-    if kind == "static":
-        more["past_key_values"] = static_cache(model)
-    out = model(**given, **more)
-    key, cache = find_cache(out)
-    if kind == "static" and cache is not more["past_key_values"]:
-        raise NotMeasuredError("takes no static cache")
-    word = "decoder_input_ids" if "decoder_input_ids" in given else "input_ids"
-    tokens = given[word].shape[1]
-    encoded = out.get("encoder_last_hidden_state") if word == "decoder_input_ids" else None
-    seen = 0 if encoded is None else encoded.shape[1]
-    rows = [_row("prefill", kind, tokens, cache, seen)]
-    for step in range(1, STEPS + 1):
-        again = {key: cache, **({"use_cache": True} if "use_cache" in more else {})}
-        again[word] = words(model, tokens + step if type(model).__name__ in WHOLE else 1)
-        if encoded is not None:
-            again["encoder_outputs"] = transformers.modeling_outputs.BaseModelOutput(
-                last_hidden_state=encoded
-            )
-            again["encoder_outputs"].router_logits = None  # of mixtures
-        if "attention_mask" in given and word == "input_ids":
-            again["attention_mask"] = torch.ones((BATCH, tokens + step), dtype=torch.long)
-        key, cache = find_cache(model(**again))
-        rows.append(_row("decode", kind, tokens + step, cache, seen))
-    return rows
-
-
-def _row(phase: Phase, kind: str, tokens: int, cache: Any, encoder_tokens: int) -> Measured:
-    return Measured(
-        phase=phase,
-        tokens=STATIC_TOKENS if kind == "static" else tokens,
-        storage_bytes=storage_bytes(cache),
-        looked_at_bytes=looked_at_bytes(cache),
-        encoder_tokens=encoder_tokens,
-    )
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+KINDS_OF_CACHE: Final[tuple[Cache, ...]] = ("dynamic", "static")
+EQUAL: Final = "equal"
+EXPECTED: Final = ("keeps no cache", "takes no static cache")
+TYPES: Final = Path(__file__).parent.parent / "python/planner/memory/measured_types.py"
+OF_GENERATE: Final = ("blip",)  # whose own forward gives no cache back, and its decoder's does
+OTHERS: Final = {"textbook": textbook_bytes, f"hf-mem {HF_MEM_VERSION}": hf_mem_bytes}
+Record: TypeAlias = dict[str, Any]
 
 
 def predicted(config: dict[str, Any], row: Measured, dtype: str, kind: Cache) -> int:
     """The closed form for what was measured."""
-    return cache_bytes(
-        config,
+    sizes = CacheSizes(
         phase=row.phase,
         batch_size=BATCH,
         tokens=row.tokens,
         encoder_tokens=row.encoder_tokens,
-        dtype=dtype,
+        item_bytes=DTYPES[dtype].itemsize,
         cache=kind,
     )
-
-
-def textbook_bytes(config: dict[str, Any], row: Measured, dtype: str) -> int:
-    """Two for each layer, head, element and token, as it is in textbooks."""
-    decoder = decoder_config(config)
-    heads = plain_heads(decoder)
-    each = heads.count * heads.key_width * DTYPES[dtype].itemsize
-    return 2 * depth(decoder) * each * row.tokens * BATCH
+    return sum(layer.bytes for layer in computed_caches(config, sizes))
 
 
 def values_of(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -357,39 +64,35 @@ def values_of(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return whole, {**written, "architectures": [type(model).__name__]}
 
 
-def compare(name: str, totals: Counter[str]) -> Iterator[str]:
-    """Lines of the table of those that differ; counts what was compared."""
+def record_of(name: str) -> Record:
+    """What is found of one class: by cache and element type whether the closed form is right, and which other formulas are."""
+    record: Record = {"class": name, "built": "", "runs": {}, "others": {}, "notes": [], "type": ""}
     try:
-        model = build(name)
+        model = cache_models.build(name)
     except Exception as error:
-        totals["not built"] += 1
-        yield f"| {name} | not built: {type(error).__name__}: {_short(error)} |"
-        return
+        record["built"] = f"{type(error).__name__}: {_short(error)}"
+        return record
     whole, written = values_of(model)
+    record["type"] = model_type(decoder_config(whole))
+    shapes = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
+    record["notes"] = head_notes(whole, shapes)  # a class that saves what it says has none
     for dtype, torch_dtype in DTYPES.items():
         model.to(torch_dtype)
         for kind in KINDS_OF_CACHE:
+            run = f"{kind} {dtype}"
+            if record["runs"].get(f"dynamic {dtype}") == EXPECTED[0]:
+                continue  # it keeps what it is given, and is given nothing
             try:
-                rows = measure(model, torch_dtype, kind)
+                rows = cache_models.measure(model, torch_dtype, kind)
             except Exception as error:
                 why = _short(error)
-                totals[f"{kind} {dtype}: {why if why in EXPECTED else 'not run'}"] += 1
-                if why not in EXPECTED:
-                    yield f"| {name} | {kind} {dtype} not run: {why} |"
+                known = _unheld(whole, why, dtype, kind)
+                record["runs"][run] = known or (why if why in EXPECTED else f"not run: {why}")
                 continue
-            difference = _difference((whole, written), rows, dtype, kind)
-            totals[f"{kind} {dtype}: {'differ' if difference else 'equal'}"] += 1
+            record["runs"][run] = _difference((whole, written), rows, dtype, kind) or EQUAL
             if kind == "dynamic":
-                totals[f"textbook {dtype}: equal"] += _is_textbook(whole, rows, dtype)
-            if difference:
-                yield f"| {name} | {kind} {dtype}: {difference} |"
-
-
-def _is_textbook(config: dict[str, Any], rows: list[Measured], dtype: str) -> int:
-    try:
-        return int(all(textbook_bytes(config, row, dtype) == row.storage_bytes for row in rows))
-    except PlannerError:
-        return 0
+                record["others"][dtype] = _others(written, rows, dtype)
+    return record
 
 
 def _difference(
@@ -399,37 +102,141 @@ def _difference(
         try:
             found = [predicted(dict(config), row, dtype, kind) for row in rows]
         except PlannerError as error:
-            return error.message
+            return f"refused: {error.message}"
         true = [row.storage_bytes for row in rows]
         if found != true:
             return f"{found} instead of {true}"
     return ""
 
 
+def _unheld(config: dict[str, Any], why: str, dtype: str, kind: Cache) -> str:
+    """What the closed form says of a cache that is not there, where it should say nothing."""
+    if why not in EXPECTED:
+        return ""
+    if config.get("model_type") in OF_GENERATE:
+        return ""
+    row = Measured(phase="prefill", tokens=24, storage_bytes=0, looked_at_bytes=0, encoder_tokens=0)
+    try:
+        found = predicted(config, row, dtype, kind)
+    except PlannerError:
+        return ""
+    return f"{found} instead of none: it {why}" if found else ""
+
+
+def _others(config: dict[str, Any], rows: list[Measured], dtype: str) -> list[str]:
+    """Which other formulas are right, as "textbook prefill"."""
+    item_bytes = DTYPES[dtype].itemsize
+    right = []
+    for title, formula in OTHERS.items():
+        for phase in ("prefill", "decode"):
+            of_phase = [row for row in rows if row.phase == phase]
+            found = [
+                formula(config, batch_size=BATCH, tokens=row.tokens, item_bytes=item_bytes)
+                for row in of_phase
+            ]
+            if found == [row.storage_bytes for row in of_phase]:
+                right.append(f"{title} {phase}")
+    return right
+
+
 def _short(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:110].replace("|", "/")
 
 
-def main(names: list[str]) -> None:
-    """Prints those that differ as a table, and counts. Of "2/4" the second of four parts."""
+def differing(records: Iterable[Record]) -> Iterator[str]:
+    """Lines of a table of what is not equal: one for each class and each thing that is said of it."""
+    for record in records:
+        if record["built"]:
+            yield f"| {record['class']} | not built: {record['built']} |"
+        yield from (f"| {record['class']} | {note} |" for note in record.get("notes", ()))
+        by_what: dict[str, list[str]] = {}
+        for run, what in record["runs"].items():
+            if what != EQUAL and what not in EXPECTED:
+                by_what.setdefault(what, []).append(run)
+        for what, runs in by_what.items():
+            yield f"| {record['class']} | {', '.join(runs)}: {what} |"
+
+
+def totals(records: Iterable[Record]) -> Counter[str]:
+    """How many classes there are of each outcome, by cache and element type; of other formulas, where they are right."""
+    found: Counter[str] = Counter()
+    for record in records:
+        found["not built"] += bool(record["built"])
+        for run, what in record["runs"].items():
+            sort = what if what == EQUAL or what in EXPECTED else what.partition(": ")[0]
+            known = (EQUAL, *EXPECTED, "not run", "refused")
+            found[f"{run}: {sort if sort in known else 'differ'}"] += 1
+            is_measured = what not in EXPECTED and sort != "not run"
+            found[f"{run}: measured"] += is_measured
+        for dtype, right in record["others"].items():
+            for title in right:
+                found[f"{title} {dtype}: {EQUAL}"] += 1
+    return found
+
+
+def write_types(records: Iterable[Record]) -> None:
+    """Writes the types of models that have a class whose real cache was what was computed, and none where it was not."""
+    right: set[str] = set()
+    wrong: set[str] = set()
+    for record in records:
+        found = {
+            "instead of" in what for what in record["runs"].values() if "instead of" in what or what == EQUAL
+        }
+        (wrong if True in found else right if found else set()).add(record["type"])
+    lines = "".join(f'        "{each}",\n' for each in sorted(right - wrong))
+    TYPES.write_text(
+        '"""Types of models whose real caches are what is computed. Written by ``benches/sweep_caches.py --write-types``."""\n\n'
+        "from __future__ import annotations\n\nfrom typing import Final\n\n"
+        f"MEASURED_TYPES: Final = frozenset(\n    (\n{lines}    )\n)\n"
+    )
+
+
+def read(path: Path) -> list[Record]:
+    """The records that are kept in a file: of each class the last."""
+    if not path.exists():
+        return []
+    lines = map(json.loads, path.read_text().splitlines())
+    return sorted({each["class"]: each for each in lines}.values(), key=lambda each: str(each["class"]))
+
+
+def _chosen(given: list[str]) -> list[str]:
+    names = [name for name in given if "/" not in name] or cache_models.names()
+    for part in (name for name in given if "/" in name):
+        number, parts = map(int, part.split("/"))
+        names = names[number - 1 :: parts]
+    return names
+
+
+def main() -> None:
+    """Prints those that differ as a table, and counts."""
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
-    names, part = [name for name in names if "/" not in name], [name for name in names if "/" in name]
-    names = names or model_zoo.names()
-    if part:
-        number, parts = map(int, part[0].split("/"))
-        names = names[number - 1 :: parts]
-    totals: Counter[str] = Counter()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", help="classes, or a part of all as 2/4")
+    parser.add_argument("--into", type=Path, help="a file that what is found is added to")
+    parser.add_argument("--summary", type=Path, metavar="FILE", help="sum up what is kept there")
+    parser.add_argument(
+        "--write-types", action="store_true", help="write the types of models that are right into the package"
+    )
+    given = parser.parse_args()
     started = time.perf_counter()
-    print("| class | what differs |\n|---|---|")
-    for name in names:
-        for line in compare(name, totals):
+    records = read(given.summary) if given.summary else []
+    print("| class | what differs |\n|---|---|", *differing(records), sep="\n", flush=True)
+    for name in () if given.summary else _chosen(given.names):
+        records.append(record_of(name))
+        for line in differing(records[-1:]):
             print(line, flush=True)
+        if given.into:
+            given.into.parent.mkdir(parents=True, exist_ok=True)
+            with given.into.open("a") as file:
+                file.write(json.dumps(records[-1]) + "\n")
         gc.collect()
-    for title, count in sorted(totals.items()):
+    if given.write_types:
+        write_types(records)
+    for title, count in sorted(totals(records).items()):
         print(f"{count:>5}  {title}")
-    print(f"{len(names)} classes, {time.perf_counter() - started:.0f} s")
+    print(f"{len(records)} classes, {time.perf_counter() - started:.0f} s")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

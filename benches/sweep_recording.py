@@ -21,11 +21,11 @@ import transformers
 
 import model_zoo
 import planner
+from cache_models import STEPS, NotMeasuredError, build, givens, run_real
 from planner.errors import RecordingError
 from planner.memory.recording.session import RecordedRun, record_run
 from planner.memory.recording.workloads import takes_use_cache
 from planner.memory.tape import Tape
-from sweep_caches import STEPS, NotMeasuredError, build, givens, run_real
 
 WANTED = 218
 

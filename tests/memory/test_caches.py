@@ -168,3 +168,84 @@ def test_torch_is_not_loaded() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.split() == [str(bytes_of(SMALL)), "[]"]
+
+
+@pytest.mark.parametrize("kind", ["internlm2", "my_llama", ""])
+def test_a_model_of_an_unknown_type_is_refused_by_its_name(kind: str) -> None:
+    """Code that comes with a checkpoint may keep anything, whatever its configuration looks like."""
+    with pytest.raises(planner.UnknownMemoryError, match=kind or "no model_type") as caught:
+        bytes_of({**SMALL, "model_type": kind})
+    assert caught.value.model_type == kind
+    inside = {"model_type": "llava", "text_config": {**SMALL, "model_type": kind}}
+    with pytest.raises(planner.UnknownMemoryError):
+        bytes_of(inside)
+    assert bytes_of({**SMALL, "model_type": kind}, cache="none") == 0
+
+
+def test_the_decoder_of_several_parts_however_deep() -> None:
+    one = {"model_type": "llava", "text_config": SMALL}
+    assert bytes_of(one) == bytes_of({"model_type": "outer", "thinker_config": one}) == bytes_of(SMALL)
+
+
+def test_an_encoder_keeps_nothing() -> None:
+    for kind in ("bert", "modernbert", "deberta-v2", "distilbert"):
+        assert bytes_of({**SMALL, "model_type": kind}) == 0
+    assert bytes_of({**SMALL, "model_type": "bert", "is_decoder": True}) > 0
+    both = {"model_type": "encoder-decoder", "encoder": SMALL, "decoder": {**SMALL, "model_type": "bert"}}
+    assert bytes_of(both, encoder_tokens=7) == 0
+    told = {**both, "decoder": {**both["decoder"], "is_decoder": True}}
+    assert bytes_of(told, encoder_tokens=7) == 4 * 2 * (2 * 16) * (40 + 7) * 4
+
+
+def test_a_window_of_one_token_keeps_all() -> None:
+    """transformers keeps "the last 0" of them, which Python takes for all."""
+    one = {**WINDOWS, "sliding_window": 1, "layer_types": ["sliding_attention"] * 4}
+    assert bytes_of(one, phase="decode") == bytes_of(one)
+    assert bytes_of(one, cache="static") == 4 * (2 * (2 * 16) * 4 + 8)
+    with pytest.raises(planner.UnknownMemoryError, match="no window"):
+        bytes_of({**one, "sliding_window": 0})
+
+
+def test_heads_that_are_repeated_before_they_are_kept() -> None:
+    falcon = {**SMALL, "model_type": "falcon", "num_kv_heads": 2, "multi_query": False}
+    del falcon["num_key_value_heads"]
+    assert bytes_of({**falcon, "new_decoder_architecture": True}) == 2 * bytes_of(SMALL)
+    assert bytes_of({**falcon, "multi_query": True}) == bytes_of(SMALL) // 2
+
+
+def test_heads_for_an_encoder_of_their_own() -> None:
+    dia = {
+        **SMALL,
+        "model_type": "llama",
+        "is_encoder_decoder": True,
+        "cross_num_key_value_heads": 4,
+        "cross_head_dim": 8,
+    }
+    assert bytes_of(dia, encoder_tokens=10) - bytes_of(dia) == 4 * 2 * (4 * 8) * 10 * 4
+
+
+def test_latents_of_which_nothing_is_rotated() -> None:
+    latent = {**SMALL, "model_type": "deepseek_v3", "kv_lora_rank": 32, "qk_rope_head_dim": 0}
+    assert bytes_of(latent) == 4 * 32 * 40 * 4
+
+
+@pytest.mark.parametrize("wrong", [{"head_dim": 0}, {"num_attention_heads": 0}])
+def test_heads_without_elements_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(planner.UnknownMemoryError, match="attention heads"):
+        bytes_of({**SMALL, **wrong})
+
+
+def test_a_file_that_says_of_the_whole_what_its_decoder_has() -> None:
+    flat = {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl", "hidden_size": 64,
+            "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+    assert bytes_of(completed_config(flat)) == bytes_of(SMALL)
+    assert "text_config" not in flat
+
+
+def test_a_decoder_that_a_file_does_not_name_is_refused() -> None:
+    """Its class has a type for it, and values that depend on that."""
+    part = {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3"}
+    sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    for config in ({**part, **sizes}, {**part, "text_config": sizes}):
+        with pytest.raises(planner.UnknownMemoryError):
+            bytes_of(completed_config(config))

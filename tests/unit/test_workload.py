@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from planner.names import device_of
 from planner.planning.margins import margin_bytes
 from planner.plans.parts import DevicePlan
 from planner.settings.schema import Settings
+from tiny_folders import saved_in
 from tiny_models import TINY, built
 
 WORK = {"context_length": 64, "batch_size": 2, "allocator_margin": 0}
@@ -213,6 +217,16 @@ def test_saved_buffers_rest_with_the_weights_where_that_is_said() -> None:
     plan = planner.plan(with_masks(), max_memory={0: 2_500_000, "cpu": 1 << 24}, offload_buffers=True)
     unsaved = [name for name in ("layers.1", "layers.3") if device_of(name, plan.device_map) == "cpu"]
     assert plan.devices[0].buffer_bytes == 65536 * len(unsaved)
+
+
+def test_weights_with_other_heads_than_the_configuration_are_told(tmp_path: Path) -> None:
+    folder = saved_in(tmp_path)
+    planned = partial(planner.plan, folder, max_memory={0: 1 << 24})
+    assert not any("rows" in note for note in planned(workload=WORK).demands.notes)
+    said = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**said, "num_key_value_heads": 1}))
+    notes = planned(workload=WORK).demands.notes
+    assert any("k_proj.weight has 16 rows" in note and "1 heads of 8" in note for note in notes), notes
 
 
 def test_no_plan_puts_more_buffers_on_a_device_than_it_holds() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 from planner.checkpoint.adapter_names import AdapterFile, AdapterNames
 from planner.checkpoint.architecture import Architecture
+from planner.checkpoint.cache_config import completed_config
 from planner.checkpoint.describe import meta_model
 from planner.checkpoint.files import CheckpointFiles, Headers
 from planner.checkpoint.general_names import general_name
@@ -18,12 +20,15 @@ from planner.checkpoint.names import LiveNames, live_names, names_as_stored
 from planner.checkpoint.opened import Opened
 from planner.checkpoint.reading import fault, printable
 from planner.config.layer import Layer
+from planner.errors import UnknownMemoryError
+from planner.memory.header_check import head_notes
 from planner.model.tree import ModuleTree
 from planner.names import listed
 from planner.plans.parts import BEFORE_QUANTIZATION
 from planner.settings.model_facts import import_values
 
 _QUANTISED = ("quantization_config", "compression_config")
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_")  # as safetensors names them
 
 
 def open_files(files: CheckpointFiles, adapter: AdapterFile | None = None) -> Opened:
@@ -47,7 +52,18 @@ def open_files(files: CheckpointFiles, adapter: AdapterFile | None = None) -> Op
         fixed_bits=built.fixed_bits,
         made_elements=built.made_elements,
         configuration=files.config or {},
+        head_notes=cache(partial(_head_notes, files.config, headers)),
     )
+
+
+def _head_notes(config: Mapping[str, Any], headers: Headers) -> tuple[str, ...]:
+    """What differs between the configuration's heads and the weights; packed weights are integers, whose rows say nothing."""
+    try:
+        filled = completed_config(config)
+    except UnknownMemoryError:
+        return ()  # it leaves out its layers, so nothing is computed from it
+    shapes = {name: shape for name, dtype, shape, _ in headers.rows() if dtype.startswith(_FLOATS)}
+    return head_notes(filled, shapes)
 
 
 def _facts(files: CheckpointFiles) -> Layer | None:
@@ -149,6 +165,13 @@ def _element_counts(
 def quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a configuration says of a quantiser, empty where it says nothing."""
     return next(iter(_said_of_quantisers(config)), {})
+
+
+def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the model before it was quantised."""
+    kept = {key: value for key, value in config.items() if key not in _QUANTISED}
+    inner = kept.get("text_config")
+    return {**kept, "text_config": without_quantization(inner)} if isinstance(inner, dict) else kept
 
 
 def _said_of_quantisers(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:

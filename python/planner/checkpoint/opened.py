@@ -34,6 +34,7 @@ class Opened:
         made_elements: elements of tensors that no file has, because the class makes them, by name; they are of the weights' type.
         configuration: what its ``config.json`` says, or its live configuration; empty where it has none.
         live: the live model as long as somebody else keeps it, by a weak reference, so that no plan keeps it; None for files.
+        head_notes: what to say where the weights of files have other heads than the configuration, which caches are computed from.
         tied: names that are one tensor once the model is loaded, group by group; None where the tree has its ties already.
     """
 
@@ -51,6 +52,7 @@ class Opened:
     made_elements: Mapping[str, int] = field(default_factory=dict)
     configuration: Mapping[str, Any] = field(default_factory=dict)
     live: Callable[[], Any] | None = field(default=None, compare=False, repr=False)
+    head_notes: Callable[[], tuple[str, ...]] = field(default=tuple, compare=False, repr=False)
 
     @property
     def name(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -25,6 +27,7 @@ _WORDS: Final = {
 
 _EIGHT_BITS: Final = ("F8_", "float8_")
 _BIT_KEYS: Final = ("bits", "num_bits", "nbits", "w_bit", "weight_bits")
+_SAID_BITS: Final = re.compile(r"(?i)(?:int|float|fp|nf)([1-8])(?![0-9])")
 # Methods whose name is the format.
 _FORMATS: Final = {"fp8": "fp8", "fbgemm_fp8": "fp8", "mxfp4": "mxfp4", "eetq": "int8"}
 
@@ -56,6 +59,23 @@ def stored_format(
     most = max(stored, key=lambda word: stored[word], default="")
     is_cast = dtype is not None and not most.startswith(("int", "uint", "bool"))
     return dtype_word(dtype) if is_cast else most
+
+
+def packed_bits(quantization: Mapping[str, Any]) -> int | None:
+    """Bits that a quantiser packs an element of a weight into; None where its configuration does not tell.
+
+    Example:
+        >>> packed_bits({"quant_method": "gptq", "bits": 4}), packed_bits({"quant_method": "mxfp4"}), packed_bits({"quant_method": "new"})
+        (4, 4, None)
+    """
+    parts = _weights_of(quantization)
+    bits = next((parts[key] for key in _BIT_KEYS if type(parts.get(key)) is int and parts[key] > 0), None)
+    if bits is not None:
+        return int(bits)
+    said = quantization.get("quant_type")  # of torchao, the name of a class for each sort of module
+    named = (_quantised(quantization), json.dumps(said, default=str) if isinstance(said, Mapping) else "")
+    found = [int(each) for name in named for each in _SAID_BITS.findall(name)]
+    return min(found, default=None)
 
 
 def dtype_word(dtype: object) -> str:

@@ -21,8 +21,9 @@ def cached_heads(config: Config, kind: str) -> CachedHeads:
     Raises:
         UnknownMemoryError: the configuration leaves out what is needed.
     """
-    if config.get("kv_lora_rank") and config.get("qk_rope_head_dim"):
-        # Latents and the rotated part of the key, for all heads at once; they are expanded at each step and not kept so.
+    if config.get("kv_lora_rank") and type(config.get("qk_rope_head_dim")) is int:
+        # Latents and the rotated part of the key, for all heads at once; they are expanded at each step and not kept so. That part
+        # is empty where nothing is rotated.
         return CachedHeads(
             count=1,
             key_width=needed(config, "kv_lora_rank"),
@@ -39,9 +40,21 @@ def cached_heads(config: Config, kind: str) -> CachedHeads:
     return heads
 
 
+def cross_heads(config: Config) -> CachedHeads:
+    """Heads of keys and values of what an encoder has seen: the decoder's own, unless it has others for them."""
+    heads = cached_heads(config, "full_attention")
+    count = first_of(config, "cross_num_key_value_heads", "cross_num_attention_heads")
+    each = first_of(config, "cross_head_dim")
+    return CachedHeads(
+        count=heads.count if count is None else count,
+        key_width=heads.key_width if each is None else each,
+        value_width=heads.value_width if each is None else each,
+    )
+
+
 def _falcon_heads(config: Config) -> int:
     if config.get("new_decoder_architecture"):
-        return needed(config, "num_kv_heads", "num_attention_heads")
+        return query_heads(config)  # its keys are repeated for all that ask before they are kept
     return 1 if config.get("multi_query", True) else query_heads(config)
 
 

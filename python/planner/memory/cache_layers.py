@@ -6,13 +6,14 @@ recurrent state is kept in float32 whatever the model computes in.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
 
 from planner.choices import Cache
 from planner.errors import InvalidInputError, UnknownMemoryError
-from planner.memory.attention_heads import cached_heads
+from planner.memory.attention_heads import cached_heads, cross_heads
 from planner.memory.cache_parts import (
     CacheLayout,
     CachePart,
@@ -22,12 +23,13 @@ from planner.memory.cache_parts import (
     item_bytes,
     layout_bytes,
 )
-from planner.memory.config_values import CachedHeads, Config, decoder_config, model_type, needed
+from planner.memory.config_values import CachedHeads, Config, decoder_config, first_of, model_type, needed
+from planner.memory.encoders import keeps_cache
 from planner.memory.layer_types import layer_types
+from planner.memory.measured_types import MEASURED_TYPES
 from planner.memory.special_layouts import special_layouts
 from planner.memory.states import hybrid_states, state_parts
 
-ENCODERS_UNLESS_TOLD: Final = frozenset[str]()
 _INDEXED_IN_FLOAT: Final = frozenset({"dots3_note", "dots3_note_text"})
 
 
@@ -71,7 +73,7 @@ def cache_bytes(
         Bytes of storage, each storage once. 0 for a model without a cache.
 
     Raises:
-        UnknownMemoryError: a layer's type is not known, or the configuration leaves out what is needed.
+        UnknownMemoryError: the type of the model or of a layer is not known, or the configuration leaves out what is needed.
         InvalidInputError: a count that is negative or no integer, an element type that no cache is kept in, or a static cache
             for layers that have none.
 
@@ -115,16 +117,26 @@ def layer_caches(
     each = item_bytes(dtype)
     if cache == "none" or not keeps_cache(config):
         return ()
-    sizes = CacheSizes(
-        phase=phase,
-        batch_size=batch_size,
-        tokens=tokens,
-        encoder_tokens=encoder_tokens,
-        item_bytes=each,
-        cache=cache,
+    _require_measured(config)
+    return computed_caches(
+        config,
+        CacheSizes(
+            phase=phase,
+            batch_size=batch_size,
+            tokens=tokens,
+            encoder_tokens=encoder_tokens,
+            item_bytes=each,
+            cache=cache,
+        ),
     )
+
+
+def computed_caches(config: Config, sizes: CacheSizes) -> tuple[LayerCache, ...]:
+    """The same for a model of any type, whether a real cache of that type was ever measured or not."""
+    if not keeps_cache(config):
+        return ()
     layouts = layer_layouts(config)
-    _check_static(layouts, cache, config)
+    _check_static(layouts, sizes.cache, config)
     return tuple(
         LayerCache(kind=layout.kind, bytes=layout_bytes(layout, sizes), is_offloadable=layout.is_offloadable)
         for layout in layouts
@@ -141,12 +153,12 @@ def resident_bytes(layers: tuple[LayerCache, ...]) -> int:
     return stays + max(one + other for one, other in pairwise([*moved, moved[0]]))
 
 
-def keeps_cache(config: Config) -> bool:
-    """Whether a model has a decoder: an encoder has no cache."""
-    decoder = decoder_config(config)
-    if model_type(decoder) in ENCODERS_UNLESS_TOLD:
-        return bool(config.get("is_encoder_decoder") or decoder.get("is_decoder"))
-    return True
+def has_encoder(config: Config) -> bool:
+    """Whether a decoder looks at what an encoder has seen: as the configuration says, or as it is made of both."""
+    said = config.get("is_encoder_decoder")
+    if said is None:
+        return all(isinstance(config.get(part), Mapping) for part in ("encoder", "decoder"))
+    return bool(said)
 
 
 def layer_layouts(config: Config) -> tuple[CacheLayout, ...]:
@@ -166,9 +178,21 @@ def layer_layouts(config: Config) -> tuple[CacheLayout, ...]:
         layouts.append(_layout({**decoder, **own} if own else decoder, kind, index))
     if model_type(decoder) == "longcat_flash":  # two attentions in each layer, with a cache each
         layouts = [layout for layout in layouts for _ in range(2)]
-    if config.get("is_encoder_decoder"):
+    if has_encoder(config):
         layouts = [_with_cross(decoder, layout) for layout in layouts]
     return tuple(layouts)
+
+
+def _require_measured(config: Config) -> None:
+    kind = model_type(decoder_config(config))
+    if kind not in MEASURED_TYPES:
+        said = f"a model of type {kind}" if kind else "a model whose configuration says no model_type"
+        raise UnknownMemoryError(
+            f"the cache of {said} is not known: its class may keep anything; a recording tells it, where torch and transformers are "
+            "installed and have the class",
+            model_type=kind,
+            unknown=kind or "model_type",
+        )
 
 
 def _check_counts(**counts: int) -> None:
@@ -198,6 +222,12 @@ def _attention(config: Config, kind: str, index: int) -> CacheLayout:
     if kind in ("sliding_attention", "chunked_attention"):
         name = "attention_chunk_size" if kind == "chunked_attention" else "sliding_window"
         window = needed(config, name, "sliding_window_size")
+        if window < 1:
+            raise UnknownMemoryError(
+                f"the configuration of {model_type(config)} has {name} = {window}, which is no window",
+                model_type=model_type(config),
+                unknown=name,
+            )
         return CacheLayout(
             kind="window",
             parts=_keys_and_values(heads, "window", window),
@@ -227,7 +257,7 @@ def _indexed(config: Config, heads: CachedHeads, index: int) -> CacheLayout:
     kinds = config.get("indexer_types")
     is_shared = isinstance(kinds, list | tuple) and index < len(kinds) and kinds[index] == "shared"
     dtype = "float32" if model_type(config) in _INDEXED_IN_FLOAT else None
-    indexer = () if is_shared else (CachePart(elements=needed(config, "index_head_dim"), dtype=dtype),)
+    indexer = () if is_shared else (CachePart(elements=_indexer_width(config), dtype=dtype),)
     return CacheLayout(
         kind="indexed",
         parts=(*_keys_and_values(heads), *indexer),
@@ -236,10 +266,21 @@ def _indexed(config: Config, heads: CachedHeads, index: int) -> CacheLayout:
     )
 
 
+def _indexer_width(config: Config) -> int:
+    """Elements that an indexer keeps of a token."""
+    if (
+        first_of(config, "index_kpool") is not None
+    ):  # pools need a gate for each element, too, and whether the token counts
+        return 2 * needed(config, "index_head_dim") + 1
+    if first_of(config, "indexer_head_dim") is not None:
+        return needed(config, "indexer_kv_heads") * needed(config, "indexer_head_dim")
+    return needed(config, "index_head_dim")
+
+
 def _with_cross(config: Config, layout: CacheLayout) -> CacheLayout:
     # A static cache of the encoder's keys is made as the decoder's own is, windows included.
     window = next((part.window_tokens for part in layout.parts), 0)
-    cross = _keys_and_values(cached_heads(config, "full_attention"), "encoder", window)
+    cross = _keys_and_values(cross_heads(config), "encoder", window)
     return replace(
         layout,
         kind=f"{layout.kind} and cross",

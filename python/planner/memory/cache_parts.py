@@ -128,12 +128,14 @@ def _places(part: CachePart, sizes: CacheSizes) -> int:
         return 1
     is_static = sizes.cache == "static"
     if part.extent == "encoder":
-        is_cut = is_static and part.window_tokens > 0
-        return min(sizes.encoder_tokens, part.window_tokens) if is_cut else sizes.encoder_tokens
+        has_window = is_static and part.window_tokens > 0
+        return min(sizes.encoder_tokens, part.window_tokens) if has_window else sizes.encoder_tokens
     # After a prefill a layer looks at the last tokens of all, and the storage of all stays until the next step.
     is_stepped = sizes.phase == "decode" or is_static
     if part.extent == "rest":
         return (sizes.tokens - 1) % part.stride_tokens + 1 if is_stepped else sizes.tokens
-    if part.extent == "window" and is_stepped:
+    # Of a window of one token it keeps "the last 0", which is all of them.
+    is_cut = is_static or part.window_tokens > 1
+    if part.extent == "window" and is_stepped and is_cut:
         return min(sizes.tokens, part.window_tokens)
     return sizes.tokens // part.stride_tokens + part.extra_tokens

@@ -110,9 +110,25 @@ def query_heads(config: Config) -> int:
 
 
 def plain_heads(config: Config) -> CachedHeads:
-    """The heads of an ordinary attention, by the names that classes have for them."""
+    """The heads of an ordinary attention, by the names that classes have for them.
+
+    Raises:
+        UnknownMemoryError: the configuration leaves out what is needed, or its heads have no elements.
+    """
     asking = query_heads(config)
+    if asking < 1:
+        raise UnknownMemoryError(
+            f"the configuration of {model_type(config) or 'the model'} has no attention heads",
+            model_type=model_type(config),
+            unknown="num_attention_heads",
+        )
     head = first_of(config, *_HEAD_WIDTHS)
     each = head if type(head) is int else width(config) // asking
+    if each < 1:
+        raise UnknownMemoryError(
+            f"the configuration of {model_type(config) or 'the model'} has attention heads of {each} elements",
+            model_type=model_type(config),
+            unknown="head_dim",
+        )
     count = needed(config, *_KEY_HEADS) if first_of(config, *_KEY_HEADS) is not None else asking
     return CachedHeads(count=count, key_width=each, value_width=each)

@@ -41,7 +41,7 @@ def _rwkv(config: Config) -> _Layouts:
         *(CachePart(elements=width(config), extent="once"),) * 2,
         *(CachePart(elements=inner, extent="once", dtype="float32"),) * 3,
     )
-    return (CacheLayout(kind="linear", parts=parts),) * depth(config)
+    return (CacheLayout(kind="linear", parts=parts, has_static=False),) * depth(config)
 
 
 def _xlstm(config: Config) -> _Layouts:
@@ -49,8 +49,8 @@ def _xlstm(config: Config) -> _Layouts:
     heads = needed(config, "num_heads")
     keys, values = (_xlstm_width(config, name, heads) for name in ("qk", "v"))
     parts = (CachePart(elements=heads * (keys * values + keys + 1), extent="once"),)
-    layer = CacheLayout(kind="linear", parts=parts)
-    first = CacheLayout(kind="linear", parts=parts, counters=1, static_counters=1)
+    layer = CacheLayout(kind="linear", parts=parts, has_static=False)
+    first = CacheLayout(kind="linear", parts=parts, counters=1, has_static=False)
     return (first, *(layer,) * (needed(config, "num_blocks", "num_hidden_layers") - 1))
 
 
@@ -68,7 +68,8 @@ def _cpmant(config: Config) -> _Layouts:
     heads = needed(config, "num_attention_heads")
     elements = heads * needed(config, "dim_head", "attention_head_size")
     part = CachePart(elements=elements, extra_tokens=needed(config, "prompt_length"))
-    return (CacheLayout(kind="full", parts=(part, part), static_counters=1, is_offloadable=True),) * depth(
+    # Its mask is as long as what it has seen, so that it does not run with a cache that is longer.
+    return (CacheLayout(kind="full", parts=(part, part), has_static=False, is_offloadable=True),) * depth(
         config
     )
 

@@ -13,7 +13,7 @@ from planner.checkpoint.opened import Opened
 from planner.choices import Phase
 from planner.errors import InvalidInputError
 from planner.memory.activations import Activations, ForwardSizes, activations
-from planner.memory.cache_layers import LayerCache, layer_caches
+from planner.memory.cache_layers import LayerCache, has_encoder, layer_caches
 from planner.memory.demands import BlockDemand, Demands
 from planner.settings.dtypes import FLOATS
 from planner.settings.workload import Workload
@@ -47,12 +47,12 @@ def demands_of(
         )
     found: dict[Phase, Demands] = {}
     for phase in _PHASES:
-        demands = _by_formula(config, workload, blocks, dtype or _dtype_of(config), phase)
+        demands = _by_formula(config, workload, blocks, dtype or dtype_of(config), phase)
         found[phase] = replace(demands, notes=(*demands.notes, *notes))
     return found
 
 
-def _dtype_of(config: Mapping[str, Any]) -> str:
+def dtype_of(config: Mapping[str, Any]) -> str:
     """What a configuration says that the model computes in."""
     for part in (config, *(config.get(key) for key in ("text_config", "decoder", "thinker_config"))):
         said = str(part.get("dtype") or part.get("torch_dtype") or "") if isinstance(part, Mapping) else ""
@@ -75,7 +75,7 @@ def _by_formula(
         phase=phase,
         batch_size=workload.rows,
         tokens=workload.context_length if workload.cache == "static" else tokens,
-        encoder_tokens=workload.encoder_tokens if config.get("is_encoder_decoder") else 0,
+        encoder_tokens=workload.encoder_tokens if has_encoder(config) else 0,
         dtype=workload.cache_dtype or dtype,
         cache=workload.cache,
     )

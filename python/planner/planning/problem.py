@@ -178,6 +178,7 @@ class Problem:
         return RunModel(
             opened=self.opened,
             loaded_as=chosen.dtype if chosen.dtype in FLOATS else None,
+            packed_as=None if chosen.dtype in FLOATS else chosen.dtype,
             dtype=chosen.model.dtype,
             special_dtypes=chosen.special_dtypes,
             longest_tokens=chosen.model.max_position_embeddings,

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from planner.checkpoint.building import without_quantization
 from planner.checkpoint.opened import Opened
+from planner.choices import Phase
 from planner.errors import InvalidInputError, RecordingError
 from planner.memory.demands import Demands
-from planner.memory.tape import Tape
+from planner.memory.tape import PHASE, Tape
 from planner.memory.vectors import demands_of
 from planner.settings.workload import Workload
 
@@ -36,6 +38,14 @@ class Recorded:
         """What blocks need. Cost: O(events)."""
         found = demands_of(self.tapes, main_needs_bytes=self.main_needs_bytes)
         return replace(found, notes=(*found.notes, self.note)) if self.note else found
+
+    def by_phase(self) -> dict[Phase, Demands]:
+        """The same for each phase by itself. Cost: O(events)."""
+        phases: tuple[Phase, ...] = ("prefill", "decode")
+        return {
+            phase: replace(self, tapes=tuple(_of_phase(tape, phase) for tape in self.tapes)).demands()
+            for phase in phases
+        }
 
 
 def recorded(
@@ -63,11 +73,8 @@ def recorded(
 
     Cost: see :func:`planner.memory.recording.workloads.record`; recordings are kept in this process.
     """
-    if opened.quantization:
-        return Recorded(
-            note="quantised weights are not recorded, and what their kernels unpack is not counted"
-        )
-    model = opened.live() if opened.live is not None else None
+    # Quantised modules run on accelerators alone, and are recorded as those that they stand for.
+    model = opened.live() if opened.live is not None and not opened.quantization else None
     try:
         if model is None:
             model = _skeleton(opened)
@@ -114,6 +121,12 @@ def _of(
     )
 
 
+def _of_phase(tape: Tape, phase: Phase) -> Tape:
+    """The tape with the forwards of one phase as its phases; what was before is there, and is not told."""
+    told = tuple(event for event in tape.events if event[0] != PHASE or event[1].startswith(phase))
+    return replace(tape, events=told)
+
+
 def _is_changed(model: Any) -> bool:
     """Whether some module has a forward of its own, or hooks, as what is dispatched has."""
     return "hf_device_map" in vars(model) or any(
@@ -128,14 +141,23 @@ def _skeleton(opened: Opened) -> Any:
     Raises:
         RecordingError: transformers does not build it.
     """
-    named = opened.configuration.get("architectures")
-    if "transformers" not in sys.modules or "torch" not in sys.modules or opened.kind == "module":
-        return None
-    if not (isinstance(named, list) and named and isinstance(named[0], str)):
+    name = _class_name(opened)
+    if name is None or "transformers" not in sys.modules or "torch" not in sys.modules:
         return None
     from planner.checkpoint.describe import meta_model
 
     try:
-        return meta_model(named[0], opened.configuration, "")
+        return meta_model(name, without_quantization(opened.configuration), "")
     except ValueError as error:
-        raise RecordingError(f"{named[0]} is not recorded: {error}", block="", operator="") from error
+        raise RecordingError(f"{name} is not recorded: {error}", block="", operator="") from error
+
+
+def _class_name(opened: Opened) -> str | None:
+    """The class of a model in files, or of a live one that is quantised."""
+    live = None if opened.live is None else opened.live()
+    if live is not None:
+        return type(live).__name__
+    named = opened.configuration.get("architectures")
+    if opened.kind == "module" or not (isinstance(named, list) and named):
+        return None
+    return named[0] if isinstance(named[0], str) else None

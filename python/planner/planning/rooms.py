@@ -10,13 +10,14 @@ from planner.checkpoint.cache_config import completed_config
 from planner.checkpoint.opened import Opened
 from planner.choices import Phase
 from planner.errors import InvalidInputError, UnknownMemoryError
-from planner.memory.cache_layers import layer_caches
+from planner.memory.cache_layers import has_encoder, layer_caches
 from planner.memory.demands import Demands
 from planner.memory.tape import Tape
 from planner.model.blocks import Blocks
 from planner.planning.demands import demands_of
 from planner.planning.recorded import Recorded, recorded
 from planner.planning.running import RunningRooms
+from planner.planning.unpacked import with_unpacked
 from planner.settings.workload import Workload
 
 __all__ = ["RunModel", "formula_rooms", "recorded_for", "rooms_for"]
@@ -29,6 +30,7 @@ class RunModel:
     Args:
         opened: the model.
         loaded_as: its floating-point type, where one was asked for.
+        packed_as: the quantiser's format that it will be loaded in, where one was asked for.
         dtype: what it computes in by itself, if that is known.
         special_dtypes: by tensor, against `loaded_as`.
         longest_tokens: the context that it was made for, if that is known.
@@ -36,6 +38,7 @@ class RunModel:
 
     opened: Opened
     loaded_as: str | None
+    packed_as: str | None
     dtype: str | None
     special_dtypes: Mapping[str, str]
     longest_tokens: int | None
@@ -52,7 +55,7 @@ def rooms_for(model: RunModel, workload: Workload, blocks: Blocks) -> RunningRoo
     Raises:
         InvalidInputError: inputs that its forward does not take, or no configuration.
         UnknownMemoryError: a kind of layer or a number that is not known, of a model that is not recorded either; says at which operator
-            of which block.
+            of which block. Or how a quantiser packs.
 
     Cost: see :func:`planner.planning.recorded.recorded`.
     """
@@ -60,7 +63,10 @@ def rooms_for(model: RunModel, workload: Workload, blocks: Blocks) -> RunningRoo
     found = recorded_for(model, workload, blocks)
     if not found.tapes:
         return formula_rooms(model, workload, blocks, note=found.note)
-    return _rooms(model, workload, {"prefill": found.demands()}, found.tapes)
+    if model.packed_as is not None or model.opened.quantization:
+        # No replay tells the peaks of these: a tape knows nothing of what kernels unpack.
+        return _rooms(model, workload, blocks, found.by_phase())
+    return _rooms(model, workload, blocks, {"prefill": found.demands()}, found.tapes)
 
 
 def recorded_for(model: RunModel, workload: Workload, blocks: Blocks) -> Recorded:
@@ -84,7 +90,7 @@ def formula_rooms(model: RunModel, workload: Workload, blocks: Blocks, *, note: 
         if not note:
             raise
         raise type(error)(f"{error.message}; and {note}", **error.fields) from error
-    return _rooms(model, workload, by_phase)
+    return _rooms(model, workload, blocks, by_phase)
 
 
 def _require_static(model: RunModel, workload: Workload) -> None:
@@ -101,17 +107,27 @@ def _require_static(model: RunModel, workload: Workload) -> None:
             phase="prefill",
             batch_size=workload.rows,
             tokens=workload.context_length,
-            encoder_tokens=workload.encoder_tokens if config.get("is_encoder_decoder") else 0,
+            encoder_tokens=workload.encoder_tokens if has_encoder(config) else 0,
             dtype="float32",
             cache="static",
         )
 
 
 def _rooms(
-    model: RunModel, workload: Workload, by_phase: Mapping[Phase, Demands], tapes: tuple[Tape, ...] = ()
+    model: RunModel,
+    workload: Workload,
+    blocks: Blocks,
+    by_phase: Mapping[Phase, Demands],
+    tapes: tuple[Tape, ...] = (),
 ) -> RunningRooms:
+    by_phase = with_unpacked(
+        by_phase, model.opened, blocks.names, into=model.packed_as, dtype=model.loaded_as or model.dtype
+    )
+    beside = model.opened.head_notes()
     longest = model.longest_tokens
     if longest is not None and workload.context_length > longest:
         beyond = f"a context of {workload.context_length} tokens is beyond the {longest} that the model was made for"
-        by_phase = {phase: replace(each, notes=(*each.notes, beyond)) for phase, each in by_phase.items()}
+        beside = (*beside, beyond)
+    if beside:
+        by_phase = {phase: replace(each, notes=(*each.notes, *beside)) for phase, each in by_phase.items()}
     return RunningRooms(by_phase=by_phase, margin=workload.allocator_margin, tapes=tapes)
