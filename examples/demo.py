@@ -19,6 +19,9 @@ from planner.strategies.sequential import Layout, sequential
 from planner.units import format_bytes
 
 BUDGETS = {0: "80GiB", 1: "24GiB", "cpu": "200GiB"}
+CARDS = {0: "80GiB", 1: "80GiB"}
+# A prompt, and two words of an answer.
+WORKLOAD = {"context_length": 2048, "prompt_length": 2046}
 
 
 def llama_70b() -> torch.nn.Module:
@@ -90,6 +93,21 @@ def show_times(model: torch.nn.Module) -> None:
     print(f"  same map: {'yes' if same else 'no'}")
 
 
+def show_memory(model: torch.nn.Module) -> None:
+    print("\nWith a prompt of 2046 words and an answer of two, memory while it runs counts, too:")
+    plan = planner.plan(model, max_memory=BUDGETS, workload=WORKLOAD)
+    print(*(f"  {line}" for line in plan.summary().splitlines()), sep="\n")
+    start = time.perf_counter()
+    found = planner.verify(model, plan)
+    print(f"\nThe same run by the dispatched model in fake tensors, in {time.perf_counter() - start:.0f} s:")
+    print(*(f"  {line}" for line in str(found).splitlines()), sep="\n")
+    # The class's default configuration ends at 2048; Llama 3.1 does at 128k.
+    largest = planner.largest(model, "context_length", max_memory=CARDS, upto=2**17, workload={})
+    print("\nThe largest context on " + " and ".join(CARDS.values()) + f", nothing offloaded: {largest}")
+    if found.runs is not True or any(row.found_bytes > row.predicted_bytes for row in found.peaks):
+        raise SystemExit(1)
+
+
 def main() -> None:
     for name in ("accelerate", "planner"):  # both note that this machine does not have those devices
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -101,6 +119,7 @@ def main() -> None:
     )
     show_plan(model)
     show_times(model)
+    show_memory(model)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,14 @@ import planner
 from planner.units import format_bytes
 from rig import Accelerators, missing
 
-WORDS = 24
+PROMPT, WORDS = 8, 24
+# The virtual accelerators compute attention step by step, and their allocator takes what is asked for and no more.
+WORKLOAD = {
+    "context_length": PROMPT + WORDS,
+    "prompt_length": PROMPT,
+    "attention_kernel": "math",
+    "allocator_margin": 0,
+}
 
 
 def llama() -> nn.Module:
@@ -29,7 +36,7 @@ def llama() -> nn.Module:
 def generated(model: nn.Module) -> tuple[torch.Tensor, float]:
     """Tokens after a prompt, and seconds."""
     start = time.perf_counter()
-    prompt = torch.arange(3, 11, device=0)[None]
+    prompt = torch.arange(3, 3 + PROMPT, device=0)[None]
     tokens = model.generate(prompt, max_new_tokens=WORDS, do_sample=False, pad_token_id=0)
     return tokens.cpu(), time.perf_counter() - start
 
@@ -50,10 +57,19 @@ def main() -> None:
     torch.set_num_threads(1)
     model, plain = llama(), llama().to(0)
     size_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    budgets = {0: size_bytes // 2, 1: size_bytes // 3, "cpu": size_bytes}
+    budgets = {0: size_bytes // 2 + (1 << 18), 1: size_bytes // 3 + (1 << 18), "cpu": size_bytes}
     print(f"\nA Llama of {format_bytes(size_bytes)} over two virtual accelerators and the CPU:")
-    plan = planner.plan(model, max_memory=budgets, headroom=None, staging_blocks=2)
+    plan = planner.plan(model, max_memory=budgets, headroom=None, staging_blocks=2, workload=WORKLOAD)
     show_plan(plan)
+    verified = planner.verify(model, plan)
+    largest = planner.largest(
+        model,
+        "context_length",
+        max_memory=budgets,
+        headroom=None,
+        staging_blocks=2,
+        workload=_without_context(),
+    )
     planner.dispatch(model, plan)
     want, plain_s = generated(plain)
     del plain
@@ -63,13 +79,25 @@ def main() -> None:
     print(f"  {WORDS} tokens: {' '.join(map(str, found[0, -WORDS:].tolist()))}")
     same = "the same as" if found.equal(want) else "NOT THE SAME AS"
     print(f"  {same} the undispatched model's; {spread_s:.2f} s, undispatched {plain_s:.2f} s")
-    for index in (0, 1):
-        peak = format_bytes(accelerators.peak_bytes(index))
+    is_within = True
+    for device in plan.devices[:2]:
+        peak_bytes = accelerators.peak_bytes(device.id)
+        is_within &= peak_bytes <= device.peak_bytes <= budgets[device.id]
         print(
-            f"  accelerator {index}: at most {peak} in use, budget for weights {format_bytes(budgets[index])}"
+            f"  accelerator {device.id}: at most {format_bytes(peak_bytes)} in use, planned {format_bytes(device.peak_bytes)}, "
+            f"budget {format_bytes(budgets[device.id])}"
         )
-    if not found.equal(want):
+    print("\nVerified before it was there:", *(f"  {row}" for row in verified.peaks), sep="\n")
+    print("As the accelerators have counted it:")
+    measured = planner.measure(model, plan)
+    print(*(f"  {row}" for row in measured.peaks), sep="\n")
+    print(f"The largest context in the same memory: {largest}")
+    if not (found.equal(want) and is_within):
         raise SystemExit(1)
+
+
+def _without_context() -> dict[str, object]:
+    return {name: value for name, value in WORKLOAD.items() if name != "context_length"}
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def main() -> None:
         print(f"\nA Llama of {format_bytes(size_bytes)} in files, every second block left there:")
         # Past the page cache, where all of so small a model lies; for a real one, the default looks first.
         model = planner.load(folder, plan=device_map, read="direct")
+        print(f"  verified before anything is read: {planner.verify(plain, device_map)}")
         want, plain_s = generated(plain)
         found, streamed_s = generated(model)
         print(f"  {WORDS} tokens: {' '.join(map(str, found[0, -WORDS:].tolist()))}")

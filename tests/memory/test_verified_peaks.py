@@ -104,3 +104,16 @@ def test_measuring_needs_accelerators() -> None:
         pytest.skip("this machine has some")
     with pytest.raises(planner.InvalidInputError, match=r"this machine has no accelerator; planner.verify"):
         planner.measure(built("llama").eval(), planned("llama", 1.0))
+
+
+def test_a_model_that_has_run_before_copies_ahead_in_its_prompt_too() -> None:
+    """With room for two blocks, the second prompt takes one block more than the first; that is what a plan predicts."""
+    whole = planned("llama", 1.0, attention_kernel="math")
+    block = whole.block_bytes["model.layers.1"]
+    budgets = {0: whole.devices[0].peak_bytes - block, "cpu": 1 << 26}
+    said = {**WORK, "attention_kernel": "math"}
+    plan = planner.plan(built("llama"), max_memory=budgets, headroom=None, staging_blocks=2, workload=said)
+    rows = planner.verify(built("llama"), plan).peaks
+    assert all(row.found_bytes == row.predicted_bytes for row in rows)
+    others = planner.plan(built("llama"), max_memory=budgets, headroom=None, workload=said)
+    assert plan.devices[0].reserved_bytes == 2 * others.devices[0].reserved_bytes

@@ -237,7 +237,9 @@ def test_no_plan_puts_more_buffers_on_a_device_than_it_holds() -> None:
     assert caught.value.is_proven
     least_bytes = caught.value.more_bytes[0] + (3 << 20)
     with pytest.raises(InfeasibleError):
-        planner.plan(model, max_memory={0: least_bytes - (4 << 10), "cpu": "1GiB"})  # which is known that well
+        planner.plan(
+            model, max_memory={0: least_bytes - (4 << 10), "cpu": "1GiB"}
+        )  # which is known that well
     for room in (least_bytes, 9 << 20):
         plan = planner.plan(model, max_memory={0: room, "cpu": "1GiB"})
         accelerator = plan.devices[0]

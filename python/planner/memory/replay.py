@@ -41,6 +41,7 @@ class RunPlacement:
         resident_bytes: by device, weights and buffers that lie there all the time.
         offloaded_bytes: by offloaded block, what is brought in while it runs.
         room_bytes: by device, what offloaded blocks may take there together, so that the next is copied ahead; none without it.
+        is_order_known: the model has run before, so that its first forward copies ahead, too.
     """
 
     execution: Mapping[str, DeviceKey]
@@ -48,6 +49,7 @@ class RunPlacement:
     resident_bytes: Mapping[DeviceKey, int] = field(default_factory=dict)
     offloaded_bytes: Mapping[str, int] = field(default_factory=dict)
     room_bytes: Mapping[DeviceKey, int] = field(default_factory=dict)
+    is_order_known: bool = False
 
     @property
     def devices(self) -> tuple[DeviceKey, ...]:
@@ -226,6 +228,17 @@ class _Ahead:
         # With one block alone, dispatch copies nothing ahead.
         served = sum(self._device(block) in self.room_bytes for block in self.offloaded_bytes)
         self.is_on = served >= _FEWEST_AHEAD
+        if replay.placement.is_order_known and self.is_on:
+            self._learn(replay.tape)
+
+    def _learn(self, tape: Tape) -> None:
+        last: str | None = None
+        for event in tape.events:
+            if event[0] == ENTER and (block := tape.name(event[1])) in self.offloaded_bytes:
+                self.follower[last] = block
+                last = block
+            elif event[0] == OUTPUT:
+                last = None
 
     def _device(self, block: str) -> DeviceKey:
         placement = self.replay.placement

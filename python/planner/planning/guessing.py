@@ -80,13 +80,12 @@ class Guess:
             here = demands.at(_point(workload))
             return RunningRooms(by_phase={"prefill": here}, margin=workload.allocator_margin)
 
-        value, before = values[-1], None
+        value = values[-1]
         for _ in range(_ROUNDS):
             demands.look_at(_point(self._at(max(least, value))))
-            value = self._bisected(by_polynomials, least, most)
+            before, value = value, self._bisected(by_polynomials, least, most, value)
             if value == before:
                 break
-            before = value
         return value
 
     def _at(self, value: int) -> Workload:
@@ -100,11 +99,16 @@ class Guess:
     def _by_formula(self, workload: Workload) -> RunningRooms:
         return formula_rooms(self._model, workload, self._search.blocks)
 
-    def _bisected(self, rooms_at: Callable[[Workload], RunningRooms], least: int, most: int) -> int:
-        """The largest value whose rooms have a plan, or one less than the least."""
+    def _bisected(
+        self, rooms_at: Callable[[Workload], RunningRooms], least: int, most: int, known: int | None = None
+    ) -> int:
+        """The largest value whose rooms have a plan, or one less than the least; `known` is where it may lie."""
         best, refused = least - 1, most + 1
+        tried = [] if known is None else [known + 1, known]
         while refused - best > 1:
-            value = (best + refused) // 2
+            value = tried.pop() if tried else (best + refused) // 2
+            if not best < value < refused:
+                continue
             if _is_room(self._search, rooms_at(self._at(value))):
                 best = value
             else:
@@ -122,8 +126,8 @@ def _is_room(search: AutoSearch, rooms: RunningRooms) -> bool:
 
 def _spread(least: int, most: int) -> Sequence[int]:
     """Where recordings are made, up to `most` or a little more."""
-    first = max(least + 2, most // 2, _LEAST_TOKENS)
-    middle = max(first + 1, 3 * most // 4)
+    first = max(least + 2, most // 8, _LEAST_TOKENS)
+    middle = max(first + 1, most // 2)
     return [first, middle, max(middle + 1, most)]
 
 

@@ -126,4 +126,5 @@ def _placement(
         resident_bytes=resident,
         offloaded_bytes=offloaded,
         room_bytes=room_bytes,
+        is_order_known=True,  # of many prompts, one is the first
     )

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from planner.checkpoint.cache_config import completed_config
 from planner.checkpoint.opened import Opened
 from planner.choices import Phase
+from planner.errors import InvalidInputError, UnknownMemoryError
+from planner.memory.cache_layers import layer_caches
 from planner.memory.demands import Demands
 from planner.memory.tape import Tape
 from planner.model.blocks import Blocks
@@ -47,10 +51,12 @@ def rooms_for(model: RunModel, workload: Workload, blocks: Blocks) -> RunningRoo
 
     Raises:
         InvalidInputError: inputs that its forward does not take, or no configuration.
-        UnknownMemoryError: a kind of layer or a number that is not known.
+        UnknownMemoryError: a kind of layer or a number that is not known, of a model that is not recorded either; says at which operator
+            of which block.
 
     Cost: see :func:`planner.planning.recorded.recorded`.
     """
+    _require_static(model, workload)
     found = recorded_for(model, workload, blocks)
     if not found.tapes:
         return formula_rooms(model, workload, blocks, note=found.note)
@@ -72,8 +78,33 @@ def recorded_for(model: RunModel, workload: Workload, blocks: Blocks) -> Recorde
 def formula_rooms(model: RunModel, workload: Workload, blocks: Blocks, *, note: str = "") -> RunningRooms:
     """The same by formulas. Args, Raises: as :func:`rooms_for`; ``note``: why it was not recorded."""
     dtype = model.loaded_as or model.dtype
-    by_phase = demands_of(model.opened, workload, blocks.names, dtype, (note,) if note else ())
+    try:
+        by_phase = demands_of(model.opened, workload, blocks.names, dtype, (note,) if note else ())
+    except (InvalidInputError, UnknownMemoryError) as error:
+        if not note:
+            raise
+        raise type(error)(f"{error.message}; and {note}", **error.fields) from error
     return _rooms(model, workload, by_phase)
+
+
+def _require_static(model: RunModel, workload: Workload) -> None:
+    """Raises InvalidInputError where a static cache is asked of a class whose layers have none.
+
+    Where the configuration does not tell, a recording does.
+    """
+    config = completed_config(model.opened.configuration)
+    if workload.cache != "static" or not config:
+        return
+    with suppress(UnknownMemoryError):
+        layer_caches(
+            config,
+            phase="prefill",
+            batch_size=workload.rows,
+            tokens=workload.context_length,
+            encoder_tokens=workload.encoder_tokens if config.get("is_encoder_decoder") else 0,
+            dtype="float32",
+            cache="static",
+        )
 
 
 def _rooms(

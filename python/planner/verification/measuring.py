@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,9 +21,10 @@ from planner.names import require_module
 from planner.plans.plan import Plan
 from planner.settings.workload import Workload
 from planner.spelling import shown
+from planner.units import format_bytes
 from planner.verification.measurable import named_inputs, require_dispatched, require_measurable
 from planner.verification.peak_rows import PeakRow, execution_devices, peak_rows
-from planner.verification.placed_run import workload_input
+from planner.verification.placed_run import warming, workload_input
 
 __all__ = ["Measurement", "measure"]
 
@@ -35,6 +36,7 @@ class Measurement:
     Args:
         peaks: by phase and device.
         steps: how many tokens were decoded after the prompt.
+        reserved_bytes: by accelerator, the most that torch's allocator has held there, for whomever; none where it does not tell.
 
     Example:
         >>> print(Measurement((PeakRow(0, "prefill", 2048, 2048), PeakRow(0, "decode", 2048, 1024)), steps=2))
@@ -45,10 +47,15 @@ class Measurement:
 
     peaks: tuple[PeakRow, ...]
     steps: int
+    reserved_bytes: Mapping[DeviceKey, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         head = f"memory, as planned and as measured ({self.steps} step{'' if self.steps == 1 else 's'}):"
-        return "\n".join([head, *(f"  {row}" for row in self.peaks)])
+        held = [
+            f"  {device}: its allocator has held {format_bytes(size)}"
+            for device, size in self.reserved_bytes.items()
+        ]
+        return "\n".join([head, *(f"  {row}" for row in self.peaks), *held])
 
 
 def measure(model: nn.Module, plan: Plan, inputs: Any = None, *, steps: int | None = None) -> Measurement:
@@ -73,7 +80,8 @@ def measure(model: nn.Module, plan: Plan, inputs: Any = None, *, steps: int | No
     Guarantee: all of these are raised before anything runs. The model and its tensors stay as they are, and caches go; torch's peak
         counters of these accelerators begin anew.
 
-    Cost: the forwards that it runs: one for the prompt and one for each further token of the context.
+    Cost: the forwards that it runs: one for the prompt and one for each further token of the context; where blocks are offloaded, one
+        more of the prompt and one of a token, in which their order is learnt.
     """
     require_module(model)
     if not isinstance(plan, Plan):
@@ -86,11 +94,17 @@ def measure(model: nn.Module, plan: Plan, inputs: Any = None, *, steps: int | No
     counters = _Counters(model, plan)
     runs = list(_runs(model, workload, steps))
     with _collected(), torch.no_grad():
+        for warm in warming(plan, runs[0].run):
+            Forwards(model, _Unwatched(), warm, _Given(given, workload, counters.main_device)).run()
         for run in runs:
             counters.begin(is_told=run.is_told)
             Forwards(model, counters, run.run, _Given(given, workload, counters.main_device)).run()
             given = {}
-    return Measurement(peak_rows(plan, counters.peaks), steps=sum(run.run.steps for run in runs))
+    return Measurement(
+        peak_rows(plan, counters.peaks),
+        steps=sum(run.run.steps for run in runs),
+        reserved_bytes=counters.reserved_bytes,
+    )
 
 
 # ---- What is run
@@ -146,6 +160,17 @@ def _collected() -> Iterator[None]:
 # ---- What is counted
 
 
+class _Unwatched:
+    def phase(self, name: str) -> None:
+        pass
+
+    def output(self, value: Any) -> None:
+        pass
+
+    def after(self) -> None:
+        pass
+
+
 class _Counters:
     """The counters of the accelerators that a plan runs something on; is told of forwards."""
 
@@ -156,6 +181,7 @@ class _Counters:
         self.main_device = resolve_device(running[0])
         self.devices = {key: resolve_device(key) for key in running if isinstance(key, int)}
         self.peaks: dict[str, dict[DeviceKey, int]] = {}
+        self.reserved_bytes: dict[DeviceKey, int] = {}
         self._other_bytes: dict[DeviceKey, int] = {}
         self._now = ""
         self._is_told = True
@@ -179,6 +205,10 @@ class _Counters:
             key: int(self.backend.max_memory_allocated(device)) - self._other_bytes[key]
             for key, device in self.devices.items()
         }
+        if hasattr(self.backend, "max_memory_reserved"):
+            for key, device in self.devices.items():
+                held_bytes = int(self.backend.max_memory_reserved(device))
+                self.reserved_bytes[key] = max(held_bytes, self.reserved_bytes.get(key, 0))
         # The other forwards of a run that only leads to its last one are not the plan's.
         if self._is_told or self._now == "decode 2":
             most = self.peaks.setdefault(self._now, {})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from planner.devices.keys import DeviceKey
 from planner.dispatching.api import offloads_buffers, planned_room
 from planner.dispatching.install.device_map import ResolvedDeviceMap
-from planner.memory.recording.session import Forwards, with_fused_experts
+from planner.memory.recording.session import Forwards, RecordedRun, with_fused_experts
 from planner.memory.recording.workloads import runs_of
 from planner.plans.plan import Plan
 from planner.settings.workload import Workload
@@ -23,7 +24,7 @@ from planner.verification.storage_counter import AttentionKernels, StorageCounte
 from planner.verification.twins import twin_of
 from planner.verification.whole_functions import WholeFunctions
 
-__all__ = ["placed_peaks", "workload_input"]
+__all__ = ["placed_peaks", "warming", "workload_input"]
 
 
 def placed_peaks(
@@ -83,7 +84,11 @@ def _peaks(
             with known, WholeFunctions(known), counter, AttentionKernels(workload.attention_kernel):
                 counter.note(named_tensors(twin).values())
                 dispatch_twin(twin, resolved_map, offload_buffers=offloads_buffers(plan), room_bytes=room)
-                for each in runs_of(model, workload):
+                runs = list(runs_of(model, workload))
+                for run in warming(plan, runs[0].run):
+                    Forwards(twin, counter, run, given).run()
+                counter.peaks = {}
+                for each in runs:
                     Forwards(twin, counter, each.run, given).run()
                     forwards = list(counter.peaks)[-1:] if each.is_of_last_step else list(counter.peaks)
                     for name in forwards:
@@ -94,6 +99,13 @@ def _peaks(
     finally:
         counter.forget()
     return found
+
+
+def warming(plan: Plan, run: RecordedRun) -> Iterator[RecordedRun]:
+    """A run before the first that counts, where blocks are offloaded: dispatch learns their order in it, as in the first of many
+    prompts, and copies ahead from then on."""
+    if plan.execution_map:
+        yield replace(run, steps=min(1, run.steps))
 
 
 def workload_input(

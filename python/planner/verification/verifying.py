@@ -63,7 +63,7 @@ def verify(model: nn.Module, plan: Plan | Mapping[str, Any], inputs: Any = None)
         the replay that predicts them, but the table of attention kernels and of operators that are made of others.
 
     Cost: a forward's time in Python, some 50 ms for a decoder layer; nothing grows with the size of the weights. With a workload three
-        to six forwards more.
+        to eight forwards more.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))

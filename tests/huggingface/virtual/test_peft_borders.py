@@ -162,3 +162,19 @@ def test_the_model_itself_loads_adapters_without_an_integration(
     copied.load_adapter(str(adapter), "again")
     assert answer(copied).equal(answer(want))
     assert "load_adapter" not in vars(planner.undispatch(base))
+
+
+@pytest.mark.parametrize("name", few(["cpu", "disk", "mixed"], "mixed"))
+def test_adapters_are_made_from_values_after_the_end(name: str, folder: Path, tmp_path: Path) -> None:
+    """PEFT would leave theirs as they were in memory, beside a weight that it takes for one on meta."""
+    with planner.integrate():
+        base = spread(folder, name, tmp_path / "o")
+    models = []
+    for each in (plain(folder), base):
+        torch.manual_seed(1)
+        models.append(
+            peft.get_peft_model(
+                each, peft.DeftConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4)
+            ).eval()
+        )
+    assert answer(models[1]).equal(answer(models[0]))

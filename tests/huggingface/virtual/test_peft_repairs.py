@@ -57,6 +57,8 @@ def test_a_base_whose_adapter_was_not_loaded_to_the_end_still_runs(
 KINDS: dict[str, Callable[[], peft.PeftConfig]] = {
     "replicated": lambda: peft.LoraConfig(**LORA, layer_replication=[(0, 3), (1, 4)]),
     "adaption": lambda: peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=3, adapter_layers=3),
+    "layer_norms": lambda: peft.LNTuningConfig(task_type="CAUSAL_LM", target_modules=["input_layernorm"]),
+    "made_from_values": lambda: peft.DeftConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4),
     "dora": lambda: peft.LoraConfig(
         **{**LORA, "target_modules": ["embed_tokens", "lm_head", "q_proj"]}, use_dora=True
     ),

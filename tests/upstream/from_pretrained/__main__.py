@@ -21,7 +21,8 @@ from upstream.running import ROOT, results_of_pytest
 
 DIVERGENCES = ROOT / "docs" / "divergences.md"
 OUTCOMES = ("passed", "failed", "skipped")
-CONTENDERS = {"theirs": None, 'ours, auto="transformers"': "transformers", 'ours, auto="best"': "best"}
+THEIRS = "theirs"
+CONTENDERS = {"theirs": THEIRS, 'ours, auto="transformers"': "transformers", 'ours, auto="best"': "best"}
 TIME_LIMIT_S = 3600
 
 
@@ -31,6 +32,12 @@ def main() -> int:
     parser.add_argument("-v", action="store_true", help="show what pytest printed")
     parser.add_argument(
         "--kept", type=Path, help="a folder for each run's outcomes; what is there is not run again"
+    )
+    parser.add_argument(
+        "--runs",
+        nargs="*",
+        choices=CONTENDERS.values(),
+        help="only these; nothing is compared without theirs",
     )
     options = parser.parse_args()
     try:
@@ -43,13 +50,16 @@ def main() -> int:
         return 0
     runs = {
         title: kept_outcomes(
-            options.kept and options.kept / f"{auto or 'theirs'}.json",
-            partial(outcomes, upstream, auto, only=options.k, is_verbose=options.v),
+            options.kept and options.kept / f"{auto}.json",
+            partial(
+                outcomes, upstream, None if auto == THEIRS else auto, only=options.k, is_verbose=options.v
+            ),
         )
         for title, auto in CONTENDERS.items()
+        if not options.runs or auto in options.runs
     }
     print_table(runs)
-    return report(runs, DIVERGENCES.read_text())
+    return report(runs, DIVERGENCES.read_text()) if THEIRS in runs else 0
 
 
 def kept_outcomes(file: Path | None, run: Callable[[], dict[str, str]]) -> dict[str, str]:

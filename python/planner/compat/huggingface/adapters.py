@@ -49,11 +49,14 @@ def adapter_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module | nn.Parame
 
 def copied_modules(model: nn.Module, adapter_name: str) -> Iterator[nn.Module]:
     """The copies that PEFT has made of modules to train them whole."""
+    from peft.tuners.ln_tuning.layer import LNTuningLayer
     from peft.utils.other import ModulesToSaveWrapper
 
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper) and adapter_name in module.modules_to_save:
             yield module.modules_to_save[adapter_name]
+        elif isinstance(module, LNTuningLayer) and adapter_name in module.ln_tuning_layers:
+            yield module.ln_tuning_layers[adapter_name]
 
 
 def _attribute(module: nn.Module, name: str) -> Any:

@@ -58,7 +58,7 @@ def inject_adapter(
     if getattr(tuner.peft_config[adapter_name], "layer_replication", None):
         # PEFT does so when the layers have their copies; what is offloaded of those has its own placeholders by then.
         model.requires_grad_(False)
-    create = tuner._create_and_replace
+    create, replace = tuner._create_and_replace, tuner._replace_module
     with WeightsAtHand(model) as at_hand:
 
         def create_and_let_go(*made_args: Any, **made_kwargs: Any) -> Any:
@@ -68,11 +68,18 @@ def inject_adapter(
             at_hand.let_go()
             return made
 
-        tuner.__dict__["_create_and_replace"] = create_and_let_go
+        def replace_by_resident(parent: nn.Module, name: str, made: nn.Module, *more: Any) -> None:
+            for copied in copied_modules(made, adapter_name):
+                make_resident(copied)  # it is moved next
+            replace(parent, name, made, *more)
+
+        own = {"_create_and_replace": create_and_let_go, "_replace_module": replace_by_resident}
+        tuner.__dict__.update(own)
         try:
             before(tuner, model, adapter_name, *args, **kwargs)
         finally:
-            del tuner.__dict__["_create_and_replace"]
+            for name in own:
+                del tuner.__dict__[name]
     for copied in copied_modules(model, adapter_name):
         make_resident(copied)
 

@@ -7,6 +7,7 @@ whatever lies in uninitialised memory. Nor is one that says "meta": what a model
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
@@ -16,7 +17,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from planner.dispatching.tensors.fakes import without_fakes
-from planner.dispatching.tensors.placeholder_device import PlaceholderDevice, device_of
+from planner.dispatching.tensors.placeholder_device import PlaceholderDevice, device_of, is_asked_by
 from planner.dispatching.tensors.placeholder_values import own_values, read, refuse, require_no_graph
 from planner.dispatching.tensors.resting import RestingPlace
 from planner.errors import OffloadError
@@ -55,7 +56,6 @@ class PlaceholderTensor(torch.Tensor):
     libraries rebuild a parameter by calling its class.
     """
 
-    is_meta = True
     # For code that counts bytes: marks lead to the model.
     carries_nothing = True
     offloaded_name: str
@@ -86,6 +86,11 @@ class PlaceholderTensor(torch.Tensor):
             # All of torch asks here, so that `x.to(weight)` and `weight.is_cuda` know it as well.
             return device_of(args[0])
         return _on_operator(func, args, kwargs or {})
+
+    @property
+    def is_meta(self) -> bool:  # type: ignore[override]
+        """Always; but PEFT makes an adapter without values beside a weight that says so, and is told what ``device`` is."""
+        return not is_asked_by("peft", sys._getframe(1)) or _is_meta(device_of(self))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PlaceholderTensor:
         if self.stands_for is not None:
@@ -215,9 +220,7 @@ def placeholder(
         if not isinstance(mark, torch.Tensor):
             setattr(made, key, mark)
     made.offloaded_name = name
-    made.fetch = None
-    made.whereabouts = None
-    made.rests_in = None
+    made.fetch = made.whereabouts = made.rests_in = None
     made._is_param = is_parameter
     return made
 

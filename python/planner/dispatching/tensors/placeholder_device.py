@@ -14,7 +14,7 @@ from torch import nn
 
 from planner.dispatching.tensors.slots import Slot, modules_of
 
-__all__ = ["PlaceholderDevice", "device_of"]
+__all__ = ["PlaceholderDevice", "device_of", "is_asked_by"]
 
 _META = torch.device("meta")
 _CPU = torch.device("cpu")
@@ -114,3 +114,9 @@ def device_of(placeholder: Any) -> torch.device:
     """The device that a placeholder has for the code that asks now."""
     where: PlaceholderDevice | None = placeholder.whereabouts
     return _META if where is None else where.device()
+
+
+def is_asked_by(library: str, frame: FrameType) -> bool:
+    """Whether code that asks is of a library, by its frame."""
+    name = frame.f_globals.get("__name__")
+    return isinstance(name, str) and name.partition(".")[0] == library

@@ -133,13 +133,14 @@ class _Found:
 
     def __init__(self, recorder: Recorder, module: nn.Module, place: int, args: Any, kwargs: Any) -> None:
         self.place = place
+        self.here = recorder.numbers.device(place)
         self._arguments = (args, kwargs)
         self.caches: dict[int, Any] = {}
         self.given = Described()
-        said = described(self._arguments, place, lambda value: self._argument(value, self.given))
+        said = described(self._arguments, self.here, lambda value: self._argument(value, self.given))
         self.argument_count = len(self.given.tensors)
         self.layers = [self._layer_of(cache, number_in(module)) for cache in self.caches.values()]
-        kept = described(self.kept(), place, self.given.tensor)
+        kept = described(self.kept(), self.here, self.given.tensor)
         self.key: Spec = (said, kept, *map(type, self.layers))
         self.numbers = [recorder.number_of(storage) for storage in self.given.storages]
         self._said = said
@@ -157,7 +158,7 @@ class _Found:
         """Whether the arguments are, and the caches' other layers."""
         again = Described()
         try:
-            said = described(self._arguments, self.place, lambda value: self._argument(value, again))
+            said = described(self._arguments, self.here, lambda value: self._argument(value, again))
         except NotPlainError:
             return False
         before = [each() for each in self.given.tensors[: self.argument_count]]
@@ -213,8 +214,8 @@ def _call_of(recorder: Recorder, found: _Found, result: Any, start: int, first: 
         return ("new", number - first, objects.setdefault(id(value), len(objects)), *layout_of(value))
 
     try:
-        made = described(result, found.place, other)
-        kept = described(found.kept(), found.place, other)
+        made = described(result, found.here, other)
+        kept = described(found.kept(), found.here, other)
     except NotPlainError:
         return None
     steps: list[tuple[Any, ...]] = []
@@ -254,9 +255,9 @@ def _repeated(recorder: Recorder, found: _Found, call: _Call) -> Any:
         return made[spec]
 
     with _disable_current_modes():
-        for attributes, kept in zip(found.kept(), rebuilt(call.kept, found.place, tensor_of), strict=True):
+        for attributes, kept in zip(found.kept(), rebuilt(call.kept, found.here, tensor_of), strict=True):
             attributes.update(kept)
-        return rebuilt(call.result, found.place, tensor_of)
+        return rebuilt(call.result, found.here, tensor_of)
 
 
 def _stepped(recorder: Recorder, found: _Found, call: _Call) -> dict[int, torch.Tensor]:

@@ -66,12 +66,12 @@ def layout_of(tensor: torch.Tensor) -> Spec:
     return tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.storage_offset(), tensor.requires_grad
 
 
-def described(value: Any, place: int, other: Callable[[Any], Spec]) -> Spec:
+def described(value: Any, here: torch.device | None, other: Callable[[Any], Spec]) -> Spec:
     """A value as plain data.
 
     Args:
         value: anything.
-        place: devices of this number are those of the block itself.
+        here: the device of the block itself.
         other: describes what is neither plain nor a container.
 
     Raises:
@@ -81,24 +81,23 @@ def described(value: Any, place: int, other: Callable[[Any], Spec]) -> Spec:
     if kind in _PLAIN:
         return ("plain", kind, value)  # 1, 1.0 and True are equal
     if kind is torch.device:
-        is_here = value.type == "meta" and (value.index or 0) == place
-        return ("here",) if is_here else ("plain", kind, value)
+        return ("here",) if value == here else ("plain", kind, value)
     if kind in (tuple, list):
-        return (kind, *(described(item, place, other) for item in value))
+        return (kind, *(described(item, here, other) for item in value))
     if kind is dict:
-        pairs = ((described(key, place, other), described(item, place, other)) for key, item in value.items())
+        pairs = ((described(key, here, other), described(item, here, other)) for key, item in value.items())
         return (kind, *pairs)
     if kind in (set, frozenset):
-        return (kind, frozenset(described(item, place, other) for item in value))
+        return (kind, frozenset(described(item, here, other) for item in value))
     return other(value)
 
 
-def rebuilt(spec: Spec, place: int, tensor: Callable[[Spec], torch.Tensor]) -> Any:
+def rebuilt(spec: Spec, here: torch.device, tensor: Callable[[Spec], torch.Tensor]) -> Any:
     """The value that a description is of.
 
     Args:
         spec: of :func:`described`.
-        place: what devices of the block itself are.
+        here: the device of the block itself.
         tensor: makes or finds the tensor of what described it.
     """
     kind, *rest = spec
@@ -106,14 +105,14 @@ def rebuilt(spec: Spec, place: int, tensor: Callable[[Spec], torch.Tensor]) -> A
     if kind == "plain":
         return parts[1]
     if kind == "here":
-        return torch.device("meta", place)
+        return here
     if kind in (set, frozenset):
-        return kind(rebuilt(item, place, tensor) for item in parts[0])
+        return kind(rebuilt(item, here, tensor) for item in parts[0])
     if kind in (tuple, list):
-        made = [rebuilt(item, place, tensor) for item in parts]
+        made = [rebuilt(item, here, tensor) for item in parts]
         return tuple(made) if kind is tuple else made
     if kind is dict:
-        return {rebuilt(key, place, tensor): rebuilt(item, place, tensor) for key, item in parts}
+        return {rebuilt(key, here, tensor): rebuilt(item, here, tensor) for key, item in parts}
     return tensor(spec)
 
 
@@ -142,14 +141,14 @@ def structure_of(module: nn.Module, is_here: Callable[[torch.Tensor], bool]) -> 
                 if value:
                     return None
             elif key not in ("_modules", "forward", *NUMBERS):
-                parts.append((key, described(value, -1, _known)))
+                parts.append((key, described(value, None, _known)))
     return tuple(parts)
 
 
 def _known(value: Any) -> Spec:
     """What is not plain, of a module: as this very object, or what it was made of."""
     if type(value) is partial:
-        return ("partial", described((value.func, value.args, value.keywords), -1, _known))
+        return ("partial", described((value.func, value.args, value.keywords), None, _known))
     return ("object", id(value))
 
 

@@ -101,7 +101,7 @@ def _recorded(model: nn.Module, blocks: Sequence[str], run: RecordedRun, *, all_
     try:
         with BlockDevices(recorder, run.attention_kernel), recorder, torch.no_grad():
             Forwards(twin, recorder, run, given).run()
-    except PlannerError:
+    except (PlannerError, UnlikeError):
         raise
     except Exception as error:
         block = blocks[recorder.place - 1] if recorder.place else ""
