@@ -78,6 +78,10 @@ def replay(tape: Tape, placement: RunPlacement) -> dict[str, dict[DeviceKey, int
     return _Replay(tape, placement).run()
 
 
+# Items of an event that tells of a storage that is no copy.
+_PLAIN = 5
+
+
 class _Replay:
     def __init__(self, tape: Tape, placement: RunPlacement) -> None:
         self.tape = tape
@@ -118,8 +122,10 @@ class _Replay:
 
     def _make(self, event: Event) -> None:
         device = self.devices[event[3]]
-        self.storages[event[1]] = (device, event[2])
-        self.take(device, event[2])
+        is_there = len(event) > _PLAIN and self._device(event[5], event[6]) == device
+        size = 0 if is_there else event[2]
+        self.storages[event[1]] = (device, size)
+        self.take(device, size)
 
     def _free(self, event: Event) -> None:
         device, size = self.storages.pop(event[1])

@@ -25,7 +25,9 @@ __all__ = [
 
 # Kinds of events, the first item of each.
 MADE: Final = 0
-"""(MADE, storage, bytes, place, operator): an operator has made a storage, which lies beside the block of that place."""
+"""(MADE, storage, bytes, place, operator): an operator has made a storage, which lies beside the block of that place.
+
+Of a copy from beside another block, two more: storage and place of what it is a copy of, because on one device they are one."""
 FREE: Final = 1
 """(FREE, storage): nobody holds it any more."""
 ENTER: Final = 2
@@ -112,7 +114,7 @@ class Tape:
 
 def _bare(event: Event) -> tuple[Any, ...]:
     if event[0] == MADE:
-        return event[0], event[1], event[3], event[4]
+        return event[0], event[1], *event[3:]
     if event[0] in (ENTER, APART, CALL):
         return event[0], event[1], tuple(row[:3] for row in event[2])
     if event[0] == OUTPUT:

@@ -212,3 +212,33 @@ def test_a_module_around_blocks_is_where_all_inside_is() -> None:
     for homes, peaks in (((1, 1), {0: 0, 1: 72}), ((1, 0), {0: 64, 1: 0}), ((0, 0), {0: 64})):
         placement = RunPlacement(execution=dict(zip("ab", homes, strict=True)), main_device=0)
         assert replay(tape, placement)["prefill"] == peaks
+
+
+class Moving(nn.Module):
+    """Puts a buffer where its input lies, by hand, and makes something of its size afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(is_encoder_decoder=False)
+        self.table = nn.Buffer(torch.ones(ROWS, 512))
+        self.layer = nn.Linear(512, 512)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layer(x)
+        self.table = self.table.to(x.device)
+        wide = torch.ones(ROWS, 512, device=x.device)
+        return x + self.table + wide
+
+
+def test_a_buffer_that_a_forward_moves(virtual_accelerators: Accelerators) -> None:
+    """On one device that is no copy; and what comes after it does not pass for the buffer."""
+    model: Any = Moving()
+    given = {"x": torch.ones(ROWS, 512)}
+    tape = record_run(model, ["table", "layer"], run_of(given, 0, {}))
+    model.to(0)
+    weights = {0: virtual_accelerators.used_bytes(0)}
+    real = measured_peaks(model, virtual_accelerators, given, steps=0, options={})
+    found = replay(tape, RunPlacement(execution={}, main_device=0, resident_bytes=weights))
+    assert found["prefill"][0] == real["prefill"][0]
+    apart = RunPlacement(execution={"table": 1, "layer": 0}, main_device=0)
+    assert replay(tape, apart)["prefill"][0] == found["prefill"][0] - weights[0] + ROWS * 512 * 4

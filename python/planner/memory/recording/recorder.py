@@ -1,4 +1,4 @@
-"""Modes that write down what operators allocate, beside which block, and that answer for devices and values."""
+"""A mode that writes down what operators allocate, beside which block, and that answers for values."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from planner.choices import AttentionKernel
 from planner.memory.recording.device_numbers import DeviceNumbers
-from planner.memory.recording.kernels import attention
 from planner.memory.recording.known_results import KnownResults
 from planner.memory.recording.values import tensors_in
 from planner.memory.tape import (
@@ -30,14 +27,13 @@ from planner.memory.tape import (
     Row,
 )
 
-__all__ = ["BlockDevices", "Recorder"]
+__all__ = ["Recorder"]
 
 _aten = torch.ops.aten
 _functorch = torch._C._functorch
 _READ = _aten._local_scalar_dense.default
 _EQUAL = _aten.equal.default
 _COPY = _aten._to_copy.default
-_DEVICE = torch.Tensor.device
 # What a cache keeps has rows, tokens and widths at least.
 _CACHED_DIMS = 3
 
@@ -50,6 +46,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         weights: by storage, the place of a weight; these are not written down.
+        held: their storages, kept so that nothing else gets their addresses, whatever a forward puts in their places.
         blocks: how many there are; further places are numbered after theirs.
         composed: operators whose kernels are made of others that no mode sees, and functions that call these.
         is_padded: the answer where code asks for values: masks of prompts without padding are true everywhere.
@@ -58,6 +55,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(
         self,
         weights: Mapping[int, int],
+        held: Iterable[torch.UntypedStorage],
         blocks: int,
         composed: Mapping[Any, Callable[..., Any]],
         *,
@@ -82,6 +80,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._inside: set[Any] = set()  # those of them that run
         self._known = KnownResults()
         self._weights = dict(weights)
+        self._held = list(held)
         self._alive: dict[int, tuple[int, int]] = {}  # by storage: its number and place
         self._watched: dict[int, weakref.ref[Any]] = {}
         self._tensors: dict[int, tuple[int, weakref.ref[torch.Tensor]]] = {}
@@ -153,17 +152,23 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._alive[key] = (number, 0)
         self._returned.clear()
 
-    def made(self, tensor: torch.Tensor, place: int, operator: str) -> None:
-        """A tensor is there, whose storage may be new."""
+    def made(
+        self, tensor: torch.Tensor, place: int, operator: str, source: torch.Tensor | None = None
+    ) -> None:
+        """A tensor is there, whose storage may be new; of one that copies what lies beside another block, what that is."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._alive or key in self._weights:
             return
         number = self.next_storage()
         self._alive[key] = (number, place)
-        self.events.append((MADE, number, storage.nbytes(), place, operator))
+        copied = () if source is None else self._where(source)
+        # What it is a copy of is kept with it: on one device they are one.
+        held = [] if source is None else [source.untyped_storage()]
+        self.events.append((MADE, number, storage.nbytes(), place, operator, *copied))
 
         def gone(_: Any) -> None:
+            held.clear()
             self.events.append((FREE, number))
             del self._watched[number]
             if self._alive.get(key, (None,))[0] == number:
@@ -227,6 +232,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._watched.clear()
         self._tensors.clear()
         self._alive.clear()
+        self._held.clear()
 
     # ---- Operators
 
@@ -309,7 +315,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if dtype in (None, tensor.dtype) and place == here and kwargs.get("memory_format") is None:
             return tensor  # which is no copy where it is there already
         out: torch.Tensor = _COPY(tensor, **{key: value for key, value in kwargs.items() if key != "device"})
-        self.made(out, place, self.last_operator)
+        is_moved = place != here and dtype in (None, tensor.dtype) and kwargs.get("memory_format") is None
+        self.made(out, place, self.last_operator, tensor if is_moved else None)
         return out
 
     def _on_cpu(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -325,48 +332,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         answer = not self._is_padded if dtype == torch.bool else 1
         self.assumed[f"{self.place}: {dtype} {answer}"] = None
         return float(answer) if dtype.is_floating_point else answer
-
-
-class BlockDevices(TorchFunctionMode):
-    """Tells the model's code beside which block a tensor lies, and runs attention as accelerators would.
-
-    Args:
-        recorder: knows.
-        kernel: which of torch's kernels attention runs.
-    """
-
-    def __init__(self, recorder: Recorder, kernel: AttentionKernel) -> None:
-        super().__init__()
-        self.recorder = recorder
-        self.kernel = kernel
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__self__", None) is _DEVICE:
-            tensor = args[0]
-            return (
-                self.recorder.numbers.device(self.recorder.place_of(tensor))
-                if tensor.is_meta
-                else tensor.device
-            )
-        if func is torch.nn.functional.scaled_dot_product_attention and self.kernel != "math":
-            return attention(self.kernel, *args, **kwargs)
-        if func is torch.tensor and kwargs.get("device") is not None:
-            return self._made_there(func, args, kwargs)
-        return func(*args, **kwargs)
-
-    def _made_there(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Below this function, the number of a meta device is lost."""
-        device = torch.device(kwargs["device"])
-        if device.type != "meta":
-            return func(*args, **kwargs)
-        self.recorder.forced = self.recorder.numbers.place(device)
-        try:
-            return func(*args, **kwargs)
-        finally:
-            self.recorder.forced = None
 
 
 def _operands(value: Any) -> Iterable[torch.Tensor]:

@@ -15,8 +15,9 @@ from torch import nn
 from planner.choices import AttentionKernel
 from planner.errors import PlannerError, RecordingError
 from planner.memory.recording.alike import AlikeLayers, UnlikeError
+from planner.memory.recording.block_devices import BlockDevices
 from planner.memory.recording.kernels import COMPOSED
-from planner.memory.recording.recorder import BlockDevices, Recorder
+from planner.memory.recording.recorder import Recorder
 from planner.memory.recording.twin import bordered, enclosing_of, twin_of, weights_of
 from planner.memory.tape import Tape
 
@@ -78,7 +79,11 @@ def _recorded(model: nn.Module, blocks: Sequence[str], run: RecordedRun, *, all_
     twin = twin_of(model)
     notes = with_fused_experts(twin)
     recorder = Recorder(
-        weights_of(twin, blocks), len(blocks), {**COMPOSED, **run.composed}, is_padded=run.is_padded
+        weights_of(twin, blocks),
+        [tensor.untyped_storage() for tensor in (*twin.parameters(), *twin.buffers())],
+        len(blocks),
+        {**COMPOSED, **run.composed},
+        is_padded=run.is_padded,
     )
 
     def given(_: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
