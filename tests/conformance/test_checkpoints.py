@@ -185,7 +185,11 @@ def test_a_plan_from_headers_equals_the_plan_from_the_model(
         for settings in ({}, {"granularity": "module"}, {"strategy": "sequential"}):
             from_model = judged(model, planner.plan(model, max_memory=room, **settings))
             from_files = judged(model, planner.plan(folder, max_memory=room, **settings))
-            assert homes(from_files, model.state_dict()) == homes(from_model, model.state_dict())
+            if homes(from_files, model.state_dict()) != homes(from_model, model.state_dict()):
+                # What no file has stays where its block runs, and only the live model's plan has to find room for it there.
+                assert unsaved and not from_model.certificate.proven, (room, settings)
+                assert sum(from_files.offloaded_bytes.values()) < sum(from_model.offloaded_bytes.values())
+                continue
             # What no file has weighs nothing here, so it may lie elsewhere; where it does not, the maps are the same.
             if homes(from_files, unsaved) == homes(from_model, unsaved):
                 assert from_files.device_map == from_model.device_map, (room, settings)

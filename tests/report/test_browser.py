@@ -553,7 +553,7 @@ def test_experts_of_61_layers_are_few_segments(browser: Browser) -> None:
     pins = {f"layers.{layer}.mlp.experts": "cpu" for layer in range(61)}
     plan = planner.plan(
         tree, max_memory={0: 3 * MIB, "cpu": 100 * MIB}, granularity="expert", pin=pins,
-        no_split_module_classes=["Sparse"],
+        no_split_module_classes=["Sparse"], offload_buffers=True,
     )  # fmt: skip
     browser.open(html_report(plan, tree))
     assert len(plan.block_bytes) > 3900
@@ -601,7 +601,7 @@ def test_a_hundred_thousand_modules_cost_no_more_elements(browser: Browser) -> N
         weight = torch.empty(1000, device="meta")
         tree = ModuleTree.from_module(nn.ModuleList(Layer(weight) for _ in range(layers)))
         room = {0: layers * 300_000, 1: layers * 200_000, "cpu": layers * 2_000_000}
-        plan = planner.plan(tree, max_memory=room, no_split_module_classes=["Leaf"])
+        plan = planner.plan(tree, max_memory=room, no_split_module_classes=["Leaf"], offload_buffers=True)
         page = html_report(plan, tree)
         browser.open(page)
         loaded_ms = browser.run("return performance.getEntriesByType('navigation')[0].loadEventEnd")

@@ -107,7 +107,7 @@ def test_settings_that_are_none_are_told(candidates: Any, words: str) -> None:
 
 
 def test_the_first_element_type_that_fits() -> None:
-    """Quantised ones, too; with a workload, whose cache they do not make smaller."""
+    """Quantised ones, too; with a workload, whose cache they do not make smaller, and for which kernels unpack."""
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**SIZES | {"hidden_size": 128, "intermediate_size": 256}))
     work: Any = {"context_length": 32, **FREE}
@@ -117,14 +117,15 @@ def test_the_first_element_type_that_fits() -> None:
         return planner.plan(model, max_memory={0: 1 << 30}, dtype=dtype, workload=work).devices[0].peak_bytes
 
     needs = [peak(name) for name in names]
-    assert needs == sorted(needs, reverse=True)
-    for index, room in enumerate(needs):
+    assert len(set(needs)) == len(names)
+    for room in needs:
         rows = [{"dtype": name, "max_memory": {0: room}, "workload": work} for name in names]
         found = planner.first_that_fits(model, rows)
+        index = next(index for index, need in enumerate(needs) if need <= room)
         assert (found.index, found.settings["dtype"]) == (index, names[index])
     with pytest.raises(InfeasibleError):
         planner.first_that_fits(
-            model, [{"dtype": name, "max_memory": {0: needs[-1] - 1}, "workload": work} for name in names]
+            model, [{"dtype": name, "max_memory": {0: min(needs) - 1}, "workload": work} for name in names]
         )
 
 

@@ -181,11 +181,21 @@ def test_adapters_that_are_added_after_dispatching_train_as_undispatched() -> No
 
 
 def test_adapters_that_are_made_on_the_meta_device_are_an_error() -> None:
-    """Under accelerate's names, code that knows nothing of ours finds "meta" there: what it makes has no values."""
+    """What is made without values is told from what is offloaded."""
     model = planner.cpu_offload(built("llama"), "cpu")
-    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["down_proj"]), model)
+    config = peft.LoraConfig(r=2, target_modules=["down_proj"])
+    peft.inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
     with pytest.raises(planner.OffloadError, match=r"lora_A.*before dispatching"):
         model(IDS)
+
+
+@torch.no_grad()
+def test_adapters_that_peft_injects_are_made_where_layers_run() -> None:
+    plain, model = built("llama"), planner.cpu_offload(built("llama"), "cpu")
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["down_proj"]), model)
+    made = [tensor for name, tensor in model.named_parameters() if "lora_" in name]
+    assert made and {tensor.device.type for tensor in made} == {"cpu"}
+    assert model(IDS).logits.equal(plain(IDS).logits)  # an adapter adds nothing before it has learnt
 
 
 @torch.no_grad()
