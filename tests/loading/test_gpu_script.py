@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 # Only what the script itself sets; its children find everything else.
 SCRIPT = [sys.executable, str(ROOT / "benches/gpu.py")]
 MARKED = """
+import pytest
 
 pytestmark = pytest.mark.gpu
 
