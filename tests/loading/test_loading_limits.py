@@ -146,26 +146,24 @@ def test_more_files_than_may_be_open(layout: str, tmp_path: Path) -> None:
 
 
 ENDS = """
-import sys, threading
+import sys
 from pathlib import Path
 import torch, planner
 from layered_net import X, empty, written
 model = planner.load(written(Path(sys.argv[1])), empty(), {"": "disk"}, read="direct")
 if sys.argv[2] == "in a forward":
     model.layers[2].register_forward_hook(lambda *_: sys.exit(3))
-if sys.argv[2] == "in a thread":
-    run = lambda: [model(X) for _ in range(10**9)]
-    threading.Thread(target=run, daemon=True).start()
 model(X)
 sys.exit(3)
 """
 
 
-@pytest.mark.parametrize(
-    "place", ["after", "in a forward", pytest.param("in a thread", marks=pytest.mark.sweep)]
-)
+@pytest.mark.parametrize("place", ["after", "in a forward"])
 def test_a_process_ends_with_a_model_that_reads_ahead(place: str, tmp_path: Path) -> None:
-    """With its own exit code, and without waiting for the reader."""
+    """With its own exit code, and without waiting for the reader.
+
+    A daemon thread that is in a forward then aborts the process with any model, by torch alone; nothing is said of that.
+    """
     done = subprocess.run(
         [sys.executable, "-c", ENDS, tmp_path, place],
         capture_output=True,
