@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -59,6 +60,7 @@ def test_the_bytes_of_a_plan_are_those_of_the_loaded_model(
     whole_bytes = sum(bytes_by_device(load(folder, dtype=dtype)).values())
     budgets = {0: whole_bytes * 3 // 5, 1: whole_bytes * 3 // 5, "cpu": "1GiB"}
     said = copy.deepcopy(budgets)
+    gc.collect()  # models of earlier tests that only cycles hold would count
     virtual_accelerators.reset()
     with planner.integrate() as here:
         model = load(folder, dtype=dtype, device_map="auto", max_memory=budgets)
