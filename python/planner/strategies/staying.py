@@ -30,19 +30,26 @@ class StayingBuffers:
     @cached_property
     def block_bytes(self) -> Mapping[str, int]:
         """By block that has such buffers, their bytes."""
-        layout = self.blocks.layout
-        sizes = layout.stored_sizes("buffers")
+        layout, sizes, names = self.blocks.layout, self._buffer_sizes, self._block_names
         if self.are_offloaded:
             saved = set(layout.tree.uncovered([], "saved")[1])
             sizes = {name: size for name, size in sizes.items() if name not in saved}
         buffers = set(layout.tree.uncovered([])[1]) & sizes.keys()
-        names = {name for block in self.blocks.columns.block_names() for name in block}
         found: Counter[str] = Counter()
         for name in buffers:
             block = nearest_key(name, names)
             if block is not None:
                 found[block] += ceil(sizes[name])
         return {name: size for name, size in found.items() if size}
+
+    @cached_property
+    def _buffer_sizes(self) -> Mapping[str, int | float]:
+        """Bytes of buffers by module and tensor, all that is below a module with it."""
+        return self.blocks.layout.stored_sizes("buffers")
+
+    @cached_property
+    def _block_names(self) -> frozenset[str]:
+        return frozenset(name for block in self.blocks.columns.block_names() for name in block)
 
     def of(self, displaced: Collection[str], execution_map: Mapping[str, DeviceKey]) -> dict[str, int]:
         """Of blocks that lie elsewhere than they run, those with such buffers, and their bytes.
@@ -51,7 +58,9 @@ class StayingBuffers:
             displaced: blocks that are offloaded; the cpu may run some of them where they lie.
             execution_map: of what runs elsewhere than it lies, the device.
         """
-        if not execution_map:
+        # Most blocks have no buffers: which these are is known sooner than which of them stay.
+        displaced = [name for name in displaced if self._buffer_sizes.get(name)]
+        if not execution_map or not displaced:
             return {}
         return {
             name: self.block_bytes[name]
