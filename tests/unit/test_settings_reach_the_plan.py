@@ -157,6 +157,8 @@ RECORDED = {
     "model.num_key_value_heads": 2,
     "model.head_dim": 24,
     "model.max_position_embeddings": 128,
+    "model.num_experts": 8,
+    "model.num_experts_per_tok": 2,
     "model.quant_method": "awq",
 }
 """Facts for the estimate of run-time memory, which will read each of them; until then they are in the plan."""
