@@ -17,6 +17,7 @@ __all__ = [
     "MADE",
     "OUTPUT",
     "PHASE",
+    "REST",
     "Enclosing",
     "Event",
     "Row",
@@ -46,6 +47,9 @@ AFTER: Final = 8
 """(AFTER,): its results have been taken, and what only they held is gone."""
 CALL: Final = 9
 """(CALL, enclosing, rows): a module around blocks is called with these tensors, which its border may bring somewhere."""
+
+REST: Final = 10
+"""(REST, storage, bytes, place): what the block of that place keeps goes to the cpu, and rests in this storage of its own."""
 
 Row: TypeAlias = tuple[int, int, int, int]
 """A tensor: its number, its storage's (-1 for a weight), the place of that, and its bytes."""
@@ -113,7 +117,7 @@ class Tape:
 
 
 def _bare(event: Event) -> tuple[Any, ...]:
-    if event[0] == MADE:
+    if event[0] in (MADE, REST):
         return event[0], event[1], *event[3:]
     if event[0] in (ENTER, APART, CALL):
         return event[0], event[1], tuple(row[:3] for row in event[2])
