@@ -10,6 +10,7 @@ from planner.memory.tape import (
     AFTER,
     APART,
     CALL,
+    DROPPED,
     ENTER,
     FORGET,
     FREE,
@@ -42,6 +43,7 @@ class RunPlacement:
         resident_bytes: by device, weights and buffers that lie there all the time.
         offloaded_bytes: by offloaded block, what is brought in while it runs.
         room_bytes: by device, what offloaded blocks may take there together, so that the next is copied ahead; none without it.
+        beside_bytes: what the model's caller takes on the main device beside the results of each forward, and lets go before the next.
         is_order_known: the model has run before, so that its first forward copies ahead, too.
     """
 
@@ -50,6 +52,7 @@ class RunPlacement:
     resident_bytes: Mapping[DeviceKey, int] = field(default_factory=dict)
     offloaded_bytes: Mapping[str, int] = field(default_factory=dict)
     room_bytes: Mapping[DeviceKey, int] = field(default_factory=dict)
+    beside_bytes: int = 0
     is_order_known: bool = False
 
     @property
@@ -116,6 +119,7 @@ class _Replay:
             LEAVE: self._leave,
             APART: self._bring,
             CALL: self._call,
+            DROPPED: self._drop,
             FORGET: self._forget,
             PHASE: self._begin,
             OUTPUT: self._return,
@@ -139,6 +143,16 @@ class _Replay:
     def _free(self, event: Event) -> None:
         device, size = self.storages.pop(event[1])
         self.alive_bytes[device] -= size
+
+    def _drop(self, event: Event) -> None:
+        _, place, size, copy = event
+        device = self.devices[place]
+        if self.placement.offloaded_bytes.get(self.tape.name(place)):
+            return  # it is brought in as often as its block runs
+        if copy in self.storages and self.storages[copy] == (device, 0):
+            self.storages[copy] = (device, size)
+        else:
+            self.alive_bytes[device] -= size
 
     def _forget(self, event: Event) -> None:
         for device, size in self.copies.pop(event[1], {}).items():
@@ -219,6 +233,9 @@ class _Replay:
                 self.alive_bytes[device] -= size
         self.copies.clear()
         self.ahead.end()
+        beside_bytes = self.placement.beside_bytes
+        self.take(main, beside_bytes)
+        self.alive_bytes[main] -= beside_bytes
 
 
 class _Ahead:

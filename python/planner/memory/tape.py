@@ -10,6 +10,7 @@ __all__ = [
     "AFTER",
     "APART",
     "CALL",
+    "DROPPED",
     "ENTER",
     "FORGET",
     "FREE",
@@ -47,6 +48,9 @@ AFTER: Final = 8
 """(AFTER,): its results have been taken, and what only they held is gone."""
 CALL: Final = 9
 """(CALL, enclosing, rows): a module around blocks is called with these tensors, which its border may bring somewhere."""
+DROPPED: Final = 10
+"""(DROPPED, place, bytes, storage): the forward has put something else in the place of a weight that lay beside this block; if that is
+a copy of it, its storage, else -1. On one device a weight and its copy are one, which stays."""
 
 REST: Final = 10
 """(REST, storage, bytes, place): what the block of that place keeps goes to the cpu, and rests in this storage of its own."""

@@ -199,11 +199,13 @@ class _Phase:
 
 
 def _beside_blocks(tape: Tape) -> tuple[Event, ...]:
-    """Events with what a border around blocks has brought beside the first block inside, because these are mostly on one device."""
+    """Events with what a border around blocks has brought beside the tensor whose device it runs on or, without one, beside the
+    first block inside, because these are mostly on one device."""
     if not tape.carried:
         return tape.events
     beside = list(range(len(tape.blocks) + 1))
-    beside += [tape.enclosing[enclosing].inside[0] for enclosing, _ in tape.carried]
+    for around in (tape.enclosing[enclosing] for enclosing, _ in tape.carried):
+        beside.append(around.inside[0] if around.own is None else around.own)
     return tuple(
         (*event[:3], beside[event[3]], *event[4:]) if event[0] in (MADE, REST) else event
         for event in tape.events
