@@ -52,7 +52,7 @@ DROPPED: Final = 10
 """(DROPPED, place, bytes, storage): the forward has put something else in the place of a weight that lay beside this block; if that is
 a copy of it, its storage, else -1. On one device a weight and its copy are one, which stays."""
 
-REST: Final = 10
+REST: Final = 11
 """(REST, storage, bytes, place): what the block of that place keeps goes to the cpu, and rests in this storage of its own."""
 
 Row: TypeAlias = tuple[int, int, int, int]
