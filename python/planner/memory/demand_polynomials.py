@@ -45,6 +45,7 @@ class DemandPolynomials:
                         cache_bytes=value(demand.cache_bytes),
                         lasting_bytes=value(demand.lasting_bytes),
                         needs_bytes=value(demand.needs_bytes),
+                        resting_bytes=value(demand.resting_bytes),
                     )
                     for name, demand in known.blocks.items()
                 },

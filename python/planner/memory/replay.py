@@ -18,6 +18,7 @@ from planner.memory.tape import (
     MADE,
     OUTPUT,
     PHASE,
+    REST,
     Enclosing,
     Event,
     Row,
@@ -81,6 +82,8 @@ def replay(tape: Tape, placement: RunPlacement) -> dict[str, dict[DeviceKey, int
     return _Replay(tape, placement).run()
 
 
+# Where what an offloaded cache keeps rests.
+_REST: DeviceKey = "cpu"
 # Items of an event that tells of a storage that is no copy.
 _PLAIN = 5
 
@@ -95,7 +98,8 @@ class _Replay:
         for enclosing, place in tape.carried:
             brought = self.enclosing_devices[enclosing]
             self.devices.append(self.devices[place] if brought is None else brought)
-        self.alive_bytes: dict[DeviceKey, int] = dict.fromkeys(placement.devices, 0)
+        rests = [_REST] if any(event[0] == REST for event in tape.events) else []
+        self.alive_bytes: dict[DeviceKey, int] = dict.fromkeys([*placement.devices, *rests], 0)
         self.alive_bytes.update(placement.resident_bytes)
         self.peaks: dict[str, dict[DeviceKey, int]] = {}
         self.top: dict[DeviceKey, int] | None = None
@@ -109,6 +113,7 @@ class _Replay:
     def run(self) -> dict[str, dict[DeviceKey, int]]:
         steps = {
             MADE: self._make,
+            REST: self._rest,
             FREE: self._free,
             ENTER: self._enter,
             LEAVE: self._leave,
@@ -130,6 +135,10 @@ class _Replay:
         size = 0 if is_there else event[2]
         self.storages[event[1]] = (device, size)
         self.take(device, size)
+
+    def _rest(self, event: Event) -> None:
+        self.storages[event[1]] = (_REST, event[2])
+        self.take(_REST, event[2])
 
     def _free(self, event: Event) -> None:
         device, size = self.storages.pop(event[1])

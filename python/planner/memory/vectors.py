@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from planner.memory.demands import BlockDemand, Demands
-from planner.memory.tape import ENTER, FORGET, FREE, LEAVE, MADE, OUTPUT, Event, Tape
+from planner.memory.tape import ENTER, FORGET, FREE, LEAVE, MADE, OUTPUT, REST, Event, Tape
 
 __all__ = ["demands_of"]
 
@@ -32,7 +32,7 @@ def demands_of(tapes: Iterable[Tape], *, main_needs_bytes: int = 0) -> Demands:
     """
     tapes = tuple(tapes)
     names = tapes[0].blocks if tapes else ()
-    cache, lasting, needs = _Bytes(int), _Bytes(int), _Bytes(int)
+    cache, lasting, needs, resting = _Bytes(int), _Bytes(int), _Bytes(int), _Bytes(int)
     shared_bytes = 0
     order: dict[int, None] = {}
     for tape in tapes:
@@ -43,16 +43,21 @@ def demands_of(tapes: Iterable[Tape], *, main_needs_bytes: int = 0) -> Demands:
                 cache[place] = max(cache[place], one.level[place])
                 lasting[place] = max(lasting[place], one.lasting[place])
                 needs[place] = max(needs[place], one.needs_of(place))
+                resting[place] = max(resting[place], one.resting[place])
             shared_bytes = max(shared_bytes, one.shared_bytes)
             order |= dict.fromkeys(one.order)
     first = next(iter(order), 1)
     needs[first] = max(needs[first], needs[0] + main_needs_bytes)
     # Beside the inputs nothing of a layer's is kept, but they themselves and what their caller made.
     lasting[first] += cache[0] + lasting[0]
+    resting[first] += resting[0]
     places = [*order, *(place for place in range(1, len(names) + 1) if place not in order)]
     blocks = {
         names[place - 1]: BlockDemand(
-            cache_bytes=cache[place], lasting_bytes=lasting[place], needs_bytes=needs[place]
+            cache_bytes=cache[place],
+            lasting_bytes=lasting[place],
+            needs_bytes=needs[place],
+            resting_bytes=resting[place],
         )
         for place in places
         if place and names
@@ -100,6 +105,7 @@ class _Phase:
         self.level = self._levels()
         self.needs = self._needs()
         self.own, self.left = self._arguments()
+        self.resting = _resting(events[:start], self.events)
 
     def needs_of(self, place: int) -> int:
         """What a block needs at once, beyond what stays."""
@@ -201,15 +207,38 @@ def _beside_blocks(tape: Tape) -> tuple[Event, ...]:
     for around in (tape.enclosing[enclosing] for enclosing, _ in tape.carried):
         beside.append(around.inside[0] if around.own is None else around.own)
     return tuple(
-        (*event[:3], beside[event[3]], *event[4:]) if event[0] == MADE else event for event in tape.events
+        (*event[:3], beside[event[3]], *event[4:]) if event[0] in (MADE, REST) else event
+        for event in tape.events
     )
 
 
-def _alive(events: tuple[Event, ...]) -> dict[int, tuple[int, int]]:
-    """By storage, place and bytes of what is there after some events."""
+def _resting(before: tuple[Event, ...], events: tuple[Event, ...]) -> _Bytes:
+    """By block, the most that rests on the cpu of what it keeps, as other blocks find it."""
+    resting, most = _alive(before, REST), _Bytes(int)
+
+    def look() -> None:
+        now = _Bytes(int)
+        for place, size in resting.values():
+            now[place] += size
+            most[place] = max(most[place], now[place])
+
+    look()
+    for event in events:
+        if event[0] == REST:
+            resting[event[1]] = (event[3], event[2])
+        elif event[0] == FREE:
+            resting.pop(event[1], None)
+        elif event[0] == ENTER and resting:
+            look()
+    look()
+    return most
+
+
+def _alive(events: tuple[Event, ...], kind: int = MADE) -> dict[int, tuple[int, int]]:
+    """By storage of a kind, place and bytes of what is there after some events."""
     found: dict[int, tuple[int, int]] = {}
     for event in events:
-        if event[0] == MADE:
+        if event[0] == kind:
             found[event[1]] = (event[3], event[2])
         elif event[0] == FREE:
             found.pop(event[1], None)

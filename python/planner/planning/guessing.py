@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from planner.choices import Asked
+from planner.devices.budgets import with_taken
 from planner.memory.demand_polynomials import DemandPolynomials
 from planner.memory.polynomials import Basis, Point, fitted
 from planner.planning.automatic import search_of_weights
@@ -119,9 +120,11 @@ class Guess:
 def _is_room(search: AutoSearch, rooms: RunningRooms) -> bool:
     """Whether there is a plan; where that is not known, it is taken for none."""
     devices = [budget.device for budget in search.device_budgets]
-    if is_beyond(search.blocks, rooms.most, search.device_budgets):
+    budgets = with_taken(search.device_budgets, rooms.most.resting_bytes)
+    if is_beyond(search.blocks, rooms.most, budgets):
         return False
-    return bool(replace(search, demands=rooms.searched(search.staying, devices)).fits())
+    demands = rooms.searched(search.staying, devices)
+    return bool(replace(search, demands=demands, device_budgets=budgets).fits())
 
 
 def _spread(least: int, most: int) -> Sequence[int]:

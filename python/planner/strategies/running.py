@@ -29,6 +29,7 @@ def block_demands(blocks: Blocks, demands: Demands) -> list[BlockDemand]:
             cache_bytes=sum(part.cache_bytes for part in parts),
             lasting_bytes=sum(part.lasting_bytes for part in parts),
             needs_bytes=max((part.needs_bytes for part in parts), default=0),
+            resting_bytes=sum(part.resting_bytes for part in parts),
         )
         for names in blocks.columns.block_names()
         for parts in [[demands.blocks.get(name, _NOTHING) for name in names]]
