@@ -31,7 +31,7 @@ def rate(value: int) -> Rate:
 def blocks_of(config: object, **more: object) -> tuple[nn.Module, Blocks]:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    layout = Layout(ModuleTree.of(model), no_split=sorted(model._no_split_modules))
+    layout = Layout(ModuleTree.from_module(model), no_split=sorted(model._no_split_modules))
     return model, Blocks(layout, **more)  # type: ignore[arg-type]
 
 

@@ -35,8 +35,9 @@ class Experts:
         A token chooses each expert with the same chance, and independently of the others: it misses one with ``1 - chosen/count``.
         In whole numbers, because powers of floats differ between machines.
         """
-        missed = (self.count - self.chosen) ** tokens
-        return size - size * missed // self.count**tokens
+        missed: int = (self.count - self.chosen) ** tokens
+        ways: int = self.count**tokens
+        return size - size * missed // ways
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
