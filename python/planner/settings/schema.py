@@ -163,6 +163,8 @@ class Model:
         num_key_value_heads: heads whose keys and values are cached.
         head_dim: numbers in a key.
         max_position_embeddings: the longest context.
+        num_experts: of a mixture, the experts that a router chooses from in one layer.
+        num_experts_per_tok: of these, how many one token is sent to.
         quant_method: how weights are packed, and so what they are unpacked into.
     """
 
@@ -174,6 +176,8 @@ class Model:
     num_key_value_heads: _Fact | None = None
     head_dim: _Fact | None = setting(default=None, compute=_head_dim)
     max_position_embeddings: _Fact | None = None
+    num_experts: _Fact | None = None
+    num_experts_per_tok: _Fact | None = None
     quant_method: str | None = None
 
 
