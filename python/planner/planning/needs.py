@@ -52,7 +52,7 @@ def demands(
         1048576
         >>> by_hand = {"model": 0, "lm_head": 1}
         >>> print(*planner.check(model, by_hand, {0: "1MiB", 1: "64MiB"}, running=running))
-        device 0 would take 56.4 KiB of weights, 33.7 MiB of caches and activations: 32.8 MiB more than 1.00 MiB
+        device 0 would take 68.7 KiB of weights, 10.7 MiB of caches and activations: 9.76 MiB more than 1.00 MiB
     """
     problem = Problem.of(source, config, settings, checkpoint, remote=remote)
     found = problem.running_rooms(problem.blocks())
