@@ -198,7 +198,8 @@ class Settings:
             root is taken apart whatever its class.
         no_split_modules: paths of modules that stay on one device; "" is the whole model.
         granularity: what a block is: "block", "module" (blocks that would be offloaded are taken apart, unless they were
-            named here), "expert" (each expert is a block).
+            named here), "part" (the MLP or the experts of a block, which keep nothing, apart from the rest of it), "expert" (each
+            expert is a block).
         pin: device by path of a module, or by glob: ``*`` is any characters, ``"*.experts"`` all modules of that name. What a glob
             matches inside a block becomes a block of its own; of pins that meet, that of the inner name counts, and before a glob
             what is written out.
