@@ -2,3 +2,4 @@
 
 pub mod auto;
 pub(crate) mod sequential;
+pub(crate) mod steps;
