@@ -8,6 +8,7 @@ mod layout;
 mod outcome;
 mod parallel;
 mod reading;
+mod timed;
 mod tree;
 mod walk;
 mod words;
@@ -25,6 +26,8 @@ mod _core {
     use crate::outcome::{Exhausted, Outcome, Reason};
     #[pymodule_export]
     use crate::reading::{FileMapping, PageBuffer, StoredFile, cached_bytes, map_pieces, read_spans};
+    #[pymodule_export]
+    use crate::timed::{TimedFailure, TimedLine, TimedPlan};
     #[pymodule_export]
     use crate::tree::{Tree, clean_keys};
 }

@@ -3,3 +3,4 @@
 pub mod auto;
 pub(crate) mod sequential;
 pub(crate) mod steps;
+pub mod timed;
