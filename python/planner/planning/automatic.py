@@ -18,6 +18,7 @@ from planner.plans.parts import DevicePlan, PredictedPeaks
 from planner.plans.plan import Plan
 from planner.settings.schema import Auto
 from planner.strategies.auto import AutoAnswer, AutoSearch, solve_in_parts
+from planner.strategies.running import is_beyond
 from planner.strategies.staying import StayingBuffers
 
 _Masks = tuple[tuple[int, int], ...]  # by unit that may not lie everywhere, the devices where it may
@@ -74,6 +75,28 @@ def search_of_weights(problem: Problem, blocks: Blocks) -> AutoSearch:
     return _of_weights(problem, staying, _masks(problem, blocks, _devices(problem)))
 
 
+def has_plan(search: AutoSearch, rooms: RunningRooms) -> bool:
+    """Whether a problem has a plan with a workload: what :func:`plan_auto` finds, without the plan.
+
+    Args:
+        search: of weights alone.
+        rooms: for the workload.
+    """
+    if is_beyond(search.blocks, rooms.most, search.device_budgets):
+        return False
+    devices = [budget.device for budget in search.device_budgets]
+    search = replace(search, demands=rooms.searched(search.staying, devices))
+    if search.fits() is False:
+        return False  # which is known sooner than what would help
+    try:
+        answer = search.solve()
+        if rooms.runs:
+            settled_by_replay(search, answer, rooms, search.staying)
+    except InfeasibleError:
+        return False
+    return True
+
+
 def _search(problem: Problem, staying: StayingBuffers, masks: _Masks) -> AutoSearch:
     rooms, search = problem.running_rooms(staying.blocks), _of_weights(problem, staying, masks)
     if rooms is not None:
@@ -112,7 +135,7 @@ def _devices(problem: Problem) -> tuple[DeviceKey, ...]:
 def _plan(problem: Problem, search: AutoSearch, answer: AutoAnswer) -> Plan:
     running = problem.running_rooms(search.blocks)
     staying = search.staying
-    if running is not None and running.tapes:
+    if running is not None and running.runs:
         search, answer, running = settled_by_replay(search, answer, running, staying)
     buffer_bytes = staying.by_device(answer.displaced(), answer.execution_map) if answer.execution_map else {}
     devices = tuple(
@@ -149,6 +172,6 @@ def _peaks_of(
 ) -> Callable[[], PredictedPeaks]:
     if running is None:
         return dict
-    if not running.tapes:
+    if not running.runs:
         return partial(running.peaks, devices, answer)
     return lambda: replayed_peaks(running, staying, answer, devices)

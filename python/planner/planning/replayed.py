@@ -88,8 +88,8 @@ def _peaks(
 ) -> PredictedPeaks:
     placement = _placement(rooms, staying, answer, room_bytes)
     found: dict[Phase, dict[DeviceKey, int]] = {}
-    for tape in rooms.tapes:
-        by_phase = totals(replay(tape, placement))
+    for run in rooms.runs:
+        by_phase = totals(replay(run, placement))
         for phase in _PHASES:
             for device, size in by_phase.get(phase, {}).items():
                 most = found.setdefault(phase, {})
@@ -106,7 +106,7 @@ def _main_device(answer: AutoAnswer, execution: Mapping[str, DeviceKey]) -> Devi
 def _placement(
     rooms: RunningRooms, staying: StayingBuffers, answer: AutoAnswer, room_bytes: Mapping[DeviceKey, int]
 ) -> RunPlacement:
-    sizes, stays = staying.blocks.layout.stored_sizes(), staying.of(answer.displaced(), answer.execution_map)
+    stays = staying.of(answer.displaced(), answer.execution_map)
     execution: dict[str, DeviceKey] = {}
     offloaded: dict[str, int] = {}
     for name in rooms.most.blocks:
@@ -116,7 +116,7 @@ def _placement(
             continue
         execution[name] = device
         if runs is not None and runs != home:
-            offloaded[name] = int(sizes.get(name, 0)) - stays.get(name, 0)
+            offloaded[name] = int(staying.stored_bytes.get(name, 0)) - stays.get(name, 0)
     resident = {usage.device: usage.used_bytes for usage in answer.usage}
     for device, size in staying.by_device(answer.displaced(), answer.execution_map).items():
         resident[device] += size
