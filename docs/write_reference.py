@@ -156,6 +156,15 @@ PAGES = {
             "config setting rule Stack Resolved diff Difference Layer Replace UNSET Leaf Origin Problem Rank UserSource",
         ),
     ),
+    "machines": Page(
+        "Machines",
+        "What devices do in a second.",
+        (
+            *("Machine", "probe", "Probed"),
+            *_below("devices.machine_parts", "MachineDevice Link Route"),
+            *_below("devices.rate", "Rate"),
+        ),
+    ),
     "errors": Page(
         "Errors",
         "See [errors](../errors.md) for when each is raised, and what helps.",

@@ -26,11 +26,14 @@ def run_of(given: Mapping[str, torch.Tensor], steps: int, options: Mapping[str, 
     return RecordedRun(inputs=inputs, steps=steps, options=options, composed=RIG_KERNELS)
 
 
-def _layer_norm(x: torch.Tensor, *args: Any) -> Any:
-    """Of other operators on the virtual accelerators: one result, and then one with weight and bias."""
-    made = torch.empty_like(x)
-    out = torch.ops.aten.native_layer_norm.default(x, *args)
-    del made
+def _layer_norm(x: torch.Tensor, shape: Any, weight: Any, bias: Any, epsilon: float) -> Any:
+    """Of other operators on the virtual accelerators: what lies otherwise than its shape is copied, and once more as rows; then there
+    is one result, and one with weight and bias."""
+    whole = x.contiguous()
+    rows = x.reshape(1, -1, *shape)
+    made = None if weight is None and bias is None else torch.empty_like(rows)
+    out = torch.ops.aten.native_layer_norm.default(x, shape, weight, bias, epsilon)
+    del made, rows, whole
     return out
 
 

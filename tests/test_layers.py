@@ -34,6 +34,7 @@ MAY_USE_TORCH = (
     "compat/",
     "dispatching/",
     "loading/",
+    "measuring/",
     "memory/recording/",
     "verification/",
     "checkpoint/describe.py",
@@ -53,6 +54,7 @@ MAY_OPEN_CORE = (
 LATE = (
     "dispatching/",
     "loading/",
+    "measuring/",
     "memory/recording/",
     "verification/",
     "compat/dat_files.py",

@@ -122,6 +122,7 @@ _NAMES = {
         "RecordingError",
         "UnknownMemoryError",
     ),
+    "planner.devices.machine": ("Machine",),
     "planner.loading.api": ("load",),
     "planner.loading.report": (
         "LoadReport",
@@ -129,6 +130,7 @@ _NAMES = {
         "load_report",
     ),
     "planner.loading.streaming.counters": ("StreamingProgress",),
+    "planner.measuring.probe": ("Probed", "probe"),
     "planner.planning": (
         "plan",
         "plan_many",

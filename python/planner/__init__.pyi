@@ -129,6 +129,9 @@ from planner.compat.tensors import (
 from planner.compat.tensors import (
     set_module_tensor_to_device as set_module_tensor_to_device,
 )
+from planner.devices.machine import (
+    Machine as Machine,
+)
 from planner.dispatching.api import (
     crossings as crossings,
 )
@@ -264,6 +267,12 @@ from planner.loading.report import (
 from planner.loading.streaming.counters import (
     StreamingProgress as StreamingProgress,
 )
+from planner.measuring.probe import (
+    Probed as Probed,
+)
+from planner.measuring.probe import (
+    probe as probe,
+)
 from planner.planning import (
     plan as plan,
 )
@@ -329,6 +338,7 @@ __all__ = [
     "LayerwiseCastingHook",
     "LoadReport",
     "LoadedTensor",
+    "Machine",
     "Measurement",
     "ModelHook",
     "OffloadError",
@@ -338,6 +348,7 @@ __all__ = [
     "PlanMismatchError",
     "PlannerError",
     "PrefixedDataset",
+    "Probed",
     "RecordingError",
     "SequentialHook",
     "StateDict",
@@ -401,6 +412,7 @@ __all__ = [
     "plan",
     "plan_many",
     "plan_of",
+    "probe",
     "remove_hook_from_module",
     "remove_hook_from_submodules",
     "retie_parameters",

@@ -348,10 +348,11 @@ class TapeColumns:
         resident: list[int],
         offloaded: list[int | None],
         room: list[int | None],
+        beside: int,
         is_order_known: bool,
     ) -> list[list[int]]:
         """By phase, the most bytes on each device. ``execution`` and ``offloaded`` by block, ``resident`` and ``room`` by device, all in
-        bytes."""
+        bytes; ``beside``: what the caller takes on the main device beside results."""
 
 @final
 class SearchOptions:

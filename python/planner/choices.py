@@ -38,6 +38,10 @@ ReasonRule: TypeAlias = SequentialRule | AutoRule
 Asked: TypeAlias = Literal["context_length", "batch_size"]
 Limit: TypeAlias = Literal["proven", "undecided", "model", "asked"]
 
+# ---- What a machine says
+
+RateOrigin: TypeAlias = Literal["measured", "table", "user"]
+
 # ---- How a plan says it
 
 Style: TypeAlias = Literal["python", "shell"]

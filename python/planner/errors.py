@@ -60,12 +60,13 @@ class InvalidTreeError(InvalidInputError):
 
 
 class InvalidDevicesError(InvalidInputError):
-    """A device or its budget makes no sense: unknown key, two spellings, negative, NaN, infinite.
+    """A device or its budget makes no sense: unknown key or card, two spellings, negative, NaN, infinite.
 
-    Fields: ``device``: the key as given.
+    Fields: ``device``: the key as given; ``suggestions`` (sequence of str): of a card, the nearest known names.
     """
 
     device: object
+    suggestions: Sequence[str] = ()
 
 
 class InvalidConstraintError(InvalidInputError):

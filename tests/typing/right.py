@@ -124,6 +124,18 @@ def plans(model: nn.Module, budgets: dict[int, int], row: dict[str, str]) -> Non
     assert_type(first, planner.FirstPlan)
 
 
+def machines(path: Path) -> None:
+    machine = planner.Machine.read(path)
+    assert_type(machine, planner.Machine)
+    assert_type(machine.device(0).memory_bytes, int | None)
+    assert_type(machine.route("cpu", 0).copy_ps(1 << 20), int)
+    assert_type(planner.Machine.from_json(machine.to_json()), planner.Machine)
+    found = planner.probe(folder=path, seconds=1.5, tell=print)
+    assert_type(found, planner.Probed)
+    assert_type(found.machine, planner.Machine)
+    assert_type(found.notes, tuple[str, ...])
+
+
 def what_a_plan_says(model: nn.Module, plan: planner.Plan) -> None:
     assert_type(plan.devices[0].budget_bytes, int | None)
     assert_type(plan.device_map, DeviceMap)

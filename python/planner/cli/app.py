@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "diff": "List what two plans place differently.",
     "sizes": "List bytes by module.",
     "devices": "List what this machine has free.",
+    "probe": "Measure what this machine reads, computes and copies in a second.",
     "config": "Show settings, and where each was said.",
     "demo": "Plan a made-up Llama-70B, explain it and write its report.",
 }

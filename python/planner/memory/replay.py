@@ -23,6 +23,7 @@ class RunPlacement:
         resident_bytes: by device, weights and buffers that lie there all the time.
         offloaded_bytes: by offloaded block, what is brought in while it runs.
         room_bytes: by device, what offloaded blocks may take there together, so that the next is copied ahead; none without it.
+        beside_bytes: what the model's caller takes on the main device beside the results of each forward, and lets go before the next.
         is_order_known: the model has run before, so that its first forward copies ahead, too.
     """
 
@@ -31,6 +32,7 @@ class RunPlacement:
     resident_bytes: Mapping[DeviceKey, int] = field(default_factory=dict)
     offloaded_bytes: Mapping[str, int] = field(default_factory=dict)
     room_bytes: Mapping[DeviceKey, int] = field(default_factory=dict)
+    beside_bytes: int = 0
     is_order_known: bool = False
 
     @property
@@ -66,6 +68,7 @@ def replay(tape: Tape | RunBytes, placement: RunPlacement) -> dict[str, dict[Dev
         resident=[placement.resident_bytes.get(device, 0) for device in devices],
         offloaded=[placement.offloaded_bytes.get(name) for name in run.blocks],
         room=[placement.room_bytes.get(device) for device in devices],
+        beside=placement.beside_bytes,
         is_order_known=placement.is_order_known,
     )
     by_device = (dict(zip(devices, most, strict=True)) for most in peaks)

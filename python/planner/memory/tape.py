@@ -12,6 +12,7 @@ __all__ = [
     "AFTER",
     "APART",
     "CALL",
+    "DROPPED",
     "ENTER",
     "FORGET",
     "FREE",
@@ -49,6 +50,9 @@ AFTER: Final = 8
 """(AFTER,): its results have been taken, and what only they held is gone."""
 CALL: Final = 9
 """(CALL, enclosing, rows): a module around blocks is called with these tensors, which its border may bring somewhere."""
+DROPPED: Final = 10
+"""(DROPPED, place, bytes, storage): the forward has put something else in the place of a weight that lay beside this block; if that is
+a copy of it, its storage, else -1. On one device a weight and its copy are one, which stays."""
 
 Row: TypeAlias = tuple[int, int, int, int]
 """A tensor: its number, its storage's (-1 for a weight), the place of that, and its bytes."""

@@ -11,7 +11,7 @@ from planner.errors import InfeasibleError
 from planner.model.blocks import Blocks
 from planner.model.constraints import allowed_devices
 from planner.planning.problem import Problem, device_plan, offloaded_bytes
-from planner.planning.replayed import replayed_peaks, settled_by_replay
+from planner.planning.replayed import replayed_peaks, settled
 from planner.planning.running import RunningRooms, running_device
 from planner.plans.device_map import DeviceMap
 from planner.plans.parts import DevicePlan, PredictedPeaks
@@ -90,8 +90,7 @@ def has_plan(search: AutoSearch, rooms: RunningRooms) -> bool:
         return False  # which is known sooner than what would help
     try:
         answer = search.solve()
-        if rooms.runs:
-            settled_by_replay(search, answer, rooms, search.staying)
+        settled(search, answer, rooms, search.staying)
     except InfeasibleError:
         return False
     return True
@@ -135,8 +134,8 @@ def _devices(problem: Problem) -> tuple[DeviceKey, ...]:
 def _plan(problem: Problem, search: AutoSearch, answer: AutoAnswer) -> Plan:
     running = problem.running_rooms(search.blocks)
     staying = search.staying
-    if running is not None and running.runs:
-        search, answer, running = settled_by_replay(search, answer, running, staying)
+    if running is not None:
+        search, answer, running = settled(search, answer, running, staying)
     buffer_bytes = staying.by_device(answer.displaced(), answer.execution_map) if answer.execution_map else {}
     devices = tuple(
         device_plan(budget, usage, usage.reserved_bytes, buffer_bytes.get(budget.device, 0))

@@ -1,4 +1,4 @@
-"""The replay of a placement: what it predicts, and room for what it finds above what blocks add up to."""
+"""The replay of a placement: what it predicts, and room for what a placement needs above what its blocks add up to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from planner.plans.parts import DevicePlan, PredictedPeaks
 from planner.strategies.auto import AutoAnswer, AutoSearch, certified
 from planner.strategies.staying import StayingBuffers
 
-__all__ = ["replayed_peaks", "settled_by_replay"]
+__all__ = ["replayed_peaks", "settled"]
 
 # From here on, what is missing is doubled, so that it ends soon.
 _PATIENT_ROUNDS: Final = 3
@@ -37,10 +37,11 @@ def replayed_peaks(
     return _peaks(rooms, staying, answer, room)
 
 
-def settled_by_replay(
+def settled(
     search: AutoSearch, answer: AutoAnswer, rooms: RunningRooms, staying: StayingBuffers
 ) -> tuple[AutoSearch, AutoAnswer, RunningRooms]:
-    """The search, its answer and the rooms, such that a replay finds no device above what its blocks add up to.
+    """The search, its answer and the rooms, such that a replay finds no device above what its blocks add up to, with what the
+    model's caller needs where the inputs lie.
 
     Raises:
         InfeasibleError: no plan with room for that was found.
@@ -68,10 +69,12 @@ def settled_by_replay(
 
 def _missing(rooms: RunningRooms, staying: StayingBuffers, answer: AutoAnswer) -> dict[DeviceKey, int]:
     """By device that runs anything, what a replay needs beyond what the plan counts."""
+    if not rooms.runs:
+        return _missing_on_main(rooms, answer)
     reserved = {usage.device: usage.reserved_bytes for usage in answer.usage}
     buffers, running = staying.by_device(answer.displaced(), answer.execution_map), rooms.of(answer)
     found: dict[DeviceKey, int] = {}
-    peaks = _peaks(rooms, staying, answer, reserved)
+    peaks = _peaks(rooms, staying, answer, reserved, beside_bytes=rooms.main_needs_bytes)
     for usage in answer.usage:
         if usage.device in running:
             here = running[usage.device]
@@ -83,10 +86,24 @@ def _missing(rooms: RunningRooms, staying: StayingBuffers, answer: AutoAnswer) -
     return found
 
 
+def _missing_on_main(rooms: RunningRooms, answer: AutoAnswer) -> dict[DeviceKey, int]:
+    """The same where no replay tells it: what is needed where the inputs lie, beyond the most that a block needs there."""
+    if not rooms.main_needs_bytes:
+        return {}
+    running = rooms.of(answer)
+    main = _main_device(answer, tuple(running))
+    counted = rooms.most.blocks[running[main].largest].needs_bytes + rooms.beyond_bytes.get(main, 0)
+    return {main: rooms.main_needs_bytes - counted} if rooms.main_needs_bytes > counted else {}
+
+
 def _peaks(
-    rooms: RunningRooms, staying: StayingBuffers, answer: AutoAnswer, room_bytes: Mapping[DeviceKey, int]
+    rooms: RunningRooms,
+    staying: StayingBuffers,
+    answer: AutoAnswer,
+    room_bytes: Mapping[DeviceKey, int],
+    beside_bytes: int = 0,
 ) -> PredictedPeaks:
-    placement = _placement(rooms, staying, answer, room_bytes)
+    placement = _placement(rooms, staying, answer, room_bytes, beside_bytes)
     found: dict[Phase, dict[DeviceKey, int]] = {}
     for run in rooms.runs:
         by_phase = totals(replay(run, placement))
@@ -97,14 +114,18 @@ def _peaks(
     return found
 
 
-def _main_device(answer: AutoAnswer, execution: Mapping[str, DeviceKey]) -> DeviceKey:
+def _main_device(answer: AutoAnswer, running: Sequence[DeviceKey]) -> DeviceKey:
     """Where dispatch takes the inputs: the first accelerator that holds anything, if something runs there."""
-    main, running = main_device(answer.device_map.values()), list(execution.values())
+    main = main_device(answer.device_map.values())
     return main if main in running or not running else running[0]
 
 
 def _placement(
-    rooms: RunningRooms, staying: StayingBuffers, answer: AutoAnswer, room_bytes: Mapping[DeviceKey, int]
+    rooms: RunningRooms,
+    staying: StayingBuffers,
+    answer: AutoAnswer,
+    room_bytes: Mapping[DeviceKey, int],
+    beside_bytes: int,
 ) -> RunPlacement:
     stays = staying.of(answer.displaced(), answer.execution_map)
     execution: dict[str, DeviceKey] = {}
@@ -122,9 +143,10 @@ def _placement(
         resident[device] += size
     return RunPlacement(
         execution=execution,
-        main_device=_main_device(answer, execution),
+        main_device=_main_device(answer, tuple(execution.values())),
         resident_bytes=resident,
         offloaded_bytes=offloaded,
         room_bytes=room_bytes,
+        beside_bytes=beside_bytes,
         is_order_known=True,  # of many prompts, one is the first
     )

@@ -11,7 +11,7 @@ from planner.checkpoint.opened import Opened
 from planner.choices import Phase
 from planner.errors import InvalidInputError, UnknownMemoryError
 from planner.memory.cache_layers import has_encoder, layer_caches
-from planner.memory.demands import Demands
+from planner.memory.demands import BlockDemand, Demands
 from planner.memory.tape import RunBytes
 from planner.model.blocks import Blocks
 from planner.planning.demands import demands_of
@@ -77,8 +77,15 @@ def recorded_rooms(model: RunModel, workload: Workload, blocks: Blocks, found: R
     """The same by what recordings tell, of which there are some. Args, Raises: as of :func:`rooms_for`."""
     if model.packed_as is not None or model.opened.quantization:
         # No replay tells the peaks of these: a tape knows nothing of what kernels unpack.
-        return _rooms(model, workload, blocks, found.by_phase())
-    return _rooms(model, workload, blocks, {"prefill": found.demands()}, found.runs)
+        return _rooms(model, workload, blocks, found.by_phase(), main_needs_bytes=found.main_needs_bytes)
+    return _rooms(
+        model,
+        workload,
+        blocks,
+        {"prefill": found.demands()},
+        found.runs,
+        main_needs_bytes=found.main_needs_bytes,
+    )
 
 
 def recordable_for(model: RunModel, blocks: Blocks) -> Recordable | None:
@@ -101,7 +108,11 @@ def formula_rooms(model: RunModel, workload: Workload, blocks: Blocks, *, note: 
         if not note:
             raise
         raise type(error)(f"{error.message}; and {note}", **error.fields) from error
-    return _rooms(model, workload, blocks, by_phase)
+    # Of the first block, formulas know what is needed where the inputs lie, and nothing less.
+    main_needs_bytes = max(
+        next(iter(demands.blocks.values()), BlockDemand()).needs_bytes for demands in by_phase.values()
+    )
+    return _rooms(model, workload, blocks, by_phase, main_needs_bytes=main_needs_bytes)
 
 
 def _require_static(model: RunModel, workload: Workload) -> None:
@@ -130,6 +141,8 @@ def _rooms(
     blocks: Blocks,
     by_phase: Mapping[Phase, Demands],
     runs: tuple[RunBytes, ...] = (),
+    *,
+    main_needs_bytes: int,
 ) -> RunningRooms:
     by_phase = with_unpacked(
         by_phase, model.opened, blocks.names, into=model.packed_as, dtype=model.loaded_as or model.dtype
@@ -141,4 +154,6 @@ def _rooms(
         beside = (*beside, beyond)
     if beside:
         by_phase = {phase: replace(each, notes=(*each.notes, *beside)) for phase, each in by_phase.items()}
-    return RunningRooms(by_phase=by_phase, margin=workload.allocator_margin, runs=runs)
+    return RunningRooms(
+        by_phase=by_phase, margin=workload.allocator_margin, runs=runs, main_needs_bytes=main_needs_bytes
+    )

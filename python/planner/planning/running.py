@@ -28,12 +28,15 @@ class RunningRooms:
         by_phase: what blocks need in each phase; of recordings, all of it in one.
         margin: what the allocator may take beyond, as the settings say it.
         runs: what was recorded, where anything was.
+        main_needs_bytes: what is needed where the inputs lie, whatever runs there; it is in the needs of the first block, which may run
+            elsewhere.
         beyond_bytes: by device, what a replay of a placement has found above what its blocks add up to.
     """
 
     by_phase: Mapping[Phase, Demands]
     margin: int | str | None
     runs: tuple[RunBytes, ...] = ()
+    main_needs_bytes: int = 0
     beyond_bytes: Mapping[DeviceKey, int] = field(default_factory=dict)
 
     def searched(self, staying: StayingBuffers, devices: Sequence[DeviceKey]) -> CoreDemands:

@@ -67,7 +67,7 @@ impl TapeColumns {
     }
 
     /// By phase, the most bytes on each device.
-    #[pyo3(signature = (*, execution, main_device, resident, offloaded, room, is_order_known))]
+    #[pyo3(signature = (*, execution, main_device, resident, offloaded, room, beside, is_order_known))]
     #[allow(clippy::too_many_arguments)] // one placement, whose parts have no sense by themselves
     fn replay(
         &self,
@@ -77,9 +77,10 @@ impl TapeColumns {
         resident: Vec<i128>,
         offloaded: Vec<Option<i128>>,
         room: Vec<Option<i128>>,
+        beside: i128,
         is_order_known: bool,
     ) -> PyResult<Vec<Vec<i128>>> {
-        let placement = Placement { execution, main_device, resident, offloaded, room, is_order_known };
+        let placement = Placement { execution, main_device, resident, offloaded, room, beside, is_order_known };
         let found = py.detach(|| replay(&self.tape, &self.sizes, &placement));
         found.ok_or_else(|| PyValueError::new_err("a placement of other blocks or devices"))
     }
@@ -103,6 +104,7 @@ fn push(builder: &mut TapeBuilder, event: &Bound<'_, PyTuple>) -> PyResult<()> {
         7 => builder.returned(&rows(1)?).map_err(wrong)?,
         8 => builder.taken(),
         9 => builder.called(place(1)?, &rows(2)?).map_err(wrong)?,
+        10 => builder.dropped(place(1)?, number(2)?, number(3)?).map_err(wrong)?,
         other => return Err(PyValueError::new_err(format!("no event is of kind {other}"))),
     }
     Ok(())

@@ -16,6 +16,7 @@ from measured_peaks import measured_peaks, run_of
 from planner.memory.recording.session import RecordedRun, record_run
 from planner.memory.replay import RunPlacement, replay
 from planner.memory.tape import AFTER, CALL, FORGET, FREE, MADE, PHASE, Enclosing, Tape
+from planner.memory.vectors import demands_of
 from rig import Accelerators
 
 WIDTH, ROWS = 16, 8
@@ -74,6 +75,26 @@ def test_the_border_around_blocks(
     real = measured_peaks(model, virtual_accelerators, given, steps=0, options={})
     placement = RunPlacement(execution=execution, main_device=0, resident_bytes=weights)
     assert replay(tape, placement)["prefill"] == {index: real["prefill"][index] for index in (0, 1)}
+
+
+@pytest.mark.parametrize("homes", [(0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 1)])
+def test_the_border_of_the_whole_model(
+    virtual_accelerators: Accelerators, homes: tuple[int, int, int]
+) -> None:
+    """With a weight of its own, its code runs where that does, and not where the inputs come from."""
+    model: Any = Tower(has_weight=True)
+    model.config = SimpleNamespace(is_encoder_decoder=False)
+    execution = dict(zip(["layers.0", "layers.1", "scale"], homes, strict=True))
+    given = {"x": torch.ones(ROWS, WIDTH)}
+    tape = record_run(model, list(execution), run_of(given, 0, {}))
+    planner.dispatch(model, execution)
+    weights = {index: virtual_accelerators.used_bytes(index) for index in (0, 1)}
+    real = measured_peaks(model, virtual_accelerators, given, steps=0, options={})
+    placement = RunPlacement(execution=execution, main_device=0, resident_bytes=weights)
+    assert replay(tape, placement)["prefill"] == {index: real["prefill"][index] for index in (0, 1)}
+    # And it is counted with that weight.
+    needs = {name: demand.needs_bytes for name, demand in demands_of([tape]).blocks.items()}
+    assert max(needs, key=needs.__getitem__) == "scale"
 
 
 def test_a_weight_that_asks_for_gradients_is_multiplied_as_such(virtual_accelerators: Accelerators) -> None:
@@ -230,15 +251,19 @@ class Moving(nn.Module):
         return x + self.table + wide
 
 
-def test_a_buffer_that_a_forward_moves(virtual_accelerators: Accelerators) -> None:
-    """On one device that is no copy; and what comes after it does not pass for the buffer."""
+@pytest.mark.parametrize("homes", [(0, 0), (1, 0), (0, 1), (1, 1)])
+def test_a_buffer_that_a_forward_moves(virtual_accelerators: Accelerators, homes: tuple[int, int]) -> None:
+    """On one device that is no copy; on two, the buffer has left its own. What comes after it does not pass for the buffer."""
     model: Any = Moving()
+    execution = dict(zip(["table", "layer"], homes, strict=True))
     given = {"x": torch.ones(ROWS, 512)}
     tape = record_run(model, ["table", "layer"], run_of(given, 0, {}))
-    model.to(0)
-    weights = {0: virtual_accelerators.used_bytes(0)}
-    real = measured_peaks(model, virtual_accelerators, given, steps=0, options={})
-    found = replay(tape, RunPlacement(execution={}, main_device=0, resident_bytes=weights))
-    assert found["prefill"][0] == real["prefill"][0]
-    apart = RunPlacement(execution={"table": 1, "layer": 0}, main_device=0)
-    assert replay(tape, apart)["prefill"][0] == found["prefill"][0] - weights[0] + ROWS * 512 * 4
+    planner.dispatch(model, execution)
+    weights = {index: virtual_accelerators.used_bytes(index) for index in (0, 1)}
+    main = min(homes)
+    real = measured_peaks(model, virtual_accelerators, given, steps=0, options={}, device=main)
+    placement = RunPlacement(execution=execution, main_device=main, resident_bytes=weights)
+    assert replay(tape, placement)["prefill"] == {
+        device: real["prefill"][device] for device in placement.devices
+    }
+    assert virtual_accelerators.used_bytes(homes[0]) < weights[homes[0]] or homes[0] == homes[1]

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from planner.memory.recording.device_numbers import DeviceNumbers
 from planner.memory.recording.known_results import KnownResults
 from planner.memory.recording.values import tensors_in
+from planner.memory.recording.weights import RecordedWeights
 from planner.memory.tape import (
     AFTER,
     APART,
@@ -46,7 +47,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         weights: by storage, the place of a weight; these are not written down.
-        held: their storages, kept so that nothing else gets their addresses, whatever a forward puts in their places.
+        storages: of the weights; where a forward puts something else in the place of one, it is written down.
         blocks: how many there are; further places are numbered after theirs.
         composed: operators whose kernels are made of others that no mode sees, and functions that call these.
         is_padded: the answer where code asks for values: masks of prompts without padding are true everywhere.
@@ -55,7 +56,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(
         self,
         weights: Mapping[int, int],
-        held: Iterable[torch.UntypedStorage],
+        storages: Iterable[torch.UntypedStorage],
         blocks: int,
         composed: Mapping[Any, Callable[..., Any]],
         *,
@@ -79,8 +80,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._composed = composed
         self._inside: set[Any] = set()  # those of them that run
         self._known = KnownResults()
-        self._weights = dict(weights)
-        self._held = list(held)
+        self._weights = RecordedWeights(weights, storages, self.events.append)
         self._alive: dict[int, tuple[int, int]] = {}  # by storage: its number and place
         self._watched: dict[int, weakref.ref[Any]] = {}
         self._tensors: dict[int, tuple[int, weakref.ref[torch.Tensor]]] = {}
@@ -163,8 +163,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         number = self.next_storage()
         self._alive[key] = (number, place)
         copied = () if source is None else self._where(source)
-        # What it is a copy of is kept with it: on one device they are one.
+        # What it is a copy of is kept with it: on one device they are one. A weight is kept by its module, or is not.
         held = [] if source is None else [source.untyped_storage()]
+        if held and held[0]._cdata in self._weights:
+            self._weights.copied(held.pop()._cdata, number)
         self.events.append((MADE, number, storage.nbytes(), place, operator, *copied))
 
         def gone(_: Any) -> None:
@@ -194,7 +196,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def is_weight_of(self, tensor: torch.Tensor, place: int) -> bool:
         """Whether a weight lies beside this block."""
-        return self._weights.get(tensor.untyped_storage()._cdata) == place
+        return self._weights.place(tensor.untyped_storage()._cdata) == place
 
     def _rows(self, tensors: Iterable[torch.Tensor]) -> tuple[Row, ...]:
         rows = []
@@ -207,7 +209,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _where(self, tensor: torch.Tensor) -> tuple[int, int]:
         """Number and place of a tensor's storage."""
         key = tensor.untyped_storage()._cdata
-        number, place = self._alive.get(key) or (-1, self._weights.get(key, 0))
+        number, place = self._alive.get(key) or (-1, self._weights.place(key) or 0)
         return number, self._brought.get(key, place)
 
     def _number(self, tensor: torch.Tensor) -> int:
@@ -232,7 +234,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._watched.clear()
         self._tensors.clear()
         self._alive.clear()
-        self._held.clear()
+        self._weights.forget()
 
     # ---- Operators
 

@@ -83,14 +83,17 @@ def _nearest(name: str, places: Mapping[str, int]) -> int:
 
 
 def enclosing_of(twin: nn.Module, blocks: Sequence[str]) -> list[tuple[nn.Module, Enclosing]]:
-    """Modules outside of blocks that can be called and hold tensors, but for the whole model: they have borders."""
+    """Modules outside of blocks that can be called and hold tensors: they have borders.
+
+    That of the whole model brings its arguments somewhere else than its caller only where it has tensors of its own.
+    """
     places, found = places_of(blocks), []
     for name, module in twin.named_modules():
-        if not name or _nearest(name, places) or type(module).forward is nn.Module.forward:
+        if name in places or _nearest(name, places) or type(module).forward is nn.Module.forward:
             continue
         inside = sorted({_nearest(each, places) for each in _tensor_names(module, name)})
-        if inside:
-            own = next((_nearest(each, places) for each in _own_names(module, name)), None)
+        own = next((_nearest(each, places) for each in _own_names(module, name)), None)
+        if inside and (name or own is not None):
             found.append((module, Enclosing(tuple(inside), own)))
     return found
 
@@ -105,7 +108,7 @@ def _own_names(module: nn.Module, name: str) -> Iterator[str]:
     yield from _tensor_names(module, name, is_deep=False)
     for key, child in module.named_children():
         if type(child).forward is nn.Module.forward and not child._modules:
-            yield from _tensor_names(child, f"{name}.{key}", is_deep=False)
+            yield from _tensor_names(child, f"{name}.{key}" if name else key, is_deep=False)
 
 
 def bordered(

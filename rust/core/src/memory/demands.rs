@@ -60,9 +60,12 @@ pub fn demands(tape: &Tape, sizes: &[i128], kind: &str) -> RunNeeds {
 }
 
 /// By place, that of the block beside which what lies there is counted: what a border around blocks has brought lies beside the
-/// first block inside, because these are mostly on one device.
+/// tensor whose device it runs on or, without one, beside the first block inside, because these are mostly on one device.
 fn beside_blocks(tape: &Tape) -> Vec<u32> {
-    let carried = tape.carried.iter().map(|&(enclosing, _)| tape.enclosing[enclosing as usize].inside[0]);
+    let carried = tape.carried.iter().map(|&(enclosing, _)| {
+        let around = &tape.enclosing[enclosing as usize];
+        around.own.unwrap_or(around.inside[0])
+    });
     (0..=tape.blocks).chain(carried).collect()
 }
 

@@ -18,6 +18,8 @@ pub struct Placement {
     pub offloaded: Vec<Option<i128>>,
     /// By device, what offloaded blocks may take there together, so that the next is copied ahead.
     pub room: Vec<Option<i128>>,
+    /// What the caller takes on the main device beside the results of each forward, and lets go before the next.
+    pub beside: i128,
     /// The model has run before, so that its first forward copies ahead, too.
     pub is_order_known: bool,
 }
@@ -40,6 +42,7 @@ pub fn replay(tape: &Tape, sizes: &[i128], placement: &Placement) -> Option<Vec<
 struct Replay<'a> {
     tape: &'a Tape,
     sizes: &'a [i128],
+    placement: &'a Placement,
     main: u32,
     devices: Vec<u32>,                   // by place
     enclosing_devices: Vec<Option<u32>>, // None where dispatch leaves the arguments as they are
@@ -76,6 +79,7 @@ impl<'a> Replay<'a> {
         Self {
             tape,
             sizes,
+            placement,
             main: placement.main_device,
             ahead: Ahead::new(tape, placement, &devices),
             devices,
@@ -107,6 +111,7 @@ impl<'a> Replay<'a> {
                     self.alive[device as usize] -= size;
                 }
             }
+            Event::Dropped { place, bytes, copy } => self.drop_weight(place, bytes.into(), copy),
             Event::Forget(tensor) => self.forget(tensor),
             Event::Enter(place, span) => {
                 self.bring(self.devices[place as usize], span);
@@ -131,6 +136,18 @@ impl<'a> Replay<'a> {
             }
             Event::Output(span) => self.give_back(span),
             Event::After => self.after(),
+        }
+    }
+
+    fn drop_weight(&mut self, place: u32, bytes: i128, copy: u32) {
+        if self.ahead.size(place).is_some_and(|size| size > 0) {
+            return; // it is brought in as often as its block runs
+        }
+        let device = self.devices[place as usize];
+        match self.storages.get_mut(copy as usize) {
+            // On one device a weight and its copy are one, which stays.
+            Some(Some((at, size))) if *at == device && *size == 0 => *size = bytes,
+            _ => self.alive[device as usize] -= bytes,
         }
     }
 
@@ -202,6 +219,8 @@ impl<'a> Replay<'a> {
         }
         let moves = self.ahead.end();
         self.carry_out(moves);
+        self.take(self.main, self.placement.beside);
+        self.take(self.main, -self.placement.beside);
     }
 
     fn after(&mut self) {
@@ -268,7 +287,7 @@ impl<'a> Ahead<'a> {
 
     fn size(&self, place: u32) -> Option<i128> {
         let block = (place as usize).checked_sub(1)?;
-        self.placement.offloaded[block]
+        self.placement.offloaded.get(block).copied().flatten()
     }
 
     fn device(&self, place: u32) -> u32 {

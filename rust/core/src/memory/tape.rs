@@ -49,6 +49,15 @@ pub enum Event {
     Leave(u32),
     /// The model's own code computes beside this block with tensors that lie beside others.
     Apart(u32, RowSpan),
+    /// The forward has put something else in the place of a weight.
+    Dropped {
+        /// Beside which block it lay.
+        place: u32,
+        /// Its bytes, which no workload changes.
+        bytes: i64,
+        /// The storage that is a copy of it, or [`NO_STORAGE`].
+        copy: u32,
+    },
     /// A tensor that was in some row is gone.
     Forget(u32),
     /// A forward begins: which of the phases.
@@ -188,6 +197,17 @@ impl TapeBuilder {
     pub fn freed(&mut self, storage: i64) {
         let storage = self.storage(storage);
         self.tape.events.push(Event::Free(storage));
+    }
+
+    /// A weight goes; `copy` is the storage that is a copy of it, or negative.
+    ///
+    /// # Errors
+    /// A place that there is none of.
+    pub fn dropped(&mut self, place: u32, bytes: i64, copy: i64) -> Result<(), OutOfRange> {
+        self.require_place(place)?;
+        let copy = self.storage(copy);
+        self.tape.events.push(Event::Dropped { place, bytes, copy });
+        Ok(())
     }
 
     /// A tensor that was in a row goes.
