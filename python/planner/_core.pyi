@@ -333,11 +333,14 @@ class TapeColumns:
     def with_sizes(self, sizes: list[int]) -> TapeColumns:
         """The same run with other bytes in the place of these."""
 
+    def rests(self) -> bool:
+        """Whether anything is brought to the cpu to rest there."""
+
     def phases(self) -> list[str]:
         """Names of the forwards, in order."""
 
-    def demands(self, kind: str) -> tuple[list[tuple[int, int, int]], int, list[int]]:
-        """By place, bytes of the cache, lasting, and needed at once; bytes that are shared; places in the order of their calls. Of
+    def demands(self, kind: str) -> tuple[list[tuple[int, int, int, int]], int, list[int]]:
+        """By place, bytes of the cache, lasting, needed at once, and resting on the cpu; bytes that are shared; places in the order of their calls. Of
         the phases whose names begin with ``kind``, the most of each."""
 
     def replay(
@@ -348,11 +351,13 @@ class TapeColumns:
         resident: list[int],
         offloaded: list[int | None],
         room: list[int | None],
+        rest: int | None,
         beside: int,
         is_order_known: bool,
     ) -> list[list[int]]:
         """By phase, the most bytes on each device. ``execution`` and ``offloaded`` by block, ``resident`` and ``room`` by device, all in
-        bytes; ``beside``: what the caller takes on the main device beside results."""
+        bytes; ``rest``: the device where caches rest; ``beside``: what the caller
+        takes on the main device beside results."""
 
 @final
 class SearchOptions:

@@ -44,6 +44,17 @@ def test_no_recording_is_above_the_formula(
     assert taken(formula) >= taken(found)
 
 
+@pytest.mark.parametrize("point", POINTS, ids=str)
+@pytest.mark.parametrize("name", ["llama", "gemma", "gpt2", "mixtral"])
+def test_no_recording_of_an_offloaded_cache_is_above_the_formula(
+    name: str, point: tuple[int, int, int | None]
+) -> None:
+    """And what rests is the recording's, to the byte."""
+    formula, found = both(name, *point, cache="offloaded")
+    assert taken(formula) >= taken(found)
+    assert formula.resting_bytes == found.resting_bytes > 0
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma", "gpt2", "mixtral"])
 def test_caches_are_the_same(name: str) -> None:
     """To the byte, of every block."""

@@ -28,6 +28,7 @@ class DeviceBudget:
         origin: "user", or "detected: …" with where it was read.
         pool: devices of one pool share the largest of their capacities.
         name: what the card is called, where it was detected.
+        taken_bytes: what else lies there, whatever the weights do: what rests of an offloaded cache.
     """
 
     device: DeviceKey
@@ -36,6 +37,7 @@ class DeviceBudget:
     origin: str
     pool: str | None = None
     name: str | None = None
+    taken_bytes: int = 0
 
     @property
     def kind(self) -> DeviceKind:
@@ -51,8 +53,13 @@ class DeviceBudget:
 
     @property
     def capacity_bytes(self) -> int:
-        """The budget less the headroom, at least 0."""
-        return max(0, self.budget_bytes - self.headroom_bytes)
+        """The budget less the headroom and what is taken, at least 0."""
+        return max(0, self.budget_bytes - self.headroom_bytes - self.taken_bytes)
+
+    @property
+    def lacking_bytes(self) -> int:
+        """What is missing for that which is taken."""
+        return max(0, self.taken_bytes - max(0, self.budget_bytes - self.headroom_bytes))
 
     def more_bytes(self, room_bytes: int) -> int | None:
         """How much larger the budget must be for so much more room beside the headroom, which grows with it where it is a share;
@@ -64,16 +71,32 @@ class DeviceBudget:
         """
         wanted_bytes = self.capacity_bytes + room_bytes
         if isinstance(self.headroom, int):
-            return wanted_bytes + self.headroom - self.budget_bytes
+            return wanted_bytes + self.headroom + self.taken_bytes - self.budget_bytes
         from fractions import Fraction  # only what does not fit needs it, and every command loads this module
 
         share = Fraction(self.headroom.rstrip("%")) / 100
         if share >= 1:
             return None
-        enough = replace(self, budget_bytes=ceil(wanted_bytes / (1 - share)))
-        while enough.capacity_bytes < wanted_bytes:  # headroom is counted in floats
+        enough = replace(self, budget_bytes=ceil((wanted_bytes + self.taken_bytes) / (1 - share)))
+        while enough.capacity_bytes < wanted_bytes or enough.lacking_bytes:  # headroom is counted in floats
             enough = replace(enough, budget_bytes=enough.budget_bytes + 1)
         return enough.budget_bytes - self.budget_bytes
+
+
+def with_taken(budgets: Iterable[DeviceBudget], taken_bytes: int) -> tuple[DeviceBudget, ...]:
+    """Budgets of which so many bytes of the cpu's memory are taken, in whichever pool that is.
+
+    Example:
+        >>> budgets = [DeviceBudget(device=key, budget_bytes=100, headroom=0, origin="user") for key in (0, "cpu")]
+        >>> [budget.capacity_bytes for budget in with_taken(budgets, 30)]
+        [100, 70]
+    """
+    each = tuple(budgets)
+    pools = {budget.pool for budget in each if budget.kind == "cpu" and budget.pool is not None}
+    return tuple(
+        replace(budget, taken_bytes=taken_bytes) if budget.kind == "cpu" or budget.pool in pools else budget
+        for budget in each
+    )
 
 
 def device_budgets(

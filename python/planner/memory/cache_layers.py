@@ -41,11 +41,13 @@ class LayerCache:
         kind: "full", "window", "indexed", "linear", "hybrid", …; "none" for a layer that keeps nothing or reads another's.
         bytes: of its storages.
         is_offloadable: whether an offloaded cache brings it to the cpu.
+        resting_bytes: what it takes there then: of a window no more than that, whatever its storage was cut from.
     """
 
     kind: str
     bytes: int
     is_offloadable: bool = False
+    resting_bytes: int = 0
 
 
 def cache_bytes(
@@ -138,9 +140,20 @@ def computed_caches(config: Config, sizes: CacheSizes) -> tuple[LayerCache, ...]
     layouts = layer_layouts(config)
     _check_static(layouts, sizes.cache, config)
     return tuple(
-        LayerCache(kind=layout.kind, bytes=layout_bytes(layout, sizes), is_offloadable=layout.is_offloadable)
+        LayerCache(
+            kind=layout.kind,
+            bytes=layout_bytes(layout, sizes),
+            is_offloadable=layout.is_offloadable,
+            resting_bytes=_resting_bytes(layout, sizes) if layout.is_offloadable else 0,
+        )
         for layout in layouts
     )
+
+
+def _resting_bytes(layout: CacheLayout, sizes: CacheSizes) -> int:
+    """What is copied is what the next step looks at: of a window, all but the token that it drops; no counters."""
+    parts = tuple(replace(part, window_tokens=max(part.window_tokens - 1, 0)) for part in layout.parts)
+    return layout_bytes(replace(layout, parts=parts, counters=0), replace(sizes, phase="decode"))
 
 
 def resident_bytes(layers: tuple[LayerCache, ...]) -> int:

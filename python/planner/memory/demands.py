@@ -17,11 +17,13 @@ class BlockDemand:
         cache_bytes: what it keeps from one forward to the next: keys, values, states.
         lasting_bytes: what of its results lasts until the forward ends, beyond the cache.
         needs_bytes: what it needs at once while it runs, beyond these two, with its arguments and what the block before left.
+        resting_bytes: what of its cache rests on the cpu, wherever the block runs.
     """
 
     cache_bytes: int = 0
     lasting_bytes: int = 0
     needs_bytes: int = 0
+    resting_bytes: int = 0
 
     @property
     def exec_bytes(self) -> int:
@@ -52,6 +54,11 @@ class Demands:
         object.__setattr__(self, "blocks", MappingProxyType(dict(self.blocks)))
 
     @property
+    def resting_bytes(self) -> int:
+        """What rests on the cpu of all blocks' caches."""
+        return sum(demand.resting_bytes for demand in self.blocks.values())
+
+    @property
     def words(self) -> str:
         """How these numbers are known, in one line."""
         known = (
@@ -69,7 +76,7 @@ class Demands:
             >>> prefill = Demands(blocks={"a": BlockDemand(needs_bytes=7)}, shared_bytes=1)
             >>> decode = Demands(blocks={"a": BlockDemand(cache_bytes=5, needs_bytes=2)})
             >>> Demands.most_of([prefill, decode]).blocks["a"]
-            BlockDemand(cache_bytes=5, lasting_bytes=0, needs_bytes=7)
+            BlockDemand(cache_bytes=5, lasting_bytes=0, needs_bytes=7, resting_bytes=0)
         """
         each = list(phases)
         if len(each) == 1:
@@ -88,4 +95,5 @@ def _most(demands: list[BlockDemand]) -> BlockDemand:
         cache_bytes=max(demand.cache_bytes for demand in demands),
         lasting_bytes=max(demand.lasting_bytes for demand in demands),
         needs_bytes=max(demand.needs_bytes for demand in demands),
+        resting_bytes=max(demand.resting_bytes for demand in demands),
     )

@@ -11,7 +11,7 @@ from operator import mul
 from typing import Final, TypeAlias
 
 from planner.errors import InvalidInputError
-from planner.memory.tape import APART, CALL, ENTER, MADE, OUTPUT, Event, RunBytes, Tape
+from planner.memory.tape import APART, CALL, ENTER, MADE, OUTPUT, REST, Event, RunBytes, Tape
 
 __all__ = ["Basis", "FittedRun", "Point", "Polynomials", "fitted"]
 
@@ -213,7 +213,7 @@ def _inverted(matrix: list[list[Fraction]]) -> tuple[tuple[Fraction, ...], ...]:
 
 
 def _sizes(event: Event) -> tuple[int, ...]:
-    if event[0] == MADE:
+    if event[0] in (MADE, REST):
         return (event[2],)
     if event[0] in (ENTER, APART, CALL):
         return tuple(row[3] for row in event[2])
@@ -221,7 +221,7 @@ def _sizes(event: Event) -> tuple[int, ...]:
 
 
 def _with_sizes(event: Event, sizes: list[int]) -> Event:
-    if event[0] == MADE:
+    if event[0] in (MADE, REST):
         return (*event[:2], sizes[0], *event[3:])
     at = 1 if event[0] == OUTPUT else 2
     rows = tuple((*row[:3], size) for row, size in zip(event[at], sizes, strict=True))

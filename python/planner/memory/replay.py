@@ -12,6 +12,9 @@ __all__ = ["RunPlacement", "replay", "totals"]
 
 DeviceKey = int | str
 
+# Where what an offloaded cache keeps rests.
+_REST: DeviceKey = "cpu"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlacement:
@@ -60,7 +63,8 @@ def replay(tape: Tape | RunBytes, placement: RunPlacement) -> dict[str, dict[Dev
         {'prefill': {0: 8, 1: 80}}
     """
     run = tape.run if isinstance(tape, Tape) else tape
-    devices, main = placement.devices, placement.main_device
+    rests = [_REST] if run.columns.rests() else []
+    devices, main = list(dict.fromkeys([*placement.devices, *rests])), placement.main_device
     numbers = {device: number for number, device in enumerate(devices)}
     peaks = run.columns.replay(
         execution=[numbers[placement.execution.get(name, main)] for name in run.blocks],
@@ -68,6 +72,7 @@ def replay(tape: Tape | RunBytes, placement: RunPlacement) -> dict[str, dict[Dev
         resident=[placement.resident_bytes.get(device, 0) for device in devices],
         offloaded=[placement.offloaded_bytes.get(name) for name in run.blocks],
         room=[placement.room_bytes.get(device) for device in devices],
+        rest=numbers[_REST] if rests else None,
         beside=placement.beside_bytes,
         is_order_known=placement.is_order_known,
     )

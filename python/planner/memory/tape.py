@@ -20,6 +20,7 @@ __all__ = [
     "MADE",
     "OUTPUT",
     "PHASE",
+    "REST",
     "Enclosing",
     "Event",
     "Row",
@@ -53,6 +54,9 @@ CALL: Final = 9
 DROPPED: Final = 10
 """(DROPPED, place, bytes, storage): the forward has put something else in the place of a weight that lay beside this block; if that is
 a copy of it, its storage, else -1. On one device a weight and its copy are one, which stays."""
+
+REST: Final = 11
+"""(REST, storage, bytes, place): what the block of that place keeps goes to the cpu, and rests in this storage of its own."""
 
 Row: TypeAlias = tuple[int, int, int, int]
 """A tensor: its number, its storage's (-1 for a weight), the place of that, and its bytes."""
@@ -129,7 +133,7 @@ class Tape:
 
 
 def _bare(event: Event) -> tuple[Any, ...]:
-    if event[0] == MADE:
+    if event[0] in (MADE, REST):
         return event[0], event[1], *event[3:]
     if event[0] in (ENTER, APART, CALL):
         return event[0], event[1], tuple(row[:3] for row in event[2])

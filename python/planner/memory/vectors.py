@@ -43,13 +43,16 @@ def demands_of(runs: Iterable[Tape | RunBytes], *, main_needs_bytes: int = 0, ki
     first = places[0] if places else 0
     blocks: dict[str, BlockDemand] = {}
     for place in places:
-        cache, lasting, needs = most[place]
+        cache, lasting, needs, resting = most[place]
         if place == first:
             beside = most[0]
             needs = max(needs, beside[2] + main_needs_bytes)
             # Beside the inputs nothing of a layer's is kept, but they themselves and what their caller made.
             lasting += beside[0] + beside[1]
-        blocks[names[place - 1]] = BlockDemand(cache_bytes=cache, lasting_bytes=lasting, needs_bytes=needs)
+            resting += beside[3]
+        blocks[names[place - 1]] = BlockDemand(
+            cache_bytes=cache, lasting_bytes=lasting, needs_bytes=needs, resting_bytes=resting
+        )
     notes = tuple(dict.fromkeys(note for run in each for note in run.notes))
     shared_bytes = max((shared for _, shared, _ in told), default=0)
     return Demands(blocks=blocks, shared_bytes=shared_bytes, method="recorded", notes=notes)

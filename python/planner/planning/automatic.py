@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 
+from planner.devices.budgets import with_taken
 from planner.devices.keys import DeviceKey
 from planner.errors import InfeasibleError
 from planner.model.blocks import Blocks
@@ -82,10 +83,11 @@ def has_plan(search: AutoSearch, rooms: RunningRooms) -> bool:
         search: of weights alone.
         rooms: for the workload.
     """
-    if is_beyond(search.blocks, rooms.most, search.device_budgets):
+    budgets = with_taken(search.device_budgets, rooms.most.resting_bytes)
+    if is_beyond(search.blocks, rooms.most, budgets):
         return False
-    devices = [budget.device for budget in search.device_budgets]
-    search = replace(search, demands=rooms.searched(search.staying, devices))
+    demands = rooms.searched(search.staying, [budget.device for budget in budgets])
+    search = replace(search, demands=demands, device_budgets=budgets)
     if search.fits() is False:
         return False  # which is known sooner than what would help
     try:
@@ -99,7 +101,9 @@ def has_plan(search: AutoSearch, rooms: RunningRooms) -> bool:
 def _search(problem: Problem, staying: StayingBuffers, masks: _Masks) -> AutoSearch:
     rooms, search = problem.running_rooms(staying.blocks), _of_weights(problem, staying, masks)
     if rooms is not None:
-        return replace(search, demands=rooms.searched(staying, _devices(problem)))
+        demands = rooms.searched(staying, _devices(problem))
+        budgets = with_taken(search.device_budgets, rooms.most.resting_bytes)
+        return replace(search, demands=demands, device_budgets=budgets)
     if search.staging_blocks > 1 and staying.block_bytes:
         # Room for several blocks at once shrinks by more than the buffers of those that are offloaded take, so weights alone may
         # not fit where all of it does.
@@ -139,7 +143,7 @@ def _plan(problem: Problem, search: AutoSearch, answer: AutoAnswer) -> Plan:
     buffer_bytes = staying.by_device(answer.displaced(), answer.execution_map) if answer.execution_map else {}
     devices = tuple(
         device_plan(budget, usage, usage.reserved_bytes, buffer_bytes.get(budget.device, 0))
-        for budget, usage in zip(search.device_budgets, answer.usage, strict=True)
+        for budget, usage in zip(problem.device_budgets, answer.usage, strict=True)
     )
     if running is not None:
         by_device = running.of(answer)

@@ -116,25 +116,32 @@ def _by_block(
     cache_of = dict(zip(map(_attending, layers), caches, strict=True))
     of_layers = {name for layer in layers for name in layer}
     found: dict[str, BlockDemand] = {}
+    # Of what rests on the cpu, the next layer is brought while one is filled; after the last, it is the first.
+    ahead_bytes = max((cache.bytes for cache in caches if _rests(cache, workload)), default=0)
     for position, name in enumerate(blocks):
         cache = cache_of.get(name)
-        cache_bytes = 0 if cache is None else _kept_bytes(cache, list(caches), workload)
+        rests = cache is not None and _rests(cache, workload)
+        cache_bytes = 0 if cache is None or rests else cache.bytes
         other = needs if encoder is None or name in of_layers else encoder
         # Growing a cache makes the new one before the old one goes.
         copied = cache.bytes if cache is not None and workload.cache != "static" else 0
+        copied += ahead_bytes + (cache.bytes if cache is not None and rests else 0)
         most = max(needs.layer_bytes, other.layer_bytes) if _NUMBERED.match(name) else needs.plain_bytes
         if position == 0:
             most = max(most, needs.first_bytes)
         if position == len(blocks) - 1:
             most = max(most, needs.last_bytes)
-        found[name] = BlockDemand(cache_bytes=cache_bytes, needs_bytes=most + copied)
+        found[name] = BlockDemand(
+            cache_bytes=cache_bytes,
+            needs_bytes=most + copied,
+            resting_bytes=cache.resting_bytes if cache is not None and rests else 0,
+        )
     return found
 
 
-def _kept_bytes(cache: LayerCache, caches: Sequence[LayerCache], workload: Workload) -> int:
-    if workload.cache == "offloaded" and cache.is_offloadable and len(caches) > 2:
-        return 0  # two at once on the device, which are in the needs of each
-    return cache.bytes
+def _rests(cache: LayerCache, workload: Workload) -> bool:
+    """Whether a layer's cache is brought to the cpu: on its device it is in what is needed at once."""
+    return workload.cache == "offloaded" and cache.is_offloadable
 
 
 def _layers(blocks: Sequence[str], count: int) -> list[list[str]]:

@@ -34,7 +34,11 @@ def replayed_peaks(
     Cost: O(events of the recordings).
     """
     room = {device.id: device.reserved_bytes + (device.free_bytes or 0) for device in devices}
-    return _peaks(rooms, staying, answer, room)
+    found = _peaks(rooms, staying, answer, room)
+    return {
+        phase: {device: size for device, size in peaks.items() if device in room}
+        for phase, peaks in found.items()
+    }
 
 
 def settled(

@@ -19,6 +19,7 @@ from planner.planning.recorded import Recordable, Recorded, recordable, recorded
 from planner.planning.running import RunningRooms
 from planner.planning.unpacked import with_unpacked
 from planner.settings.workload import Workload
+from planner.units import format_bytes
 
 __all__ = ["RunModel", "formula_rooms", "recordable_for", "recorded_rooms", "rooms_for"]
 
@@ -53,13 +54,14 @@ def rooms_for(model: RunModel, workload: Workload, blocks: Blocks) -> RunningRoo
         blocks: what is placed.
 
     Raises:
-        InvalidInputError: inputs that its forward does not take, or no configuration.
+        InvalidInputError: inputs that its forward does not take, no configuration, or a cache that does not run with the model.
         UnknownMemoryError: a kind of layer or a number that is not known, of a model that is not recorded either; says at which operator
             of which block. Or how a quantiser packs.
 
     Cost: see :func:`planner.planning.recorded.recorded`.
     """
     _require_static(model, workload)
+    _require_no_encoder(model, workload)
     found = recorded(
         model.opened,
         workload,
@@ -135,6 +137,16 @@ def _require_static(model: RunModel, workload: Workload) -> None:
         )
 
 
+def _require_no_encoder(model: RunModel, workload: Workload) -> None:
+    """Raises InvalidInputError where an offloaded cache is asked of a model with an encoder."""
+    if workload.cache == "offloaded" and has_encoder(completed_config(model.opened.configuration)):
+        raise InvalidInputError(
+            "cache='offloaded' does not run with an encoder: transformers reads what the encoder has seen where it rests, on the cpu, "
+            "and not where attention runs; cache='dynamic' and cache='static' do",
+            cache=workload.cache,
+        )
+
+
 def _rooms(
     model: RunModel,
     workload: Workload,
@@ -148,6 +160,12 @@ def _rooms(
         by_phase, model.opened, blocks.names, into=model.packed_as, dtype=model.loaded_as or model.dtype
     )
     beside = model.opened.head_notes()
+    resting_bytes = max(each.resting_bytes for each in by_phase.values())
+    if resting_bytes:
+        beside = (
+            *beside,
+            f"{format_bytes(resting_bytes)} of the cache rest on the cpu, pinned on CUDA devices",
+        )
     longest = model.longest_tokens
     if longest is not None and workload.context_length > longest:
         beyond = f"a context of {workload.context_length} tokens is beyond the {longest} that the model was made for"

@@ -58,8 +58,8 @@ class RunningRooms:
         return Demands.most_of(self.by_phase.values())
 
     def of(self, answer: AutoAnswer) -> dict[DeviceKey, Running]:
-        """What running takes where an answer runs blocks."""
-        found = running_by_device(self.most, answer.device_map, answer.execution_map)
+        """What running takes where an answer runs blocks, and where caches rest."""
+        found = _running(self.most, answer)
         for device in found.keys() & self.beyond_bytes.keys():
             here = found[device]
             found[device] = replace(here, activation_bytes=here.activation_bytes + self.beyond_bytes[device])
@@ -69,7 +69,7 @@ class RunningRooms:
         """By phase and device that runs anything, the most at one time."""
         found: dict[Phase, dict[DeviceKey, int]] = {}
         for phase, demands in self.by_phase.items():
-            running = running_by_device(demands, answer.device_map, answer.execution_map)
+            running = _running(demands, answer)
             found[phase] = {
                 device.id: device.used_bytes
                 + device.buffer_bytes
@@ -80,6 +80,15 @@ class RunningRooms:
                 if device.id in running
             }
         return found
+
+
+def _running(demands: Demands, answer: AutoAnswer) -> dict[DeviceKey, Running]:
+    """By device, what running takes; on the cpu also what rests there of caches, whatever runs there."""
+    found = running_by_device(demands, answer.device_map, answer.execution_map)
+    if demands.resting_bytes:
+        here = found.get("cpu", Running())
+        found["cpu"] = replace(here, cache_bytes=here.cache_bytes + demands.resting_bytes)
+    return found
 
 
 def running_device(device: DevicePlan, running: Running | None, rooms: RunningRooms) -> DevicePlan:

@@ -68,6 +68,8 @@ def running_words(plan: PlanParts, block: str) -> Iterator[str]:
     needs = one_size(demand.needs_bytes + demand.lasting_bytes)
     name = one_line(block) or "The model"
     yield f"{name} {kept}needs {needs} while it runs{lasting}."
+    if demand.resting_bytes:
+        yield f"{one_size(demand.resting_bytes)} of its cache rest on the CPU while other blocks run."
     runs_on = device_of(block, plan.execution_map)
     runs_on = device_of(block, plan.device_map) if runs_on is None else runs_on
     if runs_on is None:

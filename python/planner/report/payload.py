@@ -100,7 +100,7 @@ def _running(plan: PlanParts) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     demands = plan.account.demands
     for name, demand in demands.blocks.items() if demands else ():
         facts = [("keeps a cache of", demand.cache_bytes), ("results that last", demand.lasting_bytes)]
-        facts.append(("needs at once", demand.needs_bytes))
+        facts += [("needs at once", demand.needs_bytes), ("rests on the CPU", demand.resting_bytes)]
         yield name, [(term, format_bytes(size)) for term, size in facts if size]
 
 

@@ -20,6 +20,7 @@ from planner.strategies.decisions import told
 from planner.strategies.minimum import MOST_BYTES
 from planner.strategies.running import core_demands
 from planner.strategies.staying import StayingBuffers
+from planner.strategies.taken import no_room_for_taken
 from planner.units import format_bytes
 
 _MOST_DEVICES = 64  # a set of devices is a word of the machine
@@ -111,6 +112,8 @@ class AutoSearch:
 
     def fits(self) -> bool | None:
         """Whether there is a plan, found sooner than one; None where the search ended before that was known."""
+        if any(budget.lacking_bytes for budget in self.device_budgets):
+            return False
         return self.blocks.columns.fits(self.row(), list(self.masks), self.options(), self.demands)
 
     def row(
@@ -162,6 +165,9 @@ class AutoSearch:
         self, result: _core.AutoPlan | _core.AutoFailure, enough_bytes: Mapping[DeviceKey, int] | None = None
     ) -> AutoAnswer:
         """The answer to this problem; see :meth:`solve`. Raises InfeasibleError."""
+        error = no_room_for_taken(self.device_budgets)
+        if error is not None:
+            raise error
         if isinstance(result, _core.AutoFailure):
             if self.demands is None and self.staying.block_bytes:
                 return self.with_buffers().solve(enough_bytes)  # it lacks room for these, too

@@ -37,6 +37,7 @@ def _of_parts(parts: Sequence[BlockDemand]) -> BlockDemand:
         cache_bytes=sum(part.cache_bytes for part in parts),
         lasting_bytes=sum(part.lasting_bytes for part in parts),
         needs_bytes=max((part.needs_bytes for part in parts), default=0),
+        resting_bytes=sum(part.resting_bytes for part in parts),
     )
 
 

@@ -32,7 +32,7 @@ def require_measurable(model: nn.Module, plan: Plan, steps: int | None) -> Workl
 
     Raises:
         InvalidInputError: a plan without a workload or that runs nothing on accelerators; no accelerator that counts; a model in
-            training mode; a cache that is not made here; ``steps`` that are none.
+            training mode; ``steps`` that are none.
     """
     workload = workload_of(plan)
     if workload is None:
@@ -53,13 +53,6 @@ def require_measurable(model: nn.Module, plan: Plan, steps: int | None) -> Workl
         raise InvalidInputError(
             f"measuring needs accelerators that count their memory, and this machine has {what}; planner.verify(model, plan) finds peaks "
             "without them"
-        )
-    if workload.cache == "offloaded" or workload.cache_dtype is not None:
-        said = (
-            "cache='offloaded'" if workload.cache == "offloaded" else f"cache_dtype={workload.cache_dtype!r}"
-        )
-        raise InvalidInputError(
-            f"the plan's workload has {said}, which measuring does not make; plan with cache='dynamic' or 'static' to measure"
         )
     if model.training:
         raise InvalidInputError(

@@ -15,8 +15,9 @@ from planner.devices.keys import DeviceKey, accelerator_backend
 from planner.dispatching.tensors.placeholder import is_offloaded
 from planner.dispatching.tensors.slots import resolve_device
 from planner.errors import InvalidInputError
+from planner.memory.recording.caches import streaming_cache
 from planner.memory.recording.session import Forwards, RecordedRun
-from planner.memory.recording.workloads import runs_of
+from planner.memory.recording.workloads import WorkloadRun, runs_of
 from planner.names import require_module
 from planner.plans.plan import Plan
 from planner.settings.workload import Workload
@@ -118,7 +119,7 @@ class _Run:
 
 def _runs(model: nn.Module, workload: Workload, steps: int | None) -> Iterator[_Run]:
     """What a workload asks for, with no longer prompt than it says."""
-    first, *others = runs_of(model, workload)
+    first, *others = (_as_run(each, workload) for each in runs_of(model, workload))
     after = workload.context_length - workload.prompt_tokens
     if after and workload.cache != "none":
         yield _Run(replace(first.run, steps=after if steps is None else min(steps, after)))
@@ -126,6 +127,14 @@ def _runs(model: nn.Module, workload: Workload, steps: int | None) -> Iterator[_
     yield _Run(first.run)
     if steps is None or steps:
         yield from (_Run(other.run, is_told=False) for other in others)
+
+
+def _as_run(each: WorkloadRun, workload: Workload) -> WorkloadRun:
+    """The run with transformers' own offloaded cache where there are streams for it; elsewhere ours does the same without."""
+    is_own = workload.cache == "offloaded" and workload.cache_dtype is None
+    if not is_own or accelerator_backend() is not torch.cuda:
+        return each
+    return replace(each, run=replace(each.run, cache=streaming_cache))
 
 
 class _Given:

@@ -11,8 +11,8 @@ use pyo3::types::PyTuple;
 
 /// Tensor, storage, place, bytes.
 type Row = (i64, i64, u32, i128);
-/// By place, cache, lasting and needs; what is shared; places in order.
-type Told = (Vec<(i128, i128, i128)>, i128, Vec<u32>);
+/// By place, cache, lasting, needs and what rests; what is shared; places in order.
+type Told = (Vec<(i128, i128, i128, i128)>, i128, Vec<u32>);
 
 /// A recording, with its bytes apart from it.
 #[pyclass(frozen, module = "planner._core")]
@@ -54,6 +54,11 @@ impl TapeColumns {
         Ok(Self { tape: self.tape.clone(), sizes })
     }
 
+    /// Whether anything is brought to the cpu to rest there.
+    fn rests(&self) -> bool {
+        self.tape.rests()
+    }
+
     /// Names of the forwards, in order.
     fn phases(&self) -> Vec<String> {
         self.tape.phases().to_vec()
@@ -62,12 +67,13 @@ impl TapeColumns {
     /// What blocks need in the forwards whose names begin with `kind`.
     fn demands(&self, py: Python<'_>, kind: &str) -> Told {
         let found = py.detach(|| demands(&self.tape, &self.sizes, kind));
-        let places = found.places.iter().map(|needs| (needs.cache, needs.lasting, needs.at_once)).collect();
+        let places =
+            found.places.iter().map(|needs| (needs.cache, needs.lasting, needs.at_once, needs.resting)).collect();
         (places, found.shared, found.order)
     }
 
     /// By phase, the most bytes on each device.
-    #[pyo3(signature = (*, execution, main_device, resident, offloaded, room, beside, is_order_known))]
+    #[pyo3(signature = (*, execution, main_device, resident, offloaded, room, rest, beside, is_order_known))]
     #[allow(clippy::too_many_arguments)] // one placement, whose parts have no sense by themselves
     fn replay(
         &self,
@@ -77,10 +83,11 @@ impl TapeColumns {
         resident: Vec<i128>,
         offloaded: Vec<Option<i128>>,
         room: Vec<Option<i128>>,
+        rest: Option<u32>,
         beside: i128,
         is_order_known: bool,
     ) -> PyResult<Vec<Vec<i128>>> {
-        let placement = Placement { execution, main_device, resident, offloaded, room, beside, is_order_known };
+        let placement = Placement { execution, main_device, resident, offloaded, room, rest, beside, is_order_known };
         let found = py.detach(|| replay(&self.tape, &self.sizes, &placement));
         found.ok_or_else(|| PyValueError::new_err("a placement of other blocks or devices"))
     }
@@ -105,6 +112,7 @@ fn push(builder: &mut TapeBuilder, event: &Bound<'_, PyTuple>) -> PyResult<()> {
         8 => builder.taken(),
         9 => builder.called(place(1)?, &rows(2)?).map_err(wrong)?,
         10 => builder.dropped(place(1)?, number(2)?, number(3)?).map_err(wrong)?,
+        11 => builder.rested(number(1)?, event.get_item(2)?.extract()?, place(3)?).map_err(wrong)?,
         other => return Err(PyValueError::new_err(format!("no event is of kind {other}"))),
     }
     Ok(())

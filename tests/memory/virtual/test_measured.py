@@ -67,6 +67,28 @@ def test_accelerators_count_what_a_plan_over_two_predicts(virtual_accelerators: 
     assert "memory, as planned and as measured (1 step):" in str(found)
 
 
+CACHES: dict[str, dict[str, Any]] = {
+    "on the cpu": {"cache": "offloaded"},
+    "of another dtype": {"cache_dtype": "float16"},
+    "both": {"cache": "offloaded", "cache_dtype": "float16"},
+}
+
+
+@pytest.mark.parametrize("is_offloading", [False, True])
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("name", ["llama", "gemma"])
+def test_accelerators_count_what_a_plan_with_another_cache_predicts(
+    virtual_accelerators: Accelerators, name: str, cache: str, is_offloading: bool
+) -> None:
+    shares = (0.85,) if is_offloading else (0.9, 0.9)
+    plan = planned(name, *shares, cpu=is_offloading, **CACHES[cache])
+    assert bool(plan.offloaded_bytes["cpu"]) == is_offloading
+    found = planner.measure(placed(name, plan), plan)
+    assert found.peaks
+    for row in found.peaks:
+        assert row.found_bytes == pytest.approx(row.predicted_bytes, rel=0.003), row
+
+
 def test_a_prompt_of_all_the_context_is_followed_by_a_shorter_one(virtual_accelerators: Accelerators) -> None:
     plan = planned("llama", 1.0, context_length=32)
     found = planner.measure(placed("llama", plan), plan)
@@ -136,8 +158,6 @@ def test_models_that_are_not_placed_by_the_plan_are_refused(virtual_accelerators
     model.eval()
     with pytest.raises(InvalidInputError, match="has no workload"):
         planner.measure(model, planner.plan(built("llama"), max_memory={0: 1 << 26}))
-    with pytest.raises(InvalidInputError, match="cache_dtype='float16', which measuring does not make"):
-        planner.measure(model, planned("llama", 1.0, cache_dtype="float16"))
     assert virtual_accelerators.peak_bytes(0) == peak
 
 

@@ -71,17 +71,35 @@ def real_and_recorded(
     return {phase: {index: real[phase][index] for index in weights} for phase in real}, found
 
 
+class Watched(DynamicCache):
+    """transformers' own, which remembers the most that has rested on the cpu."""
+
+    most_bytes = 0
+
+    def offload(self, *args: Any, **kwargs: Any) -> None:
+        super().offload(*args, **kwargs)
+        resting = [
+            tensor
+            for layer in self.layers
+            for tensor in (layer.keys, layer.values)
+            if tensor is not None and tensor.device.type == "cpu"
+        ]
+        self.most_bytes = max(self.most_bytes, sum(each.untyped_storage().nbytes() for each in resting))
+
+
 @pytest.mark.parametrize("is_divided", [False, True])
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma"])
 def test_offloaded(virtual_accelerators: Accelerators, no_streams: None, name: str, is_divided: bool) -> None:
     """transformers' own runs; the recording is of ours, which does the same without streams."""
     model: Any = built(name)
     tape = taped(model, cache="offloaded")
     blocks = blocks_of(model)
     homes = {block: int(place >= 3) for place, block in enumerate(blocks)} if is_divided else None
-    made = lambda: DynamicCache(config=model.config, offloading=True)  # noqa: E731
-    real, found = real_and_recorded(virtual_accelerators, model, tape, made, homes)
+    cache = Watched(config=model.config, offloading=True)
+    real, found = real_and_recorded(virtual_accelerators, model, tape, lambda: cache, homes)
+    resting = [by_device.pop("cpu") for by_device in found.values()]
     assert found == real
+    assert max(resting) == cache.most_bytes > 0
 
 
 def test_static(virtual_accelerators: Accelerators) -> None:

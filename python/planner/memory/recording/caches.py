@@ -12,7 +12,7 @@ from torch import nn
 
 from planner.settings.workload import Workload
 
-__all__ = ["cache_maker"]
+__all__ = ["cache_maker", "streaming_cache"]
 
 
 def cache_maker(workload: Workload) -> Callable[[nn.Module], Any] | None:
@@ -23,6 +23,12 @@ def cache_maker(workload: Workload) -> Callable[[nn.Module], Any] | None:
     """
     is_plain = workload.cache in ("dynamic", "none") and workload.cache_dtype is None
     return None if is_plain or workload.cache == "none" else lambda twin: _made(twin, workload)
+
+
+def streaming_cache(model: Any) -> Any:
+    """The offloaded cache of ``generate()``, which copies on a stream of a CUDA device."""
+    config = model.config.get_text_config(decoder=True)
+    return sys.modules["transformers.cache_utils"].DynamicCache(config=config, offloading=True)
 
 
 def _made(twin: Any, workload: Workload) -> Any:
@@ -52,7 +58,7 @@ def _kept_otherwise(base: Any) -> Any:
     class KeptCache(base):  # type: ignore[misc]
         kept_dtype: torch.dtype | None = None
         is_offloaded = False
-        only_non_sliding = True
+        only_non_sliding = False  # as of the cache that generate() makes
         prefetch_stream = nullcontext()
 
         def update(self, keys: Any, values: Any, layer_idx: int, *args: Any, **kwargs: Any) -> Any:

@@ -24,6 +24,7 @@ from planner.memory.tape import (
     MADE,
     OUTPUT,
     PHASE,
+    REST,
     Event,
     Row,
 )
@@ -179,6 +180,17 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         self._watched[number] = weakref.ref(storage, gone)
 
+    def _rests(self, tensor: torch.Tensor, size: int, place: int) -> None:
+        """What a block keeps has been brought to the cpu."""
+        number = self.next_storage()
+        self.events.append((REST, number, size, place))
+
+        def gone(_: Any) -> None:
+            self.events.append((FREE, number))
+            del self._watched[number]
+
+        self._watched[number] = weakref.ref(tensor.untyped_storage(), gone)
+
     def next_storage(self) -> int:
         """The number of one more storage, which comes and goes with what is written down."""
         number = self._storages
@@ -324,7 +336,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _on_cpu(self, tensor: torch.Tensor) -> torch.Tensor:
         """What code may read there. Of a cache that rests there it is only the shape that counts, and one value takes no room."""
         if tensor.is_floating_point() and tensor.dim() >= _CACHED_DIMS:
-            return torch.ones((), dtype=tensor.dtype, device="cpu").expand(tensor.shape)
+            shape = torch.ones((), dtype=tensor.dtype, device="cpu").expand(tensor.shape)
+            self._rests(shape, tensor.numel() * tensor.element_size(), self.place_of(tensor))
+            return shape
         return torch.full(tensor.shape, self._answer(tensor.dtype), dtype=tensor.dtype, device="cpu")
 
     def _read(self, tensor: torch.Tensor) -> Any:

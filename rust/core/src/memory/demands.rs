@@ -17,6 +17,8 @@ pub struct Needs {
     pub lasting: i128,
     /// At once, beyond these, with its arguments and what the block before left.
     pub at_once: i128,
+    /// Of what it keeps, what rests on the cpu.
+    pub resting: i128,
 }
 
 /// What a run needs.
@@ -39,24 +41,79 @@ pub fn demands(tape: &Tape, sizes: &[i128], kind: &str) -> RunNeeds {
     let mut is_met = vec![false; places];
     let beside = beside_blocks(tape);
     let mut alive: Vec<Option<(u32, i128)>> = vec![None; tape.storages as usize];
+    let mut resting = Resting::new(tape);
     let mut start = None;
     for (at, event) in tape.events.iter().enumerate() {
         match *event {
-            Event::Phase(phase) if tape.phases[phase as usize].starts_with(kind) => start = Some((at, alive.clone())),
+            Event::Phase(phase) if tape.phases[phase as usize].starts_with(kind) => {
+                start = Some((at, alive.clone()));
+                resting.begin();
+            }
             Event::After => {
                 if let Some((begin, before)) = start.take() {
                     let phase = Phase { tape, sizes, beside: &beside, events: &tape.events[begin..at], before };
                     phase.join(&mut found, &mut is_met);
+                    resting.look();
+                    for (needs, most) in found.places.iter_mut().zip(&resting.most) {
+                        needs.resting = needs.resting.max(*most);
+                    }
                 }
             }
             Event::Made { storage, size, place, .. } if storage != NO_STORAGE => {
                 alive[storage as usize] = Some((beside[place as usize], sizes[size as usize]));
             }
-            Event::Free(storage) if storage != NO_STORAGE => alive[storage as usize] = None,
+            Event::Free(storage) if storage != NO_STORAGE => {
+                alive[storage as usize] = None;
+                resting.free(storage);
+            }
+            Event::Rest { storage, size, place } if storage != NO_STORAGE => {
+                resting.rest(storage, beside[place as usize], sizes[size as usize]);
+            }
+            Event::Enter(..) => resting.look(),
             _ => {}
         }
     }
     found
+}
+
+/// By block, the most that rests on the cpu of what it keeps, as other blocks find it.
+struct Resting {
+    storages: Vec<Option<(u32, i128)>>,
+    now: Vec<i128>,
+    most: Vec<i128>,
+    is_any: bool,
+}
+
+impl Resting {
+    fn new(tape: &Tape) -> Self {
+        let nothing = vec![0; tape.places()];
+        Self { storages: vec![None; tape.storages as usize], most: nothing.clone(), now: nothing, is_any: false }
+    }
+
+    /// A forward begins: of what was before, only what is there counts.
+    fn begin(&mut self) {
+        self.most.clone_from(&self.now);
+    }
+
+    fn rest(&mut self, storage: u32, place: u32, size: i128) {
+        self.is_any = true;
+        self.storages[storage as usize] = Some((place, size));
+        self.now[place as usize] += size;
+    }
+
+    fn free(&mut self, storage: u32) {
+        if let Some((place, size)) = self.storages[storage as usize].take() {
+            self.now[place as usize] -= size;
+        }
+    }
+
+    fn look(&mut self) {
+        if self.is_any {
+            for (most, now) in self.most.iter_mut().zip(&self.now) {
+                *most = (*most).max(*now);
+            }
+        }
+    }
 }
 
 /// By place, that of the block beside which what lies there is counted: what a border around blocks has brought lies beside the

@@ -18,6 +18,8 @@ pub struct Placement {
     pub offloaded: Vec<Option<i128>>,
     /// By device, what offloaded blocks may take there together, so that the next is copied ahead.
     pub room: Vec<Option<i128>>,
+    /// Where what is brought to rest on the cpu lies; None where nothing is told of it.
+    pub rest: Option<u32>,
     /// What the caller takes on the main device beside the results of each forward, and lets go before the next.
     pub beside: i128,
     /// The model has run before, so that its first forward copies ahead, too.
@@ -27,7 +29,7 @@ pub struct Placement {
 /// By phase, the most bytes on each device; None where the placement is of another number of blocks, or names other devices.
 pub fn replay(tape: &Tape, sizes: &[i128], placement: &Placement) -> Option<Vec<Vec<i128>>> {
     let (blocks, devices) = (tape.blocks as usize, placement.resident.len());
-    let mut named = placement.execution.iter().chain([&placement.main_device]);
+    let mut named = placement.execution.iter().chain([&placement.main_device]).chain(&placement.rest);
     let is_whole = placement.execution.len() == blocks && placement.offloaded.len() == blocks;
     if !is_whole || placement.room.len() != devices || named.any(|&device| device as usize >= devices) {
         return None;
@@ -109,6 +111,13 @@ impl<'a> Replay<'a> {
             Event::Free(storage) => {
                 if let Some((device, size)) = self.storages.get_mut(storage as usize).and_then(Option::take) {
                     self.alive[device as usize] -= size;
+                }
+            }
+            Event::Rest { storage, size, .. } => {
+                if let (Some(device), Some(made)) = (self.placement.rest, self.storages.get_mut(storage as usize)) {
+                    let size = self.sizes[size as usize];
+                    *made = Some((device, size));
+                    self.take(device, size);
                 }
             }
             Event::Dropped { place, bytes, copy } => self.drop_weight(place, bytes.into(), copy),

@@ -58,6 +58,15 @@ pub enum Event {
         /// The storage that is a copy of it, or [`NO_STORAGE`].
         copy: u32,
     },
+    /// What the block of that place keeps goes to the cpu, and rests in this storage of its own.
+    Rest {
+        /// Its number.
+        storage: u32,
+        /// Which of the sizes it has.
+        size: u32,
+        /// Which block keeps it.
+        place: u32,
+    },
     /// A tensor that was in some row is gone.
     Forget(u32),
     /// A forward begins: which of the phases.
@@ -101,6 +110,11 @@ impl Tape {
     /// Number of places: that of the inputs and one for each block.
     pub fn places(&self) -> usize {
         self.blocks as usize + 1
+    }
+
+    /// Whether anything is brought to the cpu to rest there.
+    pub fn rests(&self) -> bool {
+        self.events.iter().any(|event| matches!(event, Event::Rest { .. }))
     }
 
     pub(crate) fn rows(&self, span: RowSpan) -> &[Row] {
@@ -207,6 +221,17 @@ impl TapeBuilder {
         self.require_place(place)?;
         let copy = self.storage(copy);
         self.tape.events.push(Event::Dropped { place, bytes, copy });
+        Ok(())
+    }
+
+    /// Something is brought to the cpu, to rest there.
+    ///
+    /// # Errors
+    /// A place that there is none of.
+    pub fn rested(&mut self, storage: i64, size: i128, place: u32) -> Result<(), OutOfRange> {
+        self.require_place(place)?;
+        let (storage, size) = (self.storage(storage), self.size(size));
+        self.tape.events.push(Event::Rest { storage, size, place });
         Ok(())
     }
 
