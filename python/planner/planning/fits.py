@@ -39,12 +39,12 @@ class RunFit:
         Raises:
             InvalidInputError: a number of bytes there is none, so that other operators run there.
         """
-        from planner.memory.recording.workloads import generation_bytes
+        from planner.memory.recording.workloads import scores_bytes
 
         point = point_of(workload)
         return Recorded(
             runs=tuple(run.at(point) for run in self.runs),
-            main_needs_bytes=generation_bytes(self.vocabulary, workload),
+            main_needs_bytes=scores_bytes(self.vocabulary, workload) if workload.logits == "last" else 0,
             note=self.note,
         )
 

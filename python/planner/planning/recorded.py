@@ -67,9 +67,9 @@ class Recordable:
 
     def told(self, tapes: Sequence[Tape], workload: Workload) -> Recorded:
         """What recordings of a workload tell."""
-        from planner.memory.recording.workloads import generation_bytes, vocabulary_of
+        from planner.memory.recording.workloads import generation_bytes
 
-        beside = generation_bytes(vocabulary_of(self.model), workload)
+        beside = generation_bytes(self.model, workload)
         return Recorded(
             runs=tuple(tape.run for tape in tapes), main_needs_bytes=beside, note=note_of(tapes, workload)
         )

@@ -27,6 +27,7 @@ __all__ = [
     "recorded_demands",
     "recording_key",
     "runs_of",
+    "scores_bytes",
     "takes_use_cache",
     "vocabulary_of",
 ]
@@ -115,7 +116,7 @@ def recorded_demands(
     Args, Raises, Cost: as :func:`record`.
     """
     tapes = record(model, blocks, workload, fingerprint=fingerprint)
-    return demands_of(tapes, main_needs_bytes=generation_bytes(vocabulary_of(model), workload))
+    return demands_of(tapes, main_needs_bytes=generation_bytes(model, workload))
 
 
 def vocabulary_of(model: nn.Module) -> int:
@@ -126,16 +127,17 @@ def vocabulary_of(model: nn.Module) -> int:
     return vocabulary if isinstance(vocabulary, int) else 0
 
 
-def generation_bytes(vocabulary: int, workload: Workload) -> int:
+def scores_bytes(vocabulary: int, workload: Workload) -> int:
     """What ``generate()`` needs beside the model's own forward where the inputs lie: scores of the next token and copies of them.
-
-    Args:
-        vocabulary: how many tokens the model knows.
-        workload: with the logits of the last token only, as generating has it; else nothing.
 
     Source: measured with transformers 5.23: at most 6.2 times rows × vocabulary × 4 bytes, greedy, sampled and with beams.
     """
-    return -(-_SHARES * workload.rows * vocabulary * 4 // 10) if workload.logits == "last" else 0
+    return -(-_SHARES * workload.rows * vocabulary * 4 // 10)
+
+
+def generation_bytes(model: nn.Module, workload: Workload) -> int:
+    """The same of a model; nothing where its vocabulary is not known, or where logits are of all tokens, as in no generation."""
+    return scores_bytes(vocabulary_of(model), workload) if workload.logits == "last" else 0
 
 
 def takes_use_cache(model: nn.Module) -> bool:
