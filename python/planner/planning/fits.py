@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from planner.errors import InvalidInputError, RecordingError
 from planner.memory.polynomials import FittedRun, Point, fitted
 from planner.planning.recorded import Recordable, Recorded, note_of
 from planner.settings.workload import Workload
@@ -57,7 +56,11 @@ def fit_of(model: Recordable, workloads: Sequence[Workload]) -> RunFit | None:
         workloads: alike but for their rows, or but for their tokens, as :func:`planner.memory.polynomials.fitted` takes them.
 
     Returns:
-        None where the recordings have run different operators, or one cannot be made.
+        None where the recordings have run different operators.
+
+    Raises:
+        RecordingError: one cannot be made.
+        InvalidInputError: inputs that the model's forward does not take.
 
     Cost: the recordings, once; what they tell is kept in this process, by all that they depend on.
     """
@@ -88,10 +91,7 @@ def point_of(workload: Workload) -> Point:
 def _fitted(model: Recordable, workloads: Sequence[Workload]) -> RunFit | None:
     from planner.memory.recording.workloads import vocabulary_of
 
-    try:
-        tapes = [model.tapes(workload) for workload in workloads]
-    except (RecordingError, InvalidInputError):
-        return None
+    tapes = [model.tapes(workload) for workload in workloads]
     if len({len(each) for each in tapes}) > 1:
         return None
     points = [point_of(workload) for workload in workloads]

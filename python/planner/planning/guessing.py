@@ -58,12 +58,12 @@ class Guess:
         Cost: two recordings, or three, and three more for each eighth of their tokens that the value lies below; they are kept.
             Then some fifteen probes, each O(events) and a search.
         """
-        if self._recordable is None:
-            return self._bisected(self._by_formula, least, most)
-        if self._of == "batch_size":
-            fit = fit_of(self._recordable, [self._at(value) for value in _BATCHES])
-            return None if fit is None else self._bisected(self._by(fit), least, most)
-        return self._of_tokens(self._recordable, least, most)
+        try:
+            if self._recordable is not None:
+                return self._recorded(self._recordable, least, most)
+        except (RecordingError, InvalidInputError):
+            self._recordable = None  # plans of it are made by formulas, too
+        return self._bisected(self._by_formula, least, most)
 
     def near(self, value: int, least: int, most: int) -> int | None:
         """The same from recordings close to a value, where those far away have told what is not so.
@@ -74,27 +74,23 @@ class Guess:
         """
         if self._recordable is None:
             return None
-        step = max(1, value // (4 * _ROUND))
-        step = -(-step // _ROUND) * _ROUND if value >= 4 * _ROUND else step
+        step = -(-value // (4 * _ROUND * _ROUND)) * _ROUND if value >= 4 * _ROUND else 1
+        count = 2 if self._of == "batch_size" else 3
         last = value // step * step
-        first = last - 2 * step
-        if self._of == "batch_size":
-            values = [last - step, last]
-        else:
-            values = [first, first + step, last]
+        values = range(last - (count - 1) * step, last + 1, step)
         if values[0] < self._first_value():
             return None
-        fit = fit_of(self._recordable, [self._at(each) for each in values])
+        try:
+            fit = fit_of(self._recordable, [self._at(each) for each in values])
+        except (RecordingError, InvalidInputError):
+            return None
         return None if fit is None else self._bisected(self._by(fit), least, most, value)
 
     def _recordable_model(self) -> Recordable | None:
         try:
-            found = recordable_for(self._model, self._search.blocks)
-            if found is not None:
-                found.tapes(self._at(self._first_value()))
-        except (RecordingError, InvalidInputError):
+            return recordable_for(self._model, self._search.blocks)
+        except RecordingError:
             return None
-        return found
 
     def _first_value(self) -> int:
         """The least at which a recording has all that others have."""
@@ -104,7 +100,10 @@ class Guess:
         assert workload is not None
         return (workload.prompt_tokens if self._has_prompt else 1) + _LEAST_TOKENS
 
-    def _of_tokens(self, model: Recordable, least: int, most: int) -> int | None:
+    def _recorded(self, model: Recordable, least: int, most: int) -> int | None:
+        if self._of == "batch_size":
+            fit = fit_of(model, [self._at(value) for value in _BATCHES])
+            return None if fit is None else self._bisected(self._by(fit), least, most)
         top, found = min(most, _FAR_TOKENS), None
         while True:
             values = _spread(least, top)
@@ -152,10 +151,9 @@ class Guess:
     def _has_plan(self, rooms_at: _RoomsAt, value: int) -> bool:
         """Whether there is a plan; where the recordings do not tell what runs, it is taken for none."""
         try:
-            rooms = rooms_at(self._at(value))
+            return has_plan(self._search, rooms_at(self._at(value)))
         except InvalidInputError:
             return False
-        return has_plan(self._search, rooms)
 
 
 def _middle(best: int, refused: int) -> int:

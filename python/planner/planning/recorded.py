@@ -79,9 +79,7 @@ def note_of(tapes: Sequence[Tape], workload: Workload) -> str:
     """What was assumed in recordings."""
     if not any(tape.assumed for tape in tapes):
         return ""
-    return (
-        f"values of masks are taken for those of prompts with{'' if workload.is_padded else 'out'} padding"
-    )
+    return f"values of masks are taken for those of prompts with{'' if workload.is_padded else 'out'} padding"
 
 
 def recordable(

@@ -98,4 +98,6 @@ def is_beyond(blocks: Blocks, demands: Demands, device_budgets: Sequence[DeviceB
 
 def _more(size_bytes: int, share: Fraction) -> int:
     """In bits, with the share of it, rounded up to whole bytes."""
-    return 8 * (-(-size_bytes * (share.numerator + share.denominator) // share.denominator) if share else size_bytes)
+    return 8 * (
+        -(-size_bytes * (share.numerator + share.denominator) // share.denominator) if share else size_bytes
+    )

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use planner_core::memory::demands::demands;
-use planner_core::memory::replay::{Placement, replay};
+use planner_core::memory::replay::{RunPlacement, replay};
 use planner_core::memory::tape::{Enclosing, Tape, TapeBuilder};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -87,7 +87,8 @@ impl TapeColumns {
         beside: i128,
         is_order_known: bool,
     ) -> PyResult<Vec<Vec<i128>>> {
-        let placement = Placement { execution, main_device, resident, offloaded, room, rest, beside, is_order_known };
+        let placement =
+            RunPlacement { execution, main_device, resident, offloaded, room, rest, beside, is_order_known };
         let found = py.detach(|| replay(&self.tape, &self.sizes, &placement));
         found.ok_or_else(|| PyValueError::new_err("a placement of other blocks or devices"))
     }

@@ -7,7 +7,7 @@ const FEWEST_AHEAD: usize = 2;
 
 /// Where a model lies and runs, as far as memory is concerned. Devices are numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Placement {
+pub struct RunPlacement {
     /// By block, the device that runs it.
     pub execution: Vec<u32>,
     /// Where the model's inputs go, and its results.
@@ -27,7 +27,7 @@ pub struct Placement {
 }
 
 /// By phase, the most bytes on each device; None where the placement is of another number of blocks, or names other devices.
-pub fn replay(tape: &Tape, sizes: &[i128], placement: &Placement) -> Option<Vec<Vec<i128>>> {
+pub fn replay(tape: &Tape, sizes: &[i128], placement: &RunPlacement) -> Option<Vec<Vec<i128>>> {
     let (blocks, devices) = (tape.blocks as usize, placement.resident.len());
     let mut named = placement.execution.iter().chain([&placement.main_device]).chain(&placement.rest);
     let is_whole = placement.execution.len() == blocks && placement.offloaded.len() == blocks;
@@ -44,7 +44,7 @@ pub fn replay(tape: &Tape, sizes: &[i128], placement: &Placement) -> Option<Vec<
 struct Replay<'a> {
     tape: &'a Tape,
     sizes: &'a [i128],
-    placement: &'a Placement,
+    placement: &'a RunPlacement,
     main: u32,
     devices: Vec<u32>,                   // by place
     enclosing_devices: Vec<Option<u32>>, // None where dispatch leaves the arguments as they are
@@ -60,7 +60,7 @@ struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    fn new(tape: &'a Tape, sizes: &'a [i128], placement: &'a Placement) -> Self {
+    fn new(tape: &'a Tape, sizes: &'a [i128], placement: &'a RunPlacement) -> Self {
         let mut devices = vec![placement.main_device];
         devices.extend(&placement.execution);
         let enclosing_devices: Vec<Option<u32>> = tape
@@ -252,7 +252,7 @@ impl<'a> Replay<'a> {
 ///
 /// The first is copied ahead when a forward begins, as what follows the whole model's own code; that is place 0.
 struct Ahead<'a> {
-    placement: &'a Placement,
+    placement: &'a RunPlacement,
     devices: Vec<u32>,  // by place
     follower: Vec<u32>, // by place; 0 for none
     last: u32,
@@ -261,7 +261,7 @@ struct Ahead<'a> {
 }
 
 impl<'a> Ahead<'a> {
-    fn new(tape: &Tape, placement: &'a Placement, devices: &[u32]) -> Self {
+    fn new(tape: &Tape, placement: &'a RunPlacement, devices: &[u32]) -> Self {
         let has_room = |device: u32| placement.room[device as usize].is_some();
         let offloaded = placement.offloaded.iter().zip(&placement.execution);
         let served = offloaded.filter(|(size, device)| size.is_some() && has_room(**device)).count();

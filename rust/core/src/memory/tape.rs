@@ -89,7 +89,7 @@ pub struct Enclosing {
 }
 
 /// One recording. Made by [`TapeBuilder`], so every number in it is one of a list that is as long.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Tape {
     pub(crate) blocks: u32,
     pub(crate) events: Vec<Event>,
@@ -144,21 +144,6 @@ pub struct TapeBuilder {
     tensor_ids: HashMap<i64, u32>,
 }
 
-impl Default for Tape {
-    fn default() -> Self {
-        Self {
-            blocks: 0,
-            events: Vec::new(),
-            rows: Vec::new(),
-            phases: Vec::new(),
-            enclosing: Vec::new(),
-            carried: Vec::new(),
-            storages: 0,
-            tensors: 0,
-        }
-    }
-}
-
 impl TapeBuilder {
     /// A tape without events.
     ///
@@ -175,7 +160,7 @@ impl TapeBuilder {
             let (enclosing, place) = made.tape.carried[number];
             made.require_enclosing(enclosing)?;
             // What is brought once more was brought before.
-            made.require("places", made.tape.places() + number, place)?;
+            require("places", made.tape.places() + number, place)?;
             if made.tape.enclosing[enclosing as usize].inside.is_empty() {
                 return Err(OutOfRange { of: "places inside a module around blocks", count: 0, number: 0 });
             }
@@ -345,18 +330,18 @@ impl TapeBuilder {
     }
 
     fn require_place(&self, place: u32) -> Result<(), OutOfRange> {
-        self.require("places", self.tape.places() + self.tape.carried.len(), place)
+        require("places", self.tape.places() + self.tape.carried.len(), place)
     }
 
     fn require_block(&self, place: u32) -> Result<(), OutOfRange> {
-        self.require("places of blocks", self.tape.places(), place)
+        require("places of blocks", self.tape.places(), place)
     }
 
     fn require_enclosing(&self, enclosing: u32) -> Result<(), OutOfRange> {
-        self.require("modules around blocks", self.tape.enclosing.len(), enclosing)
+        require("modules around blocks", self.tape.enclosing.len(), enclosing)
     }
+}
 
-    fn require(&self, of: &'static str, count: usize, number: u32) -> Result<(), OutOfRange> {
-        if (number as usize) < count { Ok(()) } else { Err(OutOfRange { of, count, number }) }
-    }
+fn require(of: &'static str, count: usize, number: u32) -> Result<(), OutOfRange> {
+    if (number as usize) < count { Ok(()) } else { Err(OutOfRange { of, count, number }) }
 }
