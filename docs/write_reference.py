@@ -43,7 +43,7 @@ PAGES = {
         "Plans",
         "See [planning](../planning.md) for how a plan comes about.",
         (
-            *("plan", "plan_many", "explain", "Plan", "largest", "Largest", "first_that_fits", "FirstPlan"),
+            *("plan", "plan_many", "explain", "Plan", "largest", "Largest", "first_that_fits", "FirstPlan", "demands"),
             *_below("memory.demands", "Demands BlockDemand"),
             *_below("plans.parts", "Source DevicePlan Certificate Reason Shortfall Setting"),
             *_below("plans.device_map", "DeviceMap"),

@@ -141,6 +141,7 @@ _NAMES = {
         "first_that_fits",
         "largest",
     ),
+    "planner.planning.needs": ("demands",),
     "planner.plans.plan": ("Plan",),
     "planner.plans.explaining": ("explain",),
     "planner.report.showing": ("show",),

@@ -291,6 +291,9 @@ from planner.planning.asking import (
 from planner.planning.asking import (
     largest as largest,
 )
+from planner.planning.needs import (
+    demands as demands,
+)
 from planner.plans.explaining import (
     explain as explain,
 )
@@ -374,6 +377,7 @@ __all__ = [
     "cpu_offload",
     "cpu_offload_with_hook",
     "crossings",
+    "demands",
     "disk_offload",
     "dispatch",
     "dispatch_model",

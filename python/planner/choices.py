@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 StrategyName: TypeAlias = Literal["auto", "sequential", "balanced", "balanced_low_0"]
 Mode: TypeAlias = Literal["any", "no_disk", "gpu_only"]
-Granularity: TypeAlias = Literal["block", "module", "expert"]
+Granularity: TypeAlias = Literal["block", "module", "part", "expert"]
 BlockGranularity: TypeAlias = Literal["block", "expert"]  # what the core knows of it
 Fill: TypeAlias = Literal["even", "fewest", "in_order"]
 Reserve: TypeAlias = Literal["always", "if_offloaded"]

@@ -64,3 +64,17 @@ def test_check_adds_up_what_a_plan_tells(command: Command, llama: str, own_folde
     wrong = command("check", llama, "wrong.json")
     assert wrong.exit_code == 1
     assert "budget is" in wrong.stdout
+
+
+def test_check_holds_a_map_by_hand_against_running(command: Command, llama: str, own_folder: Path) -> None:
+    (own_folder / "map.json").write_text('{"": 0}')
+    done = command("plan", llama, "-d", "0=2GiB", "--context", "256", "--json")
+    taken = sum(
+        json.loads(done.stdout)["devices"][0][f"{part}_bytes"]
+        for part in ("used", "buffer", "cache", "activation", "margin", "reserved")
+    )
+    for more, is_valid in ((0, True), (-1, False)):
+        given = ("-d", f"0={taken + more}B", "--context", "256", "--json")
+        done = command("check", llama, "map.json", *given)
+        assert (done.exit_code == 0) == json.loads(done.stdout)["valid"] == is_valid, done.stdout
+        assert command("check", llama, "map.json", "-d", f"0={taken + more}B").exit_code == 0

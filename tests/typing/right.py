@@ -10,6 +10,7 @@ from torch import nn
 
 import planner
 from planner.compat import transformers
+from planner.memory.demands import Demands
 from planner.model.tree import ModuleTree
 from planner.planning.partial import partial_plan
 from planner.plans.device_map import DeviceMap
@@ -122,6 +123,9 @@ def plans(model: nn.Module, budgets: dict[int, int], row: dict[str, str]) -> Non
     assert_type(most.plan, planner.Plan)
     first = planner.first_that_fits(model, [{"dtype": "bfloat16"}, {"dtype": "nf4"}])
     assert_type(first, planner.FirstPlan)
+    running = planner.demands(model, workload={"context_length": 4096})
+    assert_type(running, Demands)
+    planner.check(model, {"": 0}, budgets, running=running, margin=lambda device, size: size // 4)
 
 
 def machines(path: Path) -> None:

@@ -149,7 +149,7 @@ DESCRIBED = ("workload.inputs",)  # what only a recording reads
 DETECTED = ("offload_folder",)  # tested below, for it means nothing where budgets are named
 DISPATCHED = ("offload_buffers",)  # tested with dispatch, which reads it of a plan
 RECORDED = {
-    "model.model_type": "llama",
+    "model.model_type": "mixtral",
     "model.dtype": "bfloat16",
     "model.num_hidden_layers": 4,
     "model.hidden_size": 64,
@@ -157,6 +157,8 @@ RECORDED = {
     "model.num_key_value_heads": 2,
     "model.head_dim": 24,
     "model.max_position_embeddings": 128,
+    "model.num_experts": 8,
+    "model.num_experts_per_tok": 2,
     "model.quant_method": "awq",
 }
 """Facts for the estimate of run-time memory, which will read each of them; until then they are in the plan."""
@@ -268,7 +270,7 @@ class StatedConfig:
     def to_dict(self) -> dict[str, object]:
         """As it would be written to config.json."""
         return {
-            "model_type": "llama",
+            "model_type": "mixtral",
             "dtype": "bfloat16",
             "num_hidden_layers": 4,
             "hidden_size": 64,
@@ -276,6 +278,8 @@ class StatedConfig:
             "num_key_value_heads": 2,
             "head_dim": 24,
             "max_position_embeddings": 128,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
             "quantization_config": {"quant_method": "awq"},
         }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from planner.checker.devices import read_budgets, shown
+from planner.checker.devices import Device, device_of, read_budgets, shown
 from planner.checker.findings import Finding, is_valid
 from planner.checker.keys import Keys
 from planner.checker.rules import (
@@ -23,6 +23,7 @@ from planner.checker.rules import (
     unknown_devices,
     unknown_keys,
 )
+from planner.checker.running import Margin, RunNeeds, no_room_to_run, read_needs
 from planner.checker.sizes import Sizes, sized_tensors
 from planner.checker.walk import Walk
 from planner.errors import InvalidInputError
@@ -39,6 +40,9 @@ def check(
     special_dtypes: Mapping[str, Any] | None = None,
     no_split_module_classes: Collection[str] | str | None = (),
     exempt: Collection[str] | str | None = (),
+    running: RunNeeds | None = None,
+    execution_map: Mapping[str, Any] | None = None,
+    margin: Margin | None = None,
 ) -> tuple[Finding, ...]:
     """Everything that is wrong with a device map for a live model.
 
@@ -53,6 +57,12 @@ def check(
         special_dtypes: tensor name → dtype that overrides everything else.
         no_split_module_classes: exact class names whose modules must be on one device; the root may always be split.
         exempt: names that need no device, in full or from any dot on ("embed.weight" exempts "model.embed.weight").
+        running: what the model's blocks take while they run, as :func:`planner.demands` or ``plan.demands`` says it; then each listed
+            budget must hold that, too. None: weights alone are judged.
+        execution_map: with ``running``, where what is offloaded runs, as a plan has it; all else runs where it lies. None: on the
+            first accelerator, as accelerate has it.
+        margin: with ``running``, what the allocator may take beyond, by device and bytes of caches and activations there; None for
+            nothing.
 
     Returns:
         Findings, rule by rule; ``()`` if there is nothing to say. The map is valid where ``is_valid`` says so. Two rules
@@ -62,9 +72,11 @@ def check(
     Raises:
         InvalidTreeError: the model contains itself, has an uninitialised parameter, or too many names.
         InvalidDevicesError: a budget is not a finite number ≥ 0, or one device is listed under two spellings.
-        InvalidInputError: no model, no mapping, or no names.
+        InvalidInputError: no model, no mapping, no names, or needs that are none or those of another model.
 
-    Guarantee: every parameter and buffer is judged under every name; a tensor counts once per device; nothing that
+    Guarantee: with ``running``, a device is taken for one that needs its weights, caches and results that last of all blocks that it
+        runs, the most that one of them needs at once, what is shared, and the largest block that is brought in; a block that is
+        divided counts on each of its devices. Every parameter and buffer is judged under every name; a tensor counts once per device; nothing that
     was handed in is changed.
 
     Cost: linear in the names of the model and of the map; a nearest name is looked for at most twenty times a rule.
@@ -95,6 +107,8 @@ def check(
     exempt = _names(exempt, "exempt")
     sized = sized_tensors(walk, Sizes(dtype, special_dtypes or {}))
     budgets = None if max_memory is None else read_budgets(max_memory)
+    needs = None if running is None else read_needs(running)
+    runs_on = None if execution_map is None else {name: device_of(key) for name, key in execution_map.items()}
     return (
         *uncovered(walk, keys, exempt),
         *tied_apart(walk),
@@ -104,8 +118,17 @@ def check(
         *unknown_devices(keys),
         *unknown_keys(keys, model),
         *nothing_to_execute_on(walk, sized, budgets),
+        *(
+            ()
+            if needs is None
+            else no_room_to_run(walk, sized, budgets, needs, runs_on, margin or _no_margin)
+        ),
         *shared_storage(walk),
     )
+
+
+def _no_margin(device: Device, running_bytes: int) -> int:
+    return 0
 
 
 def _names(names: Collection[str] | str | None, what: str) -> frozenset[str]:

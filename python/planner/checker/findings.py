@@ -20,6 +20,7 @@ Rule = Literal[
     "unknown-device",
     "unknown-key",
     "nothing-to-execute-on",
+    "no-room-to-run",
     "shared-storage",
 ]
 

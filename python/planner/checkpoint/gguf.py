@@ -39,6 +39,8 @@ _FACTS: Final = {
     "num_key_value_heads": "attention.head_count_kv",
     "head_dim": "attention.key_length",
     "max_position_embeddings": "context_length",
+    "num_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
 }
 _NOT_MODELS: Final = {"adapter": "a LoRA adapter", "imatrix": "an importance matrix"}
 # What a quantiser's format asks for is too late: llama.cpp runs the types that are there.

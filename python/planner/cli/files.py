@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 from planner.devices.keys import DeviceKey, canonical_device
@@ -30,12 +30,12 @@ def read_plan(path: str) -> Plan:
     return _plan(path, _read_text(path))
 
 
-def read_device_map(path: str) -> tuple[Mapping[str, Any], dict[str, Any], list[dict[str, Any]]]:
+def read_device_map(path: str) -> tuple[Mapping[str, Any], dict[str, Any], Plan | None]:
     """A device map: that of a plan, or an object of names and devices; and what a plan says that it was made for.
 
     Returns:
         The map, and settings by name that decide how it is judged: budgets and element types; of a bare map, none; and
-        the plan's devices as plain data.
+        the plan, if it is one.
 
     Raises:
         InvalidInputError: unreadable, or neither. Fields: ``file``.
@@ -44,14 +44,14 @@ def read_device_map(path: str) -> tuple[Mapping[str, Any], dict[str, Any], list[
     data = _read_json(path, text)
     if isinstance(data, dict) and "schema" in data:
         made = _plan(path, text)
-        return made.device_map, _judged_by(made), [asdict(device) for device in made.devices]
+        return made.device_map, _judged_by(made), made
     is_map = isinstance(data, dict) and all(isinstance(device, int | str) for device in data.values())
     if not is_map:
         raise InvalidInputError(
             f'{path}: expected a plan, or an object from names to devices such as {{"lm_head": 0}}',
             file=path,
         )
-    return dict(data), {}, []
+    return dict(data), {}, None
 
 
 def _judged_by(made: Plan) -> dict[str, Any]:

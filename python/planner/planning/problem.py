@@ -23,6 +23,7 @@ from planner.model.blocks import Blocks, expand_classes
 from planner.model.constraints import Constraints
 from planner.model.globs import matched_names, require_names
 from planner.model.layout import Layout, repeated
+from planner.model.parts import stateless_parts
 from planner.model.tree import ModuleTree
 from planner.planning.block_bytes import block_bytes
 from planner.planning.formats import SmallerFormats, loaded_as
@@ -149,12 +150,18 @@ class Problem:
 
     def blocks(self, split: Sequence[str] = ()) -> Blocks:
         """The model in blocks, some of them in parts."""
+        whole = self._blocks(split)
+        if self.settings.granularity != "part":
+            return whole
+        return self._blocks(split, stateless_parts(whole))
+
+    def _blocks(self, split: Sequence[str], parts: Sequence[str] = ()) -> Blocks:
         return Blocks(
             self.layout,
             granularity="expert" if self.settings.granularity == "expert" else "block",
             no_split=self.settings.no_split_modules,
             split=(*self.containers, *split),
-            apart=self.constraints.apart,
+            apart=(*self.constraints.apart, *parts),
             keep_together=self.constraints.keep_together,
         )
 
@@ -171,8 +178,11 @@ class Problem:
         return self.known_rooms[blocks.names]
 
     def run_model(self) -> RunModel:
-        """The model as it will run."""
+        """The model as it will run. Raises InvalidInputError for one that is divided among processes."""
+        from planner.planning.divided import require_undivided
         from planner.planning.rooms import RunModel
+
+        require_undivided(self.opened)
 
         chosen = self.settings
         return RunModel(

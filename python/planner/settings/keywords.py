@@ -49,6 +49,8 @@ class ModelKeywords(TypedDict, total=False):
     num_key_value_heads: int | None
     head_dim: int | None
     max_position_embeddings: int | None
+    num_experts: int | None
+    num_experts_per_tok: int | None
     quant_method: str | None
 
 

@@ -49,6 +49,13 @@ class Family:
     ignored: str = ""
 
 
+_CHOSEN: Final = ("num_experts_per_tok",)
+_MIXTURE: Final = {
+    **_SIZES,
+    "num_experts": ("num_experts", "num_local_experts"),
+    "num_experts_per_tok": _CHOSEN,
+}
+
 _EVERYWHERE: Final = """
     _name_or_path architectures attn_implementation bos_token_id chunk_size_feed_forward eos_token_id id2label
     initializer_range is_encoder_decoder label2id output_attentions output_hidden_states pad_token_id problem_type
@@ -59,7 +66,7 @@ _DECODER: Final = """
     rope_scaling rope_theta sliding_window
 """
 _MOE: Final = """
-    num_experts num_local_experts num_experts_per_tok output_router_logits router_aux_loss_coef moe_intermediate_size
+    output_router_logits router_aux_loss_coef moe_intermediate_size
     norm_topk_prob
 """
 
@@ -69,16 +76,22 @@ _FAMILIES: Final[Mapping[str, Family]] = {
         ignored=_DECODER,
     ),
     "mixtral": Family(
+        names=_MIXTURE,
         ignored=f"{_DECODER} {_MOE} router_jitter_noise",
     ),
     "qwen3_moe": Family(
+        names=_MIXTURE,
         ignored=f"{_DECODER} {_MOE} decoder_sparse_step mlp_only_layers use_sliding_window max_window_layers",
     ),
     "deepseek_v3": Family(
         # The class overwrites head_dim with the rotary part of a head.
-        names={**_SIZES, "head_dim": ("qk_rope_head_dim",)},
+        names={
+            **_MIXTURE,
+            "head_dim": ("qk_rope_head_dim",),
+            "num_experts": ("n_routed_experts", "num_experts", "num_local_experts"),
+        },
         defaults={"head_dim": 64},
-        ignored=f"""{_DECODER} {_MOE} first_k_dense_replace head_dim kv_lora_rank n_group n_routed_experts
+        ignored=f"""{_DECODER} {_MOE} first_k_dense_replace head_dim kv_lora_rank n_group
             n_shared_experts num_mtp_layers num_nextn_predict_layers q_lora_rank qk_head_dim qk_nope_head_dim
             rope_interleave routed_scaling_factor topk_group v_head_dim aux_loss_alpha ep_size moe_layer_freq
             scoring_func seq_aux topk_method auto_map""",

@@ -163,6 +163,8 @@ class Model:
         num_key_value_heads: heads whose keys and values are cached.
         head_dim: numbers in a key.
         max_position_embeddings: the longest context.
+        num_experts: of a mixture, the experts that a router chooses from in one layer.
+        num_experts_per_tok: of these, how many one token is sent to.
         quant_method: how weights are packed, and so what they are unpacked into.
     """
 
@@ -174,6 +176,8 @@ class Model:
     num_key_value_heads: _Fact | None = None
     head_dim: _Fact | None = setting(default=None, compute=_head_dim)
     max_position_embeddings: _Fact | None = None
+    num_experts: _Fact | None = None
+    num_experts_per_tok: _Fact | None = None
     quant_method: str | None = None
 
 
@@ -194,7 +198,8 @@ class Settings:
             root is taken apart whatever its class.
         no_split_modules: paths of modules that stay on one device; "" is the whole model.
         granularity: what a block is: "block", "module" (blocks that would be offloaded are taken apart, unless they were
-            named here), "expert" (each expert is a block).
+            named here), "part" (the MLP or the experts of a block, which keep nothing, apart from the rest of it), "expert" (each
+            expert is a block).
         pin: device by path of a module, or by glob: ``*`` is any characters, ``"*.experts"`` all modules of that name. What a glob
             matches inside a block becomes a block of its own; of pins that meet, that of the inner name counts, and before a glob
             what is written out.

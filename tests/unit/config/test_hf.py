@@ -69,6 +69,8 @@ def truth_of(made: transformers.PreTrainedConfig) -> dict[str, object]:
     truth = {name: getattr(text, name, None) for name in names}
     if truth["head_dim"] is None:
         truth["head_dim"] = truth["hidden_size"] // truth["num_attention_heads"]
+    if truth["num_experts"] is None:
+        truth["num_experts"] = getattr(text, "n_routed_experts", None)
     truth.update(model_type=made.model_type)
     truth["dtype"] = None if made.dtype is None else str(made.dtype).removeprefix("torch.")
     quantization = getattr(made, "quantization_config", None) or {}

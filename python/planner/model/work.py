@@ -1,0 +1,139 @@
+"""What each block of a model reads and computes in one step, by its modules: bytes of weights, and operations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from planner.model.blocks import Blocks
+from planner.model.layout import Layout
+from planner.names import nearest_key
+
+__all__ = ["BlockWork", "Experts", "work_of"]
+
+_EMBEDDING: Final = "Embedding"
+_EXPERTS: Final = "experts"
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture's router.
+
+    Args:
+        count: experts that it chooses from.
+        chosen: of these, how many one token is sent to.
+    """
+
+    count: int
+    chosen: int
+
+    def touched(self, size: int, tokens: int) -> int:
+        """Of so many bytes of all experts, what a step of so many tokens is expected to read, rounded up.
+
+        A token chooses each expert with the same chance, and independently of the others: it misses one with ``1 - chosen/count``.
+        In whole numbers, because powers of floats differ between machines.
+        """
+        missed: int = (self.count - self.chosen) ** tokens
+        ways: int = self.count**tokens
+        return size - size * missed // ways
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockWork:
+    """One block in one step.
+
+    Args:
+        weight_bytes: what it holds; a tied tensor counts where it is met first.
+        touched_bytes: what of weights the step reads, its own and those that others hold for it.
+        flops: operations on them.
+    """
+
+    weight_bytes: int
+    touched_bytes: int
+    flops: int
+
+
+def work_of(
+    blocks: Blocks,
+    tokens: int,
+    *,
+    weight_bits: int,
+    experts: Experts | None = None,
+    row_bytes: int | None = None,
+) -> tuple[BlockWork, ...]:
+    """The work of each block.
+
+    Args:
+        blocks: the model.
+        tokens: new tokens of the step, over all sequences.
+        weight_bits: of one element of its weights.
+        experts: of a mixture; without it, all experts count as read by every step.
+        row_bytes: one row of an embedding; without it, embeddings count as read whole.
+
+    Returns:
+        In the order of ``blocks.columns.block_names()``. A weight is multiplied with every token and counts two operations each; an
+        embedding's rows are copied, and count none; of experts, each token meets those that it is sent to.
+
+    Cost: O(modules + tensors).
+    """
+    layout, block_names = blocks.layout, blocks.columns.block_names()
+    sizes, classes = layout.stored_sizes(), dict(layout.tree.columns.module_classes())
+    bases = {name: {name, *more} for name, more in layout.tree.columns.class_bases()}
+    embeddings = [name for name, cls in classes.items() if _EMBEDDING in bases.get(cls, {cls})]
+    groups = _outermost(name for name in classes if name.rpartition(".")[2] == _EXPERTS)
+    owner = {name: number for number, names in enumerate(block_names) for name in names}
+    rows, mixed = _by_block(embeddings, sizes, owner), _by_block(groups, sizes, owner)
+    lent = _lent(layout, set(embeddings), sizes, owner)
+
+    def one(number: int, names: Sequence[str]) -> BlockWork:
+        size, row, mix = (
+            int(sum(sizes.get(name, 0) for name in names)),
+            rows.get(number, 0),
+            mixed.get(number, 0),
+        )
+        always = max(0, size - row - mix) + lent.get(number, 0)
+        read = row if row_bytes is None else min(row, row_bytes * tokens)
+        touched = always + read + (mix if experts is None else experts.touched(mix, tokens))
+        chosen = mix if experts is None else -(-mix * experts.chosen // experts.count)
+        elements = (always + chosen) * 8 // weight_bits
+        return BlockWork(weight_bytes=size, touched_bytes=touched, flops=2 * tokens * elements)
+
+    return tuple(one(number, names) for number, names in enumerate(block_names))
+
+
+def _outermost(names: Iterable[str]) -> Sequence[str]:
+    """Names that are below no other of them."""
+    kept: dict[str, None] = {}
+    for name in sorted(names, key=lambda name: name.count(".")):
+        if nearest_key(name, kept) is None:
+            kept[name] = None
+    return tuple(kept)
+
+
+def _by_block(
+    names: Iterable[str], sizes: Mapping[str, int | float], owner: Mapping[str, int]
+) -> dict[int, int]:
+    """Bytes of some modules by the block that they are, or lie inside of."""
+    found: Counter[int] = Counter()
+    for name in names:
+        block = nearest_key(name, owner)
+        if block is not None:
+            found[owner[block]] += int(sizes.get(name, 0))
+    return found
+
+
+def _lent(
+    layout: Layout, embeddings: Container[str], sizes: Mapping[str, int | float], owner: Mapping[str, int]
+) -> dict[int, int]:
+    """Bytes that a block multiplies with and another holds for it: those of a head that is tied to the embedding."""
+    found: Counter[int] = Counter()
+    for group in layout.tied_groups():
+        size = max((int(sizes.get(name, 0)) for name in group), default=0)
+        for name in group:
+            block = nearest_key(name, owner)
+            # Where the tensor is met first its bytes are among the block's own.
+            if block is not None and not sizes.get(name) and name.rpartition(".")[0] not in embeddings:
+                found[owner[block]] += size
+    return found
