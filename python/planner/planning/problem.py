@@ -183,8 +183,11 @@ class Problem:
         return self.known_rooms[blocks.names]
 
     def run_model(self) -> RunModel:
-        """The model as it will run."""
+        """The model as it will run. Raises InvalidInputError for one that is divided among processes."""
+        from planner.planning.divided import require_undivided
         from planner.planning.rooms import RunModel
+
+        require_undivided(self.opened)
 
         chosen = self.settings
         return RunModel(

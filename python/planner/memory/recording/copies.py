@@ -6,6 +6,7 @@ import copy
 from collections import OrderedDict
 from typing import Any, Final
 
+import torch
 from torch import nn
 
 __all__ = ["copied"]
@@ -15,7 +16,7 @@ _OWN_WAYS: Final = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__
 
 
 def copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """What ``copy.deepcopy`` makes of a module.
+    """What ``copy.deepcopy`` makes of a module; of a tensor that a forward has left there, its values without their graph.
 
     Args:
         module: only looked at.
@@ -40,8 +41,10 @@ def copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         elif key in ("_modules", "_parameters", "_buffers") and kind is dict:
             new = {name: _each(each, memo) for name, each in value.items()}
             memo[id(value)] = new
-        elif not value and kind in (dict, set, list, OrderedDict):
+        elif kind in (dict, set, list, OrderedDict) and not value:
             new = memo[id(value)] = kind()
+        elif isinstance(value, torch.Tensor) and not value.is_leaf:
+            new = memo[id(value)] = value.detach().clone()  # kept from a forward, with its graph
         else:
             new = copy.deepcopy(value, memo)
         made.__dict__[key] = new

@@ -35,11 +35,21 @@ def _embedding(
     return weight.index_select(0, flat).view(*indices.shape, weight.shape[1])
 
 
+def _layer_norm(x: torch.Tensor, *args: Any) -> Any:
+    # Patches of pictures are normalised as they come out of a convolution, turned around.
+    rows = x.contiguous()
+    return torch.ops.aten.native_layer_norm.default(rows, *args)
+
+
 COMPOSED: dict[Any, Callable[..., Any]] = {
     torch.ops.aten._safe_softmax.default: _safe_softmax,
     torch.ops.aten.embedding.default: _embedding,
+    torch.ops.aten.native_layer_norm.default: _layer_norm,
 }
-"""Operators whose kernels are made of other operators on every device: what these make is real, and no mode sees it."""
+"""Operators whose kernels are made of other operators on every device: what these make is real, and no mode sees it.
+
+Source: torch 2.15, ``layer_norm_cpu`` and ``layer_norm_cuda`` begin with ``input.expect_contiguous()``.
+"""
 
 
 def attention(
