@@ -57,7 +57,9 @@ def runs_anywhere(blocks: Blocks) -> frozenset[str]:
 def _with_state(blocks: Blocks, classes: Mapping[str, str]) -> set[str]:
     """Modules that keep something, or have one inside that does."""
     bases = dict(blocks.layout.tree.columns.class_bases())
-    stateful = {cls for cls in set(classes.values()) if any(map(_STATEFUL.search, (cls, *bases.get(cls, ()))))}
+    stateful = {
+        cls for cls in set(classes.values()) if any(map(_STATEFUL.search, (cls, *bases.get(cls, ()))))
+    }
     return _with_stateful(classes, stateful)
 
 

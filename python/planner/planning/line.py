@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
+from math import ceil
 from typing import Final
 
 from planner.devices.budgets import DeviceBudget
 from planner.devices.keys import DeviceKey
 from planner.devices.machine import Machine
 from planner.devices.machine_parts import MachineDevice
-from planner.errors import InvalidInputError
 from planner.memory.demands import BlockDemand
 from planner.model.blocks import Blocks
 from planner.model.parts import runs_anywhere
@@ -49,6 +50,8 @@ class PlannedLine:
         blocks: the model; each block is a piece.
         work: of each block.
         demands: what each block keeps and needs beside its weights; zeros without a workload.
+        staying_bytes: of each block, buffers that are where it runs, whether or not its weights are.
+        share: of what blocks keep, what the allocator may take beyond.
         machine: with rates.
         budgets: the plan's devices.
         capacity_bytes: by device, what of its budget weights and what blocks keep may take.
@@ -61,6 +64,8 @@ class PlannedLine:
     blocks: Blocks
     work: Sequence[BlockWork]
     demands: Sequence[BlockDemand]
+    staying_bytes: Sequence[int]
+    share: Fraction
     machine: Machine
     budgets: Sequence[DeviceBudget]
     capacity_bytes: Mapping[DeviceKey, int]
@@ -90,6 +95,32 @@ class PlannedLine:
     def device_kinds(self) -> tuple[int, ...]:
         """The kind of each runner."""
         return tuple(self._kind_of[key] for key in self.runners)
+
+    @cached_property
+    def units(self) -> tuple[int, ...]:
+        """The unit of each block: blocks of one share tensors, or are kept together."""
+        names = [block[0] if block else "" for block in self.blocks.columns.block_names()]
+        return tuple(found[0] for found in self.blocks.columns.units_of(names))
+
+    @property
+    def has_disk(self) -> bool:
+        """Whether what the host has no room for may lie on a disk."""
+        return any(budget.kind == "disk" for budget in self.budgets)
+
+    @property
+    def table_devices(self) -> tuple[DeviceKey, ...]:
+        """Runners whose rates nobody measured or said."""
+        found = []
+        for key in self.runners:
+            device = self.machine.device(key)
+            rates = [device.memory_bytes_per_s, *device.flops_per_s.values()]
+            if any(rate is not None and rate.origin == "table" for rate in rates):
+                found.append(key)
+        return tuple(found)
+
+    def away_ps(self, key: DeviceKey) -> int:
+        """At most what an activation takes from a device to another and back."""
+        return max((self.hop_ps(key, other) + self.hop_ps(other, key) for other in self.runners), default=0)
 
     def line_kinds(self) -> tuple[LineKind, ...]:
         """The kinds as the search takes them."""
@@ -159,15 +190,19 @@ class PlannedLine:
         may_rest = self.home is not None and (allowed is None or self.home in allowed)
         homes = {kind for kind, key in enumerate(heads) if allowed is None or key in allowed}
         fetch_ps = tuple(
-            self.fetch_ps(number, key, self.home) if self.home is not None and may_rest and key != HOST else None
+            self.fetch_ps(number, key, self.home)
+            if self.home is not None and may_rest and key != HOST
+            else None
             for key in heads
         )
         is_beside = self.host_runs and self.home == HOST and may_rest and number in self.movable
         if self.home is not None and HOST in heads and not may_rest:
             homes.discard(heads.index(HOST))
+        # Buffers that stay are where the block runs in any case, so they are state, and no weights that could rest elsewhere.
+        stays = min(self.staying_bytes[number], work.weight_bytes)
         return LinePiece(
-            bits=8 * work.weight_bytes,
-            state_bits=8 * kept.exec_bytes,
+            bits=8 * (work.weight_bytes - stays),
+            state_bits=8 * (stays + ceil(kept.exec_bytes * (1 + self.share))),
             streamed_bits=8 * work.weight_bytes,
             homes=frozenset(homes),
             run_ps=tuple(self.run_ps(number, key) for key in heads),
@@ -184,7 +219,14 @@ class PlannedLine:
         device = self.machine.device(key)
         ways = sorted(self.hop_ps(key, other) for other in self.runners if other != key)
         allowed = tuple(where is None or key in where for where in self.allowed)
-        return (_rates(device), self.capacity_bytes[key], tuple(ways), self._to_home(key), allowed, key == HOST)
+        return (
+            _rates(device),
+            self.capacity_bytes[key],
+            tuple(ways),
+            self._to_home(key),
+            allowed,
+            key == HOST,
+        )
 
     def _to_home(self, key: DeviceKey) -> int:
         if self.home is None or key == HOST:
@@ -202,7 +244,10 @@ def _rates(device: MachineDevice) -> object:
     def plain(rates: Mapping[str, object]) -> Iterator[tuple[str, object]]:
         yield from sorted(rates.items())
 
-    by_tokens = {dtype: tuple(sorted((t, r.value) for t, r in rates.items())) for dtype, rates in device.weights_bytes_per_s.items()}
+    by_tokens = {
+        dtype: tuple(sorted((t, r.value) for t, r in rates.items()))
+        for dtype, rates in device.weights_bytes_per_s.items()
+    }
     flops = {dtype: rate.value for dtype, rate in device.flops_per_s.items()}
     memory = device.memory_bytes_per_s
     launch = device.launch_ps
@@ -213,13 +258,3 @@ def _rates(device: MachineDevice) -> object:
         tuple(plain(flops)),
         tuple(plain(by_tokens)),
     )
-
-
-def require_hidden_size(hidden_size: int | None) -> int:
-    """Raises InvalidInputError where the model does not say how wide it is."""
-    if hidden_size is None:
-        raise InvalidInputError(
-            "strategies that go by time need to know how wide activations are, and this model does not say it: "
-            "model={'hidden_size': 4096}"
-        )
-    return hidden_size

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from math import ceil
 
 from planner.devices.keys import DeviceKey
 from planner.errors import InvalidConstraintError, InvalidInputError
@@ -16,6 +18,7 @@ from planner.planning.margins import margin_of
 from planner.planning.problem import Problem
 from planner.settings.strategies import ByTime
 from planner.strategies.running import block_demands
+from planner.strategies.staying import StayingBuffers
 
 __all__ = ["planned_line", "step_tokens"]
 
@@ -60,28 +63,43 @@ def planned_line(problem: Problem, blocks: Blocks) -> PlannedLine:
     experts = None
     if facts.num_experts and facts.num_experts_per_tok:
         experts = Experts(facts.num_experts, min(facts.num_experts_per_tok, facts.num_experts))
-    queries, keys = facts.num_attention_heads or 1, facts.num_key_value_heads or facts.num_attention_heads or 1
+    queries, keys = (
+        facts.num_attention_heads or 1,
+        facts.num_key_value_heads or facts.num_attention_heads or 1,
+    )
     row_bytes = facts.hidden_size * item_bytes
     kinds = {budget.device: budget.kind for budget in budgets}
     demands = _NOTHING if rooms is None else rooms.most
-    at_once_bytes = max((each.needs_bytes for each in demands.blocks.values()), default=0) + demands.shared_bytes
+    at_once_bytes = (
+        max((each.needs_bytes for each in demands.blocks.values()), default=0) + demands.shared_bytes
+    )
     capacity_bytes: dict[DeviceKey, int] = {}
+    share = Fraction(0)
     for budget in budgets:
         kept = 0
         if rooms is not None and budget.kind != "disk":
-            margin = margin_of(budget.device, settings.workload.allocator_margin if settings.workload else None)
-            kept = -(-at_once_bytes * (1 + margin.share).numerator // (1 + margin.share).denominator) + margin.beside_bytes
+            margin = margin_of(budget.device, rooms.margin)
+            share = max(share, margin.share)
+            kept = ceil(at_once_bytes * (1 + margin.share)) + margin.beside_bytes
         capacity_bytes[budget.device] = max(0, budget.capacity_bytes - kept)
     has_accelerator = "accelerator" in kinds.values()
+    stays = StayingBuffers(blocks, settings.offload_buffers).block_bytes
     line = PlannedLine(
         blocks=blocks,
         work=work_of(blocks, tokens, weight_bits=8 * item_bytes, experts=experts, row_bytes=row_bytes),
         demands=block_demands(blocks, demands),
+        staying_bytes=[sum(stays.get(name, 0) for name in names) for names in blocks.columns.block_names()],
+        share=share,
         machine=machine,
         budgets=budgets,
         capacity_bytes=capacity_bytes,
         allowed=_allowed(problem, blocks, list(kinds)),
-        sizes=LineSizes(tokens=tokens, dtype=dtype, activation_bytes=tokens * row_bytes, heads_per_key=max(1, queries // keys)),
+        sizes=LineSizes(
+            tokens=tokens,
+            dtype=dtype,
+            activation_bytes=tokens * row_bytes,
+            heads_per_key=max(1, queries // keys),
+        ),
         home=_home(kinds, settings.mode),
         host_runs=HOST in kinds and not (settings.mode == "gpu_only" and has_accelerator),
     )
@@ -106,6 +124,8 @@ def _allowed(
     names = [block[0] if block else "" for block in blocks.columns.block_names()]
     units = [found[0] if found else -1 for found in blocks.columns.units_of(names)]
     return tuple(
-        frozenset(device for bit, device in enumerate(devices) if masks[unit] >> bit & 1) if unit in masks else None
+        frozenset(device for bit, device in enumerate(devices) if masks[unit] >> bit & 1)
+        if unit in masks
+        else None
         for unit in units
     )

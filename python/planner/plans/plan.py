@@ -33,6 +33,7 @@ class Plan(PlanParts):
             the first accelerator of the map; the summary says so where the plan has room for it elsewhere.
         offloaded_bytes: bytes by tier, "cpu" and "disk"; where there is no accelerator, the cpu does not count.
         certificate: how good it is known to be.
+        timing: how long a step is modelled to take; None of strategies that do not go by time.
         account: source, names, block bytes, reasons, shortfall, minimum bytes, settings, provenance,
             demands and predicted peaks, which the properties of these names read.
 
