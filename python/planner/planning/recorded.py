@@ -99,12 +99,15 @@ def _of(
     special_dtypes: Mapping[str, str],
 ) -> Recorded:
     from planner.memory.recording.converted import converted
+    from planner.memory.recording.kept import state_of
     from planner.memory.recording.workloads import generation_bytes, record
 
     made = converted(model, dtype, special_dtypes)
     said = (
         fingerprint,
         type(model).__qualname__,
+        # A skeleton is all of its class and configuration; of a live model, attributes may say otherwise.
+        state_of(model) if _is_live(model, opened) else "",
         json.dumps(dict(opened.configuration), sort_keys=True, default=repr),
         f"{dtype} {sorted(special_dtypes.items())}",
     )
@@ -119,6 +122,10 @@ def _of(
         main_needs_bytes=generation_bytes(made, workload) if workload.logits == "last" else 0,
         note=masks if any(tape.assumed for tape in tapes) else "",
     )
+
+
+def _is_live(model: Any, opened: Opened) -> bool:
+    return opened.live is not None and opened.live() is model
 
 
 def _of_phase(tape: Tape, phase: Phase) -> Tape:
