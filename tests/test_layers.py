@@ -40,12 +40,14 @@ MAY_USE_TORCH = (
     "checkpoint/describe.py",
 )
 MAY_OPEN_CORE = (
+    "memory/tape.py",
     "model/blocks.py",
     "model/layout.py",
     "model/tree.py",
     "strategies/auto.py",
     "strategies/running.py",
     "strategies/sequential.py",
+    "strategies/timed.py",
     "checkpoint/files.py",
     "loading/reading.py",
 )
@@ -253,6 +255,7 @@ CORE_LAYERS = (
     ("ids", "names", "sets", "keys", "devices"),
     ("error", "outcome"),
     ("model",),
+    ("memory",),
     ("device_map", "checkpoint"),
     ("strategy",),
 )

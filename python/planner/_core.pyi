@@ -4,7 +4,7 @@ Lists are columns: one entry for each row, module, unit or device, in the order 
 counts as one by accelerate's formula. Devices are numbers: places in the list that was handed in.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, final
 
 from typing_extensions import Buffer
@@ -38,6 +38,10 @@ __all__ = [
     "Reason",
     "SearchOptions",
     "StoredFile",
+    "TapeColumns",
+    "TimedFailure",
+    "TimedLine",
+    "TimedPlan",
     "Tree",
     "cached_bytes",
     "clean_keys",
@@ -313,6 +317,52 @@ class Demands:
         ``shared_bits`` by device of the row: what it gives up where it runs anything. What is left out needs nothing."""
 
 @final
+class TapeColumns:
+    """A recording, with its bytes apart from it; see :mod:`planner.memory.tape` for its events and places."""
+
+    def __new__(
+        cls,
+        events: Sequence[tuple[Any, ...]],
+        *,
+        blocks: int,
+        enclosing: list[tuple[list[int], int | None]],
+        carried: list[tuple[int, int]],
+    ) -> TapeColumns:
+        """``blocks``: how many. Raises ValueError for numbers that are not in their lists."""
+
+    def sizes(self) -> list[int]:
+        """Bytes that occur in events, each once."""
+
+    def with_sizes(self, sizes: list[int]) -> TapeColumns:
+        """The same run with other bytes in the place of these."""
+
+    def rests(self) -> bool:
+        """Whether anything is brought to the cpu to rest there."""
+
+    def phases(self) -> list[str]:
+        """Names of the forwards, in order."""
+
+    def demands(self, kind: str) -> tuple[list[tuple[int, int, int, int]], int, list[int]]:
+        """By place, bytes of the cache, lasting, needed at once, and resting on the cpu; bytes that are shared; places in the order of their calls. Of
+        the phases whose names begin with ``kind``, the most of each."""
+
+    def replay(
+        self,
+        *,
+        execution: list[int],
+        main_device: int,
+        resident: list[int],
+        offloaded: list[int | None],
+        room: list[int | None],
+        rest: int | None,
+        beside: int,
+        is_order_known: bool,
+    ) -> list[list[int]]:
+        """By phase, the most bytes on each device. ``execution`` and ``offloaded`` by block, ``resident`` and ``room`` by device, all in
+        bytes; ``rest``: the device where caches rest; ``beside``: what the caller
+        takes on the main device beside results."""
+
+@final
 class SearchOptions:
     def __new__(
         cls,
@@ -375,6 +425,54 @@ class Certificate:
     def steps(self) -> int: ...
     @property
     def stage(self) -> SearchStage: ...
+
+@final
+class TimedLine:
+    """Pieces in execution order, and the devices that may run them."""
+
+    def __new__(
+        cls,
+        *,
+        pieces: list[tuple[int, int, int, int, list[int | None], list[int | None], int | None]],
+        kinds: list[tuple[int, int, bool]],
+        devices: list[int],
+        hop_ps: list[list[int]],
+        schedule: Literal["serial", "overlapped"],
+        staging_blocks: int,
+    ) -> TimedLine:
+        """``pieces``: bits, state's bits, streamed bits, homes as a bit for each kind, picoseconds to run and to fetch by kind, and
+        on the host. ``kinds``: capacity in bits, picoseconds to the host and back, whether it is the host."""
+
+    def __len__(self) -> int: ...
+    def solve(
+        self,
+        *,
+        objective: Literal["latency", "throughput", "pipeline"],
+        batches: int,
+        any_order: bool,
+        search_steps: int,
+    ) -> TimedPlan | TimedFailure: ...
+
+@final
+class TimedPlan:
+    @property
+    def latency_ps(self) -> int: ...
+    @property
+    def bottleneck_ps(self) -> int: ...
+    @property
+    def value_ps(self) -> int: ...
+    @property
+    def lower_bound_ps(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def runs(self) -> list[tuple[int, int, int, int, list[Literal["resident", "fetched", "beside"]]]]:
+        """Device, first piece, one past the last, picoseconds, and a way for each piece."""
+
+@final
+class TimedFailure:
+    @property
+    def proven(self) -> bool: ...
 
 @final
 class AutoFailure:

@@ -5,9 +5,11 @@ mod auto;
 mod errors;
 mod headers;
 mod layout;
+mod memory;
 mod outcome;
 mod parallel;
 mod reading;
+mod timed;
 mod tree;
 mod walk;
 mod words;
@@ -22,9 +24,13 @@ mod _core {
     #[pymodule_export]
     use crate::layout::{BalanceFacts, Layout};
     #[pymodule_export]
+    use crate::memory::TapeColumns;
+    #[pymodule_export]
     use crate::outcome::{Exhausted, Outcome, Reason};
     #[pymodule_export]
     use crate::reading::{FileMapping, PageBuffer, StoredFile, cached_bytes, map_pieces, read_spans};
+    #[pymodule_export]
+    use crate::timed::{TimedFailure, TimedLine, TimedPlan};
     #[pymodule_export]
     use crate::tree::{Tree, clean_keys};
 }
