@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -233,9 +233,9 @@ class PlannedLine:
             return 0
         return fetch_ps(self.machine, key, 1 << 30, home=self.home)
 
-    def require_rates(self) -> None:
-        """Raises InvalidDevicesError or InvalidInputError for a rate or link that is not there, before any search."""
-        for key in self.runners:
+    def require_rates(self, keys: Iterable[DeviceKey]) -> None:
+        """Raises InvalidDevicesError for a rate that some devices do not have, before any search."""
+        for key in keys:
             if self.work:
                 self.run_ps(0, key)
 

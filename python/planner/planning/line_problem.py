@@ -35,8 +35,15 @@ def step_tokens(problem: Problem) -> int:
     return 1 if workload is None else workload.rows
 
 
-def planned_line(problem: Problem, blocks: Blocks) -> PlannedLine:
+def planned_line(
+    problem: Problem, blocks: Blocks, needs_rates: frozenset[DeviceKey] | None = None
+) -> PlannedLine:
     """The line of a problem.
+
+    Args:
+        problem: with a strategy that goes by time.
+        blocks: its pieces.
+        needs_rates: devices that run anything; None for all that may.
 
     Raises:
         InvalidConstraintError: devices that share their memory. Fields: ``names``, ``suggestions``.
@@ -103,7 +110,7 @@ def planned_line(problem: Problem, blocks: Blocks) -> PlannedLine:
         home=_home(kinds, settings.mode),
         host_runs=HOST in kinds and not (settings.mode == "gpu_only" and has_accelerator),
     )
-    line.require_rates()
+    line.require_rates(line.runners if needs_rates is None else needs_rates)
     return line
 
 

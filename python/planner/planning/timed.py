@@ -12,9 +12,10 @@ from typing import Final
 from planner.choices import Objective, PieceWay
 from planner.devices.keys import DeviceKey
 from planner.errors import InfeasibleError
+from planner.planning.device_rows import device_plan, offloaded_bytes
 from planner.planning.line import HOST, PlannedLine
 from planner.planning.line_problem import planned_line
-from planner.planning.problem import Problem, device_plan, offloaded_bytes
+from planner.planning.problem import Problem
 from planner.planning.running import running_device
 from planner.plans.device_map import DeviceMap
 from planner.plans.parts import Certificate, DevicePlan, DeviceUsage, Reason
@@ -23,7 +24,7 @@ from planner.plans.timing import TimedPiece, TimedStage, Timing
 from planner.settings.strategies import ByTime, Latency, Pipeline
 from planner.strategies.line_tables import LinePiece, LineProblem, Schedule
 from planner.strategies.staying import StayingBuffers
-from planner.strategies.timed import LineAnswer, grouped_keys, solve_line
+from planner.strategies.timed import LineAnswer, LineRun, grouped_keys, solve_line
 
 _MOST_CHOICES: Final = 64
 
@@ -185,24 +186,28 @@ class _TimedPlan:
                     self._ways[block] = way
                     self._homes[block] = device if way == "resident" else line.home or device
                     self._runs[block] = HOST if way == "beside" else device
-        self._spill()
+        self._has_spilled = self._spill()
 
-    def _spill(self) -> None:
-        """What the host has no room for lies on the disk: what is fetched, from the end on. Raises InfeasibleError."""
+    def _spill(self) -> bool:
+        """Whether the host has no room for all that rests there: then what is fetched lies on the disk, from the end on.
+
+        Raises InfeasibleError.
+        """
         line = self._line
         if line.home != HOST:
-            return
+            return False
         size = {block: line.work[block].weight_bytes for block in self._homes}
         on_host = sum(size[block] for block, home in self._homes.items() if home == HOST)
         room = line.capacity_bytes[HOST]
         for block in sorted(self._homes, reverse=True):
             if on_host <= room:
-                return
+                break
             if self._ways[block] == "fetched" and self._homes[block] == HOST and line.has_disk:
                 self._homes[block] = "disk"
                 on_host -= size[block]
         if on_host > room:
             raise _infeasible(line, is_proven=False)
+        return "disk" in self._homes.values()
 
     def plan(self) -> Plan:
         """The plan."""
@@ -300,27 +305,55 @@ class _TimedPlan:
         problem, line, choice = self._problem, self._line, self._choice
         strategy, answer = problem.settings.strategy, choice.answer
         assert isinstance(strategy, ByTime)
+        batches = strategy.microbatches if isinstance(strategy, Pipeline) else 1
+        pieces = tuple(self._piece(block) for block in range(len(self._names)))
+        stages = tuple(
+            TimedStage(
+                device=line.runners[run.device],
+                first=self._names[choice.places[run.first]][0],
+                last=self._names[choice.places[run.end - 1]][0],
+                ps=self._slower_ps(run, pieces) if self._has_spilled else run.ps,
+            )
+            for run in answer.runs
+        )
+        # What the disk adds was not in the search: its bound still holds, and its value does not.
+        latency_ps = (
+            answer.latency_ps + sum(stage.ps for stage in stages) - sum(run.ps for run in answer.runs)
+        )
+        bottleneck_ps = max(stage.ps for stage in stages)
+        objective = _objective(strategy)
         return Timing(
-            objective=_objective(strategy),
+            objective=objective,
             tokens=line.sizes.tokens,
-            batches=strategy.microbatches if isinstance(strategy, Pipeline) else 1,
-            value_ps=answer.value_ps,
+            batches=batches,
+            value_ps=bottleneck_ps
+            if objective == "throughput"
+            else latency_ps + (batches - 1) * bottleneck_ps,
             lower_bound_ps=answer.lower_bound_ps,
-            latency_ps=answer.latency_ps,
-            bottleneck_ps=answer.bottleneck_ps,
-            stages=tuple(
-                TimedStage(
-                    device=line.runners[run.device],
-                    first=self._names[choice.places[run.first]][0],
-                    last=self._names[choice.places[run.end - 1]][0],
-                    ps=run.ps,
-                )
-                for run in answer.runs
-            ),
-            pieces=tuple(self._piece(block) for block in range(len(self._names))),
+            latency_ps=latency_ps,
+            bottleneck_ps=bottleneck_ps,
+            stages=stages,
+            pieces=pieces,
             machine=line.machine.fingerprint,
             from_table=line.table_devices,
         )
+
+    def _slower_ps(self, run: LineRun, pieces: Sequence[TimedPiece]) -> int:
+        """A run of which some is fetched from the disk."""
+        choice = self._choice
+        blocks = [
+            block
+            for place in range(run.first, run.end)
+            for block in (choice.places[place], *choice.members[choice.places[place]])
+        ]
+        more_ps = sum(
+            pieces[block].fetch_ps - self._line.fetch_ps(block, self._runs[block], HOST)
+            for block in blocks
+            if self._homes[block] == "disk"
+        )
+        if self._problem.settings.staging_blocks == 1:
+            return run.ps + more_ps
+        return max(run.ps, sum(pieces[block].fetch_ps for block in blocks))
 
     def _piece(self, block: int) -> TimedPiece:
         line, run, way = self._line, self._runs[block], self._ways[block]

@@ -175,7 +175,13 @@ class Plan(PlanParts):
             else "nothing is offloaded"
         )
         needs_map = execution_map_notice(self)
-        return "\n".join((*lines, *([needs_map] if needs_map else []), *self.source.doubts))
+        timing = self.timing
+        last = [
+            *([needs_map] if needs_map else []),
+            *self.source.doubts,
+            *([timing.sentence] if timing else []),
+        ]
+        return "\n".join((*lines, *last))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.to_json(provenance=False) == other.to_json(provenance=False)
