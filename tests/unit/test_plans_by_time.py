@@ -313,3 +313,70 @@ def test_a_piece_is_explained_with_its_times() -> None:
     text = planner.explain(plan, "model.layers.1")
     assert "In a step of 1 token, modelled:" in text
     assert "to run" in text
+
+
+OPTIONS = [
+    (kind, name, value)
+    for kind in ("latency", "throughput", "pipeline")
+    for name, value in (("tokens", 64), ("order", "any"))
+] + [("latency", "parts", False), ("pipeline", "microbatches", 9)]
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), OPTIONS)
+def test_every_option_reaches_the_plan(kind: str, name: str, value: Any) -> None:
+    """The slow card is named first, so that another order is better."""
+    model = llama(4)
+    size = size_of(model)
+    turned = Machine(
+        devices=(device(0, SLOW), device(1, FAST), device("cpu", HOST)), links=machine(link=10**9).links
+    )
+    settings: dict[str, Any] = {
+        "max_memory": {0: int(0.55 * size), 1: int(0.55 * size), "cpu": 2 * size},
+        "machine": turned,
+        "headroom": None,
+    }
+    before = planner.plan(model, strategy={"type": kind}, **settings).timing
+    after = planner.plan(model, strategy={"type": kind, name: value}, **settings).timing
+    assert before is not None and after is not None
+    assert before != after
+    if name == "order":
+        assert after.value_ps <= before.value_ps
+
+
+def test_without_steps_the_bound_is_told() -> None:
+    """Parts of many sizes, so that which of them stay is a search."""
+    model = mixtral(6)
+    size = size_of(model)
+    settings: dict[str, Any] = {
+        "max_memory": {0: size // 3, 1: size // 3, "cpu": 2 * size},
+        "machine": machine(),
+        "headroom": None,
+    }
+    for kind in ("latency", "throughput", "pipeline"):
+        whole = planner.plan(model, strategy={"type": kind, "order": "any"}, **settings).timing
+        none = planner.plan(
+            model, strategy={"type": kind, "order": "any", "search_steps": 0}, **settings
+        ).timing
+        assert whole is not None and none is not None
+        assert none.lower_bound_ps <= whole.value_ps <= none.value_ps
+        assert planner.plan(model, strategy={"type": kind}, **settings).certificate.stage == kind
+
+
+def test_a_slower_machine_gives_a_slower_plan() -> None:
+    model = llama()
+    budgets = {0: 2 * size_of(model), "cpu": 10**9}
+    slow = Machine(devices=(device(0, SLOW), device("cpu", HOST)), links=machine().links[:1])
+    timings = [
+        planner.plan(model, max_memory=budgets, machine=each, strategy="latency").timing
+        for each in (machine(), slow)
+    ]
+    assert timings[0] is not None and timings[1] is not None
+    assert timings[0].latency_ps < timings[1].latency_ps
+    assert timings[0].machine != timings[1].machine
+
+
+def test_plans_of_version_3_have_no_timing() -> None:
+    data = json.loads(planner.plan(llama(), max_memory={0: 10**9}).to_json())
+    assert data["version"] == 4
+    assert "timing" not in data
+    assert planner.Plan.from_json(json.dumps({**data, "version": 3})).timing is None
