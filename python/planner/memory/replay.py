@@ -104,6 +104,8 @@ class _Replay:
         self.peaks: dict[str, dict[DeviceKey, int]] = {}
         self.top: dict[DeviceKey, int] | None = None
         self.storages: dict[int, tuple[DeviceKey, int]] = {}
+        # By storage, its copies that are none, because both lie on one device.
+        self.same: dict[int, list[int]] = {}
         # Copies of tensors on other devices, by tensor; they go with it, or with the forward.
         self.copies: dict[int, dict[DeviceKey, int]] = {}
         self.results_bytes = 0
@@ -134,6 +136,8 @@ class _Replay:
         is_there = len(event) > _PLAIN and self._device(event[5], event[6]) == device
         size = 0 if is_there else event[2]
         self.storages[event[1]] = (device, size)
+        if is_there:
+            self.same.setdefault(event[5], []).append(event[1])
         self.take(device, size)
 
     def _rest(self, event: Event) -> None:
@@ -142,15 +146,21 @@ class _Replay:
 
     def _free(self, event: Event) -> None:
         device, size = self.storages.pop(event[1])
-        self.alive_bytes[device] -= size
+        self._let_go(device, size, self.same.pop(event[1], []))
 
     def _drop(self, event: Event) -> None:
         _, place, size, copy = event
         device = self.devices[place]
         if self.placement.offloaded_bytes.get(self.tape.name(place)):
             return  # it is brought in as often as its block runs
-        if copy in self.storages and self.storages[copy] == (device, 0):
-            self.storages[copy] = (device, size)
+        self._let_go(device, size, [copy])
+
+    def _let_go(self, device: DeviceKey, size: int, copies: list[int]) -> None:
+        """Something is gone, unless a copy is there that is none; of these, the last one to go takes the bytes along."""
+        same = [copy for copy in copies if self.storages.get(copy) == (device, 0)]
+        if same:
+            self.storages[same[0]] = (device, size)
+            self.same[same[0]] = same[1:]
         else:
             self.alive_bytes[device] -= size
 
