@@ -40,6 +40,7 @@ MAY_USE_TORCH = (
     "checkpoint/describe.py",
 )
 MAY_OPEN_CORE = (
+    "memory/tape.py",
     "model/blocks.py",
     "model/layout.py",
     "model/tree.py",
@@ -253,6 +254,7 @@ CORE_LAYERS = (
     ("ids", "names", "sets", "keys", "devices"),
     ("error", "outcome"),
     ("model",),
+    ("memory",),
     ("device_map", "checkpoint"),
     ("strategy",),
 )

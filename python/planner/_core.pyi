@@ -4,7 +4,7 @@ Lists are columns: one entry for each row, module, unit or device, in the order 
 counts as one by accelerate's formula. Devices are numbers: places in the list that was handed in.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, final
 
 from typing_extensions import Buffer
@@ -38,6 +38,7 @@ __all__ = [
     "Reason",
     "SearchOptions",
     "StoredFile",
+    "TapeColumns",
     "Tree",
     "cached_bytes",
     "clean_keys",
@@ -311,6 +312,52 @@ class Demands:
         """``exec_bits`` and ``peak_bits`` by block: what lies where it runs, and what it needs there while it runs.
         ``stay_bits`` by block: what of its own bits is where it runs, even if it lies elsewhere.
         ``shared_bits`` by device of the row: what it gives up where it runs anything. What is left out needs nothing."""
+
+@final
+class TapeColumns:
+    """A recording, with its bytes apart from it; see :mod:`planner.memory.tape` for its events and places."""
+
+    def __new__(
+        cls,
+        events: Sequence[tuple[Any, ...]],
+        *,
+        blocks: int,
+        enclosing: list[tuple[list[int], int | None]],
+        carried: list[tuple[int, int]],
+    ) -> TapeColumns:
+        """``blocks``: how many. Raises ValueError for numbers that are not in their lists."""
+
+    def sizes(self) -> list[int]:
+        """Bytes that occur in events, each once."""
+
+    def with_sizes(self, sizes: list[int]) -> TapeColumns:
+        """The same run with other bytes in the place of these."""
+
+    def rests(self) -> bool:
+        """Whether anything is brought to the cpu to rest there."""
+
+    def phases(self) -> list[str]:
+        """Names of the forwards, in order."""
+
+    def demands(self, kind: str) -> tuple[list[tuple[int, int, int, int]], int, list[int]]:
+        """By place, bytes of the cache, lasting, needed at once, and resting on the cpu; bytes that are shared; places in the order of their calls. Of
+        the phases whose names begin with ``kind``, the most of each."""
+
+    def replay(
+        self,
+        *,
+        execution: list[int],
+        main_device: int,
+        resident: list[int],
+        offloaded: list[int | None],
+        room: list[int | None],
+        rest: int | None,
+        beside: int,
+        is_order_known: bool,
+    ) -> list[list[int]]:
+        """By phase, the most bytes on each device. ``execution`` and ``offloaded`` by block, ``resident`` and ``room`` by device, all in
+        bytes; ``rest``: the device where caches rest; ``beside``: what the caller
+        takes on the main device beside results."""
 
 @final
 class SearchOptions:

@@ -9,9 +9,9 @@ import torch
 
 import planner
 from planner.errors import InvalidInputError
-from planner.memory.demand_polynomials import DemandPolynomials
-from planner.memory.polynomials import Basis, Polynomials, fitted
+from planner.memory.polynomials import Polynomials, fitted
 from planner.memory.recording.session import RecordedRun, record_run
+from planner.memory.replay import RunPlacement, replay
 from planner.memory.tape import Tape
 from planner.memory.vectors import demands_of
 from planner.planning.guessing import Guess
@@ -71,16 +71,14 @@ def test_largest_records_where_operators_differ() -> None:
     assert Guess(problem, "context_length", has_prompt=False).between(1, 200) is None
 
 
-def test_demands_are_those_of_the_tape_where_they_were_looked_at() -> None:
-    _, _, polynomials = lengths("gemma3", (64, 128, 512))
+def test_what_is_read_of_a_fit_is_what_its_tape_tells() -> None:
+    _, blocks, polynomials = lengths("gemma3", (64, 128, 512))
     assert polynomials is not None
-    demands = DemandPolynomials(Basis.of([(1, 64), (1, 128), (1, 512)]), [polynomials], (40, 40, 40))
-    looked_at, far = (1, 100), (1, 9000)
-    for point in (looked_at, far):
-        demands.look_at(point)
-    for point in (looked_at, far):
-        assert demands.at(point) == demands_of([polynomials.at(*point)], main_needs_bytes=40)
-    between = demands_of([polynomials.at(1, 3000)], main_needs_bytes=40)
-    for name, demand in demands.at((1, 3000)).blocks.items():
-        exact = between.blocks[name]
-        assert 0 < demand.exec_bytes + demand.needs_bytes <= exact.exec_bytes + exact.needs_bytes
+    fit = polynomials.run()
+    execution: dict[str, Any] = {name: at % 2 for at, name in enumerate(blocks)}
+    placement = RunPlacement(execution=execution, main_device=1, offloaded_bytes={blocks[1]: 70})
+    for tokens in (65, 100, 3000, 9000):
+        run, tape = fit.at((1, tokens)), polynomials.at(1, tokens)
+        assert demands_of([run], main_needs_bytes=40) == demands_of([tape], main_needs_bytes=40)
+        assert replay(run, placement) == replay(tape, placement)
+        assert run.columns.phases() == list(tape.phases)

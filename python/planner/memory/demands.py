@@ -79,6 +79,8 @@ class Demands:
             BlockDemand(cache_bytes=5, lasting_bytes=0, needs_bytes=7, resting_bytes=0)
         """
         each = list(phases)
+        if len(each) == 1:
+            return each[0]
         names = dict.fromkeys(name for phase in each for name in phase.blocks)
         return cls(
             blocks={name: _most([phase.blocks.get(name, BlockDemand()) for phase in each]) for name in names},

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
+from math import lcm
+from operator import mul
 from typing import Final, TypeAlias
 
 from planner.errors import InvalidInputError
-from planner.memory.tape import APART, CALL, ENTER, MADE, OUTPUT, REST, Event, Tape
+from planner.memory.tape import APART, CALL, ENTER, MADE, OUTPUT, REST, Event, RunBytes, Tape
 
-__all__ = ["Basis", "Point", "Polynomials", "SizeAt", "fitted"]
+__all__ = ["Basis", "FittedRun", "Point", "Polynomials", "fitted"]
 
 Point: TypeAlias = tuple[int, int]
 """Rows and tokens."""
@@ -73,7 +76,7 @@ class Basis:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Polynomials:
     """A tape whose bytes are polynomials.
 
@@ -95,22 +98,22 @@ class Polynomials:
 
         Cost: O(events).
         """
-        weights = self.basis.weights((rows, tokens))
-        sizes = {key: _weighed(key, weights) for key in self._distinct()}
-        if any(size < 0 or size.denominator != 1 for size in sizes.values()):
-            raise InvalidInputError(
-                f"at {rows} rows of {tokens} tokens, the recordings do not tell what runs; record that point"
-            )
-        return self._with({key: int(size) for key, size in sizes.items()})
+        return self._with(dict(zip(self._keys, self._sizes_at((rows, tokens)), strict=True)))
 
-    def near(self, rows: int, tokens: int) -> Tape:
-        """The tape of such a run, whose bytes know what they are elsewhere: see :class:`SizeAt`."""
-        weights = self.basis.weights((rows, tokens))
-        return self._with({key: SizeAt(key, weights) for key in self._distinct()})
+    def run(self) -> FittedRun:
+        """The same to be read at many points."""
+        numbers = {key: number for number, key in enumerate(self._keys)}
+        run = self._with(numbers).run
+        keys = tuple(self._keys)
+        return FittedRun(run, self.basis, tuple(keys[number] for number in run.columns.sizes()))
 
-    def _distinct(self) -> set[tuple[int, ...]]:
+    @cached_property
+    def _keys(self) -> list[tuple[int, ...]]:
         """Few: layers are alike."""
-        return {key for keys in self.values for key in keys}
+        return list(dict.fromkeys(key for keys in self.values for key in keys))
+
+    def _sizes_at(self, point: Point) -> list[int]:
+        return _read_at(self.basis, self._keys, point)
 
     def _with(self, sizes: dict[tuple[int, ...], int]) -> Tape:
         events = tuple(
@@ -120,46 +123,30 @@ class Polynomials:
         return replace(self.tape, events=events)
 
 
-class SizeAt(int):
-    """Bytes at one point that know what they are in each recording, and so at every other point.
+@dataclass(frozen=True, slots=True)
+class FittedRun:
+    """A run whose bytes are known at every point.
 
-    Sums and differences know it, too; of two, the larger one is the one that is larger at this point. So whatever adds up the
-    bytes of a tape and takes the largest of sums can be asked once, and its answer read at many points near by.
-
-    Example:
-        >>> weights = Basis.of([(1, 1), (2, 1)]).weights((3, 1))
-        >>> whole = SizeAt((10, 20), weights) + SizeAt((1, 1), weights)
-        >>> int(whole), whole.values
-        (31, (11, 21))
+    Args:
+        run: with numbers in the place of bytes.
+        basis: where recordings were made.
+        values: by size of the run, its bytes in all recordings.
     """
 
-    values: tuple[int, ...]
-    weights: tuple[Fraction, ...]
+    run: RunBytes
+    basis: Basis
+    values: tuple[tuple[int, ...], ...]
 
-    def __new__(cls, values: tuple[int, ...], weights: tuple[Fraction, ...]) -> SizeAt:
-        return cls._made(int(_weighed(values, weights)), values, weights)
+    def at(self, point: Point) -> RunBytes:
+        """The bytes of a run at one point.
 
-    @classmethod
-    def _made(cls, size: int, values: tuple[int, ...], weights: tuple[Fraction, ...]) -> SizeAt:
-        made = int.__new__(cls, size)
-        made.values, made.weights = values, weights
-        return made
+        Raises:
+            InvalidInputError: a number of bytes there is none, so the run has other operators; or the recordings tell nothing of it.
 
-    def __add__(self, other: int) -> SizeAt:
-        more = other.values if isinstance(other, SizeAt) else (other,) * len(self.values)
-        values = tuple(map(int.__add__, self.values, more))
-        return SizeAt._made(int.__add__(self, other), values, self.weights)
-
-    __radd__ = __add__
-
-    def __sub__(self, other: int) -> SizeAt:
-        less = other.values if isinstance(other, SizeAt) else (other,) * len(self.values)
-        values = tuple(map(int.__sub__, self.values, less))
-        return SizeAt._made(int.__sub__(self, other), values, self.weights)
-
-    def __rsub__(self, other: int) -> SizeAt:
-        values = tuple(other - value for value in self.values)
-        return SizeAt._made(int.__rsub__(self, other), values, self.weights)
+        Cost: O(distinct sizes), which are few.
+        """
+        sizes = _read_at(self.basis, self.values, point)
+        return replace(self.run, columns=self.run.columns.with_sizes(sizes))
 
 
 def fitted(points: Sequence[Point], tapes: Sequence[Tape]) -> Polynomials | None:
@@ -193,8 +180,20 @@ def _powers(point: Point, terms: Sequence[tuple[int, int]]) -> list[Fraction]:
     return [Fraction(point[0] ** row * point[1] ** token) for row, token in terms]
 
 
-def _weighed(values: Sequence[int], weights: Sequence[Fraction]) -> Fraction:
-    return sum((weight * value for weight, value in zip(weights, values, strict=True)), Fraction(0))
+def _read_at(basis: Basis, values: Iterable[Sequence[int]], point: Point) -> list[int]:
+    """Bytes at a point. Raises InvalidInputError."""
+    weights = basis.weights(point)
+    whole = lcm(*(weight.denominator for weight in weights))
+    counts = [int(weight * whole) for weight in weights]
+    found = []
+    for each in values:
+        size, rest = divmod(sum(map(mul, counts, each)), whole)
+        if rest or size < 0:
+            raise InvalidInputError(
+                f"at {point[0]} rows of {point[1]} tokens, the recordings do not tell what runs; record that point"
+            )
+        found.append(size)
+    return found
 
 
 def _inverted(matrix: list[list[Fraction]]) -> tuple[tuple[Fraction, ...], ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, TypeAlias
+
+from planner import _core
 
 __all__ = [
     "AFTER",
@@ -22,6 +24,7 @@ __all__ = [
     "Enclosing",
     "Event",
     "Row",
+    "RunBytes",
     "Tape",
 ]
 
@@ -74,6 +77,21 @@ class Enclosing:
 
 
 @dataclass(frozen=True, slots=True)
+class RunBytes:
+    """The bytes of one run, as they are read: in the extension's columns.
+
+    Args:
+        blocks: names, as of a tape.
+        notes: what else to know.
+        columns: events and bytes.
+    """
+
+    blocks: tuple[str, ...]
+    notes: tuple[str, ...]
+    columns: _core.TapeColumns
+
+
+@dataclass(frozen=True)
 class Tape:
     """One recording of a prefill and of decode steps.
 
@@ -98,22 +116,16 @@ class Tape:
         """Names of the forwards, in order: "prefill", "decode", "decode 2", …"""
         return tuple(event[1] for event in self.events if event[0] == PHASE)
 
-    def name(self, place: int) -> str:
-        """The block of a place; "" for that of the inputs."""
-        return self.blocks[place - 1] if place else ""
-
-    def span(self, phase: str) -> tuple[int, int]:
-        """Positions of a phase's first event and of the one after its last."""
-        return next((start, end) for name, start, end in self._spans() if name == phase)
-
-    def _spans(self) -> Iterator[tuple[str, int, int]]:
-        start, name = -1, ""
-        for at, event in enumerate(self.events):
-            if event[0] == PHASE:
-                start, name = at, event[1]
-            elif event[0] == AFTER and start >= 0:
-                yield name, start, at
-                start = -1
+    @cached_property
+    def run(self) -> RunBytes:
+        """The same to be read."""
+        columns = _core.TapeColumns(
+            self.events,
+            blocks=len(self.blocks),
+            enclosing=[(list(each.inside), each.own) for each in self.enclosing],
+            carried=list(self.carried),
+        )
+        return RunBytes(self.blocks, self.notes, columns)
 
     def operators(self) -> tuple[tuple[Any, ...], ...]:
         """What has happened, without the bytes: two tapes with the same have run the same operators."""

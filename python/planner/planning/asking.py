@@ -14,6 +14,7 @@ from planner.config.problem import Rank
 from planner.errors import InfeasibleError, InvalidInputError
 from planner.model.tree import ModuleTree
 from planner.planning.api import plan_problem
+from planner.planning.looking import searched
 from planner.planning.problem import Problem
 from planner.plans.plan import Plan
 from planner.settings.keywords import PlanSettings
@@ -22,6 +23,8 @@ from planner.spelling import shown
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from planner.planning.guessing import Guess
 
 __all__ = ["FirstPlan", "Largest", "first_that_fits", "largest"]
 
@@ -129,8 +132,7 @@ def largest(
     def planned(value: int) -> Plan:
         return plan_problem(problem_at(value))
 
-    guess = _guess(first, of, least, most)
-    value, plan, error, tried = _searched(planned, least, most, guess)
+    value, plan, error, tried = searched(planned, least, most, _guess(first, of))
     limit: Limit
     if error is not None:
         limit = "proven" if error.is_proven else "undecided"
@@ -235,49 +237,10 @@ def _has_prompt(problem: Problem) -> bool:
     return problem.resolved.origin(("workload", "prompt_length")).rank is not Rank.COMPUTED
 
 
-def _guess(problem: Problem, of: Asked, least: int, most: int) -> int | None:
-    """Where to begin; None where nothing tells."""
+def _guess(problem: Problem, of: Asked) -> Guess | None:
+    """What tells where to look; None where nothing does."""
     if not isinstance(problem.settings.strategy, Auto) or problem.settings.granularity == "module":
         return None  # blocks that may be taken apart are several searches
     from planner.planning.guessing import Guess  # few ask for this, and all that plan load this module
 
-    return Guess(problem, of, has_prompt=_has_prompt(problem)).between(least, most)
-
-
-def _searched(
-    planned: Callable[[int], Plan], least: int, most: int, guess: int | None
-) -> tuple[int, Plan, InfeasibleError | None, int]:
-    """The largest value with a plan, its plan, the error of the next one, and how many were planned; no error where the most has one.
-
-    Raises:
-        InfeasibleError: not even the least has a plan.
-    """
-    known: dict[int, Plan] = {}
-    error: InfeasibleError | None = None
-    refused, tried = most + 1, 0
-
-    def has_plan(value: int) -> bool:
-        nonlocal error, refused, tried
-        tried += 1
-        try:
-            known[value] = planned(value)
-        except InfeasibleError as found:
-            if value == least:
-                raise
-            error, refused = found, value
-            return False
-        return True
-
-    value, step = max(least, min(most, guess or least)), 1
-    if has_plan(value):
-        while value < most and has_plan(min(most, value + step)):  # upwards until something has no plan
-            value, step = min(most, value + step), 2 * step
-    else:
-        while not has_plan(max(least, value - step)):
-            value, step = max(least, value - step), 2 * step
-    best = max(known)
-    while refused - best > 1:
-        middle = (best + refused) // 2
-        if has_plan(middle):
-            best = middle
-    return best, known[best], error, tried
+    return Guess(problem, of, has_prompt=_has_prompt(problem))

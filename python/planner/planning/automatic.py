@@ -19,6 +19,7 @@ from planner.plans.parts import DevicePlan, PredictedPeaks
 from planner.plans.plan import Plan
 from planner.settings.schema import Auto
 from planner.strategies.auto import AutoAnswer, AutoSearch, solve_in_parts
+from planner.strategies.running import is_beyond
 from planner.strategies.staying import StayingBuffers
 
 _Masks = tuple[tuple[int, int], ...]  # by unit that may not lie everywhere, the devices where it may
@@ -73,6 +74,28 @@ def search_of_weights(problem: Problem, blocks: Blocks) -> AutoSearch:
     """The search for a place for weights, without what a workload takes beside them."""
     staying = StayingBuffers(blocks, problem.settings.offload_buffers)
     return _of_weights(problem, staying, _masks(problem, blocks, _devices(problem)))
+
+
+def has_plan(search: AutoSearch, rooms: RunningRooms) -> bool:
+    """Whether a problem has a plan with a workload: what :func:`plan_auto` finds, without the plan.
+
+    Args:
+        search: of weights alone.
+        rooms: for the workload.
+    """
+    budgets = with_taken(search.device_budgets, rooms.most.resting_bytes)
+    if is_beyond(search.blocks, rooms.most, budgets):
+        return False
+    demands = rooms.searched(search.staying, [budget.device for budget in budgets])
+    search = replace(search, demands=demands, device_budgets=budgets)
+    if search.fits() is False:
+        return False  # which is known sooner than what would help
+    try:
+        answer = search.solve()
+        settled(search, answer, rooms, search.staying)
+    except InfeasibleError:
+        return False
+    return True
 
 
 def _search(problem: Problem, staying: StayingBuffers, masks: _Masks) -> AutoSearch:
@@ -152,6 +175,6 @@ def _peaks_of(
 ) -> Callable[[], PredictedPeaks]:
     if running is None:
         return dict
-    if not running.tapes:
+    if not running.runs:
         return partial(running.peaks, devices, answer)
     return lambda: replayed_peaks(running, staying, answer, devices)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final
+from math import isqrt
+from typing import Final, TypeAlias
 
 from planner.choices import Asked
-from planner.devices.budgets import with_taken
-from planner.memory.demand_polynomials import DemandPolynomials
-from planner.memory.polynomials import Basis, Point, fitted
-from planner.planning.automatic import search_of_weights
+from planner.errors import InvalidInputError, RecordingError
+from planner.planning.automatic import has_plan, search_of_weights
+from planner.planning.fits import RunFit, fit_of
 from planner.planning.problem import Problem
-from planner.planning.rooms import formula_rooms, recorded_for
+from planner.planning.recorded import Recordable
+from planner.planning.rooms import formula_rooms, recordable_for, recorded_rooms
 from planner.planning.running import RunningRooms
 from planner.settings.workload import Workload
-from planner.strategies.auto import AutoSearch
-from planner.strategies.running import is_beyond
 
 __all__ = ["Guess"]
 
@@ -25,11 +24,15 @@ _FAR_TOKENS: Final = 1 << 16
 _LEAST_TOKENS: Final = 4  # a prompt, and two steps after it
 # One row runs other operators: what is expanded need not be copied.
 _BATCHES: Final = (2, 3)
-_ROUNDS: Final = 4
+# Some sizes are rounded up to a multiple of some power of two; what is recorded is one.
+_ROUND: Final = 64
+
+_RoomsAt: TypeAlias = Callable[[Workload], RunningRooms]
 
 
 class Guess:
-    """The search for a value with plans that are not made.
+    """The search for a value with plans that are not made: each probe is what planning would find, were a recording there what a
+    few recordings tell of it.
 
     Args:
         problem: with any value.
@@ -43,6 +46,7 @@ class Guess:
         self._of = of
         self._has_prompt = has_prompt
         self._search = search_of_weights(problem, problem.blocks())
+        self._recordable = self._recordable_model()
 
     def between(self, least: int, most: int) -> int | None:
         """The largest value with a plan, as far as a few recordings tell.
@@ -51,43 +55,67 @@ class Guess:
             A value from `least` to `most`, or one less than `least` where not even that has a plan. None where recordings have run
             different operators, so that they tell nothing of other values.
 
-        Cost: two or three recordings, at most twice; then O(events) in each of a few rounds, and O(blocks) for each of some twenty
-            probes in these.
+        Cost: two recordings, or three, and three more for each eighth of their tokens that the value lies below; they are kept.
+            Then some fifteen probes, each O(events) and a search.
         """
-        is_batch = self._of == "batch_size"
-        values = _BATCHES if is_batch else _spread(least, min(most, _FAR_TOKENS))
-        if not recorded_for(self._model, self._at(values[0]), self._search.blocks).tapes:
-            return self._bisected(self._by_formula, least, most)
-        found = self._from(values, least, most)
-        if is_batch or found is None or found >= values[0]:
-            return found
-        # Below the recordings, windows may not be full.
-        return self._from(_spread(least, found), least, most) or found
+        try:
+            if self._recordable is not None:
+                return self._recorded(self._recordable, least, most)
+        except (RecordingError, InvalidInputError):
+            self._recordable = None  # plans of it are made by formulas, too
+        return self._bisected(self._by_formula, least, most)
 
-    def _from(self, values: Sequence[int], least: int, most: int) -> int | None:
-        """What recordings at some values tell."""
-        workloads = [self._at(value) for value in values]
-        found = [recorded_for(self._model, each, self._search.blocks) for each in workloads]
-        if len({len(each.tapes) for each in found}) > 1:
+    def near(self, value: int, least: int, most: int) -> int | None:
+        """The same from recordings close to a value, where those far away have told what is not so.
+
+        Args:
+            value: where recordings are made, or a little below.
+            least, most: between which the answer is known to be.
+        """
+        if self._recordable is None:
             return None
-        points = [_point(workload) for workload in workloads]
-        runs = [fitted(points, tapes) for tapes in zip(*(each.tapes for each in found), strict=True)]
-        known = [run for run in runs if run is not None]
-        if len(known) < len(runs):
+        step = -(-value // (4 * _ROUND * _ROUND)) * _ROUND if value >= 4 * _ROUND else 1
+        count = 2 if self._of == "batch_size" else 3
+        last = value // step * step
+        values = range(last - (count - 1) * step, last + 1, step)
+        if values[0] < self._first_value():
             return None
-        demands = DemandPolynomials(Basis.of(points), known, [each.main_needs_bytes for each in found])
+        try:
+            fit = fit_of(self._recordable, [self._at(each) for each in values])
+        except (RecordingError, InvalidInputError):
+            return None
+        return None if fit is None else self._bisected(self._by(fit), least, most, value)
 
-        def by_polynomials(workload: Workload) -> RunningRooms:
-            here = demands.at(_point(workload))
-            return RunningRooms(by_phase={"prefill": here}, margin=workload.allocator_margin)
+    def _recordable_model(self) -> Recordable | None:
+        try:
+            return recordable_for(self._model, self._search.blocks)
+        except RecordingError:
+            return None
 
-        value = values[-1]
-        for _ in range(_ROUNDS):
-            demands.look_at(_point(self._at(max(least, value))))
-            before, value = value, self._bisected(by_polynomials, least, most, value)
-            if value == before:
-                break
-        return value
+    def _first_value(self) -> int:
+        """The least at which a recording has all that others have."""
+        if self._of == "batch_size":
+            return _BATCHES[0]
+        workload = self._workload
+        assert workload is not None
+        return (workload.prompt_tokens if self._has_prompt else 1) + _LEAST_TOKENS
+
+    def _recorded(self, model: Recordable, least: int, most: int) -> int | None:
+        if self._of == "batch_size":
+            fit = fit_of(model, [self._at(value) for value in _BATCHES])
+            return None if fit is None else self._bisected(self._by(fit), least, most)
+        top, found = min(most, _FAR_TOKENS), None
+        while True:
+            values = _spread(least, top)
+            fit = fit_of(model, [self._at(value) for value in values])
+            if fit is None:
+                return found
+            found = self._bisected(self._by(fit), least, most, found)
+            # Below the recordings, windows may not be full.
+            below = 1 << found.bit_length()
+            if found >= values[0] or below >= top:
+                return found
+            top = below
 
     def _at(self, value: int) -> Workload:
         workload = self._workload
@@ -100,31 +128,39 @@ class Guess:
     def _by_formula(self, workload: Workload) -> RunningRooms:
         return formula_rooms(self._model, workload, self._search.blocks)
 
-    def _bisected(
-        self, rooms_at: Callable[[Workload], RunningRooms], least: int, most: int, known: int | None = None
-    ) -> int:
+    def _by(self, fit: RunFit) -> _RoomsAt:
+        def rooms_at(workload: Workload) -> RunningRooms:
+            return recorded_rooms(self._model, workload, self._search.blocks, fit.at(workload))
+
+        return rooms_at
+
+    def _bisected(self, rooms_at: _RoomsAt, least: int, most: int, known: int | None = None) -> int:
         """The largest value whose rooms have a plan, or one less than the least; `known` is where it may lie."""
         best, refused = least - 1, most + 1
         tried = [] if known is None else [known + 1, known]
         while refused - best > 1:
-            value = tried.pop() if tried else (best + refused) // 2
+            value = tried.pop() if tried else _middle(best, refused)
             if not best < value < refused:
                 continue
-            if _is_room(self._search, rooms_at(self._at(value))):
+            if self._has_plan(rooms_at, value):
                 best = value
             else:
                 refused = value
         return best
 
+    def _has_plan(self, rooms_at: _RoomsAt, value: int) -> bool:
+        """Whether there is a plan; where the recordings do not tell what runs, it is taken for none."""
+        try:
+            return has_plan(self._search, rooms_at(self._at(value)))
+        except InvalidInputError:
+            return False
 
-def _is_room(search: AutoSearch, rooms: RunningRooms) -> bool:
-    """Whether there is a plan; where that is not known, it is taken for none."""
-    devices = [budget.device for budget in search.device_budgets]
-    budgets = with_taken(search.device_budgets, rooms.most.resting_bytes)
-    if is_beyond(search.blocks, rooms.most, budgets):
-        return False
-    demands = rooms.searched(search.staying, devices)
-    return bool(replace(search, demands=demands, device_budgets=budgets).fits())
+
+def _middle(best: int, refused: int) -> int:
+    """Between two values: of those far apart, in the middle of their orders of magnitude."""
+    if refused > 4 * max(best, 1):
+        return max(best + 1, isqrt(max(best, 1) * refused))
+    return (best + refused) // 2
 
 
 def _spread(least: int, most: int) -> Sequence[int]:
@@ -132,7 +168,3 @@ def _spread(least: int, most: int) -> Sequence[int]:
     first = max(least + 2, most // 8, _LEAST_TOKENS)
     middle = max(first + 1, most // 2)
     return [first, middle, max(middle + 1, most)]
-
-
-def _point(workload: Workload) -> Point:
-    return workload.rows, workload.context_length

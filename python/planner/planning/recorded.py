@@ -13,11 +13,11 @@ from planner.checkpoint.opened import Opened
 from planner.choices import Phase
 from planner.errors import InvalidInputError, RecordingError
 from planner.memory.demands import Demands
-from planner.memory.tape import PHASE, Tape
+from planner.memory.tape import RunBytes, Tape
 from planner.memory.vectors import demands_of
 from planner.settings.workload import Workload
 
-__all__ = ["Recorded", "recorded"]
+__all__ = ["Recordable", "Recorded", "note_of", "recordable", "recorded"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,27 +25,102 @@ class Recorded:
     """What recordings tell.
 
     Args:
-        tapes: the recordings; none where nothing was recorded.
+        runs: what was recorded; none where nothing was.
         main_needs_bytes: what the model's caller needs beside it where its inputs lie; in the demands of the first block.
         note: why there are none, or what was assumed, where that is worth knowing.
     """
 
-    tapes: tuple[Tape, ...] = ()
+    runs: tuple[RunBytes, ...] = ()
     main_needs_bytes: int = 0
     note: str = ""
 
-    def demands(self) -> Demands:
-        """What blocks need. Cost: O(events)."""
-        found = demands_of(self.tapes, main_needs_bytes=self.main_needs_bytes)
+    def demands(self, kind: str = "") -> Demands:
+        """What blocks need, in phases whose names begin with ``kind``. Cost: O(events)."""
+        found = demands_of(self.runs, main_needs_bytes=self.main_needs_bytes, kind=kind)
         return replace(found, notes=(*found.notes, self.note)) if self.note else found
 
     def by_phase(self) -> dict[Phase, Demands]:
         """The same for each phase by itself. Cost: O(events)."""
         phases: tuple[Phase, ...] = ("prefill", "decode")
-        return {
-            phase: replace(self, tapes=tuple(_of_phase(tape, phase) for tape in self.tapes)).demands()
-            for phase in phases
-        }
+        return {phase: self.demands(phase) for phase in phases}
+
+
+@dataclass(frozen=True, slots=True)
+class Recordable:
+    """A model that can be recorded: a live one, or one that transformers has built without weights.
+
+    Args:
+        model: in the types that it will be loaded in.
+        blocks: names of what is placed.
+        fingerprint: under which recordings are kept; None where each is made anew.
+    """
+
+    model: Any
+    blocks: tuple[str, ...]
+    fingerprint: str | None
+
+    def tapes(self, workload: Workload) -> tuple[Tape, ...]:
+        """Recordings of a workload. Raises RecordingError, InvalidInputError."""
+        from planner.memory.recording.workloads import record
+
+        return record(self.model, self.blocks, workload, fingerprint=self.fingerprint)
+
+    def told(self, tapes: Sequence[Tape], workload: Workload) -> Recorded:
+        """What recordings of a workload tell."""
+        from planner.memory.recording.workloads import generation_bytes
+
+        beside = generation_bytes(self.model, workload)
+        return Recorded(
+            runs=tuple(tape.run for tape in tapes), main_needs_bytes=beside, note=note_of(tapes, workload)
+        )
+
+
+def note_of(tapes: Sequence[Tape], workload: Workload) -> str:
+    """What was assumed in recordings."""
+    if not any(tape.assumed for tape in tapes):
+        return ""
+    return f"values of masks are taken for those of prompts with{'' if workload.is_padded else 'out'} padding"
+
+
+def recordable(
+    opened: Opened,
+    blocks: Sequence[str],
+    *,
+    fingerprint: str,
+    dtype: str | None = None,
+    special_dtypes: Mapping[str, str] | None = None,
+) -> Recordable | None:
+    """A model to record, where one is at hand.
+
+    That is a live model; or files whose class transformers has, where it is loaded already: planning loads neither it nor torch.
+
+    Args:
+        opened: the model.
+        blocks: names of what is placed.
+        fingerprint: a digest of its modules and sizes.
+        dtype, special_dtypes: what it will be loaded as.
+
+    Raises:
+        RecordingError: transformers does not build it.
+    """
+    # Quantised modules run on accelerators alone, and are recorded as those that they stand for.
+    model = opened.live() if opened.live is not None and not opened.quantization else None
+    if model is None:
+        model = _skeleton(opened)
+    if model is None:
+        return None
+    from planner.memory.recording.converted import converted
+
+    special = special_dtypes or {}
+    made = converted(model, dtype, special)
+    said = (
+        fingerprint,
+        type(model).__qualname__,
+        json.dumps(dict(opened.configuration), sort_keys=True, default=repr),
+        f"{dtype} {sorted(special.items())}",
+    )
+    # A recording that is kept is of the classes; what was put in the place of a forward is recorded each time.
+    return Recordable(made, tuple(blocks), None if _is_changed(made) else "\n".join(said))
 
 
 def recorded(
@@ -57,74 +132,28 @@ def recorded(
     dtype: str | None = None,
     special_dtypes: Mapping[str, str] | None = None,
 ) -> Recorded:
-    """Records a model under its workload, where a recording is at hand.
-
-    That is a live model; or files whose class transformers has, where it is loaded already: planning loads neither it nor torch.
+    """Records a model under its workload, where one is at hand.
 
     Args:
-        opened: the model.
+        opened, blocks, fingerprint, dtype, special_dtypes: as of :func:`recordable`.
         workload: what it will be run on.
-        blocks: names of what is placed.
-        fingerprint: a digest of its modules and sizes.
-        dtype, special_dtypes: what it will be loaded as.
 
     Raises:
         InvalidInputError: ``workload.inputs`` that its forward does not take.
 
     Cost: see :func:`planner.memory.recording.workloads.record`; recordings are kept in this process.
     """
-    # Quantised modules run on accelerators alone, and are recorded as those that they stand for.
-    model = opened.live() if opened.live is not None and not opened.quantization else None
     try:
-        if model is None:
-            model = _skeleton(opened)
-        if model is None:
-            return Recorded()
-        return _of(model, opened, workload, blocks, fingerprint, dtype, special_dtypes or {})
+        model = recordable(
+            opened, blocks, fingerprint=fingerprint, dtype=dtype, special_dtypes=special_dtypes
+        )
+        return Recorded() if model is None else model.told(model.tapes(workload), workload)
     except RecordingError as error:
         return Recorded(note=error.message)
     except InvalidInputError as error:
         if workload.inputs:
             raise
         return Recorded(note=error.message)
-
-
-def _of(
-    model: Any,
-    opened: Opened,
-    workload: Workload,
-    blocks: Sequence[str],
-    fingerprint: str,
-    dtype: str | None,
-    special_dtypes: Mapping[str, str],
-) -> Recorded:
-    from planner.memory.recording.converted import converted
-    from planner.memory.recording.workloads import generation_bytes, record
-
-    made = converted(model, dtype, special_dtypes)
-    said = (
-        fingerprint,
-        type(model).__qualname__,
-        json.dumps(dict(opened.configuration), sort_keys=True, default=repr),
-        f"{dtype} {sorted(special_dtypes.items())}",
-    )
-    # A recording that is kept is of the classes; what was put in the place of a forward is recorded each time.
-    key = None if _is_changed(made) else "\n".join(said)
-    tapes = record(made, blocks, workload, fingerprint=key)
-    masks = (
-        f"values of masks are taken for those of prompts with{'' if workload.is_padded else 'out'} padding"
-    )
-    return Recorded(
-        tapes=tapes,
-        main_needs_bytes=generation_bytes(made, workload) if workload.logits == "last" else 0,
-        note=masks if any(tape.assumed for tape in tapes) else "",
-    )
-
-
-def _of_phase(tape: Tape, phase: Phase) -> Tape:
-    """The tape with the forwards of one phase as its phases; what was before is there, and is not told."""
-    told = tuple(event for event in tape.events if event[0] != PHASE or event[1].startswith(phase))
-    return replace(tape, events=told)
 
 
 def _is_changed(model: Any) -> bool:

@@ -73,7 +73,7 @@ def settled(
 
 def _missing(rooms: RunningRooms, staying: StayingBuffers, answer: AutoAnswer) -> dict[DeviceKey, int]:
     """By device that runs anything, what a replay needs beyond what the plan counts."""
-    if not rooms.tapes:
+    if not rooms.runs:
         return _missing_on_main(rooms, answer)
     reserved = {usage.device: usage.reserved_bytes for usage in answer.usage}
     buffers, running = staying.by_device(answer.displaced(), answer.execution_map), rooms.of(answer)
@@ -109,8 +109,8 @@ def _peaks(
 ) -> PredictedPeaks:
     placement = _placement(rooms, staying, answer, room_bytes, beside_bytes)
     found: dict[Phase, dict[DeviceKey, int]] = {}
-    for tape in rooms.tapes:
-        by_phase = totals(replay(tape, placement))
+    for run in rooms.runs:
+        by_phase = totals(replay(run, placement))
         for phase in _PHASES:
             for device, size in by_phase.get(phase, {}).items():
                 most = found.setdefault(phase, {})
@@ -131,7 +131,7 @@ def _placement(
     room_bytes: Mapping[DeviceKey, int],
     beside_bytes: int,
 ) -> RunPlacement:
-    sizes, stays = staying.blocks.layout.stored_sizes(), staying.of(answer.displaced(), answer.execution_map)
+    stays = staying.of(answer.displaced(), answer.execution_map)
     execution: dict[str, DeviceKey] = {}
     offloaded: dict[str, int] = {}
     for name in rooms.most.blocks:
@@ -141,7 +141,7 @@ def _placement(
             continue
         execution[name] = device
         if runs is not None and runs != home:
-            offloaded[name] = int(sizes.get(name, 0)) - stays.get(name, 0)
+            offloaded[name] = int(staying.stored_bytes.get(name, 0)) - stays.get(name, 0)
     resident = {usage.device: usage.used_bytes for usage in answer.usage}
     for device, size in staying.by_device(answer.displaced(), answer.execution_map).items():
         resident[device] += size

@@ -12,16 +12,16 @@ from planner.choices import Phase
 from planner.errors import InvalidInputError, UnknownMemoryError
 from planner.memory.cache_layers import has_encoder, layer_caches
 from planner.memory.demands import BlockDemand, Demands
-from planner.memory.tape import Tape
+from planner.memory.tape import RunBytes
 from planner.model.blocks import Blocks
 from planner.planning.demands import demands_of
-from planner.planning.recorded import Recorded, recorded
+from planner.planning.recorded import Recordable, Recorded, recordable, recorded
 from planner.planning.running import RunningRooms
 from planner.planning.unpacked import with_unpacked
 from planner.settings.workload import Workload
 from planner.units import format_bytes
 
-__all__ = ["RunModel", "formula_rooms", "recorded_for", "rooms_for"]
+__all__ = ["RunModel", "formula_rooms", "recordable_for", "recorded_rooms", "rooms_for"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +62,21 @@ def rooms_for(model: RunModel, workload: Workload, blocks: Blocks) -> RunningRoo
     """
     _require_static(model, workload)
     _require_no_encoder(model, workload)
-    found = recorded_for(model, workload, blocks)
-    if not found.tapes:
+    found = recorded(
+        model.opened,
+        workload,
+        blocks.names,
+        fingerprint=blocks.layout.columns.fingerprint(),
+        dtype=model.loaded_as,
+        special_dtypes=model.special_dtypes,
+    )
+    if not found.runs:
         return formula_rooms(model, workload, blocks, note=found.note)
+    return recorded_rooms(model, workload, blocks, found)
+
+
+def recorded_rooms(model: RunModel, workload: Workload, blocks: Blocks, found: Recorded) -> RunningRooms:
+    """The same by what recordings tell, of which there are some. Args, Raises: as of :func:`rooms_for`."""
     if model.packed_as is not None or model.opened.quantization:
         # No replay tells the peaks of these: a tape knows nothing of what kernels unpack.
         return _rooms(model, workload, blocks, found.by_phase(), main_needs_bytes=found.main_needs_bytes)
@@ -73,16 +85,15 @@ def rooms_for(model: RunModel, workload: Workload, blocks: Blocks) -> RunningRoo
         workload,
         blocks,
         {"prefill": found.demands()},
-        found.tapes,
+        found.runs,
         main_needs_bytes=found.main_needs_bytes,
     )
 
 
-def recorded_for(model: RunModel, workload: Workload, blocks: Blocks) -> Recorded:
-    """What recordings tell of a workload. Args, Raises, Cost: as of :func:`rooms_for`."""
-    return recorded(
+def recordable_for(model: RunModel, blocks: Blocks) -> Recordable | None:
+    """The model to record, where one is at hand. Raises RecordingError."""
+    return recordable(
         model.opened,
-        workload,
         blocks.names,
         fingerprint=blocks.layout.columns.fingerprint(),
         dtype=model.loaded_as,
@@ -141,7 +152,7 @@ def _rooms(
     workload: Workload,
     blocks: Blocks,
     by_phase: Mapping[Phase, Demands],
-    tapes: tuple[Tape, ...] = (),
+    runs: tuple[RunBytes, ...] = (),
     *,
     main_needs_bytes: int,
 ) -> RunningRooms:
@@ -162,5 +173,5 @@ def _rooms(
     if beside:
         by_phase = {phase: replace(each, notes=(*each.notes, *beside)) for phase, each in by_phase.items()}
     return RunningRooms(
-        by_phase=by_phase, margin=workload.allocator_margin, tapes=tapes, main_needs_bytes=main_needs_bytes
+        by_phase=by_phase, margin=workload.allocator_margin, runs=runs, main_needs_bytes=main_needs_bytes
     )

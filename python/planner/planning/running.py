@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import cached_property
 from math import ceil
 
 from planner.choices import Phase
 from planner.devices.keys import DeviceKey
 from planner.memory.demands import Demands
-from planner.memory.tape import Tape
+from planner.memory.tape import RunBytes
 from planner.planning.margins import margin_bytes, margin_of
 from planner.plans.parts import DevicePlan, PredictedPeaks
 from planner.plans.running import Running, running_by_device
@@ -19,14 +20,14 @@ from planner.strategies.running import CoreDemands, core_demands
 from planner.strategies.staying import StayingBuffers
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RunningRooms:
     """What a workload asks for on devices.
 
     Args:
         by_phase: what blocks need in each phase; of recordings, all of it in one.
         margin: what the allocator may take beyond, as the settings say it.
-        tapes: the recordings, where there are any.
+        runs: what was recorded, where anything was.
         main_needs_bytes: what is needed where the inputs lie, whatever runs there; it is in the needs of the first block, which may run
             elsewhere.
         beyond_bytes: by device, what a replay of a placement has found above what its blocks add up to.
@@ -34,7 +35,7 @@ class RunningRooms:
 
     by_phase: Mapping[Phase, Demands]
     margin: int | str | None
-    tapes: tuple[Tape, ...] = ()
+    runs: tuple[RunBytes, ...] = ()
     main_needs_bytes: int = 0
     beyond_bytes: Mapping[DeviceKey, int] = field(default_factory=dict)
 
@@ -51,7 +52,7 @@ class RunningRooms:
             staying_bytes=staying.block_bytes,
         )
 
-    @property
+    @cached_property
     def most(self) -> Demands:
         """What no phase goes beyond."""
         return Demands.most_of(self.by_phase.values())

@@ -25,15 +25,20 @@ _MOST_BYTES: Final = 1 << 53  # as of a model's weights
 def block_demands(blocks: Blocks, demands: Demands) -> list[BlockDemand]:
     """By block of a model, in the order of execution, what it needs; a block of several parts needs what they need together."""
     return [
-        BlockDemand(
-            cache_bytes=sum(part.cache_bytes for part in parts),
-            lasting_bytes=sum(part.lasting_bytes for part in parts),
-            needs_bytes=max((part.needs_bytes for part in parts), default=0),
-            resting_bytes=sum(part.resting_bytes for part in parts),
-        )
+        _of_parts([demands.blocks.get(name, _NOTHING) for name in names])
         for names in blocks.columns.block_names()
-        for parts in [[demands.blocks.get(name, _NOTHING) for name in names]]
     ]
+
+
+def _of_parts(parts: Sequence[BlockDemand]) -> BlockDemand:
+    if len(parts) == 1:
+        return parts[0]
+    return BlockDemand(
+        cache_bytes=sum(part.cache_bytes for part in parts),
+        lasting_bytes=sum(part.lasting_bytes for part in parts),
+        needs_bytes=max((part.needs_bytes for part in parts), default=0),
+        resting_bytes=sum(part.resting_bytes for part in parts),
+    )
 
 
 def core_demands(
@@ -65,11 +70,13 @@ def core_demands(
             f"{_MOST_BYTES} ({format_bytes(_MOST_BYTES)}): say fewer rows or a shorter context"
         )
     each, staying = block_demands(blocks, demands), staying_bytes or {}
-    stays = [sum(staying.get(name, 0) for name in names) for names in blocks.columns.block_names()]
+    stays: list[int] = []
+    if staying:
+        stays = [8 * sum(staying.get(name, 0) for name in names) for names in blocks.columns.block_names()]
     return _core.Demands(
         exec_bits=[_more(demand.exec_bytes, share) for demand in each],
         peak_bits=[_more(demand.needs_bytes, share) for demand in each],
-        stay_bits=[8 * size for size in stays],
+        stay_bits=stays,
         shared_bits=[_more(demands.shared_bytes, share) + 8 * size for size in beside_bytes],
     )
 
@@ -91,4 +98,6 @@ def is_beyond(blocks: Blocks, demands: Demands, device_budgets: Sequence[DeviceB
 
 def _more(size_bytes: int, share: Fraction) -> int:
     """In bits, with the share of it, rounded up to whole bytes."""
-    return 8 * -(-size_bytes * (share.numerator + share.denominator) // share.denominator)
+    return 8 * (
+        -(-size_bytes * (share.numerator + share.denominator) // share.denominator) if share else size_bytes
+    )

@@ -43,6 +43,11 @@ class StayingBuffers:
         return {name: size for name, size in found.items() if size}
 
     @cached_property
+    def stored_bytes(self) -> Mapping[str, int | float]:
+        """Bytes of each module and tensor, buffers and all."""
+        return self.blocks.layout.stored_sizes()
+
+    @cached_property
     def _buffer_sizes(self) -> Mapping[str, int | float]:
         """Bytes of buffers by module and tensor, all that is below a module with it."""
         return self.blocks.layout.stored_sizes("buffers")

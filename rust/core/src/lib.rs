@@ -32,6 +32,7 @@ mod devices;
 mod error;
 mod ids;
 mod keys;
+pub mod memory;
 mod model;
 mod names;
 mod outcome;

@@ -5,6 +5,7 @@ mod auto;
 mod errors;
 mod headers;
 mod layout;
+mod memory;
 mod outcome;
 mod parallel;
 mod reading;
@@ -21,6 +22,8 @@ mod _core {
     use crate::headers::{Headers, Index};
     #[pymodule_export]
     use crate::layout::{BalanceFacts, Layout};
+    #[pymodule_export]
+    use crate::memory::TapeColumns;
     #[pymodule_export]
     use crate::outcome::{Exhausted, Outcome, Reason};
     #[pymodule_export]

@@ -20,7 +20,17 @@ from planner.memory.tape import PHASE, Tape
 from planner.memory.vectors import demands_of
 from planner.settings.workload import Workload
 
-__all__ = ["WorkloadRun", "generation_bytes", "record", "recorded_demands", "runs_of", "takes_use_cache"]
+__all__ = [
+    "WorkloadRun",
+    "generation_bytes",
+    "record",
+    "recorded_demands",
+    "recording_key",
+    "runs_of",
+    "scores_bytes",
+    "takes_use_cache",
+    "vocabulary_of",
+]
 
 _TOKENS = ("input_ids", "decoder_input_ids")
 _WHOLE = ("_ids", "_mask", "_thw", "_sizes", "_index", "_lengths")
@@ -54,7 +64,7 @@ def record(
 
     Cost: for each recording a third of a millisecond for each module and operator, whatever the sizes.
     """
-    key = None if fingerprint is None else _key(model, blocks, workload, fingerprint)
+    key = None if fingerprint is None else recording_key(model, blocks, workload, fingerprint)
     if key is not None and key in _kept:
         _kept.move_to_end(key)
         return _kept[key]
@@ -106,19 +116,28 @@ def recorded_demands(
     Args, Raises, Cost: as :func:`record`.
     """
     tapes = record(model, blocks, workload, fingerprint=fingerprint)
-    beside = generation_bytes(model, workload) if workload.logits == "last" else 0
-    return demands_of(tapes, main_needs_bytes=beside)
+    return demands_of(tapes, main_needs_bytes=generation_bytes(model, workload))
 
 
-def generation_bytes(model: nn.Module, workload: Workload) -> int:
+def vocabulary_of(model: nn.Module) -> int:
+    """How many tokens a model knows; 0 where that is not said."""
+    config: Any = getattr(model, "config", None)
+    text = getattr(config, "get_text_config", lambda: config)()
+    vocabulary = getattr(text, "vocab_size", None)
+    return vocabulary if isinstance(vocabulary, int) else 0
+
+
+def scores_bytes(vocabulary: int, workload: Workload) -> int:
     """What ``generate()`` needs beside the model's own forward where the inputs lie: scores of the next token and copies of them.
 
     Source: measured with transformers 5.23: at most 6.2 times rows × vocabulary × 4 bytes, greedy, sampled and with beams.
     """
-    config: Any = getattr(model, "config", None)
-    text = getattr(config, "get_text_config", lambda: config)()
-    vocabulary = getattr(text, "vocab_size", None)
-    return -(-_SHARES * workload.rows * vocabulary * 4 // 10) if isinstance(vocabulary, int) else 0
+    return -(-_SHARES * workload.rows * vocabulary * 4 // 10)
+
+
+def generation_bytes(model: nn.Module, workload: Workload) -> int:
+    """The same of a model; nothing where its vocabulary is not known, or where logits are of all tokens, as in no generation."""
+    return scores_bytes(vocabulary_of(model), workload) if workload.logits == "last" else 0
 
 
 def takes_use_cache(model: nn.Module) -> bool:
@@ -132,7 +151,10 @@ def takes_use_cache(model: nn.Module) -> bool:
     return is_known and any(each.kind is each.VAR_KEYWORD for each in takes.values())
 
 
-def _key(model: nn.Module, blocks: Sequence[str], workload: Workload, fingerprint: str) -> tuple[str, ...]:
+def recording_key(
+    model: nn.Module, blocks: Sequence[str], workload: Workload, fingerprint: str
+) -> tuple[str, ...]:
+    """All that a recording depends on, as text."""
     config: Any = getattr(model, "config", None)
     transformers: Any = sys.modules.get("transformers")
     return (
