@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from planner.cli.arguments import example_option, json_option, model_argument, remote_option
@@ -11,6 +13,21 @@ from planner.cli.parsing import Command
 from planner.cli.settings import remark_file, settings_of, takes_settings
 from planner.cli.sources import open_model
 from planner.cli.waiting import saying
+
+
+class _Count(click.ParamType):
+    """A count as a context is written: k is 1024."""
+
+    name = "count"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from planner.settings.workload import read_tokens
+
+        try:
+            return read_tokens(value)
+        except ValueError:
+            self.fail(f"expected a count of at least 1, such as 4096 or 32k, got {value!r}", param, ctx)
+
 
 _OF = {"context": "context_length", "batch": "batch_size"}
 
@@ -24,7 +41,7 @@ _OF = {"context": "context_length", "batch": "batch_size"}
     show_default=True,
     help="What is to be as large as can be; --context or --batch says the other one.",
 )
-@click.option("--upto", type=click.IntRange(min=1), metavar="COUNT", help="The most to ask for.")
+@click.option("--upto", type=_Count(), metavar="COUNT", help="The most to ask for, such as 32k (k is 1024).")
 @example_option
 @remote_option
 @json_option
