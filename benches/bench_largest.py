@@ -1,7 +1,7 @@
 """Planning with a workload, and asking back: what the largest context and the largest batch cost on a Llama-70B, and that they run.
 
     python benches/bench_largest.py            both tables, about three minutes
-    python benches/bench_largest.py --quick    a Llama of 8 layers, two families
+    python benches/bench_largest.py --quick    fewer repetitions, two families
     python benches/bench_largest.py --only times
 
 Times are of the processor, in one process. *Runs*: on virtual accelerators whose memory ends at the budget, a prompt of the largest
@@ -33,10 +33,10 @@ from timing import table, words
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from largest_runs import DEVICES, found_for, runs_to_the_end  # type: ignore[import-not-found]
+from largest_runs import BUDGETS, found_for, runs_with  # type: ignore[import-not-found]
 from rig import Accelerators, missing  # type: ignore[import-not-found]
 
-FAMILIES = ("llama", "gemma", "mixtral", "gpt2", "qwen3_moe", "deepseek_v3", "gpt_oss")
+FAMILIES = ("llama", "gemma", "mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss")
 CARDS = {"3 x 70 GiB": "70GiB", "3 x 80 GiB": "80GiB"}
 OTHER = "75GiB"
 PROBES = 200
@@ -51,12 +51,12 @@ class Cost:
     said: str = ""
 
 
-def llama_70b(layers: int) -> Any:
+def llama_70b() -> Any:
     """On the meta device, in half precision."""
     config = LlamaConfig(
         hidden_size=8192,
         intermediate_size=28672,
-        num_hidden_layers=layers,
+        num_hidden_layers=80,
         num_attention_heads=64,
         num_key_value_heads=8,
         vocab_size=128256,
@@ -83,10 +83,10 @@ def forgotten() -> None:
     fits._kept.clear()
 
 
-def costs(layers: int, times: int) -> Iterator[Cost]:
+def costs(times: int) -> Iterator[Cost]:
     """Each question, first and again."""
-    model = llama_70b(layers)
-    room = {device: f"{layers}GiB" for device in (0, 1, 2)}
+    model = llama_70b()
+    room = dict.fromkeys((0, 1, 2), "80GiB")
     workload = {"context_length": 4096}
     planner.plan(model, max_memory=room)
     plain = spent(lambda: planner.plan(model, max_memory=room), times)[0]
@@ -98,33 +98,23 @@ def costs(layers: int, times: int) -> Iterator[Cost]:
     yield Cost("plan with a workload, first", spent(planned)[0])
     yield Cost("plan with a workload, again", spent(planned, times)[0])
     yield Cost("probe: whether there is a plan", probe(model, room, workload))
-    scale = layers / 80
     for name, size in CARDS.items():
         for of, beside in (("context_length", {}), ("batch_size", workload)):
-            yield from asked(model, of, beside, name, scaled(size, scale), scaled(OTHER, scale), times)
+            yield from asked(model, of, beside, name, size, times)
 
 
-def scaled(size: str, scale: float) -> str:
-    """A budget for fewer layers."""
-    return f"{int(float(size.removesuffix('GiB')) * scale * 1024)}MiB"
-
-
-def asked(
-    model: Any, of: Any, beside: Any, name: str, size: str, other: str, times: int
-) -> Iterator[Cost]:
+def asked(model: Any, of: Any, beside: Any, name: str, size: str, times: int) -> Iterator[Cost]:
     """The largest of one kind: first, again, and with another budget."""
     forgotten()
 
     def largest(room: str) -> Largest:
-        return planner.largest(
-            model, of, max_memory=dict.fromkeys((0, 1, 2), room), workload=beside
-        )
+        return planner.largest(model, of, max_memory=dict.fromkeys((0, 1, 2), room), workload=beside)
 
     what = f"largest {of}, {name}"
     first, found = spent(lambda: largest(size))
     yield Cost(f"{what}: first", first, f"{found}; {found.tried} plans")
     yield Cost(f"{what}: again", spent(lambda: largest(size), times)[0])
-    yield Cost(f"{what}: other budgets, with two more recordings", spent(lambda: largest(other))[0])
+    yield Cost(f"{what}: other budgets, with two more recordings", spent(lambda: largest(OTHER))[0])
 
 
 def probe(model: Any, room: Any, workload: Any) -> float:
@@ -146,16 +136,13 @@ def probe(model: Any, room: Any, workload: Any) -> float:
 
 def runs_table(families: tuple[str, ...]) -> str:
     """What is found, and whether it and 6 % more run."""
-    with Accelerators.fresh() as accelerators:
-        rows = []
-        for name in families:
-            for devices in DEVICES:
-                for of in ("context_length", "batch_size"):
-                    found = found_for(name, of, devices)
-                    fine, more = runs_to_the_end(accelerators, name, of, devices, found)
-                    rows.append(
-                        [name, devices, of, str(found.value), found.limit, str(fine), str(not more)]
-                    )
+    accelerators, rows = Accelerators(), []
+    for name in families:
+        for devices, budgets in BUDGETS.items():
+            for of in ("context_length", "batch_size"):
+                found = found_for(name, of, budgets)
+                runs, more = runs_with(accelerators, name, of, budgets, found)
+                rows.append([name, devices, of, found.value, found.limit, runs, not more])
     return table(["family", "devices", "of", "largest", "limit", "runs", "6 % more raises"], rows)
 
 
@@ -166,8 +153,13 @@ def main() -> None:
     parser.add_argument("--only", choices=("times", "runs"))
     chosen = parser.parse_args()
     if chosen.only != "runs":
-        found = costs(8 if chosen.quick else 80, 3 if chosen.quick else 9)
-        print(table(["question", "processor", "answer"], [[each.of, words(each.seconds), each.said] for each in found]))
+        found = costs(3 if chosen.quick else 9)
+        print(
+            table(
+                ["question", "processor", "answer"],
+                [[each.of, words(each.seconds), each.said] for each in found],
+            )
+        )
     if chosen.only != "times":
         print(runs_table(FAMILIES[:2] if chosen.quick else FAMILIES) if not missing() else missing())
 

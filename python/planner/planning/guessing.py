@@ -154,7 +154,7 @@ class Guess:
         maybe = _largest(sure, hopeless, lambda value: fits(value) is not False)
         step = 0  # a replay may find more than blocks add up to, so that even what is sure has no plan
         while sure >= least and not self._answer(has_plan, rooms_at, sure):
-            step, maybe = 2 * step + 1, sure - 1
+            step, maybe = 8 * step + 1, sure - 1
             sure = max(least - 1, sure - step)
         return _largest(sure, maybe + 1, lambda value: bool(self._answer(has_plan, rooms_at, value)))
 
