@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import transformers
@@ -50,9 +51,17 @@ def decoder_path(config: Any) -> tuple[tuple[str, ...], Any]:
         path, config = (*path, key), getattr(config, key)
 
 
-def changed(config: Any) -> Iterator[Any]:
+def within(name: str, path: tuple[str, ...], said: dict[str, Any]) -> Any:
+    """The decoder's configuration, of which a file says so much, as the class of the whole completes it."""
+    given: dict[str, Any] = said
+    for key in reversed(path):
+        given = {key: given}
+    missing = model_zoo.MISSING.get(name, {})
+    return decoder_path(getattr(transformers, name).config_class(**{**missing, **given}))[1]
+
+
+def changed(config: Any, make: Callable[..., Any]) -> Iterator[Any]:
     """Configurations of the same class with other heads, widths and depths."""
-    cls = type(config)
     names = ("num_hidden_layers", "num_attention_heads", "hidden_size")
     values = config.to_dict()
     sizes = {name: values.get(name) for name in names}
@@ -64,9 +73,13 @@ def changed(config: Any) -> Iterator[Any]:
     ):
         given = {name: rule(sizes[name]) for name, rule in change.items() if isinstance(sizes[name], int)}
         try:
-            yield cls(**given)
+            yield make(**given)
         except Exception:
             continue  # a configuration that the class refuses is nobody's
+
+
+def _within(name: str, path: tuple[str, ...], model_type: str, **sizes: Any) -> Any:
+    return within(name, path, {"model_type": model_type, **sizes})
 
 
 def period(types: list[str]) -> list[str]:
@@ -82,13 +95,17 @@ def record(name: str) -> dict[str, Any] | None:
     cls = getattr(transformers, name)
     config = cls.config_class(**model_zoo.MISSING.get(name, {}))
     path, decoder = decoder_path(config)
+    make: Callable[..., Any] = type(decoder)
+    if path:
+        make = partial(_within, name, path, decoder.model_type)
+        decoder = make()
     values = Asked(values_of(decoder))
     try:
         layer_layouts({**values_of(config), **values} if not path else values)
         layer_layouts(values)
     except PlannerError:
         return None
-    others = [values_of(other) for other in changed(decoder)]
+    others = [values_of(other) for other in changed(decoder, make)]
     kept = {
         key: value
         for key in sorted(values.keys_read - set(SAID))

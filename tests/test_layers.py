@@ -47,6 +47,7 @@ MAY_OPEN_CORE = (
     "strategies/auto.py",
     "strategies/running.py",
     "strategies/sequential.py",
+    "strategies/timed.py",
     "checkpoint/files.py",
     "loading/reading.py",
 )

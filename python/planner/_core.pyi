@@ -39,6 +39,9 @@ __all__ = [
     "SearchOptions",
     "StoredFile",
     "TapeColumns",
+    "TimedFailure",
+    "TimedLine",
+    "TimedPlan",
     "Tree",
     "cached_bytes",
     "clean_keys",
@@ -422,6 +425,54 @@ class Certificate:
     def steps(self) -> int: ...
     @property
     def stage(self) -> SearchStage: ...
+
+@final
+class TimedLine:
+    """Pieces in execution order, and the devices that may run them."""
+
+    def __new__(
+        cls,
+        *,
+        pieces: list[tuple[int, int, int, int, list[int | None], list[int | None], int | None]],
+        kinds: list[tuple[int, int, bool]],
+        devices: list[int],
+        hop_ps: list[list[int]],
+        schedule: Literal["serial", "overlapped"],
+        staging_blocks: int,
+    ) -> TimedLine:
+        """``pieces``: bits, state's bits, streamed bits, homes as a bit for each kind, picoseconds to run and to fetch by kind, and
+        on the host. ``kinds``: capacity in bits, picoseconds to the host and back, whether it is the host."""
+
+    def __len__(self) -> int: ...
+    def solve(
+        self,
+        *,
+        objective: Literal["latency", "throughput", "pipeline"],
+        batches: int,
+        any_order: bool,
+        search_steps: int,
+    ) -> TimedPlan | TimedFailure: ...
+
+@final
+class TimedPlan:
+    @property
+    def latency_ps(self) -> int: ...
+    @property
+    def bottleneck_ps(self) -> int: ...
+    @property
+    def value_ps(self) -> int: ...
+    @property
+    def lower_bound_ps(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def runs(self) -> list[tuple[int, int, int, int, list[Literal["resident", "fetched", "beside"]]]]:
+        """Device, first piece, one past the last, picoseconds, and a way for each piece."""
+
+@final
+class TimedFailure:
+    @property
+    def proven(self) -> bool: ...
 
 @final
 class AutoFailure:

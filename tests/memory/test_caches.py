@@ -242,10 +242,11 @@ def test_a_file_that_says_of_the_whole_what_its_decoder_has() -> None:
     assert "text_config" not in flat
 
 
-def test_a_decoder_that_a_file_does_not_name_is_refused() -> None:
-    """Its class has a type for it, and values that depend on that."""
+def test_a_decoder_that_a_file_does_not_name_is_that_of_the_class() -> None:
+    """With what the class of the whole gives it; a file that says sizes beside it has said none of the decoder."""
     part = {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3"}
     sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
-    for config in ({**part, **sizes}, {**part, "text_config": sizes}):
-        with pytest.raises(planner.UnknownMemoryError):
-            bytes_of(completed_config(config))
+    named = {"model_type": "mistral", "num_key_value_heads": 8, "sliding_window": 4096, **sizes}
+    assert bytes_of(completed_config({**part, "text_config": sizes})) == bytes_of(named)
+    with pytest.raises(planner.UnknownMemoryError):
+        bytes_of(completed_config({**part, **sizes}))

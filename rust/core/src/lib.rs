@@ -66,6 +66,6 @@ pub use model::repeated::{Containers, Repeated};
 pub use model::tree::{DType, Kind, Tensor, Tree};
 pub use names::is_number;
 pub use outcome::{Outcome, Placement, Reason, Rule, Usage};
-pub use strategy::auto;
 pub use strategy::sequential::margin::Margin;
 pub use strategy::sequential::{sequential, sequential_with_margin};
+pub use strategy::{auto, timed};

@@ -9,6 +9,7 @@ mod memory;
 mod outcome;
 mod parallel;
 mod reading;
+mod timed;
 mod tree;
 mod walk;
 mod words;
@@ -28,6 +29,8 @@ mod _core {
     use crate::outcome::{Exhausted, Outcome, Reason};
     #[pymodule_export]
     use crate::reading::{FileMapping, PageBuffer, StoredFile, cached_bytes, map_pieces, read_spans};
+    #[pymodule_export]
+    use crate::timed::{TimedFailure, TimedLine, TimedPlan};
     #[pymodule_export]
     use crate::tree::{Tree, clean_keys};
 }

@@ -1,10 +1,13 @@
 //! Closed sets of words at the border, and what each stands for.
 
 use planner_core::auto::{Execute, Fill, Mode};
+use planner_core::timed::Schedule;
 use planner_core::{Counted, DeviceKind, Dialect, Granularity, Needed, Reserve};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
+
+use crate::timed::Aim;
 
 /// What is said by one of a few words.
 pub(crate) trait Words: Copy + 'static {
@@ -63,6 +66,17 @@ impl Words for Needed {
 impl Words for Granularity {
     const WHAT: &'static str = "granularity";
     const ALL: &'static [(&'static str, Self)] = &[("block", Self::Block), ("expert", Self::Expert)];
+}
+
+impl Words for Schedule {
+    const WHAT: &'static str = "schedule";
+    const ALL: &'static [(&'static str, Self)] = &[("serial", Self::Serial), ("overlapped", Self::Overlapped)];
+}
+
+impl Words for Aim {
+    const WHAT: &'static str = "objective";
+    const ALL: &'static [(&'static str, Self)] =
+        &[("latency", Self::Latency), ("throughput", Self::Throughput), ("pipeline", Self::Pipeline)];
 }
 
 impl Words for Fill {

@@ -2,3 +2,5 @@
 
 pub mod auto;
 pub(crate) mod sequential;
+pub(crate) mod steps;
+pub mod timed;

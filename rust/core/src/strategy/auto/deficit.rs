@@ -8,7 +8,7 @@ use crate::strategy::auto::demands::{Demands, Need};
 use crate::strategy::auto::instance::{Instance, UNLIMITED};
 use crate::strategy::auto::problem::{Execute, Mode, Options, Unit};
 use crate::strategy::auto::search::Search;
-use crate::strategy::auto::steps::Steps;
+use crate::strategy::steps::Steps;
 
 /// Parts of the step limit that one question may take.
 const PARTS: u64 = 16;

@@ -125,7 +125,6 @@ mod runs;
 mod search;
 mod solve;
 mod staging_devices;
-mod steps;
 mod streaming;
 
 pub use deficit::shortfall;

@@ -17,7 +17,7 @@ use crate::strategy::auto::plan::{Place, Plan, Staging};
 use crate::strategy::auto::problem::{Options, Stage, Unit};
 use crate::strategy::auto::rank::{Wishes, first, is_split, rank, wishes};
 use crate::strategy::auto::search::{Found, Search};
-use crate::strategy::auto::steps::Steps;
+use crate::strategy::steps::Steps;
 
 /// Groups of siblings that are tried one after another.
 const MOST_GROUPS: usize = 8;

@@ -15,8 +15,8 @@ use crate::strategy::auto::runs::contiguous::{Orders, Runnable, Split, runs};
 use crate::strategy::auto::runs::offload_window;
 use crate::strategy::auto::runs::tie_positions;
 use crate::strategy::auto::staging_devices;
-use crate::strategy::auto::steps::Steps;
 use crate::strategy::auto::streaming;
+use crate::strategy::steps::Steps;
 
 /// A plan and what is known of it.
 pub(crate) struct Found {

@@ -9,8 +9,8 @@ use crate::strategy::auto::packing::{Task, best_fit};
 use crate::strategy::auto::preference::{cost, prefer};
 use crate::strategy::auto::problem::{Failure, Options, Solution, UNPLACED, Unit};
 use crate::strategy::auto::search::{Found, Search};
-use crate::strategy::auto::steps::Steps;
 use crate::strategy::auto::streaming;
+use crate::strategy::steps::Steps;
 
 /// One of so many parts of the steps is kept for preferences among plans that cost the same.
 const PREFERENCE_PARTS: u64 = 8;

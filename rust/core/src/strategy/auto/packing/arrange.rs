@@ -7,7 +7,7 @@ use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::packing::Packing;
 use crate::strategy::auto::packing::tiers::Tiers;
 use crate::strategy::auto::plan::{Place, Plan, Staging, breaks, lay_out};
-use crate::strategy::auto::steps::Steps;
+use crate::strategy::steps::Steps;
 
 /// How a sweep chooses the next device.
 #[derive(Debug, Clone, Copy)]

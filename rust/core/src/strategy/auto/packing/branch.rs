@@ -6,7 +6,7 @@
 
 use crate::strategy::auto::counts::at_most;
 use crate::strategy::auto::packing::{Packed, Task};
-use crate::strategy::auto::steps::Steps;
+use crate::strategy::steps::Steps;
 
 /// A node of the search; `put` says which, and the other fields follow from it.
 struct Branch<'a> {

@@ -11,7 +11,7 @@ pub(crate) mod tiers;
 use crate::strategy::auto::counts::at_most;
 use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::packing::tiers::{FoundTiers, Tiers, tiers};
-use crate::strategy::auto::steps::Steps;
+use crate::strategy::steps::Steps;
 
 /// What must fit where.
 #[derive(Debug)]
@@ -199,7 +199,7 @@ mod tests {
     use crate::devices::{Device, DeviceKind};
     use crate::strategy::auto::instance::Instance;
     use crate::strategy::auto::problem::Options;
-    use crate::strategy::auto::steps::Steps;
+    use crate::strategy::steps::Steps;
     use crate::testing::units;
 
     fn device(kind: DeviceKind, bits: u64, pool: Option<u32>) -> Device {

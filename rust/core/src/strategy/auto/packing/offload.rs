@@ -10,7 +10,7 @@ use std::cmp::Reverse;
 use crate::strategy::auto::instance::{Class, Instance};
 use crate::strategy::auto::packing::pack::pack;
 use crate::strategy::auto::packing::{Packing, Task, best_fit, best_fit_of, joint_room, weigh};
-use crate::strategy::auto::steps::Steps;
+use crate::strategy::steps::Steps;
 
 /// Packings of the same cost that are kept for arranging.
 const MOST_CHOICES: usize = 6;

@@ -3,7 +3,7 @@
 use crate::strategy::auto::packing::branch;
 use crate::strategy::auto::packing::table;
 use crate::strategy::auto::packing::{Packed, Task, best_fit};
-use crate::strategy::auto::steps::Steps;
+use crate::strategy::steps::Steps;
 
 /// The best packing that beats a cost.
 pub(crate) fn pack(task: &Task, below: Option<(u64, u64)>, steps: &mut Steps) -> Packed {

@@ -8,7 +8,7 @@ use crate::strategy::auto::counts::at_most;
 use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::packing::table::{Dimension, Table};
 use crate::strategy::auto::packing::{Packing, Task};
-use crate::strategy::auto::steps::Steps;
+use crate::strategy::steps::Steps;
 
 /// Units that are not given to a device yet, in execution order, and what of them is offloaded.
 struct Rest<'a> {
@@ -185,7 +185,7 @@ mod tests {
     use crate::strategy::auto::instance::Instance;
     use crate::strategy::auto::packing::{Packing, Task, weigh};
     use crate::strategy::auto::problem::Options;
-    use crate::strategy::auto::steps::Steps;
+    use crate::strategy::steps::Steps;
     use crate::testing::units;
 
     /// The counts by bin of units of these bytes, reshaped from what a packing offloads and has resident.

@@ -6,7 +6,7 @@
 use crate::ids::id_at;
 use crate::strategy::auto::counts::at_most;
 use crate::strategy::auto::packing::{Packed, Task};
-use crate::strategy::auto::steps::Steps;
+use crate::strategy::steps::Steps;
 
 /// Vectors of counts that a table may hold.
 const MOST_STATES: usize = 4_096;

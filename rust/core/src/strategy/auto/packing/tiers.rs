@@ -2,7 +2,7 @@
 
 use crate::strategy::auto::counts::at_most;
 use crate::strategy::auto::instance::Instance;
-use crate::strategy::auto::steps::Steps;
+use crate::strategy::steps::Steps;
 
 /// Where offloaded units lie.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

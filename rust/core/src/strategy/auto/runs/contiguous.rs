@@ -7,7 +7,7 @@ use crate::strategy::auto::plan::{Place, Plan, Staging, lay_out};
 use crate::strategy::auto::runs::fill::spread;
 use crate::strategy::auto::runs::prefix::{Prefix, Room, Runs};
 use crate::strategy::auto::runs::sets::any_order;
-use crate::strategy::auto::steps::Steps;
+use crate::strategy::steps::Steps;
 
 /// What is offloaded, where it lies, and to which bin it is streamed.
 #[derive(Debug, Clone)]
@@ -186,7 +186,7 @@ mod tests {
     use crate::ids::id_at;
     use crate::strategy::auto::instance::Instance;
     use crate::strategy::auto::problem::{Mode, Options};
-    use crate::strategy::auto::steps::Steps;
+    use crate::strategy::steps::Steps;
     use crate::testing::units;
 
     /// What is said of runs on accelerators in the order given, each a capacity and perhaps a pool.

@@ -13,7 +13,7 @@ use crate::strategy::auto::runs::contiguous::Split;
 use crate::strategy::auto::runs::prefix::{Prefix, Room};
 use crate::strategy::auto::runs::sets::Sets;
 use crate::strategy::auto::staging_devices;
-use crate::strategy::auto::steps::Steps;
+use crate::strategy::steps::Steps;
 
 /// Vectors that are looked at.
 const MOST_VECTORS: usize = 64;
@@ -313,7 +313,7 @@ mod tests {
     use crate::devices::Device;
     use crate::strategy::auto::instance::Instance;
     use crate::strategy::auto::problem::{Options, Unit};
-    use crate::strategy::auto::steps::Steps;
+    use crate::strategy::steps::Steps;
     use crate::testing::units;
 
     fn bits(sizes: &[u64]) -> Vec<Unit> {

@@ -2,7 +2,7 @@
 
 use crate::ids::id_at;
 use crate::strategy::auto::runs::prefix::{Prefix, Room, Runs};
-use crate::strategy::auto::steps::Steps;
+use crate::strategy::steps::Steps;
 
 /// Sets of devices that a table may hold.
 const MOST_SETS: u64 = 1 << 20;
@@ -137,7 +137,7 @@ mod tests {
     use crate::strategy::auto::instance::Instance;
     use crate::strategy::auto::problem::Options;
     use crate::strategy::auto::runs::prefix::{Prefix, Room};
-    use crate::strategy::auto::steps::Steps;
+    use crate::strategy::steps::Steps;
     use crate::testing::units;
 
     /// Units of these weights; `barred` are pairs of a room and a unit that it may not take.

@@ -4,7 +4,7 @@ use crate::ids::id_at;
 use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::plan::Plan;
 use crate::strategy::auto::runs::contiguous::{Orders, Runnable, Split, runs};
-use crate::strategy::auto::steps::Steps;
+use crate::strategy::steps::Steps;
 
 /// Sequences that are tried.
 const MOST_SEQUENCES: usize = 64;

@@ -5,9 +5,9 @@
 //! with a set of devices is the least over the last of them and the border where its run begins.
 
 use crate::strategy::auto::instance::Instance;
-use crate::strategy::auto::steps::Steps;
 use crate::strategy::auto::streaming::costs::Costs;
 use crate::strategy::auto::streaming::keep::NEVER;
+use crate::strategy::steps::Steps;
 
 /// Borders that are looked at; of longer models every so many units.
 const MOST_BORDERS: usize = 160;

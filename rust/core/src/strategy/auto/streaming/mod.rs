@@ -15,11 +15,11 @@ mod shares;
 use crate::strategy::auto::instance::{Instance, UNLIMITED};
 use crate::strategy::auto::packing::offload::Goal;
 use crate::strategy::auto::plan::{Place, Plan};
-use crate::strategy::auto::steps::Steps;
 use crate::strategy::auto::streaming::borders::Borders;
 use crate::strategy::auto::streaming::costs::Costs;
 use crate::strategy::auto::streaming::floor::floor;
 use crate::strategy::auto::streaming::shares::Answer;
+use crate::strategy::steps::Steps;
 
 /// What was found.
 pub(crate) struct Streamed {

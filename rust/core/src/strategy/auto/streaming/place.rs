@@ -5,10 +5,10 @@ use crate::strategy::auto::instance::Instance;
 use crate::strategy::auto::packing::arrange::{Shares, arrange_shares, settle};
 use crate::strategy::auto::packing::tiers::{Tiers, tiers};
 use crate::strategy::auto::plan::{Plan, Staging};
-use crate::strategy::auto::steps::Steps;
 use crate::strategy::auto::streaming::borders::{Counts, Run};
 use crate::strategy::auto::streaming::costs::Costs;
 use crate::strategy::auto::streaming::keep::NEVER;
+use crate::strategy::steps::Steps;
 
 /// The plan of runs.
 pub(crate) fn runs(costs: &mut Costs, runs: &[Run], steps: &mut Steps) -> Option<Plan> {

@@ -3,9 +3,9 @@
 //! Devices are added one at a time. For each vector of counts that the devices so far run there is one number, the fewest bits
 //! that they offload; the next device runs any part of the rest.
 
-use crate::strategy::auto::steps::Steps;
 use crate::strategy::auto::streaming::costs::{Costs, Vectors};
 use crate::strategy::auto::streaming::keep::NEVER;
+use crate::strategy::steps::Steps;
 
 /// Pairs of a vector and an addition to it that are worth one step.
 const PAIRS_PER_STEP: u64 = 8;
