@@ -63,6 +63,9 @@ class CachedHeads:
     value_width: int
 
 
+_MOST_LAYERS: Final = 100_000
+
+
 def model_type(config: Config) -> str:
     """The type of a model, as an answer to questions names it."""
     return str(config.get("model_type") or "")
@@ -108,9 +111,21 @@ def needed(config: Config, *names: str) -> int:
 
 
 def depth(config: Config) -> int:
-    """How many layers a decoder has."""
+    """How many layers a decoder has.
+
+    Raises:
+        UnknownMemoryError: that is not said, or more than any model has: each is told by itself.
+    """
     blocks = config.get("layers_block_type")
-    return len(blocks) if isinstance(blocks, list) else needed(config, *_DEPTHS)
+    count = len(blocks) if isinstance(blocks, list) else needed(config, *_DEPTHS)
+    if count > _MOST_LAYERS:
+        raise UnknownMemoryError(
+            f"the configuration of {model_type(config) or 'the model'} says that it has {count} layers; what runs is told of at most "
+            f"{_MOST_LAYERS}",
+            model_type=model_type(config),
+            unknown=_DEPTHS[0],
+        )
+    return count
 
 
 def width(config: Config) -> int:
