@@ -12,6 +12,7 @@ import torch
 import transformers
 
 import tiny_zoo
+from cache_inputs import UNASKED, own_inputs, seen_inputs
 from cache_zoo import NotMeasuredError
 from planner.memory.cache_parts import Phase
 
@@ -87,6 +88,9 @@ def givens(model: Any, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
     """Inputs to try, the plainest first."""
     ids = words(model, PROMPT)
     takes = inspect.signature(model.forward).parameters
+    own = own_inputs(model, ids, words(model, ENCODED), dtype)
+    if own:
+        yield own
     if model.config.is_encoder_decoder:
         yield {"input_ids": words(model, ENCODED), "decoder_input_ids": ids}
         channels = getattr(model.config.get_text_config(decoder=True), "num_channels", None)
@@ -180,7 +184,9 @@ def looking_at(model: Any) -> Iterator[list[int]]:
 def run_real(model: Any, given: dict[str, Any], kind: str) -> list[Measured]:
     """A prefill and two steps with these inputs. Raises whatever the class raises."""
     takes = inspect.signature(model.forward).parameters
-    more: dict[str, Any] = {"use_cache": True} if "use_cache" in takes or "kwargs" in takes else {}
+    dtype = next(model.parameters()).dtype
+    asks = ("use_cache" in takes or "kwargs" in takes) and type(model).__name__ not in UNASKED
+    more: dict[str, Any] = {"use_cache": True} if asks else {}
     with looking_at(model) as encoded_tokens:
         out = model(**given, **more)
     taken = "cache_params" if "cache_params" in takes else "past_key_values"
@@ -200,11 +206,13 @@ def run_real(model: Any, given: dict[str, Any], kind: str) -> list[Measured]:
     for step in range(1, STEPS + 1):
         again = {key: cache, **({"use_cache": True} if "use_cache" in more else {})}
         again[word] = like(given[word], tokens + step if type(model).__name__ in WHOLE else 1)
+        again |= seen_inputs(model, again[word], dtype)
         if encoded is not None:
             again["encoder_outputs"] = transformers.modeling_outputs.BaseModelOutput(
                 last_hidden_state=encoded
             )
             again["encoder_outputs"].router_logits = None  # of mixtures
+            again["encoder_outputs"].attention_mask = torch.ones(encoded.shape[:2], dtype=torch.long)
         if "attention_mask" in given and word == "input_ids":
             again["attention_mask"] = torch.ones((BATCH, tokens + step), dtype=torch.long)
         key, cache = find_cache(model(**again))

@@ -66,6 +66,11 @@ GIVEN: dict[str, dict[str, Any]] = {
     "Mamba2ForCausalLM": {"num_heads": 4, "head_dim": 32, "n_groups": 2, "hidden_size": 64},
     "NemotronForCausalLM": {"num_key_value_heads": 2},
     "NemotronHForCausalLM": {"n_groups": 2, "mamba_num_heads": 4, "mamba_head_dim": 32},
+    "ZambaForCausalLM": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+        "n_mamba_heads": 2,
+    },
     "XmodForCausalLM": {"default_language": "en_XX", "is_decoder": True},
     "Qwen4ExpForCausalLM": {
         "indexer_n_heads": 4,

@@ -90,10 +90,11 @@ def test_the_demo_prints_commands_that_can_be_typed(command: Command, own_folder
     done = command("demo", "--folder", own_folder)
     assert done.exit_code == 0, done.stderr
     typed = [line for line in done.stdout.splitlines() if line.startswith("$ planner ")]
-    assert [line.split()[2] for line in typed] == ["plan", "explain"]
+    assert [line.split()[2] for line in typed] == ["plan", "explain", "fit"]
     for line in typed:
         assert command(*line.split()[2:]).exit_code == 0, line
     assert "model.layers.50" in done.stdout
+    assert re.search(r"^context_length = \d{4,}", done.stdout, re.MULTILINE)
     assert (own_folder / "llama-70b.html").read_text().startswith("<!doctype html>")
     assert planner.Plan.from_json((own_folder / "llama-70b.json").read_text()).certificate.proven
 

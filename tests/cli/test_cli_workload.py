@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +49,66 @@ def test_fit_says_the_largest(command: Command, llama: str) -> None:
     assert command("plan", llama, *context, "--batch", found["value"]).exit_code == 0
     if found["limit"] in ("proven", "undecided"):
         assert command("plan", llama, *context, "--batch", found["value"] + 1).exit_code == 1
+
+
+def fitted(command: Command, llama: str, *said: str) -> dict[str, Any]:
+    done = command("fit", llama, *said, "--json")
+    assert done.exit_code == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_fit_finds_the_largest_context_unless_told_otherwise(command: Command, llama: str) -> None:
+    room = ("-d", "0=2GiB")
+    found = fitted(command, llama, *room)
+    assert found["of"] == "context_length"
+    assert found == fitted(command, llama, *room, "--largest", "context")
+    fewer = fitted(command, llama, *room, "--batch", "4")
+    assert 1 <= fewer["value"] <= found["value"]
+    shown = command("fit", llama, *room)
+    assert shown.stdout.startswith(f"context_length = {found['value']} (")
+    assert "cache" in shown.stdout and "activations" in shown.stdout
+
+
+@pytest.mark.parametrize(("written", "count"), [("1k", 1024), ("2K", 2048), ("100", 100)])
+def test_fit_asks_for_no_more_than_it_is_told_to(
+    command: Command, llama: str, written: str, count: int
+) -> None:
+    found = fitted(command, llama, "-d", "0=64GiB", "--upto", written)
+    assert (found["value"], found["limit"]) == (count, "asked")
+
+
+def test_fit_keeps_the_prompt_that_is_said(command: Command, llama: str) -> None:
+    room, prompt = ("-d", "0=400MiB", "--upto", "512m"), ("--prompt", "64")
+    whole, short = fitted(command, llama, *room), fitted(command, llama, *room, *prompt)
+    assert short["value"] >= whole["value"]
+    for value, code in ((short["value"], 0), (short["value"] + 1, 1)):
+        assert command("plan", llama, "-d", "0=400MiB", *prompt, "--context", str(value)).exit_code == code
+
+
+def test_fit_reads_settings_from_a_file(command: Command, llama: str, own_folder: Path) -> None:
+    (own_folder / "planner.yaml").write_text("max_memory: {0: 2GiB}\nworkload: {batch_size: 4}\n")
+    assert fitted(command, llama) == fitted(command, llama, "-d", "0=2GiB", "--batch", "4")
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (("--largest", "context", "--context", "4k"), "leave it out"),
+        (("--largest", "batch", "--batch", "4", "--context", "4k"), "leave it out"),
+        (("--largest", "batch"), "context_length"),
+        (("--largest", "tokens"), "--largest"),
+        (("--upto", "0"), "such as 4096 or 32k"),
+        (("--upto", "many"), "such as 4096 or 32k"),
+        (("--upto", "4g"), "such as 4096 or 32k"),
+        (("--upto", "4096m"), "upto must be"),
+        (("--upto", "1k", "--prompt", "2k"), "upto, 1024"),
+    ],
+)
+def test_fit_tells_what_is_wrong(command: Command, llama: str, said: tuple[str, ...], words: str) -> None:
+    done = command("fit", llama, "-d", "0=2GiB", *said)
+    assert done.exit_code == 2, done.stdout
+    assert words in done.stderr and not done.stdout
 
 
 def test_fit_without_room_is_a_refusal(command: Command, llama: str) -> None:

@@ -26,6 +26,10 @@ CLASSES = {
     "cross": "T5ForConditionalGeneration",
     "compressed": "DeepseekV4ForCausalLM",
     "one head": "GPTBigCodeForCausalLM",
+    "two states and keys": "ZambaForCausalLM",
+    "pictures": "IdeficsForVisionText2Text",
+    "boxes": "UdopForConditionalGeneration",
+    "sound": "MoonshineForConditionalGeneration",
 }
 
 

@@ -31,7 +31,7 @@ COMMANDS: Final = {
     "devices": "List what this machine has free.",
     "probe": "Measure what this machine reads, computes and copies in a second.",
     "config": "Show settings, and where each was said.",
-    "demo": "Plan a made-up Llama-70B, explain it and write its report.",
+    "demo": "Plan a made-up Llama-70B, explain it, write its report, and find the longest context that fits.",
 }
 
 

@@ -8,7 +8,7 @@ import tempfile
 
 import click
 
-from planner.cli import explain, plan
+from planner.cli import explain, fit, plan
 from planner.cli.exits import OK
 from planner.cli.output import write
 from planner.cli.parsing import FILE, Command
@@ -28,7 +28,7 @@ _EXPLAINED = "model.layers.50"
     help="Where the plan and its report are written; a new temporary folder without it.",
 )
 def command(folder: str | None) -> int:
-    """Plan a made-up Llama-70B, explain it and write its report.
+    """Plan a made-up Llama-70B, explain it, write its report, and find the longest context that fits.
 
     Each step is a command that can be typed as it is printed. Of the model there are headers only, no weights.
     """
@@ -38,6 +38,7 @@ def command(folder: str | None) -> int:
     saved, page = (os.path.join(place, f"{example}.{kind}") for kind in ("json", "html"))
     _run(plan.command, "plan", "--example", example, *_devices(), "-o", saved, "--html", page)
     _run(explain.command, "explain", saved, _EXPLAINED)
+    _run(fit.command, "fit", "--example", example, *_devices())
     return OK
 
 

@@ -12,6 +12,19 @@ from planner.cli.settings import remark_file, settings_of, takes_settings
 from planner.cli.sources import open_model
 from planner.cli.waiting import saying
 
+
+def _count(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """A count as a context is written: k is 1024."""
+    from planner.settings.workload import read_tokens
+
+    try:
+        return None if value is None else read_tokens(value)
+    except ValueError:
+        raise click.BadParameter(
+            f"expected a count of at least 1, such as 4096 or 32k, got {value!r}", ctx, param
+        ) from None
+
+
 _OF = {"context": "context_length", "batch": "batch_size"}
 
 
@@ -24,7 +37,9 @@ _OF = {"context": "context_length", "batch": "batch_size"}
     show_default=True,
     help="What is to be as large as can be; --context or --batch says the other one.",
 )
-@click.option("--upto", type=click.IntRange(min=1), metavar="COUNT", help="The most to ask for.")
+@click.option(
+    "--upto", callback=_count, metavar="COUNT", help="The most to ask for, such as 32k (k is 1024)."
+)
 @example_option
 @remote_option
 @json_option

@@ -17,7 +17,13 @@ DECODERS: Final = (
 )
 _WIDTHS: Final = ("hidden_size", "d_model", "n_embd", "embed_dim", "dim", "emb_dim")
 _HEADS: Final = (
-    *("decoder_attention_heads", "num_decoder_attention_heads", "num_attention_heads", "n_head"),
+    *(
+        "decoder_attention_heads",
+        "num_decoder_attention_heads",
+        "decoder_num_attention_heads",
+        "num_attention_heads",
+        "n_head",
+    ),
     *("n_heads", "attention_heads", "num_heads", "encoder_attention_heads"),
 )
 _KEY_HEADS: Final = (
@@ -29,7 +35,15 @@ _HEAD_WIDTHS: Final = (
     "attention_head_size",
 )
 _DEPTHS: Final = (
-    *("decoder_layers", "num_decoder_layers", "num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    *(
+        "decoder_layers",
+        "num_decoder_layers",
+        "decoder_num_hidden_layers",
+        "num_hidden_layers",
+        "n_layer",
+        "num_layers",
+        "n_layers",
+    ),
     "layers",
 )
 
@@ -47,6 +61,9 @@ class CachedHeads:
     count: int
     key_width: int
     value_width: int
+
+
+_MOST_LAYERS: Final = 100_000
 
 
 def model_type(config: Config) -> str:
@@ -94,9 +111,21 @@ def needed(config: Config, *names: str) -> int:
 
 
 def depth(config: Config) -> int:
-    """How many layers a decoder has."""
+    """How many layers a decoder has.
+
+    Raises:
+        UnknownMemoryError: that is not said, or more than any model has: each is told by itself.
+    """
     blocks = config.get("layers_block_type")
-    return len(blocks) if isinstance(blocks, list) else needed(config, *_DEPTHS)
+    count = len(blocks) if isinstance(blocks, list) else needed(config, *_DEPTHS)
+    if count > _MOST_LAYERS:
+        raise UnknownMemoryError(
+            f"the configuration of {model_type(config) or 'the model'} says that it has {count} layers; what runs is told of at most "
+            f"{_MOST_LAYERS}",
+            model_type=model_type(config),
+            unknown=_DEPTHS[0],
+        )
+    return count
 
 
 def width(config: Config) -> int:

@@ -24,7 +24,7 @@ _ROWS: Final = ((0, 0), (1, 0))
 _BOTH: Final = tuple((row, token) for _, token in _TOKENS for row, _ in _ROWS)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Basis:
     """Points that determine polynomials, and how much each of them counts elsewhere.
 
@@ -56,10 +56,12 @@ class Basis:
             raise InvalidInputError(
                 f"a polynomial of {len(terms)} terms takes as many recordings, not {len(points)}"
             )
-        return cls(tuple(points), terms, _inverted([_powers(point, terms) for point in points]))
+        return cls(
+            tuple(points), terms, _inverted([list(map(Fraction, _powers(point, terms))) for point in points])
+        )
 
-    def weights(self, point: Point) -> tuple[Fraction, ...]:
-        """By point of a recording, how much what is there counts at another point.
+    def weights(self, point: Point) -> tuple[list[int], int]:
+        """By point of a recording, how much what is there counts at another point: so many, of so many in all.
 
         Raises:
             InvalidInputError: other rows, or other tokens, than those which all points have in common.
@@ -69,11 +71,15 @@ class Basis:
             raise InvalidInputError(
                 f"recordings at {', '.join(map(str, self.points))} (rows, tokens) tell nothing of {point}"
             )
+        counts, whole = self._counts
         powers = _powers(point, self.terms)
-        return tuple(
-            sum((power * row[at] for power, row in zip(powers, self.inverse, strict=True)), Fraction(0))
-            for at in range(len(self.points))
-        )
+        return [sum(map(mul, powers, column)) for column in counts], whole
+
+    @cached_property
+    def _counts(self) -> tuple[list[list[int]], int]:
+        """The inverse by point, in whole numbers, and what these are parts of."""
+        whole = lcm(*(each.denominator for row in self.inverse for each in row))
+        return [[int(each * whole) for each in column] for column in zip(*self.inverse, strict=True)], whole
 
 
 @dataclass(frozen=True)
@@ -176,15 +182,13 @@ def fitted(points: Sequence[Point], tapes: Sequence[Tape]) -> Polynomials | None
     return Polynomials(tapes[0], basis, values)
 
 
-def _powers(point: Point, terms: Sequence[tuple[int, int]]) -> list[Fraction]:
-    return [Fraction(point[0] ** row * point[1] ** token) for row, token in terms]
+def _powers(point: Point, terms: Sequence[tuple[int, int]]) -> list[int]:
+    return [point[0] ** row * point[1] ** token for row, token in terms]
 
 
 def _read_at(basis: Basis, values: Iterable[Sequence[int]], point: Point) -> list[int]:
     """Bytes at a point. Raises InvalidInputError."""
-    weights = basis.weights(point)
-    whole = lcm(*(weight.denominator for weight in weights))
-    counts = [int(weight * whole) for weight in weights]
+    counts, whole = basis.weights(point)
     found = []
     for each in values:
         size, rest = divmod(sum(map(mul, counts, each)), whole)

@@ -77,6 +77,15 @@ def search_of_weights(problem: Problem, blocks: Blocks) -> AutoSearch:
     return _of_weights(problem, staying, _masks(problem, blocks, _devices(problem)))
 
 
+def with_rooms(search: AutoSearch, rooms: RunningRooms) -> AutoSearch | None:
+    """A search of weights alone with what a workload takes beside them; None where that is more than all devices have."""
+    budgets = with_taken(search.device_budgets, rooms.most.resting_bytes)
+    if is_beyond(search.blocks, rooms.most, budgets):
+        return None
+    demands = rooms.searched(search.staying, [budget.device for budget in budgets])
+    return replace(search, demands=demands, device_budgets=budgets)
+
+
 def has_plan(search: AutoSearch, rooms: RunningRooms) -> bool:
     """Whether a problem has a plan with a workload: what :func:`plan_auto` finds, without the plan.
 
@@ -84,16 +93,11 @@ def has_plan(search: AutoSearch, rooms: RunningRooms) -> bool:
         search: of weights alone.
         rooms: for the workload.
     """
-    budgets = with_taken(search.device_budgets, rooms.most.resting_bytes)
-    if is_beyond(search.blocks, rooms.most, budgets):
+    problem = with_rooms(search, rooms)
+    if problem is None or problem.fits() is False:  # which is known sooner than what would help
         return False
-    demands = rooms.searched(search.staying, [budget.device for budget in budgets])
-    search = replace(search, demands=demands, device_budgets=budgets)
-    if search.fits() is False:
-        return False  # which is known sooner than what would help
     try:
-        answer = search.solve()
-        settled(search, answer, rooms, search.staying)
+        settled(problem, problem.solve(), rooms, search.staying)
     except InfeasibleError:
         return False
     return True

@@ -11,7 +11,7 @@ from typing import Any, Final
 from planner.checkpoint.cache_config import completed_config
 from planner.checkpoint.opened import Opened
 from planner.choices import Phase
-from planner.errors import InvalidInputError
+from planner.errors import InvalidInputError, PlannerError, UnknownMemoryError
 from planner.memory.activations import Activations, ForwardSizes, activations
 from planner.memory.cache_layers import LayerCache, has_encoder, layer_caches
 from planner.memory.demands import BlockDemand, Demands
@@ -47,7 +47,18 @@ def demands_of(
         )
     found: dict[Phase, Demands] = {}
     for phase in _PHASES:
-        demands = _by_formula(config, workload, blocks, dtype or dtype_of(config), phase)
+        try:
+            demands = _by_formula(config, workload, blocks, dtype or dtype_of(config), phase)
+        except PlannerError:
+            raise
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            # Somewhere in it is a word where a number should be, or the like; files may say anything.
+            raise UnknownMemoryError(
+                f"workload: the configuration of {opened.name or 'the model'} makes no sense ({error}), so that nothing is known of "
+                "what running takes; correct its config.json, or leave workload out",
+                model_type=str(config.get("model_type") or ""),
+                unknown=str(error),
+            ) from error
         found[phase] = replace(demands, notes=(*demands.notes, *notes))
     return found
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from math import isqrt
 from typing import Final, TypeAlias
 
 from planner.choices import Asked
 from planner.errors import InvalidInputError, RecordingError
-from planner.planning.automatic import has_plan, search_of_weights
+from planner.planning.automatic import has_plan, search_of_weights, with_rooms
 from planner.planning.fits import RunFit, fit_of
 from planner.planning.problem import Problem
 from planner.planning.recorded import Recordable
 from planner.planning.rooms import formula_rooms, recordable_for, recorded_rooms
 from planner.planning.running import RunningRooms
 from planner.settings.workload import Workload
+from planner.strategies.auto import AutoSearch
 
 __all__ = ["Guess"]
 
@@ -27,7 +29,7 @@ _BATCHES: Final = (2, 3)
 # Some sizes are rounded up to a multiple of some power of two; what is recorded is one.
 _ROUND: Final = 64
 
-_RoomsAt: TypeAlias = Callable[[Workload], RunningRooms]
+_RoomsAt: TypeAlias = Callable[[int], RunningRooms]
 
 
 class Guess:
@@ -84,7 +86,7 @@ class Guess:
             fit = fit_of(self._recordable, [self._at(each) for each in values])
         except (RecordingError, InvalidInputError):
             return None
-        return None if fit is None else self._bisected(self._by(fit), least, most, value)
+        return None if fit is None else self._bisected(self._by(fit), least, most)
 
     def _recordable_model(self) -> Recordable | None:
         try:
@@ -110,7 +112,7 @@ class Guess:
             fit = fit_of(model, [self._at(value) for value in values])
             if fit is None:
                 return found
-            found = self._bisected(self._by(fit), least, most, found)
+            found = self._bisected(self._by(fit), least, most)
             # Below the recordings, windows may not be full.
             below = 1 << found.bit_length()
             if found >= values[0] or below >= top:
@@ -125,35 +127,60 @@ class Guess:
         prompt = workload.prompt_length if self._has_prompt else value
         return replace(workload, context_length=value, prompt_length=prompt)
 
-    def _by_formula(self, workload: Workload) -> RunningRooms:
-        return formula_rooms(self._model, workload, self._search.blocks)
+    def _by_formula(self, value: int) -> RunningRooms:
+        return formula_rooms(self._model, self._at(value), self._search.blocks)
 
     def _by(self, fit: RunFit) -> _RoomsAt:
-        def rooms_at(workload: Workload) -> RunningRooms:
+        def rooms_at(value: int) -> RunningRooms:
+            workload = self._at(value)
             return recorded_rooms(self._model, workload, self._search.blocks, fit.at(workload))
 
         return rooms_at
 
-    def _bisected(self, rooms_at: _RoomsAt, least: int, most: int, known: int | None = None) -> int:
-        """The largest value whose rooms have a plan, or one less than the least; `known` is where it may lie."""
-        best, refused = least - 1, most + 1
-        tried = [] if known is None else [known + 1, known]
-        while refused - best > 1:
-            value = tried.pop() if tried else _middle(best, refused)
-            if not best < value < refused:
-                continue
-            if self._has_plan(rooms_at, value):
-                best = value
-            else:
-                refused = value
-        return best
+    def _bisected(self, rooms_at: _RoomsAt, least: int, most: int) -> int:
+        """The largest value whose rooms have a plan, or one less than the least.
 
-    def _has_plan(self, rooms_at: _RoomsAt, value: int) -> bool:
-        """Whether there is a plan; where the recordings do not tell what runs, it is taken for none."""
+        What is known without a plan narrows it down: up to some value all fit, from another one on none does.
+        """
+        rooms_at, quick = cache(rooms_at), dict[int, bool | None]()
+
+        def fits(value: int) -> bool | None:
+            if value not in quick:
+                quick[value] = self._answer(self._fits, rooms_at, value)
+            return quick[value]
+
+        sure = _largest(least - 1, most + 1, lambda value: fits(value) is True)
+        hopeless = min((value for value, found in quick.items() if found is False), default=most + 1)
+        maybe = _largest(sure, hopeless, lambda value: fits(value) is not False)
+        step = 0  # a replay may find more than blocks add up to, so that even what is sure has no plan
+        while sure >= least and not self._answer(has_plan, rooms_at, sure):
+            step, maybe = 8 * step + 1, sure - 1
+            sure = max(least - 1, sure - step)
+        return _largest(sure, maybe + 1, lambda value: bool(self._answer(has_plan, rooms_at, value)))
+
+    def _answer(
+        self, ask: Callable[[AutoSearch, RunningRooms], bool | None], rooms_at: _RoomsAt, value: int
+    ) -> bool | None:
+        """What is found of a value; no plan where the recordings do not tell what runs."""
         try:
-            return has_plan(self._search, rooms_at(self._at(value)))
+            return ask(self._search, rooms_at(value))
         except InvalidInputError:
             return False
+
+    @staticmethod
+    def _fits(search: AutoSearch, rooms: RunningRooms) -> bool | None:
+        return False if (problem := with_rooms(search, rooms)) is None else problem.fits()
+
+
+def _largest(best: int, refused: int, holds: Callable[[int], bool]) -> int:
+    """The largest value of which something holds, of those between one that is taken for such and one of which it does not."""
+    while refused - best > 1:
+        value = _middle(best, refused)
+        if holds(value):
+            best = value
+        else:
+            refused = value
+    return best
 
 
 def _middle(best: int, refused: int) -> int:

@@ -25,6 +25,8 @@ def converted(model: nn.Module, dtype: str | None, special_dtypes: Mapping[str, 
 
     Cost: a copy of the structure, where anything differs.
     """
+    if dtype is None and not special_dtypes:
+        return model
     into = None if dtype is None else getattr(torch, dtype)
     special = {name: getattr(torch, said) for name, said in special_dtypes.items()}
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
