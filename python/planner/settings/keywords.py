@@ -22,7 +22,7 @@ from planner.choices import (
 if TYPE_CHECKING:
     import torch
 
-    class Machine(Protocol):
+    class _Machine(Protocol):
         """What has rates: :class:`planner.devices.machine.Machine`."""
 
         def to_json(self) -> str:
@@ -100,7 +100,7 @@ class LoadSettings(TypedDict, total=False):
     execute_offloaded: ExecuteOffloaded
     staging_blocks: int
     workload: WorkloadKeywords | None
-    machine: Machine | str | os.PathLike[str] | None
+    machine: _Machine | str | os.PathLike[str] | None
 
 
 class PlanSettings(LoadSettings, total=False):
