@@ -78,8 +78,8 @@ def solve_table(table: Mapping[str, object]) -> LineAnswer:
 
 def solve_line(problem: LineProblem) -> LineAnswer:
     """The best plan of a problem; see :func:`solve_table`. Raises InvalidInputError, InfeasibleError."""
-    line = core_line(problem)
     try:
+        line = core_line(problem)
         found = line.solve(
             objective=problem.objective,
             batches=problem.batches,
@@ -110,7 +110,7 @@ def solve_line(problem: LineProblem) -> LineAnswer:
 
 
 def core_line(problem: LineProblem) -> _core.TimedLine:
-    """The pieces and devices of a problem as the core takes them."""
+    """The pieces and devices of a problem as the core takes them. Raises ValueError where they cannot be planned."""
     return _core.TimedLine(
         pieces=[
             (

@@ -58,7 +58,9 @@ impl Bounds {
         let most = if has_means || is_repeated || !orders.is_given { MOST_TABLE_OF_MEANS } else { MOST_TABLE };
         let halvings = borders * (borders.ilog2() as usize + 1) * orders.turns.len();
         let methods = (0..runs.stages.len()).map(|kind| {
-            if runs.stages[kind].sums.is_plain && tables > MOST_TABLE {
+            if !used[kind] {
+                Method::Sums
+            } else if runs.stages[kind].sums.is_plain && tables > MOST_TABLE {
                 Method::Window
             } else if tables <= most {
                 Method::Table
@@ -101,7 +103,7 @@ impl Bounds {
                 })
             }
             Method::Window => {
-                let sums = &runs.stages[kind].sums;
+                let sums = runs.stages[kind].sums;
                 let run_ps = |border: usize| {
                     if is_backward { sums.run_ps(pieces) - sums.run_ps(pieces - border) } else { sums.run_ps(border) }
                 };
@@ -119,7 +121,7 @@ impl Bounds {
                 })
             }
             Method::Sums => {
-                let sums = &runs.stages[kind].sums;
+                let sums = runs.stages[kind].sums;
                 by_halving(start, |from, to| {
                     let (from, to) = span(from, to);
                     capped(sums.least(from, to).unwrap_or(NEVER))

@@ -18,4 +18,4 @@ mod throughput;
 
 pub use check::LineFailure;
 pub use model::{Line, LineKind, MOST_PS, Objective, Piece, PieceWay, Question, Schedule, TimedPlan, TimedRun};
-pub use solve::solve;
+pub use solve::{SummedLine, solve};

@@ -3,6 +3,7 @@
 use crate::strategy::steps::Steps;
 use crate::strategy::timed::model::{Line, NEVER, Objective, PieceWay, Schedule, TimedPlan, TimedRun};
 use crate::strategy::timed::stage::Stage;
+use crate::strategy::timed::sums::Sums;
 
 /// Device, first piece, and one past the last.
 pub(crate) type Span = (usize, usize, usize);
@@ -19,8 +20,8 @@ pub(crate) struct Runs<'a> {
 }
 
 impl<'a> Runs<'a> {
-    pub(crate) fn new(line: &'a Line, search_steps: u64) -> Self {
-        let stages = (0..line.kinds.len()).map(|kind| Stage::new(line, kind)).collect();
+    pub(crate) fn new(line: &'a Line, sums: &'a [Sums], search_steps: u64) -> Self {
+        let stages = sums.iter().enumerate().map(|(kind, sums)| Stage::new(line, kind, sums)).collect();
         Self { line, stages, steps: Steps::new(search_steps), table: vec![Vec::new(); line.kinds.len()] }
     }
 

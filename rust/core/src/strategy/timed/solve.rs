@@ -1,23 +1,71 @@
 //! From a line and a question to a plan.
 
-use crate::strategy::timed::bounds::Bounds;
-use crate::strategy::timed::check::{LineFailure, check};
+use crate::strategy::timed::bounds::{Bounds, ENTRIES_PER_STEP};
+use crate::strategy::timed::check::{LineFailure, check, check_question};
 use crate::strategy::timed::latency::least_sum;
 use crate::strategy::timed::model::{Line, NEVER, Objective, Question, TimedPlan};
 use crate::strategy::timed::orders::Orders;
 use crate::strategy::timed::pipeline::pipeline;
 use crate::strategy::timed::runs::{Runs, Span};
+use crate::strategy::timed::sums::Sums;
 use crate::strategy::timed::throughput::throughput;
 
-/// The best plan in which each device has at most one run.
+/// Tables worth so many steps are made whatever the limit.
+const LEAST_STEPS: u64 = 10_000;
+
+/// A line that can be read, with its sums: what does not depend on a question about it.
+#[derive(Debug)]
+pub struct SummedLine {
+    line: Line,
+    sums: Vec<Sums>,
+    all_ps: u64,
+}
+
+impl SummedLine {
+    /// The line with its sums.
+    ///
+    /// # Errors
+    ///
+    /// [`LineFailure`] if the line cannot be read.
+    pub fn new(line: Line) -> Result<Self, LineFailure> {
+        let all_ps = check(&line)?;
+        Ok(Self { sums: Sums::all(&line), line, all_ps })
+    }
+
+    /// The line.
+    pub fn line(&self) -> &Line {
+        &self.line
+    }
+
+    /// The best plan in which each device has at most one run.
+    ///
+    /// # Errors
+    ///
+    /// [`LineFailure`] if the question cannot be read, or if there is no plan.
+    pub fn solve(&self, question: &Question) -> Result<TimedPlan, LineFailure> {
+        check_question(question, self.all_ps)?;
+        plan(&self.line, &self.sums, question)
+    }
+}
+
+/// The best plan of a line of which nothing else is asked; see [`SummedLine::solve`].
 ///
 /// # Errors
 ///
-/// [`LineFailure`] if the line cannot be read, or if there is no plan.
+/// [`LineFailure`] if the line or the question cannot be read, or if there is no plan.
 pub fn solve(line: &Line, question: &Question) -> Result<TimedPlan, LineFailure> {
-    check(line, question)?;
-    let mut runs = Runs::new(line, question.search_steps);
-    let any = if question.any_order { Orders::any(line) } else { None };
+    check_question(question, check(line)?)?;
+    plan(line, &Sums::all(line), question)
+}
+
+fn plan(line: &Line, sums: &[Sums], question: &Question) -> Result<TimedPlan, LineFailure> {
+    let mut runs = Runs::new(line, sums, question.search_steps);
+    // Tables over sets of devices that the steps do not cover are not begun.
+    let is_covered = |orders: &Orders| {
+        let tables = if question.objective == Objective::Throughput { 0 } else { orders.work(line.pieces.len()) };
+        tables / ENTRIES_PER_STEP <= question.search_steps.max(LEAST_STEPS)
+    };
+    let any = if question.any_order { Orders::any(line).filter(is_covered) } else { None };
     let is_all = !question.any_order || any.is_some();
     let orders = any.unwrap_or_else(|| Orders::given(line));
     let found = match question.objective {
