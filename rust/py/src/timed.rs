@@ -1,7 +1,7 @@
 //! Plans by time, of a table of plain numbers.
 
 use planner_core::timed::{
-    Line, LineFailure, LineKind, Objective, Piece, PieceWay, Question, Schedule, SummedLine, TimedPlan as Plan,
+    Line, LineFailure, LineKind, Objective, Piece, PieceWay, Question, Schedule, SummedLine, Tie, TimedPlan as Plan,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -31,9 +31,10 @@ pub(crate) struct TimedLine {
 
 #[pymethods]
 impl TimedLine {
-    /// All of it is said.
+    /// All of it is said but ties.
     #[new]
-    #[pyo3(signature = (*, pieces, kinds, devices, hop_ps, schedule, staging_blocks))]
+    #[expect(clippy::too_many_arguments, reason = "keyword-only, one per thing that is known of the line")]
+    #[pyo3(signature = (*, pieces, kinds, devices, hop_ps, schedule, staging_blocks, ties=Vec::new()))]
     fn new(
         py: Python<'_>,
         pieces: Vec<PieceRow>,
@@ -42,6 +43,7 @@ impl TimedLine {
         hop_ps: Vec<Vec<u64>>,
         schedule: Word<Schedule>,
         staging_blocks: u64,
+        ties: Vec<(Vec<usize>, u64)>,
     ) -> PyResult<Self> {
         let piece = |(bits, state_bits, streamed_bits, homes, run_ps, fetch_ps, host_ps): PieceRow| Piece {
             bits,
@@ -61,13 +63,15 @@ impl TimedLine {
             schedule: schedule.0,
             staging_blocks,
         };
-        let inner = py.detach(|| SummedLine::new(line)).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let ties: Vec<Tie> = ties.into_iter().map(|(pieces, bits)| Tie { pieces, bits }).collect();
+        let inner =
+            py.detach(|| SummedLine::new(&line, &ties)).map_err(|error| PyValueError::new_err(error.to_string()))?;
         Ok(Self { inner })
     }
 
     /// Pieces.
     fn __len__(&self) -> usize {
-        self.inner.line().pieces.len()
+        self.inner.pieces()
     }
 
     /// The best plan of one run for each device.
@@ -113,6 +117,7 @@ impl TimedPlan {
             PieceWay::Resident => "resident",
             PieceWay::Fetched => "fetched",
             PieceWay::Beside => "beside",
+            PieceWay::Tied => "tied",
         };
         let Plan { runs, latency_ps, bottleneck_ps, value_ps, lower_bound_ps, steps } = plan;
         let runs =

@@ -58,6 +58,12 @@ pub enum LineFailure {
         /// How many.
         count: usize,
     },
+    /// Occurs when a tie's pieces are not there, not ascending, or tied already.
+    #[error("the pieces of tie {tie} must be pieces of the line, each once, in order, and in no other tie")]
+    WrongTie {
+        /// The tie.
+        tie: usize,
+    },
     /// Occurs when numbers are too large to be added.
     #[error("{what} come to {total}, and at most {most} can be planned")]
     TooLarge {

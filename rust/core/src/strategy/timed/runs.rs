@@ -12,6 +12,8 @@ pub(crate) type Span = (usize, usize, usize);
 #[derive(Debug)]
 pub(crate) struct Runs<'a> {
     pub(crate) line: &'a Line,
+    /// Borders at which no run may end.
+    pub(crate) closed: &'a [bool],
     /// By kind.
     pub(crate) stages: Vec<Stage<'a>>,
     pub(crate) steps: Steps,
@@ -20,9 +22,9 @@ pub(crate) struct Runs<'a> {
 }
 
 impl<'a> Runs<'a> {
-    pub(crate) fn new(line: &'a Line, sums: &'a [Sums], search_steps: u64) -> Self {
+    pub(crate) fn new(line: &'a Line, closed: &'a [bool], sums: &'a [Sums], search_steps: u64) -> Self {
         let stages = sums.iter().enumerate().map(|(kind, sums)| Stage::new(line, kind, sums)).collect();
-        Self { line, stages, steps: Steps::new(search_steps), table: vec![Vec::new(); line.kinds.len()] }
+        Self { line, closed, stages, steps: Steps::new(search_steps), table: vec![Vec::new(); line.kinds.len()] }
     }
 
     /// Pieces.
@@ -71,7 +73,7 @@ fn run_ps(line: &Line, kind: usize, from: usize, ways: &[PieceWay]) -> u64 {
     let (mut running, mut fetching) = (0, 0);
     for (piece, way) in line.pieces[from..].iter().zip(ways) {
         match way {
-            PieceWay::Resident => running += piece.run_ps[kind].unwrap_or(NEVER),
+            PieceWay::Resident | PieceWay::Tied => running += piece.run_ps[kind].unwrap_or(NEVER),
             PieceWay::Fetched => {
                 running += piece.run_ps[kind].unwrap_or(NEVER);
                 fetching += piece.fetch_ps[kind].unwrap_or(NEVER);

@@ -9,6 +9,7 @@ use crate::strategy::timed::pipeline::pipeline;
 use crate::strategy::timed::runs::{Runs, Span};
 use crate::strategy::timed::sums::Sums;
 use crate::strategy::timed::throughput::throughput;
+use crate::strategy::timed::ties::{Settled, Tie, check_ties, settled};
 
 /// Tables worth so many steps are made whatever the limit.
 const LEAST_STEPS: u64 = 10_000;
@@ -16,25 +17,33 @@ const LEAST_STEPS: u64 = 10_000;
 /// A line that can be read, with its sums: what does not depend on a question about it.
 #[derive(Debug)]
 pub struct SummedLine {
-    line: Line,
-    sums: Vec<Sums>,
+    /// Lines in which every tie has a home; where there are no ties, the line itself.
+    settled: Vec<(Settled, Vec<Sums>)>,
     all_ps: u64,
+    pieces: usize,
 }
 
 impl SummedLine {
-    /// The line with its sums.
+    /// The line with its sums, some of whose pieces are tied.
     ///
     /// # Errors
     ///
-    /// [`LineFailure`] if the line cannot be read.
-    pub fn new(line: Line) -> Result<Self, LineFailure> {
-        let all_ps = check(&line)?;
-        Ok(Self { sums: Sums::all(&line), line, all_ps })
+    /// [`LineFailure`] if the line or the ties cannot be read.
+    pub fn new(line: &Line, ties: &[Tie]) -> Result<Self, LineFailure> {
+        check(line)?;
+        check_ties(line, ties)?;
+        let (mut settled_lines, mut all_ps) = (Vec::new(), 0);
+        for settled in settled(line, ties) {
+            all_ps = all_ps.max(check(&settled.line)?);
+            let sums = Sums::all(&settled.line);
+            settled_lines.push((settled, sums));
+        }
+        Ok(Self { settled: settled_lines, all_ps, pieces: line.pieces.len() })
     }
 
-    /// The line.
-    pub fn line(&self) -> &Line {
-        &self.line
+    /// Pieces.
+    pub fn pieces(&self) -> usize {
+        self.pieces
     }
 
     /// The best plan in which each device has at most one run.
@@ -44,22 +53,31 @@ impl SummedLine {
     /// [`LineFailure`] if the question cannot be read, or if there is no plan.
     pub fn solve(&self, question: &Question) -> Result<TimedPlan, LineFailure> {
         check_question(question, self.all_ps)?;
-        plan(&self.line, &self.sums, question)
+        let share = Question { search_steps: question.search_steps / self.settled.len().max(1) as u64, ..*question };
+        let (mut best, mut least_ps, mut steps, mut is_proven) = (None::<TimedPlan>, NEVER, 0, true);
+        for (settled, sums) in &self.settled {
+            match plan(settled, sums, &share) {
+                Ok(plan) => {
+                    least_ps = least_ps.min(plan.lower_bound_ps);
+                    steps += plan.steps;
+                    if best.as_ref().is_none_or(|best| plan.value_ps < best.value_ps) {
+                        best = Some(settled.named(plan));
+                    }
+                }
+                Err(LineFailure::Infeasible { is_proven: no_other }) => is_proven &= no_other,
+                Err(error) => return Err(error),
+            }
+        }
+        let Some(best) = best else { return Err(LineFailure::Infeasible { is_proven }) };
+        // Where none was found in a line, nothing is known of it either.
+        let lower_bound_ps = if is_proven { least_ps } else { 0 };
+        Ok(TimedPlan { lower_bound_ps, steps, ..best })
     }
 }
 
-/// The best plan of a line of which nothing else is asked; see [`SummedLine::solve`].
-///
-/// # Errors
-///
-/// [`LineFailure`] if the line or the question cannot be read, or if there is no plan.
-pub fn solve(line: &Line, question: &Question) -> Result<TimedPlan, LineFailure> {
-    check_question(question, check(line)?)?;
-    plan(line, &Sums::all(line), question)
-}
-
-fn plan(line: &Line, sums: &[Sums], question: &Question) -> Result<TimedPlan, LineFailure> {
-    let mut runs = Runs::new(line, sums, question.search_steps);
+fn plan(settled: &Settled, sums: &[Sums], question: &Question) -> Result<TimedPlan, LineFailure> {
+    let line = &settled.line;
+    let mut runs = Runs::new(line, &settled.closed, sums, question.search_steps);
     // Tables over sets of devices that the steps do not cover are not begun.
     let is_covered = |orders: &Orders| {
         let tables = if question.objective == Objective::Throughput { 0 } else { orders.work(line.pieces.len()) };
