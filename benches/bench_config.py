@@ -17,7 +17,7 @@ import time
 import yaml
 
 from planner.config import Resolved, Stack
-from planner.planning.problem import settings_stack
+from planner.planning.understanding import settings_stack
 from planner.settings.model_facts import import_config
 from planner.settings.schema import Settings
 

@@ -24,6 +24,7 @@ import torch
 import transformers
 
 import cache_models
+import cache_zoo
 from cache_formulas import HF_MEM_VERSION, hf_mem_bytes, textbook_bytes
 from cache_models import BATCH, Measured
 from planner.checkpoint.cache_config import completed_config
@@ -68,7 +69,7 @@ def record_of(name: str) -> Record:
     """What is found of one class: by cache and element type whether the closed form is right, and which other formulas are."""
     record: Record = {"class": name, "built": "", "runs": {}, "others": {}, "notes": [], "type": ""}
     try:
-        model = cache_models.build(name)
+        model = cache_zoo.build(name)
     except Exception as error:
         record["built"] = f"{type(error).__name__}: {_short(error)}"
         return record
@@ -200,7 +201,7 @@ def read(path: Path) -> list[Record]:
 
 
 def _chosen(given: list[str]) -> list[str]:
-    names = [name for name in given if "/" not in name] or cache_models.names()
+    names = [name for name in given if "/" not in name] or cache_zoo.names()
     for part in (name for name in given if "/" in name):
         number, parts = map(int, part.split("/"))
         names = names[number - 1 :: parts]

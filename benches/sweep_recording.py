@@ -21,7 +21,8 @@ import transformers
 
 import model_zoo
 import planner
-from cache_models import STEPS, NotMeasuredError, build, givens, run_real
+from cache_models import STEPS, givens, run_real
+from cache_zoo import NotMeasuredError, build
 from planner.errors import RecordingError
 from planner.memory.recording.session import RecordedRun, record_run
 from planner.memory.recording.workloads import takes_use_cache

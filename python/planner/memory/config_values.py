@@ -17,7 +17,13 @@ DECODERS: Final = (
 )
 _WIDTHS: Final = ("hidden_size", "d_model", "n_embd", "embed_dim", "dim", "emb_dim")
 _HEADS: Final = (
-    *("decoder_attention_heads", "num_decoder_attention_heads", "num_attention_heads", "n_head"),
+    *(
+        "decoder_attention_heads",
+        "num_decoder_attention_heads",
+        "decoder_num_attention_heads",
+        "num_attention_heads",
+        "n_head",
+    ),
     *("n_heads", "attention_heads", "num_heads", "encoder_attention_heads"),
 )
 _KEY_HEADS: Final = (
@@ -29,7 +35,15 @@ _HEAD_WIDTHS: Final = (
     "attention_head_size",
 )
 _DEPTHS: Final = (
-    *("decoder_layers", "num_decoder_layers", "num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    *(
+        "decoder_layers",
+        "num_decoder_layers",
+        "decoder_num_hidden_layers",
+        "num_hidden_layers",
+        "n_layer",
+        "num_layers",
+        "n_layers",
+    ),
     "layers",
 )
 

@@ -12,7 +12,8 @@ from planner.devices.keys import DeviceKey
 from planner.errors import InfeasibleError, InvalidConfigError, InvalidDevicesError
 from planner.model.tree import ModuleTree
 from planner.planning.automatic import plan_auto, plan_auto_many
-from planner.planning.problem import Problem, settings_stack
+from planner.planning.problem import Problem
+from planner.planning.understanding import settings_stack
 from planner.plans.plan import Plan
 from planner.settings.keywords import PlanSettings
 from planner.settings.schema import Auto, Settings, read_budget_row

@@ -11,7 +11,8 @@ from planner.devices.keys import DeviceKey
 from planner.errors import InfeasibleError
 from planner.model.blocks import Blocks
 from planner.model.constraints import allowed_devices
-from planner.planning.problem import Problem, device_plan, offloaded_bytes
+from planner.planning.device_rows import device_plan, offloaded_bytes
+from planner.planning.problem import Problem
 from planner.planning.replayed import replayed_peaks, settled
 from planner.planning.running import RunningRooms, running_device
 from planner.plans.device_map import DeviceMap

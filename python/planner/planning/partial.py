@@ -14,7 +14,8 @@ from planner.model.constraints import is_usable
 from planner.names import device_of
 from planner.planning.api import plan_problem
 from planner.planning.block_bytes import block_bytes
-from planner.planning.problem import Problem, device_plan, offloaded_bytes
+from planner.planning.device_rows import device_plan, offloaded_bytes
+from planner.planning.problem import Problem
 from planner.plans.device_map import DeviceMap
 from planner.plans.no_plan import NoPlan
 from planner.plans.parts import Certificate, DeviceUsage, PlanParts

@@ -3,59 +3,42 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from planner.checkpoint.source import Opened, open_source
-from planner.choices import FilesAsDisk, RankName
-from planner.config import Resolved, Stack
-from planner.config.problem import Origin, Rank, path_text
-from planner.config.resolved_node import ResolvedNode
+from planner.checkpoint.source import Opened
+from planner.choices import FilesAsDisk
+from planner.config import Resolved
 from planner.devices.budgets import DeviceBudget, device_budgets
 from planner.devices.keys import DeviceKey
-from planner.errors import InfeasibleError, InvalidConfigError
+from planner.errors import InfeasibleError
 from planner.known_names import KnownNames
 from planner.memory.demands import Demands
-from planner.model.blocks import Blocks, expand_classes
+from planner.model.blocks import Blocks
 from planner.model.constraints import Constraints
 from planner.model.globs import matched_names, require_names
-from planner.model.layout import Layout, repeated
+from planner.model.layout import Layout
 from planner.model.parts import stateless_parts
-from planner.model.tree import ModuleTree
 from planner.planning.block_bytes import block_bytes
 from planner.planning.formats import SmallerFormats, loaded_as
+from planner.planning.told_settings import provenance, setting_values
+from planner.planning.understanding import no_split_classes, settings_stack, understood
 from planner.plans.parts import (
     Account,
-    DevicePlan,
-    DeviceUsage,
     PredictedPeaks,
     Reason,
-    Setting,
     Shortfall,
     Source,
     doubts,
 )
 from planner.settings.dtypes import FLOATS
 from planner.settings.schema import Settings
-from planner.spelling import one_line, shown
 
 if TYPE_CHECKING:
     from planner.planning.rooms import RunModel
     from planner.planning.running import RunningRooms
-
-_RANK_NAMES: Final[Mapping[Rank, RankName]] = {
-    Rank.DEFAULT: "default",
-    Rank.COMPUTED: "computed",
-    Rank.IMPORTED: "imported",
-    Rank.USER: "user",
-    Rank.DERIVED: "derived",
-}
-
-_CODE: Final = re.compile(r"(keyword arguments|import) at ")
-_NO_FILES: Final = ("keyword arguments", "import", "environment", "command line argument", "live ")
 
 
 @dataclass(frozen=True)
@@ -96,9 +79,9 @@ class Problem:
         remote: bool = False,
     ) -> Problem:
         """The problem that the arguments of `plan()` mean. Raises what :func:`planner.planning.plan` raises."""
-        resolved, opened = _understood(source, checkpoint, settings_stack(config, settings), remote=remote)
+        resolved, opened = understood(source, checkpoint, settings_stack(config, settings), remote=remote)
         chosen = resolved.config
-        classes, containers = _no_split_classes(opened.tree, chosen.no_split_module_classes)
+        classes, containers = no_split_classes(opened.tree, chosen.no_split_module_classes)
         layout, opened = loaded_as(
             opened,
             chosen.dtype,
@@ -139,6 +122,11 @@ class Problem:
         if self.files_as_disk == "unless_named":
             return "disk" not in self.budgets
         return self.files_as_disk == "without_budgets" and not self.budgets
+
+    @property
+    def _own_budgets(self) -> Mapping[DeviceKey, int] | None:
+        """Those of one row of many; None where the settings say them."""
+        return self.budgets if self.has_own_budgets else None
 
     @cached_property
     def constraints(self) -> Constraints:
@@ -213,8 +201,8 @@ class Problem:
             reasons=reasons,
             shortfall=partial(self._shortfall, shortfall),
             minimum_bytes=minimum_bytes,
-            settings=self._setting_values,
-            provenance=self._provenance,
+            settings=partial(setting_values, self.resolved, self._own_budgets),
+            provenance=partial(provenance, self.resolved, self._own_budgets),
             demands=demands,
             predicted_peaks=predicted_peaks,
         )
@@ -227,93 +215,6 @@ class Problem:
     def _shortfall(self, shortfall: Callable[[], Shortfall | None]) -> Shortfall | None:
         found = shortfall()
         return None if found is None else replace(found, smaller_formats=self.smaller)
-
-    def _setting_values(self) -> dict[str, Setting]:
-        found = {
-            # A size is a number here, as all of a plan's bytes are; `written` gives it a unit, for files that people keep.
-            _dotted(path): Setting(
-                value=node.value if type(node.value) is int else node.written,
-                rank=_RANK_NAMES[node.origin.rank],
-            )
-            for path, node in self._leaves()
-        }
-        if self.has_own_budgets:
-            found.update(
-                {f"max_memory.{key}": Setting(value=size, rank="user") for key, size in self.budgets.items()}
-            )
-        return dict(sorted(found.items()))
-
-    def _provenance(self) -> dict[str, str]:
-        return {_dotted(path): _said_by(node.origin) for path, node in self._leaves()}
-
-    def _leaves(self) -> list[tuple[tuple[Any, ...], ResolvedNode]]:
-        """The settings with one value each, without budgets that this problem replaces."""
-        return [
-            (path, node)
-            for path, node in self.resolved.answers.items()
-            if node.shape == "leaf" and not (self.has_own_budgets and path[0] == "max_memory")
-        ]
-
-
-def settings_stack(config: Any, settings: Mapping[str, Any]) -> Stack[Settings]:
-    """The settings of one call: ``config``, with keywords on top."""
-    stack: Stack[Settings] = Stack.of(Settings, config)
-    return stack.set(**settings) if settings else stack
-
-
-def _understood(
-    source: Any, checkpoint: Any, stack: Stack[Settings], *, remote: bool
-) -> tuple[Resolved[Settings], Opened]:
-    """The settings with what the model says of itself, and the model.
-
-    Wrong settings are said first, whatever is wrong with the model, and before any file of a model is read. A live model is
-    opened first, so that its settings are resolved once: its facts stand below all that the user says, so settings that
-    resolve with them resolve without them.
-    """
-    if checkpoint is not None or isinstance(source, str | os.PathLike):
-        stack.resolve()
-    try:
-        opened = open_source(source, checkpoint, remote=remote)
-    except Exception:
-        stack.resolve()
-        raise
-    if opened.facts is None:
-        return stack.resolve(), opened
-    try:
-        return stack.imported(opened.facts).resolve(), opened
-    except InvalidConfigError as error:
-        resolved = stack.resolve()
-        note = f"the model's configuration makes no sense ({_first_problem(error)}); its facts are left out"
-        return resolved, replace(opened, notes=(*opened.notes, note))
-
-
-def _first_problem(error: InvalidConfigError) -> str:
-    """What is wrong with which values, without the folder that they were read in."""
-    problem = error.problems[0]
-    values = [f"{path_text(each.path)} = {shown(each.value)}" for each in problem.words]
-    return ", ".join((f"{path_text(problem.path)}: {problem.what}", *values))
-
-
-def _said_by(origin: Origin) -> str:
-    """Who said a value, without lines of code and folders: these differ where the same is planned."""
-    note = f" ({origin.note})" if origin.note else ""
-    rank = origin.rank.name.lower()
-    if origin.rank not in (Rank.IMPORTED, Rank.USER):
-        return one_line(f"{rank}{note}")
-    code = _CODE.match(origin.where)
-    where = code[1] if code else origin.where
-    is_file = not where.startswith(_NO_FILES)
-    return one_line(f"{rank} · {os.path.basename(where) if is_file else where}{note}")
-
-
-def _no_split_classes(tree: ModuleTree, named: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The classes whose modules stay whole, and the modules that only hold others: of the user, of the model, or guessed."""
-    classes = expand_classes(tree.columns, named)
-    if classes:
-        return classes, []
-    if tree.no_split_classes:  # a model may name classes that it does not have
-        return tree.columns.derived_classes(list(tree.no_split_classes))[0], []
-    return repeated(tree)
 
 
 def _source(blocks: Blocks, opened: Opened, dtype: object) -> Source:
@@ -332,38 +233,3 @@ def _source(blocks: Blocks, opened: Opened, dtype: object) -> Source:
 
 def _names(opened: Opened) -> KnownNames:
     return KnownNames.of(opened.tree.columns.name_kinds())
-
-
-def _dotted(path: tuple[Any, ...]) -> str:
-    return ".".join(map(str, path))
-
-
-def device_plan(
-    budget: DeviceBudget, usage: DeviceUsage, reserved_bytes: int, buffer_bytes: int = 0
-) -> DevicePlan:
-    """A device as it stands in a plan, with what is kept free there for offloaded blocks, and what of these stays."""
-    return DevicePlan(
-        id=budget.device,
-        kind=budget.kind,
-        pool=budget.pool,
-        budget_bytes=budget.budget_bytes,
-        headroom_bytes=min(budget.headroom_bytes, budget.budget_bytes),
-        used_bytes=usage.used_bytes,
-        reserved_bytes=reserved_bytes,
-        free_bytes=max(0, budget.capacity_bytes - usage.used_bytes - reserved_bytes - buffer_bytes),
-        buffer_bytes=buffer_bytes,
-        origin=budget.origin,
-        name=budget.name,
-    )
-
-
-def offloaded_bytes(devices: Sequence[DevicePlan]) -> dict[str, int]:
-    """Bytes by tier; where there is no accelerator, what lies on the cpu runs there."""
-    on = {"cpu": 0, "disk": 0}
-    has_accelerator = False
-    for device in devices:
-        if device.kind in on:
-            on[device.kind] += device.used_bytes
-        elif device.budget_bytes and device.budget_bytes > device.headroom_bytes:
-            has_accelerator = True
-    return {"cpu": on["cpu"] if has_accelerator else 0, "disk": on["disk"]}

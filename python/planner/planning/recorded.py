@@ -110,12 +110,15 @@ def recordable(
     if model is None:
         return None
     from planner.memory.recording.converted import converted
+    from planner.memory.recording.kept import state_of
 
     special = special_dtypes or {}
     made = converted(model, dtype, special)
     said = (
         fingerprint,
         type(model).__qualname__,
+        # A skeleton is all of its class and configuration; of a live model, attributes may say otherwise.
+        state_of(model) if _is_live(model, opened) else "",
         json.dumps(dict(opened.configuration), sort_keys=True, default=repr),
         f"{dtype} {sorted(special.items())}",
     )
@@ -154,6 +157,10 @@ def recorded(
         if workload.inputs:
             raise
         return Recorded(note=error.message)
+
+
+def _is_live(model: Any, opened: Opened) -> bool:
+    return opened.live is not None and opened.live() is model
 
 
 def _is_changed(model: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Final
 
 from planner.checkpoint.cache_config import completed_config
 from planner.checkpoint.opened import Opened
@@ -14,12 +15,18 @@ from planner.memory.cache_layers import has_encoder, layer_caches
 from planner.memory.demands import BlockDemand, Demands
 from planner.memory.tape import RunBytes
 from planner.model.blocks import Blocks
+from planner.names import listed
 from planner.planning.demands import demands_of
 from planner.planning.recorded import Recordable, Recorded, recordable, recorded
 from planner.planning.running import RunningRooms
 from planner.planning.unpacked import with_unpacked
 from planner.settings.workload import Workload
 from planner.units import format_bytes
+
+# Inputs that add nothing to what the lengths of a workload say.
+_WORDS: Final = frozenset(
+    ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids", "decoder_input_ids")
+)
 
 __all__ = ["RunModel", "formula_rooms", "recordable_for", "recorded_rooms", "rooms_for"]
 
@@ -105,7 +112,8 @@ def formula_rooms(model: RunModel, workload: Workload, blocks: Blocks, *, note: 
     """The same by formulas. Args, Raises: as :func:`rooms_for`; ``note``: why it was not recorded."""
     dtype = model.loaded_as or model.dtype
     try:
-        by_phase = demands_of(model.opened, workload, blocks.names, dtype, (note,) if note else ())
+        notes = (*((note,) if note else ()), *_uncounted(workload))
+        by_phase = demands_of(model.opened, workload, blocks.names, dtype, notes)
     except (InvalidInputError, UnknownMemoryError) as error:
         if not note:
             raise
@@ -115,6 +123,12 @@ def formula_rooms(model: RunModel, workload: Workload, blocks: Blocks, *, note: 
         next(iter(demands.blocks.values()), BlockDemand()).needs_bytes for demands in by_phase.values()
     )
     return _rooms(model, workload, blocks, by_phase, main_needs_bytes=main_needs_bytes)
+
+
+def _uncounted(workload: Workload) -> tuple[str, ...]:
+    """A note of inputs that formulas do not know: pictures, sound."""
+    names = [name for name in workload.inputs if name not in _WORDS]
+    return (f"what the model makes of {listed(map(repr, names))} is not counted",) if names else ()
 
 
 def _require_static(model: RunModel, workload: Workload) -> None:

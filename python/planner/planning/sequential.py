@@ -10,7 +10,8 @@ from planner.choices import Stage
 from planner.config.types import schema_of
 from planner.devices.keys import DeviceKey, main_device, offload_tiers
 from planner.errors import InvalidConstraintError
-from planner.planning.problem import Problem, device_plan, offloaded_bytes
+from planner.planning.device_rows import device_plan, offloaded_bytes
+from planner.planning.problem import Problem
 from planner.plans.device_map import DeviceMap
 from planner.plans.parts import Certificate, DevicePlan
 from planner.plans.plan import Plan

@@ -47,7 +47,7 @@ def _read_count(value: object) -> int:
 
 def _read_dimension(value: object) -> int | str:
     """A length of one dimension of an input: an int, or a word for what the workload says. Raises ValueError."""
-    if value in ("batch", "context"):
+    if isinstance(value, str) and value in ("batch", "context"):
         return str(value)
     if type(value) is not int or not 1 <= value <= _MOST:
         raise ValueError(f"expected an int of at least 1, 'batch' or 'context', got {shown(value)}")

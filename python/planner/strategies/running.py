@@ -64,10 +64,17 @@ def core_demands(
     whole_bytes = demands.shared_bytes + sum(
         demand.exec_bytes + demand.needs_bytes for demand in demands.blocks.values()
     )
-    if whole_bytes >= _MOST_BYTES:
+    beside_most_bytes = max(beside_bytes, default=0)
+    weights_bytes = -(-blocks.layout.columns.total_bits // 8)
+    if weights_bytes + _more(whole_bytes, share) // 8 + beside_most_bytes >= _MOST_BYTES:
+        beside = (
+            f", and {format_bytes(beside_most_bytes)} are to be kept beside on one device (allocator_margin)"
+            if beside_most_bytes
+            else ""
+        )
         raise InvalidInputError(
-            f"the model takes {whole_bytes} bytes with this workload ({format_bytes(whole_bytes)}), and plans add up less than "
-            f"{_MOST_BYTES} ({format_bytes(_MOST_BYTES)}): say fewer rows or a shorter context"
+            f"the model takes {whole_bytes} bytes with this workload ({format_bytes(whole_bytes)}){beside}; plans add up less than "
+            f"{_MOST_BYTES} ({format_bytes(_MOST_BYTES)}): say fewer rows, a shorter context or a smaller margin"
         )
     each, staying = block_demands(blocks, demands), staying_bytes or {}
     stays: list[int] = []

@@ -81,3 +81,24 @@ fn numbers_that_are_not_in_their_lists_are_told() -> Result<(), OutOfRange> {
     assert!(builder.entered(1, &[(0, 0, 2, 5)]).is_err());
     Ok(())
 }
+
+/// Where both places are on one device, a copy is what it copies, and is there after that has gone.
+#[test]
+fn a_copy_on_one_device_is_what_it_copies() -> Result<(), OutOfRange> {
+    let mut builder = TapeBuilder::new(2, Vec::new(), Vec::new())?;
+    builder.begun("prefill".into());
+    builder.made(0, 10, 1, None)?;
+    builder.made(1, 10, 2, Some((0, 1)))?;
+    builder.made(2, 10, 2, Some((0, 1)))?;
+    builder.freed(0);
+    builder.freed(1);
+    builder.made(3, 4, 1, None)?;
+    builder.freed(2);
+    builder.made(4, 12, 1, None)?;
+    builder.taken();
+    let (tape, sizes) = builder.finish();
+    let peaks = |execution| replay(&tape, &sizes, &placement(execution, [None; 2], [None; 2]));
+    assert_eq!(peaks([0, 0]), Some(vec![vec![116, 200]]));
+    assert_eq!(peaks([0, 1]), Some(vec![vec![116, 220]]));
+    Ok(())
+}

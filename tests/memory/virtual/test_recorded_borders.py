@@ -267,3 +267,38 @@ def test_a_buffer_that_a_forward_moves(virtual_accelerators: Accelerators, homes
         device: real["prefill"][device] for device in placement.devices
     }
     assert virtual_accelerators.used_bytes(homes[0]) < weights[homes[0]] or homes[0] == homes[1]
+
+
+class Returning(nn.Module):
+    """Puts what a layer returns elsewhere, by hand, and goes on with that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(is_encoder_decoder=False)
+        self.first = nn.Linear(WIDTH, 512)
+        self.second = nn.Linear(512, 1024)
+        self.third = nn.Linear(512, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        moved = self.first(x).to(x.device)
+        wide = self.second(moved)
+        return self.third(moved) + wide.sum().to(x.device)
+
+
+@pytest.mark.parametrize("homes", [(0, 0, 0), (1, 1, 0), (1, 0, 0), (0, 1, 1)])
+def test_what_a_forward_moves_is_gone_from_where_it_was(
+    virtual_accelerators: Accelerators, homes: tuple[int, int, int]
+) -> None:
+    """On one device nothing was moved, and it is there as long as its copy."""
+    model: Any = Returning()
+    execution = dict(zip(["first", "second", "third"], homes, strict=True))
+    given = {"x": torch.ones(ROWS, WIDTH)}
+    tape = record_run(model, list(execution), run_of(given, 0, {}))
+    planner.dispatch(model, execution)
+    weights = {index: virtual_accelerators.used_bytes(index) for index in (0, 1)}
+    main = min(homes)
+    real = measured_peaks(model, virtual_accelerators, given, steps=0, options={}, device=main)
+    placement = RunPlacement(execution=execution, main_device=main, resident_bytes=weights)
+    assert replay(tape, placement)["prefill"] == {
+        device: real["prefill"][device] for device in placement.devices
+    }

@@ -10,7 +10,7 @@ from planner.compat.huggingface.in_force import Integration, install_for_all, un
 from planner.dispatching.api import require_outside
 from planner.errors import InvalidInputError
 from planner.names import listed
-from planner.planning.problem import settings_stack
+from planner.planning.understanding import settings_stack
 from planner.settings.keywords import PlanSettings
 from planner.spelling import shown
 

@@ -164,14 +164,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         number = self.next_storage()
         self._alive[key] = (number, place)
         copied = () if source is None else self._where(source)
-        # What it is a copy of is kept with it: on one device they are one. A weight is kept by its module, or is not.
-        held = [] if source is None else [source.untyped_storage()]
-        if held and held[0]._cdata in self._weights:
-            self._weights.copied(held.pop()._cdata, number)
+        if source is not None:
+            self._weights.copied(source.untyped_storage()._cdata, number)
         self.events.append((MADE, number, storage.nbytes(), place, operator, *copied))
 
         def gone(_: Any) -> None:
-            held.clear()
             self.events.append((FREE, number))
             del self._watched[number]
             if self._alive.get(key, (None,))[0] == number:

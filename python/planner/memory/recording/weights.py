@@ -41,8 +41,9 @@ class RecordedWeights:
         return self._places.get(storage)
 
     def copied(self, storage: int, copy: int) -> None:
-        """A weight has been copied, into a storage of this number."""
-        self._copies[storage] = copy
+        """If this is a weight, it has been copied into a storage of this number."""
+        if storage in self._places:
+            self._copies[storage] = copy
 
     def forget(self) -> None:
         """Tells of nothing any more."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from planner.errors import InvalidInputError
+from planner.errors import InvalidInputError, RecordingError
 from planner.memory.demands import Demands
 from planner.memory.recording.caches import cache_maker
 from planner.memory.recording.session import RecordedRun, record_run
@@ -32,7 +32,10 @@ __all__ = [
     "vocabulary_of",
 ]
 
-_TOKENS = ("input_ids", "decoder_input_ids")
+_TOKENS = ("input_ids", "decoder_input_ids", "inputs_embeds")
+# What stands in the place of words.
+_INSTEAD = {"inputs_embeds": "input_ids", "decoder_inputs_embeds": "decoder_input_ids"}
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _WHOLE = ("_ids", "_mask", "_thw", "_sizes", "_index", "_lengths")
 # What generate() holds beside the model, in rows of the vocabulary as 32-bit floats: greedy, sampled or with beams.
 _SHARES = 62
@@ -68,6 +71,7 @@ def record(
     if key is not None and key in _kept:
         _kept.move_to_end(key)
         return _kept[key]
+    _require_uncompiled(model)
     tapes = []
     for each in runs_of(model, workload):
         tape = record_run(model, blocks, each.run)
@@ -151,6 +155,17 @@ def takes_use_cache(model: nn.Module) -> bool:
     return is_known and any(each.kind is each.VAR_KEYWORD for each in takes.values())
 
 
+def _require_uncompiled(model: nn.Module) -> None:
+    """Raises RecordingError where a call would begin with compiling."""
+    compiler: Any = sys.modules.get("torch._dynamo")
+    if compiler is not None and isinstance(model, compiler.OptimizedModule):
+        raise RecordingError(
+            "what torch.compile returns is not recorded; plan the model that it was given, and compile it afterwards",
+            block="",
+            operator="",
+        )
+
+
 def recording_key(
     model: nn.Module, blocks: Sequence[str], workload: Workload, fingerprint: str
 ) -> tuple[str, ...]:
@@ -162,6 +177,7 @@ def recording_key(
         repr(workload),
         "\n".join(blocks),
         str(getattr(config, "_attn_implementation", "")),
+        str(torch.get_default_dtype()),
         str(torch.__version__),
         str(getattr(transformers, "__version__", "")),
     )
@@ -197,35 +213,53 @@ def _run(model: nn.Module, workload: Workload, tokens: int, steps: int) -> Recor
 
 
 def _inputs(
-    model: nn.Module, takes: Mapping[str, Any], workload: Workload, tokens: int
+    model: nn.Module, takes: Mapping[str, inspect.Parameter], workload: Workload, tokens: int
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     config: Any = getattr(model, "config", None)
     rows = workload.rows
     found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     is_seq2seq = bool(getattr(config, "is_encoder_decoder", False))
     length = workload.encoder_tokens if is_seq2seq else tokens
-    if "input_ids" in takes and "input_ids" not in workload.inputs:
+    named = [name for name, each in takes.items() if each.kind in _NAMED]
+    # Some hand on whatever they are given, as wrappers do.
+    hands_on = not named and any(each.kind is each.VAR_KEYWORD for each in takes.values())
+    given = {*workload.inputs, *(_INSTEAD[name] for name in workload.inputs if name in _INSTEAD)}
+    if ("input_ids" in named or hands_on) and "input_ids" not in given:
         found["input_ids"] = ((rows, length), torch.long)
-    if is_seq2seq and "decoder_input_ids" in takes:
+    if is_seq2seq and "decoder_input_ids" in named and "decoder_input_ids" not in given:
         found["decoder_input_ids"] = ((rows, tokens), torch.long)
-    if workload.is_padded and "attention_mask" in takes and "input_ids" in found:
+    has_words = "input_ids" in found or "inputs_embeds" in given
+    if workload.is_padded and "attention_mask" in named and has_words:
         found["attention_mask"] = ((rows, length), torch.long)
     sizes = {"batch": rows, "context": tokens}
     for name, shape in workload.inputs.items():
-        if name not in takes:
+        if name not in named and not hands_on:
             raise InvalidInputError(
                 f"workload.inputs names {name!r}, which the forward of {type(model).__name__} does not take; it takes "
-                f"{', '.join(key for key in takes if key != 'kwargs')}"
+                f"{', '.join(named) or 'nothing by name'}"
             )
         whole = torch.long if name.endswith(_WHOLE) else _float_of(model)
         found[name] = (tuple(sizes[each] if isinstance(each, str) else each for each in shape), whole)
-    main = getattr(model, "main_input_name", "input_ids")
-    if main not in found and not set(_TOKENS) & set(found):
+    missing = _missing(model, takes, found)
+    if missing is not None:
         raise InvalidInputError(
-            f"nothing tells the shape of {main!r}, which the forward of {type(model).__name__} takes; say it in workload.inputs, "
-            f"as {{{main!r}: ['batch', …]}}"
+            f"nothing tells the shape of {missing!r}, which the forward of {type(model).__name__} takes; say it in workload.inputs, "
+            f"as {{{missing!r}: ['batch', …]}}"
         )
     return found
+
+
+def _missing(
+    model: nn.Module, takes: Mapping[str, inspect.Parameter], found: Mapping[str, Any]
+) -> str | None:
+    """An argument that a forward does not do without, and that nothing tells the shape of."""
+    main = getattr(model, "main_input_name", None)
+    if main is not None:
+        return None if main in found or set(_TOKENS) & set(found) else str(main)
+    wanted = [name for name, each in takes.items() if each.kind in _NAMED and each.default is each.empty]
+    if not wanted and not found:
+        wanted = list(takes)
+    return next((name for name in wanted if name not in found), None)
 
 
 def _float_of(model: nn.Module) -> torch.dtype:

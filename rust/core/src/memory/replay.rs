@@ -52,8 +52,9 @@ struct Replay<'a> {
     peaks: Vec<Vec<i128>>,
     is_told: bool, // the last of these is of the forward that runs
     storages: Vec<Option<(u32, i128)>>,
+    same: Vec<Vec<u32>>, // by storage, its copies that are none, because both places are on one device
     copies: Vec<Vec<(u32, i128)>>, // by tensor, its copies on other devices
-    copied: Vec<u32>,              // tensors that may have some
+    copied: Vec<u32>,    // tensors that may have some
     results: i128,
     returned: Vec<u32>,
     ahead: Ahead<'a>,
@@ -90,6 +91,7 @@ impl<'a> Replay<'a> {
             peaks: Vec::new(),
             is_told: false,
             storages: vec![None; tape.storages as usize],
+            same: vec![Vec::new(); tape.storages as usize],
             copies: vec![Vec::new(); tape.tensors as usize],
             copied: Vec::new(),
             results: 0,
@@ -106,11 +108,18 @@ impl<'a> Replay<'a> {
                 if let Some(made) = self.storages.get_mut(storage as usize) {
                     *made = Some((device, size));
                 }
+                if let Some((source, _)) = copy_of
+                    && is_there
+                    && let Some(same) = self.same.get_mut(source as usize)
+                {
+                    same.push(storage);
+                }
                 self.take(device, size);
             }
             Event::Free(storage) => {
                 if let Some((device, size)) = self.storages.get_mut(storage as usize).and_then(Option::take) {
-                    self.alive[device as usize] -= size;
+                    let copies = std::mem::take(&mut self.same[storage as usize]);
+                    self.let_go(device, size, &copies);
                 }
             }
             Event::Rest { storage, size, .. } => {
@@ -152,11 +161,19 @@ impl<'a> Replay<'a> {
         if self.ahead.size(place).is_some_and(|size| size > 0) {
             return; // it is brought in as often as its block runs
         }
-        let device = self.devices[place as usize];
-        match self.storages.get_mut(copy as usize) {
-            // On one device a weight and its copy are one, which stays.
-            Some(Some((at, size))) if *at == device && *size == 0 => *size = bytes,
-            _ => self.alive[device as usize] -= bytes,
+        self.let_go(self.devices[place as usize], bytes, &[copy]);
+    }
+
+    /// What goes is there as long as its copies are, which on one device are none: one of these takes its bytes along.
+    fn let_go(&mut self, device: u32, size: i128, copies: &[u32]) {
+        let is_same = |copy: &&u32| self.storages.get(**copy as usize).copied().flatten() == Some((device, 0));
+        let mut same = copies.iter().filter(is_same).copied();
+        if let Some(first) = same.next() {
+            let others: Vec<u32> = same.collect();
+            self.storages[first as usize] = Some((device, size));
+            self.same[first as usize].extend(others);
+        } else {
+            self.alive[device as usize] -= size;
         }
     }
 
