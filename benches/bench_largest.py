@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from largest_runs import BUDGETS, found_for, runs_with  # type: ignore[import-not-found]
 from rig import Accelerators, missing  # type: ignore[import-not-found]
 
-FAMILIES = ("llama", "gemma", "mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss")
+FAMILIES = ("llama", "gemma", "mixtral")
 CARDS = {"3 x 70 GiB": "70GiB", "3 x 80 GiB": "80GiB"}
 OTHER = "75GiB"
 PROBES = 200

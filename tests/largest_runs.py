@@ -11,7 +11,6 @@ import torch
 import planner
 from planner import Largest
 from rig import Accelerators
-from tiny_families import FAMILIES, family
 from tiny_models import built
 
 __all__ = ["BUDGETS", "found_for", "runs_with"]
@@ -29,7 +28,7 @@ _ROWS, _TOKENS = 2, 24
 
 def made(name: str) -> Any:
     """A tiny model, ready to run."""
-    return (family(name, 4) if name in FAMILIES and name != "llama" else built(name)).eval()
+    return built(name).eval()
 
 
 def found_for(name: str, of: Any, budgets: Mapping[Any, int]) -> Largest:

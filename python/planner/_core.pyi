@@ -439,9 +439,11 @@ class TimedLine:
         hop_ps: list[list[int]],
         schedule: Literal["serial", "overlapped"],
         staging_blocks: int,
+        ties: list[tuple[list[int], int]] = ...,
     ) -> TimedLine:
         """``pieces``: bits, state's bits, streamed bits, homes as a bit for each kind, picoseconds to run and to fetch by kind, and
-        on the host. ``kinds``: capacity in bits, picoseconds to the host and back, whether it is the host."""
+        on the host. ``kinds``: capacity in bits, picoseconds to the host and back, whether it is the host. ``ties``: numbers of
+        pieces, ascending, and the bits that they have together."""
 
     def __len__(self) -> int: ...
     def solve(
@@ -466,7 +468,7 @@ class TimedPlan:
     @property
     def steps(self) -> int: ...
     @property
-    def runs(self) -> list[tuple[int, int, int, int, list[Literal["resident", "fetched", "beside"]]]]:
+    def runs(self) -> list[tuple[int, int, int, int, list[Literal["resident", "fetched", "beside", "tied"]]]]:
         """Device, first piece, one past the last, picoseconds, and a way for each piece."""
 
 @final

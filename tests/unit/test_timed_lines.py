@@ -62,6 +62,19 @@ def test_a_pipeline_is_worth_more_even_runs() -> None:
     assert many.value_ps == many.latency_ps + 49 * many.bottleneck_ps == 19 + 49 * 8
 
 
+def test_what_is_tied_has_one_home() -> None:
+    """The last piece runs where the first lies, which costs two hops and no room; both on one device is more than it holds."""
+    pieces = [
+        {"bits": 99, "run": [2, 5, None]},
+        *[{"bits": 10, "run": [2, 5, None]}] * 3,
+        {"bits": 99, "run": [2, 5, None]},
+    ]
+    answer = solve_table(table(pieces=pieces, ties=[{"pieces": [0, 4], "bits": 10}]))
+    assert ends(answer) == [(0, 0, 3), (1, 3, 5)]
+    assert answer.runs[1].ways == ("resident", "tied")
+    assert answer.value_ps == 3 * 2 + 3 + 5 + (2 + 3 + 3)
+
+
 def test_without_steps_there_is_a_bound_and_a_plan() -> None:
     answer = solve_table(table(search_steps=0))
     assert answer.lower_bound_ps <= 53 <= answer.value_ps
@@ -111,6 +124,8 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
         ({"pieces": [{"bits": 1, "run": [1, 1, 1], "homes": [3]}]}, "names kind 3, and there are 3"),
         ({"pieces": "abc"}, "pieces is str, and must be a list"),
         ({"steps": 1}, "the table has steps, and can have objective"),
+        ({"ties": [{"pieces": [3, 1], "bits": 1}]}, "pieces of tie 0 must be"),
+        ({"ties": [{"pieces": 3, "bits": 1}]}, r"ties\[0\].pieces is int"),
         ({"overlap": 1}, "overlap is 1, and must be true or false"),
     ],
 )

@@ -27,8 +27,10 @@ _KEYS = (
     "devices",
     "hop",
     "pieces",
+    "ties",
 )
 _KIND_KEYS = ("cap", "aside", "host")
+_TIE_KEYS = ("pieces", "bits")
 _PIECE_KEYS = ("bits", "state", "streamed", "homes", "run", "fetch", "host")
 
 
@@ -55,6 +57,14 @@ class LineKind:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LineTie:
+    """Pieces that share their weights: their numbers, ascending, and the bits that they have together; their own do not count."""
+
+    pieces: tuple[int, ...]
+    bits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LineProblem:
     """Pieces in execution order, devices, and what is to be small."""
 
@@ -68,6 +78,7 @@ class LineProblem:
     schedule: Schedule = "serial"
     staging_blocks: int = 1
     search_steps: int = SEARCH_STEPS
+    ties: tuple[LineTie, ...] = ()
 
 
 def read_table(table: Mapping[str, object]) -> LineProblem:
@@ -110,6 +121,9 @@ def read_table(table: Mapping[str, object]) -> LineProblem:
         schedule=schedule,
         staging_blocks=reader.whole(said, "staging", "staging", default=2 if schedule == "overlapped" else 1),
         search_steps=reader.whole(said, "search_steps", "search_steps", default=SEARCH_STEPS),
+        ties=tuple(
+            reader.tie(row, f"ties[{at}]") for at, row in enumerate(reader.rows({"ties": (), **said}, "ties"))
+        ),
     )
     if reader.problems:
         shown = "; ".join(reader.problems[:_SHOWN])
@@ -136,15 +150,16 @@ class _Reader:
             self.problem(f"{where} has {', '.join(unknown)}, and can have {', '.join(keys)}")
         return value
 
-    def rows(self, said: Mapping[str, object], key: str) -> Sequence[object]:
+    def rows(self, said: Mapping[str, object], key: str, where: str = "") -> Sequence[object]:
         value = said.get(key)
         if isinstance(value, Sequence) and not isinstance(value, str | bytes):
             return value
-        self.problem(f"{key} is {type(value).__name__}, and must be a list")
+        self.problem(f"{where or key} is {type(value).__name__}, and must be a list")
         return ()
 
-    def numbers(self, said: Mapping[str, object], key: str) -> tuple[int, ...]:
-        return tuple(self.number(value, f"{key}[{at}]") for at, value in enumerate(self.rows(said, key)))
+    def numbers(self, said: Mapping[str, object], key: str, where: str = "") -> tuple[int, ...]:
+        rows = self.rows(said, key, where)
+        return tuple(self.number(value, f"{where or key}[{at}]") for at, value in enumerate(rows))
 
     def number(self, value: object, where: str, least: int = 0) -> int:
         if isinstance(value, int) and not isinstance(value, bool) and least <= value <= MOST:
@@ -190,6 +205,13 @@ class _Reader:
             capacity_bits=self.whole(said, "cap", f"{where}.cap"),
             hops_ps=self.whole(said, "aside", f"{where}.aside", default=0),
             is_host=self.flag(said, "host", f"{where}.host"),
+        )
+
+    def tie(self, value: object, where: str) -> LineTie:
+        said = self.mapping(value, where, _TIE_KEYS)
+        return LineTie(
+            pieces=self.numbers(said, "pieces", f"{where}.pieces"),
+            bits=self.whole(said, "bits", f"{where}.bits"),
         )
 
     def piece(self, value: object, where: str, *, kinds: int) -> LinePiece:

@@ -11,7 +11,7 @@ from planner.devices.keys import DeviceKey
 from planner.errors import InfeasibleError, InvalidInputError
 from planner.strategies.line_tables import LineProblem, read_table
 
-Way: TypeAlias = Literal["resident", "fetched", "beside"]
+Way: TypeAlias = Literal["resident", "fetched", "beside", "tied"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,8 @@ def solve_table(table: Mapping[str, object]) -> LineAnswer:
             picoseconds to the host and back, and whether it is the `host`; `devices`, by their kinds; `hop`, picoseconds from
             kind to kind; `pieces`, each with its `bits`, the bits of `state` that lie where it runs, the bits that fetching it
             takes (`streamed`), the kinds that may be its `homes`, and picoseconds to `run` and to `fetch` by kind, and on the
-            `host`. None is what may not be.
+            `host`. None is what may not be. `ties` name `pieces` that share their weights, and the `bits` of these: they have one
+            home, and those that another device reaches run there all the same (`tied`), at two hops.
 
     Raises:
         InvalidInputError: what cannot be read, all of it at once; more than 64 devices; numbers too large to be added.
@@ -79,8 +80,8 @@ def solve_table(table: Mapping[str, object]) -> LineAnswer:
 
 def solve_line(problem: LineProblem) -> LineAnswer:
     """The best plan of a problem; see :func:`solve_table`. Raises InvalidInputError, InfeasibleError."""
-    line = core_line(problem)
     try:
+        line = core_line(problem)
         found = line.solve(
             objective=problem.objective,
             batches=problem.batches,
@@ -111,7 +112,7 @@ def solve_line(problem: LineProblem) -> LineAnswer:
 
 
 def core_line(problem: LineProblem) -> _core.TimedLine:
-    """The pieces and devices of a problem as the core takes them."""
+    """The pieces and devices of a problem as the core takes them. Raises ValueError where they cannot be planned."""
     return _core.TimedLine(
         pieces=[
             (
@@ -130,6 +131,7 @@ def core_line(problem: LineProblem) -> _core.TimedLine:
         hop_ps=[list(row) for row in problem.hop_ps],
         schedule=problem.schedule,
         staging_blocks=problem.staging_blocks,
+        ties=[(list(tie.pieces), tie.bits) for tie in problem.ties],
     )
 
 

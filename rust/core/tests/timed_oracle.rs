@@ -3,7 +3,7 @@
 #![allow(clippy::cast_possible_truncation)] // small numbers are drawn
 
 use planner_core::timed::{
-    Line, LineFailure, LineKind, Objective, Piece, PieceWay, Question, Schedule, TimedPlan, solve,
+    Line, LineFailure, LineKind, Objective, Piece, PieceWay, Question, Schedule, SummedLine, TimedPlan,
 };
 
 const TABLES: u64 = 3_000;
@@ -102,6 +102,7 @@ fn run_ps(line: &Line, kind: usize, from: usize, ways: &[PieceWay]) -> Option<u6
                 room += piece.state_bits;
                 largest = largest.max(piece.streamed_bits);
             }
+            PieceWay::Tied => return None,
             PieceWay::Beside => {
                 if !may_leave || piece.state_bits > 0 {
                     return None;
@@ -140,6 +141,10 @@ fn value(objective: Objective, latency: u64, longest: u64) -> u64 {
         Objective::Throughput => longest,
         Objective::Pipeline { batches } => latency + (batches - 1) * longest,
     }
+}
+
+fn solve(line: &Line, question: &Question) -> Result<TimedPlan, LineFailure> {
+    SummedLine::new(line, &[]).unwrap().solve(question)
 }
 
 struct Enumeration<'a> {

@@ -1,7 +1,7 @@
 //! Plans by time, of a table of plain numbers.
 
 use planner_core::timed::{
-    Line, LineFailure, LineKind, Objective, Piece, PieceWay, Question, Schedule, TimedPlan as Plan, solve,
+    Line, LineFailure, LineKind, Objective, Piece, PieceWay, Question, Schedule, SummedLine, Tie, TimedPlan as Plan,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -26,22 +26,25 @@ pub(crate) enum Aim {
 /// A line of pieces and the devices that may run them.
 #[pyclass(frozen, module = "planner._core")]
 pub(crate) struct TimedLine {
-    inner: Line,
+    inner: SummedLine,
 }
 
 #[pymethods]
 impl TimedLine {
-    /// All of it is said.
+    /// All of it is said but ties.
     #[new]
-    #[pyo3(signature = (*, pieces, kinds, devices, hop_ps, schedule, staging_blocks))]
+    #[expect(clippy::too_many_arguments, reason = "keyword-only, one per thing that is known of the line")]
+    #[pyo3(signature = (*, pieces, kinds, devices, hop_ps, schedule, staging_blocks, ties=Vec::new()))]
     fn new(
+        py: Python<'_>,
         pieces: Vec<PieceRow>,
         kinds: Vec<KindRow>,
         devices: Vec<usize>,
         hop_ps: Vec<Vec<u64>>,
         schedule: Word<Schedule>,
         staging_blocks: u64,
-    ) -> Self {
+        ties: Vec<(Vec<usize>, u64)>,
+    ) -> PyResult<Self> {
         let piece = |(bits, state_bits, streamed_bits, homes, run_ps, fetch_ps, host_ps): PieceRow| Piece {
             bits,
             state_bits,
@@ -52,7 +55,7 @@ impl TimedLine {
             host_ps,
         };
         let kind = |(capacity_bits, hops_ps, is_host): KindRow| LineKind { capacity_bits, hops_ps, is_host };
-        let inner = Line {
+        let line = Line {
             pieces: pieces.into_iter().map(piece).collect(),
             kinds: kinds.into_iter().map(kind).collect(),
             devices,
@@ -60,12 +63,15 @@ impl TimedLine {
             schedule: schedule.0,
             staging_blocks,
         };
-        Self { inner }
+        let ties: Vec<Tie> = ties.into_iter().map(|(pieces, bits)| Tie { pieces, bits }).collect();
+        let inner =
+            py.detach(|| SummedLine::new(&line, &ties)).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        Ok(Self { inner })
     }
 
     /// Pieces.
     fn __len__(&self) -> usize {
-        self.inner.pieces.len()
+        self.inner.pieces()
     }
 
     /// The best plan of one run for each device.
@@ -84,7 +90,7 @@ impl TimedLine {
             Aim::Pipeline => Objective::Pipeline { batches },
         };
         let question = Question { objective, any_order, search_steps };
-        match py.detach(|| solve(&self.inner, &question)) {
+        match py.detach(|| self.inner.solve(&question)) {
             Ok(plan) => Ok(Py::new(py, TimedPlan::new(plan))?.into_any()),
             Err(LineFailure::Infeasible { is_proven }) => {
                 Ok(Py::new(py, TimedFailure { proven: is_proven })?.into_any())
@@ -111,6 +117,7 @@ impl TimedPlan {
             PieceWay::Resident => "resident",
             PieceWay::Fetched => "fetched",
             PieceWay::Beside => "beside",
+            PieceWay::Tied => "tied",
         };
         let Plan { runs, latency_ps, bottleneck_ps, value_ps, lower_bound_ps, steps } = plan;
         let runs =

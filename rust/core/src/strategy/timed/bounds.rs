@@ -22,7 +22,7 @@ const NONE: u32 = u32::MAX;
 
 /// How bounds of runs are had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Method {
+pub(crate) enum Method {
     /// All of them, kept.
     Table,
     /// By their sums.
@@ -36,7 +36,7 @@ enum Method {
 /// By kind, how bounds are had for this line.
 #[derive(Debug)]
 pub(crate) struct Bounds {
-    methods: Vec<Method>,
+    pub(crate) methods: Vec<Method>,
     /// By how much a bound may be too high: where bounds are rounded, halving may pass over the best start by less than one each time.
     pub(crate) slack_ps: u64,
 }
@@ -58,7 +58,9 @@ impl Bounds {
         let most = if has_means || is_repeated || !orders.is_given { MOST_TABLE_OF_MEANS } else { MOST_TABLE };
         let halvings = borders * (borders.ilog2() as usize + 1) * orders.turns.len();
         let methods = (0..runs.stages.len()).map(|kind| {
-            if runs.stages[kind].sums.is_plain && tables > MOST_TABLE {
+            if !used[kind] {
+                Method::Sums
+            } else if runs.stages[kind].sums.is_plain && tables > MOST_TABLE {
                 Method::Window
             } else if tables <= most {
                 Method::Table
@@ -101,7 +103,7 @@ impl Bounds {
                 })
             }
             Method::Window => {
-                let sums = &runs.stages[kind].sums;
+                let sums = runs.stages[kind].sums;
                 let run_ps = |border: usize| {
                     if is_backward { sums.run_ps(pieces) - sums.run_ps(pieces - border) } else { sums.run_ps(border) }
                 };
@@ -119,7 +121,7 @@ impl Bounds {
                 })
             }
             Method::Sums => {
-                let sums = &runs.stages[kind].sums;
+                let sums = runs.stages[kind].sums;
                 by_halving(start, |from, to| {
                     let (from, to) = span(from, to);
                     capped(sums.least(from, to).unwrap_or(NEVER))
@@ -155,6 +157,7 @@ impl Bounds {
                 }
             }
             after[borders - 1] = 0;
+            close(runs, &mut after);
             let mut start: Vec<u64> = after.iter().rev().copied().collect();
             start[borders - 1] = NEVER;
             let mut from = self.row(runs, turn.kind, &start, most, true).sums;
@@ -222,7 +225,8 @@ pub(crate) fn pass(
     let (mut best, mut last) = (NEVER, None);
     for (number, turn) in orders.turns.iter().enumerate() {
         let (start, before) = starts(runs, &rows[turn.before], turn.kind, orders.is_given || turn.before == 0);
-        let found = row(runs, number, &start)?;
+        let mut found = row(runs, number, &start)?;
+        close(runs, &mut found.sums);
         if found.sums[borders - 1] < best {
             (best, last) = (found.sums[borders - 1], Some(number));
         }
@@ -256,6 +260,13 @@ pub(crate) fn pass(
     turns.reverse();
     let devices = orders.devices_of(&turns).into_iter();
     Ok(Some((best, devices.zip(spans.into_iter().rev()).map(|(device, (from, to))| (device, from, to)).collect())))
+}
+
+/// No run ends at a closed border.
+fn close(runs: &Runs, sums: &mut [u64]) {
+    for (sum, _) in sums.iter_mut().zip(runs.closed).filter(|(_, is_closed)| **is_closed) {
+        *sum = NEVER;
+    }
 }
 
 /// What may precede a run of a kind, by its first border, and the turn that does.

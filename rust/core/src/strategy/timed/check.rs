@@ -58,6 +58,12 @@ pub enum LineFailure {
         /// How many.
         count: usize,
     },
+    /// Occurs when a tie's pieces are not there, not ascending, or tied already.
+    #[error("the pieces of tie {tie} must be pieces of the line, each once, in order, and in no other tie")]
+    WrongTie {
+        /// The tie.
+        tie: usize,
+    },
     /// Occurs when numbers are too large to be added.
     #[error("{what} come to {total}, and at most {most} can be planned")]
     TooLarge {
@@ -73,8 +79,8 @@ pub enum LineFailure {
     NoBatches,
 }
 
-/// Whether a line and a question about it can be read.
-pub(crate) fn check(line: &Line, question: &Question) -> Result<(), LineFailure> {
+/// Whether a line can be read, and the most that all its times come to.
+pub(crate) fn check(line: &Line) -> Result<u64, LineFailure> {
     let kinds = line.kinds.len();
     for (what, count, most) in [
         ("kinds of devices", kinds, MOST_DEVICES),
@@ -96,7 +102,7 @@ pub(crate) fn check(line: &Line, question: &Question) -> Result<(), LineFailure>
         }
     }
     lengths(line)?;
-    sums(line, question)
+    sums(line)
 }
 
 fn lengths(line: &Line) -> Result<(), LineFailure> {
@@ -119,10 +125,7 @@ fn lengths(line: &Line) -> Result<(), LineFailure> {
 }
 
 /// So that nothing that is added later can overflow.
-fn sums(line: &Line, question: &Question) -> Result<(), LineFailure> {
-    let within = |what, total: u128, most: u128| {
-        if total <= most { Ok(()) } else { Err(LineFailure::TooLarge { what, total, most }) }
-    };
+fn sums(line: &Line) -> Result<u64, LineFailure> {
     let most_bits = u128::from(MOST_BITS);
     let room = |piece: &Piece| u128::from(piece.bits) + u128::from(piece.state_bits);
     within("bits of all pieces", line.pieces.iter().map(room).sum(), most_bits)?;
@@ -137,11 +140,20 @@ fn sums(line: &Line, question: &Question) -> Result<(), LineFailure> {
     let hop = line.hop_ps.iter().flatten().copied().max().unwrap_or(0);
     let all = line.pieces.iter().map(time).sum::<u128>() + u128::from(hop) * line.devices.len() as u128;
     within("picoseconds of all pieces and hops", all, u128::from(MOST_PS))?;
+    Ok(u64::try_from(all).unwrap_or(MOST_PS))
+}
+
+/// Whether a question can be asked of a line whose times come to so much.
+pub(crate) fn check_question(question: &Question, all_ps: u64) -> Result<(), LineFailure> {
     match question.objective {
         Objective::Pipeline { batches: 0 } => Err(LineFailure::NoBatches),
         Objective::Pipeline { batches } => {
-            within("picoseconds of all batches", all * u128::from(batches), u128::from(MOST_PS) * 4)
+            within("picoseconds of all batches", u128::from(all_ps) * u128::from(batches), u128::from(MOST_PS) * 4)
         }
         Objective::Latency | Objective::Throughput => Ok(()),
     }
+}
+
+fn within(what: &'static str, total: u128, most: u128) -> Result<(), LineFailure> {
+    if total <= most { Ok(()) } else { Err(LineFailure::TooLarge { what, total, most }) }
 }

@@ -94,13 +94,14 @@ enum Counts {
 
 impl Classes {
     pub(crate) fn new(line: &Line, kind: usize) -> Self {
+        let host = line.kinds.iter().position(|kind| kind.is_host);
         let (mut all, mut numbers, mut of_piece) = (Vec::new(), HashMap::new(), Vec::with_capacity(line.pieces.len()));
         for piece in &line.pieces {
             let class = Class {
                 bits: piece.bits,
                 state_bits: piece.state_bits,
                 streamed_bits: piece.streamed_bits,
-                ways: Ways::of(line, kind, piece),
+                ways: Ways::of(line, host, kind, piece),
             };
             let number = *numbers.entry(class).or_insert_with(|| {
                 all.push(class);

@@ -5,6 +5,8 @@ mod check;
 mod classes;
 mod frontier;
 mod latency;
+#[cfg(test)]
+mod methods_agree;
 mod model;
 mod orders;
 mod pipeline;
@@ -15,7 +17,9 @@ mod solve;
 mod stage;
 mod sums;
 mod throughput;
+mod ties;
 
 pub use check::LineFailure;
 pub use model::{Line, LineKind, MOST_PS, Objective, Piece, PieceWay, Question, Schedule, TimedPlan, TimedRun};
-pub use solve::solve;
+pub use solve::SummedLine;
+pub use ties::Tie;

@@ -109,6 +109,8 @@ pub enum PieceWay {
     Fetched,
     /// On the host, which runs it.
     Beside,
+    /// Where its tie is at home, which runs it.
+    Tied,
 }
 
 /// Consecutive pieces that one device runs.

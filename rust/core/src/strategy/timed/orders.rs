@@ -51,6 +51,12 @@ impl Orders {
         Some(Self { turns, states, is_given: false, devices })
     }
 
+    /// Entries of tables over all turns and borders, halvings counted.
+    pub(crate) fn work(&self, pieces: usize) -> u64 {
+        let borders = pieces as u64 + 1;
+        self.turns.len() as u64 * borders * u64::from(borders.ilog2() + 1)
+    }
+
     /// Devices for turns that follow each other.
     pub(crate) fn devices_of(&self, turns: &[usize]) -> Vec<usize> {
         let mut used = vec![0; self.devices.len()];

@@ -34,6 +34,7 @@ pub(crate) fn by_window(start: &[u64], run_ps: impl Fn(usize) -> u64, fits: impl
     // Starts whose sum less what runs before them rises; `start - run_ps` may be less than nothing.
     let mut starts: VecDeque<(i64, usize)> = VecDeque::new();
     let mut first = 0;
+    let Some(last) = start.iter().rposition(|&sum| sum < NEVER) else { return row };
     for to in 1..borders {
         let from = to - 1;
         if start[from] < NEVER {
@@ -49,8 +50,10 @@ pub(crate) fn by_window(start: &[u64], run_ps: impl Fn(usize) -> u64, fits: impl
         while starts.front().is_some_and(|&(_, from)| from < first) {
             starts.pop_front();
         }
-        if let Some(&(key, from)) = starts.front() {
-            row.offer(to, (key + run_ps(to).cast_signed()).cast_unsigned(), from);
+        match starts.front() {
+            Some(&(key, from)) => row.offer(to, (key + run_ps(to).cast_signed()).cast_unsigned(), from),
+            None if from >= last => break,
+            None => {}
         }
     }
     row

@@ -3,6 +3,7 @@
 use crate::strategy::steps::Steps;
 use crate::strategy::timed::model::{Line, NEVER, Objective, PieceWay, Schedule, TimedPlan, TimedRun};
 use crate::strategy::timed::stage::Stage;
+use crate::strategy::timed::sums::Sums;
 
 /// Device, first piece, and one past the last.
 pub(crate) type Span = (usize, usize, usize);
@@ -11,6 +12,8 @@ pub(crate) type Span = (usize, usize, usize);
 #[derive(Debug)]
 pub(crate) struct Runs<'a> {
     pub(crate) line: &'a Line,
+    /// Borders at which no run may end.
+    pub(crate) closed: &'a [bool],
     /// By kind.
     pub(crate) stages: Vec<Stage<'a>>,
     pub(crate) steps: Steps,
@@ -19,9 +22,9 @@ pub(crate) struct Runs<'a> {
 }
 
 impl<'a> Runs<'a> {
-    pub(crate) fn new(line: &'a Line, search_steps: u64) -> Self {
-        let stages = (0..line.kinds.len()).map(|kind| Stage::new(line, kind)).collect();
-        Self { line, stages, steps: Steps::new(search_steps), table: vec![Vec::new(); line.kinds.len()] }
+    pub(crate) fn new(line: &'a Line, closed: &'a [bool], sums: &'a [Sums], search_steps: u64) -> Self {
+        let stages = sums.iter().enumerate().map(|(kind, sums)| Stage::new(line, kind, sums)).collect();
+        Self { line, closed, stages, steps: Steps::new(search_steps), table: vec![Vec::new(); line.kinds.len()] }
     }
 
     /// Pieces.
@@ -70,7 +73,7 @@ fn run_ps(line: &Line, kind: usize, from: usize, ways: &[PieceWay]) -> u64 {
     let (mut running, mut fetching) = (0, 0);
     for (piece, way) in line.pieces[from..].iter().zip(ways) {
         match way {
-            PieceWay::Resident => running += piece.run_ps[kind].unwrap_or(NEVER),
+            PieceWay::Resident | PieceWay::Tied => running += piece.run_ps[kind].unwrap_or(NEVER),
             PieceWay::Fetched => {
                 running += piece.run_ps[kind].unwrap_or(NEVER);
                 fetching += piece.fetch_ps[kind].unwrap_or(NEVER);

@@ -1,23 +1,89 @@
 //! From a line and a question to a plan.
 
-use crate::strategy::timed::bounds::Bounds;
-use crate::strategy::timed::check::{LineFailure, check};
+use crate::strategy::timed::bounds::{Bounds, ENTRIES_PER_STEP};
+use crate::strategy::timed::check::{LineFailure, check, check_question};
 use crate::strategy::timed::latency::least_sum;
 use crate::strategy::timed::model::{Line, NEVER, Objective, Question, TimedPlan};
 use crate::strategy::timed::orders::Orders;
 use crate::strategy::timed::pipeline::pipeline;
 use crate::strategy::timed::runs::{Runs, Span};
+use crate::strategy::timed::sums::Sums;
 use crate::strategy::timed::throughput::throughput;
+use crate::strategy::timed::ties::{Settled, Tie, check_ties, settled};
 
-/// The best plan in which each device has at most one run.
-///
-/// # Errors
-///
-/// [`LineFailure`] if the line cannot be read, or if there is no plan.
-pub fn solve(line: &Line, question: &Question) -> Result<TimedPlan, LineFailure> {
-    check(line, question)?;
-    let mut runs = Runs::new(line, question.search_steps);
-    let any = if question.any_order { Orders::any(line) } else { None };
+/// Tables worth so many steps are made whatever the limit.
+const LEAST_STEPS: u64 = 10_000;
+
+/// A line that can be read, with its sums: what does not depend on a question about it.
+#[derive(Debug)]
+pub struct SummedLine {
+    /// Lines in which every tie has a home; where there are no ties, the line itself.
+    settled: Vec<(Settled, Vec<Sums>)>,
+    all_ps: u64,
+    pieces: usize,
+}
+
+impl SummedLine {
+    /// The line with its sums, some of whose pieces are tied.
+    ///
+    /// # Errors
+    ///
+    /// [`LineFailure`] if the line or the ties cannot be read.
+    pub fn new(line: &Line, ties: &[Tie]) -> Result<Self, LineFailure> {
+        check(line)?;
+        check_ties(line, ties)?;
+        let (mut settled_lines, mut all_ps) = (Vec::new(), 0);
+        for settled in settled(line, ties) {
+            all_ps = all_ps.max(check(&settled.line)?);
+            let sums = Sums::all(&settled.line);
+            settled_lines.push((settled, sums));
+        }
+        Ok(Self { settled: settled_lines, all_ps, pieces: line.pieces.len() })
+    }
+
+    /// Pieces.
+    pub fn pieces(&self) -> usize {
+        self.pieces
+    }
+
+    /// The best plan in which each device has at most one run.
+    ///
+    /// # Errors
+    ///
+    /// [`LineFailure`] if the question cannot be read, or if there is no plan.
+    pub fn solve(&self, question: &Question) -> Result<TimedPlan, LineFailure> {
+        check_question(question, self.all_ps)?;
+        let share = Question { search_steps: question.search_steps / self.settled.len().max(1) as u64, ..*question };
+        let (mut best, mut least_ps, mut steps, mut is_proven) = (None::<TimedPlan>, NEVER, 0, true);
+        for (settled, sums) in &self.settled {
+            match plan(settled, sums, &share) {
+                Ok(plan) => {
+                    least_ps = least_ps.min(plan.lower_bound_ps);
+                    steps += plan.steps;
+                    if best.as_ref().is_none_or(|best| plan.value_ps < best.value_ps) {
+                        best = Some(settled.named(plan));
+                    }
+                }
+                Err(LineFailure::Infeasible { is_proven: no_other }) => is_proven &= no_other,
+                Err(error) => return Err(error),
+            }
+        }
+        let Some(best) = best else { return Err(LineFailure::Infeasible { is_proven }) };
+        // Where none was found in a line, nothing is known of it either.
+        let lower_bound_ps = if is_proven { least_ps } else { 0 };
+        Ok(TimedPlan { lower_bound_ps, steps, ..best })
+    }
+}
+
+fn plan(settled: &Settled, sums: &[Sums], question: &Question) -> Result<TimedPlan, LineFailure> {
+    let line = &settled.line;
+    let mut runs = Runs::new(line, &settled.closed, sums, question.search_steps);
+    // Tables over sets of devices that the steps do not cover are not begun.
+    let is_covered = |orders: &Orders| {
+        let tables = if question.objective == Objective::Throughput { 0 } else { orders.work(line.pieces.len()) };
+        tables / ENTRIES_PER_STEP <= question.search_steps.max(LEAST_STEPS)
+    };
+    let any = if question.any_order { Orders::any(line).filter(is_covered) } else { None };
     let is_all = !question.any_order || any.is_some();
     let orders = any.unwrap_or_else(|| Orders::given(line));
     let found = match question.objective {

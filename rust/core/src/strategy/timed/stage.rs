@@ -33,7 +33,7 @@ impl Cost {
 pub(crate) struct Stage<'a> {
     line: &'a Line,
     kind: usize,
-    pub(crate) sums: Sums,
+    pub(crate) sums: &'a Sums,
     /// Where something may leave the device.
     mix: Option<Mix>,
     /// Nodes of all searches.
@@ -64,8 +64,7 @@ struct Wide {
 }
 
 impl<'a> Stage<'a> {
-    pub(crate) fn new(line: &'a Line, kind: usize) -> Self {
-        let sums = Sums::new(line, kind);
+    pub(crate) fn new(line: &'a Line, kind: usize, sums: &'a Sums) -> Self {
         let mix = (!sums.is_plain).then(|| Mix::new(line, kind));
         Self { line, kind, sums, mix, nodes: 0, is_exact: true, is_rounded: false }
     }

@@ -1,6 +1,6 @@
 //! Sums along the line for one kind of device: what a run takes where all of it stays, and what it takes at the least.
 
-use crate::strategy::timed::model::{Line, Piece, Schedule};
+use crate::strategy::timed::model::{Line, LineKind, Piece, Schedule};
 
 /// What may be done with a piece in a run on one kind, and what each way takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -14,15 +14,14 @@ pub(crate) struct Ways {
 }
 
 impl Ways {
-    pub(crate) fn of(line: &Line, kind: usize, piece: &Piece) -> Self {
-        let said = &line.kinds[kind];
-        let is_on_host = !said.is_host
-            && line.kinds.iter().position(|kind| kind.is_host).is_some_and(|host| piece.homes >> host & 1 == 1);
+    pub(crate) fn of(line: &Line, host: Option<usize>, kind: usize, piece: &Piece) -> Self {
+        let LineKind { hops_ps, is_host, .. } = line.kinds[kind];
+        let is_on_host = !is_host && host.is_some_and(|host| piece.homes >> host & 1 == 1);
         let run = piece.run_ps[kind];
         Self {
             stay: run.filter(|_| piece.homes >> kind & 1 == 1),
             fetch: if is_on_host { run.zip(piece.fetch_ps[kind]) } else { None },
-            beside: piece.host_ps.filter(|_| is_on_host && piece.state_bits == 0).map(|host| host + said.hops_ps),
+            beside: piece.host_ps.filter(|_| is_on_host && piece.state_bits == 0).map(|host| host + hops_ps),
         }
     }
 
@@ -47,6 +46,31 @@ struct Sum {
     barred: u32,
 }
 
+impl Sum {
+    fn with(self, schedule: Schedule, piece: &Piece, ways: &Ways) -> Self {
+        let fetch = ways.fetch.map(|(run, fetch)| match schedule {
+            Schedule::Serial => run + fetch,
+            Schedule::Overlapped => run,
+        });
+        let least = [ways.stay, fetch, ways.beside].into_iter().flatten().min();
+        let room_bits = piece.bits + piece.state_bits;
+        let least_bits = match ways {
+            Ways { beside: Some(_), .. } => 0,
+            Ways { fetch: Some(_), .. } => piece.state_bits,
+            _ => room_bits,
+        };
+        let resident = ways.stay.filter(|&run| ways.beside.is_none_or(|beside| beside >= run));
+        Self {
+            run_ps: self.run_ps + resident.unwrap_or(0),
+            room_bits: self.room_bits + room_bits,
+            least_ps: self.least_ps + least.unwrap_or(0),
+            least_bits: self.least_bits + least_bits,
+            odd: self.odd + u32::from(resident.is_none()),
+            barred: self.barred + u32::from(least.is_none()),
+        }
+    }
+}
+
 /// The sums of one kind.
 #[derive(Debug)]
 pub(crate) struct Sums {
@@ -57,34 +81,25 @@ pub(crate) struct Sums {
 }
 
 impl Sums {
-    pub(crate) fn new(line: &Line, kind: usize) -> Self {
-        let mut borders = Vec::with_capacity(line.pieces.len() + 1);
-        let mut sum = Sum::default();
-        let mut is_plain = true;
-        borders.push(sum);
-        for piece in &line.pieces {
-            let ways = Ways::of(line, kind, piece);
-            is_plain &= !ways.leaves();
-            let fetch = ways.fetch.map(|(run, fetch)| match line.schedule {
-                Schedule::Serial => run + fetch,
-                Schedule::Overlapped => run,
-            });
-            let least = [ways.stay, fetch, ways.beside].into_iter().flatten().min();
-            sum.least_ps += least.unwrap_or(0);
-            sum.least_bits += match ways {
-                Ways { beside: Some(_), .. } => 0,
-                Ways { fetch: Some(_), .. } => piece.state_bits,
-                _ => piece.bits + piece.state_bits,
-            };
-            sum.room_bits += piece.bits + piece.state_bits;
-            sum.barred += u32::from(least.is_none());
-            match ways.stay {
-                Some(run) if ways.beside.is_none_or(|beside| beside >= run) => sum.run_ps += run,
-                _ => sum.odd += 1,
-            }
-            borders.push(sum);
+    /// By kind; of those that no device is of, nothing. One pass for all, so that each piece is read once.
+    pub(crate) fn all(line: &Line) -> Vec<Self> {
+        let host = line.kinds.iter().position(|kind| kind.is_host);
+        let used: Vec<usize> = (0..line.kinds.len()).filter(|kind| line.devices.contains(kind)).collect();
+        let new = |kind: &LineKind| Self { borders: Vec::new(), capacity_bits: kind.capacity_bits, is_plain: true };
+        let mut all: Vec<Self> = line.kinds.iter().map(new).collect();
+        for &kind in &used {
+            all[kind].borders.reserve_exact(line.pieces.len() + 1);
+            all[kind].borders.push(Sum::default());
         }
-        Self { borders, capacity_bits: line.kinds[kind].capacity_bits, is_plain }
+        for (border, piece) in line.pieces.iter().enumerate() {
+            for &kind in &used {
+                let ways = Ways::of(line, host, kind, piece);
+                let sums = &mut all[kind];
+                sums.is_plain &= !ways.leaves();
+                sums.borders.push(sums.borders[border].with(line.schedule, piece, &ways));
+            }
+        }
+        all
     }
 
     /// Time where all stays, which is then the best there is; `None` where something would rather not, or there is no room.

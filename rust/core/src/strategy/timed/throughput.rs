@@ -141,5 +141,8 @@ fn reach(runs: &mut Runs, kind: usize, from: usize, most: u64, by: By) -> (usize
             Err(ps) => (high, more) = (middle, ps),
         }
     }
+    while low > from && runs.closed[low] {
+        low -= 1;
+    }
     (low, more)
 }
