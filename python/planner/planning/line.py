@@ -18,7 +18,7 @@ from planner.model.blocks import Blocks
 from planner.model.parts import runs_anywhere
 from planner.model.work import BlockWork
 from planner.strategies.costs import fetch_ps, hop_ps, run_ps
-from planner.strategies.line_tables import LineKind, LinePiece
+from planner.strategies.line_tables import LineKind, LinePiece, LineTie
 
 __all__ = ["LineSizes", "PlannedLine"]
 
@@ -102,6 +102,17 @@ class PlannedLine:
         names = [block[0] if block else "" for block in self.blocks.columns.block_names()]
         return tuple(found[0] for found in self.blocks.columns.units_of(names))
 
+    def ties(self) -> tuple[LineTie, ...]:
+        """Units of several blocks: they have one home."""
+        members: dict[int, list[int]] = {}
+        for block, unit in enumerate(self.units):
+            members.setdefault(unit, []).append(block)
+        return tuple(
+            LineTie(pieces=tuple(each), bits=8 * sum(self.work[block].weight_bytes for block in each))
+            for each in members.values()
+            if len(each) > 1
+        )
+
     @property
     def has_disk(self) -> bool:
         """Whether what the host has no room for may lie on a disk."""
@@ -117,10 +128,6 @@ class PlannedLine:
             if any(rate is not None and rate.origin == "table" for rate in rates):
                 found.append(key)
         return tuple(found)
-
-    def away_ps(self, key: DeviceKey) -> int:
-        """At most what an activation takes from a device to another and back."""
-        return max((self.hop_ps(key, other) + self.hop_ps(other, key) for other in self.runners), default=0)
 
     def line_kinds(self) -> tuple[LineKind, ...]:
         """The kinds as the search takes them."""
