@@ -156,21 +156,47 @@ class PlannedLine:
 
     def pieces(self) -> tuple[LinePiece, ...]:
         """Each block as the search takes it."""
-        return tuple(map(self._piece, range(len(self.work))))
+        # Most blocks of a model are alike, and so are their pieces.
+        made: dict[object, LinePiece] = {}
+        found = []
+        for number, work in enumerate(self.work):
+            kept = self.demands[number]
+            alike = (
+                work,
+                kept.cache_bytes,
+                kept.lasting_bytes,
+                self.staying_bytes[number],
+                self.allowed[number],
+                number in self.movable,
+            )
+            piece = made.get(alike)
+            if piece is None:
+                piece = made[alike] = self._piece(number)
+            found.append(piece)
+        return tuple(found)
 
     def run_ps(self, piece: int, key: DeviceKey) -> int:
         """What running a piece takes on a device."""
-        work, kept, sizes = self.work[piece], self.demands[piece], self.sizes
-        # Each number of the cache meets every head that reads it, once for scores and once for what they weigh.
-        state_flops = 2 * sizes.heads_per_key * kept.cache_bytes // self._item_bytes
-        return run_ps(
-            self.machine.device(key),
-            work,
-            dtype=sizes.dtype,
-            tokens=sizes.tokens,
-            state_bytes=kept.cache_bytes,
-            state_flops=state_flops,
-        )
+        work, cache_bytes = self.work[piece], self.demands[piece].cache_bytes
+        known = (work, cache_bytes, key)
+        found = self._run_ps.get(known)
+        if found is None:
+            # Each number of the cache meets every head that reads it, once for scores and once for what they weigh.
+            state_flops = 2 * self.sizes.heads_per_key * cache_bytes // self._item_bytes
+            found = self._run_ps[known] = run_ps(
+                self.machine.device(key),
+                work,
+                dtype=self.sizes.dtype,
+                tokens=self.sizes.tokens,
+                state_bytes=cache_bytes,
+                state_flops=state_flops,
+            )
+        return found
+
+    @cached_property
+    def _run_ps(self) -> dict[tuple[BlockWork, int, DeviceKey], int]:
+        """What was worked out of it: most blocks of a model are alike."""
+        return {}
 
     def fetch_ps(self, piece: int, key: DeviceKey, home: DeviceKey) -> int:
         """What bringing a piece's weights in takes."""
