@@ -16,7 +16,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from planner import _core
-from planner.strategies.line_tables import SEARCH_STEPS, LineKind, LinePiece, LineProblem, Objective
+from planner.strategies.line_tables import (
+    OBJECTIVES,
+    SEARCH_STEPS,
+    LineKind,
+    LinePiece,
+    LineProblem,
+    Objective,
+)
 from planner.strategies.timed import core_line
 from timing import table, words
 
@@ -121,14 +128,19 @@ def measured(case: Case) -> tuple[float, _core.TimedPlan]:
 
 
 def cases() -> Iterator[Case]:
-    for objective, most_s in (("throughput", 0.2e-3), ("latency", 2e-3), ("pipeline", 50e-3)):
+    aims: tuple[tuple[Objective, float], ...] = (
+        ("throughput", 0.2e-3),
+        ("latency", 2e-3),
+        ("pipeline", 50e-3),
+    )
+    for objective, most_s in aims:
         yield Case(83, 8, 1.4, objective, most_s)
     yield Case(1_000, 16, 0.7, "throughput", 5e-3)
     yield Case(1_000, 16, 1.4, "latency", 100e-3, most_gap=1e-3)
     yield Case(100_000, 64, 0.7, "throughput", 5e-3)
     yield Case(100_000, 64, 0.7, "latency", 300e-3)
     for overlap, any_order in itertools.product((False, True), repeat=2):
-        for objective in ("throughput", "latency", "pipeline"):
+        for objective in OBJECTIVES:
             if overlap or any_order:
                 yield Case(83, 8, 1.4, objective, overlap=overlap, any_order=any_order, most_gap=1.0)
     yield Case(1_000, 16, 1.4, "throughput", most_gap=1.0)
