@@ -18,7 +18,7 @@ from planner.model.blocks import Blocks
 from planner.model.parts import runs_anywhere
 from planner.model.work import BlockWork
 from planner.strategies.costs import fetch_ps, hop_ps, run_ps
-from planner.strategies.line_tables import LineKind, LinePiece
+from planner.strategies.line_tables import LineKind, LinePiece, LineTie
 
 __all__ = ["LineSizes", "PlannedLine"]
 
@@ -102,6 +102,17 @@ class PlannedLine:
         names = [block[0] if block else "" for block in self.blocks.columns.block_names()]
         return tuple(found[0] for found in self.blocks.columns.units_of(names))
 
+    def ties(self) -> tuple[LineTie, ...]:
+        """Units of several blocks: they have one home."""
+        members: dict[int, list[int]] = {}
+        for block, unit in enumerate(self.units):
+            members.setdefault(unit, []).append(block)
+        return tuple(
+            LineTie(pieces=tuple(each), bits=8 * sum(self.work[block].weight_bytes for block in each))
+            for each in members.values()
+            if len(each) > 1
+        )
+
     @property
     def has_disk(self) -> bool:
         """Whether what the host has no room for may lie on a disk."""
@@ -117,10 +128,6 @@ class PlannedLine:
             if any(rate is not None and rate.origin == "table" for rate in rates):
                 found.append(key)
         return tuple(found)
-
-    def away_ps(self, key: DeviceKey) -> int:
-        """At most what an activation takes from a device to another and back."""
-        return max((self.hop_ps(key, other) + self.hop_ps(other, key) for other in self.runners), default=0)
 
     def line_kinds(self) -> tuple[LineKind, ...]:
         """The kinds as the search takes them."""
@@ -149,21 +156,47 @@ class PlannedLine:
 
     def pieces(self) -> tuple[LinePiece, ...]:
         """Each block as the search takes it."""
-        return tuple(map(self._piece, range(len(self.work))))
+        # Most blocks of a model are alike, and so are their pieces.
+        made: dict[object, LinePiece] = {}
+        found = []
+        for number, work in enumerate(self.work):
+            kept = self.demands[number]
+            alike = (
+                work,
+                kept.cache_bytes,
+                kept.lasting_bytes,
+                self.staying_bytes[number],
+                self.allowed[number],
+                number in self.movable,
+            )
+            piece = made.get(alike)
+            if piece is None:
+                piece = made[alike] = self._piece(number)
+            found.append(piece)
+        return tuple(found)
 
     def run_ps(self, piece: int, key: DeviceKey) -> int:
         """What running a piece takes on a device."""
-        work, kept, sizes = self.work[piece], self.demands[piece], self.sizes
-        # Each number of the cache meets every head that reads it, once for scores and once for what they weigh.
-        state_flops = 2 * sizes.heads_per_key * kept.cache_bytes // self._item_bytes
-        return run_ps(
-            self.machine.device(key),
-            work,
-            dtype=sizes.dtype,
-            tokens=sizes.tokens,
-            state_bytes=kept.cache_bytes,
-            state_flops=state_flops,
-        )
+        work, cache_bytes = self.work[piece], self.demands[piece].cache_bytes
+        known = (work, cache_bytes, key)
+        found = self._run_ps.get(known)
+        if found is None:
+            # Each number of the cache meets every head that reads it, once for scores and once for what they weigh.
+            state_flops = 2 * self.sizes.heads_per_key * cache_bytes // self._item_bytes
+            found = self._run_ps[known] = run_ps(
+                self.machine.device(key),
+                work,
+                dtype=self.sizes.dtype,
+                tokens=self.sizes.tokens,
+                state_bytes=cache_bytes,
+                state_flops=state_flops,
+            )
+        return found
+
+    @cached_property
+    def _run_ps(self) -> dict[tuple[BlockWork, int, DeviceKey], int]:
+        """What was worked out of it: most blocks of a model are alike."""
+        return {}
 
     def fetch_ps(self, piece: int, key: DeviceKey, home: DeviceKey) -> int:
         """What bringing a piece's weights in takes."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import product
 from typing import Final
 
 from planner.choices import Objective, PieceWay
@@ -22,7 +20,7 @@ from planner.plans.parts import Certificate, DevicePlan, DeviceUsage, Reason
 from planner.plans.plan import Plan
 from planner.plans.timing import TimedPiece, TimedStage, Timing
 from planner.settings.strategies import ByTime, Latency, Pipeline
-from planner.strategies.line_tables import LinePiece, LineProblem, Schedule
+from planner.strategies.line_tables import LineProblem, Schedule
 from planner.strategies.staying import StayingBuffers
 from planner.strategies.timed import LineAnswer, LineRun, grouped_keys, solve_line
 
@@ -33,77 +31,34 @@ def plan_timed(problem: Problem) -> Plan:
     """The plan whose step is modelled to take least. Raises InfeasibleError, and what :func:`planned_line` raises."""
     strategy = problem.settings.strategy
     assert isinstance(strategy, ByTime)
-    in_parts = isinstance(strategy, Latency) and strategy.parts and problem.settings.granularity == "block"
-    blocks = problem.blocks(in_parts=True) if in_parts else problem.blocks()
-    line = planned_line(problem, blocks)
-    return _TimedPlan(problem, line, _best(problem, line)).plan()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Choice:
-    """A problem in which each unit stands in the line once: at the place of one of its blocks.
-
-    Args:
-        places: by piece of the line, its block.
-        members: by block that has its unit's weights, the other blocks of the unit.
-        answer: what the search found.
-    """
-
-    places: tuple[int, ...]
-    members: Mapping[int, tuple[int, ...]]
-    answer: LineAnswer
-
-
-def _best(problem: Problem, line: PlannedLine) -> _Choice:
-    """The best plan over all places of tied units. Raises InfeasibleError."""
-    found: _Choice | None = None
-    lower_bound_ps: int | None = None
-    failed: InfeasibleError | None = None
-    for heads in _heads(line):
-        members = {unit[0]: unit[1:] for unit in heads}
-        places = tuple(sorted(members))
-        question = _question(problem, line, places, members)
+    whole = problem.blocks()
+    found = []
+    # What is whole is copied at once, which a line in parts does not know: so both are asked, and the better counts.
+    is_apart = isinstance(strategy, Latency) and strategy.parts and problem.settings.granularity == "block"
+    for blocks in (problem.blocks(in_parts=True), whole) if is_apart else (whole,):
+        line = planned_line(problem, blocks)
         try:
-            answer = solve_line(question)
+            found.append((line, _answer(problem, line)))
         except InfeasibleError as error:
-            failed = error if failed is None or not error.is_proven else failed
-            continue
-        bound = answer.lower_bound_ps
-        lower_bound_ps = bound if lower_bound_ps is None else min(lower_bound_ps, bound)
-        if found is None or answer.value_ps < found.answer.value_ps:
-            found = _Choice(places=places, members=members, answer=answer)
-    if found is None or lower_bound_ps is None:
-        raise _infeasible(line, is_proven=failed is not None and bool(failed.is_proven))
-    return replace(found, answer=replace(found.answer, lower_bound_ps=lower_bound_ps))
+            failed = error
+    if not found:
+        raise failed
+    line, answer = min(found, key=lambda each: each[1].value_ps)
+    bound_ps = min(each.lower_bound_ps for _, each in found)
+    return _TimedPlan(problem, line, replace(answer, lower_bound_ps=bound_ps)).plan()
 
 
-def _heads(line: PlannedLine) -> Iterator[list[tuple[int, ...]]]:
-    """Ways of choosing a block for each unit, that block first. All of them up to 64; beyond, the block with most to do."""
-    units: dict[int, list[int]] = {}
-    for block, unit in enumerate(line.units):
-        units.setdefault(unit, []).append(block)
-    choices = [[(head, *(each for each in unit if each != head)) for head in unit] for unit in units.values()]
-    count = 1
-    for each in choices:
-        count = min(_MOST_CHOICES + 1, count * len(each))
-    if count > _MOST_CHOICES:
-        choices = [[max(each, key=lambda unit: line.work[unit[0]].touched_bytes)] for each in choices]
-    for chosen in product(*choices):
-        yield list(chosen)
-
-
-def _question(
-    problem: Problem, line: PlannedLine, places: Sequence[int], members: Mapping[int, Sequence[int]]
-) -> LineProblem:
+def _answer(problem: Problem, line: PlannedLine) -> LineAnswer:
+    """The best plan of a line. Raises InfeasibleError."""
     strategy = problem.settings.strategy
     assert isinstance(strategy, ByTime)
-    pieces = line.pieces()
     schedule: Schedule = "serial" if problem.settings.staging_blocks == 1 else "overlapped"
-    return LineProblem(
-        pieces=tuple(_joined(line, pieces, block, members[block]) for block in places),
+    question = LineProblem(
+        pieces=line.pieces(),
         kinds=line.line_kinds(),
         devices=line.device_kinds(),
         hop_ps=line.hop_table(),
+        ties=line.ties(),
         objective=_objective(strategy),
         batches=strategy.microbatches if isinstance(strategy, Pipeline) else 1,
         any_order=strategy.order == "any",
@@ -111,6 +66,10 @@ def _question(
         staging_blocks=problem.settings.staging_blocks,
         search_steps=strategy.search_steps,
     )
+    try:
+        return solve_line(question)
+    except InfeasibleError as error:
+        raise _infeasible(line, is_proven=bool(error.is_proven)) from error
 
 
 def _objective(strategy: ByTime) -> Objective:
@@ -120,36 +79,6 @@ def _objective(strategy: ByTime) -> Objective:
         else "pipeline"
         if isinstance(strategy, Pipeline)
         else "throughput"
-    )
-
-
-def _joined(line: PlannedLine, pieces: Sequence[LinePiece], head: int, others: Sequence[int]) -> LinePiece:
-    """A unit in the place of one of its blocks; each other one runs there, too, at two hops."""
-    piece = pieces[head]
-    if not others:
-        return piece
-    each = [piece, *(pieces[other] for other in others)]
-    run_ps = tuple(
-        None
-        if any(one.run_ps[kind] is None for one in each)
-        else sum(one.run_ps[kind] or 0 for one in each) + len(others) * line.away_ps(keys[0])
-        for kind, keys in enumerate(line.kinds)
-    )
-    fetch_ps = tuple(
-        None
-        if any(one.fetch_ps[kind] is None for one in each)
-        else sum(one.fetch_ps[kind] or 0 for one in each)
-        for kind in range(len(line.kinds))
-    )
-    return replace(
-        piece,
-        bits=sum(one.bits for one in each),
-        state_bits=sum(one.state_bits for one in each),
-        streamed_bits=sum(one.streamed_bits for one in each),
-        homes=frozenset.intersection(*(one.homes for one in each)),
-        run_ps=run_ps,
-        fetch_ps=fetch_ps,
-        host_ps=None,
     )
 
 
@@ -172,20 +101,25 @@ def _infeasible(line: PlannedLine, *, is_proven: bool) -> InfeasibleError:
 class _TimedPlan:
     """An answer in names and bytes."""
 
-    def __init__(self, problem: Problem, line: PlannedLine, choice: _Choice) -> None:
-        self._problem, self._line, self._choice = problem, line, choice
+    def __init__(self, problem: Problem, line: PlannedLine, answer: LineAnswer) -> None:
+        self._problem, self._line, self._answer = problem, line, answer
         self._names = line.blocks.columns.block_names()
+        self._stages: dict[int, DeviceKey] = {}
+        self._ways: dict[int, PieceWay] = {}
+        for run in answer.runs:
+            for block, way in zip(range(run.first, run.end), run.ways, strict=True):
+                self._stages[block], self._ways[block] = line.runners[run.device], way
         self._homes: dict[int, DeviceKey] = {}
         self._runs: dict[int, DeviceKey] = {}
-        self._ways: dict[int, PieceWay] = {}
-        for run in choice.answer.runs:
-            device = line.runners[run.device]
-            for place, way in zip(range(run.first, run.end), run.ways, strict=True):
-                head = choice.places[place]
-                for block in (head, *choice.members[head]):
-                    self._ways[block] = way
-                    self._homes[block] = device if way == "resident" else line.home or device
-                    self._runs[block] = HOST if way == "beside" else device
+        of_unit = {
+            line.units[block]: self._stages[block] for block, way in self._ways.items() if way == "resident"
+        }
+        for block, way in self._ways.items():
+            device = self._stages[block]
+            if way == "tied":  # what shares its weights has them there
+                device = of_unit[line.units[block]]
+            self._homes[block] = device if way in ("resident", "tied") else line.home or device
+            self._runs[block] = HOST if way == "beside" else device
         self._has_spilled = self._spill()
 
     def _spill(self) -> bool:
@@ -283,7 +217,7 @@ class _TimedPlan:
             gap_bytes=offloaded,
             returns=0,
             returns_lower_bound=0,
-            steps=self._choice.answer.steps,
+            steps=self._answer.steps,
             stage=_objective(strategy),
         )
 
@@ -302,16 +236,16 @@ class _TimedPlan:
         )
 
     def _timing(self) -> Timing:
-        problem, line, choice = self._problem, self._line, self._choice
-        strategy, answer = problem.settings.strategy, choice.answer
+        problem, line, answer = self._problem, self._line, self._answer
+        strategy = problem.settings.strategy
         assert isinstance(strategy, ByTime)
         batches = strategy.microbatches if isinstance(strategy, Pipeline) else 1
         pieces = tuple(self._piece(block) for block in range(len(self._names)))
         stages = tuple(
             TimedStage(
                 device=line.runners[run.device],
-                first=self._names[choice.places[run.first]][0],
-                last=self._names[choice.places[run.end - 1]][0],
+                first=self._names[run.first][0],
+                last=self._names[run.end - 1][0],
                 ps=self._slower_ps(run, pieces) if self._has_spilled else run.ps,
             )
             for run in answer.runs
@@ -340,12 +274,7 @@ class _TimedPlan:
 
     def _slower_ps(self, run: LineRun, pieces: Sequence[TimedPiece]) -> int:
         """A run of which some is fetched from the disk."""
-        choice = self._choice
-        blocks = [
-            block
-            for place in range(run.first, run.end)
-            for block in (choice.places[place], *choice.members[choice.places[place]])
-        ]
+        blocks = range(run.first, run.end)
         more_ps = sum(
             pieces[block].fetch_ps - self._line.fetch_ps(block, self._runs[block], HOST)
             for block in blocks
@@ -356,29 +285,15 @@ class _TimedPlan:
         return max(run.ps, sum(pieces[block].fetch_ps for block in blocks))
 
     def _piece(self, block: int) -> TimedPiece:
-        line, run, way = self._line, self._runs[block], self._ways[block]
-        device = self._device_of_run(block)
+        line, stage, runner, way = self._line, self._stages[block], self._runs[block], self._ways[block]
         return TimedPiece(
             name=self._names[block][0],
-            device=device,
+            device=stage,
             way=way,
-            run_ps=line.run_ps(block, run),
-            fetch_ps=line.fetch_ps(block, run, self._homes[block]) if way == "fetched" else 0,
-            hop_ps=line.beside_ps(device) if way == "beside" else 0,
+            run_ps=line.run_ps(block, runner),
+            fetch_ps=line.fetch_ps(block, runner, self._homes[block]) if way == "fetched" else 0,
+            hop_ps=line.hop_ps(stage, runner) + line.hop_ps(runner, stage),
         )
-
-    def _device_of_run(self, block: int) -> DeviceKey:
-        return self._stage_devices[block]
-
-    @cached_property
-    def _stage_devices(self) -> Mapping[int, DeviceKey]:
-        choice, found = self._choice, {}
-        for run in choice.answer.runs:
-            for place in range(run.first, run.end):
-                head = choice.places[place]
-                for block in (head, *choice.members[head]):
-                    found[block] = self._line.runners[run.device]
-        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,10 +35,11 @@ class TimedPiece:
     Args:
         name: its first module or tensor.
         device: the device of its run.
-        way: "resident" there; "fetched" from where it rests; or "beside", on the host, which runs it.
+        way: "resident" there; "fetched" from where it rests; "beside", on the host, which runs it; or "tied", on the device of what
+            shares its weights, which runs it.
         run_ps: what running it takes, where it runs.
         fetch_ps: what bringing its weights in takes; 0 for one that is not fetched.
-        hop_ps: what its arguments and results take to the host and back; 0 for one that is not beside.
+        hop_ps: what its arguments and results take to what runs it and back; 0 where that is the device of its run.
     """
 
     name: str
