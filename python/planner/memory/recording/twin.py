@@ -40,6 +40,8 @@ def twin_of(model: nn.Module) -> nn.Module:
         )
     try:
         twin: nn.Module = copied(model, memo)
+    except MemoryError:
+        raise
     except Exception as error:
         raise RecordingError(
             f"a {type(model).__name__} cannot be recorded, because something in it refuses to be copied: {error}",
