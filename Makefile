@@ -85,6 +85,7 @@ docs: build ## write docs/reference from the docstrings, and the README's pictur
 bench: build ## the benchmark table (about fifteen minutes)
 	$(BIN)/python benches/bench_plan.py
 	$(BIN)/python benches/bench_auto.py
+	$(BIN)/python benches/bench_timed.py
 	$(BIN)/python benches/bench_largest.py
 	$(BIN)/python benches/bench_config.py
 	$(BIN)/python benches/bench_dispatch.py

@@ -43,7 +43,17 @@ PAGES = {
         "Plans",
         "See [planning](../planning.md) for how a plan comes about.",
         (
-            *("plan", "plan_many", "explain", "Plan", "largest", "Largest", "first_that_fits", "FirstPlan", "demands"),
+            *(
+                "plan",
+                "plan_many",
+                "explain",
+                "Plan",
+                "largest",
+                "Largest",
+                "first_that_fits",
+                "FirstPlan",
+                "demands",
+            ),
             *_below("memory.demands", "Demands BlockDemand"),
             *_below("plans.parts", "Source DevicePlan Certificate Reason Shortfall Setting"),
             *_below("plans.device_map", "DeviceMap"),
@@ -58,7 +68,10 @@ PAGES = {
         "Settings",
         "What `plan()` and the command take; see [planning](../planning.md) and [configuration](../configuration.md).",
         (
-            *_below("settings.schema", "Settings Auto Sequential Balanced BalancedLow0 Model Workload"),
+            *_below(
+                "settings.schema",
+                "Settings Auto Sequential Balanced BalancedLow0 Latency Throughput Pipeline Model Workload",
+            ),
             *_below("units", "parse_bytes format_bytes"),
         ),
     ),
@@ -158,9 +171,12 @@ PAGES = {
     ),
     "machines": Page(
         "Machines",
-        "What devices do in a second.",
+        "What devices do in a second, and what a step is modelled to take.",
         (
-            *("Machine", "probe", "Probed"),
+            *("Machine", "probe", "Probed", "price"),
+            *_below("plans.timing", "Timing TimedStage TimedPiece"),
+            *_below("strategies.timed", "solve_table LineAnswer LineRun"),
+            *_below("devices.table_machine", "machine_of_cards Host"),
             *_below("devices.machine_parts", "MachineDevice Link Route"),
             *_below("devices.rate", "Rate"),
         ),

@@ -135,6 +135,7 @@ _NAMES = {
         "plan",
         "plan_many",
     ),
+    "planner.planning.pricing": ("price",),
     "planner.planning.asking": (
         "FirstPlan",
         "Largest",

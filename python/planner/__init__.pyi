@@ -294,6 +294,9 @@ from planner.planning.asking import (
 from planner.planning.needs import (
     demands as demands,
 )
+from planner.planning.pricing import (
+    price as price,
+)
 from planner.plans.explaining import (
     explain as explain,
 )
@@ -416,6 +419,7 @@ __all__ = [
     "plan",
     "plan_many",
     "plan_of",
+    "price",
     "probe",
     "remove_hook_from_module",
     "remove_hook_from_submodules",

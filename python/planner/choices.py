@@ -6,7 +6,9 @@ from typing import Literal, TypeAlias
 
 # ---- What a user chooses; see planner.settings.schema.Settings
 
-StrategyName: TypeAlias = Literal["auto", "sequential", "balanced", "balanced_low_0"]
+Objective: TypeAlias = Literal["latency", "throughput", "pipeline"]
+StrategyName: TypeAlias = Literal["auto", "sequential", "balanced", "balanced_low_0"] | Objective
+RunOrder: TypeAlias = Literal["given", "any"]
 Mode: TypeAlias = Literal["any", "no_disk", "gpu_only"]
 Granularity: TypeAlias = Literal["block", "module", "part", "expert"]
 BlockGranularity: TypeAlias = Literal["block", "expert"]  # what the core knows of it
@@ -30,7 +32,8 @@ RankName: TypeAlias = Literal["default", "computed", "imported", "user", "derive
 Phase: TypeAlias = Literal["prefill", "decode"]
 DemandMethod: TypeAlias = Literal["recorded", "formula"]
 SearchStage: TypeAlias = Literal["in_order", "other_order", "tie_position", "scattered", "offload"]
-Stage: TypeAlias = SearchStage | Literal["sequential", "balanced", "balanced_low_0"]
+Stage: TypeAlias = SearchStage | Literal["sequential", "balanced", "balanced_low_0"] | Objective
+PieceWay: TypeAlias = Literal["resident", "fetched", "beside", "tied"]
 SequentialRule: TypeAlias = Literal["fits", "tied", "bound", "fallback", "split", "split_tied", "next_device"]
 AutoRule: TypeAlias = Literal["resident", "offloaded", "oversized", "first_block", "no_room", "fused_experts"]
 ReasonRule: TypeAlias = SequentialRule | AutoRule

@@ -16,7 +16,7 @@ def test_what_is_measured_is_shown_and_written(command: Command, tmp_path: Path)
     machine = Machine.read(out)
     assert machine.device("cpu").memory_bytes_per_s is not None
     assert "bfloat16 weights, 1 token " in done.stdout
-    assert "starts a block in" in done.stdout
+    assert "starts a module in" in done.stdout
     assert str(out) in done.stdout
     assert "measuring links" in done.stderr
 

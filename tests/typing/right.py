@@ -16,6 +16,7 @@ from planner.planning.partial import partial_plan
 from planner.plans.device_map import DeviceMap
 from planner.plans.no_plan import NoPlan
 from planner.plans.runs import Run, runs_of
+from planner.plans.timing import Timing
 from planner.report.html import html_report
 from planner.report.showing import show
 from planner.report.terminal import PlanView, plan_view
@@ -138,6 +139,14 @@ def machines(path: Path) -> None:
     assert_type(found, planner.Probed)
     assert_type(found.machine, planner.Machine)
     assert_type(found.notes, tuple[str, ...])
+
+
+def times(model: nn.Module, machine: planner.Machine, path: Path) -> None:
+    plan = planner.plan(model, strategy={"type": "latency", "tokens": 16, "order": "any"}, machine=machine)
+    assert_type(plan.timing, Timing | None)
+    planner.plan(model, strategy={"type": "pipeline", "microbatches": 8}, machine=path)
+    assert_type(planner.price(model, {"": 0}, machine="machine.json", tokens=4), Timing)
+    assert_type(planner.price(model, plan).tokens_per_s, float)
 
 
 def what_a_plan_says(model: nn.Module, plan: planner.Plan) -> None:

@@ -60,8 +60,9 @@ def test_layers_are_read_whole_and_embeddings_by_the_row(tied: bool, tokens: int
     layer = model.model.layers[0]
     elements = sum(parameter.numel() for parameter in layer.parameters())
     assert found["model.layers.1"] == BlockWork(
-        weight_bytes=4 * elements, touched_bytes=4 * elements, flops=2 * tokens * elements
+        weight_bytes=4 * elements, touched_bytes=4 * elements, flops=2 * tokens * elements, modules=9
     )
+    assert found["lm_head"].modules == found["model.embed_tokens"].modules == found["model.norm"].modules == 1
     assert found["model.embed_tokens"].touched_bytes == 4 * WIDTH * tokens
     assert found["model.embed_tokens"].flops == 0
     head = found["lm_head"]

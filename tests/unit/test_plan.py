@@ -121,7 +121,7 @@ def test_other_text_is_refused(text: str) -> None:
         Plan.from_json(text)
 
 
-@pytest.mark.parametrize("version", [0, 4, "1", None, 1.5, True, [1]])
+@pytest.mark.parametrize("version", [0, 5, "1", None, 1.5, True, [1]])
 def test_an_unknown_version_is_refused_and_named(version: object) -> None:
     data = json.loads(fitting().to_json())
     with pytest.raises(InvalidInputError, match="version"):

@@ -215,7 +215,7 @@ def test_a_plan_of_version_1_is_still_read() -> None:
     assert list(back.execution_map.items()) == [tuple(row) for row in old["execution_map"]]
     assert [device.id for device in back.devices] == [0, 1, "cpu", "disk"]
     assert (back.source.name, back.source.format, back.source.layers, back.names) == ("", "", 0, KnownNames())
-    assert json.loads(back.to_json())["version"] == 3
+    assert json.loads(back.to_json())["version"] == 4
     assert Plan.from_json(back.to_json()) == back
 
 

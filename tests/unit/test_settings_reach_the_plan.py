@@ -146,6 +146,14 @@ RUNNING = {
 """Each changes what a plan of T5 says of running it; tested below."""
 DESCRIBED = ("workload.inputs",)  # what only a recording reads
 
+BY_TIME: tuple[tuple[str, Any], ...] = (
+    *((f"strategy.{kind}.{name}", value) for kind in ("latency", "throughput", "pipeline")
+      for name, value in (("tokens", 64), ("order", "any"), ("search_steps", 0))),
+    ("strategy.latency.parts", False),
+    ("strategy.pipeline.microbatches", 9),
+    ("machine", "slower"),
+)  # fmt: skip
+"""Each changes what a plan by time says; tested in test_plans_by_time.py."""
 DETECTED = ("offload_folder",)  # tested below, for it means nothing where budgets are named
 DISPATCHED = ("offload_buffers",)  # tested with dispatch, which reads it of a plan
 RECORDED = {
@@ -179,7 +187,7 @@ def leaf_paths(cls: type, prefix: str = "") -> Iterator[str]:
 
 def test_every_setting_of_the_schema_is_tested_here() -> None:
     tested = {change.path for change in CHANGES} | {*RECORDED, *DETECTED, *DISPATCHED, *DESCRIBED}
-    tested |= {f"workload.{name}" for name in RUNNING}
+    tested |= {f"workload.{name}" for name in RUNNING} | {path for path, _ in BY_TIME}
     assert tested == set(leaf_paths(Settings))
 
 

@@ -68,7 +68,7 @@ def _rows(machine: Machine) -> Iterator[tuple[str, str, str, str, str]]:
             for tokens, rate in rates.items():
                 yield _row(f"{device.key} {dtype} weights, {tokens} token{'s' if tokens > 1 else ''}", rate)
         if device.launch_ps is not None:
-            yield _row(f"{device.key} starts a block in", device.launch_ps, in_us=True)
+            yield _row(f"{device.key} starts a module in", device.launch_ps, in_us=True)
     for link in machine.links:
         kind = (
             ""

@@ -140,6 +140,35 @@ SETTING_OPTIONS: Final = (
         partial(_word, "strategy.fill"),
     ),
     SettingOption(
+        "strategy",
+        ("--strategy",),
+        "STRATEGY",
+        "How devices are filled: auto; latency, throughput or pipeline, which go by modelled time; accelerate's sequential, balanced, "
+        "balanced_low_0.",
+        partial(_word, "strategy.type"),
+    ),
+    SettingOption(
+        "tokens",
+        ("--tokens",),
+        "COUNT",
+        "New tokens of a step, for strategies that go by time; without it, one for each sequence.",
+        partial(_plain, "strategy.tokens"),
+    ),
+    SettingOption(
+        "order",
+        ("--order",),
+        "ORDER",
+        "Whether devices follow each other as they are given, or in any order: given, any.",
+        partial(_word, "strategy.order"),
+    ),
+    SettingOption(
+        "machine",
+        ("--machine",),
+        "FILE",
+        "What devices do in a second, as planner probe --out writes it; without it, a table of known cards.",
+        partial(_plain, "machine"),
+    ),
+    SettingOption(
         "dtype",
         ("--dtype",),
         "DTYPE",
@@ -166,7 +195,7 @@ SETTING_OPTIONS: Final = (
         "granularity",
         ("--granularity",),
         "SIZE",
-        "What is placed as a whole: block, module, expert.",
+        "What is placed as a whole: block, module, part, expert.",
         partial(_word, "granularity"),
     ),
     SettingOption(
@@ -229,9 +258,9 @@ def takes_settings(function: Callable[..., int]) -> Callable[..., int]:
 def _completion(
     name: str,
 ) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem] | list[str]] | None:
-    if name == "config":
+    if name in ("config", "machine"):
         return FILE.shell_complete
-    if name not in ("mode", "fill", "granularity", "dtype", "cache"):
+    if name not in ("mode", "fill", "granularity", "dtype", "cache", "strategy", "order"):
         return None
 
     def complete(_: click.Context, __: click.Parameter, start: str) -> list[CompletionItem] | list[str]:
@@ -243,11 +272,15 @@ def _completion(
 def _choices(name: str) -> list[str]:
     from typing import get_args, get_type_hints
 
-    from planner.settings.schema import DTYPES, FORMATS, Auto, Workload
+    from planner.config.types import Classes, schema_of
+    from planner.settings.schema import DTYPES, FORMATS, Auto, Latency, Workload
 
     if name == "dtype":
         return [*DTYPES, *FORMATS]
-    owner = {"fill": Auto, "cache": Workload}.get(name, Settings)
+    if name == "strategy":
+        tree = schema_of(Settings).fields["strategy"].type.tree
+        return list(tree.tags) if isinstance(tree, Classes) else []
+    owner = {"fill": Auto, "cache": Workload, "order": Latency}.get(name, Settings)
     return list(get_args(get_type_hints(owner)[name]))
 
 

@@ -25,7 +25,7 @@ class MachineDevice:
         flops_per_s: by element type, dense.
         weights_bytes_per_s: by element type and tokens of a step, bytes of weights that matrix products get through. Where there is
             such a number it counts before the other two.
-        launch_ps: what starting a block's kernels takes.
+        launch_ps: what starting the kernels of one module takes, of those that have tensors of their own.
     """
 
     id: DeviceKey

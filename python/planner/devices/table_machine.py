@@ -23,9 +23,9 @@ from planner.devices.rate import Rate
 
 __all__ = ["Host", "machine_of_cards"]
 
-# Of a block on an accelerator and on the host, and of a copy: what people measure of eager PyTorch, give or take a factor of two.
-_LAUNCH_PS: Final = 100_000_000
-_HOST_LAUNCH_PS: Final = 50_000_000
+# Of a module on an accelerator and on the host, and of a copy: what people measure of eager PyTorch, give or take a factor of two.
+_LAUNCH_PS: Final = 10_000_000
+_HOST_LAUNCH_PS: Final = 5_000_000
 _LATENCY_PS: Final = 25_000_000
 _HOST: Final = "cpu"
 

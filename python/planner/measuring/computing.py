@@ -94,13 +94,17 @@ def _read(place: Place, matrices: Sequence[torch.Tensor], most_s: float) -> Shot
     return shots_of(lambda: next(turns).sum(), place.wait, most_s=most_s)
 
 
-def _launch(place: Place, most_s: float) -> Rate | None:
-    """What a block takes that is too small to compute anything."""
+def _launch(place: Place, most_s: float) -> Rate:
+    """What each module takes of a block that is too small to compute anything."""
     block = nn.TransformerEncoderLayer(_BLOCK_WIDTH, 2, _BLOCK_WIDTH, dropout=0.0, batch_first=True)
     block = block.eval().to(place.device)
     inputs = torch.zeros((1, 1, _BLOCK_WIDTH), device=place.device)
     with torch.no_grad():
-        return shots_of(lambda: block(inputs), place.wait, most_s=most_s).duration_ps("a block of width 16")
+        shots = shots_of(lambda: block(inputs), place.wait, most_s=most_s)
+    modules = sum(1 for module in block.modules() if module._parameters)
+    return shots.duration_ps(f"a block of width {_BLOCK_WIDTH}").scaled(
+        1 / modules, f"one of {modules} modules"
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from typing import Final
 
 from planner.model.blocks import Blocks
 
-__all__ = ["stateless_parts"]
+__all__ = ["runs_anywhere", "stateless_parts"]
 
 _LEAST_SHARE: Final = 5
 """A part is at least a fifth of its block: smaller ones are not worth what passes to them and back."""
@@ -40,16 +40,27 @@ def stateless_parts(blocks: Blocks) -> tuple[str, ...]:
 
     Cost: O(modules).
     """
-    columns = blocks.layout.tree.columns
-    sizes, classes = blocks.layout.stored_sizes(), dict(columns.module_classes())
-    bases = dict(columns.class_bases())
+    sizes, classes = blocks.layout.stored_sizes(), dict(blocks.layout.tree.columns.module_classes())
+    children, kept = _children(classes), _with_state(blocks, classes)
+    names = (name for block in blocks.columns.block_names() for name in block if name in kept)
+    return tuple(part for name in names for part in _parts_of(name, sizes, children, kept))
+
+
+def runs_anywhere(blocks: Blocks) -> frozenset[str]:
+    """Of the blocks that are modules, those without such a module inside: what they compute may be computed elsewhere."""
+    classes = dict(blocks.layout.tree.columns.module_classes())
+    kept = _with_state(blocks, classes)
+    names = (name for block in blocks.columns.block_names() for name in block)
+    return frozenset(name for name in names if name in classes and name not in kept)
+
+
+def _with_state(blocks: Blocks, classes: Mapping[str, str]) -> set[str]:
+    """Modules that keep something, or have one inside that does."""
+    bases = dict(blocks.layout.tree.columns.class_bases())
     stateful = {
         cls for cls in set(classes.values()) if any(map(_STATEFUL.search, (cls, *bases.get(cls, ()))))
     }
-    children = _children(classes)
-    kept = _with_stateful(classes, stateful)
-    names = (name for block in blocks.columns.block_names() for name in block if name in kept)
-    return tuple(part for name in names for part in _parts_of(name, sizes, children, kept))
+    return _with_stateful(classes, stateful)
 
 
 def _parts_of(

@@ -48,11 +48,13 @@ class BlockWork:
         weight_bytes: what it holds; a tied tensor counts where it is met first.
         touched_bytes: what of weights the step reads, its own and those that others hold for it.
         flops: operations on them.
+        modules: how many modules of it have tensors of their own: each starts kernels.
     """
 
     weight_bytes: int
     touched_bytes: int
     flops: int
+    modules: int = 1
 
 
 def work_of(
@@ -86,6 +88,9 @@ def work_of(
     owner = {name: number for number, names in enumerate(block_names) for name in names}
     rows, mixed = _by_block(embeddings, sizes, owner), _by_block(groups, sizes, owner)
     lent = _lent(layout, set(embeddings), sizes, owner)
+    owners = dict.fromkeys(name.rpartition(".")[0] for name in sizes if name and name not in classes)
+    counted = Counter(owner[block] for name in owners if (block := nearest_key(name, owner)) is not None)
+    counted.update(number for number in lent if number not in counted)  # a head whose only weight is lent
 
     def one(number: int, names: Sequence[str]) -> BlockWork:
         size, row, mix = (
@@ -98,7 +103,9 @@ def work_of(
         touched = always + read + (mix if experts is None else experts.touched(mix, tokens))
         chosen = mix if experts is None else -(-mix * experts.chosen // experts.count)
         elements = (always + chosen) * 8 // weight_bits
-        return BlockWork(weight_bytes=size, touched_bytes=touched, flops=2 * tokens * elements)
+        return BlockWork(
+            weight_bytes=size, touched_bytes=touched, flops=2 * tokens * elements, modules=counted[number]
+        )
 
     return tuple(one(number, names) for number, names in enumerate(block_names))
 

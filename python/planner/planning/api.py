@@ -17,6 +17,7 @@ from planner.planning.understanding import settings_stack
 from planner.plans.plan import Plan
 from planner.settings.keywords import PlanSettings
 from planner.settings.schema import Auto, Settings, read_budget_row
+from planner.settings.strategies import ByTime
 from planner.spelling import shown
 
 if TYPE_CHECKING:
@@ -148,6 +149,10 @@ def plan_problem(problem: Problem) -> Plan:
     try:
         if isinstance(problem.settings.strategy, Auto):
             return plan_auto(problem)
+        if isinstance(problem.settings.strategy, ByTime):
+            from planner.planning.timed import plan_timed
+
+            return plan_timed(problem)
         from planner.planning.sequential import plan_sequential  # few plans ask for accelerate's strategies
 
         return plan_sequential(problem)

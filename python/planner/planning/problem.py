@@ -136,10 +136,20 @@ class Problem:
             self.layout, pin=chosen.pin, forbid=chosen.forbid, keep_together=chosen.keep_together
         )
 
-    def blocks(self, split: Sequence[str] = ()) -> Blocks:
-        """The model in blocks, some of them in parts."""
+    def blocks(
+        self, split: Sequence[str] = (), *, in_parts: bool | None = None, parts: Sequence[str] | None = None
+    ) -> Blocks:
+        """The model in blocks.
+
+        Args:
+            split: blocks that are taken apart.
+            in_parts: whether what keeps nothing is a block of its own; None for what the settings say.
+            parts: what of blocks is a block of its own, where that is known.
+        """
+        if parts is not None:
+            return self._blocks(split, parts)
         whole = self._blocks(split)
-        if self.settings.granularity != "part":
+        if not (self.settings.granularity == "part" if in_parts is None else in_parts):
             return whole
         return self._blocks(split, stateless_parts(whole))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from math import ceil
+from typing import Protocol
 
 from planner.choices import Phase
 from planner.devices.keys import DeviceKey
@@ -15,9 +16,20 @@ from planner.memory.tape import RunBytes
 from planner.planning.margins import margin_bytes, margin_of
 from planner.plans.parts import DevicePlan, PredictedPeaks
 from planner.plans.running import Running, running_by_device
-from planner.strategies.auto import AutoAnswer
 from planner.strategies.running import CoreDemands, core_demands
 from planner.strategies.staying import StayingBuffers
+
+
+class Maps(Protocol):
+    """An answer of a strategy: where blocks lie, and which run elsewhere."""
+
+    @property
+    def device_map(self) -> Mapping[str, DeviceKey]:
+        """Names to devices."""
+
+    @property
+    def execution_map(self) -> Mapping[str, DeviceKey]:
+        """Names to devices, for what runs elsewhere than it lies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +69,7 @@ class RunningRooms:
         """What no phase goes beyond."""
         return Demands.most_of(self.by_phase.values())
 
-    def of(self, answer: AutoAnswer) -> dict[DeviceKey, Running]:
+    def of(self, answer: Maps) -> dict[DeviceKey, Running]:
         """What running takes where an answer runs blocks, and where caches rest."""
         found = _running(self.most, answer)
         for device in found.keys() & self.beyond_bytes.keys():
@@ -65,7 +77,7 @@ class RunningRooms:
             found[device] = replace(here, activation_bytes=here.activation_bytes + self.beyond_bytes[device])
         return found
 
-    def peaks(self, devices: tuple[DevicePlan, ...], answer: AutoAnswer) -> PredictedPeaks:
+    def peaks(self, devices: tuple[DevicePlan, ...], answer: Maps) -> PredictedPeaks:
         """By phase and device that runs anything, the most at one time."""
         found: dict[Phase, dict[DeviceKey, int]] = {}
         for phase, demands in self.by_phase.items():
@@ -82,7 +94,7 @@ class RunningRooms:
         return found
 
 
-def _running(demands: Demands, answer: AutoAnswer) -> dict[DeviceKey, Running]:
+def _running(demands: Demands, answer: Maps) -> dict[DeviceKey, Running]:
     """By device, what running takes; on the cpu also what rests there of caches, whatever runs there."""
     found = running_by_device(demands, answer.device_map, answer.execution_map)
     if demands.resting_bytes:

@@ -15,7 +15,7 @@ from planner.planning.problem import Problem
 from planner.plans.device_map import DeviceMap
 from planner.plans.parts import Certificate, DevicePlan
 from planner.plans.plan import Plan
-from planner.settings.schema import Auto
+from planner.settings.schema import Sequential
 from planner.strategies.modes import ModeProblem
 from planner.strategies.sequential import Outcome
 
@@ -25,7 +25,7 @@ _CONSTRAINTS = ("pin", "forbid", "keep_together", "no_split_modules")
 def plan_sequential(problem: Problem) -> Plan:
     """The plan of accelerate's strategies, repaired. Raises InfeasibleError, InvalidConstraintError."""
     chosen, budgets = problem.settings, problem.device_budgets
-    assert not isinstance(chosen.strategy, Auto)
+    assert isinstance(chosen.strategy, Sequential)
     if chosen.workload is not None:
         raise InvalidConstraintError(
             "workload needs strategy 'auto'; accelerate's strategies count weights alone",

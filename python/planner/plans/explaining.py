@@ -92,14 +92,39 @@ def explain(plan: Plan, name: str, *, style: Style = "python") -> str:
     require_known(plan, name)
     inside = runs_of(plan, name)
     lines = list(_about_many(plan, name, inside) if _is_many(inside) else _about_one(plan, name))
+    lines.extend(_timed(plan, name))
     lines.extend(_offloaded(plan))
     lines.extend(_to_move(plan, name, inside, style))
     return "\n".join((*lines, *plan.source.doubts))
 
 
+def _timed(plan: Plan, name: str) -> Iterator[str]:
+    """What a step is modelled to take of it; nothing of plans that do not go by time."""
+    timing = plan.timing
+    if timing is None:
+        return
+    pieces = [piece for piece in timing.pieces if is_within(piece.name, name) or is_within(name, piece.name)]
+    if not pieces:
+        return  # a small part of a block, which is timed by the name of another
+    runs_ps = sum(piece.run_ps for piece in pieces)
+    fetch_ps = sum(piece.fetch_ps for piece in pieces)
+    hops_ps = sum(piece.hop_ps for piece in pieces)
+    parts = [f"{_ms(runs_ps)} to run"]
+    if fetch_ps:
+        parts.append(f"{_ms(fetch_ps)} to fetch weights")
+    if hops_ps:
+        parts.append(f"{_ms(hops_ps)} to pass to the host and back")
+    tokens = f"{timing.tokens} token" + ("s" if timing.tokens > 1 else "")
+    yield f"In a step of {tokens}, modelled: {', '.join(parts)}, of {_ms(timing.latency_ps)} for the whole model."
+
+
+def _ms(duration_ps: int) -> str:
+    return f"{duration_ps / 1e9:.3g} ms"
+
+
 def _to_move(plan: Plan, name: str, inside: tuple[Run, ...], style: Style) -> Iterator[str]:
     """What would move it; nothing where the plan shows no way."""
-    if plan.certificate.stage not in _STAGES:
+    if plan.certificate.stage not in _STAGES and plan.timing is None:
         setting = "strategy='auto'" if style == "python" else "--set strategy=auto"
         yield f"accelerate's strategies take no pins; {setting} does."
     elif _is_many(inside):

@@ -53,7 +53,14 @@ def notices(plan: PlanParts, *, beyond_verdict: bool = False) -> tuple[Notice, .
         bad 1.17 KiB of 1.56 KiB are offloaded, all of it to RAM; no plan offloads less.
         hint With 600 B more on GPU 0, everything would be on the accelerators.
     """
-    said = [*_in_doubt(plan), *_map_alone(plan), *_oversized(plan), *_idle(plan), *_about_the_source(plan)]
+    said = [
+        *_in_doubt(plan),
+        *_map_alone(plan),
+        *_oversized(plan),
+        *_idle(plan),
+        *_about_the_source(plan),
+        *_timed(plan),
+    ]
     if not beyond_verdict:
         said = [*_offloaded(plan), *_full(plan), *said]
     return tuple(sorted(said, key=lambda notice: notice.kind != "bad"))
@@ -78,6 +85,12 @@ def _offloaded(plan: PlanParts) -> Iterator[Notice]:
     words = shortfall_words(plan)
     if words:
         yield Notice("hint", words)
+
+
+def _timed(plan: PlanParts) -> Iterator[Notice]:
+    if plan.timing is not None:
+        words = plan.timing.sentence
+        yield Notice("hint", f"{words[0].upper()}{words[1:]}.")
 
 
 def shortfall_words(plan: PlanParts) -> str:

@@ -13,6 +13,7 @@ from planner.devices.keys import DeviceKey
 from planner.known_names import KnownNames
 from planner.memory.demands import Demands
 from planner.plans.device_map import DeviceMap, Own
+from planner.plans.timing import Timing
 
 BEFORE_QUANTIZATION = "sizes are those before quantization, which only a checkpoint's files tell"
 """A note that puts every number of bytes in doubt; it is shown wherever bytes are."""
@@ -306,6 +307,7 @@ class PlanParts:
     offloaded_bytes: Mapping[str, int]
     certificate: Certificate
     account: Account
+    timing: Timing | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "offloaded_bytes", MappingProxyType(dict(self.offloaded_bytes)))

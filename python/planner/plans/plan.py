@@ -33,6 +33,7 @@ class Plan(PlanParts):
             the first accelerator of the map; the summary says so where the plan has room for it elsewhere.
         offloaded_bytes: bytes by tier, "cpu" and "disk"; where there is no accelerator, the cpu does not count.
         certificate: how good it is known to be.
+        timing: how long a step is modelled to take; None of strategies that do not go by time.
         account: source, names, block bytes, reasons, shortfall, minimum bytes, settings, provenance,
             demands and predicted peaks, which the properties of these names read.
 
@@ -174,7 +175,13 @@ class Plan(PlanParts):
             else "nothing is offloaded"
         )
         needs_map = execution_map_notice(self)
-        return "\n".join((*lines, *([needs_map] if needs_map else []), *self.source.doubts))
+        timing = self.timing
+        last = [
+            *([needs_map] if needs_map else []),
+            *self.source.doubts,
+            *([timing.sentence] if timing else []),
+        ]
+        return "\n".join((*lines, *last))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.to_json(provenance=False) == other.to_json(provenance=False)

@@ -24,11 +24,12 @@ from planner.plans.parts import (
     Shortfall,
     Source,
 )
+from planner.plans.timing import TimedPiece, TimedStage, Timing
 from planner.spelling import count_of, shown
 
 _SCHEMA = "planner.plan"
-_VERSION = 3
-_READ_VERSIONS = (1, 2, 3)
+_VERSION = 4
+_READ_VERSIONS = (1, 2, 3, 4)
 _MAPS = ("device_map", "execution_map", "block_bytes")
 _IN_ORDER = (*_MAPS, "demands")
 """Objects whose keys stand in the order of execution; those of all others are sorted."""
@@ -62,6 +63,8 @@ def write_json(plan: PlanParts, *, provenance: bool) -> str:
             phase: {str(key): size for key, size in peaks.items()}
             for phase, peaks in account.predicted_peaks.items()
         }
+    if plan.timing is not None:
+        data["timing"] = asdict(plan.timing)
     if provenance:
         data["provenance"] = dict(account.provenance)
     parts = (
@@ -190,6 +193,7 @@ def _parts(data: dict[str, Any]) -> PlanParts:
         execution_map=execution_map,
         offloaded_bytes=offloaded_bytes,
         certificate=certificate,
+        timing=_read_timing(data.get("timing")),
         account=Account(
             source=lambda: source,
             names=lambda: names,
@@ -203,6 +207,19 @@ def _parts(data: dict[str, Any]) -> PlanParts:
             predicted_peaks=lambda: peaks,
         ),
     )
+
+
+def _read_timing(row: Any) -> Timing | None:
+    if row is None:
+        return None
+
+    def with_device(cls: type[T], each: Mapping[str, Any]) -> T:
+        return _exact(cls, {**each, "device": canonical_device(each["device"])})
+
+    stages = tuple(with_device(TimedStage, each) for each in _rows(row["stages"]))
+    pieces = tuple(with_device(TimedPiece, each) for each in _rows(row["pieces"]))
+    from_table = tuple(map(canonical_device, _rows(row["from_table"])))
+    return _exact(Timing, {**row, "stages": stages, "pieces": pieces, "from_table": from_table})
 
 
 def _read_shortfall(row: Any) -> Shortfall | None:
@@ -227,7 +244,7 @@ _TYPES: Mapping[object, tuple[type, ...]] = {
 # What may be too much already; all other numbers are amounts.
 _BELOW_ZERO = ((Reason, "available_bytes"),)
 # Closed sets of words; any text is read, since a rule or stage may be newer than this reader.
-_WORDS = ("SourceKind", "DeviceKind", "RankName", "ReasonRule", "Stage")
+_WORDS = ("SourceKind", "DeviceKind", "RankName", "ReasonRule", "Stage", "Objective", "PieceWay")
 
 
 def _exact(cls: type[T], row: Mapping[str, Any]) -> T:

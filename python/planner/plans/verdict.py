@@ -64,7 +64,7 @@ def _without_accelerators(plan: PlanParts) -> str:
 def _refusal(plan: PlanParts, where: str) -> str:
     """What is known: that it cannot be, that nothing was found, or that the user wants it so."""
     said = [path for path, setting in plan.account.settings.items() if setting.rank == "user"]
-    if any(path.startswith(_CONSTRAINTS) for path in said):
+    if plan.timing is not None or any(path.startswith(_CONSTRAINTS) for path in said):
         return f"Not all of it is on {where}"
     known = plan.certificate
     if known.proven or known.lower_bound_bytes:

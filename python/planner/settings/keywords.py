@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, TypedDict, Union
+from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, TypeAlias, TypedDict, Union
 
 from planner.choices import (
     AttentionKernel,
@@ -15,11 +15,19 @@ from planner.choices import (
     Logits,
     Mode,
     Reserve,
+    RunOrder,
     StrategyName,
 )
 
 if TYPE_CHECKING:
     import torch
+
+    class _Machine(Protocol):
+        """What has rates: :class:`planner.devices.machine.Machine`."""
+
+        def to_json(self) -> str:
+            """As JSON."""
+
 
 # What is read as each; see planner.settings.schema. Keys of mappings are devices or names: a Mapping's key type would refuse a
 # dict[int, int] where int | str is meant.
@@ -36,6 +44,10 @@ class StrategyKeywords(TypedDict, total=False):
     search_steps: int
     fallback_allocation: bool
     reserve: Reserve
+    tokens: int | None
+    order: RunOrder
+    parts: bool
+    microbatches: int
 
 
 class ModelKeywords(TypedDict, total=False):
@@ -88,6 +100,7 @@ class LoadSettings(TypedDict, total=False):
     execute_offloaded: ExecuteOffloaded
     staging_blocks: int
     workload: WorkloadKeywords | None
+    machine: _Machine | str | os.PathLike[str] | None
 
 
 class PlanSettings(LoadSettings, total=False):

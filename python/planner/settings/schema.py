@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from planner.choices import ExecuteOffloaded, Fill, Granularity, Mode, Reserve
+from planner.choices import ExecuteOffloaded, Granularity, Mode
 from planner.config.annotations import parse_type
 from planner.config.schema import config, setting
 from planner.config.types import Leaf
 from planner.settings.dtypes import DTYPES, FORMATS, read_dtype, read_element_type
 from planner.settings.sizes import read_bytes, read_size_or_share, refuse_bare_number, write_size
+from planner.settings.strategies import (
+    MOST,
+    Auto,
+    Balanced,
+    BalancedLow0,
+    Latency,
+    Pipeline,
+    Sequential,
+    Strategy,
+    Throughput,
+    counted,
+)
 from planner.settings.workload import Workload
 from planner.spelling import NAMED, device_words, known_device, shown
 
@@ -22,10 +35,13 @@ __all__ = [
     "Auto",
     "Balanced",
     "BalancedLow0",
+    "Latency",
     "Model",
+    "Pipeline",
     "Sequential",
     "Settings",
     "Strategy",
+    "Throughput",
     "Workload",
     "read_budget_row",
     "read_bytes",
@@ -85,18 +101,21 @@ def _read_name(value: object) -> str:
     return value
 
 
-def _counted(least: int, most: int) -> Leaf:
-    """Reads an int of a range; exact, as every int."""
-
-    def read(value: object) -> object:
-        if type(value) is not int or not least <= value <= most:
-            raise ValueError(f"expected an int from {least} to {most}, got {shown(value)}")
-        return value
-
-    return Leaf(f"an int from {least} to {most}", read)
-
-
 _Device = Annotated[int | str, Leaf("a device", read_device)]
+
+
+def _read_machine(value: object) -> str:
+    """A path as it is; of a machine its JSON, which stands for it in a plan. Raises ValueError."""
+    if isinstance(value, str) and value.strip():
+        return value
+    if isinstance(value, os.PathLike):
+        return str(os.fspath(value))
+    to_json = getattr(value, "to_json", None)
+    if to_json is None:
+        raise ValueError(f"expected the path of a machine's file, or a machine, got {shown(value)}")
+    return " ".join(str(to_json()).split())
+
+
 _Bytes = Annotated[int, Leaf("a size in bytes", read_bytes, write_size, refuse=refuse_bare_number)]
 _Headroom = Annotated[
     int | str,
@@ -105,41 +124,9 @@ _Headroom = Annotated[
 _DType = Annotated[str, Leaf("an element type", read_element_type)]
 _LoadedAs = Annotated[str, Leaf("an element type or a format", read_dtype)]
 _Name = Annotated[str, Leaf("a name", _read_name)]
-# JSON's readers tell whole numbers apart up to here.
-_MOST: Final = 2**53
-_Steps = Annotated[int, _counted(0, _MOST)]
-_Staged = Annotated[int, _counted(1, 1000)]
-_Fact = Annotated[int, _counted(0, _MOST)]
-
-
-@config(tag="sequential")
-class Sequential:
-    """Fill the devices one after the other."""
-
-    fallback_allocation: bool = False
-    reserve: Reserve = "always"
-
-
-@config(tag="balanced")
-class Balanced(Sequential):
-    """Spread the model evenly over the accelerators."""
-
-
-@config(tag="balanced_low_0")
-class BalancedLow0(Sequential):
-    """Spread evenly, but leave the first accelerator room for what generation needs."""
-
-
-@config(tag="auto")
-class Auto:
-    """As little offloaded as can be, proven where the search ends."""
-
-    fill: Fill = "even"
-    search_steps: _Steps = 120_000
-
-
-Strategy = Auto | Sequential | Balanced | BalancedLow0
-"""All strategies. ``type`` picks one: ``strategy: balanced`` is short for ``strategy: {type: balanced}``."""
+_Staged = Annotated[int, counted(1, 1000)]
+_Machine = Annotated[str, Leaf("the path of a machine's file, or a machine", _read_machine)]
+_Fact = Annotated[int, counted(0, MOST)]
 
 
 def _head_dim(model: Any, root: object) -> int | None:
@@ -211,6 +198,8 @@ class Settings:
         offload_buffers: whether buffers are offloaded with the parameters.
         model: facts about the model.
         workload: what the model will be run on, whose caches and activations count then; None, the default, counts weights alone.
+        machine: what devices do in a second, for strategies that go by time: the path of a file, as `planner probe` writes it, its
+            text, or a `planner.Machine`; None for the table of known cards.
     """
 
     strategy: Strategy = Auto()
@@ -231,6 +220,7 @@ class Settings:
     offload_buffers: bool = False
     model: Model = Model()
     workload: Workload | None = None
+    machine: _Machine | None = None
 
 
 SETTINGS: Final = parse_type(Settings)

@@ -50,7 +50,7 @@ def run_ps(
         >>> run_ps(card, BlockWork(weight_bytes=100, touched_bytes=100, flops=100), dtype="bfloat16", tokens=1)
         105
     """
-    launch_ps = device.launch_ps.value if device.launch_ps else 0
+    launch_ps = device.launch_ps.value * work.modules if device.launch_ps else 0
     measured = device.weights_bytes_per_s.get(dtype)
     memory = device.memory_bytes_per_s
     if measured:

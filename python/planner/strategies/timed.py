@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from planner import _core
+from planner.devices.keys import DeviceKey
 from planner.errors import InfeasibleError, InvalidInputError
 from planner.strategies.line_tables import LineProblem, read_table
 
@@ -132,3 +133,23 @@ def core_line(problem: LineProblem) -> _core.TimedLine:
         staging_blocks=problem.staging_blocks,
         ties=[(list(tie.pieces), tie.bits) for tie in problem.ties],
     )
+
+
+def grouped_keys(
+    blocks: Sequence[Sequence[str]], homes: Sequence[DeviceKey], runs: Sequence[DeviceKey]
+) -> dict[str, tuple[DeviceKey, DeviceKey]]:
+    """By name, where it lies and runs: the fewest names that cover all blocks, in the order of these.
+
+    Args:
+        blocks: the names of each.
+        homes, runs: of each block, where it lies and where it runs.
+    """
+    pairs = list(dict.fromkeys(zip(homes, runs, strict=True)))
+    numbers = {pair: number for number, pair in enumerate(pairs)}
+    names = [name for block in blocks for name in block]
+    values = [
+        numbers[pair]
+        for block, pair in zip(blocks, zip(homes, runs, strict=True), strict=True)
+        for _ in block
+    ]
+    return {name: pairs[number] for name, number in _core.clean_keys(names, values)}

@@ -135,7 +135,7 @@ def test_explain_names_the_class_of_a_tagged_field_and_its_place():
     resolved = Stack(Settings).set(strategy="balanced").resolve()
     assert resolved.config.strategy == Balanced()
     first = resolved.explain("strategy").splitlines()[0]
-    assert first.startswith("strategy: Balanced at schema.py:")
+    assert first.startswith("strategy: Balanced at strategies.py:")
     assert "strategy.type = 'balanced'  <- user · keyword arguments" in resolved.explain("strategy")
 
 

@@ -22,7 +22,9 @@ from planner.dispatching.methods.mixed_forward import (
     MixedRootForward,
     OffloadedMixedForward,
     OffloadedMixedRootForward,
+    OffloadedReturningForward,
     OffloadedUnmixedForward,
+    ReturningForward,
     UnmixedForward,
 )
 
@@ -39,6 +41,7 @@ class Edge:
         execution_device: where its arguments go; None leaves them where they are.
         is_mixed: what is inside runs on several devices, which its own code may mix.
         is_apart: it runs on one device, directly inside of one that is mixed, and mixes nothing itself.
+        is_returning: the cpu runs it for a block whose other parts run on accelerators, and its results go back there.
     """
 
     module: nn.Module
@@ -46,10 +49,15 @@ class Edge:
     execution_device: torch.device | None
     is_mixed: bool
     is_apart: bool
+    is_returning: bool
 
 
 def edges_of(
-    model: nn.Module, layout: Regions, named: frozenset[str], main_device: torch.device
+    model: nn.Module,
+    layout: Regions,
+    named: frozenset[str],
+    main_device: torch.device,
+    no_split: frozenset[str],
 ) -> Iterator[Edge]:
     """The borders of a model under a device map; that of the model itself is always among them.
 
@@ -58,6 +66,7 @@ def edges_of(
         layout: the map, applied to it.
         named: keys of the map.
         main_device: where the model's arguments go, if something in it runs there.
+        no_split: classes whose code expects to run on one device.
 
     A name runs where all that is inside runs. Where that is on several devices, a module with tensors of its own runs where the
     first of those does; one that is named, or called as a whole, where the map says, if anything inside runs there.
@@ -65,12 +74,17 @@ def edges_of(
     The parts of a block that its class says is called as a whole have none, because hundreds of them would cost what a few do not:
     where they are called by themselves nevertheless, that is in the model's own code. Embeddings are called by themselves.
     """
-    return _Edges(model, layout, named, main_device).found()
+    return _Edges(model, layout, named, main_device, no_split).found()
 
 
 class _Edges:
     def __init__(
-        self, model: nn.Module, layout: Regions, named: frozenset[str], main_device: torch.device
+        self,
+        model: nn.Module,
+        layout: Regions,
+        named: frozenset[str],
+        main_device: torch.device,
+        no_split: frozenset[str],
     ) -> None:
         self.model = model
         self.named = named
@@ -82,7 +96,7 @@ class _Edges:
         for met in layout.met:
             self.names.setdefault(id(met.module), []).append(met)
         self.inside = _inside(model, self.own)
-        self.apart = _directly_inside_mixed(model, self.inside)
+        self.apart, self.parts = _inside_mixed(model, self.inside, no_split)
 
     def found(self) -> Iterator[Edge]:
         for names in self.names.values():
@@ -94,7 +108,8 @@ class _Edges:
             # A module that gets a device as an argument makes tensors there, which need not be where it runs.
             is_apart = is_inside_mixed and not _takes_device(type(module))
             if is_mixed or is_inside_mixed or (execution_device is not None and not self._is_inner(names)):
-                yield Edge(module, names[0].name, execution_device, is_mixed, is_apart)
+                is_returning = is_apart and id(module) in self.parts and _is_cpu(inside)
+                yield Edge(module, names[0].name, execution_device, is_mixed, is_apart, is_returning)
 
     def _is_inner(self, names: Sequence[Met]) -> bool:
         is_named = any(met.name in self.named for met in names)
@@ -140,6 +155,10 @@ class _Edges:
         return None
 
 
+def _is_cpu(devices: Sequence[torch.device]) -> bool:
+    return all(device.type == "cpu" for device in devices)
+
+
 def _takes_device(cls: type[nn.Module]) -> bool:
     """Whether the forward of a class has an argument called ``device``, as those of position embeddings have."""
     try:
@@ -166,21 +185,28 @@ def _inside(model: nn.Module, own: dict[int, list[torch.device]]) -> dict[int, t
     return found
 
 
-def _directly_inside_mixed(model: nn.Module, inside: dict[int, tuple[torch.device, ...]]) -> set[int]:
-    """Modules that the own code of a mixed one may call."""
+def _inside_mixed(
+    model: nn.Module, inside: dict[int, tuple[torch.device, ...]], no_split: frozenset[str]
+) -> tuple[set[int], set[int]]:
+    """Modules that the own code of a mixed one may call, and those of them that are inside of a block."""
     found: set[int] = set()
-    seen: set[tuple[int, bool]] = set()
-    stack = [(model, False)]
+    parts: set[int] = set()
+    seen: set[tuple[int, bool, bool]] = set()
+    stack = [(model, False, False)]
     while stack:
-        module, is_inside = stack.pop()
-        if (id(module), is_inside) in seen:
+        module, is_inside, is_part = stack.pop()
+        if (id(module), is_inside, is_part) in seen:
             continue
-        seen.add((id(module), is_inside))
+        seen.add((id(module), is_inside, is_part))
         if is_inside:
             found.add(id(module))
+            if is_part:
+                parts.add(id(module))
         is_mixed = len(inside[id(module)]) > 1 if has_forward(module) else is_inside
-        stack.extend((child, is_mixed) for child in module._modules.values() if child is not None)
-    return found
+        is_in_block = is_part or type(module).__name__ in no_split
+        children = (child for child in module._modules.values() if child is not None)
+        stack.extend((child, is_mixed, is_in_block) for child in children)
+    return found, parts
 
 
 def forward_kind(edge: Edge | None, *, is_fetching: bool, is_root: bool) -> type[Forward]:
@@ -191,6 +217,8 @@ def forward_kind(edge: Edge | None, *, is_fetching: bool, is_root: bool) -> type
         return OffloadedRootForward if is_fetching else RootForward
     if edge is not None and edge.is_mixed:
         return OffloadedMixedForward if is_fetching else MixedForward
+    if edge is not None and edge.is_returning:
+        return OffloadedReturningForward if is_fetching else ReturningForward
     if edge is not None and edge.is_apart:
         return OffloadedUnmixedForward if is_fetching else UnmixedForward
     return OffloadedForward if is_fetching else Border

@@ -46,9 +46,14 @@ __all__ = ["Prepared", "prepare", "regions_of"]
 
 def regions_of(model: nn.Module, request: DispatchRequest) -> Regions:
     """A request's device map applied to a model. Raises PlanMismatchError."""
-    no_split = frozenset(declared_classes(model)) | request.whole_classes
     resolved_map = request.resolved_map
-    return find_regions(model, resolved_map.placements, resolved_map.root_placement, no_split)
+    return find_regions(
+        model, resolved_map.placements, resolved_map.root_placement, _whole_classes(model, request)
+    )
+
+
+def _whole_classes(model: nn.Module, request: DispatchRequest) -> frozenset[str]:
+    return frozenset(declared_classes(model)) | request.whole_classes
 
 
 def prepare(
@@ -74,7 +79,7 @@ def prepare(
     if not is_attached:
         return Prepared(model, request, layout, values, None, inner)
     named, main_device = frozenset(resolved_map.placements), resolved_map.root_placement.execution_device
-    edges = tuple(edges_of(model, layout, named, main_device))
+    edges = tuple(edges_of(model, layout, named, main_device, _whole_classes(model, request)))
     return Prepared(model, request, layout, values, edges, inner)
 
 

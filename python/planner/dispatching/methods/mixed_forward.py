@@ -13,6 +13,8 @@ from planner.dispatching.methods.forward import (
     OffloadedForward,
     OffloadedRootForward,
     RootForward,
+    device_of,
+    sent,
     untraced,
 )
 from planner.dispatching.mixed.operators import Glue, gluing, lifted, pop, push, size, top
@@ -22,7 +24,9 @@ __all__ = [
     "MixedRootForward",
     "OffloadedMixedForward",
     "OffloadedMixedRootForward",
+    "OffloadedReturningForward",
     "OffloadedUnmixedForward",
+    "ReturningForward",
     "UnmixedForward",
 ]
 
@@ -57,6 +61,34 @@ class OffloadedUnmixedForward(OffloadedForward):
             return OffloadedForward.__call__(self, *args, **kwargs)
         finally:
             push(mode)
+
+
+class ReturningForward(UnmixedForward):
+    """The same around a part that the cpu runs, of a block on an accelerator: its result goes back to where its arguments were.
+
+    The block's code goes on there, with what else it has there. Left on the cpu, each result would meet an operator that refuses it.
+    """
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        device = device_of(args, kwargs)
+        return returned(UnmixedForward.__call__(self, *args, **kwargs), device)
+
+
+class OffloadedReturningForward(OffloadedUnmixedForward):
+    """The same where weights are brought in, from the disk."""
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        device = device_of(args, kwargs)
+        return returned(OffloadedUnmixedForward.__call__(self, *args, **kwargs), device)
+
+
+def returned(output: Any, device: torch.device | None) -> Any:
+    """A result on a device; None leaves it where it is."""
+    return output if device is None else sent(output, device, frozenset())
 
 
 class MixedForward(Border):

@@ -5,6 +5,7 @@ use crate::strategy::timed::model::NEVER;
 use crate::strategy::timed::orders::Orders;
 use crate::strategy::timed::rows::Row;
 use crate::strategy::timed::runs::{Runs, Span};
+use crate::strategy::timed::stage::NODES;
 
 /// What was found below a limit.
 #[derive(Debug)]
@@ -30,21 +31,26 @@ pub(crate) fn least_sum(runs: &mut Runs, orders: &Orders, bounds: &mut Bounds, m
         return Least { found, least_ps: bound };
     }
     let come = bounds.backward(runs, orders, most);
-    let limit = found.as_ref().map_or(limit, |&(sum, _)| sum);
     let mut search = Search { orders, bounds, come: &come, most, limit, by_least: false };
-    let Ok(better) = search.run(runs) else { return Least { found, least_ps: bound } };
-    found = better.or(found);
-    let sum = found.as_ref().map_or(limit, |&(sum, _)| sum);
-    if runs.stages.iter().all(|stage| stage.is_exact) {
-        return Least { found, least_ps: sum };
+    let mut least_ps = bound;
+    // Quickly first: what is found narrows what is worth more.
+    for most_nodes in NODES {
+        runs.allow(most_nodes);
+        search.by_least = false;
+        search.limit = found.as_ref().map_or(limit, |&(sum, _)| sum);
+        let Ok(better) = search.run(runs) else { break };
+        found = better.or(found);
+        search.limit = found.as_ref().map_or(limit, |&(sum, _)| sum);
+        if runs.is_exact() {
+            return Least { found, least_ps: search.limit };
+        }
+        search.by_least = true;
+        match search.run(runs) {
+            Ok(Some((least, _))) => least_ps = least.max(least_ps),
+            Ok(None) => return Least { found, least_ps: search.limit },
+            Err(OutOfSteps) => break,
+        }
     }
-    search.by_least = true;
-    search.limit = sum;
-    let least_ps = match search.run(runs) {
-        Ok(Some((least, _))) => least.max(bound),
-        Ok(None) => sum,
-        Err(OutOfSteps) => bound,
-    };
     Least { found, least_ps }
 }
 

@@ -27,6 +27,21 @@ impl<'a> Runs<'a> {
         Self { line, closed, stages, steps: Steps::new(search_steps), table: vec![Vec::new(); line.kinds.len()] }
     }
 
+    /// From now on there are so many nodes for the best ways of one run.
+    pub(crate) fn allow(&mut self, most_nodes: u64) {
+        self.stages.iter_mut().for_each(|stage| stage.allow(most_nodes));
+    }
+
+    /// Every run asked for since then was found exactly.
+    pub(crate) fn is_exact(&self) -> bool {
+        self.stages.iter().all(|stage| stage.is_exact)
+    }
+
+    /// Nodes of all searches.
+    pub(crate) fn nodes(&self) -> u64 {
+        self.stages.iter().map(|stage| stage.nodes).sum()
+    }
+
     /// Pieces.
     pub(crate) fn len(&self) -> usize {
         self.line.pieces.len()
@@ -62,8 +77,7 @@ impl<'a> Runs<'a> {
             runs.push(TimedRun { device, from, to, ps, ways });
         }
         let value_ps = objective.value(latency_ps, bottleneck_ps);
-        let nodes: u64 = self.stages.iter().map(|stage| stage.nodes).sum();
-        let steps = self.steps.taken() + nodes;
+        let steps = self.steps.taken();
         TimedPlan { runs, latency_ps, bottleneck_ps, value_ps, lower_bound_ps: lower_bound_ps.min(value_ps), steps }
     }
 }

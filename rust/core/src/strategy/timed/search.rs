@@ -7,9 +7,6 @@ use crate::ids::id_at;
 use crate::strategy::timed::classes::Choice;
 use crate::strategy::timed::frontier::Frontier;
 
-/// Nodes of one search.
-const MOST_NODES: u64 = 4_000;
-
 /// By how much a bound may differ from what it would be without rounding, twice.
 const ROUNDING: u64 = 2;
 
@@ -39,6 +36,7 @@ pub(crate) struct Search<'a> {
     away: Vec<Away>,
     best: &'a mut Best,
     pub(crate) nodes: u64,
+    most_nodes: u64,
     /// All of it was seen.
     pub(crate) is_whole: bool,
     root: State,
@@ -74,6 +72,7 @@ impl<'a> Search<'a> {
         classes: &'a [(u32, u32)],
         room_bits: u64,
         best: &'a mut Best,
+        most_nodes: u64,
     ) -> Option<Self> {
         let choices = &frontiers[0].choices;
         let mut root = State { need_bits: -room_bits.cast_signed(), ..State::default() };
@@ -98,7 +97,7 @@ impl<'a> Search<'a> {
             rank[class as usize] = (id_at(number + 1), count);
         }
         let rest = frontiers.iter().map(|frontier| rests(frontier, classes, &order)).collect();
-        Some(Self { frontiers, classes, order, rank, rest, away, best, nodes: 0, is_whole: true, root })
+        Some(Self { frontiers, classes, order, rank, rest, away, best, nodes: 0, most_nodes, is_whole: true, root })
     }
 
     /// The least that any plan below this size can come to; `None` where there is no room.
@@ -180,7 +179,7 @@ impl<'a> Search<'a> {
 
     fn extend(&mut self, level: usize, state: State) {
         self.nodes += 1;
-        if self.nodes > MOST_NODES {
+        if self.nodes > self.most_nodes {
             self.is_whole = false;
             return;
         }

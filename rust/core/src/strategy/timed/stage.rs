@@ -8,6 +8,9 @@ use crate::strategy::timed::model::{Line, NEVER, PieceWay, Schedule};
 use crate::strategy::timed::search::{Best, Search};
 use crate::strategy::timed::sums::Sums;
 
+/// Nodes for one run, at first and where it is worth more.
+pub(crate) const NODES: [u64; 3] = [12, 100, 4_000];
+
 /// Means of running and bringing in that are tried, beside either alone.
 const MOST_MEANS: usize = 2;
 
@@ -38,10 +41,19 @@ pub(crate) struct Stage<'a> {
     mix: Option<Mix>,
     /// Nodes of all searches.
     pub(crate) nodes: u64,
-    /// Every cost asked for was found exactly.
+    /// Every cost asked for was found exactly, since there are so many nodes for one.
     pub(crate) is_exact: bool,
+    most_nodes: u64,
     /// Bounds were rounded.
     pub(crate) is_rounded: bool,
+}
+
+/// The best that was found of a run, by searches of so many nodes.
+#[derive(Debug, Clone)]
+struct Known {
+    cost: Cost,
+    best: Best,
+    most_nodes: u64,
 }
 
 /// What is needed where pieces may leave.
@@ -53,7 +65,7 @@ struct Mix {
     /// Sizes of what may be brought in, ascending, nothing first; and the frontiers below each, once they are asked for.
     sizes: Vec<u64>,
     below: Vec<Option<Vec<Frontier>>>,
-    known: HashMap<Vec<(u32, u32)>, Cost>,
+    known: HashMap<Vec<(u32, u32)>, Known>,
 }
 
 /// A frontier whatever the room for staging, and what the first pieces take at their cheapest: room and scaled time.
@@ -66,7 +78,7 @@ struct Wide {
 impl<'a> Stage<'a> {
     pub(crate) fn new(line: &'a Line, kind: usize, sums: &'a Sums) -> Self {
         let mix = (!sums.is_plain).then(|| Mix::new(line, kind));
-        Self { line, kind, sums, mix, nodes: 0, is_exact: true, is_rounded: false }
+        Self { line, kind, sums, mix, nodes: 0, is_exact: true, most_nodes: NODES[0], is_rounded: false }
     }
 
     /// Work of a bound, in exchanges.
@@ -83,6 +95,11 @@ impl<'a> Stage<'a> {
     /// Means by which there are bounds.
     pub(crate) fn means(&self) -> usize {
         self.mix.as_ref().map_or(0, |mix| mix.wide.len())
+    }
+
+    /// From now on there are so many nodes for one run.
+    pub(crate) fn allow(&mut self, most_nodes: u64) {
+        (self.most_nodes, self.is_exact) = (most_nodes, true);
     }
 
     /// A bound from below, with pieces taken in parts; `NEVER` where there is no run.
@@ -119,15 +136,9 @@ impl<'a> Stage<'a> {
             return Cost::NEVER;
         }
         let Some(mix) = &mut self.mix else { return Cost::NEVER };
-        let classes = mix.classes.between(from, to);
-        let cost = if let Some(&cost) = mix.known.get(&classes) {
-            cost
-        } else {
-            let (cost, _, nodes) = mix.search(self.line, self.kind, &classes);
-            self.nodes += nodes;
-            mix.known.insert(classes, cost);
-            cost
-        };
+        let (known, nodes) = mix.known(self.line, self.kind, from, to, self.most_nodes);
+        let cost = known.cost;
+        self.nodes += nodes;
         self.is_exact &= cost.ps == cost.least_ps;
         cost
     }
@@ -153,9 +164,10 @@ impl<'a> Stage<'a> {
         }
         let Some(mix) = &mut self.mix else { return ways };
         let classes = mix.classes.between(from, to);
-        let (_, best, _) = mix.search(self.line, self.kind, &classes);
+        let (known, nodes) = mix.known(self.line, self.kind, from, to, self.most_nodes);
+        self.nodes += nodes;
         let mut left: HashMap<usize, (u64, u64)> =
-            classes.iter().zip(best.away).map(|(&(class, _), away)| (class as usize, away)).collect();
+            classes.iter().zip(&known.best.away).map(|(&(class, _), &away)| (class as usize, away)).collect();
         for piece in (from..to).rev() {
             let Some((fetched, beside)) = left.get_mut(&mix.classes.of(piece)) else { continue };
             if *beside > 0 {
@@ -183,8 +195,29 @@ impl Mix {
         Self { classes, weights, wide, sizes, below, known: HashMap::new() }
     }
 
+    /// What is known of a run, and nodes that it took to know it.
+    fn known(&mut self, line: &Line, kind: usize, from: usize, to: usize, most_nodes: u64) -> (&Known, u64) {
+        let classes = self.classes.between(from, to);
+        let before = self.known.get(&classes).cloned();
+        let is_enough = |known: &Known| known.cost.ps == known.cost.least_ps || known.most_nodes >= most_nodes;
+        if before.as_ref().is_some_and(is_enough) {
+            return (&self.known[&classes], 0);
+        }
+        let best = before.as_ref().map_or_else(Best::default, |known| known.best.clone());
+        let (mut cost, best, nodes) = self.search(line, kind, &classes, best, most_nodes);
+        cost.least_ps = cost.least_ps.max(before.map_or(0, |known| known.cost.least_ps));
+        (self.known.entry(classes).insert_entry(Known { cost, best, most_nodes }).into_mut(), nodes)
+    }
+
     /// The best ways of so many pieces of each class, what is known of their time, and nodes of the search.
-    fn search(&mut self, line: &Line, kind: usize, classes: &[(u32, u32)]) -> (Cost, Best, u64) {
+    fn search(
+        &mut self,
+        line: &Line,
+        kind: usize,
+        classes: &[(u32, u32)],
+        mut best: Best,
+        most_nodes: u64,
+    ) -> (Cost, Best, u64) {
         let capacity = line.kinds[kind].capacity_bits;
         let streamed = classes.iter().map(|&(class, _)| &self.classes.all[class as usize]);
         let mut used: Vec<usize> = streamed
@@ -194,7 +227,7 @@ impl Mix {
             .collect();
         used.sort_unstable();
         used.dedup();
-        let (mut best, mut nodes, mut is_whole) = (Best::default(), 0, true);
+        let (mut nodes, mut is_whole) = (0, true);
         let mut least_ps = NEVER;
         for size in used {
             let kept = size.checked_sub(1).map_or(0, |size| self.sizes[size].saturating_mul(line.staging_blocks));
@@ -204,7 +237,7 @@ impl Mix {
                 let frontier = |&weight| Frontier::new(&self.classes.all, line.schedule, largest, weight);
                 self.weights.iter().map(frontier).collect()
             });
-            let Some(mut search) = Search::new(frontiers, classes, room, &mut best) else { continue };
+            let Some(mut search) = Search::new(frontiers, classes, room, &mut best, most_nodes) else { continue };
             let Some(bound) = search.bound() else { continue };
             least_ps = least_ps.min(bound);
             search.run_from(bound);

@@ -7,6 +7,7 @@
 use crate::strategy::timed::model::NEVER;
 use crate::strategy::timed::orders::Orders;
 use crate::strategy::timed::runs::{Runs, Span};
+use crate::strategy::timed::stage::NODES;
 
 /// The plan that was found, with its longest run, and a bound from below on that of every plan.
 #[derive(Debug)]
@@ -27,40 +28,45 @@ enum By {
 
 /// The plan whose longest run is the shortest; `None` where there is none.
 pub(crate) fn throughput(runs: &mut Runs, orders: &Orders) -> Option<Longest> {
-    let mut spans = within(runs, orders, NEVER - 1, By::Found).ok()?;
-    let (mut low, mut high) = (0, longest(runs, &spans));
-    while low < high {
-        if !runs.steps.take(1 + orders.turns.len() as u64) {
-            return Some(Longest { spans, ps: high, least_ps: if is_exact(runs) { low } else { 0 } });
+    runs.allow(NODES[0]);
+    let spans = within(runs, orders, NEVER - 1, By::Found).ok()?;
+    let mut best = Longest { ps: longest(runs, &spans), spans, least_ps: 0 };
+    // Quickly first: what is found narrows what is worth more.
+    for most_nodes in NODES {
+        runs.allow(most_nodes);
+        let Some(low) = halve(runs, orders, best.least_ps, &mut best, By::Found) else { break };
+        if runs.is_exact() {
+            best.least_ps = low;
+            break;
         }
-        let middle = low + (high - low) / 2;
-        match within(runs, orders, middle, By::Found) {
-            Ok(shorter) => {
-                spans = shorter;
-                high = longest(runs, &spans);
+        let mut least = Longest { spans: Vec::new(), ..best };
+        let found = halve(runs, orders, best.least_ps, &mut least, By::Least);
+        best.least_ps = found.unwrap_or(best.least_ps);
+        if found.is_none() || best.least_ps >= best.ps {
+            break;
+        }
+    }
+    Some(best)
+}
+
+/// The least time that does, from `low` on, with the best plan's above it; `None` if the steps have run out.
+fn halve(runs: &mut Runs, orders: &Orders, mut low: u64, best: &mut Longest, by: By) -> Option<u64> {
+    while low < best.ps {
+        let nodes = runs.nodes();
+        let middle = low + (best.ps - low) / 2;
+        match within(runs, orders, middle, by) {
+            Ok(spans) if by == By::Found => {
+                best.ps = longest(runs, &spans).min(best.ps);
+                best.spans = spans;
             }
-            Err(next) => low = next.clamp(middle + 1, high),
+            Ok(_) => best.ps = middle,
+            Err(next) => low = next.clamp(middle + 1, best.ps),
+        }
+        if !runs.steps.take(runs.nodes() - nodes + orders.turns.len() as u64) {
+            return None;
         }
     }
-    let least_ps = if is_exact(runs) { high } else { least(runs, orders, high) };
-    Some(Longest { spans, ps: high, least_ps })
-}
-
-fn is_exact(runs: &Runs) -> bool {
-    runs.stages.iter().all(|stage| stage.is_exact)
-}
-
-/// A bound from below where the best ways of some runs are not known.
-fn least(runs: &mut Runs, orders: &Orders, high: u64) -> u64 {
-    let (mut low, mut high) = (0, high);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        match within(runs, orders, middle, By::Least) {
-            Ok(_) => high = middle,
-            Err(next) => low = next.clamp(middle + 1, high),
-        }
-    }
-    high
+    Some(low)
 }
 
 fn longest(runs: &mut Runs, spans: &[Span]) -> u64 {

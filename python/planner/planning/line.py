@@ -1,0 +1,293 @@
+"""A problem as a line of pieces and kinds of devices, with what each costs: what the strategies that go by time search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from math import ceil
+from typing import Final
+
+from planner.devices.budgets import DeviceBudget
+from planner.devices.keys import DeviceKey
+from planner.devices.machine import Machine
+from planner.devices.machine_parts import MachineDevice
+from planner.memory.demands import BlockDemand
+from planner.model.blocks import Blocks
+from planner.model.parts import runs_anywhere
+from planner.model.work import BlockWork
+from planner.strategies.costs import fetch_ps, hop_ps, run_ps
+from planner.strategies.line_tables import LineKind, LinePiece, LineTie
+
+__all__ = ["LineSizes", "PlannedLine"]
+
+HOST: Final = "cpu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineSizes:
+    """One step, in numbers.
+
+    Args:
+        tokens: new tokens, over all sequences.
+        dtype: what the model computes in.
+        activation_bytes: what passes from one piece to the next.
+        heads_per_key: heads that read one head of the cache.
+    """
+
+    tokens: int
+    dtype: str
+    activation_bytes: int
+    heads_per_key: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedLine:
+    """Pieces in the order of execution, and the devices that may run them.
+
+    Args:
+        blocks: the model; each block is a piece.
+        work: of each block.
+        demands: what each block keeps and needs beside its weights; zeros without a workload.
+        staying_bytes: of each block, buffers that are where it runs, whether or not its weights are.
+        share: of what blocks keep, what the allocator may take beyond.
+        machine: with rates.
+        budgets: the plan's devices.
+        capacity_bytes: by device, what of its budget weights and what blocks keep may take.
+        allowed: by block, where it may lie; None for anywhere.
+        sizes: of the step.
+        home: where offloaded blocks rest: "cpu", "disk", or None where nothing may be offloaded.
+        host_runs: whether the host may run blocks.
+    """
+
+    blocks: Blocks
+    work: Sequence[BlockWork]
+    demands: Sequence[BlockDemand]
+    staying_bytes: Sequence[int]
+    share: Fraction
+    machine: Machine
+    budgets: Sequence[DeviceBudget]
+    capacity_bytes: Mapping[DeviceKey, int]
+    allowed: Sequence[frozenset[DeviceKey] | None]
+    sizes: LineSizes
+    home: DeviceKey | None
+    host_runs: bool
+
+    @cached_property
+    def runners(self) -> tuple[DeviceKey, ...]:
+        """The devices that may have a run, accelerators first."""
+        accelerators = [budget.device for budget in self.budgets if budget.kind == "accelerator"]
+        return (*accelerators, HOST) if self.host_runs else tuple(accelerators)
+
+    @cached_property
+    def kinds(self) -> tuple[tuple[DeviceKey, ...], ...]:
+        """The runners, those together that are alike in all that counts."""
+        found: dict[object, list[DeviceKey]] = {}
+        for key in self.runners:
+            found.setdefault(self._signature(key), []).append(key)
+        return tuple(map(tuple, found.values()))
+
+    @cached_property
+    def _kind_of(self) -> Mapping[DeviceKey, int]:
+        return {key: number for number, keys in enumerate(self.kinds) for key in keys}
+
+    def device_kinds(self) -> tuple[int, ...]:
+        """The kind of each runner."""
+        return tuple(self._kind_of[key] for key in self.runners)
+
+    @cached_property
+    def units(self) -> tuple[int, ...]:
+        """The unit of each block: blocks of one share tensors, or are kept together."""
+        names = [block[0] if block else "" for block in self.blocks.columns.block_names()]
+        return tuple(found[0] for found in self.blocks.columns.units_of(names))
+
+    def ties(self) -> tuple[LineTie, ...]:
+        """Units of several blocks: they have one home."""
+        members: dict[int, list[int]] = {}
+        for block, unit in enumerate(self.units):
+            members.setdefault(unit, []).append(block)
+        return tuple(
+            LineTie(pieces=tuple(each), bits=8 * sum(self.work[block].weight_bytes for block in each))
+            for each in members.values()
+            if len(each) > 1
+        )
+
+    @property
+    def has_disk(self) -> bool:
+        """Whether what the host has no room for may lie on a disk."""
+        return any(budget.kind == "disk" for budget in self.budgets)
+
+    @property
+    def table_devices(self) -> tuple[DeviceKey, ...]:
+        """Runners whose rates nobody measured or said."""
+        found = []
+        for key in self.runners:
+            device = self.machine.device(key)
+            rates = [device.memory_bytes_per_s, *device.flops_per_s.values()]
+            if any(rate is not None and rate.origin == "table" for rate in rates):
+                found.append(key)
+        return tuple(found)
+
+    def line_kinds(self) -> tuple[LineKind, ...]:
+        """The kinds as the search takes them."""
+        return tuple(
+            LineKind(
+                capacity_bits=8 * self.capacity_bytes[keys[0]],
+                hops_ps=self.beside_ps(keys[0]),
+                is_host=keys[0] == HOST,
+            )
+            for keys in self.kinds
+        )
+
+    def hop_table(self) -> tuple[tuple[int, ...], ...]:
+        """By kind and kind, what passes from one run to the next takes."""
+        return tuple(tuple(self._hop(keys, others) for others in self.kinds) for keys in self.kinds)
+
+    def beside_ps(self, key: DeviceKey) -> int:
+        """What a piece takes to the host and back, where it runs there from within a device's run."""
+        if key == HOST or HOST not in self.capacity_bytes or not self.host_runs:
+            return 0
+        return self.hop_ps(key, HOST) + self.hop_ps(HOST, key)
+
+    def hop_ps(self, source: DeviceKey, to: DeviceKey) -> int:
+        """What one activation takes from a device to another."""
+        return 0 if source == to else hop_ps(self.machine, source, to, self.sizes.activation_bytes)
+
+    def pieces(self) -> tuple[LinePiece, ...]:
+        """Each block as the search takes it."""
+        # Most blocks of a model are alike, and so are their pieces.
+        made: dict[object, LinePiece] = {}
+        found = []
+        for number, work in enumerate(self.work):
+            kept = self.demands[number]
+            alike = (
+                work,
+                kept.cache_bytes,
+                kept.lasting_bytes,
+                self.staying_bytes[number],
+                self.allowed[number],
+                number in self.movable,
+            )
+            piece = made.get(alike)
+            if piece is None:
+                piece = made[alike] = self._piece(number)
+            found.append(piece)
+        return tuple(found)
+
+    def run_ps(self, piece: int, key: DeviceKey) -> int:
+        """What running a piece takes on a device."""
+        work, cache_bytes = self.work[piece], self.demands[piece].cache_bytes
+        known = (work, cache_bytes, key)
+        found = self._run_ps.get(known)
+        if found is None:
+            # Each number of the cache meets every head that reads it, once for scores and once for what they weigh.
+            state_flops = 2 * self.sizes.heads_per_key * cache_bytes // self._item_bytes
+            found = self._run_ps[known] = run_ps(
+                self.machine.device(key),
+                work,
+                dtype=self.sizes.dtype,
+                tokens=self.sizes.tokens,
+                state_bytes=cache_bytes,
+                state_flops=state_flops,
+            )
+        return found
+
+    @cached_property
+    def _run_ps(self) -> dict[tuple[BlockWork, int, DeviceKey], int]:
+        """What was worked out of it: most blocks of a model are alike."""
+        return {}
+
+    def fetch_ps(self, piece: int, key: DeviceKey, home: DeviceKey) -> int:
+        """What bringing a piece's weights in takes."""
+        return fetch_ps(self.machine, key, self.work[piece].weight_bytes, home=home)
+
+    @cached_property
+    def movable(self) -> frozenset[int]:
+        """Pieces that keep nothing, and may run on the host from within the run of another device."""
+        names = self.blocks.columns.block_names()
+        free = runs_anywhere(self.blocks)
+        return frozenset(
+            number
+            for number, block in enumerate(names)
+            if all(name in free for name in block) and not self.demands[number].exec_bytes
+        )
+
+    @cached_property
+    def _item_bytes(self) -> int:
+        return 4 if self.sizes.dtype == "float32" else 2
+
+    def _piece(self, number: int) -> LinePiece:
+        work, kept, allowed = self.work[number], self.demands[number], self.allowed[number]
+        heads = [keys[0] for keys in self.kinds]
+        may_rest = self.home is not None and (allowed is None or self.home in allowed)
+        homes = {kind for kind, key in enumerate(heads) if allowed is None or key in allowed}
+        fetch_ps = tuple(
+            self.fetch_ps(number, key, self.home)
+            if self.home is not None and may_rest and key != HOST
+            else None
+            for key in heads
+        )
+        is_beside = self.host_runs and self.home == HOST and may_rest and number in self.movable
+        if self.home is not None and HOST in heads and not may_rest:
+            homes.discard(heads.index(HOST))
+        # Buffers that stay are where the block runs in any case, so they are state, and no weights that could rest elsewhere.
+        stays = min(self.staying_bytes[number], work.weight_bytes)
+        return LinePiece(
+            bits=8 * (work.weight_bytes - stays),
+            state_bits=8 * (stays + ceil(kept.exec_bytes * (1 + self.share))),
+            streamed_bits=8 * work.weight_bytes,
+            homes=frozenset(homes),
+            run_ps=tuple(self.run_ps(number, key) for key in heads),
+            fetch_ps=fetch_ps,
+            host_ps=self.run_ps(number, HOST) if is_beside else None,
+        )
+
+    def _hop(self, keys: Sequence[DeviceKey], others: Sequence[DeviceKey]) -> int:
+        pairs = [(key, other) for key in keys for other in others if key != other]
+        return max((self.hop_ps(*pair) for pair in pairs), default=0)
+
+    def _signature(self, key: DeviceKey) -> object:
+        """What makes two devices one kind: rates, room, ways to all others, and what may lie there."""
+        device = self.machine.device(key)
+        ways = sorted(self.hop_ps(key, other) for other in self.runners if other != key)
+        allowed = tuple(where is None or key in where for where in self.allowed)
+        return (
+            _rates(device),
+            self.capacity_bytes[key],
+            tuple(ways),
+            self._to_home(key),
+            allowed,
+            key == HOST,
+        )
+
+    def _to_home(self, key: DeviceKey) -> int:
+        if self.home is None or key == HOST:
+            return 0
+        return fetch_ps(self.machine, key, 1 << 30, home=self.home)
+
+    def require_rates(self, keys: Iterable[DeviceKey]) -> None:
+        """Raises InvalidDevicesError for a rate that some devices do not have, before any search."""
+        for key in keys:
+            if self.work:
+                self.run_ps(0, key)
+
+
+def _rates(device: MachineDevice) -> object:
+    def plain(rates: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+        yield from sorted(rates.items())
+
+    by_tokens = {
+        dtype: tuple(sorted((t, r.value) for t, r in rates.items()))
+        for dtype, rates in device.weights_bytes_per_s.items()
+    }
+    flops = {dtype: rate.value for dtype, rate in device.flops_per_s.items()}
+    memory = device.memory_bytes_per_s
+    launch = device.launch_ps
+    return (
+        device.kind,
+        None if memory is None else memory.value,
+        None if launch is None else launch.value,
+        tuple(plain(flops)),
+        tuple(plain(by_tokens)),
+    )

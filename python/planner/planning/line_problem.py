@@ -1,0 +1,138 @@
+"""What a plan's settings mean for the strategies that go by time: the line of pieces, with what each costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from math import ceil
+
+from planner.devices.keys import DeviceKey
+from planner.errors import InvalidConstraintError, InvalidInputError
+from planner.memory.demands import Demands
+from planner.model.blocks import Blocks
+from planner.model.constraints import allowed_devices
+from planner.model.work import Experts, work_of
+from planner.planning.line import HOST, LineSizes, PlannedLine
+from planner.planning.machines import machine_for
+from planner.planning.margins import margin_of
+from planner.planning.problem import Problem
+from planner.settings.strategies import ByTime
+from planner.strategies.running import block_demands
+from planner.strategies.staying import StayingBuffers
+
+__all__ = ["planned_line", "step_tokens"]
+
+_ITEM_BYTES: Mapping[str, int] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+_NOTHING = Demands(blocks={})
+
+
+def step_tokens(problem: Problem) -> int:
+    """New tokens of one step: what the strategy says, else one for each sequence of the workload."""
+    strategy, workload = problem.settings.strategy, problem.settings.workload
+    assert isinstance(strategy, ByTime)
+    if strategy.tokens is not None:
+        return strategy.tokens
+    return 1 if workload is None else workload.rows
+
+
+def planned_line(
+    problem: Problem, blocks: Blocks, needs_rates: frozenset[DeviceKey] | None = None
+) -> PlannedLine:
+    """The line of a problem.
+
+    Args:
+        problem: with a strategy that goes by time.
+        blocks: its pieces.
+        needs_rates: devices that run anything; None for all that may.
+
+    Raises:
+        InvalidConstraintError: devices that share their memory. Fields: ``names``, ``suggestions``.
+        InvalidInputError: the model does not say how wide it is, or a link has no rate.
+        InvalidDevicesError: a device without a rate. Fields: ``device``.
+        What the memory model and the constraints raise.
+    """
+    settings, budgets = problem.settings, problem.device_budgets
+    if any(budget.pool for budget in budgets):
+        raise InvalidConstraintError(
+            "strategies that go by time do not know devices that share their memory: use strategy 'auto'",
+            names=("strategy",),
+            suggestions=("auto",),
+        )
+    machine, tokens = machine_for(settings.machine, budgets), step_tokens(problem)
+    facts, rooms = settings.model, problem.running_rooms(blocks)
+    if facts.hidden_size is None:
+        raise InvalidInputError(
+            "strategies that go by time need to know how wide activations are, and this model does not say it: "
+            "model={'hidden_size': 4096}"
+        )
+    dtype = facts.dtype or "float32"
+    item_bytes = _ITEM_BYTES.get(dtype, 4)
+    experts = None
+    if facts.num_experts and facts.num_experts_per_tok:
+        experts = Experts(facts.num_experts, min(facts.num_experts_per_tok, facts.num_experts))
+    queries, keys = (
+        facts.num_attention_heads or 1,
+        facts.num_key_value_heads or facts.num_attention_heads or 1,
+    )
+    row_bytes = facts.hidden_size * item_bytes
+    kinds = {budget.device: budget.kind for budget in budgets}
+    demands = _NOTHING if rooms is None else rooms.most
+    at_once_bytes = (
+        max((each.needs_bytes for each in demands.blocks.values()), default=0) + demands.shared_bytes
+    )
+    capacity_bytes: dict[DeviceKey, int] = {}
+    share = Fraction(0)
+    for budget in budgets:
+        kept = 0
+        if rooms is not None and budget.kind != "disk":
+            margin = margin_of(budget.device, rooms.margin)
+            share = max(share, margin.share)
+            kept = ceil(at_once_bytes * (1 + margin.share)) + margin.beside_bytes
+        capacity_bytes[budget.device] = max(0, budget.capacity_bytes - kept)
+    has_accelerator = "accelerator" in kinds.values()
+    stays = StayingBuffers(blocks, settings.offload_buffers).block_bytes
+    line = PlannedLine(
+        blocks=blocks,
+        work=work_of(blocks, tokens, weight_bits=8 * item_bytes, experts=experts, row_bytes=row_bytes),
+        demands=block_demands(blocks, demands),
+        staying_bytes=[sum(stays.get(name, 0) for name in names) for names in blocks.columns.block_names()],
+        share=share,
+        machine=machine,
+        budgets=budgets,
+        capacity_bytes=capacity_bytes,
+        allowed=_allowed(problem, blocks, list(kinds)),
+        sizes=LineSizes(
+            tokens=tokens,
+            dtype=dtype,
+            activation_bytes=tokens * row_bytes,
+            heads_per_key=max(1, queries // keys),
+        ),
+        home=_home(kinds, settings.mode),
+        host_runs=HOST in kinds and not (settings.mode == "gpu_only" and has_accelerator),
+    )
+    line.require_rates(line.runners if needs_rates is None else needs_rates)
+    return line
+
+
+def _home(kinds: Mapping[DeviceKey, str], mode: str) -> DeviceKey | None:
+    """Where offloaded blocks rest."""
+    if mode == "gpu_only":
+        return None
+    if HOST in kinds:
+        return HOST
+    return "disk" if "disk" in kinds and mode != "no_disk" else None
+
+
+def _allowed(
+    problem: Problem, blocks: Blocks, devices: Sequence[DeviceKey]
+) -> tuple[frozenset[DeviceKey] | None, ...]:
+    """By block, where its unit may lie."""
+    masks = dict(allowed_devices(blocks, problem.constraints, devices, problem.settings.mode))
+    names = [block[0] if block else "" for block in blocks.columns.block_names()]
+    units = [found[0] if found else -1 for found in blocks.columns.units_of(names)]
+    return tuple(
+        frozenset(device for bit, device in enumerate(devices) if masks[unit] >> bit & 1)
+        if unit in masks
+        else None
+        for unit in units
+    )

@@ -1,0 +1,195 @@
+"""What a step is modelled to take with any device map: one of a plan, of accelerate, or one that was written by hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, Any, Unpack
+
+from planner.checkpoint.opened import Opened
+from planner.checkpoint.source import open_source
+from planner.devices.keys import DeviceKey, canonical_device, main_device, offload_tiers
+from planner.errors import InvalidInputError, PlanMismatchError
+from planner.model.blocks import Blocks
+from planner.model.parts import stateless_parts
+from planner.model.tree import ModuleTree
+from planner.names import device_of, is_within, listed
+from planner.planning.line import HOST, PlannedLine
+from planner.planning.line_problem import planned_line
+from planner.planning.problem import Problem
+from planner.plans.plan import Plan
+from planner.plans.timing import TimedPiece, TimedStage, Timing
+from planner.settings.keywords import PlanSettings
+from planner.spelling import shown
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["price"]
+
+_ROOM = 1 << 60
+
+
+def price(
+    source: nn.Module | ModuleTree | Opened | str | os.PathLike[str],
+    plan: Plan | Mapping[str, Any],
+    *,
+    tokens: int | None = None,
+    execution_map: Mapping[str, Any] | None = None,
+    **settings: Unpack[PlanSettings],
+) -> Timing:
+    """What one step is modelled to take where a plan, or a device map, puts a model.
+
+    Args:
+        source: the model, as in :func:`planner.plan`.
+        plan: a plan, or names to devices.
+        tokens: new tokens of the step, over all sequences; by default those of the workload, else 1.
+        execution_map: for a device map, what runs elsewhere than it lies; by default what is offloaded runs on the first
+            accelerator of the map, as loaders do it.
+        settings: as of :func:`planner.plan`: ``machine``, and what changes sizes, ``dtype``, ``workload``, ``model``,
+            ``staging_blocks``.
+
+    Returns:
+        The timing: ``latency_ps`` of all runs, fetches and hops, ``bottleneck_ps`` of the longest stretch on one device. Nothing is
+        known of other plans: ``lower_bound_ps`` is 0.
+
+    Raises:
+        PlanMismatchError: the map leaves something without a device. Fields: ``findings``.
+        InvalidInputError: no map, a setting that makes no sense, or a link without a rate.
+        InvalidDevicesError: a device that the machine does not have, or has no rate for. Fields: ``device``.
+
+    Guarantee: whatever strategies that go by time say of their plans is what this says of them, of stages that lie one behind the
+        other; rooms are not looked at.
+
+    Cost: O(modules + tensors).
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from planner.devices.table_machine import machine_of_cards
+        >>> model = LlamaForCausalLM(LlamaConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=2, vocab_size=128,
+        ...     num_attention_heads=4))
+        >>> machine = machine_of_cards({0: "L4", 1: "L4"})
+        >>> here = price(model, {"": 0}, machine=machine)
+        >>> apart = price(model, {"model": 0, "lm_head": 1}, machine=machine)
+        >>> here.latency_ps < apart.latency_ps, [stage.device for stage in apart.stages]
+        (True, [0, 1])
+    """
+    homes, runs = _maps(plan, execution_map)
+    opened = open_source(source, None)
+    budgets = dict.fromkeys(dict.fromkeys((*homes.values(), *runs.values())), _ROOM)
+    chosen: dict[str, Any] = {
+        **settings,
+        "strategy": {"type": "latency", "tokens": tokens},
+        "max_memory": {**budgets, **({} if HOST in budgets or "disk" not in budgets else {HOST: _ROOM})},
+    }
+    problem = Problem.of(opened, None, chosen, None)
+    blocks = _cut(problem, plan, homes, runs)
+    line = planned_line(
+        problem, blocks, needs_rates=frozenset(runs.values()) | (frozenset(homes.values()) - {"disk", HOST})
+    )
+    return _priced(line, homes, runs, is_overlapped=problem.settings.staging_blocks > 1)
+
+
+def _maps(
+    plan: Plan | Mapping[str, Any], execution_map: Mapping[str, Any] | None
+) -> tuple[dict[str, DeviceKey], dict[str, DeviceKey]]:
+    """Where names lie, and where those run that run elsewhere. Raises InvalidInputError, InvalidDevicesError."""
+    if isinstance(plan, Plan):
+        return dict(plan.device_map), dict(plan.execution_map)
+    if not isinstance(plan, Mapping) or not plan:
+        raise InvalidInputError(f"what is priced is a plan or a device map, got {shown(plan)}")
+    homes = {str(name): canonical_device(device) for name, device in plan.items()}
+    if execution_map is not None:
+        return homes, {str(name): canonical_device(device) for name, device in execution_map.items()}
+    main = main_device(homes.values())
+    tiers = offload_tiers(main) if main != HOST else ("disk",)
+    return homes, {name: main for name, device in homes.items() if device in tiers}
+
+
+def _cut(
+    problem: Problem,
+    plan: Plan | Mapping[str, Any],
+    homes: Mapping[str, DeviceKey],
+    runs: Mapping[str, DeviceKey],
+) -> Blocks:
+    """The model in blocks of which each lies and runs at one place, those that do not taken apart; of a plan by time, its pieces."""
+    if isinstance(plan, Plan) and plan.timing is not None:
+        timed = {piece.name for piece in plan.timing.pieces}
+        return problem.blocks(
+            parts=[part for part in stateless_parts(problem.blocks(in_parts=False)) if part in timed]
+        )
+    split: list[str] = []
+    while True:
+        blocks = problem.blocks(split, in_parts=False)
+        names_now = [name for block in blocks.columns.block_names() for name in block]
+        apart = [name for name in names_now if name not in split and len(_places(name, homes, runs)) > 1]
+        if not apart:
+            return blocks
+        split += apart
+
+
+def _places(
+    block: str, homes: Mapping[str, DeviceKey], runs: Mapping[str, DeviceKey]
+) -> set[tuple[DeviceKey | None, DeviceKey | None]]:
+    """Where what is inside of a block lies and runs."""
+    inside = [key for key in (*homes, *runs) if is_within(key, block)] or [block]
+    return {
+        (device_of(key, homes), device_of(key, runs))
+        for key in (*inside, *([block] if block in homes else []))
+    }
+
+
+def _priced(
+    line: PlannedLine, homes: Mapping[str, DeviceKey], runs: Mapping[str, DeviceKey], *, is_overlapped: bool
+) -> Timing:
+    placed: list[tuple[str, DeviceKey, DeviceKey]] = []
+    missing: list[str] = []
+    for block in line.blocks.columns.block_names():
+        name = block[0]
+        home = device_of(name, homes)
+        if home is None:
+            missing.append(name)
+            continue
+        runner = device_of(name, runs)
+        placed.append((name, home, home if runner is None else runner))
+    if missing:
+        raise PlanMismatchError(f"the device map says nothing of {listed(missing)}", findings=())
+    pieces = tuple(_pieces(line, placed))
+    stages = tuple(_stages(pieces, is_overlapped=is_overlapped))
+    hops = sum(line.hop_ps(one.device, other.device) for one, other in pairwise(stages))
+    latency_ps = hops + sum(stage.ps for stage in stages)
+    return Timing(
+        objective="latency",
+        tokens=line.sizes.tokens,
+        batches=1,
+        value_ps=latency_ps,
+        lower_bound_ps=0,
+        latency_ps=latency_ps,
+        bottleneck_ps=max((stage.ps for stage in stages), default=0),
+        stages=stages,
+        pieces=pieces,
+        machine=line.machine.fingerprint,
+        from_table=line.table_devices,
+    )
+
+
+def _pieces(line: PlannedLine, placed: list[tuple[str, DeviceKey, DeviceKey]]) -> Iterator[TimedPiece]:
+    for number, (name, home, runner) in enumerate(placed):
+        is_fetched = home != runner and home in (HOST, "disk")
+        yield TimedPiece(
+            name=name,
+            device=runner,
+            way="fetched" if is_fetched else "resident",
+            run_ps=line.run_ps(number, runner),
+            fetch_ps=line.fetch_ps(number, runner, home) if is_fetched else 0,
+            hop_ps=0,
+        )
+
+
+def _stages(pieces: tuple[TimedPiece, ...], *, is_overlapped: bool) -> Iterator[TimedStage]:
+    for device, group in groupby(pieces, key=lambda piece: piece.device):
+        each = tuple(group)
+        run_ps, fetch_ps = sum(piece.run_ps for piece in each), sum(piece.fetch_ps for piece in each)
+        ps = max(run_ps, fetch_ps) if is_overlapped else run_ps + fetch_ps
+        yield TimedStage(device=device, first=each[0].name, last=each[-1].name, ps=ps)
