@@ -175,6 +175,7 @@ PAGES = {
         (
             *("Machine", "probe", "Probed", "price"),
             *_below("plans.timing", "Timing TimedStage TimedPiece"),
+            *_below("strategies.timed", "solve_table LineAnswer LineRun"),
             *_below("devices.table_machine", "machine_of_cards Host"),
             *_below("devices.machine_parts", "MachineDevice Link Route"),
             *_below("devices.rate", "Rate"),

@@ -23,6 +23,7 @@ Dialect: TypeAlias = Literal["accelerate", "transformers"]
 # ---- How a caller of ours plans; see planner.planning.problem.Problem
 
 FilesAsDisk: TypeAlias = Literal["never", "without_budgets", "unless_named"]
+ShareCounting: TypeAlias = Literal["in_needs", "beside", "not_at_all"]
 
 # ---- What a plan says
 

@@ -10,6 +10,8 @@ import torch
 
 import planner
 from planner import PeakRow, Plan
+from planner.memory.recording.session import RecordedRun, record_run
+from planner.memory.replay import RunPlacement, replay
 from tiny_models import built
 
 WORK = {"context_length": 34, "prompt_length": 32, "batch_size": 2, "allocator_margin": 0}
@@ -118,3 +120,58 @@ def test_a_model_that_has_run_before_copies_ahead_in_its_prompt_too() -> None:
     assert all(row.found_bytes == row.predicted_bytes for row in rows)
     others = planner.plan(built("llama"), max_memory=budgets, headroom=None, workload=said)
     assert plan.devices[0].reserved_bytes == 2 * others.devices[0].reserved_bytes
+
+
+@pytest.mark.parametrize(("cache", "budget"), [("none", 250_000), ("dynamic", 400_000)])
+def test_plans_by_modules_predict_what_their_placed_model_takes(cache: str, budget: int) -> None:
+    workload = {"context_length": 32, "batch_size": 3, "cache": cache, "allocator_margin": 0}
+    plan = planner.plan(
+        built("t5"),
+        max_memory={0: budget, 1: budget, "cpu": 2_000_000},
+        granularity="module",
+        workload=workload,
+    )
+    assert plan.offloaded_bytes["cpu"]
+    rows = planner.verify(built("t5"), plan).peaks
+    assert {row.device for row in rows} == {0, 1}
+    assert all(row.found_bytes == row.predicted_bytes <= budget for row in rows), rows
+
+
+def test_lists_that_are_placed_are_brought_in_when_what_is_in_them_runs() -> None:
+    """T5's blocks have a list of parts in them, which nobody calls as a whole: it takes what the block takes that has no other."""
+    others = ["shared", "encoder.final_layer_norm", "decoder.final_layer_norm", "lm_head"]
+    blocks = [f"{side}.block.{number}" for side in ("encoder", "decoder") for number in range(4)]
+    run = RecordedRun(inputs=dict.fromkeys(("input_ids", "decoder_input_ids"), ((3, 32), torch.long)))
+    found = []
+    for suffix in ("", ".layer"):
+        names = [name + suffix for name in blocks]
+        placement = RunPlacement(
+            execution=dict.fromkeys(names, 0), main_device=0, offloaded_bytes=dict.fromkeys(names, 1 << 20)
+        )
+        found.append(replay(record_run(built("t5"), [*others, *names], run), placement))
+    assert found[0] == found[1]
+    assert found[0]["prefill"][0] > 1 << 20
+
+
+def test_inputs_go_where_the_plan_counts_them_though_the_first_block_is_elsewhere() -> None:
+    plan = planner.plan(
+        built("llama"),
+        max_memory={0: 1 << 24, 1: 1 << 24},
+        headroom=None,
+        workload=WORK,
+        pin={"model.embed_tokens": 1, "lm_head": 1, "model.layers": 0, "model.norm": 0},
+    )
+    rows = planner.verify(built("llama"), plan).peaks
+    assert {row.device for row in rows} == {0, 1}
+    assert all(row.found_bytes == row.predicted_bytes for row in rows), rows
+
+
+def test_fake_tensors_get_the_masks_that_real_ones_get() -> None:
+    """Without a cache, transformers looks for several sequences in a row, and makes a mask of them where it is traced."""
+    from transformers.utils import import_utils
+
+    asked = import_utils.is_fake_tensor
+    plan = planned("llama", 1.0, cache="none", attention_kernel="math")
+    rows = planner.verify(built("llama"), plan).peaks
+    assert all(row.found_bytes == row.predicted_bytes for row in rows), rows
+    assert import_utils.is_fake_tensor is asked

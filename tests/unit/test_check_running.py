@@ -77,6 +77,25 @@ def test_a_divided_block_counts_on_each_of_its_devices() -> None:
     }
 
 
+def test_what_ties_weights_runs_under_each_of_its_names() -> None:
+    """A head that is the embedding once more computes all the same."""
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False))
+    model[1].weight = model[0].weight
+    head = BlockDemand(cache_bytes=3, lasting_bytes=5, needs_bytes=50)
+    needs = Demands(blocks={"0": BlockDemand(needs_bytes=7), "1": head}, shared_bytes=0)
+
+    def needed(device_map: Any, budgets: Any) -> dict[Any, float | None]:
+        found = planner.check(model, device_map, budgets, running=needs)
+        return {each.device: each.needed_bytes for each in found if each.rule == "no-room-to-run"}
+
+    whole = 16 + 3 + 5 + 50
+    assert needed({"": 0}, {0: whole}) == {}
+    assert needed({"": 0}, {0: whole - 1}) == {0: whole}
+    assert needed({"0": 0, "1": 1}, {0: 22, 1: whole - 1}) == {0: 16 + 7, 1: whole}
+    assert needed({"": "cpu"}, {"cpu": whole - 1}) == {"cpu": whole}
+
+
 @pytest.mark.parametrize("wrong", [3, "words", {"blocks": {}}, SimpleNamespace(blocks=[], shared_bytes=1)])
 def test_needs_that_are_none(wrong: Any) -> None:
     with pytest.raises(InvalidInputError, match=r"running is what planner\.demands"):

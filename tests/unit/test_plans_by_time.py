@@ -312,6 +312,7 @@ def test_a_piece_is_explained_with_its_times() -> None:
     plan = planned(llama(), (0.4, 0.4))
     text = planner.explain(plan, "model.layers.1")
     assert "In a step of 1 token, modelled:" in text
+    assert "accelerate" not in text
     assert "to run" in text
 
 

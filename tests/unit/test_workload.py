@@ -263,3 +263,41 @@ def test_no_plan_puts_more_buffers_on_a_device_than_it_holds() -> None:
     # Run on the CPU, none of them is on the accelerator.
     plan = planner.plan(model, max_memory={0: "3MiB", "cpu": "1GiB"}, execute_offloaded="cpu")
     assert plan.devices[0].buffer_bytes == 0
+
+
+def with_budgets(room: dict[Any, int], **settings: Any) -> Plan:
+    workload = {"context_length": 64, "batch_size": 4}
+    return planner.plan(built("llama"), max_memory=room, headroom=None, workload=workload, **settings)
+
+
+def test_the_cpu_keeps_no_share_for_an_allocator_that_it_does_not_have() -> None:
+    """Beside an accelerator that has no room, it needs what it needs alone."""
+    enough = with_budgets({"cpu": 1 << 24}).devices[0].peak_bytes
+    with_budgets({"cpu": enough})
+    plan = with_budgets({0: 1000, "cpu": enough}, execute_offloaded="cpu")
+    assert [device.margin_bytes for device in plan.devices] == [0, 0]
+    with pytest.raises(InfeasibleError):
+        with_budgets({"cpu": enough - 1})
+    with pytest.raises(InfeasibleError):
+        with_budgets({0: 1000, "cpu": enough - 1}, execute_offloaded="cpu")
+
+
+@pytest.mark.parametrize("margin", ["25%", "90%"])
+def test_where_the_cpu_runs_blocks_too_accelerators_keep_their_share(margin: str) -> None:
+    workload = {"context_length": 64, "batch_size": 4, "allocator_margin": margin}
+    shares = set()
+    for room in range(200_000, 900_000, 100_000):
+        plan = planner.plan(
+            built("llama"),
+            max_memory={0: room, "cpu": 1 << 20},
+            headroom=None,
+            execute_offloaded="cpu",
+            workload=workload,
+        )
+        assert all(adds_up(device) and (device.free_bytes or 0) >= 0 for device in plan.devices)
+        first = plan.devices[0]
+        running_bytes = first.cache_bytes + first.activation_bytes
+        assert first.margin_bytes == running_bytes * int(margin[:-1]) // 100
+        shares.add(running_bytes > 0)
+        assert plan.certificate.gap_bytes >= 0
+    assert True in shares

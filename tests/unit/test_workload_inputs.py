@@ -102,3 +102,53 @@ def test_what_was_compiled_is_not_compiled_again() -> None:
 def test_a_margin_that_cannot_be_added_up(margin: int) -> None:
     with pytest.raises(InvalidInputError, match=r"allocator_margin.*add up less than"):
         planned(built("llama"), allocator_margin=margin)
+
+
+class Biased(nn.Module):
+    """A decoder that does not go without a second argument, in any forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner: Any = built("llama")
+        self.config = self.inner.config
+
+    def forward(self, input_ids: torch.Tensor, extra: torch.Tensor, **others: Any) -> Any:
+        found = self.inner.model.embed_tokens(input_ids) + extra
+        return self.inner(inputs_embeds=found, **others)
+
+
+@pytest.mark.parametrize("extra", [["batch", "context", 32], ["batch", 1, 32]])
+def test_steps_get_what_no_forward_goes_without(extra: list[Any]) -> None:
+    """For each token, or the same for all."""
+    model = Biased()
+    said = {"inputs": {"extra": extra}, "attention_kernel": "math"}
+    plan = planned(model, prompt_length=8, **said)
+    assert known(plan) == "recorded", plan.demands
+    assert set(plan.predicted_peaks) == {"prefill", "decode"}
+    assert plan.devices[0].cache_bytes == planned(model.inner).devices[0].cache_bytes
+    found = planner.verify(model, plan)
+    assert found.runs
+    assert found.peaks and all(row.found_bytes == row.predicted_bytes for row in found.peaks), str(found)
+
+
+def test_a_plain_module_is_verified_with_the_shapes_of_its_workload() -> None:
+    model = Plain()
+    found = planner.verify(model, planned(model, inputs={"x": ["batch", "context", 8]}))
+    assert found.runs
+    assert [row.off for row in found.peaks] == [0.0]
+    with pytest.raises(InvalidInputError, match="nothing tells what a Plain takes"):
+        planner.verify(model, {"": 0})
+
+
+class Exhausted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise MemoryError("no memory is left")
+
+
+def test_a_machine_without_memory_is_no_model_that_cannot_be_recorded() -> None:
+    with pytest.raises(MemoryError, match="no memory is left"):
+        planned(Exhausted(), inputs={"x": ["batch", "context", 8]})

@@ -164,11 +164,11 @@ def nothing_to_execute_on(
     left = fast or {"cpu": budgets.get("cpu", math.inf)}
     streamed: dict[int, int] = {}  # bytes by block
     tops = _top_blocks(walk)
-    for first, devices, size in sized:
+    for names, devices, size in sized:
         for device in devices & left.keys():
             left[device] -= size
         if devices and devices <= UNLIMITED_UNLESS_LISTED - left.keys():
-            block = tops[first.module]
+            block = tops[names[0].module]
             streamed[block] = streamed.get(block, 0) + size
     largest = max(streamed, key=lambda block: streamed[block], default=None)
     if largest is None or streamed[largest] <= max(left.values()):

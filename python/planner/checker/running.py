@@ -12,7 +12,7 @@ from planner.checker.devices import Device, is_device, shown
 from planner.checker.findings import Finding
 from planner.checker.keys import Keys, descend
 from planner.checker.sizes import SizedTensor
-from planner.checker.walk import Walk
+from planner.checker.walk import NamedTensor, Walk
 from planner.errors import InvalidInputError
 from planner.units import format_bytes
 
@@ -128,15 +128,12 @@ def _taken(
     streamed: dict[tuple[Device, str], int] = defaultdict(int)
     executing: dict[str, set[Device]] = defaultdict(set)
     place = _Running(walk, runs_on)
-    for first, devices, size in sized:
-        name = walk.name(first)
-        block = _around(name, running.blocks)
-        for device in devices:
+    for names, holding, size in sized:
+        for device in holding:
             taken[device].held += size
-            if block is not None:
-                runs = place.of(name, device)
-                executing[block].add(runs)
-                streamed[runs, block] += size if runs != device else 0
+        for block, runs, device in _places(walk, names, running, place):
+            executing[block].add(runs)
+            streamed[runs, block] += size if runs != device else 0
     if running.blocks and not executing:
         raise InvalidInputError(
             f"running tells of {shown(next(iter(running.blocks)))}, which is no name in this model: it is that of another"
@@ -148,6 +145,19 @@ def _taken(
         here.running_bytes += here.largest + running.shared_bytes if here.runs else 0
     taken["cpu"].running_bytes += sum(needs.resting_bytes for needs in running.blocks.values())
     return taken
+
+
+def _places(
+    walk: Walk, names: list[NamedTensor], running: RunNeeds, place: _Running
+) -> set[tuple[str, Device, Device]]:
+    """Blocks that a tensor is in, where they run and where it lies: a tied one is in several, and each of them runs."""
+    found = set()
+    for named in names:
+        name = walk.name(named)
+        block = _around(name, running.blocks)
+        if block is not None and named.device is not None:
+            found.add((block, place.of(name, named.device), named.device))
+    return found
 
 
 class _Running:

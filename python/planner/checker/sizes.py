@@ -21,9 +21,9 @@ _LEAVES: Final = (str, bytes, int, float, type, FunctionType, MethodType, Module
 
 
 class SizedTensor(NamedTuple):
-    """One tensor: its first name, the devices that hold it, and its bytes."""
+    """One tensor: its names, first the one that was met first, the devices that hold it, and its bytes."""
 
-    first: NamedTensor
+    names: list[NamedTensor]
     devices: set[Device]
     size_bytes: int
 
@@ -138,7 +138,7 @@ def sized_tensors(walk: Walk, sizes: Sizes) -> list[SizedTensor]:
     """
     return [
         SizedTensor(
-            group[0],
+            group,
             {named.device for named in group if named.device is not None},
             sizes.planned_bytes(partial(walk.name, group[0]), group[0].tensor),
         )

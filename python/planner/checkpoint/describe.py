@@ -47,6 +47,8 @@ def meta_model(name: str, config: Mapping[str, Any], where: str) -> Any:
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
             model = cls._from_config(made)
             model.tie_weights()
+    except MemoryError:
+        raise
     except Exception as error:
         raise ValueError(f"{name} refuses the configuration: {type(error).__name__}: {error}") from error
     return model

@@ -15,6 +15,7 @@ from planner.planning.device_rows import device_plan, offloaded_bytes
 from planner.planning.problem import Problem
 from planner.planning.replayed import replayed_peaks, settled
 from planner.planning.running import RunningRooms, running_device
+from planner.planning.uneven_shares import is_uneven, planned_unevenly
 from planner.plans.device_map import DeviceMap
 from planner.plans.parts import DevicePlan, PredictedPeaks
 from planner.plans.plan import Plan
@@ -28,6 +29,16 @@ _Masks = tuple[tuple[int, int], ...]  # by unit that may not lie everywhere, the
 
 def plan_auto(problem: Problem) -> Plan:
     """The plan that offloads least. Raises InfeasibleError."""
+    if not is_uneven(problem):
+        return _planned(problem)
+    return planned_unevenly(problem, _planned, lambda relaxed: _solved(relaxed)[1])
+
+
+def _planned(problem: Problem) -> Plan:
+    return _plan(problem, *_solved(problem))
+
+
+def _solved(problem: Problem) -> tuple[AutoSearch, AutoAnswer]:
     devices, blocks = _devices(problem), problem.blocks()
 
     def search_of(blocks: Blocks) -> AutoSearch:
@@ -36,18 +47,16 @@ def plan_auto(problem: Problem) -> Plan:
 
     if problem.settings.granularity == "module" and not problem.settings.no_split_module_classes:
         names = [name for unit in blocks.unit_names for name in unit]
-        search, answer = solve_in_parts(
-            names, lambda split: search_of(problem.blocks(split) if split else blocks)
-        )
-    else:
-        search = search_of(blocks)
-        answer = search.solve()
-    return _plan(problem, search, answer)
+        return solve_in_parts(names, lambda split: search_of(problem.blocks(split) if split else blocks))
+    search = search_of(blocks)
+    return search, search.solve()
 
 
 def plan_auto_many(problem: Problem, rows: Sequence[Mapping[DeviceKey, int]]) -> list[Plan | InfeasibleError]:
     """What :func:`plan_auto` makes of each row of budgets; the searches run on all cores."""
     problems = [problem.with_budgets(row) for row in rows]
+    if any(map(is_uneven, problems)):
+        return [_one_of_many(each) for each in problems]
     blocks = problem.blocks()
     devices = [_devices(each) for each in problems]
     masks_of = cache(partial(_masks, problem, blocks))  # rows may name different devices
@@ -71,6 +80,13 @@ def plan_auto_many(problem: Problem, rows: Sequence[Mapping[DeviceKey, int]]) ->
     return [plans[number] for number in range(len(rows))]
 
 
+def _one_of_many(problem: Problem) -> Plan | InfeasibleError:
+    try:
+        return plan_auto(problem)
+    except InfeasibleError as error:
+        return problem.noted(error)
+
+
 def search_of_weights(problem: Problem, blocks: Blocks) -> AutoSearch:
     """The search for a place for weights, without what a workload takes beside them."""
     staying = StayingBuffers(blocks, problem.settings.offload_buffers)
@@ -82,8 +98,7 @@ def with_rooms(search: AutoSearch, rooms: RunningRooms) -> AutoSearch | None:
     budgets = with_taken(search.device_budgets, rooms.most.resting_bytes)
     if is_beyond(search.blocks, rooms.most, budgets):
         return None
-    demands = rooms.searched(search.staying, [budget.device for budget in budgets])
-    return replace(search, demands=demands, device_budgets=budgets)
+    return replace(search, demands=rooms.searched(search.staying, budgets), device_budgets=budgets)
 
 
 def has_plan(search: AutoSearch, rooms: RunningRooms) -> bool:
@@ -106,9 +121,8 @@ def has_plan(search: AutoSearch, rooms: RunningRooms) -> bool:
 def _search(problem: Problem, staying: StayingBuffers, masks: _Masks) -> AutoSearch:
     rooms, search = problem.running_rooms(staying.blocks), _of_weights(problem, staying, masks)
     if rooms is not None:
-        demands = rooms.searched(staying, _devices(problem))
         budgets = with_taken(search.device_budgets, rooms.most.resting_bytes)
-        return replace(search, demands=demands, device_budgets=budgets)
+        return replace(search, demands=rooms.searched(staying, budgets), device_budgets=budgets)
     if search.staging_blocks > 1 and staying.block_bytes:
         # Room for several blocks at once shrinks by more than the buffers of those that are offloaded take, so weights alone may
         # not fit where all of it does.

@@ -42,7 +42,7 @@ def _detected_name(device: DeviceKey) -> str:
         return name
     where = "this machine does not have it" if device not in names else "torch does not tell its name"
     raise InvalidDevicesError(
-        f"how fast is device {device}? {where}; say machine=…, a file as planner probe --out machine.json writes it, or "
+        f"how fast is device {device}? {where}: say machine='machine.json' (--machine), as planner probe --out writes it, or "
         f"machine_of_cards({{{device!r}: 'RTX 4090'}})",
         device=device,
     )

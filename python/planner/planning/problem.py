@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from planner.checkpoint.source import Opened
-from planner.choices import FilesAsDisk
+from planner.choices import FilesAsDisk, ShareCounting
 from planner.config import Resolved
 from planner.devices.budgets import DeviceBudget, device_budgets
 from planner.devices.keys import DeviceKey
@@ -66,6 +66,7 @@ class Problem:
     budgets: Mapping[DeviceKey, int]
     has_own_budgets: bool = False
     files_as_disk: FilesAsDisk = "never"
+    shares: ShareCounting = "in_needs"
     known_rooms: dict[tuple[str, ...], RunningRooms] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -173,7 +174,8 @@ class Problem:
 
         if blocks.names not in self.known_rooms:
             self.known_rooms[blocks.names] = rooms_for(self.run_model(), workload, blocks)
-        return self.known_rooms[blocks.names]
+        found = self.known_rooms[blocks.names]
+        return found if found.shares == self.shares else replace(found, shares=self.shares)
 
     def run_model(self) -> RunModel:
         """The model as it will run. Raises InvalidInputError for one that is divided among processes."""

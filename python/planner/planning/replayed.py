@@ -60,8 +60,7 @@ def settled(
             for device in {**rooms.beyond_bytes, **more}
         }
         rooms = replace(rooms, beyond_bytes=beyond)
-        keys = [budget.device for budget in search.device_budgets]
-        search = replace(search, demands=rooms.searched(staying, keys))
+        search = replace(search, demands=rooms.searched(staying, search.device_budgets))
         try:
             answer = search.solve()
         except InfeasibleError as error:

@@ -9,7 +9,8 @@ from functools import cached_property
 from math import ceil
 from typing import Protocol
 
-from planner.choices import Phase
+from planner.choices import Phase, ShareCounting
+from planner.devices.budgets import DeviceBudget
 from planner.devices.keys import DeviceKey
 from planner.memory.demands import Demands
 from planner.memory.tape import RunBytes
@@ -43,6 +44,9 @@ class RunningRooms:
         main_needs_bytes: what is needed where the inputs lie, whatever runs there; it is in the needs of the first block, which may run
             elsewhere.
         beyond_bytes: by device, what a replay of a placement has found above what its blocks add up to.
+        shares: how the search, which knows one share for all devices, counts margins that are a share of what runs there. "in_needs":
+            the largest of them, in what each block needs, wherever it runs; "beside": each device gives up the most that its own can
+            be. Both leave room for every margin. "not_at_all": only what no plan can do without.
     """
 
     by_phase: Mapping[Phase, Demands]
@@ -50,19 +54,33 @@ class RunningRooms:
     runs: tuple[RunBytes, ...] = ()
     main_needs_bytes: int = 0
     beyond_bytes: Mapping[DeviceKey, int] = field(default_factory=dict)
+    shares: ShareCounting = "in_needs"
 
-    def searched(self, staying: StayingBuffers, devices: Sequence[DeviceKey]) -> CoreDemands:
+    def searched(self, staying: StayingBuffers, budgets: Sequence[DeviceBudget]) -> CoreDemands:
         """The same as the search reads it: each device has room for what runs there and for the margin."""
-        margins = [margin_of(device, self.margin) for device in devices]
-        share = max((margin.share for margin in margins), default=Fraction(0))
-        beyond = [ceil(self.beyond_bytes.get(device, 0) * (1 + share)) for device in devices]
+        margins = [margin_of(budget.device, self.margin) for budget in budgets]
+        is_in_needs = self.shares == "in_needs"
+        share = max((margin.share for margin in margins), default=Fraction(0)) if is_in_needs else Fraction(0)
+        beside: list[int] = []
+        for budget, margin in zip(budgets, margins, strict=True):
+            beyond_bytes = self.beyond_bytes.get(budget.device, 0)
+            beside.append(margin.beside_bytes + ceil(beyond_bytes * (1 + share)))
+            if self.shares == "beside":
+                # All runs there; or as much as leaves room for the share of it.
+                most = min(
+                    Fraction(self._whole_bytes + beyond_bytes), budget.capacity_bytes / (1 + margin.share)
+                )
+                beside[-1] += ceil(most * margin.share)
         return core_demands(
-            staying.blocks,
-            self.most,
-            share=share,
-            beside_bytes=[margin.beside_bytes + more for margin, more in zip(margins, beyond, strict=True)],
-            staying_bytes=staying.block_bytes,
+            staying.blocks, self.most, share=share, beside_bytes=beside, staying_bytes=staying.block_bytes
         )
+
+    @cached_property
+    def _whole_bytes(self) -> int:
+        """What running the whole model on one device takes there."""
+        blocks = self.most.blocks.values()
+        needs_bytes = max((demand.needs_bytes for demand in blocks), default=0)
+        return self.most.shared_bytes + needs_bytes + sum(demand.exec_bytes for demand in blocks)
 
     @cached_property
     def most(self) -> Demands:

@@ -124,7 +124,7 @@ def _ms(duration_ps: int) -> str:
 
 def _to_move(plan: Plan, name: str, inside: tuple[Run, ...], style: Style) -> Iterator[str]:
     """What would move it; nothing where the plan shows no way."""
-    if plan.certificate.stage not in _STAGES:
+    if plan.certificate.stage not in _STAGES and plan.timing is None:
         setting = "strategy='auto'" if style == "python" else "--set strategy=auto"
         yield f"accelerate's strategies take no pins; {setting} does."
     elif _is_many(inside):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from planner.choices import Mode
 from planner.devices.keys import DeviceKey
@@ -105,6 +106,15 @@ def empty_devices_notice(required_bytes: Mapping[DeviceKey, int], *, are_bare: b
     )
 
 
+_NOT_FITTING: Final = "the model does not fit"
+_NOT_FOUND: Final = "no plan was found that fits the model"
+
+
+def as_not_proven(message: str) -> str:
+    """The words of :func:`infeasible_message` where what was proven is about less than all plans."""
+    return message.replace(_NOT_FITTING, _NOT_FOUND, 1)
+
+
 def infeasible_message(
     block: str,
     size_bytes: int,
@@ -131,7 +141,7 @@ def infeasible_message(
     )
     where = {"gpu_only": "on the accelerators", "no_disk": "without disk"}.get(mode, "on the devices named")
     enough = ", or ".join(more_room(more_bytes))
-    verdict = "the model does not fit" if is_proven else "no plan was found that fits the model"
+    verdict = _NOT_FITTING if is_proven else _NOT_FOUND
     left = named(block) if block else "the whole model"
     return f"{verdict} {where}: {left} ({one_size(size_bytes)}) finds no place; " + (
         f"{enough} would be enough" if enough else otherwise

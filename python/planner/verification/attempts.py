@@ -72,6 +72,8 @@ class Attempt:
         self.error: Exception | None = None
         try:
             self._run(args, kwargs)
+        except MemoryError:
+            raise
         except Exception as error:  # noqa: BLE001 (whatever the model's code raises is the answer)
             self.error = error
 

@@ -24,7 +24,7 @@ from planner.settings.workload import Workload
 from planner.spelling import shown
 from planner.units import format_bytes
 from planner.verification.measurable import named_inputs, require_dispatched, require_measurable
-from planner.verification.peak_rows import PeakRow, execution_devices, peak_rows
+from planner.verification.peak_rows import PeakRow, execution_devices, inputs_device, peak_rows
 from planner.verification.placed_run import warming, workload_input
 
 __all__ = ["Measurement", "measure"]
@@ -187,7 +187,7 @@ class _Counters:
         self.model = model
         self.backend: Any = accelerator_backend()
         running = execution_devices(plan)
-        self.main_device = resolve_device(running[0])
+        self.main_device = resolve_device(inputs_device(plan))
         self.devices = {key: resolve_device(key) for key in running if isinstance(key, int)}
         self.peaks: dict[str, dict[DeviceKey, int]] = {}
         self.reserved_bytes: dict[DeviceKey, int] = {}

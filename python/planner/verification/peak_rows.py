@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from planner.choices import Phase
-from planner.devices.keys import DeviceKey
+from planner.devices.keys import DeviceKey, main_device
 from planner.names import device_of
 from planner.plans.plan import Plan
 from planner.units import format_bytes
 
-__all__ = ["PeakRow", "execution_devices", "peak_rows"]
+__all__ = ["PeakRow", "execution_devices", "inputs_device", "peak_rows"]
 
 _PHASES: Final[tuple[Phase, ...]] = ("prefill", "decode")
 
@@ -78,7 +78,7 @@ def peak_rows(plan: Plan, found: Mapping[str, Mapping[DeviceKey, int]]) -> tuple
 
 
 def execution_devices(plan: Plan) -> tuple[DeviceKey, ...]:
-    """The devices that run a plan's blocks, in the order of execution; the first is where the inputs go."""
+    """The devices that run a plan's blocks, in the order of execution."""
     blocks = () if plan.demands is None else plan.demands.blocks
     found: dict[DeviceKey, None] = {}
     for name in blocks:
@@ -87,3 +87,10 @@ def execution_devices(plan: Plan) -> tuple[DeviceKey, ...]:
         if device is not None:
             found[device] = None
     return tuple(found)
+
+
+def inputs_device(plan: Plan) -> DeviceKey:
+    """Where a plan counts the inputs, because dispatch takes them there: the first accelerator that holds anything, if something runs
+    there; whichever block comes first."""
+    running, main = execution_devices(plan), main_device(plan.device_map.values())
+    return main if main in running or not running else running[0]

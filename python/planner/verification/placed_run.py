@@ -19,9 +19,10 @@ from planner.plans.plan import Plan
 from planner.settings.workload import Workload
 from planner.verification.dispatched_twin import dispatch_twin, named_tensors
 from planner.verification.known_values import KnownValues
-from planner.verification.peak_rows import execution_devices
+from planner.verification.peak_rows import inputs_device
 from planner.verification.storage_counter import AttentionKernels, StorageCounter
 from planner.verification.twins import twin_of
+from planner.verification.untraced import as_if_real
 from planner.verification.whole_functions import WholeFunctions
 
 __all__ = ["placed_peaks", "warming", "workload_input"]
@@ -52,7 +53,7 @@ def placed_peaks(
     gc.collect()
     gc.disable()  # what is freed, and when, is the same each time
     try:
-        return _peaks(model, plan, workload, resolved_map, devices, devices[execution_devices(plan)[0]])
+        return _peaks(model, plan, workload, resolved_map, devices, devices[inputs_device(plan)])
     finally:
         if was_enabled:
             gc.enable()
@@ -78,6 +79,7 @@ def _peaks(
         with (
             FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False) as mode,
             torch.no_grad(),
+            as_if_real(),
         ):
             twin = twin_of(model, mode, known).eval()
             with_fused_experts(twin)

@@ -24,6 +24,7 @@ from planner.dispatching.install.device_map import (
 )
 from planner.dispatching.install.record import RECORD, is_part
 from planner.errors import InvalidInputError, PlanMismatchError, PlannerError
+from planner.memory.recording.workloads import runs_of
 from planner.names import require_module
 from planner.plans.plan import Plan
 from planner.plans.workload import workload_of
@@ -32,7 +33,7 @@ from planner.spelling import shown
 from planner.verification.absent_devices import asked_here, is_of_absent
 from planner.verification.attempts import Attempt
 from planner.verification.peak_rows import peak_rows
-from planner.verification.placed_run import placed_peaks
+from planner.verification.placed_run import placed_peaks, workload_input
 from planner.verification.sample_inputs import sample_inputs
 from planner.verification.verdict import Verification
 
@@ -45,8 +46,9 @@ def verify(model: nn.Module, plan: Plan | Mapping[str, Any], inputs: Any = None)
     Args:
         model: a model, with its weights or on the meta device; only looked at.
         plan: a plan, or a device map. Its devices need not be there.
-        inputs: arguments of one forward: a tensor, a tuple of positional ones, or a mapping of keywords. Without them, the class's
-            own main input, where its configuration tells the shape.
+        inputs: arguments of one forward: a tensor, a tuple of positional ones, or a mapping of keywords. Without them, those of the
+            plan's workload, if that tells shapes (``workload.inputs``), else the class's own main input, where its configuration
+            tells the shape.
 
     Returns:
         A :class:`Verification`. What :func:`planner.dispatch` would refuse does not run, with its words. ``runs`` is None where the
@@ -76,7 +78,8 @@ def verify(model: nn.Module, plan: Plan | Mapping[str, Any], inputs: Any = None)
             f"verify() wants a plan, or a device map (names to devices), not {shown(plan)}; planner.plan(model, …) makes one"
         )
     resolved_map = _resolved_map(plan)
-    args, kwargs = _arguments(sample_inputs(model) if inputs is None else inputs)
+    workload = workload_of(plan) if isinstance(plan, Plan) else None
+    args, kwargs = _arguments(_inputs_of(model, workload) if inputs is None else inputs)
     try:
         _require_whole_model(model)
         require_fit(model, resolved_map)
@@ -86,7 +89,6 @@ def verify(model: nn.Module, plan: Plan | Mapping[str, Any], inputs: Any = None)
         return Verification(False, str(error), ())
     with _as_before(), asked_here():
         found = _verdict(model, resolved_map, args, kwargs)
-        workload = workload_of(plan) if isinstance(plan, Plan) else None
         if found.runs is False or not isinstance(plan, Plan) or workload is None:
             return found
         return replace(found, **_peaks(model, plan, workload, resolved_map))
@@ -129,6 +131,27 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     raise InvalidInputError(
         f"inputs are a tensor, a tuple of arguments or a mapping of keywords, not {type(inputs).__name__}"
     )
+
+
+def _inputs_of(model: nn.Module, workload: Workload | None) -> dict[str, torch.Tensor]:
+    """Those of a workload that tells shapes, else the class's own main input.
+
+    Raises:
+        InvalidInputError: neither is told.
+    """
+    if workload is None or not workload.inputs:
+        try:
+            return sample_inputs(model)
+        except InvalidInputError:
+            if workload is None or isinstance(getattr(model, "main_input_name", None), str):
+                raise
+    first = next(runs_of(model, workload)).run
+    return {
+        name: workload_input(name, *said, torch.device("cpu"), is_padded=workload.is_padded)
+        if not said[1].is_floating_point
+        else torch.empty(said[0], dtype=said[1], device="meta")  # its values are not asked for
+        for name, said in first.inputs.items()
+    }
 
 
 def _require_whole_model(model: nn.Module) -> None:
@@ -218,6 +241,8 @@ def _peaks(
     devices = {device.id: _assumed(device.id) for device in plan.devices if device.kind != "disk"}
     try:
         found = placed_peaks(model, plan, workload, resolved_map, devices)
+    except MemoryError:
+        raise
     except Exception as error:  # noqa: BLE001 (whatever the model's code raises is the answer)
         words = str(error) if isinstance(error, PlannerError) else f"{type(error).__name__}: {error}"
         return {"peaks_error": words.partition("\n")[0]}

@@ -3,7 +3,7 @@
 #![allow(clippy::cast_possible_truncation)] // small numbers are drawn
 
 use planner_core::timed::{
-    Line, LineFailure, LineKind, Objective, Piece, PieceWay, Question, Schedule, SummedLine, TimedPlan,
+    Line, LineFailure, LineKind, MOST_PS, Objective, Piece, PieceWay, Question, Schedule, SummedLine, TimedPlan,
 };
 
 const TABLES: u64 = 3_000;
@@ -267,4 +267,54 @@ fn pipeline_one_after_the_other() {
 #[test]
 fn pipeline_side_by_side() {
     against_all(6, Schedule::Overlapped, |random| Objective::Pipeline { batches: 1 + random.below(9) });
+}
+
+/// Bits and times of a drawn line, as large as they may be together.
+fn enlarged(mut line: Line) -> Line {
+    let total: u64 = line.pieces.iter().map(|piece| piece.bits + piece.state_bits).sum();
+    let most = line.kinds.iter().map(|kind| kind.capacity_bits).max().unwrap_or(0).max(total).max(1);
+    let bits = (1 << 60) / most;
+    let times = |times: &[Option<u64>]| times.iter().flatten().copied().max().unwrap_or(0);
+    let hops = line.kinds.iter().map(|kind| kind.hops_ps).max().unwrap_or(0);
+    let of = |piece: &Piece| times(&piece.run_ps) + times(&piece.fetch_ps) + piece.host_ps.map_or(0, |ps| ps + hops);
+    let hop = line.hop_ps.iter().flatten().copied().max().unwrap_or(0) * line.devices.len() as u64;
+    let ps = MOST_PS / (line.pieces.iter().map(of).sum::<u64>() + hop).max(1);
+    for piece in &mut line.pieces {
+        piece.bits *= bits;
+        piece.state_bits *= bits;
+        piece.streamed_bits = piece.streamed_bits.saturating_mul(bits);
+        piece.run_ps.iter_mut().chain(&mut piece.fetch_ps).flatten().for_each(|time| *time *= ps);
+        piece.host_ps = piece.host_ps.map(|time| time * ps);
+    }
+    for kind in &mut line.kinds {
+        kind.capacity_bits *= bits;
+        kind.hops_ps *= ps;
+    }
+    line.hop_ps.iter_mut().flatten().for_each(|time| *time *= ps);
+    line
+}
+
+#[test]
+fn numbers_as_large_as_they_may_be_add_up() {
+    let random = &mut Random(8);
+    let mut feasible = 0;
+    for number in 0..1_500 {
+        let schedule = if random.chance(50) { Schedule::Serial } else { Schedule::Overlapped };
+        let small = line(random, schedule, 9);
+        let large = enlarged(small.clone());
+        let objective = [Objective::Latency, Objective::Throughput, Objective::Pipeline { batches: 4 }];
+        let question = Question {
+            objective: objective[random.below(3) as usize],
+            any_order: random.chance(50),
+            search_steps: 1_000_000,
+        };
+        let (one, other) = (solve(&small, &question), solve(&large, &question));
+        assert_eq!(one.is_ok(), other.is_ok(), "{number}");
+        if let (Ok(one), Ok(other)) = (one, other) {
+            check(&large, &question, &other);
+            assert!(other.is_proven() && (one.value_ps == 0) == (other.value_ps == 0), "{number}");
+            feasible += 1;
+        }
+    }
+    assert!(feasible > 500, "{feasible} have a plan");
 }

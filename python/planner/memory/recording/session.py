@@ -34,6 +34,7 @@ class RecordedRun:
 
     Args:
         inputs: by argument, shape and element type of the first forward's inputs.
+        step_inputs: the same of inputs that each step needs beside its token.
         steps: of one token each, after the first forward; none where the model keeps no cache.
         options: further arguments of each forward, no tensors.
         attention_kernel: which of torch's kernels attention runs.
@@ -43,6 +44,7 @@ class RecordedRun:
     """
 
     inputs: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+    step_inputs: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = field(default_factory=dict)
     steps: int = 2
     options: Mapping[str, Any] = field(default_factory=dict)
     attention_kernel: AttentionKernel = "math"
@@ -64,6 +66,7 @@ def record_run(
 
     Raises:
         RecordingError: the model's code asks for what the meta device does not have; says in which block, at which operator.
+        MemoryError: this machine has no memory left.
 
     Guarantee: nothing of the model is changed, read or kept alive.
 
@@ -101,7 +104,7 @@ def _recorded(model: nn.Module, blocks: Sequence[str], run: RecordedRun, *, all_
     try:
         with BlockDevices(recorder, run.attention_kernel), recorder, torch.no_grad():
             Forwards(twin, recorder, run, given).run()
-    except (PlannerError, UnlikeError):
+    except (PlannerError, UnlikeError, MemoryError):
         raise
     except Exception as error:
         place = recorder.failed_in(error)
@@ -234,6 +237,10 @@ class Forwards:
                 kwargs["attention_mask"] = self.given(
                     "attention_mask", (following.shape[0], tokens + 1), torch.long
                 )
+        for name, said in self.recording.step_inputs.items():
+            # One that has as many rows for a token as for a prompt is handed on as it is.
+            is_same = name in given and given[name].shape == said[0]
+            kwargs[name] = given[name] if is_same else self.given(name, *said)
         return kwargs
 
     def _forward(self, phase: str, kwargs: dict[str, Any]) -> None:

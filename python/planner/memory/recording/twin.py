@@ -40,6 +40,8 @@ def twin_of(model: nn.Module) -> nn.Module:
         )
     try:
         twin: nn.Module = copied(model, memo)
+    except MemoryError:
+        raise
     except Exception as error:
         raise RecordingError(
             f"a {type(model).__name__} cannot be recorded, because something in it refuses to be copied: {error}",
@@ -124,10 +126,21 @@ def bordered(
     modules = dict(twin.named_modules(remove_duplicate=False))
     seen: set[int] = set()
     for name, place in places_of(blocks).items():
-        module = modules.get(name)  # some blocks are single tensors
-        if module is not None and id(module) not in seen:
-            seen.add(id(module))
-            module.__dict__["forward"] = _told(module.forward, place, recorder, skip)
+        for module in _called(modules.get(name)):
+            if id(module) not in seen:
+                seen.add(id(module))
+                module.__dict__["forward"] = _told(module.forward, place, recorder, skip)
+
+
+def _called(module: nn.Module | None) -> Iterator[nn.Module]:
+    """The modules whose calls run a block: itself; of a list of modules, which nobody calls, those in it; of a single tensor, none."""
+    if module is None:
+        return
+    if type(module).forward is not nn.Module.forward or "forward" in vars(module):
+        yield module
+        return
+    for child in module.children():
+        yield from _called(child)
 
 
 def _around(

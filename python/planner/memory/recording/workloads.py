@@ -35,6 +35,8 @@ __all__ = [
 _TOKENS = ("input_ids", "decoder_input_ids", "inputs_embeds")
 # What stands in the place of words.
 _INSTEAD = {"inputs_embeds": "input_ids", "decoder_inputs_embeds": "decoder_input_ids"}
+# What a step makes itself.
+_OF_STEPS = (*_TOKENS, "decoder_inputs_embeds", "attention_mask")
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _WHOLE = ("_ids", "_mask", "_thw", "_sizes", "_index", "_lengths")
 # What generate() holds beside the model, in rows of the vocabulary as 32-bit floats: greedy, sampled or with beams.
@@ -204,6 +206,7 @@ def _run(model: nn.Module, workload: Workload, tokens: int, steps: int) -> Recor
         options["logits_to_keep"] = 1
     return RecordedRun(
         inputs=_inputs(model, takes, workload, tokens),
+        step_inputs=_step_inputs(model, takes, workload) if steps else {},
         steps=steps,
         options=options,
         attention_kernel=workload.attention_kernel,
@@ -247,6 +250,18 @@ def _inputs(
             f"as {{{missing!r}: ['batch', …]}}"
         )
     return found
+
+
+def _step_inputs(
+    model: nn.Module, takes: Mapping[str, inspect.Parameter], workload: Workload
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Of the inputs that a workload names, those that no forward goes without: a step of one token gets them, too."""
+    needed = [
+        name
+        for name in workload.inputs
+        if name in takes and takes[name].default is inspect.Parameter.empty and name not in _OF_STEPS
+    ]
+    return {name: said for name, said in _inputs(model, takes, workload, 1).items() if name in needed}
 
 
 def _missing(

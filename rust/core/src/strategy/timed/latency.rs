@@ -5,7 +5,7 @@ use crate::strategy::timed::model::NEVER;
 use crate::strategy::timed::orders::Orders;
 use crate::strategy::timed::rows::Row;
 use crate::strategy::timed::runs::{Runs, Span};
-use crate::strategy::timed::stage::{MOST_NODES, QUICK_NODES};
+use crate::strategy::timed::stage::NODES;
 
 /// What was found below a limit.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub(crate) fn least_sum(runs: &mut Runs, orders: &Orders, bounds: &mut Bounds, m
     let mut search = Search { orders, bounds, come: &come, most, limit, by_least: false };
     let mut least_ps = bound;
     // Quickly first: what is found narrows what is worth more.
-    for most_nodes in [QUICK_NODES, MOST_NODES] {
+    for most_nodes in NODES {
         runs.allow(most_nodes);
         search.by_least = false;
         search.limit = found.as_ref().map_or(limit, |&(sum, _)| sum);

@@ -26,8 +26,8 @@
 //! # What is proven
 //!
 //! The lower bound holds in any case, of plans as described. Where the steps run out, it is that of 4, and the plan is the best seen.
-//! In any order, where there are too many sets of devices for the steps, the order given is planned, and the bound is the least
-//! time of each piece.
+//! In any order, least sums are looked for in the order given first, with a part of the steps. Where there are too many sets of
+//! devices for the steps, the order given is planned and no other, and the bound is the least time of each piece.
 //!
 //! # An example by hand
 //!

@@ -14,6 +14,9 @@ use crate::strategy::timed::ties::{Settled, Tie, check_ties, settled};
 /// Tables worth so many steps are made whatever the limit.
 const LEAST_STEPS: u64 = 10_000;
 
+/// One of so many parts of the steps is for the order given, where any will do.
+const GIVEN_PARTS: u64 = 4;
+
 /// A line that can be read, with its sums: what does not depend on a question about it.
 #[derive(Debug)]
 pub struct SummedLine {
@@ -97,14 +100,29 @@ fn plan(settled: &Settled, sums: &[Sums], question: &Question) -> Result<TimedPl
 }
 
 fn latency(runs: &mut Runs, orders: &Orders) -> Option<(Vec<Span>, u64)> {
+    // The order given is one of any, and has far fewer plans: the best of these is the limit for the others.
+    let first = if orders.is_given { None } else { of_order_given(runs) };
+    let limit = first.as_ref().map_or(NEVER, |&(sum, _)| sum);
     let mut bounds = Bounds::new(runs, orders, false);
-    let least = least_sum(runs, orders, &mut bounds, NEVER - 1, NEVER);
-    match least.found {
+    let least = least_sum(runs, orders, &mut bounds, NEVER - 1, limit);
+    match least.found.or(first) {
         Some((_, spans)) => Some((spans, least.least_ps)),
         // Rounded up to whole pieces the relaxed plan may lack room, and the steps run out before there is another.
         None if least.least_ps < NEVER => throughput(runs, orders).map(|longest| (longest.spans, least.least_ps)),
         None => None,
     }
+}
+
+/// The least sum in the order given, by a part of the steps.
+fn of_order_given(runs: &mut Runs) -> Option<(u64, Vec<Span>)> {
+    let part = runs.steps.share(runs.steps.left() / GIVEN_PARTS);
+    let rest = std::mem::replace(&mut runs.steps, part);
+    let orders = Orders::given(runs.line);
+    let mut bounds = Bounds::new(runs, &orders, true);
+    let least = least_sum(runs, &orders, &mut bounds, NEVER - 1, NEVER);
+    let part = std::mem::replace(&mut runs.steps, rest);
+    runs.steps.join(part);
+    least.found
 }
 
 /// A bound that holds for every order: each piece at its best, on any device.

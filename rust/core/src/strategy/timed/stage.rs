@@ -9,8 +9,7 @@ use crate::strategy::timed::search::{Best, Search};
 use crate::strategy::timed::sums::Sums;
 
 /// Nodes for one run, at first and where it is worth more.
-pub(crate) const QUICK_NODES: u64 = 100;
-pub(crate) const MOST_NODES: u64 = 4_000;
+pub(crate) const NODES: [u64; 3] = [12, 100, 4_000];
 
 /// Means of running and bringing in that are tried, beside either alone.
 const MOST_MEANS: usize = 2;
@@ -79,7 +78,7 @@ struct Wide {
 impl<'a> Stage<'a> {
     pub(crate) fn new(line: &'a Line, kind: usize, sums: &'a Sums) -> Self {
         let mix = (!sums.is_plain).then(|| Mix::new(line, kind));
-        Self { line, kind, sums, mix, nodes: 0, is_exact: true, most_nodes: QUICK_NODES, is_rounded: false }
+        Self { line, kind, sums, mix, nodes: 0, is_exact: true, most_nodes: NODES[0], is_rounded: false }
     }
 
     /// Work of a bound, in exchanges.

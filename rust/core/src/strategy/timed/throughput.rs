@@ -7,7 +7,7 @@
 use crate::strategy::timed::model::NEVER;
 use crate::strategy::timed::orders::Orders;
 use crate::strategy::timed::runs::{Runs, Span};
-use crate::strategy::timed::stage::{MOST_NODES, QUICK_NODES};
+use crate::strategy::timed::stage::NODES;
 
 /// The plan that was found, with its longest run, and a bound from below on that of every plan.
 #[derive(Debug)]
@@ -28,11 +28,11 @@ enum By {
 
 /// The plan whose longest run is the shortest; `None` where there is none.
 pub(crate) fn throughput(runs: &mut Runs, orders: &Orders) -> Option<Longest> {
-    runs.allow(QUICK_NODES);
+    runs.allow(NODES[0]);
     let spans = within(runs, orders, NEVER - 1, By::Found).ok()?;
     let mut best = Longest { ps: longest(runs, &spans), spans, least_ps: 0 };
     // Quickly first: what is found narrows what is worth more.
-    for most_nodes in [QUICK_NODES, MOST_NODES] {
+    for most_nodes in NODES {
         runs.allow(most_nodes);
         let Some(low) = halve(runs, orders, best.least_ps, &mut best, By::Found) else { break };
         if runs.is_exact() {
