@@ -38,6 +38,12 @@ def test_wrong_ones_are_told(command: Command, llama: str, said: tuple[str, ...]
     assert command("plan", llama, *DEVICES, *said).exit_code == 2
 
 
+def test_what_is_required_is_named_by_its_option(command: Command, llama: str) -> None:
+    done = command("plan", llama, *DEVICES, "--batch", "2")
+    assert "workload.context_length: required" in done.stderr
+    assert "--context says it." in done.stderr
+
+
 def test_fit_says_the_largest(command: Command, llama: str) -> None:
     done = command(
         "fit", llama, "-d", "0=400MiB", "--largest", "batch", "--context", "256", "--upto", "100000", "--json"

@@ -353,7 +353,13 @@ def test_runs_of_names_that_move_alike_are_one_line() -> None:
         "0: 120 B → 30 B used",
         "1: 0 B → 90 B used",
     ]
-    assert found.to_data()["usage"][0] == {"device": 0, "left_used_bytes": 120, "right_used_bytes": 30}
+    assert found.to_data()["usage"][0] == {
+        "device": 0,
+        "left_used_bytes": 120,
+        "right_used_bytes": 30,
+        "left_running_bytes": 0,
+        "right_running_bytes": 0,
+    }
 
 
 def test_usage_that_prints_alike_is_told_in_bytes() -> None:

@@ -301,3 +301,37 @@ def test_where_the_cpu_runs_blocks_too_accelerators_keep_their_share(margin: str
         shares.add(running_bytes > 0)
         assert plan.certificate.gap_bytes >= 0
     assert True in shares
+
+
+def test_a_plan_differs_from_one_with_a_workload() -> None:
+    room = {0: 1 << 30}
+    plain = planner.plan(built("llama"), max_memory=room, headroom=None)
+    running = planner.plan(built("llama"), max_memory=room, headroom=None, workload=WORK)
+    found = plain.diff(running)
+    assert not found.moved
+    assert [each.right_running_bytes for each in found.usage] == [running.devices[0].running_bytes]
+    assert str(found).startswith("0: 0 B → ")
+    assert str(found).endswith(" to run")
+    assert not running.diff(running)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int64", "complex64"])
+def test_caches_are_of_floating_point_types(dtype: str) -> None:
+    with pytest.raises(InvalidConfigError, match=f"expected a floating-point type .*, got '{dtype}'"):
+        planned("llama", cache_dtype=dtype)
+
+
+def test_what_may_be_left_out_is_not_asked_to_be() -> None:
+    with pytest.raises(InvalidConfigError, match="expected a number of tokens") as caught:
+        planned("llama", prompt_length=0)
+    assert "null" not in str(caught.value)
+
+
+def test_a_refusal_of_transformers_is_told_in_a_line(tmp_path: Path) -> None:
+    config = built("llama").config.to_dict()
+    config |= {"architectures": ["LlamaForCausalLM"], "layer_types": ["odd"] * 40, "num_hidden_layers": 40}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(planner.CheckpointError, match="refuses the configuration") as caught:
+        planner.plan(str(tmp_path), max_memory={0: 1 << 30})
+    assert len(str(caught.value)) < len(str(tmp_path)) + 400
+    assert str(caught.value).endswith("'odd']")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from planner.checkpoint.general_names import general_name
-from planner.spelling import shown
+from planner.spelling import one_line, shown
 
 # A literal number as a part of a name, which a step for one certain layer has; `w1` and `ln_1` are no such thing.
 _CERTAIN_NUMBER = re.compile(r"(?<![A-Za-z0-9_\\{\[-])[0-9]+(?![A-Za-z0-9_}\]-])")
@@ -17,6 +17,7 @@ _MOST_NAMED_NUMBERS = 16
 # What a configuration says that is built as often as it says; no model has as many, and building them would not end.
 _REPEATED = re.compile(r"layer|block|depth|expert|stage")
 _MOST_REPEATED = 1 << 14
+_LONGEST = 300
 
 
 def meta_model(name: str, config: Mapping[str, Any], where: str) -> Any:
@@ -50,8 +51,15 @@ def meta_model(name: str, config: Mapping[str, Any], where: str) -> Any:
     except MemoryError:
         raise
     except Exception as error:
-        raise ValueError(f"{name} refuses the configuration: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{name} refuses the configuration: {_brief(error)}") from error
     return model
+
+
+def _brief(error: Exception) -> str:
+    """What an error says, in one line of moderate length; transformers lists all words of one kind, and all that it was given."""
+    text = one_line(" ".join(f"{type(error).__name__}: {error}".split()))
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]} … {text[-half:]}"  # what was given comes last
 
 
 def _with_special_floats(said: Any) -> Any:

@@ -13,7 +13,7 @@ import click
 
 from planner.cli.broken import broken_words
 from planner.cli.output import plain_data, visible, write_json
-from planner.errors import InfeasibleError, PlannerError
+from planner.errors import InfeasibleError, InvalidConfigError, PlannerError
 
 OK: Final = 0
 NEGATIVE: Final = 1
@@ -24,6 +24,10 @@ INTERNAL_ERROR: Final = 70
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
 """The reader of the output left; what a shell says of a program that the signal SIGPIPE ended."""
+
+
+# Settings that have no default and are required where others are said.
+_SAID_BY: Final = {("workload", "context_length"): "--context"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +106,7 @@ def failure_of(error: Exception) -> Failure:
     kind = type(error).__name__
     if isinstance(error, PlannerError):
         code = NEGATIVE if isinstance(error, InfeasibleError) else BAD_INPUT
-        return Failure(kind=kind, message=error.message, exit_code=code, fields=error.fields)
+        return Failure(kind=kind, message=_with_options(error), exit_code=code, fields=error.fields)
     if isinstance(error, click.ClickException):
         return Failure(kind="UsageError", message=_usage(error), exit_code=BAD_INPUT)
     if isinstance(error, OSError):
@@ -111,6 +115,13 @@ def failure_of(error: Exception) -> Failure:
     if isinstance(error, ImportError):
         return Failure(kind=kind, message=broken_words(error), exit_code=INTERNAL_ERROR)
     return Failure(kind=kind, message=_internal(error), exit_code=INTERNAL_ERROR)
+
+
+def _with_options(error: PlannerError) -> str:
+    """An error's words, with the options that say what is required and was not said."""
+    asked = error.problems if isinstance(error, InvalidConfigError) else ()
+    missing = [_SAID_BY[problem.path] for problem in asked if not problem.words and problem.path in _SAID_BY]
+    return "\n".join([error.message, *(f"{option} says it." for option in missing)])
 
 
 def _usage(error: click.ClickException) -> str:

@@ -145,7 +145,9 @@ class Type:
             try:
                 return member.take(content, is_written=is_written)
             except ValueError as error:
-                reasons.append(str(error))
+                # Who says something does not mean to leave it out.
+                if content is None or member.name != "null":
+                    reasons.append(str(error))
         if self.tree is not None:
             reasons.insert(0, f"expected {self}, got {got(content)}")
         raise ValueError("; ".join(reasons))

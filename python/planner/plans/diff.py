@@ -28,17 +28,28 @@ class PlanDifference:
 
 @dataclass(frozen=True, slots=True)
 class UsageDifference:
-    """A device that two plans fill differently, in bytes; 0 where a plan does not have it."""
+    """A device that two plans fill differently, in bytes; 0 where a plan does not have it.
+
+    Running bytes are caches, activations and the allocator's margin, of plans with a workload.
+    """
 
     device: DeviceKey
     left_used_bytes: int
     right_used_bytes: int
+    left_running_bytes: int = 0
+    right_running_bytes: int = 0
+
+    @property
+    def differs(self) -> bool:
+        """Whether anything does."""
+        left = (self.left_used_bytes, self.left_running_bytes)
+        return left != (self.right_used_bytes, self.right_running_bytes)
 
     def __str__(self) -> str:
-        left, right = format_bytes(self.left_used_bytes), format_bytes(self.right_used_bytes)
-        if left == right:  # the printed figures hide the difference
-            left, right = f"{self.left_used_bytes} B", f"{self.right_used_bytes} B"
-        return f"{self.device}: {left} → {right} used"
+        used = _change(self.left_used_bytes, self.right_used_bytes)
+        running = _change(self.left_running_bytes, self.right_running_bytes)
+        parts = [f"{used} used" if used else "", f"{running} to run" if running else ""]
+        return f"{self.device}: {', '.join(filter(None, parts))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +83,14 @@ class PlanDiff:
             return "everything lies where it lay"
         runs = (list(run) for _, run in groupby(self.moved, key=lambda each: (each.left, each.right)))
         return "\n".join([*map(_run, runs), *map(str, self.usage)])
+
+
+def _change(left_bytes: int, right_bytes: int) -> str:
+    """Nothing where both are equal."""
+    left, right = format_bytes(left_bytes), format_bytes(right_bytes)
+    if left_bytes != right_bytes and left == right:  # the printed figures hide the difference
+        left, right = f"{left_bytes} B", f"{right_bytes} B"
+    return f"{left} → {right}" if left_bytes != right_bytes else ""
 
 
 def _run(run: list[PlanDifference]) -> str:

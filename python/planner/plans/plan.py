@@ -137,11 +137,18 @@ class Plan(PlanParts):
 
         if not isinstance(other, Plan):
             raise InvalidInputError(f"a plan differs from another plan; got {type(other).__name__}")
-        used = [{device.id: device.used_bytes for device in each.devices} for each in (self, other)]
-        pairs = ((device, used[0].get(device, 0), used[1].get(device, 0)) for device in used[0] | used[1])
+        left, right = ({device.id: device for device in each.devices} for each in (self, other))
+        usage = (
+            UsageDifference(
+                device,
+                *(0 if each is None else each.used_bytes for each in pair),
+                *(0 if each is None else each.running_bytes for each in pair),
+            )
+            for device, pair in ((device, (left.get(device), right.get(device))) for device in left | right)
+        )
         return PlanDiff(
             moved=moved_names(self.device_map, other.device_map),
-            usage=tuple(UsageDifference(*each) for each in pairs if each[1] != each[2]),
+            usage=tuple(each for each in usage if each.differs),
         )
 
     def summary(self) -> str:

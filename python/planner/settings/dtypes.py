@@ -80,6 +80,24 @@ def read_element_type(value: object) -> str:
     return name
 
 
+def read_cache_dtype(value: object) -> str:
+    """torch's name of an element type that keys and values can have: a floating-point one.
+
+    Raises:
+        ValueError: no such type.
+
+    Example:
+        >>> read_cache_dtype("torch.float8_e4m3fn"), read_cache_dtype("BF16")
+        ('float8_e4m3fn', 'bfloat16')
+    """
+    name = read_element_type(value)
+    if not name.startswith(("float", "bfloat")):
+        raise ValueError(
+            f"expected a floating-point type such as 'bfloat16' or 'float8_e4m3fn', for keys and values have no other, got {shown(value)}"
+        )
+    return name
+
+
 def read_dtype(value: object) -> str:
     """What a whole model is loaded as: a quantiser's format, or an element type.
 

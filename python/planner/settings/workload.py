@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 from planner.choices import AttentionKernel, Cache, Logits
 from planner.config.schema import config, rule, setting
 from planner.config.types import Leaf
-from planner.settings.dtypes import read_element_type
+from planner.settings.dtypes import read_cache_dtype
 from planner.settings.sizes import read_size_or_share, refuse_bare_number, write_size
 from planner.spelling import shown
 
@@ -65,7 +65,7 @@ _Tokens = Annotated[int, Leaf("a number of tokens", read_tokens)]
 _Count = Annotated[int, Leaf("an int of at least 1", _read_count)]
 _Dimension = Annotated[int | str, Leaf("a length, 'batch' or 'context'", _read_dimension)]
 _Argument = Annotated[str, Leaf("the name of an argument", _read_argument)]
-_DType = Annotated[str, Leaf("an element type", read_element_type)]
+_DType = Annotated[str, Leaf("a floating-point type", read_cache_dtype)]
 _Margin = Annotated[
     int | str,
     Leaf("bytes or a share such as '25%'", read_size_or_share, write_size, refuse=refuse_bare_number),
