@@ -335,3 +335,20 @@ def test_a_refusal_of_transformers_is_told_in_a_line(tmp_path: Path) -> None:
         planner.plan(str(tmp_path), max_memory={0: 1 << 30})
     assert len(str(caught.value)) < len(str(tmp_path)) + 400
     assert str(caught.value).endswith("'odd']")
+
+
+def test_where_the_cpu_alone_has_room_that_is_said() -> None:
+    """Accelerators run what is offloaded, so a small one is in the way of a cpu that could run everything."""
+    enough = with_budgets({"cpu": 1 << 24}).devices[0].peak_bytes
+    with pytest.raises(InfeasibleError, match="cpu alone has room for all of it: leave 0 out of max_memory"):
+        with_budgets({0: 1000, "cpu": enough})
+    with_budgets({0: 1000, "cpu": enough}, execute_offloaded="cpu")
+    for others in (
+        {"cpu": enough - 1},
+        {"cpu": enough, "pin": {"lm_head": 0}},
+        {"cpu": enough, "mode": "gpu_only"},
+    ):
+        settings: dict[str, Any] = dict(others)
+        with pytest.raises(InfeasibleError) as caught:
+            with_budgets({0: 1000, "cpu": settings.pop("cpu")}, **settings)
+        assert "cpu alone" not in str(caught.value)
