@@ -134,6 +134,10 @@ def test_all_problems_are_said_at_once() -> None:
         ('{"schema": "planner.machine", "version": 1}', "at least one device"),
         ('{"schema": "planner.machine", "version": 1, "version": 1}', "twice"),
         ("[" * 100_000, "not a machine"),
+        (
+            '{"schema": "planner.machine", "version": 1, "devices": [{"id": 0, "kind": "cuda", "name": "\\ud800"}]}',
+            "can be written to a file",
+        ),
     ],
 )
 def test_what_is_no_machine_says_why(text: str, part: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import GPTNeoConfig, GPTNeoForCausalLM
+from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaForCausalLM
 
 import planner
 from planner import InfeasibleError, InvalidConfigError, InvalidConstraintError, InvalidInputError, Plan
@@ -335,3 +335,38 @@ def test_a_refusal_of_transformers_is_told_in_a_line(tmp_path: Path) -> None:
         planner.plan(str(tmp_path), max_memory={0: 1 << 30})
     assert len(str(caught.value)) < len(str(tmp_path)) + 400
     assert str(caught.value).endswith("'odd']")
+
+
+def test_where_the_cpu_alone_has_room_that_is_said() -> None:
+    """Accelerators run what is offloaded, so a small one is in the way of a cpu that could run everything."""
+    enough = with_budgets({"cpu": 1 << 24}).devices[0].peak_bytes
+    with pytest.raises(InfeasibleError, match="cpu alone has room for all of it: leave 0 out of max_memory"):
+        with_budgets({0: 1000, "cpu": enough})
+    with_budgets({0: 1000, "cpu": enough}, execute_offloaded="cpu")
+    for others in (
+        {"cpu": enough - 1},
+        {"cpu": enough, "pin": {"lm_head": 0}},
+        {"cpu": enough, "mode": "gpu_only"},
+    ):
+        settings: dict[str, Any] = dict(others)
+        with pytest.raises(InfeasibleError) as caught:
+            with_budgets({0: 1000, "cpu": settings.pop("cpu")}, **settings)
+        assert "cpu alone" not in str(caught.value)
+
+
+def test_layers_that_no_model_has_are_refused_before_any_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The class is known and loaded, so it could be recorded; that would be built first, layer by layer."""
+    folder = Path(saved_in(tmp_path))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 10**7}))
+    built_from: list[Any] = []
+    monkeypatch.setattr(
+        LlamaForCausalLM, "_from_config", classmethod(lambda cls, *args, **kwargs: built_from.append(args))
+    )
+    with pytest.raises(
+        planner.UnknownMemoryError, match="10000000 layers; what runs is told of at most 100000"
+    ):
+        planner.plan(folder, max_memory={0: 1 << 30}, workload=WORK)
+    assert not built_from

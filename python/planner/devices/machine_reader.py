@@ -22,6 +22,7 @@ _KIND: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _NODE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _ELEMENT_TYPE: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _TOKENS: Final = re.compile(r"[1-9][0-9]{0,15}")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _MOST_BYTES: Final = 2**62
 _MOST_PROBLEMS: Final = 20
 
@@ -140,9 +141,9 @@ class MachineReader:
         return None
 
     def _text(self, place: str, value: object) -> str:
-        if isinstance(value, str):
+        if isinstance(value, str) and not _SURROGATE.search(value):
             return value
-        self._say(place, f"expected a text, got {shown(value)}")
+        self._say(place, f"expected a text that can be written to a file, got {shown(value)}")
         return ""
 
     def _by_type(self, place: str, row: object) -> Mapping[str, Any]:

@@ -35,6 +35,8 @@ class Experts:
         A token chooses each expert with the same chance, and independently of the others: it misses one with ``1 - chosen/count``.
         In whole numbers, because powers of floats differ between machines.
         """
+        if tokens >= self.count * size.bit_length():
+            return size  # what is missed comes to less than a byte: (1 - chosen/count)^tokens <= 2^-(tokens/count)
         missed: int = (self.count - self.chosen) ** tokens
         ways: int = self.count**tokens
         return size - size * missed // ways

@@ -12,6 +12,7 @@ from planner.devices.keys import DeviceKey
 from planner.errors import InfeasibleError, InvalidConfigError, InvalidDevicesError
 from planner.model.tree import ModuleTree
 from planner.planning.automatic import plan_auto, plan_auto_many
+from planner.planning.cpu_alone import cpu_alone
 from planner.planning.problem import Problem
 from planner.planning.understanding import settings_stack
 from planner.plans.plan import Plan
@@ -148,7 +149,7 @@ def plan_problem(problem: Problem) -> Plan:
     """The plan of a problem by the strategy that its settings name. Raises InfeasibleError."""
     try:
         if isinstance(problem.settings.strategy, Auto):
-            return plan_auto(problem)
+            return _planned_automatically(problem)
         if isinstance(problem.settings.strategy, ByTime):
             from planner.planning.timed import plan_timed
 
@@ -158,6 +159,16 @@ def plan_problem(problem: Problem) -> Plan:
         return plan_sequential(problem)
     except InfeasibleError as error:
         raise problem.noted(error) from error
+
+
+def _planned_automatically(problem: Problem) -> Plan:
+    try:
+        return plan_auto(problem)
+    except InfeasibleError as error:
+        advice = cpu_alone(problem, plan_auto)
+        if not advice:
+            raise
+        raise InfeasibleError(f"{error.message}; {advice}", **error.fields) from error
 
 
 def _is_one_search(settings: Settings) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -12,11 +12,11 @@ from typing import Final
 from planner.devices.budgets import DeviceBudget
 from planner.devices.keys import DeviceKey
 from planner.devices.machine import Machine
-from planner.devices.machine_parts import MachineDevice
 from planner.memory.demands import BlockDemand
 from planner.model.blocks import Blocks
 from planner.model.parts import runs_anywhere
 from planner.model.work import BlockWork
+from planner.planning.device_kinds import kinds_of, rates_of
 from planner.strategies.costs import fetch_ps, hop_ps, run_ps
 from planner.strategies.line_tables import LineKind, LinePiece, LineTie
 
@@ -59,6 +59,7 @@ class PlannedLine:
         sizes: of the step.
         home: where offloaded blocks rest: "cpu", "disk", or None where nothing may be offloaded.
         host_runs: whether the host may run blocks.
+        uses_disk: whether blocks may lie on a disk where there is one.
     """
 
     blocks: Blocks
@@ -73,6 +74,7 @@ class PlannedLine:
     sizes: LineSizes
     home: DeviceKey | None
     host_runs: bool
+    uses_disk: bool = True
 
     @cached_property
     def runners(self) -> tuple[DeviceKey, ...]:
@@ -83,10 +85,7 @@ class PlannedLine:
     @cached_property
     def kinds(self) -> tuple[tuple[DeviceKey, ...], ...]:
         """The runners, those together that are alike in all that counts."""
-        found: dict[object, list[DeviceKey]] = {}
-        for key in self.runners:
-            found.setdefault(self._signature(key), []).append(key)
-        return tuple(map(tuple, found.values()))
+        return kinds_of(self.runners, self._signature, self.hop_ps)
 
     @cached_property
     def _kind_of(self) -> Mapping[DeviceKey, int]:
@@ -116,7 +115,7 @@ class PlannedLine:
     @property
     def has_disk(self) -> bool:
         """Whether what the host has no room for may lie on a disk."""
-        return any(budget.kind == "disk" for budget in self.budgets)
+        return self.uses_disk and any(budget.kind == "disk" for budget in self.budgets)
 
     @property
     def table_devices(self) -> tuple[DeviceKey, ...]:
@@ -131,18 +130,26 @@ class PlannedLine:
 
     def line_kinds(self) -> tuple[LineKind, ...]:
         """The kinds as the search takes them."""
-        return tuple(
+        kinds = [
             LineKind(
                 capacity_bits=8 * self.capacity_bytes[keys[0]],
                 hops_ps=self.beside_ps(keys[0]),
                 is_host=keys[0] == HOST,
             )
             for keys in self.kinds
-        )
+        ]
+        store = [LineKind(capacity_bits=0, hops_ps=0, is_host=True)] if self._has_store else []
+        return (*kinds, *store)
+
+    @property
+    def _has_store(self) -> bool:
+        """Whether what is fetched lies where nothing runs: the last kind stands for that, and no device is of it."""
+        return self.home is not None and HOST not in self.runners
 
     def hop_table(self) -> tuple[tuple[int, ...], ...]:
         """By kind and kind, what passes from one run to the next takes."""
-        return tuple(tuple(self._hop(keys, others) for others in self.kinds) for keys in self.kinds)
+        kinds = (*self.kinds, ()) if self._has_store else self.kinds
+        return tuple(tuple(self._hop(keys, others) for others in kinds) for keys in kinds)
 
     def beside_ps(self, key: DeviceKey) -> int:
         """What a piece takes to the host and back, where it runs there from within a device's run."""
@@ -152,7 +159,28 @@ class PlannedLine:
 
     def hop_ps(self, source: DeviceKey, to: DeviceKey) -> int:
         """What one activation takes from a device to another."""
-        return 0 if source == to else hop_ps(self.machine, source, to, self.sizes.activation_bytes)
+        found = self._hops_ps.get((source, to))
+        if found is None:
+            found = 0 if source == to else hop_ps(self.machine, source, to, self.sizes.activation_bytes)
+            self._hops_ps[source, to] = found
+        return found
+
+    @cached_property
+    def _hops_ps(self) -> dict[tuple[DeviceKey, DeviceKey], int]:
+        """What was worked out of it: kinds are told apart by all hops."""
+        return {}
+
+    def rests(self, piece: int) -> DeviceKey | None:
+        """Where a piece lies that is brought in: at home if it may, else on the disk; None where it may be at neither."""
+        allowed = self.allowed[piece]
+        if self.home is None or allowed is None or self.home in allowed:
+            return self.home
+        return "disk" if self.may_spill(piece) else None
+
+    def may_spill(self, piece: int) -> bool:
+        """Whether a piece that the host has no room for may lie on a disk."""
+        allowed = self.allowed[piece]
+        return self.has_disk and (allowed is None or "disk" in allowed)
 
     def pieces(self) -> tuple[LinePiece, ...]:
         """Each block as the search takes it."""
@@ -220,17 +248,20 @@ class PlannedLine:
     def _piece(self, number: int) -> LinePiece:
         work, kept, allowed = self.work[number], self.demands[number], self.allowed[number]
         heads = [keys[0] for keys in self.kinds]
-        may_rest = self.home is not None and (allowed is None or self.home in allowed)
+        home = self.rests(number)
         homes = {kind for kind, key in enumerate(heads) if allowed is None or key in allowed}
-        fetch_ps = tuple(
-            self.fetch_ps(number, key, self.home)
-            if self.home is not None and may_rest and key != HOST
-            else None
-            for key in heads
-        )
-        is_beside = self.host_runs and self.home == HOST and may_rest and number in self.movable
-        if self.home is not None and HOST in heads and not may_rest:
-            homes.discard(heads.index(HOST))
+        runs: list[int | None] = [self.run_ps(number, key) for key in heads]
+        fetches = [None if home is None or key == HOST else self.fetch_ps(number, key, home) for key in heads]
+        if HOST in heads and self.home == HOST:
+            # What the search fetches lies with the host; of what may only lie on the disk, the host runs nothing.
+            host = heads.index(HOST)
+            homes = homes - {host} if home is None else homes | {host}
+            if home == "disk":
+                runs[host] = None
+        elif self._has_store:
+            homes |= {len(heads)} if home is not None else set()
+            runs, fetches = [*runs, None], [*fetches, None]
+        is_beside = self.host_runs and home == HOST and number in self.movable
         # Buffers that stay are where the block runs in any case, so they are state, and no weights that could rest elsewhere.
         stays = min(self.staying_bytes[number], work.weight_bytes)
         return LinePiece(
@@ -238,8 +269,8 @@ class PlannedLine:
             state_bits=8 * (stays + ceil(kept.exec_bytes * (1 + self.share))),
             streamed_bits=8 * work.weight_bytes,
             homes=frozenset(homes),
-            run_ps=tuple(self.run_ps(number, key) for key in heads),
-            fetch_ps=fetch_ps,
+            run_ps=tuple(runs),
+            fetch_ps=tuple(fetches),
             host_ps=self.run_ps(number, HOST) if is_beside else None,
         )
 
@@ -247,47 +278,26 @@ class PlannedLine:
         pairs = [(key, other) for key in keys for other in others if key != other]
         return max((self.hop_ps(*pair) for pair in pairs), default=0)
 
-    def _signature(self, key: DeviceKey) -> object:
-        """What makes two devices one kind: rates, room, ways to all others, and what may lie there."""
+    def _signature(self, key: DeviceKey) -> Hashable:
+        """What two devices of a kind have in common, beside their hops: rates, room, the way from home, and what may lie there."""
         device = self.machine.device(key)
-        ways = sorted(self.hop_ps(key, other) for other in self.runners if other != key)
         allowed = tuple(where is None or key in where for where in self.allowed)
         return (
-            _rates(device),
+            rates_of(device),
             self.capacity_bytes[key],
-            tuple(ways),
-            self._to_home(key),
+            self._from_home(key),
             allowed,
             key == HOST,
         )
 
-    def _to_home(self, key: DeviceKey) -> int:
+    def _from_home(self, key: DeviceKey) -> object:
         if self.home is None or key == HOST:
-            return 0
-        return fetch_ps(self.machine, key, 1 << 30, home=self.home)
+            return ()
+        links = self.machine.route(self.home, key).links
+        return tuple((each.bytes_per_s.value, each.latency_ps and each.latency_ps.value) for each in links)
 
     def require_rates(self, keys: Iterable[DeviceKey]) -> None:
         """Raises InvalidDevicesError for a rate that some devices do not have, before any search."""
         for key in keys:
             if self.work:
                 self.run_ps(0, key)
-
-
-def _rates(device: MachineDevice) -> object:
-    def plain(rates: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-        yield from sorted(rates.items())
-
-    by_tokens = {
-        dtype: tuple(sorted((t, r.value) for t, r in rates.items()))
-        for dtype, rates in device.weights_bytes_per_s.items()
-    }
-    flops = {dtype: rate.value for dtype, rate in device.flops_per_s.items()}
-    memory = device.memory_bytes_per_s
-    launch = device.launch_ps
-    return (
-        device.kind,
-        None if memory is None else memory.value,
-        None if launch is None else launch.value,
-        tuple(plain(flops)),
-        tuple(plain(by_tokens)),
-    )

@@ -109,6 +109,7 @@ def planned_line(
         ),
         home=_home(kinds, settings.mode),
         host_runs=HOST in kinds and not (settings.mode == "gpu_only" and has_accelerator),
+        uses_disk=settings.mode == "any",
     )
     line.require_rates(line.runners if needs_rates is None else needs_rates)
     return line

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from functools import cached_property
+from itertools import pairwise
 
 from planner.choices import Objective, PieceWay
 from planner.devices.keys import DeviceKey
 from planner.errors import InfeasibleError
 from planner.planning.device_rows import device_plan, offloaded_bytes
+from planner.planning.host_room import answers_of, answers_with_less_on_the_host
 from planner.planning.line import HOST, PlannedLine
 from planner.planning.line_problem import planned_line
 from planner.planning.problem import Problem
@@ -22,9 +24,7 @@ from planner.plans.timing import TimedPiece, TimedStage, Timing
 from planner.settings.strategies import ByTime, Latency, Pipeline
 from planner.strategies.line_tables import LineProblem, Schedule
 from planner.strategies.staying import StayingBuffers
-from planner.strategies.timed import LineAnswer, LineRun, grouped_keys, solve_line
-
-_MOST_CHOICES: Final = 64
+from planner.strategies.timed import LineAnswer, grouped_keys, solve_line
 
 
 def plan_timed(problem: Problem) -> Plan:
@@ -32,27 +32,26 @@ def plan_timed(problem: Problem) -> Plan:
     strategy = problem.settings.strategy
     assert isinstance(strategy, ByTime)
     whole = problem.blocks()
-    found = []
+    found: list[_TimedPlan] = []
+    is_known = True
     # What is whole is copied at once, which a line in parts does not know: so both are asked, and the better counts.
     is_apart = isinstance(strategy, Latency) and strategy.parts and problem.settings.granularity == "block"
     for blocks in (problem.blocks(in_parts=True), whole) if is_apart else (whole,):
-        line = planned_line(problem, blocks)
         try:
-            found.append((line, _answer(problem, line)))
+            found.append(_best(problem, planned_line(problem, blocks)))
         except InfeasibleError as error:
-            failed = error
+            failed, is_known = error, is_known and bool(error.is_proven)
     if not found:
         raise failed
-    line, answer = min(found, key=lambda each: each[1].value_ps)
-    bound_ps = min(each.lower_bound_ps for _, each in found)
-    return _TimedPlan(problem, line, replace(answer, lower_bound_ps=bound_ps)).plan()
+    best = min(found, key=lambda each: each.timing.value_ps)
+    # Where nothing was found, and nothing proven either, nothing is known.
+    return best.plan(min(each.timing.lower_bound_ps for each in found) if is_known else 0)
 
 
-def _answer(problem: Problem, line: PlannedLine) -> LineAnswer:
+def _best(problem: Problem, line: PlannedLine) -> _TimedPlan:
     """The best plan of a line. Raises InfeasibleError."""
     strategy = problem.settings.strategy
     assert isinstance(strategy, ByTime)
-    schedule: Schedule = "serial" if problem.settings.staging_blocks == 1 else "overlapped"
     question = LineProblem(
         pieces=line.pieces(),
         kinds=line.line_kinds(),
@@ -62,14 +61,42 @@ def _answer(problem: Problem, line: PlannedLine) -> LineAnswer:
         objective=_objective(strategy),
         batches=strategy.microbatches if isinstance(strategy, Pipeline) else 1,
         any_order=strategy.order == "any",
-        schedule=schedule,
+        schedule=_schedule(problem),
         staging_blocks=problem.settings.staging_blocks,
         search_steps=strategy.search_steps,
     )
     try:
-        return solve_line(question)
+        first = solve_line(question)
     except InfeasibleError as error:
         raise _infeasible(line, is_proven=bool(error.is_proven)) from error
+    best = _TimedPlan(problem, line, first)
+    plans = [best]
+    if question.objective != "latency" and best.timing.bottleneck_ps > first.bottleneck_ps:
+        # What has a state, if only a bit, runs where it lies: no device works for the runs of others then.
+        alone = tuple(replace(piece, state_bits=max(1, piece.state_bits)) for piece in question.pieces)
+        plans += _plans(problem, line, answers_of(replace(question, pieces=alone)), first.lower_bound_ps)
+
+    def is_over(answer: LineAnswer) -> bool:
+        return _TimedPlan(problem, line, answer).is_over
+
+    if best.is_over:
+        less = answers_with_less_on_the_host(question, line, is_over)
+        plans += _plans(problem, line, less, first.lower_bound_ps)
+    having_room = [plan for plan in plans if plan.has_room]
+    if not having_room:
+        raise _infeasible(line, is_proven=False)
+    return min(having_room, key=lambda plan: plan.timing.value_ps)
+
+
+def _plans(
+    problem: Problem, line: PlannedLine, answers: Iterable[LineAnswer], lower_bound_ps: int
+) -> Iterator[_TimedPlan]:
+    for answer in answers:
+        yield _TimedPlan(problem, line, replace(answer, lower_bound_ps=lower_bound_ps))
+
+
+def _schedule(problem: Problem) -> Schedule:
+    return "serial" if problem.settings.staging_blocks == 1 else "overlapped"
 
 
 def _objective(strategy: ByTime) -> Objective:
@@ -118,33 +145,35 @@ class _TimedPlan:
             device = self._stages[block]
             if way == "tied":  # what shares its weights has them there
                 device = of_unit[line.units[block]]
-            self._homes[block] = device if way in ("resident", "tied") else line.home or device
+            self._homes[block] = device if way in ("resident", "tied") else line.rests(block) or device
             self._runs[block] = HOST if way == "beside" else device
-        self._has_spilled = self._spill()
+        self._host_bytes = line.capacity_bytes.get(HOST, 0)
+        self.is_over = self._on_host_bytes > self._host_bytes
+        self._spill()
+        self.has_room = self._on_host_bytes <= self._host_bytes
 
-    def _spill(self) -> bool:
-        """Whether the host has no room for all that rests there: then what is fetched lies on the disk, from the end on.
+    @property
+    def _on_host_bytes(self) -> int:
+        return sum(self._line.work[block].weight_bytes for block, home in self._homes.items() if home == HOST)
 
-        Raises InfeasibleError.
-        """
-        line = self._line
-        if line.home != HOST:
-            return False
-        size = {block: line.work[block].weight_bytes for block in self._homes}
-        on_host = sum(size[block] for block, home in self._homes.items() if home == HOST)
-        room = line.capacity_bytes[HOST]
-        for block in sorted(self._homes, reverse=True):
-            if on_host <= room:
-                break
-            if self._ways[block] == "fetched" and self._homes[block] == HOST and line.has_disk:
-                self._homes[block] = "disk"
-                on_host -= size[block]
-        if on_host > room:
-            raise _infeasible(line, is_proven=False)
-        return "disk" in self._homes.values()
+    def _spill(self) -> None:
+        """Where the host has no room for all that rests there, what is fetched lies on the disk, from the end on, if it may."""
+        line, members = self._line, dict[int, list[int]]()
+        for block in self._homes:
+            members.setdefault(line.units[block], []).append(block)
+        on_host = self._on_host_bytes
+        for unit in sorted(members.values(), key=max, reverse=True):  # what shares its weights has one home
+            if on_host <= self._host_bytes:
+                return
+            if all(
+                self._ways[each] == "fetched" and self._homes[each] == HOST and line.may_spill(each)
+                for each in unit
+            ):
+                self._homes.update(dict.fromkeys(unit, "disk"))
+                on_host -= sum(line.work[each].weight_bytes for each in unit)
 
-    def plan(self) -> Plan:
-        """The plan."""
+    def plan(self, lower_bound_ps: int) -> Plan:
+        """The plan. Args: ``lower_bound_ps``: no other takes less."""
         problem, line = self._problem, self._line
         device_map = grouped_keys(
             self._names, [self._homes[block] for block in range(len(self._names))], self._run_list()
@@ -168,7 +197,7 @@ class _TimedPlan:
                 demands=lambda: None if rooms is None else rooms.most,
                 predicted_peaks=lambda: {} if rooms is None else rooms.peaks(devices, maps),
             ),
-            timing=self._timing(),
+            timing=replace(self.timing, lower_bound_ps=lower_bound_ps),
         )
 
     def _run_list(self) -> list[DeviceKey]:
@@ -235,7 +264,9 @@ class _TimedPlan:
             if self._names[block]
         )
 
-    def _timing(self) -> Timing:
+    @cached_property
+    def timing(self) -> Timing:
+        """What it takes."""
         problem, line, answer = self._problem, self._line, self._answer
         strategy = problem.settings.strategy
         assert isinstance(strategy, ByTime)
@@ -246,15 +277,20 @@ class _TimedPlan:
                 device=line.runners[run.device],
                 first=self._names[run.first][0],
                 last=self._names[run.end - 1][0],
-                ps=self._slower_ps(run, pieces) if self._has_spilled else run.ps,
+                ps=self._stage_ps(pieces[run.first : run.end]),
             )
             for run in answer.runs
         )
         # What the disk adds was not in the search: its bound still holds, and its value does not.
-        latency_ps = (
-            answer.latency_ps + sum(stage.ps for stage in stages) - sum(run.ps for run in answer.runs)
-        )
-        bottleneck_ps = max(stage.ps for stage in stages)
+        hops_ps = sum(line.hop_ps(one.device, other.device) for one, other in pairwise(stages))
+        latency_ps = hops_ps + sum(stage.ps for stage in stages)
+        busy_ps: Counter[DeviceKey] = Counter()
+        for stage in stages:
+            busy_ps[stage.device] += stage.ps
+        for block, piece in enumerate(pieces):  # nor was what a device runs for the runs of others
+            if self._runs[block] != piece.device:
+                busy_ps[self._runs[block]] += piece.run_ps
+        bottleneck_ps = max(busy_ps.values(), default=0)
         objective = _objective(strategy)
         return Timing(
             objective=objective,
@@ -272,17 +308,10 @@ class _TimedPlan:
             from_table=line.table_devices,
         )
 
-    def _slower_ps(self, run: LineRun, pieces: Sequence[TimedPiece]) -> int:
-        """A run of which some is fetched from the disk."""
-        blocks = range(run.first, run.end)
-        more_ps = sum(
-            pieces[block].fetch_ps - self._line.fetch_ps(block, self._runs[block], HOST)
-            for block in blocks
-            if self._homes[block] == "disk"
-        )
-        if self._problem.settings.staging_blocks == 1:
-            return run.ps + more_ps
-        return max(run.ps, sum(pieces[block].fetch_ps for block in blocks))
+    def _stage_ps(self, pieces: Sequence[TimedPiece]) -> int:
+        run_ps = sum(piece.run_ps + piece.hop_ps for piece in pieces)
+        fetch_ps = sum(piece.fetch_ps for piece in pieces)
+        return run_ps + fetch_ps if _schedule(self._problem) == "serial" else max(run_ps, fetch_ps)
 
     def _piece(self, block: int) -> TimedPiece:
         line, stage, runner, way = self._line, self._stages[block], self._runs[block], self._ways[block]

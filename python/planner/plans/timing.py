@@ -61,7 +61,8 @@ class Timing:
         batches: of "pipeline"; else 1.
         value_ps: what the plan comes to.
         lower_bound_ps: no plan of those that are considered comes to less.
-        latency_ps, bottleneck_ps: the sum, and the longest run.
+        latency_ps, bottleneck_ps: the sum, and what the busiest device takes: the longest run, or one with what its device runs for
+            others besides.
         stages: the runs, in the order of execution.
         pieces: in the order of execution.
         machine: fingerprint of the machine.
