@@ -328,7 +328,7 @@ class TapeColumns:
         enclosing: list[tuple[list[int], int | None]],
         carried: list[tuple[int, int]],
     ) -> TapeColumns:
-        """``blocks``: how many. Raises ValueError for numbers that are not in their lists."""
+        """``blocks``: how many. Raises ValueError for numbers that are not in their lists, and for more blocks than a model can have names."""
 
     def sizes(self) -> list[int]:
         """Bytes that occur in events, each once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,3 +114,27 @@ def test_the_last_cache_is_the_largest_that_the_kernel_says(tmp_path: Path) -> N
         (tmp_path / f"index{index}" / "size").write_text(size + "\n")
     assert last_cache_bytes(tmp_path) == 33 << 20
     assert last_cache_bytes(tmp_path / "index0") == 64 << 20
+
+
+@pytest.mark.parametrize(
+    "junk", [True, -1, 3, "", "a\0b", b"x", [], {}, object(), len], ids=lambda junk: type(junk).__name__
+)
+@pytest.mark.parametrize("name", ["folder", "tell", "seconds"])
+def test_junk_is_refused_before_anything_is_measured(
+    junk: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: object) -> None:
+        raise _MeasuredError
+
+    monkeypatch.setattr("planner.measuring.probe.measured_device", measured)
+    meant = {"folder": (str,), "tell": (type(len),), "seconds": (int,)}[name]
+    try:
+        probe(**{name: junk})
+    except InvalidInputError as error:
+        assert str(error)
+    except _MeasuredError:
+        assert isinstance(junk, meant)
+
+
+class _MeasuredError(Exception):
+    """Measuring has begun."""

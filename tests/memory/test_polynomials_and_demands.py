@@ -85,3 +85,10 @@ def test_a_forward_that_cannot_be_recorded_says_where() -> None:
     with pytest.raises(planner.RecordingError) as caught:
         record(Net(), ["inner"], Workload(context_length=8))
     assert "nonzero" in caught.value.operator
+
+
+def test_more_blocks_than_a_model_can_have_are_refused() -> None:
+    """Where memory for what is told of each would not be there, the process would end."""
+    columns = type(Tape((), ()).run.columns)
+    with pytest.raises(ValueError, match="a recording of 4294967295 blocks: a model has at most 30000000"):
+        columns([], blocks=2**32 - 1, enclosing=[], carried=[])

@@ -142,7 +142,7 @@ def test_the_checker_counts_what_plans_count(llama: Any, margin: int | str, cach
         }
         assert planner.check(llama, plan.device_map, budgets, **said) == ()
         for device in plan.devices:
-            needed = device.taken_bytes - device.buffer_bytes - _beyond(plan, device)
+            needed = device.taken_bytes - _beyond(plan, device)
             if not device.running_bytes:
                 continue
             enough = {**budgets, device.id: needed}
@@ -154,6 +154,78 @@ def test_the_checker_counts_what_plans_count(llama: Any, margin: int | str, cach
                 needed,
             )
     assert tried >= 4
+
+
+@pytest.mark.parametrize("offload_buffers", [False, True])
+@pytest.mark.parametrize("are_saved", [False, True])
+def test_buffers_of_offloaded_blocks_stay_where_these_run(are_saved: bool, offload_buffers: bool) -> None:
+    """All of them together, where weights are brought in one block after the other; unless they rest, too."""
+    torch = pytest.importorskip("torch")
+
+    class Masked(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(2))
+            self.register_buffer("mask", torch.zeros(5), persistent=are_saved)
+
+    model = torch.nn.Sequential(Masked(), Masked(), Masked())
+    needs = Demands(blocks={str(index): BlockDemand(needs_bytes=7) for index in range(3)}, shared_bytes=0)
+    described = model_from_sizes(
+        {f"{index}.{name}": size for index in range(3) for name, size in (("weight", 8), ("mask", 20))},
+        buffers=[f"{index}.mask" for index in range(3)],
+        unsaved=[] if are_saved else [f"{index}.mask" for index in range(3)],
+    )
+    streamed = are_saved and offload_buffers
+    whole = 28 + 7 + (28 if streamed else 8 + 2 * 20)
+    for judged in (model, described):
+        for budget, expected in ((whole, []), (whole - 1, [(0, whole)])):
+            found = planner.check(
+                judged,
+                {"0": 0, "1": "cpu", "2": "cpu"},
+                {0: budget},
+                running=needs,
+                offload_buffers=offload_buffers,
+            )
+            assert [(each.device, each.needed_bytes) for each in found] == expected
+
+
+@pytest.fixture(scope="module")
+def gpt_neo() -> Any:
+    pytest.importorskip("transformers")
+    import torch
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+    with torch.device("meta"):
+        config = GPTNeoConfig(
+            hidden_size=32,
+            num_layers=8,
+            num_heads=4,
+            vocab_size=64,
+            max_position_embeddings=1024,
+            attention_types=[[["global", "local"], 4]],
+        )
+        return GPTNeoForCausalLM(config)
+
+
+@pytest.mark.parametrize("offload_buffers", [False, True])
+def test_masks_of_offloaded_layers_count_where_they_run(gpt_neo: Any, offload_buffers: bool) -> None:
+    """Each layer of GPT-Neo has a mask of a megabyte that no checkpoint has."""
+    plan = planner.plan(
+        gpt_neo,
+        max_memory={0: 1 << 26, "cpu": 1 << 26},
+        headroom=None,
+        pin={"transformer.h.*": "cpu"},
+        workload={"context_length": 8, "allocator_margin": 0},
+        offload_buffers=offload_buffers,
+    )
+    device = plan.devices[0]
+    assert device.buffer_bytes >= 8 * 1024 * 1024
+    needed = device.taken_bytes - _beyond(plan, device)
+    said = {"running": plan.demands, "execution_map": plan.execution_map, "offload_buffers": offload_buffers}
+    assert planner.check(gpt_neo, plan.device_map, {0: needed}, **said) == ()
+    (short,) = planner.check(gpt_neo, plan.device_map, {0: needed - 1}, **said)
+    assert (short.device, short.needed_bytes) == (0, needed)
+    assert "of buffers of blocks that are brought in" in str(short)
 
 
 def _beyond(plan: planner.Plan, device: Any) -> int:

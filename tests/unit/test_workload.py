@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import GPTNeoConfig, GPTNeoForCausalLM
+from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaForCausalLM
 
 import planner
 from planner import InfeasibleError, InvalidConfigError, InvalidConstraintError, InvalidInputError, Plan
@@ -352,3 +352,21 @@ def test_where_the_cpu_alone_has_room_that_is_said() -> None:
         with pytest.raises(InfeasibleError) as caught:
             with_budgets({0: 1000, "cpu": settings.pop("cpu")}, **settings)
         assert "cpu alone" not in str(caught.value)
+
+
+def test_layers_that_no_model_has_are_refused_before_any_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The class is known and loaded, so it could be recorded; that would be built first, layer by layer."""
+    folder = Path(saved_in(tmp_path))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 10**7}))
+    built_from: list[Any] = []
+    monkeypatch.setattr(
+        LlamaForCausalLM, "_from_config", classmethod(lambda cls, *args, **kwargs: built_from.append(args))
+    )
+    with pytest.raises(
+        planner.UnknownMemoryError, match="10000000 layers; what runs is told of at most 100000"
+    ):
+        planner.plan(folder, max_memory={0: 1 << 30}, workload=WORK)
+    assert not built_from

@@ -43,6 +43,7 @@ def check(
     running: RunNeeds | None = None,
     execution_map: Mapping[str, Any] | None = None,
     margin: Margin | None = None,
+    offload_buffers: bool = False,
 ) -> tuple[Finding, ...]:
     """Everything that is wrong with a device map for a live model.
 
@@ -63,6 +64,8 @@ def check(
             first accelerator, as accelerate has it.
         margin: with ``running``, what the allocator may take beyond, by device and bytes of caches and activations there; None for
             nothing.
+        offload_buffers: with ``running``, as :func:`planner.dispatch` will be told: saved buffers of offloaded blocks are brought in with
+            the weights. Otherwise all buffers stay where their blocks run.
 
     Returns:
         Findings, rule by rule; ``()`` if there is nothing to say. The map is valid where ``is_valid`` says so. Two rules
@@ -75,8 +78,8 @@ def check(
         InvalidInputError: no model, no mapping, no names, or needs that are none or those of another model.
 
     Guarantee: with ``running``, a device is taken for one that needs its weights, caches and results that last of all blocks that it
-        runs, the most that one of them needs at once, what is shared, and the largest block that is brought in; a block that is
-        divided counts on each of its devices. Every parameter and buffer is judged under every name; a tensor counts once per device; nothing that
+        runs, the most that one of them needs at once, what is shared, the buffers that stay there, and the largest block that is
+        brought in; a block that is divided counts on each of its devices. Every parameter and buffer is judged under every name; a tensor counts once per device; nothing that
     was handed in is changed.
 
     Cost: linear in the names of the model and of the map; a nearest name is looked for at most twenty times a rule.
@@ -121,7 +124,9 @@ def check(
         *(
             ()
             if needs is None
-            else no_room_to_run(walk, sized, budgets, needs, runs_on, margin or _no_margin)
+            else no_room_to_run(
+                walk, sized, budgets, needs, runs_on, margin or _no_margin, offload_buffers=offload_buffers
+            )
         ),
         *shared_storage(walk),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from planner.errors import InvalidTreeError
@@ -25,6 +25,7 @@ class DescribedModule:
     _modules: dict[str, DescribedModule] = field(default_factory=dict)
     _parameters: dict[str, DescribedTensor] = field(default_factory=dict)
     _buffers: dict[str, DescribedTensor] = field(default_factory=dict)
+    _non_persistent_buffers_set: set[str] = field(default_factory=set)
 
 
 def model_from_sizes(
@@ -32,6 +33,8 @@ def model_from_sizes(
     *,
     tied: Iterable[Iterable[str]] = (),
     classes: Mapping[str, str] | None = None,
+    buffers: Collection[str] = (),
+    unsaved: Collection[str] = (),
 ) -> DescribedModule:
     """A model from the names of its tensors.
 
@@ -39,6 +42,8 @@ def model_from_sizes(
         sizes_bytes: by dotted name of a tensor, under each of its names, its bytes as they will be stored.
         tied: groups of names that are one tensor; it is as large as the largest size said of it.
         classes: by dotted name of a module, its class, as far as it matters; "" is the model itself.
+        buffers: names of tensors that are buffers; all others are parameters.
+        unsaved: those of them that no checkpoint has.
 
     Returns:
         What ``planner.check`` takes in place of a live model.
@@ -54,13 +59,15 @@ def model_from_sizes(
         one tensor is on several devices: embed.weight on 0, head.weight on 1
         device 0 would hold 20 B of 10 B: 10 B too much
     """
-    root = DescribedModule()
+    root, buffers, unsaved = DescribedModule(), frozenset(buffers), frozenset(unsaved)
     for name, tensor in _tensors(sizes_bytes, tied).items():
         path, dot, local = name.rpartition(".")
         owner = _module(root, path)
         if not local or (dot and not path) or local in owner._modules:
             raise InvalidTreeError(f"{name!r} is no name of a tensor: it is empty or a module's", name=name)
-        owner._parameters[local] = tensor
+        (owner._buffers if name in buffers else owner._parameters)[local] = tensor
+        if name in unsaved:
+            owner._non_persistent_buffers_set.add(local)
     for name, class_name in (classes or {}).items():
         _module(root, name).class_name = class_name
     return root
@@ -80,7 +87,7 @@ def _module(root: DescribedModule, name: str) -> DescribedModule:
     """The module of a name, made with all modules around it if it is not there yet."""
     module = root
     for part in name.split(".") if name else ():
-        if not part or part in module._parameters:
+        if not part or part in module._parameters or part in module._buffers:
             raise InvalidTreeError(
                 f"{name!r} is no name of a module: a part is empty or a tensor's", name=name
             )

@@ -70,6 +70,7 @@ class _Taken:
     held: int = 0
     running_bytes: int = 0
     largest: int = 0
+    staying: int = 0
     streamed: int = 0
     runs: bool = False
 
@@ -88,6 +89,8 @@ def no_room_to_run(
     running: RunNeeds,
     runs_on: Mapping[str, Device] | None,
     margin: Margin,
+    *,
+    offload_buffers: bool,
 ) -> Iterator[Finding]:
     """Devices with room for their weights, and none for what running takes beside them.
 
@@ -96,20 +99,22 @@ def no_room_to_run(
         running: what running takes.
         runs_on: by name, where what is offloaded runs, and all else where it lies; None: on the first accelerator, as accelerate does.
         margin: what the allocator may take beyond.
+        offload_buffers: saved buffers are brought in with the weights; all others stay where they run.
 
     Raises:
         InvalidInputError: what running takes is that of another model.
     """
     if budgets is None:
         return
-    for device, here in _taken(walk, sized, running, runs_on).items():
+    for device, here in _taken(walk, sized, running, runs_on, offload_buffers).items():
         budget = budgets.get(device)
         beside_bytes = margin(device, here.running_bytes) if here.runs else 0
-        needed = here.held + here.running_bytes + here.streamed + beside_bytes
+        needed = here.held + here.staying + here.running_bytes + here.streamed + beside_bytes
         if budget is None or not is_device(device) or here.held > budget or needed <= budget:
             continue
         sizes = {
             "of weights": here.held,
+            "of buffers of blocks that are brought in": here.staying,
             "of caches and activations": here.running_bytes,
             "for blocks that are brought in": here.streamed,
             "of the allocator's margin": beside_bytes,
@@ -121,7 +126,11 @@ def no_room_to_run(
 
 
 def _taken(
-    walk: Walk, sized: list[SizedTensor], running: RunNeeds, runs_on: Mapping[str, Device] | None
+    walk: Walk,
+    sized: list[SizedTensor],
+    running: RunNeeds,
+    runs_on: Mapping[str, Device] | None,
+    offload_buffers: bool,
 ) -> dict[Device, _Taken]:
     """By device, what lies there, and what running takes."""
     taken: dict[Device, _Taken] = defaultdict(_Taken)
@@ -131,16 +140,22 @@ def _taken(
     for names, holding, size in sized:
         for device in holding:
             taken[device].held += size
-        for block, runs, device in _places(walk, names, running, place):
+        places = _places(walk, names, running, place)
+        for block, runs, _ in places:
             executing[block].add(runs)
-            streamed[runs, block] += size if runs != device else 0
+        brought = {(runs, block) for block, runs, device in places if runs != device}
+        if _stays(names, offload_buffers):
+            for runs in {runs for runs, _ in brought} - holding:
+                taken[runs].staying += size
+        else:
+            for where in brought:
+                streamed[where] += size
     if running.blocks and not executing:
         raise InvalidInputError(
             f"running tells of {shown(next(iter(running.blocks)))}, which is no name in this model: it is that of another"
         )
-    for block, devices in executing.items():
-        for device in devices:
-            taken[device].run(running.blocks[block], streamed[device, block])
+    for block, device in ((block, device) for block, devices in executing.items() for device in devices):
+        taken[device].run(running.blocks[block], streamed[device, block])
     for here in taken.values():
         here.running_bytes += here.largest + running.shared_bytes if here.runs else 0
     taken["cpu"].running_bytes += sum(needs.resting_bytes for needs in running.blocks.values())
@@ -158,6 +173,11 @@ def _places(
         if block is not None and named.device is not None:
             found.add((block, place.of(name, named.device), named.device))
     return found
+
+
+def _stays(names: list[NamedTensor], offload_buffers: bool) -> bool:
+    """Whether a tensor is left where it runs, wherever its block lies: a buffer under each of its names."""
+    return all(named.is_buffer and not (offload_buffers and named.is_saved) for named in names)
 
 
 class _Running:

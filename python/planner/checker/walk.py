@@ -24,12 +24,14 @@ class _Module:
 
 @dataclass(slots=True)
 class NamedTensor:
-    """One name of one tensor."""
+    """One name of one tensor; whether it is a buffer, and whether checkpoints have it."""
 
     module: int
     part: str
     device: Device | None
     tensor: Any
+    is_buffer: bool = False
+    is_saved: bool = True
 
 
 class Walk:
@@ -55,7 +57,10 @@ class Walk:
             is_block = here > 0 and _class_name(module) in no_split
             self.modules.append(_Module(parent, part, is_block, is_loose))
             self.parameters += self._tensors(here, module._parameters, key, device)
-            self.buffers += self._tensors(here, module._buffers, key, device)
+            unsaved = getattr(module, "_non_persistent_buffers_set", ())
+            for named in self._tensors(here, module._buffers, key, device):
+                named.is_buffer, named.is_saved = True, named.part not in unsaved
+                self.buffers.append(named)
             stack.append((parent, part, module, None, None))
             for name, child in reversed(module._modules.items()):
                 if child is not None:

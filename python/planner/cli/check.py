@@ -77,6 +77,7 @@ def command(
         running=running,
         execution_map=None if made is None else made.execution_map,
         margin=partial(margin_bytes, said=None if workload is None else workload.allocator_margin),
+        offload_buffers=settings.offload_buffers,
     )
     findings = (*findings, *unequal_budgets(asdict(device) for device in (made.devices if made else ())))
     valid = is_valid(findings)
@@ -106,8 +107,11 @@ def _described(opened: Opened, settings: Settings) -> DescribedModule:
     layout, _ = loaded_as(opened, settings.dtype, special_dtypes=settings.special_dtypes)
     sizes = layout.stored_sizes()
     _, tensors = opened.tree.uncovered([])
+    buffers = layout.stored_sizes("buffers").keys() & set(tensors)
     return model_from_sizes(
         {name: int(sizes.get(name, 0)) for name in tensors},
         tied=layout.tied_groups(),
         classes=dict(opened.tree.columns.module_classes()),
+        buffers=buffers,
+        unsaved=buffers - set(opened.tree.uncovered([], "saved")[1]),
     )

@@ -56,7 +56,7 @@ def probe(
         The machine, every number with the lowest and the highest that was measured, and what could not be measured.
 
     Raises:
-        InvalidInputError: ``seconds`` that is no positive number, or a folder that is none.
+        InvalidInputError: ``seconds`` that is no positive number, a folder that is none, or ``tell`` that is no function.
         InvalidDevicesError: torch is not installed or is broken. Fields: ``device``.
 
     Guarantee: what cannot be measured is left out and noted: pinned memory, an element type, copies between accelerators, a disk
@@ -72,6 +72,10 @@ def probe(
     """
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 3600:
         raise InvalidInputError(f"seconds must be a positive number below 3600, got {shown(seconds)}")
+    if tell is not None and not callable(tell):
+        raise InvalidInputError(f"tell must be a function that takes a text, got {shown(tell)}")
+    if folder is not None and not isinstance(folder, str | os.PathLike):
+        raise InvalidInputError(f"folder must be a path, got {shown(folder)}")
     place = Path(tempfile.gettempdir() if folder is None else folder)
     if not place.is_dir():
         raise InvalidInputError(f"{place} is no folder: say one whose disk is to be measured")

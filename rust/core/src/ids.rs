@@ -7,6 +7,9 @@ pub type TensorId = u32;
 /// A row in the table of element types.
 pub type DTypeId = u16;
 
+/// The most rows of one model, which are names of modules and tensors; bounds the memory of a tree to about 600 MB.
+pub(crate) const NODE_LIMIT: usize = 30_000_000;
+
 /// A place in a list as an id, or a length as the end of ids. Rows are limited to 30 million and parts of names in files to 3
 /// million; tensors, names, classes, blocks and units are no more than rows, sets of devices are a million, and 2^32 parts of
 /// keys would take hundreds of GiB.

@@ -82,6 +82,16 @@ fn numbers_that_are_not_in_their_lists_are_told() -> Result<(), OutOfRange> {
     Ok(())
 }
 
+/// All that is told of a recording has a row for each block: what no model can have would take hundreds of gigabytes.
+#[test]
+fn more_blocks_than_a_model_can_have_are_refused() {
+    assert!(TapeBuilder::new(30_000_000, Vec::new(), Vec::new()).is_ok());
+    for blocks in [30_000_001, u32::MAX] {
+        let refused = TapeBuilder::new(blocks, Vec::new(), Vec::new()).err();
+        assert_eq!(refused, Some(OutOfRange::Blocks { blocks, limit: 30_000_000 }));
+    }
+}
+
 /// Where both places are on one device, a copy is what it copies, and is there after that has gone.
 #[test]
 fn a_copy_on_one_device_is_what_it_copies() -> Result<(), OutOfRange> {

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from planner.errors import InvalidInputError, RecordingError
+from planner.memory.activations import kept_token_bytes
 from planner.memory.demands import Demands
 from planner.memory.recording.caches import cache_maker
 from planner.memory.recording.session import RecordedRun, record_run
@@ -134,11 +135,13 @@ def vocabulary_of(model: nn.Module) -> int:
 
 
 def scores_bytes(vocabulary: int, workload: Workload) -> int:
-    """What ``generate()`` needs beside the model's own forward where the inputs lie: scores of the next token and copies of them.
+    """What ``generate()`` needs beside the model's own forward where the inputs lie: scores of the next token and copies of them, and
+    what it keeps of each token.
 
-    Source: measured with transformers 5.23: at most 6.2 times rows × vocabulary × 4 bytes, greedy, sampled and with beams.
+    Source: measured with transformers 5.23: at most 6.2 times rows × vocabulary × 4 bytes, greedy, sampled and with beams; see
+        :func:`planner.memory.activations.kept_token_bytes`.
     """
-    return -(-_SHARES * workload.rows * vocabulary * 4 // 10)
+    return -(-_SHARES * workload.rows * vocabulary * 4 // 10) + kept_token_bytes(workload)
 
 
 def generation_bytes(model: nn.Module, workload: Workload) -> int:

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::ids::id_at;
+use crate::ids::{NODE_LIMIT, id_at};
 
 /// The storage of a weight, which no event makes.
 pub const NO_STORAGE: u32 = u32::MAX;
@@ -122,16 +122,27 @@ impl Tape {
     }
 }
 
-/// Numbers that are not in their lists.
+/// Numbers that no recording has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a recording has {count} {of}, and names number {number} of them")]
-pub struct OutOfRange {
-    /// Which list.
-    pub of: &'static str,
-    /// Its length.
-    pub count: usize,
-    /// What is not in it.
-    pub number: u32,
+pub enum OutOfRange {
+    /// One that is not in its list.
+    #[error("a recording has {count} {of}, and names number {number} of them")]
+    Number {
+        /// Which list.
+        of: &'static str,
+        /// Its length.
+        count: usize,
+        /// What is not in it.
+        number: u32,
+    },
+    /// More blocks than a model can have.
+    #[error("a recording of {blocks} blocks: a model has at most {limit}")]
+    Blocks {
+        /// How many.
+        blocks: u32,
+        /// The most.
+        limit: usize,
+    },
 }
 
 /// Makes a tape of what a recorder has written down, whose numbers of storages and tensors may be any.
@@ -148,8 +159,12 @@ impl TapeBuilder {
     /// A tape without events.
     ///
     /// # Errors
-    /// Places that there are none of.
+    /// Places that there are none of; more blocks than a model can have.
     pub fn new(blocks: u32, enclosing: Vec<Enclosing>, carried: Vec<(u32, u32)>) -> Result<Self, OutOfRange> {
+        // All that is told of a recording has a row for each of them.
+        if blocks as usize > NODE_LIMIT {
+            return Err(OutOfRange::Blocks { blocks, limit: NODE_LIMIT });
+        }
         let made = Self { tape: Tape { blocks, enclosing, carried, ..Tape::default() }, ..Self::default() };
         let places: Vec<u32> =
             made.tape.enclosing.iter().flat_map(|each| each.inside.iter().copied().chain(each.own)).collect();
@@ -162,7 +177,7 @@ impl TapeBuilder {
             // What is brought once more was brought before.
             require("places", made.tape.places() + number, place)?;
             if made.tape.enclosing[enclosing as usize].inside.is_empty() {
-                return Err(OutOfRange { of: "places inside a module around blocks", count: 0, number: 0 });
+                return Err(OutOfRange::Number { of: "places inside a module around blocks", count: 0, number: 0 });
             }
         }
         Ok(made)
@@ -343,5 +358,5 @@ impl TapeBuilder {
 }
 
 fn require(of: &'static str, count: usize, number: u32) -> Result<(), OutOfRange> {
-    if (number as usize) < count { Ok(()) } else { Err(OutOfRange { of, count, number }) }
+    if (number as usize) < count { Ok(()) } else { Err(OutOfRange::Number { of, count, number }) }
 }

@@ -1,12 +1,9 @@
 //! Builds a tree from what a walk meets.
 
 use crate::error::Error;
-use crate::ids::{DTypeId, NodeId, TensorId, dtype_at, id_at};
+use crate::ids::{DTypeId, NODE_LIMIT, NodeId, TensorId, dtype_at, id_at};
 use crate::model::tree::{DType, Kind, Tensor, Tree};
 use crate::names::Names;
-
-/// Most rows of a tree; bounds memory to about 600 MB.
-const NODE_LIMIT: usize = 30_000_000;
 
 /// Builds a [`Tree`] in one walk.
 #[derive(Debug, Default)]
