@@ -80,6 +80,29 @@ def test_a_part_costs_two_hops(virtual_accelerators: Accelerators) -> None:
         )
 
 
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("make", "part"), [(llama, "mlp"), (mixtral, "mlp.experts")])
+def test_a_block_with_parts_goes_on_where_the_rest_of_it_is(
+    make: Callable[[], nn.Module], part: str, virtual_accelerators: Accelerators
+) -> None:
+    """No name of the map is that of a layer: what enters the first of them goes to their accelerator once, and stays there."""
+    model = make()
+    with torch.no_grad():
+        wanted = model(IDS).logits
+    names = {
+        name.rpartition(".")[0] for name, _ in model.named_parameters() if name.startswith("model.layers.")
+    }
+    inside = {f"model.layers.{layer}.{part}" for layer in range(LAYERS)}
+    homes = {name: 1 for name in names if not any(f"{name}.".startswith(f"{each}.") for each in inside)}
+    runs = dict.fromkeys(inside, "cpu")
+    planner.dispatch(model, {**REST, **homes, **runs}, execution_map=runs)
+    virtual_accelerators.reset()
+    with torch.no_grad():
+        assert torch.equal(model(IDS, use_cache=False).logits.cpu(), wanted)
+    assert planner.crossings(model) == ()
+    assert virtual_accelerators.traffic().between_devices_bytes < 4 * ACTIVATION_BYTES
+
+
 @pytest.mark.usefixtures("one_thread", "virtual_accelerators")
 @pytest.mark.parametrize("granularity", ["part", "module"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])

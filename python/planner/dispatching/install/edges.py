@@ -69,7 +69,8 @@ def edges_of(
         no_split: classes whose code expects to run on one device.
 
     A name runs where all that is inside runs. Where that is on several devices, a module with tensors of its own runs where the
-    first of those does; one that is named, or called as a whole, where the map says, if anything inside runs there.
+    first of those does; one that is named, or called as a whole, where the map says, if anything inside runs there; a block whose
+    parts run on one accelerator and on the cpu, on the accelerator.
 
     The parts of a block that its class says is called as a whole have none, because hundreds of them would cost what a few do not:
     where they are called by themselves nevertheless, that is in the model's own code. Embeddings are called by themselves.
@@ -89,6 +90,7 @@ class _Edges:
         self.model = model
         self.named = named
         self.main_device = main_device
+        self.no_split = no_split
         self.own: dict[int, list[torch.device]] = {}
         for place in layout.places:
             self.own.setdefault(id(place.slot.module), []).append(place.placement.execution_device)
@@ -140,6 +142,10 @@ class _Edges:
                 return met.placement.execution_device
         if module is self.model:
             return self.main_device if self.main_device in inside else inside[0]
+        if type(module).__name__ in self.no_split:
+            # Of a block whose parts the cpu runs for one accelerator, what its own code goes on with is there.
+            accelerators = [device for device in inside if device.type != "cpu"]
+            return accelerators[0] if len(accelerators) == 1 else None
         return None
 
     def _owned(self, module: nn.Module) -> torch.device | None:
