@@ -353,12 +353,13 @@ class TapeColumns:
         main_device: int,
         resident: list[int],
         offloaded: list[int | None],
+        never_ahead: list[int],
         room: list[int | None],
         rest: int | None,
         beside: int,
         is_order_known: bool,
     ) -> list[list[int]]:
-        """By phase, the most bytes on each device. ``execution`` and ``offloaded`` by block, ``resident`` and ``room`` by device, all in
+        """By phase, the most bytes on each device. ``execution``, ``offloaded`` and, of that, ``never_ahead`` by block, ``resident`` and ``room`` by device, all in
         bytes; ``rest``: the device where caches rest; ``beside``: what the caller
         takes on the main device beside results."""
 

@@ -175,3 +175,58 @@ def test_fake_tensors_get_the_masks_that_real_ones_get() -> None:
     rows = planner.verify(built("llama"), plan).peaks
     assert all(row.found_bytes == row.predicted_bytes for row in rows), rows
     assert import_utils.is_fake_tensor is asked
+
+
+_TIED = {
+    "gemma": ("model.embed_tokens", "lm_head"),
+    "gpt2": ("transformer.wte", "lm_head"),
+    "t5": ("shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "staging_blocks", "more"),
+    [
+        ("gemma", 1, ()),
+        ("gemma", 2, ("model.layers.*",)),
+        ("gpt2", 2, ()),
+        ("t5", 1, ()),
+        ("t5", 2, ("encoder.block.*",)),
+    ],
+)
+def test_tied_weights_are_brought_in_under_each_of_their_names(
+    name: str, staging_blocks: int, more: tuple[str, ...]
+) -> None:
+    """With room for two blocks as well: a tensor of several modules is not copied ahead."""
+    plan = planner.plan(
+        built(name),
+        max_memory={0: 1 << 26, "cpu": 1 << 26},
+        headroom=None,
+        pin=dict.fromkeys((*_TIED[name], *more), "cpu"),
+        staging_blocks=staging_blocks,
+        workload={"context_length": 4, "prompt_length": 2, "allocator_margin": 0},
+    )
+    assert set(_TIED[name]) <= plan.execution_map.keys()
+    rows = planner.verify(built(name), plan).peaks
+    assert [row.phase for row in rows] == ["prefill", "decode"]
+    assert all(row.found_bytes == row.predicted_bytes for row in rows), rows
+
+
+def test_a_tied_weight_that_was_met_first_where_nothing_runs() -> None:
+    """T5 never calls `shared`, under whose name its words are counted."""
+    plan = planner.plan(
+        built("t5"),
+        max_memory={0: 148_629, 1: 294_534, "cpu": 1 << 30},
+        headroom=None,
+        workload={
+            "context_length": 30,
+            "prompt_length": 10,
+            "batch_size": 2,
+            "attention_kernel": "efficient",
+            "allocator_margin": 0,
+        },
+    )
+    assert plan.execution_map.keys() >= set(_TIED["t5"])
+    rows = planner.verify(built("t5"), plan).peaks
+    assert len(rows) == 4
+    assert all(row.found_bytes == row.predicted_bytes for row in rows), rows

@@ -25,6 +25,7 @@ class RunPlacement:
         main_device: where the model's inputs go, and its results.
         resident_bytes: by device, weights and buffers that lie there all the time.
         offloaded_bytes: by offloaded block, what is brought in while it runs.
+        never_ahead_bytes: of that, what is not copied ahead.
         room_bytes: by device, what offloaded blocks may take there together, so that the next is copied ahead; none without it.
         beside_bytes: what the model's caller takes on the main device beside the results of each forward, and lets go before the next.
         is_order_known: the model has run before, so that its first forward copies ahead, too.
@@ -34,6 +35,7 @@ class RunPlacement:
     main_device: DeviceKey
     resident_bytes: Mapping[DeviceKey, int] = field(default_factory=dict)
     offloaded_bytes: Mapping[str, int] = field(default_factory=dict)
+    never_ahead_bytes: Mapping[str, int] = field(default_factory=dict)
     room_bytes: Mapping[DeviceKey, int] = field(default_factory=dict)
     beside_bytes: int = 0
     is_order_known: bool = False
@@ -71,6 +73,7 @@ def replay(tape: Tape | RunBytes, placement: RunPlacement) -> dict[str, dict[Dev
         main_device=numbers[main],
         resident=[placement.resident_bytes.get(device, 0) for device in devices],
         offloaded=[placement.offloaded_bytes.get(name) for name in run.blocks],
+        never_ahead=[placement.never_ahead_bytes.get(name, 0) for name in run.blocks],
         room=[placement.room_bytes.get(device) for device in devices],
         rest=numbers[_REST] if rests else None,
         beside=placement.beside_bytes,

@@ -11,6 +11,7 @@ from planner.devices.keys import DeviceKey, main_device
 from planner.errors import InfeasibleError
 from planner.memory.replay import RunPlacement, replay, totals
 from planner.names import device_of
+from planner.planning.brought_in import brought_in
 from planner.planning.running import RunningRooms
 from planner.plans.parts import DevicePlan, PredictedPeaks
 from planner.strategies.auto import AutoAnswer, AutoSearch, certified
@@ -132,7 +133,7 @@ def _placement(
 ) -> RunPlacement:
     stays = staying.of(answer.displaced(), answer.execution_map)
     execution: dict[str, DeviceKey] = {}
-    offloaded: dict[str, int] = {}
+    offloaded: list[str] = []
     for name in rooms.most.blocks:
         home, runs = device_of(name, answer.device_map), device_of(name, answer.execution_map)
         device = home if runs is None else runs
@@ -140,7 +141,8 @@ def _placement(
             continue
         execution[name] = device
         if runs is not None and runs != home:
-            offloaded[name] = int(staying.stored_bytes.get(name, 0)) - stays.get(name, 0)
+            offloaded.append(name)
+    brought = brought_in(staying, offloaded, execution, stays)
     resident = {usage.device: usage.used_bytes for usage in answer.usage}
     for device, size in staying.by_device(answer.displaced(), answer.execution_map).items():
         resident[device] += size
@@ -148,7 +150,8 @@ def _placement(
         execution=execution,
         main_device=_main_device(answer, tuple(execution.values())),
         resident_bytes=resident,
-        offloaded_bytes=offloaded,
+        offloaded_bytes=brought.block_bytes,
+        never_ahead_bytes=brought.never_ahead_bytes,
         room_bytes=room_bytes,
         beside_bytes=beside_bytes,
         is_order_known=True,  # of many prompts, one is the first

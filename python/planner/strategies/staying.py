@@ -30,17 +30,32 @@ class StayingBuffers:
     @cached_property
     def block_bytes(self) -> Mapping[str, int]:
         """By block that has such buffers, their bytes."""
-        layout, sizes, names = self.blocks.layout, self._buffer_sizes, self._block_names
-        if self.are_offloaded:
-            saved = set(layout.tree.uncovered([], "saved")[1])
-            sizes = {name: size for name, size in sizes.items() if name not in saved}
-        buffers = set(layout.tree.uncovered([])[1]) & sizes.keys()
         found: Counter[str] = Counter()
-        for name in buffers:
-            block = nearest_key(name, names)
+        for name in self.names:
+            block = nearest_key(name, self._block_names)
             if block is not None:
-                found[block] += ceil(sizes[name])
+                found[block] += ceil(self._buffer_sizes[name])
         return {name: size for name, size in found.items() if size}
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Names of such buffers."""
+        buffers = self._buffer_sizes.keys() & set(self.tensor_names)
+        return frozenset(
+            buffers - set(self.blocks.layout.tree.uncovered([], "saved")[1])
+            if self.are_offloaded
+            else buffers
+        )
+
+    @cached_property
+    def tensor_names(self) -> tuple[str, ...]:
+        """All names of all tensors."""
+        return tuple(self.blocks.layout.tree.uncovered([])[1])
+
+    @cached_property
+    def module_classes(self) -> Mapping[str, str]:
+        """By name of a module, its class."""
+        return dict(self.blocks.layout.tree.columns.module_classes())
 
     @cached_property
     def stored_bytes(self) -> Mapping[str, int | float]:

@@ -33,6 +33,7 @@ fn placement(execution: [u32; 2], offloaded: [Option<i128>; 2], room: [Option<i1
         main_device: 0,
         resident: vec![100, 200],
         offloaded: offloaded.to_vec(),
+        never_ahead: vec![0, 0],
         room: room.to_vec(),
         rest: None,
         beside: 0,
@@ -68,6 +69,23 @@ fn what_is_offloaded_is_copied_ahead_where_there_is_room() -> Result<(), OutOfRa
     let peaks = |room| replay(&tape, &sizes, &placement([0, 0], [Some(40), Some(60)], [Some(room), None]));
     assert_eq!(peaks(100), Some(vec![vec![100 + 3 + 22 + 100, 200]]));
     assert_eq!(peaks(99), Some(vec![vec![100 + 3 + 19 + 60, 200]]));
+    Ok(())
+}
+
+/// What other modules have, too, comes when its block runs, beside what was copied ahead; the room is asked for all of it.
+#[test]
+fn what_is_never_copied_ahead_comes_when_its_block_runs() -> Result<(), OutOfRange> {
+    let (tape, sizes) = two_blocks()?;
+    let peaks = |never_ahead: i128, room: i128| {
+        let offloaded = placement([0, 0], [Some(40), Some(60)], [Some(room), None]);
+        let found = replay(&tape, &sizes, &RunPlacement { never_ahead: vec![0, never_ahead], ..offloaded });
+        found.map(|peaks| peaks[0][0])
+    };
+    assert_eq!(peaks(15, 100), Some(100 + 3 + 22 + 40 + 45));
+    assert_eq!(peaks(60, 100), Some(100 + 3 + 19 + 60));
+    assert_eq!(peaks(15, 99), Some(100 + 3 + 19 + 60));
+    let short = RunPlacement { never_ahead: vec![0], ..placement([0, 0], [None; 2], [None; 2]) };
+    assert_eq!(replay(&tape, &sizes, &short), None);
     Ok(())
 }
 

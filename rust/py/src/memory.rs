@@ -73,7 +73,9 @@ impl TapeColumns {
     }
 
     /// By phase, the most bytes on each device.
-    #[pyo3(signature = (*, execution, main_device, resident, offloaded, room, rest, beside, is_order_known))]
+    #[pyo3(signature = (
+        *, execution, main_device, resident, offloaded, never_ahead, room, rest, beside, is_order_known
+    ))]
     #[allow(clippy::too_many_arguments)] // one placement, whose parts have no sense by themselves
     fn replay(
         &self,
@@ -82,13 +84,23 @@ impl TapeColumns {
         main_device: u32,
         resident: Vec<i128>,
         offloaded: Vec<Option<i128>>,
+        never_ahead: Vec<i128>,
         room: Vec<Option<i128>>,
         rest: Option<u32>,
         beside: i128,
         is_order_known: bool,
     ) -> PyResult<Vec<Vec<i128>>> {
-        let placement =
-            RunPlacement { execution, main_device, resident, offloaded, room, rest, beside, is_order_known };
+        let placement = RunPlacement {
+            execution,
+            main_device,
+            resident,
+            offloaded,
+            never_ahead,
+            room,
+            rest,
+            beside,
+            is_order_known,
+        };
         let found = py.detach(|| replay(&self.tape, &self.sizes, &placement));
         found.ok_or_else(|| PyValueError::new_err("a placement of other blocks or devices"))
     }

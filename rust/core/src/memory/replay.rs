@@ -16,6 +16,8 @@ pub struct RunPlacement {
     pub resident: Vec<i128>,
     /// By block, what is brought in while it runs; None where it lies.
     pub offloaded: Vec<Option<i128>>,
+    /// By block, what of that is not copied ahead.
+    pub never_ahead: Vec<i128>,
     /// By device, what offloaded blocks may take there together, so that the next is copied ahead.
     pub room: Vec<Option<i128>>,
     /// Where what is brought to rest on the cpu lies; None where nothing is told of it.
@@ -30,7 +32,8 @@ pub struct RunPlacement {
 pub fn replay(tape: &Tape, sizes: &[i128], placement: &RunPlacement) -> Option<Vec<Vec<i128>>> {
     let (blocks, devices) = (tape.blocks as usize, placement.resident.len());
     let mut named = placement.execution.iter().chain([&placement.main_device]).chain(&placement.rest);
-    let is_whole = placement.execution.len() == blocks && placement.offloaded.len() == blocks;
+    let lengths = [placement.execution.len(), placement.offloaded.len(), placement.never_ahead.len()];
+    let is_whole = lengths == [blocks; 3];
     if !is_whole || placement.room.len() != devices || named.any(|&device| device as usize >= devices) {
         return None;
     }
@@ -316,6 +319,11 @@ impl<'a> Ahead<'a> {
         self.placement.offloaded.get(block).copied().flatten()
     }
 
+    /// What is copied ahead of it.
+    fn size_ahead(&self, place: u32) -> Option<i128> {
+        Some(self.size(place)? - self.placement.never_ahead[place as usize - 1])
+    }
+
     fn device(&self, place: u32) -> u32 {
         self.devices[place as usize]
     }
@@ -325,6 +333,7 @@ impl<'a> Ahead<'a> {
         let mut moves = Vec::new();
         if self.staged == place {
             self.staged = 0;
+            moves.push((self.device(place), self.placement.never_ahead[place as usize - 1]));
         } else {
             // A wrong guess goes before what is really next is brought in.
             moves = self.dropped();
@@ -339,14 +348,14 @@ impl<'a> Ahead<'a> {
     /// Sends for what follows a block, if there is room for both.
     fn stage(&mut self, place: u32, size: i128) -> Vec<(u32, i128)> {
         let following = self.follower[place as usize];
-        let Some(more) = self.size(following) else { return Vec::new() };
+        let (Some(more), Some(ahead)) = (self.size(following), self.size_ahead(following)) else { return Vec::new() };
         let device = self.device(following);
         let room = self.placement.room[device as usize].unwrap_or(0);
         if following == place || !self.is_on || size + more > room {
             return Vec::new();
         }
         self.staged = following;
-        vec![(device, more)]
+        vec![(device, ahead)]
     }
 
     fn leave(&self, place: u32) -> Vec<(u32, i128)> {
@@ -360,6 +369,6 @@ impl<'a> Ahead<'a> {
 
     fn dropped(&mut self) -> Vec<(u32, i128)> {
         let staged = std::mem::take(&mut self.staged);
-        self.size(staged).map(|size| (self.device(staged), -size)).into_iter().collect()
+        self.size_ahead(staged).map(|size| (self.device(staged), -size)).into_iter().collect()
     }
 }
