@@ -7,7 +7,9 @@ from typing import Literal, TypeAlias
 # ---- What a user chooses; see planner.settings.schema.Settings
 
 Objective: TypeAlias = Literal["latency", "throughput", "pipeline"]
-StrategyName: TypeAlias = Literal["auto", "sequential", "balanced", "balanced_low_0"] | Objective
+StrategyName: TypeAlias = Literal[
+    "auto", "sequential", "balanced", "balanced_low_0", "latency", "throughput", "pipeline"
+]
 RunOrder: TypeAlias = Literal["given", "any"]
 Mode: TypeAlias = Literal["any", "no_disk", "gpu_only"]
 Granularity: TypeAlias = Literal["block", "module", "part", "expert"]

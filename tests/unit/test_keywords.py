@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from planner.config import Stack
 from planner.config.types import Classes, schema_of
+from planner.devices.table_machine import machine_of_cards
 from planner.settings.keywords import ModelKeywords, PlanSettings, StrategyKeywords, StrategyName
 from planner.settings.schema import Model, Settings, Strategy
 
@@ -59,6 +61,7 @@ def test_what_the_type_allows_the_schema_takes(name: str) -> None:
         "staging_blocks": [2],
         "offload_folder": [None, "folder"],
         "offload_buffers": [True],
+        "machine": [None, "machine.json", Path("machine.json"), machine_of_cards({0: "L4"})],
         "model": [{"hidden_size": 8, "dtype": "float16"}, {}],
     }
     words = words_of(typing.get_type_hints(PlanSettings, localns={"torch": torch})[name])

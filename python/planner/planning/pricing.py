@@ -59,8 +59,8 @@ def price(
         InvalidInputError: no map, a setting that makes no sense, or a link without a rate.
         InvalidDevicesError: a device that the machine does not have, or has no rate for. Fields: ``device``.
 
-    Guarantee: whatever strategies that go by time say of their plans is what this says of them, of stages that lie one behind the
-        other; rooms are not looked at.
+    Guarantee: of a plan by time whose pieces are all resident or fetched, the latency that the plan says. A piece that runs beside
+        its stage, or with what it is tied to, counts two hops there, and here only those that are made. Rooms are not looked at.
 
     Cost: O(modules + tensors).
 

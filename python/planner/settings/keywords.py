@@ -22,11 +22,12 @@ from planner.choices import (
 if TYPE_CHECKING:
     import torch
 
-    class _Machine(Protocol):
-        """What has rates: :class:`planner.devices.machine.Machine`."""
 
-        def to_json(self) -> str:
-            """As JSON."""
+class MachineLike(Protocol):
+    """What has rates: :class:`planner.devices.machine.Machine`."""
+
+    def to_json(self) -> str:
+        """As JSON."""
 
 
 # What is read as each; see planner.settings.schema. Keys of mappings are devices or names: a Mapping's key type would refuse a
@@ -100,7 +101,7 @@ class LoadSettings(TypedDict, total=False):
     execute_offloaded: ExecuteOffloaded
     staging_blocks: int
     workload: WorkloadKeywords | None
-    machine: _Machine | str | os.PathLike[str] | None
+    machine: MachineLike | str | os.PathLike[str] | None
 
 
 class PlanSettings(LoadSettings, total=False):
