@@ -2,27 +2,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(clippy::cast_possible_truncation)] // small numbers are drawn
 
+mod drawn;
+
 use std::sync::Arc;
 
 use planner_core::auto::{Demands, Execute, Failure, Mode, Options, Solution, Unit, shortfall, solve};
 use planner_core::{Device, DeviceKind};
 
-/// A small generator of its own, so that the same seeds give the same instances everywhere.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % end
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-}
+use drawn::Random;
 
 #[derive(Debug)]
 struct Instance {

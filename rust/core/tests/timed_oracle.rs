@@ -2,31 +2,18 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(clippy::cast_possible_truncation)] // small numbers are drawn
 
+mod drawn;
+
 use planner_core::timed::{
     Line, LineFailure, LineKind, MOST_PS, Objective, Piece, PieceWay, Question, Schedule, SummedLine, TimedPlan,
 };
 
+use drawn::Random;
+
 const TABLES: u64 = 3_000;
 
-/// A small generator of its own, so that the same seeds give the same tables everywhere.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % end
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-
-    fn time(&mut self, end: u64, percent: u64) -> Option<u64> {
-        self.chance(percent).then(|| self.below(end))
-    }
+fn time(random: &mut Random, end: u64, percent: u64) -> Option<u64> {
+    random.chance(percent).then(|| random.below(end))
 }
 
 fn piece(random: &mut Random, kinds: usize) -> Piece {
@@ -37,9 +24,9 @@ fn piece(random: &mut Random, kinds: usize) -> Piece {
         state_bits: if random.chance(30) { random.below(4) } else { 0 },
         streamed_bits: if random.chance(80) { bits } else { random.below(12) },
         homes: if random.chance(75) { all } else { random.below(all + 1) },
-        run_ps: (0..kinds).map(|_| random.time(14, 93)).collect(),
-        fetch_ps: (0..kinds).map(|_| random.time(30, 85)).collect(),
-        host_ps: random.time(25, 70),
+        run_ps: (0..kinds).map(|_| time(random, 14, 93)).collect(),
+        fetch_ps: (0..kinds).map(|_| time(random, 30, 85)).collect(),
+        host_ps: time(random, 25, 70),
     }
 }
 
