@@ -32,12 +32,14 @@ class LineSizes:
     Args:
         tokens: new tokens, over all sequences.
         dtype: what the model computes in.
+        item_bytes: one number of that.
         activation_bytes: what passes from one piece to the next.
         heads_per_key: heads that read one head of the cache.
     """
 
     tokens: int
     dtype: str
+    item_bytes: int
     activation_bytes: int
     heads_per_key: int = 1
 
@@ -210,7 +212,7 @@ class PlannedLine:
         found = self._run_ps.get(known)
         if found is None:
             # Each number of the cache meets every head that reads it, once for scores and once for what they weigh.
-            state_flops = 2 * self.sizes.heads_per_key * cache_bytes // self._item_bytes
+            state_flops = 2 * self.sizes.heads_per_key * cache_bytes // self.sizes.item_bytes
             found = self._run_ps[known] = run_ps(
                 self.machine.device(key),
                 work,
@@ -240,10 +242,6 @@ class PlannedLine:
             for number, block in enumerate(names)
             if all(name in free for name in block) and not self.demands[number].exec_bytes
         )
-
-    @cached_property
-    def _item_bytes(self) -> int:
-        return 4 if self.sizes.dtype == "float32" else 2
 
     def _piece(self, number: int) -> LinePiece:
         work, kept, allowed = self.work[number], self.demands[number], self.allowed[number]

@@ -8,6 +8,7 @@ from math import ceil
 
 from planner.devices.keys import DeviceKey
 from planner.errors import InvalidConstraintError, InvalidInputError
+from planner.memory.cache_parts import item_bytes as item_bytes_of
 from planner.memory.demands import Demands
 from planner.model.blocks import Blocks
 from planner.model.constraints import allowed_devices
@@ -16,13 +17,13 @@ from planner.planning.line import HOST, LineSizes, PlannedLine
 from planner.planning.machines import machine_for
 from planner.planning.margins import margin_of
 from planner.planning.problem import Problem
+from planner.settings.dtypes import FLOATS
 from planner.settings.strategies import ByTime
 from planner.strategies.running import block_demands
 from planner.strategies.staying import StayingBuffers
 
 __all__ = ["planned_line", "step_tokens"]
 
-_ITEM_BYTES: Mapping[str, int] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _NOTHING = Demands(blocks={})
 
 
@@ -66,7 +67,7 @@ def planned_line(
             "model={'hidden_size': 4096}"
         )
     dtype = facts.dtype or "float32"
-    item_bytes = _ITEM_BYTES.get(dtype, 4)
+    item_bytes = item_bytes_of(dtype) if dtype in FLOATS else 4
     experts = None
     if facts.num_experts and facts.num_experts_per_tok:
         experts = Experts(facts.num_experts, min(facts.num_experts_per_tok, facts.num_experts))
@@ -104,6 +105,7 @@ def planned_line(
         sizes=LineSizes(
             tokens=tokens,
             dtype=dtype,
+            item_bytes=item_bytes,
             activation_bytes=tokens * row_bytes,
             heads_per_key=max(1, queries // keys),
         ),
