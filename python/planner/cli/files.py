@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from planner.config.document import without_repetition
 from planner.devices.keys import DeviceKey, canonical_device
 from planner.errors import InvalidInputError
 from planner.plans.plan import Plan
@@ -114,16 +115,9 @@ def _budget_row(path: str, number: int, line: str) -> BudgetRow:
 
 def _read_json(where: str, text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_without_repetition)
+        return json.loads(text, object_pairs_hook=without_repetition)
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"{where}: not JSON: {error}", file=where) from error
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return found
 
 
 def _plan(path: str, text: str) -> Plan:

@@ -34,6 +34,14 @@ _NUMBERS: Final[tuple[tuple[re.Pattern[str], Callable[[str], object]], ...]] = (
 _JSON_TOKEN = re.compile(r'[{}\[\]]|"[^"\\]*+(?:\\.[^"\\]*+)*+"|[^\s{}\[\],:"]++', re.DOTALL)
 
 
+def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, for ``object_pairs_hook`` of Python's reader. Raises ValueError: a key stands twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
+
+
 class Event(NamedTuple):
     """One step through a document: a scalar, the start of a mapping or a list, or the end of either."""
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from planner.config.document import without_repetition
 from planner.devices.machine_parts import Link, MachineDevice
 from planner.devices.machine_reader import MachineReader
 from planner.devices.rate import Rate
@@ -35,7 +36,7 @@ def text_of_parts(devices: Iterable[MachineDevice], links: Iterable[Link]) -> st
 def parts_of_text(text: str) -> Parts:
     """What :func:`text_of_parts` wrote, or somebody by hand. Raises InvalidInputError. Fields: ``problems``."""
     try:
-        data = json.loads(text, object_pairs_hook=_without_repetition)
+        data = json.loads(text, object_pairs_hook=without_repetition)
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidInputError(f"not a machine: {error}") from error
     return parts_of_data(data)
@@ -93,10 +94,3 @@ def _rate_data(rate: Rate) -> int | dict[str, Any]:
     if rate.source:
         data["source"] = rate.source
     return data
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return found

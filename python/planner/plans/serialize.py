@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from typing import Any, TypeVar
 
+from planner.config.document import without_repetition
 from planner.devices.keys import DeviceKey, canonical_device, ordered
 from planner.errors import InvalidInputError
 from planner.known_names import KnownNames
@@ -84,7 +85,7 @@ def read_json(text: str) -> PlanParts:
         InvalidInputError: not JSON, not a plan, or of a version this planner does not know.
     """
     try:
-        data = json.loads(text, object_pairs_hook=_without_repetition)
+        data = json.loads(text, object_pairs_hook=without_repetition)
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidInputError(f"not a plan: {error}") from error
     if not isinstance(data, dict) or data.get("schema") != _SCHEMA:
@@ -98,13 +99,6 @@ def read_json(text: str) -> PlanParts:
         return _parts({**data, **_from_pairs(data)} if version == 1 else data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InvalidInputError(f"not a plan: {type(error).__name__}: {error}") from error
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return found
 
 
 def _from_pairs(data: dict[str, Any]) -> dict[str, Any]:
