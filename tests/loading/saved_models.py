@@ -144,15 +144,17 @@ class SavedModel:
 def saved(name: str) -> SavedModel:
     """One of the models; nobody may change it or its folder."""
     tf.utils.logging.disable_progress_bar()
-    torch.manual_seed(LAYERS)
-    model: Any = SAVED[name]()
-    for tensor in model.parameters():  # no two tensors may be equal by chance
-        tensor.data.normal_()
     folder = Path(tempfile.mkdtemp(prefix="saved_models_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    model.save_pretrained(folder)
-    torch.manual_seed(LAYERS)
-    return SavedModel(folder, type(model).from_pretrained(folder))
+    # The first to ask makes it, perhaps inside `with torch.device("meta")`, where it would have no values.
+    with torch.device("cpu"):
+        torch.manual_seed(LAYERS)
+        model: Any = SAVED[name]()
+        for tensor in model.parameters():  # no two tensors may be equal by chance
+            tensor.data.normal_()
+        model.save_pretrained(folder)
+        torch.manual_seed(LAYERS)
+        return SavedModel(folder, type(model).from_pretrained(folder))
 
 
 def empty(model: Any, cls: Any = None) -> Any:
