@@ -121,14 +121,18 @@ class Machine:
         """
         return self._text
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """What tells machines apart whose numbers differ, wherever these come from."""
-        return sha256(self._text.encode()).hexdigest()[:16]
+        return self._fingerprint
 
     def __hash__(self) -> int:
         """Equal machines give the same text."""
         return hash(self._text)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return sha256(self._text.encode()).hexdigest()[:16]
 
     @cached_property
     def _text(self) -> str:
