@@ -188,6 +188,7 @@ PAGES = {
             *("PlannerError", "InvalidInputError", "InvalidTreeError", "InvalidDevicesError"),
             *("InvalidConstraintError", "InvalidByteSizeError", "InvalidConfigError", "InfeasibleError"),
             *("CheckpointError", "OffloadError", "PlanMismatchError", "IntegrationError"),
+            "PipelineError",
             "RecordingError",
             "UnknownMemoryError",
         ),
