@@ -11,7 +11,7 @@ from planner.devices.keys import DeviceKey
 from planner.errors import InfeasibleError, InvalidInputError
 from planner.strategies.line_tables import LineProblem, read_table
 
-_PieceRow: TypeAlias = tuple[int, int, int, int, list[int | None], list[int | None], int | None]
+_PieceRow: TypeAlias = tuple[int, int, int, int, list[int | None], list[int | None], int | None, list[int]]
 Way: TypeAlias = Literal["resident", "fetched", "beside", "tied"]
 
 
