@@ -12,6 +12,7 @@ from planner.memory.cache_parts import item_bytes as item_bytes_of
 from planner.memory.demands import Demands
 from planner.model.blocks import Blocks
 from planner.model.constraints import allowed_devices
+from planner.model.execution_order import callers_of, execution_order
 from planner.model.work import Experts, work_of
 from planner.planning.line import HOST, LineSizes, PlannedLine
 from planner.planning.machines import machine_for
@@ -91,16 +92,22 @@ def planned_line(
             kept = ceil(at_once_bytes * (1 + margin.share)) + margin.beside_bytes
         capacity_bytes[budget.device] = max(0, budget.capacity_bytes - kept)
     has_accelerator = "accelerator" in kinds.values()
+    order, callers = execution_order(blocks), callers_of(blocks, problem.layers())
+    place = {number: at for at, number in enumerate(order)}
+    work = work_of(blocks, tokens, weight_bits=8 * item_bytes, experts=experts, row_bytes=row_bytes)
+    keeps, allowed = block_demands(blocks, demands), _allowed(problem, blocks, list(kinds))
     line = PlannedLine(
         blocks=blocks,
-        work=work_of(blocks, tokens, weight_bits=8 * item_bytes, experts=experts, row_bytes=row_bytes),
-        demands=block_demands(blocks, demands),
+        order=order,
+        callers=[place[callers[number]] for number in order],
+        work=[work[number] for number in order],
+        demands=[keeps[number] for number in order],
         staying=StayingBuffers(blocks, settings.offload_buffers),
         share=share,
         machine=machine,
         budgets=budgets,
         capacity_bytes=capacity_bytes,
-        allowed=_allowed(problem, blocks, list(kinds)),
+        allowed=[allowed[number] for number in order],
         sizes=LineSizes(
             tokens=tokens,
             dtype=dtype,
