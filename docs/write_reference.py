@@ -181,6 +181,14 @@ PAGES = {
             *_below("devices.rate", "Rate"),
         ),
     ),
+    "export": Page(
+        "Other engines",
+        "See [machines](../machines.md#other-engines): plans in the words of vLLM, SGLang, Megatron and others.",
+        _below(
+            "export",
+            "Command vllm sglang megatron tensorrt_llm torchtitan llama_cpp huggingface deepspeed",
+        ),
+    ),
     "errors": Page(
         "Errors",
         "See [errors](../errors.md) for when each is raised, and what helps.",

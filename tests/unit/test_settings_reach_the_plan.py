@@ -152,6 +152,7 @@ BY_TIME: tuple[tuple[str, Any], ...] = (
     ("strategy.latency.parts", False),
     ("strategy.pipeline.microbatches", 9),
     ("machine", "slower"),
+    ("engine", "vllm"),
 )  # fmt: skip
 """Each changes what a plan by time says; tested in test_plans_by_time.py."""
 DETECTED = ("offload_folder",)  # tested below, for it means nothing where budgets are named

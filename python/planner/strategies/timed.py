@@ -57,7 +57,8 @@ def solve_table(table: Mapping[str, object]) -> LineAnswer:
             kind to kind; `pieces`, each with its `bits`, the bits of `state` that lie where it runs, the bits that fetching it
             takes (`streamed`), the kinds that may be its `homes`, and picoseconds to `run` and to `fetch` by kind, and on the
             `host`. None is what may not be. `ties` name `pieces` that share their weights, and the `bits` of these: they have one
-            home, and those that another device reaches run there all the same (`tied`), at two hops.
+            home, and those that another device reaches run there all the same (`tied`), at two hops. `closed` are numbers of pieces
+            before which no run ends.
 
     Raises:
         InvalidInputError: what cannot be read, all of it at once; more than 64 devices; numbers too large to be added.
@@ -132,6 +133,7 @@ def core_line(problem: LineProblem) -> _core.TimedLine:
         schedule=problem.schedule,
         staging_blocks=problem.staging_blocks,
         ties=[(list(tie.pieces), tie.bits) for tie in problem.ties],
+        closed=list(problem.closed),
     )
 
 
