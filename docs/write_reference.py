@@ -183,7 +183,7 @@ PAGES = {
     ),
     "export": Page(
         "Other engines",
-        "See [machines](../machines.md#other-engines): plans in the words of vLLM, SGLang, Megatron and others.",
+        "Plans in the words of vLLM, SGLang, Megatron and others: what to start, with which arguments.",
         _below(
             "export",
             "Command vllm sglang megatron tensorrt_llm torchtitan llama_cpp huggingface deepspeed",
@@ -196,6 +196,7 @@ PAGES = {
             *("PlannerError", "InvalidInputError", "InvalidTreeError", "InvalidDevicesError"),
             *("InvalidConstraintError", "InvalidByteSizeError", "InvalidConfigError", "InfeasibleError"),
             *("CheckpointError", "OffloadError", "PlanMismatchError", "IntegrationError"),
+            "PipelineError",
             "RecordingError",
             "UnknownMemoryError",
         ),

@@ -36,6 +36,7 @@ MAY_USE_TORCH = (
     "loading/",
     "measuring/",
     "memory/recording/",
+    "pipelines/",
     "verification/",
     "checkpoint/describe.py",
 )
@@ -57,6 +58,7 @@ LATE = (
     "loading/",
     "measuring/",
     "memory/recording/",
+    "pipelines/",
     "verification/",
     "compat/dat_files.py",
     "compat/disk_part.py",

@@ -117,6 +117,7 @@ _NAMES = {
         "InvalidInputError",
         "InvalidTreeError",
         "OffloadError",
+        "PipelineError",
         "PlanMismatchError",
         "PlannerError",
         "RecordingError",

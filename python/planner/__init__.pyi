@@ -241,6 +241,9 @@ from planner.errors import (
     OffloadError as OffloadError,
 )
 from planner.errors import (
+    PipelineError as PipelineError,
+)
+from planner.errors import (
     PlanMismatchError as PlanMismatchError,
 )
 from planner.errors import (
@@ -350,6 +353,7 @@ __all__ = [
     "OffloadError",
     "OffloadedWeightsLoader",
     "PeakRow",
+    "PipelineError",
     "Plan",
     "PlanMismatchError",
     "PlannerError",

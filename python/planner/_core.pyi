@@ -114,6 +114,9 @@ class Tree:
     def module_classes(self) -> list[tuple[str, str]]:
         """Name and class of each module but the root: ``module_count - 1``."""
 
+    def module_places(self) -> list[tuple[int | None, int]]:
+        """Of each of these, the number of the one that holds it, and how many modules have tensors of their own, itself and those inside."""
+
     def knows(self, names: list[str]) -> list[bool]:
         """For each name, whether a row has it."""
 
@@ -437,7 +440,7 @@ class TimedLine:
     def __new__(
         cls,
         *,
-        pieces: list[tuple[int, int, int, int, list[int | None], list[int | None], int | None]],
+        pieces: list[tuple[int, int, int, int, list[int | None], list[int | None], int | None, list[int]]],
         kinds: list[tuple[int, int, bool]],
         devices: list[int],
         hop_ps: list[list[int]],
@@ -447,8 +450,9 @@ class TimedLine:
         closed: list[int] = ...,
     ) -> TimedLine:
         """``pieces``: bits, state's bits, streamed bits, homes as a bit for each kind, picoseconds to run and to fetch by kind, and
-        on the host. ``kinds``: capacity in bits, picoseconds to the host and back, whether it is the host. ``ties``: numbers of
-        pieces, ascending, and the bits that they have together. ``closed``: numbers of pieces before which no run may end."""
+        on the host, and by kind bits that are kept where the host runs it. ``kinds``: capacity in bits, picoseconds to the host and
+        back, whether it is the host. ``ties``: numbers of pieces, ascending, and the bits that they have together.
+        ``closed``: numbers of pieces before which no run may end."""
 
     def __len__(self) -> int: ...
     def solve(

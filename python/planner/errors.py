@@ -17,6 +17,7 @@ __all__ = [
     "InvalidInputError",
     "InvalidTreeError",
     "OffloadError",
+    "PipelineError",
     "PlanMismatchError",
     "PlannerError",
     "RecordingError",
@@ -148,6 +149,19 @@ class PlanMismatchError(PlannerError):
     """A device map does not fit the model it is to be applied to. Fields: ``findings`` (sequence)."""
 
     findings: Sequence[Any]
+
+
+class PipelineError(PlannerError, RuntimeError):
+    """A pipeline cannot begin or go on: processes and stages do not agree, or one of them failed, is gone or does not answer.
+
+    Fields: ``rank`` (int): which process it is about, None where that is not known; ``stage`` (int) and ``layers`` (range): what it
+    runs; ``step`` (int): which forward was under way, None before the first.
+    """
+
+    rank: int | None = None
+    stage: int | None = None
+    layers: range | None = None
+    step: int | None = None
 
 
 class IntegrationError(PlannerError):

@@ -308,6 +308,8 @@ def errors(error: planner.PlannerError) -> None:
             as_value_error(error)
         case planner.CheckpointError():
             assert_type(error.file + error.reason, str)
+        case planner.PipelineError():
+            print(error.rank, error.stage, error.layers, error.step)
         case planner.OffloadError():
             assert_type(error.name, str | None)
         case planner.IntegrationError():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from planner.devices.budgets import DeviceBudget
 from planner.devices.detect import free_devices
@@ -36,7 +37,13 @@ def machine_for(said: str | None, budgets: Sequence[DeviceBudget]) -> Machine:
 
 def read_machine(said: str) -> Machine:
     """The machine of a setting: its text, or the path of its file. Raises InvalidInputError. Fields: ``problems``."""
-    return Machine.from_json(said) if said.lstrip().startswith("{") else Machine.read(said)
+    return _of_text(said) if said.lstrip().startswith("{") else Machine.read(said)
+
+
+@lru_cache(maxsize=8)
+def _of_text(text: str) -> Machine:
+    """Of many plans for one machine, all but the first find it read."""
+    return Machine.from_json(text)
 
 
 def _detected_name(device: DeviceKey) -> str:

@@ -1,0 +1,161 @@
+"""One stage of a pipeline: a model with a part of its layers, which takes what the stage before it gives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from planner.pipelines.cutting import Cut, cut_model, find_layers
+from planner.pipelines.reading import StageWeights, weights_of
+from planner.pipelines.running import StageForward
+from planner.pipelines.runs import StageRun
+
+__all__ = ["PreparedStage", "Stage", "prepare_stage"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stage:
+    """One stage, with its weights.
+
+    Args:
+        index: which stage, from 0 on.
+        count: how many there are.
+        layers: numbers of its layers in the whole model.
+        model: the model's own class with these layers only.
+        device: where it runs.
+        read_bytes: bytes of files that were read for it.
+        dtype: of hidden states that it takes and gives.
+        hidden_size: their width.
+        vocab_size: width of what the last stage gives.
+    """
+
+    index: int
+    count: int
+    layers: range
+    model: nn.Module
+    device: torch.device
+    read_bytes: int
+    dtype: torch.dtype
+    hidden_size: int
+    vocab_size: int
+    _run: StageForward
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it takes ids of tokens, and not hidden states."""
+        return self.index == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it gives logits, and not hidden states."""
+        return self.index == self.count - 1
+
+    def new_cache(self) -> Any:
+        """An empty cache for its layers, one for each batch that is under way."""
+        return self._run.new_cache()
+
+    def forward(
+        self,
+        arrived: Tensor,
+        *,
+        cache: Any,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """What it makes of ids, on the first stage, or of hidden states.
+
+        Args:
+            arrived: ids of new tokens (rows, tokens), or hidden states (rows, tokens, hidden size).
+            cache: of :meth:`new_cache`, written to.
+            attention_mask: 1 for tokens, 0 for padding, over all tokens so far with the new ones; the same on every stage.
+            position_ids: of the new tokens; the same on every stage. By default, the model's own.
+            last_only: of logits, those of the last token only.
+
+        Returns:
+            Hidden states; of the last stage, logits.
+        """
+        return self._run(arrived, cache, attention_mask, position_ids, last_only=last_only)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedStage:
+    """A stage that is judged, and of which nothing has been read yet.
+
+    Args:
+        run: which layers.
+        model: the model's own class with these layers only, on meta.
+        device: where it will run.
+        weights: how its tensors come out of the files.
+    """
+
+    run: StageRun
+    model: nn.Module
+    device: torch.device
+    weights: StageWeights
+    cut: Cut
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that its weights will take on the device."""
+        return self.weights.nbytes
+
+    def read(self, progress: Callable[[int, int], object] | None = None) -> Stage:
+        """Reads its weights, straight to the device.
+
+        Args:
+            progress: is called with bytes done and bytes in all; by default nothing is told.
+
+        Raises:
+            OffloadError: a file that cannot be read, or a number that the dtype cannot hold. Fields: ``name``.
+        """
+        read_bytes = self.weights.read_into(self.model, self.device, progress)
+        run = StageForward(self.model, self.cut, self.run, self.device)
+        return Stage(
+            index=self.run.index,
+            count=self.run.count,
+            layers=self.run.layers,
+            model=self.model,
+            device=self.device,
+            read_bytes=read_bytes,
+            dtype=run.dtype,
+            hidden_size=run.hidden_size,
+            vocab_size=run.vocab_size,
+            _run=run,
+        )
+
+
+def prepare_stage(
+    checkpoint: str | os.PathLike[str],
+    runs: Sequence[StageRun],
+    index: int,
+    device: str | torch.device = "cpu",
+    *,
+    dtype: str | torch.dtype = "auto",
+    attention: str | None = None,
+) -> PreparedStage:
+    """A stage, cut out of its model and held against the files; nothing is read but headers.
+
+    Args:
+        checkpoint: as of :func:`planner.load`.
+        runs: all stages.
+        index: which of them.
+        device: where it will run.
+        dtype: as of :func:`planner.load`.
+        attention: transformers' name of an attention ("eager", "sdpa", …); by default the one that it chooses.
+
+    Raises:
+        CheckpointError: files that are missing, malformed or do not fit. Fields: ``file``, ``reason``, ``findings``.
+        PlanMismatchError: more or fewer layers than the model has. Fields: ``findings``.
+        InvalidTreeError: a model that cannot be cut into stages. Fields: ``name``.
+    """
+    place = torch.device(device)
+    weights, model = weights_of(checkpoint, dtype, attention)
+    layers = find_layers(model)
+    cut = cut_model(model, layers, runs, index, weights.make_buffers)
+    return PreparedStage(runs[index], model, place, weights.of_stage(model, cut), cut)
