@@ -253,6 +253,7 @@ impl Tree {
 
     /// The same tree where each of these tensors is an object of its own, as large as it was; names of nothing, and of modules, say
     /// nothing.
+    #[must_use]
     pub fn untied<S: AsRef<str>>(&self, names: &[S]) -> Self {
         let mut tree = self.clone();
         for node in self.resolve(names).into_iter().flatten() {
