@@ -30,10 +30,11 @@ class LinePlacement:
         for run in answer.runs:
             self.stages += [line.runners[run.device]] * (run.end - run.first)
             self.ways += run.ways
-        self.runs: list[DeviceKey] = [
-            HOST if way == "beside" else stage for way, stage in zip(self.ways, self.stages, strict=True)
-        ]
         self.homes = self._homes()
+        self.runs: list[DeviceKey] = [
+            HOST if way == "beside" else home if way == "tied" else stage
+            for way, home, stage in zip(self.ways, self.homes, self.stages, strict=True)
+        ]
         self.is_over = self._on_host_bytes > self._host_bytes
         if self.is_over:
             self._spill()
