@@ -21,7 +21,17 @@ from planner.pipelines.runs import stage_runs
 from planner.pipelines.stage import Stage, prepare_stage
 from tiny_families import SIZES
 
-__all__ = ["FAMILIES", "LAYERS", "Chain", "SavedFamily", "family", "forwards", "save", "stages_of", "whole_logits"]
+__all__ = [
+    "FAMILIES",
+    "LAYERS",
+    "Chain",
+    "SavedFamily",
+    "family",
+    "forwards",
+    "save",
+    "stages_of",
+    "whole_logits",
+]
 
 LAYERS = 5
 WINDOW = 4

@@ -7,8 +7,6 @@ import torch
 from stage_models import FAMILIES, Chain, family, forwards, save, stages_of, whole_logits
 from torch import Tensor
 
-from tiny_families import family as on_meta
-
 CUTS = {5: [(1, 4), (2, 1, 2), (3, 1, 1)], 6: [(1, 5), (3, 2, 1)]}
 
 
@@ -87,4 +85,3 @@ def test_a_stage_says_what_it_takes_and_gives() -> None:
     assert (first.is_first, first.is_last, last.is_first, last.is_last) == (True, False, False, True)
     assert (first.dtype, first.hidden_size, first.vocab_size) == (torch.float32, 32, 64)
     assert len(last.model.model.layers) == 3
-    assert on_meta("llama").config.num_hidden_layers == 2
