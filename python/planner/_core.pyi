@@ -111,6 +111,9 @@ class Tree:
     def module_classes(self) -> list[tuple[str, str]]:
         """Name and class of each module but the root: ``module_count - 1``."""
 
+    def module_places(self) -> list[tuple[int | None, int]]:
+        """Of each of these, the number of the one that holds it, and how many modules have tensors of their own, itself and those inside."""
+
     def knows(self, names: list[str]) -> list[bool]:
         """For each name, whether a row has it."""
 
@@ -434,7 +437,7 @@ class TimedLine:
     def __new__(
         cls,
         *,
-        pieces: list[tuple[int, int, int, int, list[int | None], list[int | None], int | None]],
+        pieces: list[tuple[int, int, int, int, list[int | None], list[int | None], int | None, list[int]]],
         kinds: list[tuple[int, int, bool]],
         devices: list[int],
         hop_ps: list[list[int]],
@@ -443,8 +446,8 @@ class TimedLine:
         ties: list[tuple[list[int], int]] = ...,
     ) -> TimedLine:
         """``pieces``: bits, state's bits, streamed bits, homes as a bit for each kind, picoseconds to run and to fetch by kind, and
-        on the host. ``kinds``: capacity in bits, picoseconds to the host and back, whether it is the host. ``ties``: numbers of
-        pieces, ascending, and the bits that they have together."""
+        on the host, and by kind bits that are kept where the host runs it. ``kinds``: capacity in bits, picoseconds to the host and
+        back, whether it is the host. ``ties``: numbers of pieces, ascending, and the bits that they have together."""
 
     def __len__(self) -> int: ...
     def solve(

@@ -53,6 +53,7 @@ def draw_piece(rng: Random, kinds: int) -> Table:
         "run": [rng.randint(1, 30) if rng.random() < 0.95 else None for _ in range(kinds)],
         "fetch": [rng.randint(1, 60) if rng.random() < 0.9 else None for _ in range(kinds)],
         "host": rng.randint(5, 90) if rng.random() < 0.7 else None,
+        "beside": [bits if rng.random() < 0.4 else 0 for _ in range(kinds)],
     }
 
 
@@ -85,6 +86,7 @@ def value_of(table: Table, answer: LineAnswer) -> int:
             else:
                 assert piece["state"] == 0
                 run_ps += piece["host"] + table["kinds"][kind]["aside"]
+                largest = max(largest, piece["beside"][kind])
         assert room + table["staging"] * largest <= table["kinds"][kind]["cap"]
         ps = max(run_ps, fetch_ps) if table["overlap"] else run_ps + fetch_ps
         assert ps == run.ps

@@ -31,12 +31,15 @@ _KEYS = (
 )
 _KIND_KEYS = ("cap", "aside", "host")
 _TIE_KEYS = ("pieces", "bits")
-_PIECE_KEYS = ("bits", "state", "streamed", "homes", "run", "fetch", "host")
+_PIECE_KEYS = ("bits", "state", "streamed", "homes", "run", "fetch", "host", "beside")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinePiece:
-    """What is run as a whole: bits, and picoseconds by kind of device; None is what may not be."""
+    """What is run as a whole: bits, and picoseconds by kind of device; None is what may not be.
+
+    `beside_bits`, by kind: room that is kept where it runs on the host from within a run there; none by default.
+    """
 
     bits: int
     state_bits: int
@@ -45,6 +48,7 @@ class LinePiece:
     run_ps: tuple[int | None, ...]
     fetch_ps: tuple[int | None, ...]
     host_ps: int | None
+    beside_bits: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,4 +239,5 @@ class _Reader:
             run_ps=self.row(said.get("run"), f"{where}.run", kinds),
             fetch_ps=self.row(said.get("fetch", (None,) * kinds), f"{where}.fetch", kinds),
             host_ps=None if host is None else self.number(host, f"{where}.host"),
+            beside_bits=self.whole_row(said.get("beside", (0,) * kinds), f"{where}.beside", kinds),
         )

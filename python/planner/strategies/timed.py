@@ -11,6 +11,7 @@ from planner.devices.keys import DeviceKey
 from planner.errors import InfeasibleError, InvalidInputError
 from planner.strategies.line_tables import LineProblem, read_table
 
+_PieceRow: TypeAlias = tuple[int, int, int, int, list[int | None], list[int | None], int | None, list[int]]
 Way: TypeAlias = Literal["resident", "fetched", "beside", "tied"]
 
 
@@ -56,7 +57,8 @@ def solve_table(table: Mapping[str, object]) -> LineAnswer:
             picoseconds to the host and back, and whether it is the `host`; `devices`, by their kinds; `hop`, picoseconds from
             kind to kind; `pieces`, each with its `bits`, the bits of `state` that lie where it runs, the bits that fetching it
             takes (`streamed`), the kinds that may be its `homes`, and picoseconds to `run` and to `fetch` by kind, and on the
-            `host`. None is what may not be. `ties` name `pieces` that share their weights, and the `bits` of these: they have one
+            `host`; by kind, bits that are kept `beside` it while the host runs it, for steps in which it is brought in. None is what
+            may not be. `ties` name `pieces` that share their weights, and the `bits` of these: they have one
             home, and those that another device reaches run there all the same (`tied`), at two hops.
 
     Raises:
@@ -113,9 +115,10 @@ def solve_line(problem: LineProblem) -> LineAnswer:
 
 def core_line(problem: LineProblem) -> _core.TimedLine:
     """The pieces and devices of a problem as the core takes them. Raises ValueError where they cannot be planned."""
-    return _core.TimedLine(
-        pieces=[
-            (
+    made: dict[int, _PieceRow] = {}  # most pieces of a line are one object
+    for piece in problem.pieces:
+        if id(piece) not in made:
+            made[id(piece)] = (
                 piece.bits,
                 piece.state_bits,
                 piece.streamed_bits,
@@ -123,9 +126,10 @@ def core_line(problem: LineProblem) -> _core.TimedLine:
                 list(piece.run_ps),
                 list(piece.fetch_ps),
                 piece.host_ps,
+                list(piece.beside_bits or (0,) * len(problem.kinds)),
             )
-            for piece in problem.pieces
-        ],
+    return _core.TimedLine(
+        pieces=[made[id(piece)] for piece in problem.pieces],
         kinds=[(kind.capacity_bits, kind.hops_ps, kind.is_host) for kind in problem.kinds],
         devices=list(problem.devices),
         hop_ps=[list(row) for row in problem.hop_ps],

@@ -27,6 +27,7 @@ fn piece(random: &mut Random, kinds: usize) -> Piece {
         run_ps: (0..kinds).map(|_| time(random, 14, 93)).collect(),
         fetch_ps: (0..kinds).map(|_| time(random, 30, 85)).collect(),
         host_ps: time(random, 25, 70),
+        beside_bits: (0..kinds).map(|_| if random.chance(40) { random.below(9) } else { 0 }).collect(),
     }
 }
 
@@ -95,6 +96,7 @@ fn run_ps(line: &Line, kind: usize, from: usize, ways: &[PieceWay]) -> Option<u6
                     return None;
                 }
                 running += piece.host_ps? + hops_ps;
+                largest = largest.max(piece.beside_bits[kind]);
             }
         }
     }
@@ -270,6 +272,7 @@ fn enlarged(mut line: Line) -> Line {
         piece.bits *= bits;
         piece.state_bits *= bits;
         piece.streamed_bits = piece.streamed_bits.saturating_mul(bits);
+        piece.beside_bits.iter_mut().for_each(|size| *size = size.saturating_mul(bits));
         piece.run_ps.iter_mut().chain(&mut piece.fetch_ps).flatten().for_each(|time| *time *= ps);
         piece.host_ps = piece.host_ps.map(|time| time * ps);
     }

@@ -32,6 +32,7 @@ fn instance(random: &mut Random) -> Instance {
                 run_ps: (0..3).map(|_| time(random, 14)).collect(),
                 fetch_ps: (0..3).map(|_| time(random, 25)).collect(),
                 host_ps: time(random, 25),
+                beside_bits: (0..3).map(|_| if random.chance(40) { random.below(9) } else { 0 }).collect(),
             }
         })
         .collect();
@@ -103,7 +104,7 @@ impl Instance {
             }
             PieceWay::Beside => {
                 (may_leave && piece.state_bits == 0).then_some(())?;
-                Some((piece.host_ps? + self.line.kinds[kind].hops_ps, 0, 0, 0))
+                Some((piece.host_ps? + self.line.kinds[kind].hops_ps, 0, 0, piece.beside_bits[kind]))
             }
             PieceWay::Tied => {
                 let home = self.kind(asked.home.filter(|&home| is_tied && home != asked.device)?);

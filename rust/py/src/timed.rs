@@ -8,8 +8,8 @@ use pyo3::prelude::*;
 
 use crate::words::Word;
 
-/// Bits, state's bits, streamed bits, homes, and times: to run and to fetch by kind, and on the host.
-type PieceRow = (u64, u64, u64, u64, Vec<Option<u64>>, Vec<Option<u64>>, Option<u64>);
+/// Bits, state's bits, streamed bits, homes, times: to run and to fetch by kind, and on the host; and by kind bits kept beside.
+type PieceRow = (u64, u64, u64, u64, Vec<Option<u64>>, Vec<Option<u64>>, Option<u64>, Vec<u64>);
 /// Capacity in bits, picoseconds to the host and back, and whether it is the host.
 type KindRow = (u64, u64, bool);
 /// Device, first piece, one past the last, picoseconds, and a way for each piece.
@@ -45,14 +45,8 @@ impl TimedLine {
         staging_blocks: u64,
         ties: Vec<(Vec<usize>, u64)>,
     ) -> PyResult<Self> {
-        let piece = |(bits, state_bits, streamed_bits, homes, run_ps, fetch_ps, host_ps): PieceRow| Piece {
-            bits,
-            state_bits,
-            streamed_bits,
-            homes,
-            run_ps,
-            fetch_ps,
-            host_ps,
+        let piece = |(bits, state_bits, streamed_bits, homes, run_ps, fetch_ps, host_ps, beside_bits): PieceRow| {
+            Piece { bits, state_bits, streamed_bits, homes, run_ps, fetch_ps, host_ps, beside_bits }
         };
         let kind = |(capacity_bits, hops_ps, is_host): KindRow| LineKind { capacity_bits, hops_ps, is_host };
         let line = Line {

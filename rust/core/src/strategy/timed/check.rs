@@ -109,7 +109,8 @@ fn lengths(line: &Line) -> Result<(), LineFailure> {
     let wanted = line.kinds.len();
     let lists = line.pieces.iter().enumerate().flat_map(|(piece, said)| {
         let of_piece = move |what, count| (what, "piece", piece, count);
-        [of_piece("run", said.run_ps.len()), of_piece("fetch", said.fetch_ps.len())]
+        let beside = of_piece("beside", said.beside_bits.len());
+        [of_piece("run", said.run_ps.len()), of_piece("fetch", said.fetch_ps.len()), beside]
     });
     let rows = line.hop_ps.iter().enumerate().map(|(kind, row)| ("hop", "kind", kind, row.len()));
     let wrong = lists.chain(rows).find(|&(.., count)| count != wanted);

@@ -15,6 +15,7 @@ pub(crate) struct Class {
     bits: u64,
     state_bits: u64,
     pub(crate) streamed_bits: u64,
+    beside_bits: u64,
     pub(crate) ways: Ways,
 }
 
@@ -41,7 +42,14 @@ impl Class {
         [self.ways.stay, fetch, self.ways.beside].into_iter().flatten().max().unwrap_or(0)
     }
 
-    /// What may be worth doing with one of it, where nothing larger than `largest` is brought in, or nothing: first to stay.
+    /// Sizes that one of it may ask room for on the device of its run, beside what lies there.
+    pub(crate) fn staged_bits(&self) -> impl Iterator<Item = u64> {
+        let fetched = self.ways.fetch.map(|_| self.streamed_bits);
+        let beside = self.ways.beside.map(|_| self.beside_bits).filter(|&bits| bits > 0);
+        fetched.into_iter().chain(beside)
+    }
+
+    /// What may be worth doing with one of it, where room is kept for nothing larger than `largest`, or for nothing: first to stay.
     pub(crate) fn choices(&self, schedule: Schedule, largest: Option<u64>) -> Vec<Choice> {
         let stay = self.ways.stay.map(|run_ps| Choice {
             is_fetch: false,
@@ -59,7 +67,8 @@ impl Class {
                 Choice { is_fetch: true, is_stay: false, room_bits: self.state_bits, run_ps, fetch_ps }
             },
         );
-        let beside = self.ways.beside.map(|run_ps| Choice {
+        let is_kept = self.beside_bits == 0 || largest.is_some_and(|largest| self.beside_bits <= largest);
+        let beside = self.ways.beside.filter(|_| is_kept).map(|run_ps| Choice {
             is_fetch: false,
             is_stay: false,
             room_bits: 0,
@@ -101,6 +110,7 @@ impl Classes {
                 bits: piece.bits,
                 state_bits: piece.state_bits,
                 streamed_bits: piece.streamed_bits,
+                beside_bits: piece.beside_bits[kind],
                 ways: Ways::of(line, host, kind, piece),
             };
             let number = *numbers.entry(class).or_insert_with(|| {

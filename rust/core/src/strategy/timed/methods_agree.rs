@@ -24,6 +24,7 @@ fn line(seed: u64, schedule: Schedule, may_leave: bool) -> Line {
             run_ps: (0..3).map(|_| Some(1 + below(50))).collect(),
             fetch_ps: (0..3).map(|_| Some(1 + below(90))).collect(),
             host_ps: Some(10 + below(150)),
+            beside_bits: (0..3).map(|_| below(2) * below(40)).collect(),
         })
         .collect();
     let pieces: Vec<Piece> =

@@ -4,7 +4,8 @@
 //!
 //! Every device, the host included, executes at most one run of consecutive pieces. Inside a run, each piece lies on the device, or
 //! on the host and is brought in, or, if it has no state, lies on the host and runs there, at two hops. There has to be room for
-//! what lies on a device, the state of what it runs, and some of the largest piece that it brings in. A run takes what it runs and
+//! what lies on a device, the state of what it runs, and some of the largest piece that it brings in, or would bring in in a longer
+//! step where the host runs it in this one. A run takes what it runs and
 //! what it brings in, or the longer of both. Sought: the least sum of runs and hops, the shortest longest run, or the least of both
 //! for some batches; in the order of devices given, or in any.
 //!
@@ -39,7 +40,7 @@
 //!
 //! let piece = Piece {
 //!     bits: 4, state_bits: 0, streamed_bits: 4, homes: 0b11,
-//!     run_ps: vec![Some(5), Some(2)], fetch_ps: vec![None, None], host_ps: None,
+//!     run_ps: vec![Some(5), Some(2)], fetch_ps: vec![None, None], host_ps: None, beside_bits: vec![0, 0],
 //! };
 //! let kind = LineKind { capacity_bits: 10, hops_ps: 0, is_host: false };
 //! let line = Line {

@@ -24,6 +24,9 @@ pub struct Piece {
     pub fetch_ps: Vec<Option<u64>>,
     /// Time to run it on the host from within the run of another device, without the two hops. Only what has no state may.
     pub host_ps: Option<u64>,
+    /// By kind: room that is kept where it lies on the host and runs there from within a run of this kind, because longer steps bring
+    /// it in; 0 where none does.
+    pub beside_bits: Vec<u64>,
 }
 
 /// Devices that are alike.

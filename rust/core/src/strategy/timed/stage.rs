@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::strategy::timed::classes::Classes;
+use crate::strategy::timed::classes::{Class, Classes};
 use crate::strategy::timed::frontier::{Frontier, Weight};
 use crate::strategy::timed::model::{Line, NEVER, PieceWay, Schedule};
 use crate::strategy::timed::search::{Best, Search};
@@ -62,7 +62,7 @@ struct Mix {
     classes: Classes,
     weights: Vec<Weight>,
     wide: Vec<Wide>,
-    /// Sizes of what may be brought in, ascending, nothing first; and the frontiers below each, once they are asked for.
+    /// Sizes that room may be kept for, ascending, nothing first; and the frontiers below each, once they are asked for.
     sizes: Vec<u64>,
     below: Vec<Option<Vec<Frontier>>>,
     known: HashMap<Vec<(u32, u32)>, Known>,
@@ -187,8 +187,7 @@ impl Mix {
         let classes = Classes::new(line, kind);
         let weights = weights(line, &classes);
         let wide: Vec<Wide> = weights.iter().map(|&weight| Wide::new(line, &classes, weight)).collect();
-        let streamed = classes.all.iter().filter(|class| class.ways.fetch.is_some()).map(|class| class.streamed_bits);
-        let mut sizes: Vec<u64> = streamed.collect();
+        let mut sizes: Vec<u64> = classes.all.iter().flat_map(Class::staged_bits).collect();
         sizes.sort_unstable();
         sizes.dedup();
         let below = (0..=sizes.len()).map(|_| None).collect();
@@ -219,12 +218,9 @@ impl Mix {
         most_nodes: u64,
     ) -> (Cost, Best, u64) {
         let capacity = line.kinds[kind].capacity_bits;
-        let streamed = classes.iter().map(|&(class, _)| &self.classes.all[class as usize]);
-        let mut used: Vec<usize> = streamed
-            .filter(|class| class.ways.fetch.is_some())
-            .filter_map(|class| self.sizes.binary_search(&class.streamed_bits).ok().map(|size| size + 1))
-            .chain([0])
-            .collect();
+        let staged = classes.iter().flat_map(|&(class, _)| self.classes.all[class as usize].staged_bits());
+        let mut used: Vec<usize> =
+            staged.filter_map(|bits| self.sizes.binary_search(&bits).ok().map(|size| size + 1)).chain([0]).collect();
         used.sort_unstable();
         used.dedup();
         let (mut nodes, mut is_whole) = (0, true);
