@@ -114,7 +114,7 @@ def run(order: dict[str, Any]) -> list[int | None]:
             port = wait_for(place / "port")
         for rank in range(order["started"]):
             children[fork(lambda rank=rank: work(order, rank, place, port))] = rank
-        return wait_all(children, order["limit_s"])
+        return wait_all(children, order["limit_s"], set(order["unawaited"]))
     finally:
         for child in (*children, keeper):
             if child:
@@ -133,11 +133,11 @@ def wait_for(port: Path) -> int:
     return int(port.read_text())
 
 
-def wait_all(children: dict[int, int], limit_s: float) -> list[int | None]:
-    """Exit codes by rank; None of one that was still there at the limit."""
+def wait_all(children: dict[int, int], limit_s: float, unawaited: set[int]) -> list[int | None]:
+    """Exit codes by rank; None of one that was still there at the limit, or when all others had ended."""
     codes: list[int | None] = [None] * len(children)
     left, until = set(children), time.monotonic() + limit_s
-    while left and time.monotonic() < until:
+    while any(children[child] not in unawaited for child in left) and time.monotonic() < until:
         for child in list(left):
             found, status = os.waitpid(child, os.WNOHANG)
             if found:

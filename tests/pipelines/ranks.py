@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ def run_ranks(
     processes: int,
     *,
     started: int | None = None,
+    unawaited: Sequence[int] = (),
     limit_s: float = 60.0,
     port: int = 0,
     keeps_store: bool = False,
@@ -93,6 +95,7 @@ def run_ranks(
         work: the function's name; it gets the rank, and the arguments.
         processes: how many torchrun says there are.
         started: how many are started; by default all.
+        unawaited: ranks that may be ended when all others have ended.
         limit_s: when all that are left are ended.
         port: where they meet; by default a store is kept for them, as torchrun's agent does it.
         keeps_store: whether rank 0 keeps the store, as without torchrun.
@@ -102,6 +105,7 @@ def run_ranks(
             "work": f"pipelines.rank_work:{work}",
             "processes": processes,
             "started": processes if started is None else started,
+            "unawaited": list(unawaited),
             "limit_s": limit_s,
             "port": port,
             "keeps_store": keeps_store,

@@ -25,6 +25,7 @@ from planner.spelling import count_of, shown
 __all__ = ["Pipeline", "pipeline"]
 
 _Given = TypeVar("_Given")
+_Found = TypeVar("_Found")
 _CHECKPOINT = "checkpoint"
 
 
@@ -112,17 +113,13 @@ class Pipeline:
                 raise InvalidInputError(
                     f"max_new_tokens must be a whole number of at least 1, not {shown(max_new_tokens)}"
                 )
-            eos = token_ids(
-                self._said("eos_token_id") if eos_token_id == _CHECKPOINT else eos_token_id, "eos_token_id"
-            )
-            pads = token_ids(
-                self._said("pad_token_id") if pad_token_id is None else pad_token_id, "pad_token_id"
-            )
+            eos: Any = self._said("eos_token_id") if eos_token_id == _CHECKPOINT else eos_token_id
+            pad = self._said("pad_token_id") if pad_token_id is None else pad_token_id
+            ends, pads = token_ids(eos, "eos_token_id"), token_ids(pad, "pad_token_id")
             sampling = Sampling(bool(do_sample), temperature, top_k, top_p, seed)
             sampling.require_sense()
-            return Request(
-                given, require_mask(attention_mask, given), most, eos, (*pads, *eos, 0)[0], sampling
-            )
+            mask = require_mask(attention_mask, given)
+            return Request(given, mask, most, ends, (*pads, *ends, 0)[0], sampling)
 
         def run(opened: Opened, asked: Request) -> Tensor:
             group = opened.processes.group
@@ -215,8 +212,8 @@ class Pipeline:
         self,
         understand: Callable[[], _Given],
         digest: Callable[[_Given], str],
-        run: Callable[[Opened, _Given], Any],
-    ) -> Any:
+        run: Callable[[Opened, _Given], _Found],
+    ) -> _Found:
         """A call that every rank makes: with the same arguments, or none goes on."""
         opened = self._opened
         if opened is None:

@@ -90,6 +90,10 @@ class Failing:
         """What a process has said of itself, where all of them hear it."""
         return self._error(Failure(rank, None, one_line(said)[:_MOST_CHARACTERS]))
 
+    def has_begun(self, rank: int) -> bool:
+        """Whether another process has ever given a sign of life."""
+        return any(each.rank == rank for each in self._signs.seen())
+
     def absent(self, rank: int) -> PipelineError | None:
         """Why another process does not come to where this one waits for it; None where it may still come."""
         known = self.known()

@@ -50,13 +50,13 @@ class Meetings:
         # Nobody is two meetings ahead, so two keys are enough however often they meet.
         key = f"{name}/{number % 2}"
         self._store.set(f"{key}/{self._rank}", json.dumps([number, note]))
-        until_s = None if is_patient else time.monotonic() + self._timeout_s
+        until_s = time.monotonic() + self._timeout_s
         return [
-            note if rank == self._rank else self._heard(f"{key}/{rank}", rank, number, until_s)
+            note if rank == self._rank else self._heard(f"{key}/{rank}", rank, number, until_s, is_patient)
             for rank in range(self._count)
         ]
 
-    def _heard(self, key: str, rank: int, number: int, until_s: float | None) -> Any:
+    def _heard(self, key: str, rank: int, number: int, until_s: float, is_patient: bool) -> Any:
         pause_s, looked_s = _FIRST_S, time.monotonic()
         while True:
             if self._store.check([key]):
@@ -66,13 +66,14 @@ class Meetings:
             now_s = time.monotonic()
             if now_s - looked_s > _LONGEST_S:
                 looked_s = now_s
-                self._require_coming(rank, until_s)
+                self._require_coming(rank, until_s, is_patient)
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_S)
 
-    def _require_coming(self, rank: int, until_s: float | None) -> None:
+    def _require_coming(self, rank: int, until_s: float, is_patient: bool) -> None:
         gone = self._failing.absent(rank)
-        if gone is None and until_s is not None and time.monotonic() > until_s:
+        is_awaited = is_patient and self._failing.has_begun(rank)
+        if gone is None and not is_awaited and time.monotonic() > until_s:
             said = (
                 f"did not come within timeout_s={self._timeout_s:g} to where the others wait for it: every rank has to make the same"
                 " calls of a pipeline"

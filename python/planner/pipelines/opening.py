@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from planner.errors import InvalidInputError, PipelineError
 from planner.loading.options import planned_dtypes
 from planner.loading.progress import progress_of
 from planner.pipelines.agreement import (
