@@ -103,5 +103,5 @@ def _tensors(held: object, met: set[int]) -> Iterator[Tensor]:
     elif isinstance(held, list | tuple):
         for value in held:
             yield from _tensors(value, met)
-    elif type(held).__module__.startswith("transformers.cache_utils"):
+    elif type(held).__module__ in ("transformers.cache_utils", "planner.pipelines.caching"):
         yield from _tensors(vars(held), met)

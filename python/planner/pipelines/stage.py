@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from planner.pipelines.cutting import Cut, cut_model, find_layers
+from planner.errors import PlanMismatchError
+from planner.pipelines.comparing import require_equal_stages
+from planner.pipelines.cutting import Cut, cut_model
+from planner.pipelines.layers import LayerList, find_layers
 from planner.pipelines.reading import StageWeights, weights_of
 from planner.pipelines.running import StageForward
 from planner.pipelines.runs import StageRun
@@ -115,7 +118,7 @@ class PreparedStage:
             OffloadError: a file that cannot be read, or a number that the dtype cannot hold. Fields: ``name``.
         """
         read_bytes = self.weights.read_into(self.model, self.device, progress)
-        run = StageForward(self.model, self.cut, self.run, self.device)
+        run = StageForward(self.model, self.cut, self.run)
         return Stage(
             index=self.run.index,
             count=self.run.count,
@@ -157,5 +160,14 @@ def prepare_stage(
     place = torch.device(device)
     weights, model = weights_of(checkpoint, dtype, attention)
     layers = find_layers(model)
-    cut = cut_model(model, layers, runs, index, weights.make_buffers)
+    _require_all(model, layers, runs)
+    roles = require_equal_stages(model, layers)
+    cut = cut_model(model, layers, roles, runs[index], weights.make_buffers)
     return PreparedStage(runs[index], model, place, weights.of_stage(model, cut), cut)
+
+
+def _require_all(model: nn.Module, layers: LayerList, runs: Sequence[StageRun]) -> None:
+    total = sum(len(run.layers) for run in runs)
+    if total != layers.length:
+        said = f"the stages have {total} layers together, and '{layers.name}' of {type(model).__name__} has {layers.length}"
+        raise PlanMismatchError(f"{said}: plan this very checkpoint", findings=(said,))
