@@ -296,6 +296,7 @@ def pipeline(
     Cost: headers, building the model on the meta device, and reading the stage's own tensors, all in parallel.
 
     Example:
+        >>> import planner
         >>> planner.pipeline("model", stages=(3, 0))
         Traceback (most recent call last):
         planner.errors.InvalidInputError: stage 1 would have 0 layers; every stage needs a whole number of them, at least 1
