@@ -186,6 +186,14 @@ PAGES = {
             *_below("devices.rate", "Rate"),
         ),
     ),
+    "export": Page(
+        "Other engines",
+        "Plans in the words of vLLM, SGLang, Megatron and others: what to start, with which arguments.",
+        _below(
+            "export",
+            "Command vllm sglang megatron tensorrt_llm torchtitan llama_cpp huggingface deepspeed",
+        ),
+    ),
     "errors": Page(
         "Errors",
         "See [errors](../errors.md) for when each is raised, and what helps.",

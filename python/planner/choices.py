@@ -11,6 +11,9 @@ StrategyName: TypeAlias = Literal[
     "auto", "sequential", "balanced", "balanced_low_0", "latency", "throughput", "pipeline"
 ]
 RunOrder: TypeAlias = Literal["given", "any"]
+Engine: TypeAlias = Literal[
+    "planner", "vllm", "sglang", "megatron", "tensorrt_llm", "torchtitan", "deepspeed", "llama_cpp"
+]
 Mode: TypeAlias = Literal["any", "no_disk", "gpu_only"]
 Granularity: TypeAlias = Literal["block", "module", "part", "expert"]
 BlockGranularity: TypeAlias = Literal["block", "expert"]  # what the core knows of it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,6 +11,7 @@ from typing import Any, Final
 import torch
 
 from planner.devices.detect import free_devices, free_host_memory
+from planner.devices.nodes import local_device, node_of
 from planner.errors import InvalidInputError, PipelineError
 from planner.names import listed
 from planner.pipelines.runs import StageRun
@@ -31,6 +33,8 @@ __all__ = [
     "seat_device",
 ]
 
+# What lists the devices that a process sees; the plan's own lines for torchrun set it where ranks and devices are in another order.
+_VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 _SAME: Final = {
     "plan": ("another plan", "give every rank the same file"),
     "options": ("other options of planner.pipeline", "call it with the same ones on every rank"),
@@ -144,27 +148,21 @@ def _require_nodes(seats: Sequence[Seat], runs: Sequence[StageRun]) -> None:
     hosts: dict[str, str] = {}
     nodes: dict[str, str] = {}
     for run, seat in zip(runs, seats, strict=True):
-        node = node_of(run)
-        if node is None:
+        node, host = "" if run.device is None else node_of(run.device), seat.host
+        if not node or seat.device == "cpu":  # a rehearsal
             continue
-        if hosts.setdefault(node, seat.host) != seat.host:
+        if hosts.setdefault(node, host) != host:
             raise PipelineError(
                 f"the plan has stage {run.index} on node {node} as others, and rank {run.index} is on {seat.host}, they on"
                 f" {hosts[node]}: start as many processes on each machine as the plan has stages there, in its order of nodes",
                 **_fields(run.index, runs),
             )
-        if nodes.setdefault(seat.host, node) != node:
+        if nodes.setdefault(host, node) != node:
             raise PipelineError(
                 f"the plan has nodes {nodes[seat.host]} and {node}, and ranks of both are on {seat.host}: start each node's"
                 " processes on a machine of its own",
                 **_fields(run.index, runs),
             )
-
-
-def node_of(run: StageRun) -> str | None:
-    """The machine that a plan names for a stage; None where it names none."""
-    node, slash, _ = str(run.device).rpartition("/")
-    return node if slash else None
 
 
 def room_of(host: str, device: torch.device, prepared: PreparedStage) -> Room:
@@ -213,6 +211,14 @@ def _fields(rank: int, runs: Sequence[StageRun]) -> dict[str, Any]:
     return {"rank": rank, "stage": runs[rank].index, "layers": runs[rank].layers, "step": None}
 
 
+def _number(run: StageRun, local_rank: int | None) -> int:
+    """Which accelerator of this machine: the plan's, unless a variable has put them in the order of ranks already."""
+    planned = None if run.device is None else local_device(run.device)
+    if isinstance(planned, int) and _VISIBLE not in os.environ:
+        return planned
+    return local_rank or 0
+
+
 def seat_device(asked: str | torch.device | None, run: StageRun, local_rank: int | None) -> torch.device:
     """The device of a stage: the one asked for, the accelerator that the plan says or has the local rank's number, or the cpu.
 
@@ -228,9 +234,7 @@ def seat_device(asked: str | torch.device | None, run: StageRun, local_rank: int
     elif kind is None:
         device = torch.device("cpu")
     else:
-        planned = str(run.device).rpartition("/")[2]
-        number = int(planned) if planned.isdecimal() else (local_rank or 0)
-        device = torch.device(kind.type, number)
+        device = torch.device(kind.type, _number(run, local_rank))
     if device.type == "cpu":
         return torch.device("cpu")
     many = torch.accelerator.device_count() if kind is not None and kind.type == device.type else 0
