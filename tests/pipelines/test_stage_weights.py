@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from stage_models import FAMILIES, family, save, stages_of
 
 import planner
+from pipelines.stage_models import FAMILIES, family, save, stages_of
 from planner.checkpoint import files
 from planner.pipelines.runs import stage_runs
 from planner.pipelines.stage import PreparedStage, prepare_stage

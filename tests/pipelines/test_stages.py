@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from stage_models import FAMILIES, Chain, family, forwards, save, stages_of, whole_logits
 from torch import Tensor
+
+from pipelines.stage_models import FAMILIES, Chain, family, forwards, save, stages_of, whole_logits
 
 CUTS = {5: [(1, 4), (2, 1, 2), (3, 1, 1)], 6: [(1, 5), (3, 2, 1)]}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from planner.dispatching.install.regions import Placement, find_regions
 from planner.loading.commit import commit
 from planner.loading.doubled import settle_doubled
 from planner.loading.initial import initial_values
+from planner.loading.live import live_tensors
 from planner.loading.open_files import OpenFiles, open_headers
 from planner.loading.options import cast_rule, wanted_dtype
 from planner.loading.recipes import find_recipes
@@ -44,6 +46,14 @@ class WholeModel:
     files: CheckpointFiles
     names: StoredNames
     dtype: str | torch.dtype
+
+    def fingerprint(self) -> str:
+        """Digest of the names in the files, and of what the model has for them; values take no part."""
+        live = [
+            (name, tuple(tensor.shape), str(tensor.dtype))
+            for name, tensor in live_tensors(self.model).items()
+        ]
+        return sha256(repr((sorted(self.names.goals), sorted(live))).encode()).hexdigest()
 
     def weights_of(self, owns: Callable[[str], bool], device: torch.device) -> StageWeights:
         """The tensors of a stage, held against the headers of the files that have them.

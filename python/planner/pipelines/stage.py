@@ -95,12 +95,14 @@ class PreparedStage:
         model: the model's own class with these layers only, on meta.
         device: where it will run.
         weights: how its tensors come out of the files.
+        fingerprint: digest of what names the files of the whole model have, and of what that has for them: the same on every stage.
     """
 
     run: StageRun
     model: nn.Module
     device: torch.device
     weights: StageWeights
+    fingerprint: str
     cut: Cut
 
     @property
@@ -163,9 +165,10 @@ def prepare_stage(
     layers = find_layers(model)
     _require_all(model, layers, runs)
     roles = require_equal_stages(model, layers)
+    fingerprint = whole.fingerprint()
     # Before layers get other numbers: what no file has may depend on them.
     weights = whole.weights_of(owner_of(model, layers, roles, run), place)
-    return PreparedStage(run, model, place, weights, cut_model(model, layers, roles, run))
+    return PreparedStage(run, model, place, weights, fingerprint, cut_model(model, layers, roles, run))
 
 
 def _require_all(model: nn.Module, layers: LayerList, runs: Sequence[StageRun]) -> None:
