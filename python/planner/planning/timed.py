@@ -75,16 +75,17 @@ def _best(problem: Problem, line: PlannedLine) -> TimedPlan:
         alone = tuple(replace(piece, state_bits=max(1, piece.state_bits)) for piece in question.pieces)
         plans += _plans(problem, line, answers_of(replace(question, pieces=alone)), first.lower_bound_ps)
 
-    def is_over(answer: LineAnswer) -> bool:
-        return TimedPlan(problem, line, answer).is_over
+    def lacking_bytes(answer: LineAnswer) -> int:
+        return TimedPlan(problem, line, answer).lacking_bytes
 
-    if best.is_over:
-        less = answers_with_less_on_the_host(question, line, is_over)
-        plans += _plans(problem, line, less, first.lower_bound_ps)
+    if best.lacking_bytes > 0:
+        less = answers_with_less_on_the_host(question, line, lacking_bytes)
+        plans += [TimedPlan(problem, line, answer) for answer in less]
     having_room = [plan for plan in plans if plan.has_room]
     if not having_room:
         raise _infeasible(line, is_proven=False)
-    return min(having_room, key=lambda plan: plan.value_ps)
+    best = min(having_room, key=lambda plan: plan.value_ps)
+    return best.bounded(max(plan.lower_bound_ps for plan in plans))
 
 
 def _plans(
