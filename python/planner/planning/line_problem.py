@@ -15,6 +15,7 @@ from planner.model.blocks import Blocks
 from planner.model.constraints import allowed_devices
 from planner.model.work import Experts, work_of
 from planner.planning.engines import allowed_for, closed_borders, engine_mode, has_host
+from planner.planning.largest_cache import wants_cache
 from planner.planning.line import HOST, LineSizes, PlannedLine
 from planner.planning.machines import machine_for
 from planner.planning.margins import margin_of
@@ -94,7 +95,7 @@ def planned_line(
         capacity_bytes[budget.device] = max(0, budget.capacity_bytes - kept)
     has_accelerator = "accelerator" in kinds.values()
     mode, engine, names = (
-        engine_mode(settings.mode, settings.engine),
+        engine_mode(settings.mode, settings.engine, wants_cache=wants_cache(settings)),
         settings.engine,
         blocks.block_names,
     )
