@@ -64,7 +64,8 @@ def planned_line(
         )
     machine, tokens = machine_for(settings.machine, budgets), step_tokens(problem)
     facts, rooms = settings.model, problem.running_rooms(blocks)
-    if facts.hidden_size is None:
+    width = facts.hidden_size or _said(problem, "hidden_size", "n_embd", "d_model")
+    if width is None:
         raise InvalidInputError(
             "strategies that go by time need to know how wide activations are, and this model does not say it: "
             "model={'hidden_size': 4096}"
@@ -78,7 +79,7 @@ def planned_line(
         facts.num_attention_heads or 1,
         facts.num_key_value_heads or facts.num_attention_heads or 1,
     )
-    row_bytes = facts.hidden_size * item_bytes
+    row_bytes = width * item_bytes
     kinds = {budget.device: budget.kind for budget in budgets}
     demands = _NOTHING if rooms is None else rooms.most
     at_once_bytes = (
@@ -101,7 +102,7 @@ def planned_line(
     )
     allowed, closed = _allowed(problem, blocks, list(kinds), mode), tuple[int, ...]()
     if engine is not None:
-        closed = closed_borders(names, facts.num_hidden_layers, engine)
+        closed = closed_borders(names, facts.num_hidden_layers or _said(problem, "num_hidden_layers"), engine)
         allowed = allowed_for(engine, names, list(kinds), allowed)
     line = PlannedLine(
         blocks=blocks,
@@ -129,6 +130,17 @@ def planned_line(
     )
     line.require_rates(line.runners if needs_rates is None else needs_rates)
     return line
+
+
+def _said(problem: Problem, *names: str) -> int | None:
+    """What the configuration of a model says by one of these names, whatever type of model it is of."""
+    whole = problem.opened.configuration
+    for part in (whole, whole.get("text_config")):
+        values = (part.get(name) for name in names) if isinstance(part, Mapping) else ()
+        found = next((value for value in values if type(value) is int and value > 0), None)
+        if found is not None:
+            return found
+    return None
 
 
 def _home(kinds: Mapping[DeviceKey, str], mode: str) -> DeviceKey | None:
