@@ -97,7 +97,10 @@ def megatron(layers: int, memory: Sequence[int]) -> list[int] | None:
 def llama_cpp(layers: int, memory: Sequence[int]) -> list[int] | None:
     """By memory that is free, all of it here; the head is one more."""
     borders = [each / sum(memory) for each in accumulate(memory)]
-    cards = [next(at for at, border in enumerate(borders) if border > layer / (layers + 1)) for layer in range(layers)]
+    cards = [
+        next(at for at, border in enumerate(borders) if border > layer / (layers + 1))
+        for layer in range(layers)
+    ]
     return [cards.count(card) for card in range(len(memory))]
 
 
@@ -127,8 +130,14 @@ class Gain:
 
     def cells(self) -> list[str]:
         """The row as Markdown."""
-        shown = ["-" if each is None else f"{each[0] / 1e9:.1f}{'' if each[1] else ' (no room)'}" for each in self.defaults.values()]
-        stages = [(layer, len(list(own))) for layer, own in groupby(f"{short(card)} {count}" for card, count in self.layers)]
+        shown = [
+            "-" if each is None else f"{each[0] / 1e9:.1f}{'' if each[1] else ' (no room)'}"
+            for each in self.defaults.values()
+        ]
+        stages = [
+            (layer, len(list(own)))
+            for layer, own in groupby(f"{short(card)} {count}" for card, count in self.layers)
+        ]
         counts = ", ".join(layer if times == 1 else f"{times} x {layer}" for layer, times in stages)
         least, most = self.gains
         gain = f"{least:.2f}-{most:.2f} x"
@@ -193,13 +202,19 @@ def gain(name: str, model: nn.Module, cards: tuple[str, ...], tokens: int) -> Ga
         defaults={engine: None if counts is None else priced(counts) for engine, counts in splits.items()},
         ours_ps=plan.timing.bottleneck_ps,
         layers=tuple(
-            (cards[stage.device], stage.count) for stage in stages_of(plan, "vllm").stages if isinstance(stage.device, int)
+            (cards[stage.device], stage.count)
+            for stage in stages_of(plan, "vllm").stages
+            if isinstance(stage.device, int)
         ),
     )
 
 
 def short(card: str) -> str:
-    return card.removesuffix(" SXM").removesuffix(" 80GB") if card.startswith("H100") else card.removesuffix(" SXM")
+    return (
+        card.removesuffix(" SXM").removesuffix(" 80GB")
+        if card.startswith("H100")
+        else card.removesuffix(" SXM")
+    )
 
 
 def grouped(cards: Sequence[str]) -> str:
