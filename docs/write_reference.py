@@ -106,6 +106,11 @@ PAGES = {
         "See [loading](../loading.md) for what is read, and when.",
         ("load", "load_report", "LoadReport", "LoadedTensor", "StreamingProgress"),
     ),
+    "pipelines": Page(
+        "Several processes",
+        "See [machines](../machines.md) for how they are started, and what to do when one of them fails.",
+        ("pipeline", "Pipeline", *_below("pipelines.stage", "Stage")),
+    ),
     "accelerate": Page(
         "accelerate's functions: sizes and device maps",
         "The signatures are accelerate's; [divergences](../divergences.md) lists what differs.",

@@ -13,7 +13,7 @@ from planner.plans.plan import Plan
 from planner.plans.stages import stages_of
 from planner.spelling import shown
 
-__all__ = ["StageRun", "stage_runs"]
+__all__ = ["StageRun", "read_plan", "stage_runs"]
 
 _MOST_BYTES = 1 << 28
 
@@ -64,11 +64,12 @@ def stage_runs(asked: Plan | str | os.PathLike[str] | Sequence[int]) -> tuple[St
     if isinstance(asked, Plan):
         return _of_plan(asked)
     if isinstance(asked, str | os.PathLike):
-        return _of_plan(_read_plan(asked))
+        return _of_plan(read_plan(asked))
     return _of_counts(asked)
 
 
-def _read_plan(path: str | os.PathLike[str]) -> Plan:
+def read_plan(path: str | os.PathLike[str]) -> Plan:
+    """The plan in a file. Raises InvalidInputError where there is none."""
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(_MOST_BYTES)
