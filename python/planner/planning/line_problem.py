@@ -13,6 +13,7 @@ from planner.memory.cache_parts import item_bytes as item_bytes_of
 from planner.memory.demands import Demands
 from planner.model.blocks import Blocks
 from planner.model.constraints import allowed_devices
+from planner.model.execution_order import callers_of, execution_order
 from planner.model.work import Experts, work_of
 from planner.planning.engines import allowed_for, closed_borders, engine_mode, has_host
 from planner.planning.largest_cache import wants_cache
@@ -95,19 +96,27 @@ def planned_line(
             kept = ceil(at_once_bytes * (1 + margin.share)) + margin.beside_bytes
         capacity_bytes[budget.device] = max(0, budget.capacity_bytes - kept)
     has_accelerator = "accelerator" in kinds.values()
-    mode, engine, names = (
+    mode, engine = (
         engine_mode(settings.mode, settings.engine, wants_cache=wants_cache(settings)),
         settings.engine,
-        blocks.block_names,
     )
-    allowed, closed = _allowed(problem, blocks, list(kinds), mode), tuple[int, ...]()
+    # Other engines are told of layers, and make tables of rotation wherever they run some.
+    order = execution_order(blocks) if engine is None else range(blocks.block_count)
+    callers, place = callers_of(blocks, problem.layers()), {number: at for at, number in enumerate(order)}
+    work = work_of(blocks, tokens, weight_bits=8 * item_bytes, experts=experts, row_bytes=row_bytes)
+    keeps, may = block_demands(blocks, demands), _allowed(problem, blocks, list(kinds), mode)
+    allowed, closed = tuple([may[number] for number in order]), tuple[int, ...]()
     if engine is not None:
-        closed = closed_borders(names, facts.num_hidden_layers or _said(problem, "num_hidden_layers"), engine)
-        allowed = allowed_for(engine, names, list(kinds), allowed)
+        closed = closed_borders(
+            blocks.block_names, facts.num_hidden_layers or _said(problem, "num_hidden_layers"), engine
+        )
+        allowed = allowed_for(engine, blocks.block_names, list(kinds), allowed)
     line = PlannedLine(
         blocks=blocks,
-        work=work_of(blocks, tokens, weight_bits=8 * item_bytes, experts=experts, row_bytes=row_bytes),
-        demands=block_demands(blocks, demands),
+        order=order,
+        callers=[place[callers[number]] for number in order],
+        work=[work[number] for number in order],
+        demands=[keeps[number] for number in order],
         staying=StayingBuffers(blocks, settings.offload_buffers),
         share=share,
         machine=machine,

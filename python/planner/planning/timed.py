@@ -101,7 +101,7 @@ def _plans(
 
 
 def _infeasible(line: PlannedLine, *, is_proven: bool) -> InfeasibleError:
-    names = line.blocks.block_names
+    names = line.names
     largest = max(range(len(line.work)), key=lambda block: line.work[block].weight_bytes, default=0)
     said = "there is none" if is_proven else "none was found"
     helpful = "more room, cpu or disk to offload to, or strategy 'auto', which may come back to a device, would help"

@@ -41,7 +41,7 @@ def most_tokens(
         ...     "pieces": [{"bits": 20, "run": [1, 1]}] * 4}
         >>> tokens, answer = most_tokens(read_table(table), [Fraction(2)] * 4)
         >>> tokens, [(run.first, run.end) for run in answer.runs]
-        (10, [(0, 2), (2, 4)])
+        (6, [(0, 3), (3, 4)])
     """
     best = solve_line(_with_room(problem, token_bits, least))
     most_bits = max((kind.capacity_bits for kind in problem.kinds), default=0)
