@@ -147,7 +147,19 @@ class TimedPlan:
 
     def _reasons(self) -> tuple[Reason, ...]:
         line, placement = self._line, self._placement
-        return tuple(
+        fused = {name for name, _ in line.blocks.fused_experts}
+        together = (
+            Reason(
+                rule="experts_as_part",
+                name=names[0],
+                device=placement.homes[block],
+                needed_bytes=line.work[block].weight_bytes,
+                available_bytes=None,
+            )
+            for block, names in enumerate(line.names)
+            if fused.intersection(names)
+        )
+        placed = (
             Reason(
                 rule="resident" if placement.ways[block] == "resident" else "offloaded",
                 name=names[0],
@@ -158,6 +170,7 @@ class TimedPlan:
             for block, names in enumerate(line.names)
             if names
         )
+        return (*together, *placed)
 
 
 @dataclass(frozen=True, slots=True)
