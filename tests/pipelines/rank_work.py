@@ -41,6 +41,7 @@ def generate(rank: int, *, folder: str, opened: dict[str, Any], calls: list[dict
             "cache_bytes": pipe.cache_bytes,
             "caches_left": sum(isinstance(each, Cache) for each in gc.get_objects()),
             "microbatches": counted[-1],
+            "device": str(pipe.stage.device),
             "layers": list(pipe.stage.layers),
         }
 
