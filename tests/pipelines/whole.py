@@ -52,7 +52,7 @@ class Whole:
             found: Tensor = self.model.generate(ids.to(device), attention_mask=mask.to(device), **how)
         return found
 
-    def plan(self, strategy: Any) -> planner.Plan:
+    def plan(self, strategy: Any, **settings: Any) -> planner.Plan:
         """For two cards, neither of which has room for all of it."""
         size = sum(tensor.nbytes for tensor in self.model.state_dict().values())
         return planner.plan(
@@ -61,6 +61,7 @@ class Whole:
             strategy=strategy,
             machine=two_cards(),
             headroom=None,
+            **settings,
         )
 
     def logits(self, ids: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from planner.pipelines.agreement import (
 )
 from planner.pipelines.failing import Failing, described
 from planner.pipelines.meeting import Meetings
+from planner.pipelines.planned import require_planned
 from planner.pipelines.processes import Processes
 from planner.pipelines.runs import StageRun, read_plan, stage_runs
 from planner.pipelines.signs import Sign, Signs
@@ -88,6 +89,7 @@ class _Understood:
     plan: Plan | None
     dtype: Any
     microbatches: int
+    special_dtypes: Mapping[str, Any]
 
 
 def open_stage(asked: Asked, processes: Processes) -> Opened:
@@ -112,7 +114,7 @@ def open_stage(asked: Asked, processes: Processes) -> Opened:
         device = together.do("device", lambda: seat_device(asked.device, runs[rank], processes.local_rank))
         require_seats([Seat(*each) for each in together.tell("seats", (host, str(device)))], runs)
 
-        prepared = together.do("stage", lambda: _prepare(asked, runs, rank, device, understood.dtype))
+        prepared = together.do("stage", lambda: _prepare(asked, runs, rank, device, understood))
         rooms = together.tell("rooms", asdict(room_of(host, device, prepared)))
         require_room([Room(**each) for each in rooms], runs)
 
@@ -165,11 +167,11 @@ def _understand(asked: Asked, together: _Together) -> _Understood:
         plan = read_plan(given) if isinstance(given, str | os.PathLike) else given
         runs = stage_runs(plan)  # type: ignore[arg-type]  # which judges what is neither
         if not isinstance(plan, Plan):
-            return _Understood(runs, None, asked.dtype, asked.microbatches or 1)
+            return _Understood(runs, None, asked.dtype, asked.microbatches or 1, {})
         timing = plan.timing
         planned = timing.batches if timing is not None and timing.objective == "pipeline" else 1
-        dtype, _ = planned_dtypes(plan, asked.dtype)
-        return _Understood(runs, plan, dtype, asked.microbatches or planned)
+        dtype, special = planned_dtypes(plan, asked.dtype)
+        return _Understood(runs, plan, dtype, asked.microbatches or planned, special)
 
     understood = together.do("plan", read)
     options = (str(understood.dtype), understood.microbatches, asked.timeout_s)
@@ -179,9 +181,14 @@ def _understand(asked: Asked, together: _Together) -> _Understood:
 
 
 def _prepare(
-    asked: Asked, runs: Sequence[StageRun], rank: int, device: torch.device, dtype: Any
+    asked: Asked, runs: Sequence[StageRun], rank: int, device: torch.device, understood: _Understood
 ) -> PreparedStage:
-    return prepare_stage(asked.checkpoint, runs, rank, device, dtype=dtype)
+    prepared = prepare_stage(
+        asked.checkpoint, runs, rank, device, dtype=understood.dtype, special_dtypes=understood.special_dtypes
+    )
+    if understood.plan is not None and asked.dtype == "auto":
+        require_planned(understood.plan, prepared)
+    return prepared
 
 
 def _read(prepared: PreparedStage, rank: int) -> Stage:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,7 +116,10 @@ def _owner(model: nn.Module, name: str) -> nn.Module:
 
 
 def weights_of(
-    checkpoint: str | os.PathLike[str], dtype: str | torch.dtype, attention: str | None
+    checkpoint: str | os.PathLike[str],
+    dtype: str | torch.dtype,
+    special_dtypes: Mapping[str, Any],
+    attention: str | None,
 ) -> tuple[WholeWeights, nn.Module]:
     """A checkpoint's model on meta, and how its tensors come out of the files. Raises CheckpointError."""
     source = open_checkpoint(checkpoint)
@@ -125,4 +128,4 @@ def weights_of(
         model.set_attn_implementation(attention)  # type: ignore[operator]
     recipes = find_recipes(source.rows, model)
     require_nothing(recipes.findings, source.files.name)
-    return WholeWeights(source, recipes, cast_rule(dtype)), model
+    return WholeWeights(source, recipes, cast_rule(dtype, special_dtypes)), model
