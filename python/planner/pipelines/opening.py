@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 
@@ -30,11 +30,14 @@ from planner.pipelines.processes import Processes
 from planner.pipelines.runs import StageRun, read_plan, stage_runs
 from planner.pipelines.signs import Sign, Signs
 from planner.pipelines.stage import PreparedStage, Stage, prepare_stage
+from planner.pipelines.store import AnsweringStore
 from planner.plans.plan import Plan
 
 __all__ = ["Asked", "Opened", "open_stage"]
 
 _Made = TypeVar("_Made")
+# Of the time-out, what an answer of the store may take.
+_ANSWER: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +71,7 @@ class Opened:
         stage: with its weights.
         microbatches: into how many parts rows are cut.
         processes: connected.
+        store: what they tell each other.
         signs: what the others are doing.
         failing: which of them failed.
         meetings: where all of them say something.
@@ -76,6 +80,7 @@ class Opened:
     stage: Stage
     microbatches: int
     processes: Processes
+    store: AnsweringStore
     signs: Signs
     failing: Failing
     meetings: Meetings
@@ -102,8 +107,9 @@ def open_stage(asked: Asked, processes: Processes) -> Opened:
     rank, host = processes.rank, processes.host
     signs = Signs(processes.store, rank, processes.count, asked.timeout_s)
     runs: list[StageRun] = []
-    failing = Failing(processes.store, rank, runs, signs, asked.timeout_s, processes.cut)
-    meetings = Meetings(processes.store, rank, processes.count, failing, asked.timeout_s)
+    store = AnsweringStore(processes.store, _ANSWER * asked.timeout_s)
+    failing = Failing(store, rank, runs, signs, asked.timeout_s, processes.cut)
+    meetings = Meetings(store, rank, processes.count, failing, asked.timeout_s)
     together = _Together(rank, runs, failing, meetings)
     signs.begin()
     try:
@@ -122,9 +128,10 @@ def open_stage(asked: Asked, processes: Processes) -> Opened:
         stage = together.do("weights", lambda: _read(prepared, rank))
     except BaseException:
         signs.end()
+        store.close()
         raise
     signs.mine = Sign(doing="idle")
-    return Opened(stage, understood.microbatches, processes, signs, failing, meetings)
+    return Opened(stage, understood.microbatches, processes, store, signs, failing, meetings)
 
 
 class _Together:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
@@ -21,7 +23,7 @@ __all__ = ["Processes", "join_processes"]
 _ENVIRONMENT: Final = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Of the time-out, what a connection waits; the rest is for finding out who it waited for.
 _SHARE: Final = 0.9
-# With it, waiting for a rank ends with an error of nccl, and not with the end of the process.
+# What nccl's groups read when they are made.
 _RAISING: Final = "TORCH_NCCL_BLOCKING_WAIT"
 
 
@@ -77,13 +79,15 @@ class Processes:
         """
         backend = dist.get_default_backend_for_device(device)
         timeout = timedelta(seconds=_SHARE * self.timeout_s)
-        os.environ.setdefault(_RAISING, "1")
         if not dist.is_initialized():
             dist.init_process_group(
                 backend, store=self._found, rank=self.rank, world_size=self.count, timeout=timeout
             )
             _DEFAULT.is_ours = True
-        self.group = dist.new_group(backend=backend, timeout=timeout)
+        if device.type != "cpu":
+            torch.accelerator.set_device_index(device)
+        with _raising():
+            self.group = dist.new_group(backend=backend, timeout=timeout)
 
     def cut(self) -> None:
         """Breaks the connections, so that who waits for this process gets an error at once."""
@@ -100,6 +104,20 @@ class Processes:
             if group is not None and dist.is_initialized():
                 dist.destroy_process_group(group)
             _DEFAULT.leave()
+
+
+@contextmanager
+def _raising() -> Iterator[None]:
+    """For groups that are made in here: a rank that is waited for too long is an error, and not the end of the process."""
+    said = os.environ.get(_RAISING)
+    os.environ[_RAISING] = "1"
+    try:
+        yield
+    finally:
+        if said is None:
+            del os.environ[_RAISING]
+        else:
+            os.environ[_RAISING] = said
 
 
 def join_processes(timeout_s: float) -> Processes:
