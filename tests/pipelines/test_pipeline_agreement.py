@@ -150,10 +150,11 @@ def test_a_port_in_use_is_said() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        by_rank = of_all(1, {"stages": (5,), "timeout_s": 2}, other={})
-        ranks = opened(1, by_rank, port=port, keeps_store=True)
-    assert isinstance(ranks[0].error, PipelineError)
+        by_rank = of_all(2, {"stages": (2, 3), "timeout_s": 2}, other={})
+        ranks = opened(2, by_rank, port=port, keeps_store=True)
+    assert isinstance(ranks[0].error, PipelineError) and isinstance(ranks[1].error, PipelineError)
     assert f"port {port} is in use" in str(ranks[0].error) and "--rdzv-endpoint" in str(ranks[0].error)
+    assert f"did not find each other at 127.0.0.1:{port}" in str(ranks[1].error)
 
 
 def test_a_second_pipeline_in_the_same_group() -> None:

@@ -48,6 +48,11 @@ SAID = {
 }
 
 
+@pytest.mark.parametrize("said", sorted(set(SAID.values())))
+def test_the_page_has_what_is_said(said: str) -> None:
+    assert said in (Path(__file__).parent.parent.parent / "docs" / "machines.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("kind", "at_rank"),
     [*((kind, 1) for kind in SAID), ("is interrupted", 0), ("is stopped", 2), ("raises", 2)],

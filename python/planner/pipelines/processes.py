@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
+from threading import Thread
 from typing import Any, Final
 
 import torch
@@ -163,16 +164,32 @@ def _from_environment(timeout_s: float) -> tuple[dist.Store, int, int]:
             " torchrun --nproc-per-node STAGES"
         )
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    try:
-        store, rank, many = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
-    except ValueError as error:
+    found: list[Any] = []
+    wrong: list[Exception] = []
+
+    def meet() -> None:
+        try:
+            found.append(next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_s))))
+        except (
+            RuntimeError,
+            ValueError,
+        ) as error:  # those of torch's stores, and of what it makes of the environment
+            wrong.append(error)
+
+    # torch waits for ever where something that is no store listens at the port.
+    meeting = Thread(target=meet, name="planner: rendezvous", daemon=True)
+    meeting.start()
+    meeting.join(timeout_s)
+    if found:
+        store, rank, many = found[0]
+        return store, rank, many
+    error = wrong[0] if wrong else TimeoutError(f"no answer within timeout_s={timeout_s:g}")
+    if isinstance(error, ValueError):
         raise InvalidInputError(f"torchrun's environment cannot be understood: {error}") from error
-    except RuntimeError as error:
-        raise _unreachable(place, error) from error
-    return store, rank, many
+    raise _unreachable(place, error) from error
 
 
-def _unreachable(place: str, error: RuntimeError) -> PipelineError:
+def _unreachable(place: str, error: Exception) -> PipelineError:
     if "EADDRINUSE" in str(error) or "already in use" in str(error):
         said = (
             f"port {place.rpartition(':')[2]} is in use on this machine, so that the other processes cannot come to it: give torchrun"
@@ -180,7 +197,8 @@ def _unreachable(place: str, error: RuntimeError) -> PipelineError:
         )
     else:
         said = (
-            f"the processes of the pipeline did not find each other at {place}: is that process 0's machine, can this one reach it,"
-            " and was every process started?"
+            f"the processes of the pipeline did not find each other at {place}, which has to be on the machine of rank 0: this one"
+            " cannot reach it, not every process was started, or something else has the port"
         )
-    return PipelineError(f"{said}; torch says: {str(error).splitlines()[0]}")
+    whose = "torch says: " if isinstance(error, RuntimeError) else ""
+    return PipelineError(f"{said}; {whose}{str(error).splitlines()[0]}")
