@@ -85,7 +85,8 @@ def test_tensors_have_the_dtypes_that_a_plan_gives_them() -> None:
     plan = saved("llama").plan("throughput", special_dtypes=special, dtype="bfloat16")
     runs = stage_runs(plan)
     prepared = prepare_stage(FOLDER, runs, 0, dtype="bfloat16", special_dtypes=special)
-    wanted = prepared.weights.wanted
+    targets = prepared.weights.judged.targets
+    wanted = {target.name: target.wanted for target in targets if target.wanted is not None}
     assert wanted["model.layers.0.mlp.up_proj.weight"].dtype == torch.float32
     assert wanted["model.layers.0.mlp.gate_proj.weight"].dtype == torch.bfloat16
     require_planned(plan, prepared)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from stage_models import family
 
 import planner
+from pipelines.stage_models import family
 from planner.pipelines.runs import stage_runs
 from planner.pipelines.stage import prepare_stage
 

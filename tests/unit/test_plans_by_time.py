@@ -108,9 +108,10 @@ def test_a_plan_keeps_within_its_budgets_and_says_of_itself_what_a_pricer_says(
 
 
 def blocks_of(model: nn.Module) -> list[str]:
-    """Whole layers, in the order of execution as plans have it."""
+    """Whole layers, in the order of execution: tables of rotation are made of what the embedding gives."""
     plan = planner.plan(model, max_memory={0: 2 * size_of(model)})
-    return list(plan.block_bytes)
+    first, *others = plan.block_bytes
+    return [first, *sorted(others, key=lambda name: "rotary" not in name)]
 
 
 def every_placement(
@@ -368,6 +369,27 @@ def test_without_steps_the_bound_is_told() -> None:
         assert whole is not None and none is not None
         assert none.lower_bound_ps <= whole.value_ps <= none.value_ps
         assert planner.plan(model, strategy={"type": kind}, **settings).certificate.stage == kind
+
+
+STRANGE: list[tuple[dict[str, Any], str]] = [
+    ({"model": 0}, "says nothing of lm_head.weight"),
+    (
+        {"": 0, "transformer.h.0": 1, "head": 1},
+        "names transformer.h.0, head, and LlamaForCausalLM has nothing",
+    ),
+]
+
+
+@pytest.mark.parametrize(("strange", "part"), STRANGE, ids=[part for _, part in STRANGE])
+def test_a_map_of_another_model_has_no_price(strange: dict[str, Any], part: str) -> None:
+    with pytest.raises(planner.PlanMismatchError, match=part):
+        price(llama(), strange, machine=machine())
+
+
+def test_a_plan_of_another_model_has_no_price() -> None:
+    for plan in (planned(llama(5), (0.5, 0.6)), planned(mixtral(5), (0.5, 0.6))):
+        with pytest.raises(planner.PlanMismatchError, match="another model"):
+            price(llama(3), plan, machine=machine())
 
 
 def test_a_slower_machine_gives_a_slower_plan() -> None:

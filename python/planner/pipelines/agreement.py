@@ -172,9 +172,7 @@ def room_of(host: str, device: torch.device, prepared: PreparedStage) -> Room:
     else:
         key: int | str = device.type if device.index is None else device.index
         free = next((each.free_bytes for each in free_devices() if each.device == key), None)
-    headers = prepared.weights.source.headers
-    held = sorted((name, kind, tuple(shape)) for name, _, _, _, kind, shape in headers.ranges())
-    return Room(host, str(device), _digest(repr(held)), prepared.weight_bytes, free)
+    return Room(host, str(device), prepared.fingerprint, prepared.weight_bytes, free)
 
 
 def require_room(rooms: Sequence[Room], runs: Sequence[StageRun]) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from planner.pipelines.layers import LayerList, Roles, own_tensors, parts_outside
+from planner.names import is_within
+from planner.pipelines.layers import LayerList, Roles, parts_outside
 from planner.pipelines.runs import StageRun
 
-__all__ = ["Cut", "cut_model"]
+__all__ = ["Cut", "Zeros", "cut_model", "owner_of"]
 
 # What modules call the number of their layer.
 _NUMBERS: Final = ("layer_idx", "layer_id")
@@ -30,26 +31,30 @@ class Cut:
         layers: the list of layers, of the whole model.
         first: the first layer that was kept.
         last: the last one.
-        names: by id of each tensor that was kept, its name in the whole model.
         config: of the whole model, as its layers have it.
     """
 
     layers: LayerList
     first: nn.Module
     last: nn.Module
-    names: Mapping[int, str]
     config: Any
 
 
-class _Zeros(nn.Module):
-    """Stands for an embedding of another stage: it adds nothing."""
+class Zeros(nn.Module):
+    """Stands for an embedding of another stage: it adds nothing.
 
-    def __init__(self, width: int, dtype: torch.dtype) -> None:
+    Args:
+        width: of what it stands for.
+    """
+
+    zeros: Tensor
+
+    def __init__(self, width: int) -> None:
         super().__init__()
-        zeros = torch.zeros((1, 1, width), dtype=dtype, device="cpu")
+        zeros = torch.zeros((1, 1, width), device="cpu")
         self.register_buffer("zeros", zeros, persistent=False)  # so that they go where the model goes
 
-    def forward(self, *_: Any, **__: Any) -> Any:
+    def forward(self, *_: Any, **__: Any) -> Tensor:
         return self.zeros
 
 
@@ -65,13 +70,7 @@ class _Identity(nn.Module):
         return next((value for value in given if value is not None), None)
 
 
-def cut_model(
-    model: nn.Module,
-    layers: LayerList,
-    roles: Roles,
-    run: StageRun,
-    make_buffers: Callable[[nn.Module], None] | None = None,
-) -> Cut:
+def cut_model(model: nn.Module, layers: LayerList, roles: Roles, run: StageRun) -> Cut:
     """Reduces a model to one stage, in place.
 
     Args:
@@ -79,23 +78,40 @@ def cut_model(
         layers: its list of layers.
         roles: which of what lies around them is called before, between and after.
         run: which of the layers the stage has.
-        make_buffers: fills buffers that no file has, while layers still have the numbers and the configuration of the whole.
     """
-    names = {id(tensor): name for name, tensor in own_tensors(model)}
     whole = model.get_submodule(layers.name)
     assert isinstance(whole, nn.ModuleList), "a list of layers was found"
     kept = [whole[number] for number in run.layers]
     around: Any = model.get_submodule(layers.name.rpartition(".")[0])
     config = getattr(around, "config", None) or model.config
-    for name, is_registered_before in list(parts_outside(model, layers)):
-        if not _stays(name, roles, run, is_registered_before=is_registered_before):
-            _put(model, name, _stand_in(model.get_submodule(name)))
+    for name in _absent(model, layers, roles, run):
+        _put(model, name, _stand_in(model.get_submodule(name)))
     _put(model, layers.name, nn.ModuleList(kept))
-    if make_buffers is not None:
-        make_buffers(model)
     _renumber(kept)
     _slice_configurations(model, layers.length, run.layers)
-    return Cut(layers, kept[0], kept[-1], names, config)
+    return Cut(layers, kept[0], kept[-1], config)
+
+
+def owner_of(model: nn.Module, layers: LayerList, roles: Roles, run: StageRun) -> Callable[[str], bool]:
+    """What tells, by its name in the whole model, whether a tensor is one of a stage's."""
+    absent = _absent(model, layers, roles, run)
+    start = f"{layers.name}."
+
+    def owns(name: str) -> bool:
+        if name.startswith(start):
+            return int(name.removeprefix(start).partition(".")[0]) in run.layers
+        return not any(is_within(name, part) for part in absent)
+
+    return owns
+
+
+def _absent(model: nn.Module, layers: LayerList, roles: Roles, run: StageRun) -> list[str]:
+    """Modules around the layers that other stages run."""
+    return [
+        name
+        for name, is_registered_before in parts_outside(model, layers)
+        if not _stays(name, roles, run, is_registered_before=is_registered_before)
+    ]
 
 
 def _stays(name: str, roles: Roles, run: StageRun, *, is_registered_before: bool) -> bool:
@@ -113,7 +129,7 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def _stand_in(module: nn.Module) -> nn.Module:
     if isinstance(module, nn.Embedding):
-        return _Zeros(module.embedding_dim, module.weight.dtype)
+        return Zeros(module.embedding_dim)
     return _Identity(getattr(module, "weight", None))
 
 

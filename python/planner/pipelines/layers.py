@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from planner.errors import InvalidTreeError
 from planner.loading.live import live_tensors, modules_by_name
 from planner.names import listed, qualified
 
-__all__ = ["LayerList", "Roles", "find_layers", "own_tensors", "parts_outside"]
+__all__ = ["LayerList", "Roles", "find_layers", "parts_outside"]
 
 _FEWEST = 2
 
@@ -101,9 +101,3 @@ def parts_outside(model: nn.Module, layers: LayerList) -> Iterator[tuple[str, bo
                 is_before = False
             elif child is not None and live_tensors(child):
                 yield qualified(around, local), is_before
-
-
-def own_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All parameters and buffers under all their names."""
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from planner.errors import PlanMismatchError
+from planner.pipelines.reading import StageWeights
 from planner.pipelines.stage import PreparedStage
 from planner.plans.plan import Plan
 from planner.units import format_bytes
@@ -17,16 +16,15 @@ def require_planned(plan: Plan, prepared: PreparedStage) -> None:
 
     Fields: ``findings``.
     """
-    layers = prepared.model.get_submodule(prepared.cut.layers.name)
-    for number, layer in zip(prepared.run.layers, layers.children(), strict=True):
+    if not plan.block_bytes:  # of a plan that was written before plans had them
+        return
+    for number in prepared.run.layers:
         name = f"{prepared.cut.layers.name}.{number}"
         planned = [size for block, size in plan.block_bytes.items() if f"{block}.".startswith(f"{name}.")]
-        if not plan.block_bytes:  # of a plan that was written before plans had them
-            return
-        found = _possible_bytes(prepared, layer)
+        found = _bytes_of(prepared.weights, f"{name}.")
         if sum(planned) not in found:
             said = (
-                f"the plan has {format_bytes(sum(planned))} in '{name}', which is {format_bytes(max(found))} in the files"
+                f"the plan has {format_bytes(sum(planned))} in '{name}', which is {format_bytes(found[-1])} in the files"
                 if planned
                 else f"the plan has no '{name}'"
             )
@@ -35,14 +33,9 @@ def require_planned(plan: Plan, prepared: PreparedStage) -> None:
             )
 
 
-def _possible_bytes(prepared: PreparedStage, layer: nn.Module) -> set[int]:
-    """Bytes of a layer as it will be loaded, without buffers that no file has and with them."""
-    own = {id(tensor) for tensor in (*layer.parameters(), *layer.buffers())}
-    by_id = {id(tensor): tensor for tensor in (*layer.parameters(), *layer.buffers())}
-    read = {
-        id(tensor): prepared.weights.wanted[name].nbytes
-        for name, tensor in (*prepared.model.named_parameters(), *prepared.model.named_buffers())
-        if id(tensor) in own and name in prepared.weights.wanted
-    }
-    made = sum(tensor.nbytes for number, tensor in by_id.items() if number not in read)
-    return {sum(read.values()), sum(read.values()) + made}
+def _bytes_of(weights: StageWeights, prefix: str) -> tuple[int, int]:
+    """Bytes of a layer as it will be loaded, with what no file has and without."""
+    targets = (target for target in weights.judged.targets if target.name.startswith(prefix))
+    read = sum(target.wanted.nbytes for target in targets if target.wanted is not None)
+    made = sum(value.nbytes for name, value in weights.made.items() if name.startswith(prefix))
+    return read + made, read

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from planner.pipelines.caching import new_cache
-from planner.pipelines.cutting import Cut
+from planner.pipelines.cutting import Cut, Zeros
 from planner.pipelines.runs import StageRun
 
 __all__ = ["CACHES", "StageForward"]
@@ -31,7 +31,7 @@ class StageForward:
         self.run = run
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = config.vocab_size
-        self.dtype = _dtype(cut.first)
+        self.dtype = _dtype(cut.first, config)
         self._config = config
         self._arrived: Tensor | None = None
         self._left: Tensor | None = None
@@ -39,6 +39,9 @@ class StageForward:
         # What the whole model does not take, it does not give to what is inside.
         self._takes = frozenset(inspect.signature(model.forward).parameters)
         self._cache_name = next((name for name in CACHES if name in self._takes), CACHES[0])
+        for part in model.modules():
+            if isinstance(part, Zeros):  # the sum of embeddings has the dtype of what arrives
+                part.zeros = part.zeros.to(self.dtype)
         if not run.is_first:
             cut.first.register_forward_pre_hook(self._enter, with_kwargs=True)
         if not run.is_last:
@@ -98,7 +101,10 @@ def _without_head(model: nn.Module, cut: Cut) -> nn.Module:
     return model.get_submodule(cut.layers.name.rpartition(".")[0])
 
 
-def _dtype(layer: nn.Module) -> torch.dtype:
-    """What hidden states are between layers: that of the largest tensor, because norms and gates may be kept wider."""
+def _dtype(layer: nn.Module, config: Any) -> torch.dtype:
+    """What hidden states are between layers: that of the largest tensor, because norms and gates may be kept wider, or what a
+    configuration says that sums are kept in."""
+    if getattr(config, "residual_in_fp32", False):
+        return torch.float32
     floating = [parameter for parameter in layer.parameters() if parameter.is_floating_point()]
     return max(floating, key=lambda parameter: parameter.nbytes).dtype

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from planner.errors import PlanMismatchError
 from planner.pipelines.comparing import require_equal_stages
-from planner.pipelines.cutting import Cut, cut_model
+from planner.pipelines.cutting import Cut, cut_model, owner_of
 from planner.pipelines.layers import LayerList, find_layers
-from planner.pipelines.reading import StageWeights, weights_of
+from planner.pipelines.reading import StageWeights, open_whole
 from planner.pipelines.running import StageForward
 from planner.pipelines.runs import StageRun
 
@@ -96,12 +96,14 @@ class PreparedStage:
         model: the model's own class with these layers only, on meta.
         device: where it will run.
         weights: how its tensors come out of the files.
+        fingerprint: digest of what names the files of the whole model have, and of what that has for them: the same on every stage.
     """
 
     run: StageRun
     model: nn.Module
     device: torch.device
     weights: StageWeights
+    fingerprint: str
     cut: Cut
 
     @property
@@ -118,7 +120,7 @@ class PreparedStage:
         Raises:
             OffloadError: a file that cannot be read, or a number that the dtype cannot hold. Fields: ``name``.
         """
-        read_bytes = self.weights.read_into(self.model, self.device, progress)
+        read_bytes = self.weights.read_into(self.model, progress)
         run = StageForward(self.model, self.cut, self.run)
         return Stage(
             index=self.run.index,
@@ -161,12 +163,15 @@ def prepare_stage(
         InvalidTreeError: a model that cannot be cut into stages. Fields: ``name``.
     """
     place = torch.device(device)
-    weights, model = weights_of(checkpoint, dtype, special_dtypes, attention)
+    whole = open_whole(checkpoint, dtype, special_dtypes, attention)
+    model, run = whole.model, runs[index]
     layers = find_layers(model)
     _require_all(model, layers, runs)
     roles = require_equal_stages(model, layers)
-    cut = cut_model(model, layers, roles, runs[index], weights.make_buffers)
-    return PreparedStage(runs[index], model, place, weights.of_stage(model, cut), cut)
+    fingerprint = whole.fingerprint()
+    # Before layers get other numbers: what no file has may depend on them.
+    weights = whole.weights_of(owner_of(model, layers, roles, run), place)
+    return PreparedStage(run, model, place, weights, fingerprint, cut_model(model, layers, roles, run))
 
 
 def _require_all(model: nn.Module, layers: LayerList, runs: Sequence[StageRun]) -> None:

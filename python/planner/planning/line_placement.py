@@ -14,7 +14,7 @@ __all__ = ["LinePlacement"]
 
 
 class LinePlacement:
-    """An answer in keys of devices, by block in the order of execution.
+    """An answer in keys of devices, by piece.
 
     Args:
         line: what was searched.
@@ -30,10 +30,11 @@ class LinePlacement:
         for run in answer.runs:
             self.stages += [line.runners[run.device]] * (run.end - run.first)
             self.ways += run.ways
-        self.runs: list[DeviceKey] = [
-            HOST if way == "beside" else stage for way, stage in zip(self.ways, self.stages, strict=True)
-        ]
         self.homes = self._homes()
+        self.runs: list[DeviceKey] = [
+            HOST if way == "beside" else home if way == "tied" else stage
+            for way, home, stage in zip(self.ways, self.homes, self.stages, strict=True)
+        ]
         self.is_over = self._on_host_bytes > self._host_bytes
         if self.is_over:
             self._spill()
@@ -81,6 +82,11 @@ class LinePlacement:
 
     def _may_spill(self, block: int) -> bool:
         return self.ways[block] == "fetched" and self.homes[block] == HOST and self.line.may_spill(block)
+
+    def by_block(self) -> tuple[list[DeviceKey], list[DeviceKey]]:
+        """Where each block lies and runs, in the order of the model."""
+        places = sorted(range(len(self.line.order)), key=self.line.order.__getitem__)
+        return [self.homes[place] for place in places], [self.runs[place] for place in places]
 
     def displaced(self) -> Sequence[int]:
         """Blocks that lie elsewhere than they run."""

@@ -159,6 +159,10 @@ class Problem:
             return whole
         return self._blocks(split, stateless_parts(whole))
 
+    def layers(self) -> Blocks:
+        """The model in whole layers, whatever is cut of them."""
+        return Blocks(self.layout, no_split=self.settings.no_split_modules, split=self.containers)
+
     def _blocks(self, split: Sequence[str], parts: Sequence[str] = ()) -> Blocks:
         return Blocks(
             self.layout,

@@ -50,7 +50,10 @@ def timing_of(placement: LinePlacement, strategy: ByTime, *, is_overlapped: bool
         )
         for run in answer.runs
     )
-    hops_ps = sum(line.hop_ps(one.device, other.device) for one, other in pairwise(stages))
+    hops_ps = sum(
+        line.passing_ps(run.first, line.runners[before.device], line.runners[run.device])
+        for before, run in pairwise(answer.runs)
+    )
     latency_ps = hops_ps + sum(stage.ps for stage in stages)
     busy_ps: Counter[DeviceKey] = Counter()
     for stage in stages:
@@ -73,6 +76,7 @@ def timing_of(placement: LinePlacement, strategy: ByTime, *, is_overlapped: bool
         pieces=pieces,
         machine=line.machine.fingerprint,
         from_table=line.table_devices,
+        cache_tokens=line.cache_tokens,
     )
 
 
@@ -84,7 +88,7 @@ def _stage_ps(pieces: Sequence[TimedPiece], *, is_overlapped: bool) -> int:
 
 def _pieces(placement: LinePlacement) -> tuple[TimedPiece, ...]:
     line, pieces = placement.line, []
-    for block, names in enumerate(line.blocks.block_names):
+    for block, names in enumerate(line.names):
         stage, runner = placement.stages[block], placement.runs[block]
         is_fetched = placement.ways[block] == "fetched"
         pieces.append(

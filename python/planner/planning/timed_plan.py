@@ -67,7 +67,7 @@ class TimedPlan:
     def plan(self, lower_bound_ps: int) -> Plan:
         """The plan. Args: ``lower_bound_ps``: no other takes less."""
         problem, blocks = self._problem, self._line.blocks
-        device_map = grouped_keys(blocks.block_names, self._placement.homes, self._placement.runs)
+        device_map = grouped_keys(blocks.block_names, *self._placement.by_block())
         execution_map = {name: run for name, (home, run) in device_map.items() if run != home}
         maps = _Maps({name: home for name, (home, _) in device_map.items()}, execution_map)
         devices = self._devices(maps)
@@ -110,7 +110,7 @@ class TimedPlan:
                 placement.runs[block],
             )
             reserved[runner] = max(reserved[runner], size)
-        names = [name for block in displaced for name in line.blocks.block_names[block]]
+        names = [name for block in displaced for name in line.names[block]]
         buffers = line.staying.by_device(names, maps.execution_map)
         rooms = problem.running_rooms(line.blocks)
         running = {} if rooms is None else rooms.of(maps)
@@ -150,7 +150,7 @@ class TimedPlan:
                 needed_bytes=line.work[block].weight_bytes,
                 available_bytes=None,
             )
-            for block, names in enumerate(line.blocks.block_names)
+            for block, names in enumerate(line.names)
             if names
         )
 
