@@ -28,10 +28,10 @@ def has_host(engine: Engine | None) -> bool:
     return engine == "llama_cpp"
 
 
-def engine_mode(mode: Mode, engine: Engine | None) -> Mode:
-    """What may hold weights, where an engine runs the plan."""
+def engine_mode(mode: Mode, engine: Engine | None, *, wants_cache: bool = False) -> Mode:
+    """What may hold weights, where an engine runs the plan, or the cut is that of the largest cache."""
     if engine is None:
-        return mode
+        return "gpu_only" if wants_cache else mode
     return "no_disk" if has_host(engine) and mode != "gpu_only" else "gpu_only"
 
 

@@ -68,6 +68,7 @@ class PlannedLine:
         fetches: whether blocks may be brought in where they run.
         host_is_first: the host's run comes before those of accelerators, and not after them, where the order is given.
         closed: numbers of blocks before which no run may end.
+        cache_tokens: so many tokens of cache there is room for on each device, where as many as can be were asked for.
     """
 
     blocks: Blocks
@@ -88,6 +89,7 @@ class PlannedLine:
     fetches: bool = True
     host_is_first: bool = False
     closed: tuple[int, ...] = ()
+    cache_tokens: int | None = None
 
     @cached_property
     def staying_bytes(self) -> Sequence[int]:

@@ -16,6 +16,7 @@ from planner.model.constraints import allowed_devices
 from planner.model.execution_order import callers_of, execution_order
 from planner.model.work import Experts, work_of
 from planner.planning.engines import allowed_for, closed_borders, engine_mode, has_host
+from planner.planning.largest_cache import wants_cache
 from planner.planning.line import HOST, LineSizes, PlannedLine
 from planner.planning.machines import machine_for
 from planner.planning.margins import margin_of
@@ -64,7 +65,8 @@ def planned_line(
         )
     machine, tokens = machine_for(settings.machine, budgets), step_tokens(problem)
     facts, rooms = settings.model, problem.running_rooms(blocks)
-    if facts.hidden_size is None:
+    width = facts.hidden_size or _said(problem, "hidden_size", "n_embd", "d_model")
+    if width is None:
         raise InvalidInputError(
             "strategies that go by time need to know how wide activations are, and this model does not say it: "
             "model={'hidden_size': 4096}"
@@ -78,7 +80,7 @@ def planned_line(
         facts.num_attention_heads or 1,
         facts.num_key_value_heads or facts.num_attention_heads or 1,
     )
-    row_bytes = facts.hidden_size * item_bytes
+    row_bytes = width * item_bytes
     kinds = {budget.device: budget.kind for budget in budgets}
     demands = _NOTHING if rooms is None else rooms.most
     at_once_bytes = (
@@ -94,7 +96,10 @@ def planned_line(
             kept = ceil(at_once_bytes * (1 + margin.share)) + margin.beside_bytes
         capacity_bytes[budget.device] = max(0, budget.capacity_bytes - kept)
     has_accelerator = "accelerator" in kinds.values()
-    mode, engine = engine_mode(settings.mode, settings.engine), settings.engine
+    mode, engine = (
+        engine_mode(settings.mode, settings.engine, wants_cache=wants_cache(settings)),
+        settings.engine,
+    )
     # Other engines are told of layers, and make tables of rotation wherever they run some.
     order = execution_order(blocks) if engine is None else range(blocks.block_count)
     callers, place = callers_of(blocks, problem.layers()), {number: at for at, number in enumerate(order)}
@@ -102,7 +107,9 @@ def planned_line(
     keeps, may = block_demands(blocks, demands), _allowed(problem, blocks, list(kinds), mode)
     allowed, closed = tuple([may[number] for number in order]), tuple[int, ...]()
     if engine is not None:
-        closed = closed_borders(blocks.block_names, facts.num_hidden_layers, engine)
+        closed = closed_borders(
+            blocks.block_names, facts.num_hidden_layers or _said(problem, "num_hidden_layers"), engine
+        )
         allowed = allowed_for(engine, blocks.block_names, list(kinds), allowed)
     line = PlannedLine(
         blocks=blocks,
@@ -132,6 +139,17 @@ def planned_line(
     )
     line.require_rates(line.runners if needs_rates is None else needs_rates)
     return line
+
+
+def _said(problem: Problem, *names: str) -> int | None:
+    """What the configuration of a model says by one of these names, whatever type of model it is of."""
+    whole = problem.opened.configuration
+    for part in (whole, whole.get("text_config")):
+        values = (part.get(name) for name in names) if isinstance(part, Mapping) else ()
+        found = next((value for value in values if type(value) is int and value > 0), None)
+        if found is not None:
+            return found
+    return None
 
 
 def _home(kinds: Mapping[DeviceKey, str], mode: str) -> DeviceKey | None:

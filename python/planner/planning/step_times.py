@@ -76,6 +76,7 @@ def timing_of(placement: LinePlacement, strategy: ByTime, *, is_overlapped: bool
         pieces=pieces,
         machine=line.machine.fingerprint,
         from_table=line.table_devices,
+        cache_tokens=line.cache_tokens,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from planner.errors import InfeasibleError
 from planner.planning.engines import has_host
 from planner.planning.host_room import answers_of, answers_with_less_on_the_host
+from planner.planning.largest_cache import wants_cache, with_most_cache
 from planner.planning.line import PlannedLine
 from planner.planning.line_problem import planned_line
 from planner.planning.problem import Problem
@@ -64,10 +65,15 @@ def _best(problem: Problem, line: PlannedLine) -> TimedPlan:
         staging_blocks=problem.settings.staging_blocks,
         search_steps=strategy.search_steps,
     )
+    cache_tokens = None
     try:
-        first = solve_line(question)
+        if wants_cache(problem.settings):
+            cache_tokens, first = with_most_cache(problem.settings, line, question)
+        else:
+            first = solve_line(question)
     except InfeasibleError as error:
         raise _infeasible(line, is_proven=bool(error.is_proven)) from error
+    line = replace(line, cache_tokens=cache_tokens)
     best = TimedPlan(problem, line, first)
     plans = [best]
     if question.objective != "latency" and best.timing.bottleneck_ps > first.bottleneck_ps:

@@ -14,6 +14,7 @@ from planner.choices import (
     Fill,
     Granularity,
     Logits,
+    Maximise,
     Mode,
     Reserve,
     RunOrder,
@@ -50,6 +51,7 @@ class StrategyKeywords(TypedDict, total=False):
     order: RunOrder
     parts: bool
     microbatches: int
+    maximise: Maximise
 
 
 class ModelKeywords(TypedDict, total=False):
