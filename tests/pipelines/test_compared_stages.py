@@ -81,11 +81,13 @@ def test_a_class_whose_stages_compute_something_else_is_refused_with_the_cut_and
             "'model.vision_tower.encoder.layers' of .*'model.language_model.layers' of",
         ),
         (tf.T5ForConditionalGeneration, "an encoder and a decoder"),
+        (tf.LlamaForSequenceClassification, "no head that gives the next token"),
+        (tf.LlamaModel, "no head that gives the next token"),
         (tf.XLMWithLMHeadModel, "'transformer.attentions' of 12"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_models_of_several_lists_are_refused_by_what_was_found(cls: Any, said: str) -> None:
+def test_what_has_no_one_list_of_layers_and_a_head_is_refused_by_what_was_found(cls: Any, said: str) -> None:
     model = on_meta(cls)
     with pytest.raises(planner.InvalidTreeError, match=said):
         find_layers(model)
