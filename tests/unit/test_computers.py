@@ -158,4 +158,4 @@ def test_the_plan_s_file_is_as_its_schema_says(workload: Any, maximise: str) -> 
     jsonschema.validate(json.loads(plan.to_json()), schema)
     assert Plan.from_json(plan.to_json()) == plan
     if workload is not None:
-        assert set(plan.predicted_peaks["decode"]) >= {"a/0", "b/1"}
+        assert set(plan.predicted_peaks["prefill"]) >= {"a/0", "b/1"}
