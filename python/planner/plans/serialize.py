@@ -26,7 +26,7 @@ from planner.plans.parts import (
     Shortfall,
     Source,
 )
-from planner.plans.timing import TimedPiece, TimedStage, Timing
+from planner.plans.timing import OtherWay, TimedPiece, TimedStage, Timing
 from planner.spelling import count_of, shown
 
 _SCHEMA = "planner.plan"
@@ -212,9 +212,14 @@ def _read_timing(row: Any) -> Timing | None:
         return _exact(cls, {**each, "device": plan_device(each["device"])})
 
     stages = tuple(with_device(TimedStage, each) for each in _rows(row["stages"]))
-    pieces = tuple(with_device(TimedPiece, each) for each in _rows(row["pieces"]))
+    pieces = tuple(with_device(TimedPiece, _with_other(each)) for each in _rows(row["pieces"]))
     from_table = tuple(map(plan_device, _rows(row["from_table"])))
     return _exact(Timing, {**row, "stages": stages, "pieces": pieces, "from_table": from_table})
+
+
+def _with_other(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    other = row.get("other")
+    return {**row, "other": None if other is None else _exact(OtherWay, other)}
 
 
 def _read_shortfall(row: Any) -> Shortfall | None:
@@ -239,7 +244,7 @@ _TYPES: Mapping[object, tuple[type, ...]] = {
 # What may be too much already; all other numbers are amounts.
 _BELOW_ZERO = ((Reason, "available_bytes"),)
 # Closed sets of words; any text is read, since a rule or stage may be newer than this reader.
-_WORDS = ("SourceKind", "DeviceKind", "RankName", "ReasonRule", "Stage", "Objective", "PieceWay")
+_WORDS = ("SourceKind", "DeviceKind", "RankName", "ReasonRule", "Stage", "Objective", "PieceWay", "RateKind")
 
 
 def _exact(cls: type[T], row: Mapping[str, Any]) -> T:
