@@ -13,7 +13,7 @@ from planner.devices.nodes import plan_device
 from planner.errors import InvalidInputError
 from planner.known_names import KnownNames
 from planner.memory.demands import BlockDemand, Demands
-from planner.names import listed
+from planner.names import device_of, is_within, listed
 from planner.plans.device_map import DeviceMap
 from planner.plans.parts import (
     Account,
@@ -188,7 +188,7 @@ def _parts(data: dict[str, Any]) -> PlanParts:
         execution_map=execution_map,
         offloaded_bytes=offloaded_bytes,
         certificate=certificate,
-        timing=_read_timing(data.get("timing")),
+        timing=_of_model(_read_timing(data.get("timing")), device_map),
         account=Account(
             source=lambda: source,
             names=lambda: names,
@@ -214,7 +214,21 @@ def _read_timing(row: Any) -> Timing | None:
     stages = tuple(with_device(TimedStage, each) for each in _rows(row["stages"]))
     pieces = tuple(with_device(TimedPiece, _with_other(each)) for each in _rows(row["pieces"]))
     from_table = tuple(map(plan_device, _rows(row["from_table"])))
+    names = {piece.name for piece in pieces}
+    strange = [name for stage in stages for name in (stage.first, stage.last) if name not in names]
+    if strange:
+        raise ValueError(f"a stage of timing names {shown(strange[0])}, which is no piece of it")
     return _exact(Timing, {**row, "stages": stages, "pieces": pieces, "from_table": from_table})
+
+
+def _of_model(timing: Timing | None, device_map: Mapping[str, DeviceKey]) -> Timing | None:
+    """The timing, of pieces that the map speaks for. Raises ValueError."""
+    for piece in () if timing is None else timing.pieces:
+        if device_of(piece.name, device_map) is None and not any(
+            is_within(key, piece.name) for key in device_map
+        ):
+            raise ValueError(f"timing names {shown(piece.name)}, of which the device map says nothing")
+    return timing
 
 
 def _with_other(row: Mapping[str, Any]) -> Mapping[str, Any]:
