@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from math import ceil
-from typing import Final
 
 from planner.devices.budgets import DeviceBudget
 from planner.devices.keys import DeviceKey
@@ -17,31 +17,12 @@ from planner.model.blocks import Blocks
 from planner.model.parts import runs_anywhere
 from planner.model.work import BlockWork
 from planner.planning.device_kinds import kinds_of, rates_of
+from planner.planning.line_sizes import HOST, LineSizes
+from planner.planning.long_steps import host_up_to_tokens
 from planner.strategies.costs import fetch_ps, hop_ps, run_ps
 from planner.strategies.line_tables import LineKind, LinePiece, LineTie
 
-__all__ = ["LineSizes", "PlannedLine"]
-
-HOST: Final = "cpu"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LineSizes:
-    """One step, in numbers.
-
-    Args:
-        tokens: new tokens, over all sequences.
-        dtype: what the model computes in.
-        item_bytes: one number of that.
-        activation_bytes: what passes from one piece to the next.
-        heads_per_key: heads that read one head of the cache.
-    """
-
-    tokens: int
-    dtype: str
-    item_bytes: int
-    activation_bytes: int
-    heads_per_key: int = 1
+__all__ = ["PlannedLine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +213,29 @@ class PlannedLine:
         """What bringing a piece's weights in takes."""
         return fetch_ps(self.machine, key, self.work[piece].weight_bytes, home=home)
 
+    def host_up_to_tokens(self, piece: int, key: DeviceKey) -> int | None:
+        """The most new tokens of a step up to which the host runs a part that lies there for the run of a device, and from where on
+        that brings it in; None where the host always does, as it does what shares its weights."""
+        if self._unit_counts[self.units[piece]] > 1 or len(self.blocks.columns.block_names()[piece]) > 1:
+            return None
+        work = self.work[piece]
+        if (work, key) not in self._host_up_to_tokens:
+            fetch_ps = self.fetch_ps(piece, key, HOST)
+            self._host_up_to_tokens[work, key] = host_up_to_tokens(
+                self.machine, work, self.sizes, key, fetch_ps=fetch_ps
+            )
+        return self._host_up_to_tokens[work, key]
+
+    @cached_property
+    def _host_up_to_tokens(self) -> dict[tuple[BlockWork, DeviceKey], int | None]:
+        """What was worked out of it."""
+        return {}
+
+    @cached_property
+    def _unit_counts(self) -> Mapping[int, int]:
+        """By unit, how many blocks are of it."""
+        return Counter(self.units)
+
     @cached_property
     def movable(self) -> frozenset[int]:
         """Pieces that keep nothing, and may run on the host from within the run of another device."""
@@ -260,6 +264,13 @@ class PlannedLine:
             homes |= {len(heads)} if home is not None else set()
             runs, fetches = [*runs, None], [*fetches, None]
         is_beside = self.host_runs and home == HOST and number in self.movable
+        # What longer steps bring in has room where they run it.
+        beside = [
+            8 * work.weight_bytes
+            if is_beside and key != HOST and self.host_up_to_tokens(number, key) is not None
+            else 0
+            for key in heads
+        ]
         # Buffers that stay are where the block runs in any case, so they are state, and no weights that could rest elsewhere.
         stays = min(self.staying_bytes[number], work.weight_bytes)
         return LinePiece(
@@ -270,6 +281,7 @@ class PlannedLine:
             run_ps=tuple(runs),
             fetch_ps=tuple(fetches),
             host_ps=self.run_ps(number, HOST) if is_beside else None,
+            beside_bits=(*beside, *(0 for _ in runs[len(heads) :])),
         )
 
     def _hop(self, keys: Sequence[DeviceKey], others: Sequence[DeviceKey]) -> int:

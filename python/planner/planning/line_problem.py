@@ -13,7 +13,9 @@ from planner.memory.demands import Demands
 from planner.model.blocks import Blocks
 from planner.model.constraints import allowed_devices
 from planner.model.work import Experts, work_of
-from planner.planning.line import HOST, LineSizes, PlannedLine
+from planner.planning.line import PlannedLine
+from planner.planning.line_sizes import HOST, LineSizes
+from planner.planning.long_steps import MOST_TOKENS
 from planner.planning.machines import machine_for
 from planner.planning.margins import margin_of
 from planner.planning.problem import Problem
@@ -108,6 +110,8 @@ def planned_line(
             item_bytes=item_bytes,
             activation_bytes=tokens * row_bytes,
             heads_per_key=max(1, queries // keys),
+            experts=experts,
+            longest_tokens=_longest_tokens(problem),
         ),
         home=_home(kinds, settings.mode),
         host_runs=HOST in kinds and not (settings.mode == "gpu_only" and has_accelerator),
@@ -115,6 +119,15 @@ def planned_line(
     )
     line.require_rates(line.runners if needs_rates is None else needs_rates)
     return line
+
+
+def _longest_tokens(problem: Problem) -> int:
+    """New tokens of the longest step that a plan is to be ready for: that of the prompt, where a workload says it."""
+    strategy, workload = problem.settings.strategy, problem.settings.workload
+    assert isinstance(strategy, ByTime)
+    if strategy.long_steps == "host":
+        return 0
+    return MOST_TOKENS if workload is None else workload.rows * workload.prompt_tokens
 
 
 def _home(kinds: Mapping[DeviceKey, str], mode: str) -> DeviceKey | None:

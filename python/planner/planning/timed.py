@@ -13,13 +13,15 @@ from planner.devices.keys import DeviceKey
 from planner.errors import InfeasibleError
 from planner.planning.device_rows import device_plan, offloaded_bytes
 from planner.planning.host_room import answers_of, answers_with_less_on_the_host
-from planner.planning.line import HOST, PlannedLine
+from planner.planning.line import PlannedLine
 from planner.planning.line_problem import planned_line
+from planner.planning.line_sizes import HOST
 from planner.planning.problem import Problem
-from planner.planning.running import running_device
+from planner.planning.running import RunningRooms, running_device
 from planner.plans.device_map import DeviceMap
-from planner.plans.parts import Certificate, DevicePlan, DeviceUsage, Reason
+from planner.plans.parts import Certificate, DevicePlan, DeviceUsage, PredictedPeaks, Reason
 from planner.plans.plan import Plan
+from planner.plans.running import Running
 from planner.plans.timing import TimedPiece, TimedStage, Timing
 from planner.settings.strategies import ByTime, Latency, Pipeline
 from planner.strategies.line_tables import LineProblem, Schedule
@@ -179,12 +181,13 @@ class _TimedPlan:
             self._names, [self._homes[block] for block in range(len(self._names))], self._run_list()
         )
         execution_map = {name: run for name, (home, run) in device_map.items() if run != home}
-        maps = _Maps({name: home for name, (home, _) in device_map.items()}, execution_map)
+        homes = {name: home for name, (home, _) in device_map.items()}
+        maps = _Maps(DeviceMap(homes, execution_map, self.timing.host_steps), execution_map)
         devices = self._devices(maps)
         rooms = problem.running_rooms(line.blocks)
         return Plan(
             devices=devices,
-            device_map=DeviceMap(maps.device_map, maps.execution_map),
+            device_map=maps.device_map,
             execution_map=execution_map,
             offloaded_bytes=offloaded_bytes(devices),
             certificate=self._certificate(sum(offloaded_bytes(devices).values())),
@@ -195,7 +198,7 @@ class _TimedPlan:
                 shortfall=lambda: None,
                 minimum_bytes=dict,
                 demands=lambda: None if rooms is None else rooms.most,
-                predicted_peaks=lambda: {} if rooms is None else rooms.peaks(devices, maps),
+                predicted_peaks=lambda: {} if rooms is None else self._peaks(rooms, devices, maps),
             ),
             timing=replace(self.timing, lower_bound_ps=lower_bound_ps),
         )
@@ -209,9 +212,10 @@ class _TimedPlan:
         reserved: Counter[DeviceKey] = Counter()
         for block, home in self._homes.items():
             used[home] += line.work[block].weight_bytes
-            if home != self._runs[block]:
-                size = line.work[block].weight_bytes * problem.settings.staging_blocks
-                reserved[self._runs[block]] = max(reserved[self._runs[block]], size)
+            stage, size = self._stages[block], line.work[block].weight_bytes * problem.settings.staging_blocks
+            is_kept = self._ways[block] == "beside" and line.host_up_to_tokens(block, stage) is not None
+            if home != self._runs[block] or is_kept:
+                reserved[stage] = max(reserved[stage], size)
         staying = StayingBuffers(line.blocks, problem.settings.offload_buffers)
         displaced = [
             name
@@ -221,7 +225,7 @@ class _TimedPlan:
         ]
         buffers = staying.by_device(displaced, maps.execution_map)
         rooms = problem.running_rooms(line.blocks)
-        running = {} if rooms is None else rooms.of(maps)
+        running = {} if rooms is None else self._running(rooms, maps)
         found = []
         for budget in problem.device_budgets:
             usage = DeviceUsage(
@@ -235,6 +239,22 @@ class _TimedPlan:
                 device if rooms is None else running_device(device, running.get(budget.device), rooms)
             )
         return tuple(found)
+
+    def _peaks(self, rooms: RunningRooms, devices: tuple[DevicePlan, ...], maps: _Maps) -> PredictedPeaks:
+        """The most on each device; of the prompt, with what is brought in for it."""
+        found = rooms.peaks(devices, maps)
+        prompt = rooms.peaks(devices, maps.in_step(self._line.sizes.longest_tokens))
+        return {phase: (prompt if phase == "prefill" else found)[phase] for phase in found}
+
+    def _running(self, rooms: RunningRooms, maps: _Maps) -> dict[DeviceKey, Running]:
+        """What running takes at the most: in a step like the plan's, and in one in which all is brought in that longer ones bring in."""
+        found = rooms.of(maps)
+        longest = maps.in_step(self._line.sizes.longest_tokens)
+        for device, long in {} if longest == maps else rooms.of(longest).items():
+            here = found.get(device)
+            if here is None or long.activation_bytes > here.activation_bytes:
+                found[device] = replace(long, cache_bytes=here.cache_bytes if here else long.cache_bytes)
+        return found
 
     def _certificate(self, offloaded: int) -> Certificate:
         """Of bytes nothing is known but that no plan offloads less than nothing; of time, see the timing."""
@@ -322,10 +342,15 @@ class _TimedPlan:
             run_ps=line.run_ps(block, runner),
             fetch_ps=line.fetch_ps(block, runner, self._homes[block]) if way == "fetched" else 0,
             hop_ps=line.hop_ps(stage, runner) + line.hop_ps(runner, stage),
+            host_up_to_tokens=line.host_up_to_tokens(block, stage) if way == "beside" else None,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Maps:
-    device_map: Mapping[str, DeviceKey]
+    device_map: DeviceMap
     execution_map: Mapping[str, DeviceKey]
+
+    def in_step(self, tokens: int) -> _Maps:
+        """The same in a step of so many new tokens."""
+        return replace(self, execution_map=self.device_map.elsewhere(tokens))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from planner.choices import Objective, PieceWay
 from planner.devices.keys import DeviceKey
+from planner.plans.device_map import HostSteps
 
 __all__ = ["TimedPiece", "TimedStage", "Timing"]
 
@@ -40,6 +41,8 @@ class TimedPiece:
         run_ps: what running it takes, where it runs.
         fetch_ps: what bringing its weights in takes; 0 for one that is not fetched.
         hop_ps: what its arguments and results take to what runs it and back; 0 where that is the device of its run.
+        host_up_to_tokens: of one "beside": the most new tokens of a step that the host runs; in longer ones it is fetched to the device
+            of its run, which has room for that. None where the host runs it in all steps.
     """
 
     name: str
@@ -48,6 +51,7 @@ class TimedPiece:
     run_ps: int
     fetch_ps: int
     hop_ps: int
+    host_up_to_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +89,15 @@ class Timing:
     def proven(self) -> bool:
         """Whether no plan of those that are considered is better: one run a device, in an order of execution that is kept."""
         return self.value_ps == self.lower_bound_ps
+
+    @property
+    def host_steps(self) -> dict[str, HostSteps]:
+        """By name, the parts that the host runs in short steps, and which these are."""
+        return {
+            piece.name: HostSteps(piece.host_up_to_tokens, piece.device)
+            for piece in self.pieces
+            if piece.host_up_to_tokens is not None
+        }
 
     @property
     def gap(self) -> float:

@@ -13,6 +13,7 @@ from planner.choices import (
     Fill,
     Granularity,
     Logits,
+    LongSteps,
     Mode,
     Reserve,
     RunOrder,
@@ -47,6 +48,7 @@ class StrategyKeywords(TypedDict, total=False):
     reserve: Reserve
     tokens: int | None
     order: RunOrder
+    long_steps: LongSteps
     parts: bool
     microbatches: int
 
