@@ -111,6 +111,9 @@ class Tree:
     def module_classes(self) -> list[tuple[str, str]]:
         """Name and class of each module but the root: ``module_count - 1``."""
 
+    def module_places(self) -> list[tuple[int | None, int]]:
+        """Of each of these, the number of the one that holds it, and how many modules have tensors of their own, itself and those inside."""
+
     def knows(self, names: list[str]) -> list[bool]:
         """For each name, whether a row has it."""
 

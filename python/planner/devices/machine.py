@@ -119,12 +119,24 @@ class Machine:
 
         Guarantee: :meth:`from_json` gives an equal machine; equal machines give the same text.
         """
-        return text_of_parts(self.devices, self.links)
+        return self._text
 
     @property
     def fingerprint(self) -> str:
         """What tells machines apart whose numbers differ, wherever these come from."""
-        return sha256(self.to_json().encode()).hexdigest()[:16]
+        return self._fingerprint
+
+    def __hash__(self) -> int:
+        """Equal machines give the same text."""
+        return hash(self._text)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return sha256(self._text.encode()).hexdigest()[:16]
+
+    @cached_property
+    def _text(self) -> str:
+        return text_of_parts(self.devices, self.links)
 
     def device(self, key: DeviceKey) -> MachineDevice:
         """A device by its key. Raises InvalidDevicesError where it is not there. Fields: ``device``."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
+from types import MappingProxyType
 
 from planner.devices.keys import DeviceKey
 from planner.devices.rate import Rate
@@ -37,6 +39,21 @@ class MachineDevice:
     flops_per_s: Mapping[str, Rate] = field(default_factory=dict)
     weights_bytes_per_s: Mapping[str, Mapping[int, Rate]] = field(default_factory=dict)
     launch_ps: Rate | None = None
+
+    def __post_init__(self) -> None:
+        # A machine's text and hash are made once, so nobody changes what they are made of.
+        object.__setattr__(self, "flops_per_s", MappingProxyType(dict(self.flops_per_s)))
+        by_dtype = {dtype: MappingProxyType(dict(rates)) for dtype, rates in self.weights_bytes_per_s.items()}
+        object.__setattr__(self, "weights_bytes_per_s", MappingProxyType(by_dtype))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Views of mappings cannot be pickled; what they show can."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values["flops_per_s"] = dict(self.flops_per_s)
+        values["weights_bytes_per_s"] = {
+            dtype: dict(rates) for dtype, rates in self.weights_bytes_per_s.items()
+        }
+        return partial(type(self), **values), ()
 
     @property
     def key(self) -> DeviceKey:

@@ -64,9 +64,20 @@ class Blocks:
         return tuple(self.columns.fused_experts()) if self.granularity == "expert" else ()
 
     @cached_property
+    def block_names(self) -> tuple[tuple[str, ...], ...]:
+        """The modules and tensors of each block, in the order of execution."""
+        return tuple(map(tuple, self.columns.block_names()))
+
+    @cached_property
+    def block_units(self) -> tuple[int, ...]:
+        """The unit of each block; -1 for one without a name."""
+        names = [block[0] if block else "" for block in self.block_names]
+        return tuple(found[0] if found else -1 for found in self.columns.units_of(names))
+
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The modules and tensors of all blocks, in the order of execution."""
-        return tuple(name for block in self.columns.block_names() for name in block)
+        return tuple(name for block in self.block_names for name in block)
 
     @property
     def block_count(self) -> int:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 from planner.model.blocks import Blocks
-from planner.model.layout import Layout
+from planner.model.modules import Modules
 from planner.names import nearest_key
 
 __all__ = ["BlockWork", "Experts", "work_of"]
-
-_EMBEDDING: Final = "Embedding"
-_EXPERTS: Final = "experts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,30 +93,18 @@ def work_of(
         row_bytes: one row of an embedding; without it, embeddings count as read whole.
 
     Returns:
-        In the order of ``blocks.columns.block_names()``. A weight is multiplied with every token and counts two operations each; an
+        In the order of ``blocks.block_names``. A weight is multiplied with every token and counts two operations each; an
         embedding's rows are copied, and count none; of experts, each token meets those that it is sent to.
 
     Cost: O(modules + tensors).
     """
-    layout, block_names = blocks.layout, blocks.columns.block_names()
-    sizes, classes = layout.stored_sizes(), dict(layout.tree.columns.module_classes())
-    bases = {name: {name, *more} for name, more in layout.tree.columns.class_bases()}
-    embeddings = [name for name, cls in classes.items() if _EMBEDDING in bases.get(cls, {cls})]
-    groups = _outermost(name for name in classes if name.rpartition(".")[2] == _EXPERTS)
-    owner = {name: number for number, names in enumerate(block_names) for name in names}
-    rows, mixed = _by_block(embeddings, sizes, owner), _by_block(groups, sizes, owner)
-    lent = _lent(layout, set(embeddings), sizes, owner)
-    owners = dict.fromkeys(name.rpartition(".")[0] for name in sizes if name and name not in classes)
-    counted = Counter(owner[block] for name in owners if (block := nearest_key(name, owner)) is not None)
-    counted.update(number for number in lent if number not in counted)  # a head whose only weight is lent
+    modules, block_names = blocks.layout.modules, blocks.block_names
+    sizes, lent = modules.sizes, _lent(blocks)
+    embedded, holders = modules.embedding_bytes, modules.holders
+    made: dict[tuple[int, ...], BlockWork] = {}  # most blocks of a model are alike
 
-    def one(number: int, names: Sequence[str]) -> BlockWork:
-        size, row, mix = (
-            int(sum(sizes.get(name, 0) for name in names)),
-            rows.get(number, 0),
-            mixed.get(number, 0),
-        )
-        always = max(0, size - row - mix) + lent.get(number, 0)
+    def one(size: int, row: int, mix: int, borrowed: int, counted: int) -> BlockWork:
+        always = max(0, size - row - mix) + borrowed
         read = row if row_bytes is None else min(row, row_bytes * tokens)
         touched = always + read + (mix if experts is None else experts.touched(mix, tokens))
         chosen = mix if experts is None else -(-mix * experts.chosen // experts.count)
@@ -129,40 +113,46 @@ def work_of(
             weight_bytes=size,
             touched_bytes=touched,
             flops=2 * tokens * elements,
-            modules=counted[number],
+            modules=counted,
             expert_bytes=mix,
         )
 
-    return tuple(one(number, names) for number, names in enumerate(block_names))
+    works = []
+    for number, names in enumerate(block_names):
+        size, row, counted, borrowed = 0, 0, 0, lent.get(number, 0)
+        for name in names:
+            size += int(sizes.get(name, 0))
+            row += embedded.get(name, 0)
+            counted += holders.get(name, 0)
+        # A head whose only weight is lent runs all the same.
+        key = (size, row, _of_experts(modules, names), borrowed, counted or int(bool(borrowed)))
+        found = made.get(key)
+        if found is None:
+            found = made[key] = one(*key)
+        works.append(found)
+    return tuple(works)
 
 
-def _outermost(names: Iterable[str]) -> Sequence[str]:
-    """Names that are below no other of them."""
-    kept: dict[str, None] = {}
-    for name in sorted(names, key=lambda name: name.count(".")):
-        if nearest_key(name, kept) is None:
-            kept[name] = None
-    return tuple(kept)
-
-
-def _by_block(
-    names: Iterable[str], sizes: Mapping[str, int | float], owner: Mapping[str, int]
-) -> dict[int, int]:
-    """Bytes of some modules by the block that they are, or lie inside of."""
-    found: Counter[int] = Counter()
+def _of_experts(modules: Modules, names: Sequence[str]) -> int:
+    """What experts have of a block, which may be one of them."""
+    if not modules.experts:
+        return 0
+    size = 0
     for name in names:
-        block = nearest_key(name, owner)
-        if block is not None:
-            found[owner[block]] += int(sizes.get(name, 0))
-    return found
+        is_within = nearest_key(name, modules.experts) is not None
+        size += int(modules.sizes.get(name, 0)) if is_within else modules.expert_bytes.get(name, 0)
+    return size
 
 
-def _lent(
-    layout: Layout, embeddings: Container[str], sizes: Mapping[str, int | float], owner: Mapping[str, int]
-) -> dict[int, int]:
+def _lent(blocks: Blocks) -> Mapping[int, int]:
     """Bytes that a block multiplies with and another holds for it: those of a head that is tied to the embedding."""
+    groups = blocks.layout.tied_groups()
+    if not groups:
+        return {}
+    sizes, embeddings = blocks.layout.modules.sizes, blocks.layout.modules.embeddings
+    owner = {name: number for number, names in enumerate(blocks.block_names) for name in names}
     found: Counter[int] = Counter()
-    for group in layout.tied_groups():
+    for group in groups:
         size = max((int(sizes.get(name, 0)) for name in group), default=0)
         for name in group:
             block = nearest_key(name, owner)

@@ -21,6 +21,7 @@ from planner.planning.line_sizes import HOST, LineSizes
 from planner.planning.long_steps import host_up_to_tokens
 from planner.strategies.costs import fetch_ps, hop_ps, run_ps
 from planner.strategies.line_tables import LineKind, LinePiece, LineTie
+from planner.strategies.staying import StayingBuffers
 
 __all__ = ["PlannedLine"]
 
@@ -33,7 +34,7 @@ class PlannedLine:
         blocks: the model; each block is a piece.
         work: of each block.
         demands: what each block keeps and needs beside its weights; zeros without a workload.
-        staying_bytes: of each block, buffers that are where it runs, whether or not its weights are.
+        staying: buffers that are where blocks run, whether or not their weights are.
         share: of what blocks keep, what the allocator may take beyond.
         machine: with rates.
         budgets: the plan's devices.
@@ -48,7 +49,7 @@ class PlannedLine:
     blocks: Blocks
     work: Sequence[BlockWork]
     demands: Sequence[BlockDemand]
-    staying_bytes: Sequence[int]
+    staying: StayingBuffers
     share: Fraction
     machine: Machine
     budgets: Sequence[DeviceBudget]
@@ -58,6 +59,12 @@ class PlannedLine:
     home: DeviceKey | None
     host_runs: bool
     uses_disk: bool = True
+
+    @cached_property
+    def staying_bytes(self) -> Sequence[int]:
+        """Of each block, buffers that are where it runs."""
+        stays = self.staying.block_bytes
+        return [sum([stays.get(name, 0) for name in names]) for names in self.blocks.block_names]
 
     @cached_property
     def runners(self) -> tuple[DeviceKey, ...]:
@@ -81,12 +88,13 @@ class PlannedLine:
     @cached_property
     def units(self) -> tuple[int, ...]:
         """The unit of each block: blocks of one share tensors, or are kept together."""
-        names = [block[0] if block else "" for block in self.blocks.columns.block_names()]
-        return tuple(found[0] for found in self.blocks.columns.units_of(names))
+        return self.blocks.block_units
 
     def ties(self) -> tuple[LineTie, ...]:
         """Units of several blocks: they have one home."""
         members: dict[int, list[int]] = {}
+        if len(set(self.units)) == len(self.units):
+            return ()
         for block, unit in enumerate(self.units):
             members.setdefault(unit, []).append(block)
         return tuple(
@@ -100,7 +108,7 @@ class PlannedLine:
         """Whether what the host has no room for may lie on a disk."""
         return self.uses_disk and any(budget.kind == "disk" for budget in self.budgets)
 
-    @property
+    @cached_property
     def table_devices(self) -> tuple[DeviceKey, ...]:
         """Runners whose rates nobody measured or said."""
         found = []
@@ -167,36 +175,36 @@ class PlannedLine:
 
     def pieces(self) -> tuple[LinePiece, ...]:
         """Each block as the search takes it."""
-        # Most blocks of a model are alike, and so are their pieces.
-        made: dict[object, LinePiece] = {}
+        made: dict[int, LinePiece] = {}
+        for number, alike in enumerate(self._classes):
+            if alike not in made:
+                made[alike] = self._piece(number)
+        return tuple([made[alike] for alike in self._classes])
+
+    @cached_property
+    def _classes(self) -> Sequence[int]:
+        """By block, the number of those that cost the same: most blocks of a model are alike."""
+        numbers: dict[object, int] = {}
         found = []
-        for number, work in enumerate(self.work):
-            kept = self.demands[number]
-            alike = (
-                work,
-                kept.cache_bytes,
-                kept.lasting_bytes,
-                self.staying_bytes[number],
-                self.allowed[number],
-                number in self.movable,
-            )
-            piece = made.get(alike)
-            if piece is None:
-                piece = made[alike] = self._piece(number)
-            found.append(piece)
-        return tuple(found)
+        for number, (work, kept, stays, allowed) in enumerate(
+            zip(self.work, self.demands, self.staying_bytes, self.allowed, strict=True)
+        ):
+            is_movable, is_brought = number in self.movable, number in self.brought_whole
+            key = (work, kept.cache_bytes, kept.lasting_bytes, stays, allowed, is_movable, is_brought)
+            found.append(numbers.setdefault(key, len(numbers)))
+        return found
 
     def run_ps(self, piece: int, key: DeviceKey) -> int:
         """What running a piece takes on a device."""
-        work, cache_bytes = self.work[piece], self.demands[piece].cache_bytes
-        known = (work, cache_bytes, key)
+        known = (self._classes[piece], key)
         found = self._run_ps.get(known)
         if found is None:
+            cache_bytes = self.demands[piece].cache_bytes
             # Each number of the cache meets every head that reads it, once for scores and once for what they weigh.
             state_flops = 2 * self.sizes.heads_per_key * cache_bytes // self.sizes.item_bytes
             found = self._run_ps[known] = run_ps(
                 self.machine.device(key),
-                work,
+                self.work[piece],
                 dtype=self.sizes.dtype,
                 tokens=self.sizes.tokens,
                 state_bytes=cache_bytes,
@@ -205,8 +213,8 @@ class PlannedLine:
         return found
 
     @cached_property
-    def _run_ps(self) -> dict[tuple[BlockWork, int, DeviceKey], int]:
-        """What was worked out of it: most blocks of a model are alike."""
+    def _run_ps(self) -> dict[tuple[int, DeviceKey], int]:
+        """What was worked out of it."""
         return {}
 
     def fetch_ps(self, piece: int, key: DeviceKey, home: DeviceKey) -> int:
@@ -215,8 +223,8 @@ class PlannedLine:
 
     def host_up_to_tokens(self, piece: int, key: DeviceKey) -> int | None:
         """The most new tokens of a step up to which the host runs a part that lies there for the run of a device, and from where on
-        that brings it in; None where the host always does, as it does what shares its weights."""
-        if self._unit_counts[self.units[piece]] > 1 or len(self.blocks.columns.block_names()[piece]) > 1:
+        that brings it in; None where the host always does."""
+        if piece not in self.brought_whole:
             return None
         work = self.work[piece]
         if (work, key) not in self._host_up_to_tokens:
@@ -232,19 +240,22 @@ class PlannedLine:
         return {}
 
     @cached_property
-    def _unit_counts(self) -> Mapping[int, int]:
-        """By unit, how many blocks are of it."""
-        return Counter(self.units)
+    def brought_whole(self) -> frozenset[int]:
+        """Of the movable pieces those that are one module and share nothing: what can be brought in in some steps and not in others."""
+        counts = Counter(self.units)
+        names = self.blocks.block_names
+        return frozenset(
+            piece for piece in self.movable if counts[self.units[piece]] == 1 and len(names[piece]) == 1
+        )
 
     @cached_property
     def movable(self) -> frozenset[int]:
         """Pieces that keep nothing, and may run on the host from within the run of another device."""
-        names = self.blocks.columns.block_names()
         free = runs_anywhere(self.blocks)
         return frozenset(
             number
-            for number, block in enumerate(names)
-            if all(name in free for name in block) and not self.demands[number].exec_bytes
+            for number, block in enumerate(self.blocks.block_names)
+            if free.issuperset(block) and not self.demands[number].exec_bytes
         )
 
     def _piece(self, number: int) -> LinePiece:
@@ -273,9 +284,10 @@ class PlannedLine:
         ]
         # Buffers that stay are where the block runs in any case, so they are state, and no weights that could rest elsewhere.
         stays = min(self.staying_bytes[number], work.weight_bytes)
+        lasts = ceil(kept.exec_bytes * (1 + self.share)) if kept.exec_bytes else 0
         return LinePiece(
             bits=8 * (work.weight_bytes - stays),
-            state_bits=8 * (stays + ceil(kept.exec_bytes * (1 + self.share))),
+            state_bits=8 * (stays + lasts),
             streamed_bits=8 * work.weight_bytes,
             homes=frozenset(homes),
             run_ps=tuple(runs),
@@ -291,7 +303,7 @@ class PlannedLine:
     def _signature(self, key: DeviceKey) -> Hashable:
         """What two devices of a kind have in common, beside their hops: rates, room, the way from home, and what may lie there."""
         device = self.machine.device(key)
-        allowed = tuple(where is None or key in where for where in self.allowed)
+        allowed = tuple(where is None or key in where for where in self.allowed) if self._has_limits else ()
         return (
             rates_of(device),
             self.capacity_bytes[key],
@@ -299,6 +311,11 @@ class PlannedLine:
             allowed,
             key == HOST,
         )
+
+    @cached_property
+    def _has_limits(self) -> bool:
+        """Whether some block may not lie everywhere."""
+        return any(where is not None for where in self.allowed)
 
     def _from_home(self, key: DeviceKey) -> object:
         if self.home is None or key == HOST:

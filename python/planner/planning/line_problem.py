@@ -93,12 +93,11 @@ def planned_line(
             kept = ceil(at_once_bytes * (1 + margin.share)) + margin.beside_bytes
         capacity_bytes[budget.device] = max(0, budget.capacity_bytes - kept)
     has_accelerator = "accelerator" in kinds.values()
-    stays = StayingBuffers(blocks, settings.offload_buffers).block_bytes
     line = PlannedLine(
         blocks=blocks,
         work=work_of(blocks, tokens, weight_bits=8 * item_bytes, experts=experts, row_bytes=row_bytes),
         demands=block_demands(blocks, demands),
-        staying_bytes=[sum(stays.get(name, 0) for name in names) for names in blocks.columns.block_names()],
+        staying=StayingBuffers(blocks, settings.offload_buffers),
         share=share,
         machine=machine,
         budgets=budgets,
@@ -144,11 +143,11 @@ def _allowed(
 ) -> tuple[frozenset[DeviceKey] | None, ...]:
     """By block, where its unit may lie."""
     masks = dict(allowed_devices(blocks, problem.constraints, devices, problem.settings.mode))
-    names = [block[0] if block else "" for block in blocks.columns.block_names()]
-    units = [found[0] if found else -1 for found in blocks.columns.units_of(names)]
+    if not masks:
+        return (None,) * len(blocks.block_units)
     return tuple(
         frozenset(device for bit, device in enumerate(devices) if masks[unit] >> bit & 1)
         if unit in masks
         else None
-        for unit in units
+        for unit in blocks.block_units
     )

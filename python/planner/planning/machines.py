@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from planner.devices.budgets import DeviceBudget
 from planner.devices.detect import free_devices
@@ -26,12 +27,18 @@ def machine_for(said: str | None, budgets: Sequence[DeviceBudget]) -> Machine:
         InvalidDevicesError: nothing was said, and a card's name is not known, or is not in the table. Fields: ``device``.
     """
     if said is not None:
-        return Machine.from_json(said) if said.lstrip().startswith("{") else Machine.read(said)
+        return _of_text(said) if said.lstrip().startswith("{") else Machine.read(said)
     cards: dict[DeviceKey, str] = {}
     for budget in budgets:
         if budget.kind == "accelerator":
             cards[budget.device] = budget.name or _detected_name(budget.device)
     return machine_of_cards(cards)
+
+
+@lru_cache(maxsize=8)
+def _of_text(text: str) -> Machine:
+    """Of many plans for one machine, all but the first find it read."""
+    return Machine.from_json(text)
 
 
 def _detected_name(device: DeviceKey) -> str:

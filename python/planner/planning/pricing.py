@@ -137,7 +137,7 @@ def _cut(
     split: list[str] = []
     while True:
         blocks = problem.blocks(split, in_parts=False)
-        names_now = [name for block in blocks.columns.block_names() for name in block]
+        names_now = blocks.names
         apart = [name for name in names_now if name not in split and len(_places(name, homes, runs)) > 1]
         if not apart:
             return blocks
@@ -160,7 +160,7 @@ def _priced(
 ) -> Timing:
     placed: list[tuple[str, DeviceKey, DeviceKey]] = []
     missing: list[str] = []
-    for block in line.blocks.columns.block_names():
+    for block in line.blocks.block_names:
         name = block[0]
         home = device_of(name, homes)
         if home is None:

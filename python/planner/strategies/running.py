@@ -24,10 +24,9 @@ _MOST_BYTES: Final = 1 << 53  # as of a model's weights
 
 def block_demands(blocks: Blocks, demands: Demands) -> list[BlockDemand]:
     """By block of a model, in the order of execution, what it needs; a block of several parts needs what they need together."""
-    return [
-        _of_parts([demands.blocks.get(name, _NOTHING) for name in names])
-        for names in blocks.columns.block_names()
-    ]
+    if not demands.blocks:
+        return [_NOTHING] * len(blocks.block_names)
+    return [_of_parts([demands.blocks.get(name, _NOTHING) for name in names]) for names in blocks.block_names]
 
 
 def _of_parts(parts: Sequence[BlockDemand]) -> BlockDemand:
@@ -79,7 +78,7 @@ def core_demands(
     each, staying = block_demands(blocks, demands), staying_bytes or {}
     stays: list[int] = []
     if staying:
-        stays = [8 * sum(staying.get(name, 0) for name in names) for names in blocks.columns.block_names()]
+        stays = [8 * sum(staying.get(name, 0) for name in names) for names in blocks.block_names]
     return _core.Demands(
         exec_bits=[_more(demand.exec_bytes, share) for demand in each],
         peak_bits=[_more(demand.needs_bytes, share) for demand in each],

@@ -40,7 +40,8 @@ class StayingBuffers:
     @cached_property
     def names(self) -> frozenset[str]:
         """Names of such buffers."""
-        buffers = self._buffer_sizes.keys() & set(self.tensor_names)
+        modules = self.module_classes
+        buffers = {name for name in self._buffer_sizes if name and name not in modules}
         return frozenset(
             buffers - set(self.blocks.layout.tree.uncovered([], "saved")[1])
             if self.are_offloaded
@@ -55,12 +56,12 @@ class StayingBuffers:
     @cached_property
     def module_classes(self) -> Mapping[str, str]:
         """By name of a module, its class."""
-        return dict(self.blocks.layout.tree.columns.module_classes())
+        return self.blocks.layout.modules.classes
 
     @cached_property
     def stored_bytes(self) -> Mapping[str, int | float]:
         """Bytes of each module and tensor, buffers and all."""
-        return self.blocks.layout.stored_sizes()
+        return self.blocks.layout.modules.sizes
 
     @cached_property
     def _buffer_sizes(self) -> Mapping[str, int | float]:
@@ -69,7 +70,7 @@ class StayingBuffers:
 
     @cached_property
     def _block_names(self) -> frozenset[str]:
-        return frozenset(name for block in self.blocks.columns.block_names() for name in block)
+        return frozenset(self.blocks.names)
 
     def of(self, displaced: Collection[str], execution_map: Mapping[str, DeviceKey]) -> dict[str, int]:
         """Of blocks that lie elsewhere than they run, those with such buffers, and their bytes.

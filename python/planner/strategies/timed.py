@@ -11,6 +11,7 @@ from planner.devices.keys import DeviceKey
 from planner.errors import InfeasibleError, InvalidInputError
 from planner.strategies.line_tables import LineProblem, read_table
 
+_PieceRow: TypeAlias = tuple[int, int, int, int, list[int | None], list[int | None], int | None, list[int]]
 Way: TypeAlias = Literal["resident", "fetched", "beside", "tied"]
 
 
@@ -114,9 +115,10 @@ def solve_line(problem: LineProblem) -> LineAnswer:
 
 def core_line(problem: LineProblem) -> _core.TimedLine:
     """The pieces and devices of a problem as the core takes them. Raises ValueError where they cannot be planned."""
-    return _core.TimedLine(
-        pieces=[
-            (
+    made: dict[int, _PieceRow] = {}  # most pieces of a line are one object
+    for piece in problem.pieces:
+        if id(piece) not in made:
+            made[id(piece)] = (
                 piece.bits,
                 piece.state_bits,
                 piece.streamed_bits,
@@ -126,8 +128,8 @@ def core_line(problem: LineProblem) -> _core.TimedLine:
                 piece.host_ps,
                 list(piece.beside_bits or (0,) * len(problem.kinds)),
             )
-            for piece in problem.pieces
-        ],
+    return _core.TimedLine(
+        pieces=[made[id(piece)] for piece in problem.pieces],
         kinds=[(kind.capacity_bits, kind.hops_ps, kind.is_host) for kind in problem.kinds],
         devices=list(problem.devices),
         hop_ps=[list(row) for row in problem.hop_ps],

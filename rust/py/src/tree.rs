@@ -177,6 +177,11 @@ impl Tree {
         tree.rows().skip(1).filter_map(pair).collect()
     }
 
+    /// Of each of these, the number of the one that holds it, and how many modules have tensors of their own, itself and those inside.
+    fn module_places(&self) -> Vec<(Option<usize>, usize)> {
+        self.inner.module_places()
+    }
+
     /// By kind, its named and its numbered members with their kinds; the model's is the last.
     fn name_kinds(&self, py: Python<'_>) -> Vec<(Members, Members)> {
         let kinds = py.detach(|| self.inner.name_kinds());

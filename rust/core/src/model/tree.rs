@@ -169,6 +169,27 @@ impl Tree {
         })
     }
 
+    /// By module row but the root, in order: the module that holds it, counted among these, and how many modules have tensors of their
+    /// own, itself and those inside.
+    pub fn module_places(&self) -> Vec<(Option<usize>, usize)> {
+        let mut number = vec![None; self.len()];
+        let mut places: Vec<(Option<usize>, usize)> = Vec::new();
+        for node in self.rows().skip(1) {
+            let outer = number[self.parent(node) as usize];
+            if self.is_module(node) {
+                number[node as usize] = Some(places.len());
+                let holds = self.children(node).any(|inner| !self.is_module(inner));
+                places.push((outer, usize::from(holds)));
+            }
+        }
+        for place in (0..places.len()).rev() {
+            if let (Some(outer), count) = places[place] {
+                places[outer].1 += count;
+            }
+        }
+        places
+    }
+
     /// Aliases as (alias, original), by alias.
     pub fn aliases(&self) -> &[(NodeId, NodeId)] {
         &self.aliases
@@ -191,13 +212,14 @@ impl Tree {
 
     /// Dotted name from the root, whose own name is empty.
     pub fn full_name(&self, node: NodeId) -> String {
-        let mut path = Vec::new();
+        let (mut path, mut length) = (Vec::with_capacity(8), 0);
         let mut node = node;
         while node != 0 {
             path.push(node);
+            length += self.local_name(node).len() + 1;
             node = self.parent(node);
         }
-        let mut name = String::new();
+        let mut name = String::with_capacity(length);
         for (index, &part) in path.iter().rev().enumerate() {
             if index > 0 {
                 name.push('.');

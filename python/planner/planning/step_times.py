@@ -1,0 +1,101 @@
+"""What a step takes with every block in its place."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+
+from planner.choices import Objective
+from planner.devices.keys import DeviceKey
+from planner.planning.line_placement import LinePlacement
+from planner.plans.timing import TimedPiece, TimedStage, Timing
+from planner.settings.strategies import ByTime, Latency, Pipeline
+
+__all__ = ["batches_of", "objective_of", "timing_of"]
+
+
+def objective_of(strategy: ByTime) -> Objective:
+    """What a strategy wants to be small."""
+    if isinstance(strategy, Latency):
+        return "latency"
+    return "pipeline" if isinstance(strategy, Pipeline) else "throughput"
+
+
+def batches_of(strategy: ByTime) -> int:
+    """Batches that follow each other."""
+    return strategy.microbatches if isinstance(strategy, Pipeline) else 1
+
+
+def timing_of(placement: LinePlacement, strategy: ByTime, *, is_overlapped: bool) -> Timing:
+    """What a step takes.
+
+    Args:
+        placement: of every block.
+        strategy: what counts.
+        is_overlapped: a stage takes the longer of running and fetching, not both.
+
+    Returns:
+        The timing, with the lower bound of the search. What the disk adds was not in the search, nor what a device runs for the runs of
+        others: the bound holds, and the value may be above that of the search.
+    """
+    line, answer = placement.line, placement.answer
+    pieces = _pieces(placement)
+    stages = tuple(
+        TimedStage(
+            device=line.runners[run.device],
+            first=pieces[run.first].name,
+            last=pieces[run.end - 1].name,
+            ps=_stage_ps(pieces[run.first : run.end], is_overlapped=is_overlapped),
+        )
+        for run in answer.runs
+    )
+    hops_ps = sum(line.hop_ps(one.device, other.device) for one, other in pairwise(stages))
+    latency_ps = hops_ps + sum(stage.ps for stage in stages)
+    busy_ps: Counter[DeviceKey] = Counter()
+    for stage in stages:
+        busy_ps[stage.device] += stage.ps
+    for piece, runner in zip(pieces, placement.runs, strict=True):
+        if runner != piece.device:
+            busy_ps[runner] += piece.run_ps
+    bottleneck_ps = max(busy_ps.values(), default=0)
+    objective, batches = objective_of(strategy), batches_of(strategy)
+    value_ps = bottleneck_ps if objective == "throughput" else latency_ps + (batches - 1) * bottleneck_ps
+    return Timing(
+        objective=objective,
+        tokens=line.sizes.tokens,
+        batches=batches,
+        value_ps=value_ps,
+        lower_bound_ps=answer.lower_bound_ps,
+        latency_ps=latency_ps,
+        bottleneck_ps=bottleneck_ps,
+        stages=stages,
+        pieces=pieces,
+        machine=line.machine.fingerprint,
+        from_table=line.table_devices,
+    )
+
+
+def _stage_ps(pieces: Sequence[TimedPiece], *, is_overlapped: bool) -> int:
+    run_ps = sum([piece.run_ps + piece.hop_ps for piece in pieces])
+    fetch_ps = sum([piece.fetch_ps for piece in pieces])
+    return max(run_ps, fetch_ps) if is_overlapped else run_ps + fetch_ps
+
+
+def _pieces(placement: LinePlacement) -> tuple[TimedPiece, ...]:
+    line, pieces = placement.line, []
+    for block, names in enumerate(line.blocks.block_names):
+        stage, runner = placement.stages[block], placement.runs[block]
+        is_fetched = placement.ways[block] == "fetched"
+        pieces.append(
+            TimedPiece(
+                name=names[0],
+                device=stage,
+                way=placement.ways[block],
+                run_ps=line.run_ps(block, runner),
+                fetch_ps=line.fetch_ps(block, runner, placement.homes[block]) if is_fetched else 0,
+                hop_ps=0 if stage == runner else line.hop_ps(stage, runner) + line.hop_ps(runner, stage),
+                host_up_to_tokens=placement.host_up_to_tokens(block),
+            )
+        )
+    return tuple(pieces)
