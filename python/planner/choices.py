@@ -11,7 +11,7 @@ StrategyName: TypeAlias = Literal[
     "auto", "sequential", "balanced", "balanced_low_0", "latency", "throughput", "pipeline"
 ]
 RunOrder: TypeAlias = Literal["given", "any"]
-LongSteps: TypeAlias = Literal["fetch", "host"]
+LongSteps: TypeAlias = Literal["fetch", "fetch_all", "host"]
 Mode: TypeAlias = Literal["any", "no_disk", "gpu_only"]
 Granularity: TypeAlias = Literal["block", "module", "part", "expert"]
 BlockGranularity: TypeAlias = Literal["block", "expert"]  # what the core knows of it

@@ -274,7 +274,10 @@ class PlannedLine:
         elif self._has_store:
             homes |= {len(heads)} if home is not None else set()
             runs, fetches = [*runs, None], [*fetches, None]
-        is_beside = self.host_runs and home == HOST and number in self.movable
+        may_move = self.brought_whole if self.sizes.fetches_all else self.movable
+        is_beside = self.host_runs and home == HOST and number in may_move
+        if self.sizes.fetches_all and HOST in heads and work.flops:
+            runs[heads.index(HOST)] = None
         # What longer steps bring in has room where they run it.
         beside = [
             8 * work.weight_bytes

@@ -111,6 +111,7 @@ def planned_line(
             heads_per_key=max(1, queries // keys),
             experts=experts,
             longest_tokens=_longest_tokens(problem),
+            fetches_all=isinstance(settings.strategy, ByTime) and settings.strategy.long_steps == "fetch_all",
         ),
         home=_home(kinds, settings.mode),
         host_runs=HOST in kinds and not (settings.mode == "gpu_only" and has_accelerator),

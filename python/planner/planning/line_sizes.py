@@ -24,6 +24,7 @@ class LineSizes:
         heads_per_key: heads that read one head of the cache.
         experts: of a mixture.
         longest_tokens: new tokens of the longest step that a plan is to be ready for.
+        fetches_all: whether the host runs nothing that longer steps could not bring in, but what computes nothing.
     """
 
     tokens: int
@@ -33,3 +34,4 @@ class LineSizes:
     heads_per_key: int = 1
     experts: Experts | None = None
     longest_tokens: int = 0
+    fetches_all: bool = False

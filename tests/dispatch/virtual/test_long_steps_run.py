@@ -151,7 +151,7 @@ def cuts_of(pieces: Sequence[TimedPiece], sized: set[str]) -> int:
     pairs = [
         (one, other)
         for one, other in pairwise(pieces)
-        if one.name.rpartition(".")[0] == other.name.rpartition(".")[0] != "model"
+        if ".layers." in one.name and one.name.split(".")[:3] == other.name.split(".")[:3]
     ]
     return sum(one.device != other.device and not {one.name, other.name} & sized for one, other in pairs)
 
