@@ -144,7 +144,7 @@ def test_a_plan_in_parts_keeps_attention_where_whole_blocks_would_not_fit() -> N
 def test_attention_that_is_a_block_of_its_own_stays_whole() -> None:
     """A constraint names it, and its layer is taken apart: its projections are no parts of it."""
     with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=1))
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES))
     plan = planner.plan(
         model,
         max_memory={0: "1MiB", "cpu": "1MiB"},

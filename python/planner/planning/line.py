@@ -234,6 +234,14 @@ class PlannedLine:
             )
         return self._host_up_to_tokens[work, key]
 
+    def keeps_much(self, staging_blocks: int) -> bool:
+        """Whether room for what longer steps bring in may be more than a tenth of a device, and can be done without."""
+        if self.sizes.longest_tokens <= self.sizes.tokens or self.sizes.fetches_all:
+            return False
+        largest = max((self.work[piece].weight_bytes for piece in self.brought_whole), default=0)
+        rooms = (self.capacity_bytes[key] for key in self.runners if key != HOST)
+        return any(largest * staging_blocks * 10 > room for room in rooms)
+
     @cached_property
     def _host_up_to_tokens(self) -> dict[tuple[BlockWork, DeviceKey], int | None]:
         """What was worked out of it."""

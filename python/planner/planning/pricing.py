@@ -162,11 +162,12 @@ def _priced(
     missing: list[str] = []
     for block in line.blocks.block_names:
         name = block[0]
-        home = device_of(name, homes)
+        home, runner = device_of(name, homes), device_of(name, runs)
+        if home is None:  # a map may say of each part what is true of the whole
+            ((home, runner),) = _places(name, homes, runs)
         if home is None:
             missing.append(name)
             continue
-        runner = device_of(name, runs)
         placed.append((name, home, home if runner is None else runner))
     if missing:
         raise PlanMismatchError(f"the device map says nothing of {listed(missing)}", findings=())

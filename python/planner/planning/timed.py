@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from fractions import Fraction
+from typing import Final
 
 from planner.errors import InfeasibleError
 from planner.planning.host_room import answers_of, answers_with_less_on_the_host
@@ -17,6 +20,9 @@ from planner.settings.strategies import ByTime, Latency
 from planner.strategies.line_tables import LineProblem
 from planner.strategies.timed import LineAnswer, solve_line
 
+_MOST_FOR_LONG_STEPS: Final = Fraction(11, 10)
+"""What a step may take in comparison, for the sake of longer ones."""
+
 
 def plan_timed(problem: Problem) -> Plan:
     """The plan whose step is modelled to take least. Raises InfeasibleError, and what :func:`planned_line` raises."""
@@ -29,7 +35,7 @@ def plan_timed(problem: Problem) -> Plan:
     is_apart = isinstance(strategy, Latency) and strategy.parts and problem.settings.granularity == "block"
     for blocks in (problem.blocks(in_parts=True), whole) if is_apart else (whole,):
         try:
-            found.append(_best(problem, planned_line(problem, blocks)))
+            found.append(_best_for_long_steps(problem, planned_line(problem, blocks)))
         except InfeasibleError as error:
             failed, is_known = error, is_known and bool(error.is_proven)
     if not found:
@@ -37,6 +43,25 @@ def plan_timed(problem: Problem) -> Plan:
     best = min(found, key=lambda each: each.value_ps)
     # Where nothing was found, and nothing proven either, nothing is known.
     return best.plan(min(each.lower_bound_ps for each in found) if is_known else 0)
+
+
+def _best_for_long_steps(problem: Problem, line: PlannedLine) -> TimedPlan:
+    """The best plan with room for what longer steps bring in; without, where that room costs this step too much. Raises
+    InfeasibleError."""
+    ready = failed = None
+    try:
+        ready = _best(problem, line)
+    except InfeasibleError as error:
+        failed = error
+    if line.keeps_much(problem.settings.staging_blocks):
+        with suppress(InfeasibleError):
+            free = _best(problem, replace(line, sizes=replace(line.sizes, longest_tokens=0)))
+            if ready is None or ready.value_ps > free.value_ps * _MOST_FOR_LONG_STEPS:
+                return free
+    if ready is None:
+        assert failed is not None
+        raise failed
+    return ready
 
 
 def _best(problem: Problem, line: PlannedLine) -> TimedPlan:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from planner.choices import Objective, PieceWay
 from planner.devices.keys import DeviceKey
+from planner.names import counted
 from planner.plans.device_map import HostSteps
 
 __all__ = ["TimedPiece", "TimedStage", "Timing"]
@@ -98,6 +99,18 @@ class Timing:
             for piece in self.pieces
             if piece.host_up_to_tokens is not None
         }
+
+    @property
+    def long_steps(self) -> str:
+        """What longer steps do otherwise, in one line; nothing where they are like this one."""
+        limits = [steps.tokens for steps in self.host_steps.values()]
+        if not limits:
+            return ""
+        most = f"{limits[0]}" if min(limits) == max(limits) else f"{min(limits)} to {max(limits)}"
+        return (
+            f"{counted(len(limits), 'part')} that the host runs {'is' if len(limits) == 1 else 'are'} brought in in steps of more than "
+            f"{most} tokens"
+        )
 
     @property
     def gap(self) -> float:
