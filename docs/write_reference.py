@@ -106,6 +106,11 @@ PAGES = {
         "See [loading](../loading.md) for what is read, and when.",
         ("load", "load_report", "LoadReport", "LoadedTensor", "StreamingProgress"),
     ),
+    "pipelines": Page(
+        "Several processes",
+        "See [machines](../machines.md) for how they are started, and what to do when one of them fails.",
+        ("pipeline", "Pipeline", *_below("pipelines.stage", "Stage")),
+    ),
     "accelerate": Page(
         "accelerate's functions: sizes and device maps",
         "The signatures are accelerate's; [divergences](../divergences.md) lists what differs.",
@@ -179,6 +184,14 @@ PAGES = {
             *_below("devices.table_machine", "machine_of_cards Host"),
             *_below("devices.machine_parts", "MachineDevice Link Route"),
             *_below("devices.rate", "Rate"),
+        ),
+    ),
+    "export": Page(
+        "Other engines",
+        "Plans in the words of vLLM, SGLang, Megatron and others: what to start, with which arguments.",
+        _below(
+            "export",
+            "Command vllm sglang megatron tensorrt_llm torchtitan llama_cpp huggingface deepspeed",
         ),
     ),
     "errors": Page(

@@ -132,6 +132,7 @@ _NAMES = {
     ),
     "planner.loading.streaming.counters": ("StreamingProgress",),
     "planner.measuring.probe": ("Probed", "probe"),
+    "planner.pipelines.api": ("Pipeline", "pipeline"),
     "planner.planning": (
         "plan",
         "plan_many",

@@ -276,6 +276,12 @@ from planner.measuring.probe import (
 from planner.measuring.probe import (
     probe as probe,
 )
+from planner.pipelines.api import (
+    Pipeline as Pipeline,
+)
+from planner.pipelines.api import (
+    pipeline as pipeline,
+)
 from planner.planning import (
     plan as plan,
 )
@@ -353,6 +359,7 @@ __all__ = [
     "OffloadError",
     "OffloadedWeightsLoader",
     "PeakRow",
+    "Pipeline",
     "PipelineError",
     "Plan",
     "PlanMismatchError",
@@ -420,6 +427,7 @@ __all__ = [
     "named_module_tensors",
     "offload_state_dict",
     "offload_weight",
+    "pipeline",
     "plan",
     "plan_many",
     "plan_of",

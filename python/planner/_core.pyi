@@ -85,6 +85,9 @@ class Tree:
     def beside(class_name: str, models: list[tuple[str, Tree]]) -> Tree:
         """Whole models from files below one root, by name and in order."""
 
+    def untied(self, names: list[str]) -> Tree:
+        """The same where each of these tensors is an object of its own."""
+
     def __len__(self) -> int:
         """Rows, the root included."""
 
@@ -444,10 +447,12 @@ class TimedLine:
         schedule: Literal["serial", "overlapped"],
         staging_blocks: int,
         ties: list[tuple[list[int], int]] = ...,
+        closed: list[int] = ...,
     ) -> TimedLine:
         """``pieces``: bits, state's bits, streamed bits, homes as a bit for each kind, picoseconds to run and to fetch by kind, and
         on the host, and by kind bits that are kept where the host runs it. ``kinds``: capacity in bits, picoseconds to the host and
-        back, whether it is the host. ``ties``: numbers of pieces, ascending, and the bits that they have together."""
+        back, whether it is the host. ``ties``: numbers of pieces, ascending, and the bits that they have together.
+        ``closed``: numbers of pieces before which no run may end."""
 
     def __len__(self) -> int: ...
     def solve(
@@ -504,6 +509,8 @@ class Index:
     def read(path: str, shown: str) -> Index: ...
     def __len__(self) -> int: ...
     def files(self) -> list[str]: ...
+    def tensors(self) -> list[tuple[str, int]]:
+        """Names of the tensors that it lists, each with the number of its file: by file, then by name."""
 
 @final
 class Headers:

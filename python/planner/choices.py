@@ -12,6 +12,9 @@ StrategyName: TypeAlias = Literal[
 ]
 RunOrder: TypeAlias = Literal["given", "any"]
 LongSteps: TypeAlias = Literal["fetch", "fetch_all", "host"]
+Engine: TypeAlias = Literal[
+    "planner", "vllm", "sglang", "megatron", "tensorrt_llm", "torchtitan", "deepspeed", "llama_cpp"
+]
 Mode: TypeAlias = Literal["any", "no_disk", "gpu_only"]
 Granularity: TypeAlias = Literal["block", "module", "part", "expert"]
 BlockGranularity: TypeAlias = Literal["block", "expert"]  # what the core knows of it

@@ -12,6 +12,7 @@ NAMED: Final = ("mps", "cpu", "disk")
 # What torch calls devices that accelerate numbers.
 _ACCELERATORS: Final = ("cuda", "xpu", "npu", "mlu", "sdaa", "musa", "hpu")
 _NUMBER = re.compile(r"[0-9]{1,9}")
+_NODE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _WORDS = re.compile(r"([a-z_]+)(?::([0-9]{1,9}))?")
 _MOST_DEVICES: Final = 10**9
 _MOST_COUNTED: Final = sys.float_info.max
@@ -40,6 +41,25 @@ def known_device(key: object) -> int | str | None:
     if kind in NAMED and number_text in (None, "0"):
         return kind
     return int(number_text or 0) if kind in _ACCELERATORS else None
+
+
+def is_node(text: object) -> bool:
+    """Whether a text can be the name of one of several computers."""
+    return isinstance(text, str) and _NODE.fullmatch(text) is not None
+
+
+def node_device(key: object) -> tuple[str, int | str] | None:
+    """Of a device of one of several computers, the computer and the device there; None for anything else.
+
+    Example:
+        >>> [node_device(key) for key in ("a/0", "a/cuda:1", "b/cpu", "a/b/0", "/0", 0)]
+        [('a', 0), ('a', 1), ('b', 'cpu'), None, None, None]
+    """
+    if not isinstance(key, str) or "/" not in key:
+        return None
+    node, _, rest = key.partition("/")
+    device = known_device(rest)
+    return None if device is None or not is_node(node) else (node, device)
 
 
 def _text(key: object) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from stage_models import family
 
 import planner
+from pipelines.stage_models import family
 from planner.pipelines.runs import stage_runs
 from planner.pipelines.stage import prepare_stage
 
@@ -37,3 +37,11 @@ def test_a_plan_and_its_file_give_the_same_stages(tmp_path: Path) -> None:
 def test_stages_of_another_model_are_refused() -> None:
     with pytest.raises(planner.PlanMismatchError, match=r"8 layers together, and 'model.layers' .* has 5"):
         prepare_stage(family("llama").folder, stage_runs((3, 5)), 0)
+
+
+def test_a_plan_that_offloads_is_no_pipeline_and_says_what_avoids_it() -> None:
+    plan = planner.plan(family("llama").model, max_memory={0: "90KB", 1: "60KB", "cpu": "1MB"})
+    with pytest.raises(
+        planner.InvalidInputError, match=r"cannot be a pipeline: .* plan with engine='planner'"
+    ):
+        stage_runs(plan)

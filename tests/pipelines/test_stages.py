@@ -4,20 +4,85 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers as tf
-from stage_models import Chain, family, stages_of
+from torch import Tensor
+
+from pipelines.stage_models import FAMILIES, Chain, family, forwards, save, stages_of, whole_logits
+
+CUTS = {5: [(1, 4), (2, 1, 2), (3, 1, 1)], 6: [(1, 5), (3, 2, 1)]}
 
 
-@pytest.mark.parametrize("counts", [(1, 4), (2, 1, 2)], ids=str)
-@pytest.mark.parametrize("name", ["llama", "gemma3", "deepseek_v3"])
-def test_stages_give_the_logits_of_the_whole_model(name: str, counts: tuple[int, ...]) -> None:
+def chained(counts: tuple[int, ...], saved: object, padding: int) -> list[Tensor]:
+    chain = Chain(stages_of(saved.folder, counts))  # type: ignore[attr-defined]
+    return [
+        chain(ids, attention_mask=mask, position_ids=positions) for ids, mask, positions in forwards(padding)
+    ]
+
+
+def same(found: list[Tensor], wanted: list[Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stages_give_the_logits_of_the_whole_model(name: str, padding: int) -> None:
     saved = family(name)
-    chain = Chain(stages_of(saved.folder, counts))
-    cache = tf.DynamicCache(config=saved.model.config)
-    ids = torch.randint(3, 60, (2, 7), generator=torch.Generator().manual_seed(1))
-    for _ in range(4):
-        with torch.no_grad():
-            wanted = saved.model(input_ids=ids, past_key_values=cache).logits
-        found = chain(ids)
-        assert torch.equal(found, wanted)
-        ids = wanted[:, -1:].argmax(-1)
+    wanted = whole_logits(saved.model, padding)
+    assert all(bool(logits.isfinite().all()) for logits in wanted)
+    for counts in CUTS[saved.layers]:
+        assert same(chained(counts, saved, padding), wanted), counts
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "mixtral", "opt", "mamba"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_and_what_is_handed_on_between_stages(name: str, dtype: torch.dtype) -> None:
+    """Mamba keeps its sums in float32."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        saved = save(FAMILIES[name]().to(dtype))
+    assert same(chained((2, 1, 2), saved, 2), whole_logits(saved.model, 2))
+
+
+def test_a_model_in_one_stage_and_in_as_many_as_it_has_layers() -> None:
+    saved = family("gemma3")
+    wanted = whole_logits(saved.model, 1)
+    assert same(chained((5,), saved, 1), wanted)
+    assert same(chained((1, 1, 1, 1, 1), saved, 1), wanted)
+
+
+def test_only_the_last_token_if_that_is_asked_for() -> None:
+    saved = family("gpt2")
+    (ids, *_), *_ = forwards(0)
+    with torch.no_grad():
+        wanted = saved.model(input_ids=ids, logits_to_keep=1).logits
+    first, last = stages_of(saved.folder, (2, 3))
+    hidden = first.forward(ids, cache=first.new_cache(), last_only=True)
+    assert hidden.shape == (*ids.shape, first.hidden_size)
+    assert torch.equal(last.forward(hidden, cache=last.new_cache(), last_only=True), wanted)
+
+
+def test_two_batches_under_way_have_a_cache_each() -> None:
+    saved = family("llama")
+    stages = stages_of(saved.folder, (3, 2))
+    one, other = Chain(stages), Chain(stages)
+    found: list[Tensor] = []
+    for ids, mask, positions in forwards(0):
+        found.append(one(ids, attention_mask=mask, position_ids=positions))
+        other(ids.flip(0), attention_mask=mask, position_ids=positions)
+    assert same(found, whole_logits(saved.model, 0))
+
+
+def test_what_arrives_is_left_as_it_was() -> None:
+    first, last = stages_of(family("gemma3").folder, (2, 3))
+    (ids, *_), *_ = forwards(0)
+    hidden = first.forward(ids, cache=first.new_cache())
+    before = hidden.clone()
+    last.forward(hidden, cache=last.new_cache())
+    assert torch.equal(hidden, before)
+
+
+def test_a_stage_says_what_it_takes_and_gives() -> None:
+    first, last = stages_of(family("llama").folder, (2, 3))
+    assert (first.index, first.count, first.layers, last.layers) == (0, 2, range(2), range(2, 5))
+    assert (first.is_first, first.is_last, last.is_first, last.is_last) == (True, False, False, True)
+    assert (first.dtype, first.hidden_size, first.vocab_size) == (torch.float32, 32, 64)
+    assert len(last.model.model.layers) == 3

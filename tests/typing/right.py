@@ -185,6 +185,17 @@ def dispatched(model: nn.Module, plan: planner.Plan) -> None:
     assert_type(planner.undispatch(model), nn.Module)
 
 
+def piped(plan: planner.Plan, ids: torch.Tensor) -> None:
+    with planner.pipeline("folder", plan=plan, device="cuda:0", microbatches=2, timeout_s=60) as pipe:
+        assert_type(pipe, planner.Pipeline)
+        assert_type(pipe.generate(ids, 20, eos_token_id=(1, 2), attention_mask=ids > 0), torch.Tensor)
+        pipe.generate(ids, 20, do_sample=True, temperature=0.7, top_k=50, top_p=0.9, seed=1, pad_token_id=0)
+        assert_type(pipe.forward(ids), torch.Tensor | None)
+        assert_type((pipe.stage.layers, pipe.read_bytes, pipe.cache_bytes), tuple[range, int, int])
+    planner.pipeline(Path("folder"), stages=(3, 5)).close()
+    planner.pipeline("folder", plan=Path("plan.json"), dtype=torch.float16)
+
+
 def offloaded(model: nn.Module, index: dict[str, Any]) -> None:
     planner.dispatch_model(model, {"": 0}, main_device=0, offload_dir="folder", skip_keys="cache")
     planner.cpu_offload(model, execution_device=0, state_dict=model.state_dict(), offload_buffers=True)

@@ -152,8 +152,9 @@ BY_TIME: tuple[tuple[str, Any], ...] = (
     ("strategy.latency.parts", False),
     ("strategy.pipeline.microbatches", 9),
     ("machine", "slower"),
+    ("engine", "vllm"),
 )  # fmt: skip
-"""Each changes what a plan by time says; tested in test_plans_by_time.py."""
+"""Each changes what a plan by time says; tested in test_plans_by_time.py and test_engines.py."""
 DETECTED = ("offload_folder",)  # tested below, for it means nothing where budgets are named
 DISPATCHED = ("offload_buffers",)  # tested with dispatch, which reads it of a plan
 RECORDED = {

@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "show": "Draw a saved plan.",
     "explain": "Say where a module lies, why, and what would move it.",
     "check": "List what is wrong with a device map.",
+    "export": "Say a plan in the words of another engine: what to start, with which arguments and files.",
     "diff": "List what two plans place differently.",
     "sizes": "List bytes by module.",
     "devices": "List what this machine has free.",

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from planner.config.document import without_repetition
-from planner.devices.keys import DeviceKey, canonical_device
+from planner.devices.keys import DeviceKey
+from planner.devices.nodes import plan_device
 from planner.errors import InvalidInputError
 from planner.plans.plan import Plan
 from planner.settings.schema import read_budget_row
@@ -105,7 +106,7 @@ def _budget_row(path: str, number: int, line: str) -> BudgetRow:
     try:
         for size in data.values():
             refuse_bare_number(size)
-        row = {canonical_device(device): size for device, size in read_budget_row(data).items()}
+        row = {plan_device(device): size for device, size in read_budget_row(data).items()}
     except ValueError as error:
         raise InvalidInputError(f"{where}: {error}", file=path, line=number) from error
     if len(row) < len(data):

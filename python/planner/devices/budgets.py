@@ -9,7 +9,8 @@ from math import ceil
 
 from planner.choices import DeviceKind
 from planner.devices.detect import FreeMemory, free_devices
-from planner.devices.keys import DeviceKey, canonical_device, device_kind
+from planner.devices.keys import DeviceKey, device_kind
+from planner.devices.nodes import in_order, plan_device
 from planner.errors import InvalidDevicesError
 
 _DETECTED_HEADROOM = "10%"
@@ -103,11 +104,13 @@ def device_budgets(
     max_memory: Mapping[DeviceKey, int],
     headroom: Mapping[DeviceKey, int | str] | None,
     offload_folder: str | os.PathLike[str] | None = None,
+    known: Mapping[DeviceKey, int] | None = None,
 ) -> tuple[DeviceBudget, ...]:
     """Accelerators by number, then mps, cpu, disk: those that were named, or all that there are when none was.
 
     Args:
         max_memory: budgets in bytes; empty means detect.
+        known: what devices have in place of what is detected: those of several computers.
         headroom: bytes, or a share of the budget as in "10%", by device; "all" stands for every device that has no word of
             its own. Without either, a tenth of what was detected and nothing of what was said.
         offload_folder: its disk is detected, too.
@@ -123,11 +126,16 @@ def device_budgets(
         found = [
             FreeMemory(device=named[key], free_bytes=size, origin="user") for key, size in max_memory.items()
         ]
+    elif known:
+        found = [
+            FreeMemory(device=key, free_bytes=size, origin="the machine's memory_bytes")
+            for key, size in known.items()
+        ]
     else:
         found = [replace(free, origin=f"detected: {free.origin}") for free in free_devices(offload_folder)]
-    known = {free.device for free in found}
+    there = {free.device for free in found}
     for device in kept:
-        if device not in known:
+        if device not in there:
             raise InvalidDevicesError(f"headroom for {device!r}, which has no budget", device=device)
     device_budgets = [
         DeviceBudget(
@@ -140,13 +148,14 @@ def device_budgets(
         )
         for free in found
     ]
+    places = {device: place for place, device in enumerate(in_order(each.device for each in device_budgets))}
     return tuple(
         sorted(
             device_budgets,
             key=lambda budget: (
                 _KIND_ORDER[budget.kind],
                 isinstance(budget.device, str),
-                budget.device,
+                places[budget.device],
             ),
         )
     )
@@ -155,7 +164,7 @@ def device_budgets(
 def _canonical(keys: Iterable[DeviceKey]) -> dict[DeviceKey, DeviceKey]:
     named: dict[DeviceKey, DeviceKey] = {}
     for key in keys:
-        device = canonical_device(key)
+        device = plan_device(key)
         if device in named.values():
             raise InvalidDevicesError(f"{key!r} is named twice; {device!r} is the same device", device=key)
         named[key] = device

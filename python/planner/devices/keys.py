@@ -13,7 +13,7 @@ from typing import Any
 from planner.caller import warn_caller
 from planner.choices import DeviceKind
 from planner.errors import InvalidByteSizeError, InvalidDevicesError
-from planner.spelling import NAMED, count_of, device_words, known_device, shown
+from planner.spelling import NAMED, count_of, device_words, known_device, node_device, shown
 from planner.units import is_bit_spelling, parse_bytes
 
 DeviceKey = int | str
@@ -41,6 +41,12 @@ def canonical_device(key: object) -> DeviceKey:
     kind, number = device_words(key) or ("", None)
     if kind and kind not in NAMED and _is_backend(kind):  # any other back end counts once torch knows it
         return int(number or 0)
+    if node_device(key) is not None:
+        raise InvalidDevicesError(
+            f"device {shown(key)} is of one of several computers, and this is for one process: planner.pipeline runs such a plan, a "
+            "process for each stage, and planner export hands it to other engines",
+            device=key,
+        )
     raise InvalidDevicesError(
         f"device {shown(key)} is not recognized{_meant(key)}: write the number of an accelerator from 0 on (or 'cuda:0' and the "
         "like), 'mps', 'cpu' or 'disk'",
@@ -128,11 +134,14 @@ def ordered(budgets: Budgets) -> Budgets:
     """Accelerators by number, then mps, cpu, disk: the order in which accelerate fills them."""
     order: list[DeviceKey] = [*sorted(device for device in budgets if isinstance(device, int))]
     order.extend(name for name in NAMED if name in budgets)
+    order.extend(device for device in budgets if device not in order)  # those of several computers
     return {device: budgets[device] for device in order}
 
 
 def device_kind(device: DeviceKey) -> DeviceKind:
     """Whether it computes fast, is the host, or only stores."""
+    found = node_device(device)
+    device = device if found is None else found[1]
     return "cpu" if device == "cpu" else "disk" if device == "disk" else "accelerator"
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Final
 
 from planner.devices.keys import DeviceKey
 from planner.devices.machine_file import parts_of_data, parts_of_text, text_of_parts
 from planner.devices.machine_parts import Link, MachineDevice, Route
+from planner.devices.rate import Rate
 from planner.errors import InvalidDevicesError, InvalidInputError
 from planner.names import listed
 
@@ -113,6 +114,49 @@ class Machine:
             return cls.from_json(text)
         except InvalidInputError as error:
             raise InvalidInputError(f"{os.fspath(path)}: {error.message}", **error.fields) from error
+
+    @classmethod
+    def of_nodes(cls, nodes: Mapping[str, Machine], *, between: Rate, latency: Rate | None = None) -> Machine:
+        """Several computers as one machine, whose devices are called ``a/0``.
+
+        Args:
+            nodes: by the name of a computer, what is in it; each with its host.
+            between: bytes in a second from the host of one to that of another, one way.
+            latency: picoseconds of the shortest copy there.
+
+        Raises:
+            InvalidDevicesError: too many devices, or a computer without a host. Fields: ``device``.
+            InvalidInputError: a computer that is several already.
+
+        Example:
+            >>> from planner.devices.rate import Rate
+            >>> from planner.devices.table_machine import machine_of_cards
+            >>> both = Machine.of_nodes({"a": machine_of_cards({0: "L4"}), "b": machine_of_cards({0: "L4"})},
+            ...     between=Rate.of_user(10**10))
+            >>> both.route("a/0", "b/0").rule
+            'through a/cpu and b/cpu'
+        """
+        devices, links, hosts = list[MachineDevice](), list[Link](), list[DeviceKey]()
+        for name, machine in nodes.items():
+            if any(device.node for device in machine.devices):
+                raise InvalidInputError(f"{name} is several computers already")
+            devices += [replace(device, node=name) for device in machine.devices]
+            links += [
+                replace(link, source=f"{name}/{link.source}", to=f"{name}/{link.to}")
+                for link in machine.links
+                if "disk" not in (link.source, link.to)
+            ]
+            host = next((device.id for device in machine.devices if device.kind == "cpu"), None)
+            if host is None:
+                raise InvalidDevicesError(
+                    f"{name} has no host, through which others are reached", device=name
+                )
+            hosts.append(f"{name}/{host}")
+        links += [
+            Link(source=source, to=to, bytes_per_s=between, latency_ps=latency)
+            for source, to in permutations(hosts, 2)
+        ]
+        return cls(devices=tuple(devices), links=tuple(links))
 
     def to_json(self) -> str:
         """JSON that people can read and edit, one device or link after the other.

@@ -12,14 +12,13 @@ from planner.devices.keys import DeviceKey, canonical_device
 from planner.devices.machine_parts import Link, MachineDevice
 from planner.devices.rate import MOST_RATE, Rate
 from planner.errors import InvalidDevicesError, InvalidInputError
-from planner.spelling import shown
+from planner.spelling import is_node, shown
 
 _DEVICE: Final = tuple(each.name for each in fields(MachineDevice))
 _LINK: Final = ("from", "to", "pinned", "bytes_per_s", "latency_ps")
 _RATE: Final = tuple(each.name for each in fields(Rate))
 _ORIGINS: Final = ("measured", "table", "user")
 _KIND: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_NODE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _ELEMENT_TYPE: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _TOKENS: Final = re.compile(r"[1-9][0-9]{0,15}")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -69,7 +68,7 @@ class MachineReader:
         memory_bytes = self._bytes(f"{place}.memory_bytes", row.get("memory_bytes"))
         name = self._text(f"{place}.name", row.get("name", ""))
         node = row.get("node", "")
-        if node != "" and not (isinstance(node, str) and _NODE.fullmatch(node)):
+        if node != "" and not is_node(node):
             self._say(f"{place}.node", f"expected letters, digits, '_', '.' and '-', got {shown(node)}")
         by_type = {
             dtype: rate
@@ -124,7 +123,7 @@ class MachineReader:
         node, rest = None, value
         if has_node and isinstance(value, str) and "/" in value:
             node, _, rest = value.partition("/")
-            if not _NODE.fullmatch(node):
+            if not is_node(node):
                 self._say(place, f"expected a node and a device, such as 'a/0', got {shown(value)}")
                 return None
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -12,8 +11,10 @@ from torch import Tensor, nn
 from planner.checkpoint.describe import ignored_names
 from planner.loading.conversions import ClassSteps, is_of_transformers
 from planner.loading.live import live_tensors
+from planner.loading.matching import matching
 from planner.loading.recipe import Computed, Part, Pieces, Recipe
 from planner.loading.stored import StoredTensor
+from planner.loading.stored_names import StoredNames
 from planner.loading.ties import Doubled, find_ties
 from planner.names import listed
 
@@ -52,7 +53,12 @@ class Recipes:
     steps: tuple[object, ...]
 
 
-def find_recipes(rows: Sequence[StoredTensor], model: nn.Module, rename: Rename | None = None) -> Recipes:
+def find_recipes(
+    rows: Sequence[StoredTensor],
+    model: nn.Module,
+    rename: Rename | None = None,
+    named: StoredNames | None = None,
+) -> Recipes:
     """How each of a model's tensors comes out of stored ones.
 
     Args:
@@ -60,6 +66,7 @@ def find_recipes(rows: Sequence[StoredTensor], model: nn.Module, rename: Rename 
         model: what is loaded into, weights on meta or not. Of a class of transformers, stored names go through the steps
             that ``from_pretrained`` takes for it; for any other class, they are live names.
         rename: applied to stored names before that, for every class.
+        named: where the rows are some of the files' only, the names of all, which decide on ties and on what is unexpected.
 
     Returns:
         Recipes for all live names, and the names that are left over on either side.
@@ -78,9 +85,9 @@ def find_recipes(rows: Sequence[StoredTensor], model: nn.Module, rename: Rename 
         for name, row in renamed.items():
             found.take(name, row)
     else:
-        _take_stepped(renamed, steps, found)
-    ties = find_ties(model, live, found.by_name)
-    ignored = _matching(found.left, ignored_names(model) if steps and found.left else ())
+        _take_stepped(renamed, steps, found, () if named is None else named.goals)
+    ties = find_ties(model, live, found.by_name if named is None else named.given | found.by_name.keys())
+    ignored = matching(found.left, ignored_names(model) if steps and found.left else ())
     missing = [
         name
         for name in live
@@ -90,11 +97,11 @@ def find_recipes(rows: Sequence[StoredTensor], model: nn.Module, rename: Rename 
     return Recipes(
         by_name=found.by_name,
         ties=ties.by_name,
-        doubled=ties.doubled,
-        unexpected=tuple(name for name in found.left if name not in ignored),
+        doubled=tuple(pair for pair in ties.doubled if {pair.name, pair.other} <= found.by_name.keys()),
+        unexpected=named.unexpected if named else tuple(name for name in found.left if name not in ignored),
         ignored=(*found.dropped, *ignored),
         missing=tuple(missing),
-        may_be_missing=tuple(_matching({name: (name,) for name in missing}, wanting or ())),
+        may_be_missing=tuple(matching({name: (name,) for name in missing}, wanting or ())),
         findings=tuple(found.findings),
         notes=tuple(found.notes),
         steps=steps.used() if steps else (),
@@ -167,9 +174,11 @@ def _made_of(recipe: Recipe) -> str:
             return listed(row.name for row in recipe.sources)
 
 
-def _take_stepped(renamed: Mapping[str, StoredTensor], steps: ClassSteps, found: _Found) -> None:
-    """Tensors by the steps of a class of transformers."""
-    becomes = steps.live_names(renamed.keys())
+def _take_stepped(
+    renamed: Mapping[str, StoredTensor], steps: ClassSteps, found: _Found, beside: Iterable[str]
+) -> None:
+    """Tensors by the steps of a class of transformers, which also see the names of those beside them."""
+    becomes = steps.live_names(dict.fromkeys((*renamed, *beside)))
     converted: dict[str, list[tuple[str, StoredTensor]]] = {}
     for name, row in renamed.items():
         goal = becomes.get(name)
@@ -193,12 +202,3 @@ def _take_stepped(renamed: Mapping[str, StoredTensor], steps: ClassSteps, found:
                 found.add(target, recipe)
             else:
                 found.left.update({row.name: (target,) for _, row in taken})
-
-
-def _matching(names: Mapping[str, Sequence[str]], patterns: Iterable[str]) -> dict[str, None]:
-    """Names whose goals all match one of the patterns."""
-    parts = [f"(?:{pattern})" for pattern in sorted(patterns)]
-    if not parts or not names:
-        return {}
-    search = re.compile("|".join(parts)).search
-    return {name: None for name, goals in names.items() if all(map(search, goals))}

@@ -19,7 +19,7 @@ from planner.errors import CheckpointError
 from planner.loading.open_files import OpenFiles, open_headers
 from planner.loading.stored import TORCH_DTYPES, StoredTensor
 
-__all__ = ["CheckpointSource", "open_checkpoint", "require_nothing", "stored_tensors"]
+__all__ = ["CheckpointSource", "find_weights", "open_checkpoint", "require_nothing", "stored_tensors"]
 
 # Headers count its elements, and torch pairs of them, which are a byte.
 _PAIRS: Final = "F4"
@@ -56,13 +56,19 @@ def open_checkpoint(checkpoint: str | os.PathLike[str]) -> CheckpointSource:
         CheckpointError: nothing there that can be loaded: what it is instead, and what does load it; files that are missing,
             malformed or hostile. Fields: ``file``, ``reason``, ``findings``.
     """
+    files = find_weights(checkpoint)
+    opened, headers = open_headers(files)
+    return CheckpointSource(files, opened, headers, stored_tensors(headers, files.name))
+
+
+def find_weights(checkpoint: str | os.PathLike[str]) -> CheckpointFiles:
+    """The same, without opening its files. Raises: as :func:`open_checkpoint`."""
     place = locate(checkpoint)
     _refuse_others(place)
     files = files_at(place)
     if not files.weights:
         raise fault(files.name, "holds no safetensors files, so there is nothing to load")
-    opened, headers = open_headers(files)
-    return CheckpointSource(files, opened, headers, stored_tensors(headers, files.name))
+    return files
 
 
 def stored_tensors(headers: Headers, shown: str) -> list[StoredTensor]:

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from planner.choices import Mode
-from planner.devices.keys import DeviceKey, canonical_device, device_kind
+from planner.devices.keys import DeviceKey, device_kind
+from planner.devices.nodes import plan_device
 from planner.errors import InvalidConstraintError
 from planner.model.blocks import Blocks
 from planner.model.globs import matched_names
@@ -98,7 +99,7 @@ class Constraints:
     def require_devices(self) -> None:
         """Refuses what is no device. Raises InvalidDevicesError."""
         for device in dict.fromkeys(device for each in (*self.pin, *self.forbid) for device in each.devices):
-            canonical_device(device)
+            plan_device(device)
 
 
 def allowed_devices(
@@ -190,7 +191,7 @@ def _names_around(name: str) -> list[str]:
 
 
 def _device_index(device: DeviceKey, index: Mapping[DeviceKey, int], what: str, name: str) -> int:
-    key = canonical_device(device)
+    key = plan_device(device)
     if key not in index:
         raise InvalidConstraintError(
             f"{what} of {named(name)} names device {key!r}, which has no budget; devices with one are {list(index)}",

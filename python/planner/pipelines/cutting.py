@@ -1,34 +1,26 @@
-"""A model on the meta device, reduced to what one stage runs: some of its layers, and what comes before or after all of them."""
+"""A model reduced to what one stage runs: some of its layers, and what comes before or after all of them."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from planner.errors import InvalidTreeError, PlanMismatchError
-from planner.loading.live import modules_by_name
-from planner.names import listed
+from planner.names import is_within
+from planner.pipelines.layers import LayerList, Roles, parts_outside
 from planner.pipelines.runs import StageRun
 
-__all__ = ["Cut", "LayerList", "cut_model", "find_layers"]
+__all__ = ["Cut", "Zeros", "cut_model", "owner_of"]
 
-
-@dataclass(frozen=True, slots=True)
-class LayerList:
-    """The one list of layers of a model.
-
-    Args:
-        name: of the list.
-        length: how many layers it has.
-    """
-
-    name: str
-    length: int
+# What modules call the number of their layer.
+_NUMBERS: Final = ("layer_idx", "layer_id")
+_OVERRIDES: Final = "per_layer_config"
+# Lists that say nothing of layers, though they may be as long.
+_NOT_OF_LAYERS: Final = ("token_id", "token_ids", "architectures", "time_step_limit", "languages")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,145 +31,155 @@ class Cut:
         layers: the list of layers, of the whole model.
         first: the first layer that was kept.
         last: the last one.
-        base: name of the module to call for hidden states.
-        names: by id of each tensor that was kept, its name in the whole model.
+        config: of the whole model, as its layers have it.
     """
 
     layers: LayerList
     first: nn.Module
     last: nn.Module
-    base: str
-    names: Mapping[int, str]
+    config: Any
 
 
-class _Zeros(nn.Module):
-    """Stands for an embedding of another stage: what it would add."""
+class Zeros(nn.Module):
+    """Stands for an embedding of another stage: it adds nothing.
 
-    def __init__(self, width: int, dtype: torch.dtype) -> None:
+    Args:
+        width: of what it stands for.
+    """
+
+    zeros: Tensor
+
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.width, self.dtype = width, dtype
+        zeros = torch.zeros((1, 1, width), device="cpu")
+        self.register_buffer("zeros", zeros, persistent=False)  # so that they go where the model goes
 
-    def forward(self, ids: Tensor, *_: Any, **__: Any) -> Tensor:
-        return torch.zeros((1, 1, self.width), dtype=self.dtype, device=ids.device)
+    def forward(self, *_: Any, **__: Any) -> Tensor:
+        return self.zeros
 
 
 class _Identity(nn.Module):
-    """Stands for a module of another stage: it gives what it gets."""
+    """Stands for a module of another stage: it gives what it gets, and says what its weight was for code that asks for its dtype."""
 
-    def forward(self, given: Any, *_: Any, **__: Any) -> Any:
-        return given
+    def __init__(self, weight: Any) -> None:
+        super().__init__()
+        self.weight = torch.empty_like(weight, device="meta").detach() if isinstance(weight, Tensor) else None
 
-
-def find_layers(model: nn.Module) -> LayerList:
-    """The list of layers that stages are cut from: the only list of modules that stay whole.
-
-    Raises:
-        InvalidTreeError: there is none, or there are several. Fields: ``name``.
-    """
-    whole = set(getattr(model, "_no_split_modules", None) or ())
-    found: list[LayerList] = []
-    for prefix, module in modules_by_name(model):
-        name = prefix.removesuffix(".")
-        if not isinstance(module, nn.ModuleList) or not len(module):
-            continue
-        is_inside = any(name.startswith(f"{other.name}.") for other in found)
-        if not is_inside and all(type(layer).__name__ in whole for layer in module):
-            found.append(LayerList(name, len(module)))
-    if len(found) != 1:
-        said = listed(f"'{each.name}' of {each.length}" for each in found) if found else "none"
-        raise InvalidTreeError(
-            f"{type(model).__name__} cannot be cut into stages: that takes one list of layers, and it has {said}",
-            name=found[0].name if found else "",
-        )
-    return found[0]
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        given = (kwargs.get("inputs_embeds"), *args, *kwargs.values())
+        return next((value for value in given if value is not None), None)
 
 
-def cut_model(
-    model: nn.Module,
-    layers: LayerList,
-    runs: Sequence[StageRun],
-    index: int,
-    make_buffers: Callable[[nn.Module], None],
-) -> Cut:
+def cut_model(model: nn.Module, layers: LayerList, roles: Roles, run: StageRun) -> Cut:
     """Reduces a model to one stage, in place.
 
     Args:
-        model: on meta, with its full configuration.
+        model: with its full configuration, so that layers which differ by their number are what they are.
         layers: its list of layers.
-        runs: all stages.
-        index: which of them.
-        make_buffers: fills buffers that no file has, while layers still have the numbers and the configuration of the whole.
-
-    Raises:
-        PlanMismatchError: more or fewer layers than the model has. Fields: ``findings``.
+        roles: which of what lies around them is called before, between and after.
+        run: which of the layers the stage has.
     """
-    run, total = runs[index], sum(len(each.layers) for each in runs)
-    if total != layers.length:
-        said = f"the stages have {total} layers together, and '{layers.name}' of {type(model).__name__} has {layers.length}"
-        raise PlanMismatchError(f"{said}: plan this very checkpoint", findings=(said,))
-    names = {id(tensor): name for name, tensor in _all_tensors(model)}
     whole = model.get_submodule(layers.name)
-    assert isinstance(whole, nn.ModuleList)
+    assert isinstance(whole, nn.ModuleList), "a list of layers was found"
     kept = [whole[number] for number in run.layers]
-    base, _, local = layers.name.rpartition(".")
-    _take_out(model, layers.name, run)
-    setattr(model.get_submodule(base), local, nn.ModuleList(kept))
-    make_buffers(model)
+    around: Any = model.get_submodule(layers.name.rpartition(".")[0])
+    config = getattr(around, "config", None) or model.config
+    for name in _absent(model, layers, roles, run):
+        _put(model, name, _stand_in(model.get_submodule(name)))
+    _put(model, layers.name, nn.ModuleList(kept))
     _renumber(kept)
     _slice_configurations(model, layers.length, run.layers)
-    return Cut(layers, kept[0], kept[-1], base, names)
+    return Cut(layers, kept[0], kept[-1], config)
 
 
-def _all_tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
+def owner_of(model: nn.Module, layers: LayerList, roles: Roles, run: StageRun) -> Callable[[str], bool]:
+    """What tells, by its name in the whole model, whether a tensor is one of a stage's."""
+    absent = _absent(model, layers, roles, run)
+    start = f"{layers.name}."
+
+    def owns(name: str) -> bool:
+        if name.startswith(start):
+            return int(name.removeprefix(start).partition(".")[0]) in run.layers
+        return not any(is_within(name, part) for part in absent)
+
+    return owns
 
 
-def _take_out(model: nn.Module, layers: str, run: StageRun) -> None:
-    """Puts something without weights in the place of modules that other stages run."""
-    parts = layers.split(".")
-    for depth in range(len(parts)):
-        outer = model.get_submodule(".".join(parts[:depth]))
-        is_before = True
-        for name, child in list(outer.named_children()):
-            if name == parts[depth]:
-                is_before = False
-                continue
-            stays = run.is_first if is_before else run.is_last
-            if not stays and any(True for _ in child.parameters()):
-                setattr(outer, name, _stand_in(child))
+def _absent(model: nn.Module, layers: LayerList, roles: Roles, run: StageRun) -> list[str]:
+    """Modules around the layers that other stages run."""
+    return [
+        name
+        for name, is_registered_before in parts_outside(model, layers)
+        if not _stays(name, roles, run, is_registered_before=is_registered_before)
+    ]
+
+
+def _stays(name: str, roles: Roles, run: StageRun, *, is_registered_before: bool) -> bool:
+    if name not in roles:  # never called: it may still be looked into
+        return run.is_first if is_registered_before else run.is_last
+    if name in roles.between:
+        return True
+    return (run.is_first and name in roles.before) or (run.is_last and name in roles.after)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    around, _, local = name.rpartition(".")
+    setattr(model.get_submodule(around), local, module)
 
 
 def _stand_in(module: nn.Module) -> nn.Module:
     if isinstance(module, nn.Embedding):
-        return _Zeros(module.embedding_dim, module.weight.dtype)
-    return _Identity()
+        return Zeros(module.embedding_dim)
+    return _Identity(getattr(module, "weight", None))
 
 
 def _renumber(layers: Sequence[nn.Module]) -> None:
     """Gives everything that has a number of a layer the one that it has in this stage: caches count from 0."""
     for number, layer in enumerate(layers):
         for part in layer.modules():
-            if hasattr(part, "layer_idx"):
-                part.layer_idx = number  # type: ignore[assignment]
+            for name in _NUMBERS:
+                if type(getattr(part, name, None)) is int:
+                    setattr(part, name, number)
 
 
 def _slice_configurations(model: nn.Module, total: int, kept: range) -> None:
-    """Says in every configuration that there are only these layers."""
-    made: dict[int, tuple[Any, Any]] = {}
+    """Says in every configuration that there are only these layers: the inner model's need not be the outer's."""
+    made: dict[int, tuple[Any, Any]] = {}  # the first keeps the id from being another's
     for part in model.modules():
         config: Any = getattr(part, "config", None)
-        if config is None or getattr(config, "num_hidden_layers", None) != total:
+        if getattr(config, "num_hidden_layers", None) != total:
             continue
         if id(config) not in made:
             made[id(config)] = (config, _sliced(config, total, kept))
         part.config = made[id(config)][1]
 
 
+def _computed_lists(config: Any, total: int) -> dict[str, list[Any]]:
+    """What a configuration computes for each of its layers, which would be another thing for fewer of them."""
+    found = {}
+    for name in dir(type(config)):
+        if isinstance(getattr(type(config), name), property) and not name.startswith("_"):
+            value = getattr(config, name, None) if name != _OVERRIDES else None
+            if isinstance(value, list) and len(value) == total:
+                found[name] = value
+    return found
+
+
 def _sliced(config: Any, total: int, kept: range) -> Any:
+    overrides = config.to_dict().get(_OVERRIDES) or {}
     sliced = copy.deepcopy(config)
+    if overrides:
+        setattr(sliced, _OVERRIDES, None)
     for name, value in list(vars(sliced).items()):
-        if isinstance(value, list | tuple) and len(value) == total and "layer" in name:
-            setattr(sliced, name, list(value)[kept.start : kept.stop])
+        if isinstance(value, list | tuple) and len(value) == total and not name.endswith(_NOT_OF_LAYERS):
+            setattr(sliced, name, type(value)(value[kept.start : kept.stop]))
+    computed = _computed_lists(config, total)
     sliced.num_hidden_layers = len(kept)
+    if computed:
+        own = {name: value[kept.start : kept.stop] for name, value in computed.items()}
+        sliced.__class__ = type(type(config).__name__, (type(config),), own)
+    if overrides:
+        by_number = {int(key): said for key, said in overrides.items()}
+        renumbered = {number - kept.start: by_number[number] for number in kept if number in by_number}
+        setattr(sliced, _OVERRIDES, renumbered or None)
     return sliced

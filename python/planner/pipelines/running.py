@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from planner.pipelines.cutting import Cut
+from planner.pipelines.caching import new_cache
+from planner.pipelines.cutting import Cut, Zeros
 from planner.pipelines.runs import StageRun
 
-__all__ = ["StageForward"]
+__all__ = ["CACHES", "StageForward"]
+
+CACHES: Final = ("past_key_values", "cache_params")
 
 
 class StageForward:
@@ -21,22 +24,24 @@ class StageForward:
         model: the stage's model, with its weights.
         cut: how it was cut out.
         run: which stage it is.
-        device: where it runs.
     """
 
-    def __init__(self, model: nn.Module, cut: Cut, run: StageRun, device: torch.device) -> None:
-        config: Any = model.config
-        text = config.get_text_config(decoder=True)
-        self.model, self.run, self.device = model, run, device
-        self.base = model.get_submodule(cut.base)
-        self.hidden_size: int = text.hidden_size
-        self.vocab_size: int = text.vocab_size
-        self.dtype = next(parameter.dtype for parameter in cut.first.parameters())
+    def __init__(self, model: nn.Module, cut: Cut, run: StageRun) -> None:
+        config = cut.config.get_text_config(decoder=True)
+        self.run = run
+        self.hidden_size: int = config.hidden_size
+        self.vocab_size: int = config.vocab_size
+        self.dtype = _dtype(cut.first, config)
         self._config = config
         self._arrived: Tensor | None = None
         self._left: Tensor | None = None
-        self._called = model if run.is_last else self.base
-        self._takes = frozenset(inspect.signature(self._called.forward).parameters)
+        self._called = model if run.is_last else _without_head(model, cut)
+        # What the whole model does not take, it does not give to what is inside.
+        self._takes = frozenset(inspect.signature(model.forward).parameters)
+        self._cache_name = next((name for name in CACHES if name in self._takes), CACHES[0])
+        for part in model.modules():
+            if isinstance(part, Zeros):  # the sum of embeddings has the dtype of what arrives
+                part.zeros = part.zeros.to(self.dtype)
         if not run.is_first:
             cut.first.register_forward_pre_hook(self._enter, with_kwargs=True)
         if not run.is_last:
@@ -44,9 +49,7 @@ class StageForward:
 
     def new_cache(self) -> Any:
         """An empty cache for the stage's layers."""
-        from transformers import DynamicCache
-
-        return DynamicCache(config=self._config)
+        return new_cache(self._config, self.run.layers)
 
     def __call__(
         self,
@@ -57,32 +60,51 @@ class StageForward:
         *,
         last_only: bool,
     ) -> Tensor:
-        inputs: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+        inputs: dict[str, Any] = {self._cache_name: cache, "use_cache": True}
         if self.run.is_first:
             inputs["input_ids"] = arrived
         else:
-            inputs["inputs_embeds"] = self._arrived = arrived
-        if attention_mask is not None:
-            inputs["attention_mask"] = attention_mask
-        if position_ids is not None and "position_ids" in self._takes:
-            inputs["position_ids"] = position_ids
+            self._arrived = arrived
+            inputs["inputs_embeds"] = torch.zeros_like(arrived)  # what becomes of it is nobody's
+        for name, value in (("attention_mask", attention_mask), ("position_ids", position_ids)):
+            if value is not None and name in self._takes:
+                inputs[name] = value
         if last_only and "logits_to_keep" in self._takes:
             inputs["logits_to_keep"] = 1
         try:
             with torch.no_grad():
                 made = self._called(**inputs)
-            if not self.run.is_last:
-                assert self._left is not None, "the last layer was called"
+            cache.count(arrived.shape[1])
+            if self._left is not None:
                 return self._left
-            logits: Tensor = made.logits
+            logits: Tensor = made[0] if isinstance(made, tuple) else made.logits
             return logits[:, -1:] if last_only else logits
         finally:
             self._arrived = self._left = None
 
     def _enter(self, _module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """What arrived takes the place of what would enter the first layer: embeddings are not scaled or added twice."""
         if args:
             return (self._arrived, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": self._arrived}
 
     def _leave(self, _module: nn.Module, _args: Any, made: Any) -> None:
         self._left = made[0] if isinstance(made, tuple | list) else made
+
+
+def _without_head(model: nn.Module, cut: Cut) -> nn.Module:
+    """What to call for hidden states: the model without its head, or where that only hands on what it gets, what is around the layers."""
+    base: Any = getattr(model, "base_model", model)
+    if "attention_mask" in inspect.signature(base.forward).parameters:
+        found: nn.Module = base
+        return found
+    return model.get_submodule(cut.layers.name.rpartition(".")[0])
+
+
+def _dtype(layer: nn.Module, config: Any) -> torch.dtype:
+    """What hidden states are between layers: that of the largest tensor, because norms and gates may be kept wider, or what a
+    configuration says that sums are kept in."""
+    if getattr(config, "residual_in_fp32", False):
+        return torch.float32
+    floating = [parameter for parameter in layer.parameters() if parameter.is_floating_point()]
+    return max(floating, key=lambda parameter: parameter.nbytes).dtype

@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from planner.pipelines.cutting import Cut, cut_model, find_layers
-from planner.pipelines.reading import StageWeights, weights_of
+from planner.errors import PlanMismatchError
+from planner.pipelines.comparing import require_equal_stages
+from planner.pipelines.cutting import Cut, cut_model, owner_of
+from planner.pipelines.layers import LayerList, find_layers
+from planner.pipelines.reading import StageWeights, open_whole
 from planner.pipelines.running import StageForward
 from planner.pipelines.runs import StageRun
 
@@ -92,12 +95,14 @@ class PreparedStage:
         model: the model's own class with these layers only, on meta.
         device: where it will run.
         weights: how its tensors come out of the files.
+        fingerprint: digest of what names the files of the whole model have, and of what that has for them: the same on every stage.
     """
 
     run: StageRun
     model: nn.Module
     device: torch.device
     weights: StageWeights
+    fingerprint: str
     cut: Cut
 
     @property
@@ -114,8 +119,8 @@ class PreparedStage:
         Raises:
             OffloadError: a file that cannot be read, or a number that the dtype cannot hold. Fields: ``name``.
         """
-        read_bytes = self.weights.read_into(self.model, self.device, progress)
-        run = StageForward(self.model, self.cut, self.run, self.device)
+        read_bytes = self.weights.read_into(self.model, progress)
+        run = StageForward(self.model, self.cut, self.run)
         return Stage(
             index=self.run.index,
             count=self.run.count,
@@ -155,7 +160,19 @@ def prepare_stage(
         InvalidTreeError: a model that cannot be cut into stages. Fields: ``name``.
     """
     place = torch.device(device)
-    weights, model = weights_of(checkpoint, dtype, attention)
+    whole = open_whole(checkpoint, dtype, attention)
+    model, run = whole.model, runs[index]
     layers = find_layers(model)
-    cut = cut_model(model, layers, runs, index, weights.make_buffers)
-    return PreparedStage(runs[index], model, place, weights.of_stage(model, cut), cut)
+    _require_all(model, layers, runs)
+    roles = require_equal_stages(model, layers)
+    fingerprint = whole.fingerprint()
+    # Before layers get other numbers: what no file has may depend on them.
+    weights = whole.weights_of(owner_of(model, layers, roles, run), place)
+    return PreparedStage(run, model, place, weights, fingerprint, cut_model(model, layers, roles, run))
+
+
+def _require_all(model: nn.Module, layers: LayerList, runs: Sequence[StageRun]) -> None:
+    total = sum(len(run.layers) for run in runs)
+    if total != layers.length:
+        said = f"the stages have {total} layers together, and '{layers.name}' of {type(model).__name__} has {layers.length}"
+        raise PlanMismatchError(f"{said}: plan this very checkpoint", findings=(said,))

@@ -44,6 +44,9 @@ class PlannedLine:
         home: where offloaded blocks rest: "cpu", "disk", or None where nothing may be offloaded.
         host_runs: whether the host may run blocks.
         uses_disk: whether blocks may lie on a disk where there is one.
+        fetches: whether blocks may be brought in where they run.
+        host_is_first: the host's run comes before those of accelerators, and not after them, where the order is given.
+        closed: numbers of blocks before which no run may end.
     """
 
     blocks: Blocks
@@ -59,6 +62,9 @@ class PlannedLine:
     home: DeviceKey | None
     host_runs: bool
     uses_disk: bool = True
+    fetches: bool = True
+    host_is_first: bool = False
+    closed: tuple[int, ...] = ()
 
     @cached_property
     def staying_bytes(self) -> Sequence[int]:
@@ -68,9 +74,11 @@ class PlannedLine:
 
     @cached_property
     def runners(self) -> tuple[DeviceKey, ...]:
-        """The devices that may have a run, accelerators first."""
+        """The devices that may have a run, in the order given."""
         accelerators = [budget.device for budget in self.budgets if budget.kind == "accelerator"]
-        return (*accelerators, HOST) if self.host_runs else tuple(accelerators)
+        if not self.host_runs:
+            return tuple(accelerators)
+        return (HOST, *accelerators) if self.host_is_first else (*accelerators, HOST)
 
     @cached_property
     def kinds(self) -> tuple[tuple[DeviceKey, ...], ...]:
@@ -272,7 +280,10 @@ class PlannedLine:
         home = self.rests(number)
         homes = {kind for kind, key in enumerate(heads) if allowed is None or key in allowed}
         runs: list[int | None] = [self.run_ps(number, key) for key in heads]
-        fetches = [None if home is None or key == HOST else self.fetch_ps(number, key, home) for key in heads]
+        source = home if self.fetches else None
+        fetches = [
+            None if source is None or key == HOST else self.fetch_ps(number, key, source) for key in heads
+        ]
         if HOST in heads and self.home == HOST:
             # What the search fetches lies with the host; of what may only lie on the disk, the host runs nothing.
             host = heads.index(HOST)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from math import ceil
 
+from planner.choices import Mode
 from planner.devices.keys import DeviceKey
 from planner.errors import InvalidConstraintError, InvalidInputError
 from planner.memory.cache_parts import item_bytes as item_bytes_of
@@ -13,6 +14,7 @@ from planner.memory.demands import Demands
 from planner.model.blocks import Blocks
 from planner.model.constraints import allowed_devices
 from planner.model.work import Experts, work_of
+from planner.planning.engines import allowed_for, closed_borders, engine_mode, has_host
 from planner.planning.line import PlannedLine
 from planner.planning.line_sizes import HOST, LineSizes
 from planner.planning.long_steps import MOST_TOKENS
@@ -93,6 +95,15 @@ def planned_line(
             kept = ceil(at_once_bytes * (1 + margin.share)) + margin.beside_bytes
         capacity_bytes[budget.device] = max(0, budget.capacity_bytes - kept)
     has_accelerator = "accelerator" in kinds.values()
+    mode, engine, names = (
+        engine_mode(settings.mode, settings.engine),
+        settings.engine,
+        blocks.block_names,
+    )
+    allowed, closed = _allowed(problem, blocks, list(kinds), mode), tuple[int, ...]()
+    if engine is not None:
+        closed = closed_borders(names, facts.num_hidden_layers, engine)
+        allowed = allowed_for(engine, names, list(kinds), allowed)
     line = PlannedLine(
         blocks=blocks,
         work=work_of(blocks, tokens, weight_bits=8 * item_bytes, experts=experts, row_bytes=row_bytes),
@@ -102,7 +113,7 @@ def planned_line(
         machine=machine,
         budgets=budgets,
         capacity_bytes=capacity_bytes,
-        allowed=_allowed(problem, blocks, list(kinds)),
+        allowed=allowed,
         sizes=LineSizes(
             tokens=tokens,
             dtype=dtype,
@@ -110,12 +121,15 @@ def planned_line(
             activation_bytes=tokens * row_bytes,
             heads_per_key=max(1, queries // keys),
             experts=experts,
-            longest_tokens=_longest_tokens(problem),
+            longest_tokens=_longest_tokens(problem) if engine is None else 0,
             fetches_all=isinstance(settings.strategy, ByTime) and settings.strategy.long_steps == "fetch_all",
         ),
-        home=_home(kinds, settings.mode),
-        host_runs=HOST in kinds and not (settings.mode == "gpu_only" and has_accelerator),
-        uses_disk=settings.mode == "any",
+        home=_home(kinds, mode),
+        host_runs=HOST in kinds and not (mode == "gpu_only" and has_accelerator),
+        uses_disk=mode == "any",
+        fetches=engine is None,
+        host_is_first=has_host(engine),
+        closed=closed,
     )
     line.require_rates(line.runners if needs_rates is None else needs_rates)
     return line
@@ -140,10 +154,10 @@ def _home(kinds: Mapping[DeviceKey, str], mode: str) -> DeviceKey | None:
 
 
 def _allowed(
-    problem: Problem, blocks: Blocks, devices: Sequence[DeviceKey]
+    problem: Problem, blocks: Blocks, devices: Sequence[DeviceKey], mode: Mode
 ) -> tuple[frozenset[DeviceKey] | None, ...]:
     """By block, where its unit may lie."""
-    masks = dict(allowed_devices(blocks, problem.constraints, devices, problem.settings.mode))
+    masks = dict(allowed_devices(blocks, problem.constraints, devices, mode))
     if not masks:
         return (None,) * len(blocks.block_units)
     return tuple(

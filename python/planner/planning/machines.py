@@ -12,7 +12,7 @@ from planner.devices.machine import Machine
 from planner.devices.table_machine import machine_of_cards
 from planner.errors import InvalidDevicesError
 
-__all__ = ["machine_for"]
+__all__ = ["machine_for", "read_machine"]
 
 
 def machine_for(said: str | None, budgets: Sequence[DeviceBudget]) -> Machine:
@@ -27,12 +27,17 @@ def machine_for(said: str | None, budgets: Sequence[DeviceBudget]) -> Machine:
         InvalidDevicesError: nothing was said, and a card's name is not known, or is not in the table. Fields: ``device``.
     """
     if said is not None:
-        return _of_text(said) if said.lstrip().startswith("{") else Machine.read(said)
+        return read_machine(said)
     cards: dict[DeviceKey, str] = {}
     for budget in budgets:
         if budget.kind == "accelerator":
             cards[budget.device] = budget.name or _detected_name(budget.device)
     return machine_of_cards(cards)
+
+
+def read_machine(said: str) -> Machine:
+    """The machine of a setting: its text, or the path of its file. Raises InvalidInputError. Fields: ``problems``."""
+    return _of_text(said) if said.lstrip().startswith("{") else Machine.read(said)
 
 
 @lru_cache(maxsize=8)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from planner.checkpoint.opened import Opened
 from planner.checkpoint.source import open_source
-from planner.devices.keys import DeviceKey, canonical_device, main_device, offload_tiers
+from planner.devices.keys import DeviceKey, main_device, offload_tiers
+from planner.devices.nodes import plan_device
 from planner.errors import InvalidInputError, PlanMismatchError
 from planner.model.blocks import Blocks
 from planner.model.parts import stateless_parts
@@ -104,11 +105,11 @@ def _maps(
         return dict(plan.device_map), dict(plan.execution_map)
     if not isinstance(plan, Mapping) or not plan:
         raise InvalidInputError(f"what is priced is a plan or a device map, got {shown(plan)}")
-    homes = {str(name): canonical_device(device) for name, device in plan.items()}
+    homes = {str(name): plan_device(device) for name, device in plan.items()}
     if isinstance(plan, DeviceMap) and execution_map is None:
         return homes, dict(plan.execution_map)
     if execution_map is not None:
-        return homes, {str(name): canonical_device(device) for name, device in execution_map.items()}
+        return homes, {str(name): plan_device(device) for name, device in execution_map.items()}
     main = main_device(homes.values())
     tiers = offload_tiers(main) if main != HOST else ("disk",)
     return homes, {name: main for name, device in homes.items() if device in tiers}

@@ -22,6 +22,8 @@ from planner.model.globs import matched_names, require_names
 from planner.model.layout import Layout
 from planner.model.parts import stateless_parts
 from planner.planning.block_bytes import block_bytes
+from planner.planning.computers import memory_of_computers, require_computers
+from planner.planning.engines import with_both_ends
 from planner.planning.formats import SmallerFormats, loaded_as
 from planner.planning.told_settings import provenance, setting_values
 from planner.planning.understanding import no_split_classes, settings_stack, understood
@@ -82,6 +84,7 @@ class Problem:
         """The problem that the arguments of `plan()` mean. Raises what :func:`planner.planning.plan` raises."""
         resolved, opened = understood(source, checkpoint, settings_stack(config, settings), remote=remote)
         chosen = resolved.config
+        opened = with_both_ends(opened, chosen.engine)
         classes, containers = no_split_classes(opened.tree, chosen.no_split_module_classes)
         layout, opened = loaded_as(
             opened,
@@ -110,7 +113,9 @@ class Problem:
     @cached_property
     def device_budgets(self) -> tuple[DeviceBudget, ...]:
         """Devices with budgets, in order of preference; free memory is asked for here."""
-        found = device_budgets(self.budgets, self.settings.headroom, self.settings.offload_folder)
+        known = {} if self.budgets else memory_of_computers(self.settings)
+        found = device_budgets(self.budgets, self.settings.headroom, self.settings.offload_folder, known)
+        require_computers(found, self.settings)
         if not self._has_files_as_disk:
             return found
         whole_bytes = -(-self.layout.columns.total_bits // 8)

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Final
 
 from planner.errors import InfeasibleError
+from planner.planning.engines import has_host
 from planner.planning.host_room import answers_of, answers_with_less_on_the_host
 from planner.planning.line import PlannedLine
 from planner.planning.line_problem import planned_line
@@ -32,7 +33,13 @@ def plan_timed(problem: Problem) -> Plan:
     found: list[TimedPlan] = []
     is_known = True
     # What is whole is copied at once, which a line in parts does not know: so both are asked, and the better counts.
-    is_apart = isinstance(strategy, Latency) and strategy.parts and problem.settings.granularity == "block"
+    has_parts = problem.settings.engine is None or has_host(problem.settings.engine)
+    is_apart = (
+        isinstance(strategy, Latency)
+        and strategy.parts
+        and problem.settings.granularity == "block"
+        and has_parts
+    )
     for blocks in (problem.blocks(in_parts=True), whole) if is_apart else (whole,):
         try:
             found.append(_best_for_long_steps(problem, planned_line(problem, blocks)))
@@ -74,6 +81,7 @@ def _best(problem: Problem, line: PlannedLine) -> TimedPlan:
         devices=line.device_kinds(),
         hop_ps=line.hop_table(),
         ties=line.ties(),
+        closed=line.closed,
         objective=objective_of(strategy),
         batches=batches_of(strategy),
         any_order=strategy.order == "any",
@@ -115,9 +123,11 @@ def _infeasible(line: PlannedLine, *, is_proven: bool) -> InfeasibleError:
     names = line.blocks.block_names
     largest = max(range(len(line.work)), key=lambda block: line.work[block].weight_bytes, default=0)
     said = "there is none" if is_proven else "none was found"
+    helpful = "more room, cpu or disk to offload to, or strategy 'auto', which may come back to a device, would help"
+    if line.closed:
+        helpful = "more room or another device would help: what lies at the ends, and whole layers, are as the engine has them"
     return InfeasibleError(
-        f"no plan in which each device runs one stretch of the model has room: {said}; more room, cpu or disk to offload to, or "
-        "strategy 'auto', which may come back to a device, would help",
+        f"no plan in which each device runs one stretch of the model has room: {said}; {helpful}",
         block=names[largest][0] if names and names[largest] else "",
         device=None,
         shortfall_bytes=None,

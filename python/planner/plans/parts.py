@@ -24,6 +24,9 @@ ESTIMATED = "sizes are an estimate"
 LEFT_OUT = "sizes leave out"
 """How a third begins: what the model has besides is not here."""
 
+BOTH_ENDS = "counted at both ends"
+"""How a note of tied tensors begins that an engine holds twice."""
+
 PLACING: tuple[ReasonRule, ...] = ("resident", "offloaded", "oversized", "fits", "tied", "bound", "fallback")
 """Rules whose device is where the module lies; the others tell what was tried."""
 

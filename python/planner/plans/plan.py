@@ -14,6 +14,7 @@ from planner.names import counted
 from planner.plans.map_alone import execution_map_notice
 from planner.plans.parts import PlanParts, PredictedPeaks, Reason, Setting, Shortfall, Source
 from planner.plans.serialize import read_json, write_json
+from planner.plans.torchrun import torchrun_lines
 from planner.units import format_bytes
 
 if TYPE_CHECKING:
@@ -152,7 +153,8 @@ class Plan(PlanParts):
         )
 
     def summary(self) -> str:
-        """The plan in words: a line for each device, one for what is offloaded, and one where the device map alone is not enough."""
+        """The plan in words: a line for each device, one for what is offloaded, and one where the device map alone is not enough; of a
+        plan by time what it is modelled to take, and what starts it with a process for each device where it can be a pipeline."""
         lines = [f"{counted(self.source.blocks, 'block')}, {format_bytes(self.source.total_bytes)}"]
         demands = self.account.demands
         if demands is not None:
@@ -188,6 +190,7 @@ class Plan(PlanParts):
             *self.source.doubts,
             *([timing.long_steps] if timing and timing.long_steps else []),
             *([timing.sentence] if timing else []),
+            *(torchrun_lines(self) if timing else ()),
         ]
         return "\n".join((*lines, *last))
 

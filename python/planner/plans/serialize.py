@@ -8,7 +8,8 @@ from dataclasses import MISSING, asdict, fields
 from typing import Any, TypeVar
 
 from planner.config.document import without_repetition
-from planner.devices.keys import DeviceKey, canonical_device, ordered
+from planner.devices.keys import DeviceKey, ordered
+from planner.devices.nodes import plan_device
 from planner.errors import InvalidInputError
 from planner.known_names import KnownNames
 from planner.memory.demands import BlockDemand, Demands
@@ -160,7 +161,7 @@ def _read_peaks(rows: Any) -> PredictedPeaks:
 def _parts(data: dict[str, Any]) -> PlanParts:
     shortfall = _read_shortfall(data["shortfall"])
     devices = tuple(
-        _exact(DevicePlan, {**row, "id": canonical_device(row["id"])}) for row in _rows(data["devices"])
+        _exact(DevicePlan, {**row, "id": plan_device(row["id"])}) for row in _rows(data["devices"])
     )
     if len({device.id for device in devices}) < len(devices):
         raise ValueError("a device stands twice in devices")
@@ -171,7 +172,7 @@ def _parts(data: dict[str, Any]) -> PlanParts:
     names = KnownNames.read(data["names"])
     block_bytes = {name: _count(size) for name, size in data["block_bytes"].items()}
     reasons = tuple(
-        _exact(Reason, {**row, "device": canonical_device(row["device"])}) for row in _rows(data["reasons"])
+        _exact(Reason, {**row, "device": plan_device(row["device"])}) for row in _rows(data["reasons"])
     )
     least = _by_device(data.get("minimum_bytes", {}))
     in_order = [device.id for device in devices if device.id in least]
@@ -210,11 +211,11 @@ def _read_timing(row: Any) -> Timing | None:
         return None
 
     def with_device(cls: type[T], each: Mapping[str, Any]) -> T:
-        return _exact(cls, {**each, "device": canonical_device(each["device"])})
+        return _exact(cls, {**each, "device": plan_device(each["device"])})
 
     stages = tuple(with_device(TimedStage, each) for each in _rows(row["stages"]))
     pieces = tuple(with_device(TimedPiece, each) for each in _rows(row["pieces"]))
-    from_table = tuple(map(canonical_device, _rows(row["from_table"])))
+    from_table = tuple(map(plan_device, _rows(row["from_table"])))
     return _exact(Timing, {**row, "stages": stages, "pieces": pieces, "from_table": from_table})
 
 
@@ -294,7 +295,7 @@ def _map(rows: Any) -> dict[str, DeviceKey]:
     """A device map. Raises TypeError or ValueError for anything else."""
     if not isinstance(rows, dict):
         raise TypeError("a device map must be an object of names and devices")
-    return {name: canonical_device(device) for name, device in rows.items()}
+    return {name: plan_device(device) for name, device in rows.items()}
 
 
 def _count(value: Any) -> int:
@@ -305,7 +306,7 @@ def _count(value: Any) -> int:
 
 def _by_device(rows: Mapping[str, Any]) -> dict[DeviceKey, Any]:
     """What an object says by device. Raises TypeError or ValueError for anything else, and where a device stands there twice."""
-    found = {canonical_device(key): value for key, value in rows.items()}
+    found = {plan_device(key): value for key, value in rows.items()}
     if len(found) < len(rows):
         raise ValueError("a device stands twice in one object")
     return found

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, TypeAlias, Typed
 from planner.choices import (
     AttentionKernel,
     Cache,
+    Engine,
     ExecuteOffloaded,
     Fill,
     Granularity,
@@ -104,6 +105,7 @@ class LoadSettings(TypedDict, total=False):
     staging_blocks: int
     workload: WorkloadKeywords | None
     machine: MachineLike | str | os.PathLike[str] | None
+    engine: Engine | None
 
 
 class PlanSettings(LoadSettings, total=False):

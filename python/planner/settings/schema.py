@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from planner.choices import ExecuteOffloaded, Granularity, Mode
+from planner.choices import Engine, ExecuteOffloaded, Granularity, Mode
 from planner.config.annotations import parse_type
-from planner.config.schema import config, setting
+from planner.config.schema import config, rule, setting
 from planner.config.types import Leaf
 from planner.settings.dtypes import DTYPES, FORMATS, read_dtype, read_element_type
 from planner.settings.sizes import read_bytes, read_size_or_share, refuse_bare_number, write_size
@@ -26,7 +26,7 @@ from planner.settings.strategies import (
     counted,
 )
 from planner.settings.workload import Workload
-from planner.spelling import NAMED, device_words, known_device, shown
+from planner.spelling import NAMED, device_words, known_device, node_device, shown
 
 __all__ = [
     "DTYPES",
@@ -52,7 +52,7 @@ __all__ = [
 
 
 def read_device(value: object) -> int | str:
-    """One spelling for each device: the number of an accelerator, or ``cpu``, ``disk``, ``mps``.
+    """One spelling for each device: the number of an accelerator, or ``cpu``, ``disk``, ``mps``; behind a computer's name, of several.
 
     Returns:
         A back end that only torch knows stays as text, as in ``virtual:1``: reading a configuration does not need torch.
@@ -61,12 +61,15 @@ def read_device(value: object) -> int | str:
         ValueError: not a device.
 
     Example:
-        >>> [read_device(value) for value in (0, "0", "cuda:0", "xpu:1", "cpu", "virtual:1")]
-        [0, 0, 0, 1, 'cpu', 'virtual:1']
+        >>> [read_device(value) for value in (0, "0", "cuda:0", "xpu:1", "cpu", "virtual:1", "a/cuda:1")]
+        [0, 0, 0, 1, 'cpu', 'virtual:1', 'a/1']
     """
     device = known_device(value)
     if device is not None:
         return device
+    on_node = node_device(value)
+    if on_node is not None:
+        return f"{on_node[0]}/{on_node[1]}"
     kind, number = device_words(value) or ("", None)
     if not kind or kind in NAMED:
         raise ValueError(f"expected a device such as 0, 'cuda:0', 'cpu' or 'disk', got {shown(value)}")
@@ -200,6 +203,9 @@ class Settings:
         workload: what the model will be run on, whose caches and activations count then; None, the default, counts weights alone.
         machine: what devices do in a second, for strategies that go by time: the path of a file, as `planner probe` writes it, its
             text, or a `planner.Machine`; None for the table of known cards.
+        engine: what runs the plan, where it is not this process: each stage has whole layers, at least one; what comes before the
+            layers goes with the first and what comes after with the last, tied embeddings with both, which counts them twice; nothing
+            is offloaded, but for "llama_cpp", which has the input embedding and the first layers on the host. None for anything.
     """
 
     strategy: Strategy = Auto()
@@ -221,6 +227,19 @@ class Settings:
     model: Model = Model()
     workload: Workload | None = None
     machine: _Machine | None = None
+    engine: Engine | None = None
+
+    @rule
+    def engines_want_runs(self, root: Any) -> str | None:
+        """Only strategies that go by time promise that each device has one run."""
+        if self.engine is not None and not hasattr(
+            self.strategy, "order"
+        ):  # what a rule sees is no instance of its class
+            return (
+                f"engine {self.engine!r} wants each device to run one stretch of the model, which this strategy does not promise: "
+                "strategy='throughput', 'pipeline' or 'latency' does"
+            )
+        return None
 
 
 SETTINGS: Final = parse_type(Settings)

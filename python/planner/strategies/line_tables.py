@@ -28,6 +28,7 @@ _KEYS = (
     "hop",
     "pieces",
     "ties",
+    "closed",
 )
 _KIND_KEYS = ("cap", "aside", "host")
 _TIE_KEYS = ("pieces", "bits")
@@ -70,7 +71,7 @@ class LineTie:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineProblem:
-    """Pieces in execution order, devices, and what is to be small."""
+    """Pieces in execution order, devices, what is to be small, and before which pieces no run may end."""
 
     pieces: tuple[LinePiece, ...]
     kinds: tuple[LineKind, ...]
@@ -83,6 +84,7 @@ class LineProblem:
     staging_blocks: int = 1
     search_steps: int = SEARCH_STEPS
     ties: tuple[LineTie, ...] = ()
+    closed: tuple[int, ...] = ()
 
 
 def read_table(table: Mapping[str, object]) -> LineProblem:
@@ -128,6 +130,7 @@ def read_table(table: Mapping[str, object]) -> LineProblem:
         ties=tuple(
             reader.tie(row, f"ties[{at}]") for at, row in enumerate(reader.rows({"ties": (), **said}, "ties"))
         ),
+        closed=reader.numbers({"closed": (), **said}, "closed"),
     )
     if reader.problems:
         shown = "; ".join(reader.problems[:_SHOWN])

@@ -59,7 +59,7 @@ def solve_table(table: Mapping[str, object]) -> LineAnswer:
             takes (`streamed`), the kinds that may be its `homes`, and picoseconds to `run` and to `fetch` by kind, and on the
             `host`; by kind, bits that are kept `beside` it while the host runs it, for steps in which it is brought in. None is what
             may not be. `ties` name `pieces` that share their weights, and the `bits` of these: they have one
-            home, and those that another device reaches run there all the same (`tied`), at two hops.
+            home, and those that another device reaches run there all the same (`tied`), at two hops. `closed` are numbers of pieces before which no run ends.
 
     Raises:
         InvalidInputError: what cannot be read, all of it at once; more than 64 devices; numbers too large to be added.
@@ -136,6 +136,7 @@ def core_line(problem: LineProblem) -> _core.TimedLine:
         schedule=problem.schedule,
         staging_blocks=problem.staging_blocks,
         ties=[(list(tie.pieces), tie.bits) for tie in problem.ties],
+        closed=list(problem.closed),
     )
 
 

@@ -41,6 +41,13 @@ impl Index {
         self.inner.files.clone()
     }
 
+    /// Names of the tensors that it lists, each with the number of its file: by file, then by name.
+    fn tensors(&self) -> Vec<(String, u32)> {
+        let mut rows: Vec<_> = self.inner.file_of.iter().map(|(name, file)| (name.clone(), *file)).collect();
+        rows.sort_unstable_by(|one, other| (one.1, &one.0).cmp(&(other.1, &other.0)));
+        rows
+    }
+
     /// Tensors that it lists.
     fn __len__(&self) -> usize {
         self.inner.file_of.len()

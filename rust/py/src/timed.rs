@@ -31,10 +31,10 @@ pub(crate) struct TimedLine {
 
 #[pymethods]
 impl TimedLine {
-    /// All of it is said but ties.
+    /// All of it is said but ties, and borders at which no run may end.
     #[new]
     #[expect(clippy::too_many_arguments, reason = "keyword-only, one per thing that is known of the line")]
-    #[pyo3(signature = (*, pieces, kinds, devices, hop_ps, schedule, staging_blocks, ties=Vec::new()))]
+    #[pyo3(signature = (*, pieces, kinds, devices, hop_ps, schedule, staging_blocks, ties=Vec::new(), closed=Vec::new()))]
     fn new(
         py: Python<'_>,
         pieces: Vec<PieceRow>,
@@ -44,6 +44,7 @@ impl TimedLine {
         schedule: Word<Schedule>,
         staging_blocks: u64,
         ties: Vec<(Vec<usize>, u64)>,
+        closed: Vec<usize>,
     ) -> PyResult<Self> {
         let piece = |(bits, state_bits, streamed_bits, homes, run_ps, fetch_ps, host_ps, beside_bits): PieceRow| {
             Piece { bits, state_bits, streamed_bits, homes, run_ps, fetch_ps, host_ps, beside_bits }
@@ -58,8 +59,9 @@ impl TimedLine {
             staging_blocks,
         };
         let ties: Vec<Tie> = ties.into_iter().map(|(pieces, bits)| Tie { pieces, bits }).collect();
-        let inner =
-            py.detach(|| SummedLine::new(&line, &ties)).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let inner = py
+            .detach(|| SummedLine::new(&line, &ties).map(|line| line.with_closed(&closed)))
+            .map_err(|error| PyValueError::new_err(error.to_string()))?;
         Ok(Self { inner })
     }
 

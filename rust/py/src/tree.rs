@@ -89,6 +89,19 @@ impl Tree {
         Ok(joined)
     }
 
+    /// The same tree where each of these tensors is an object of its own.
+    fn untied(&self, py: Python<'_>, names: Vec<String>) -> Self {
+        let classes = match &self.classes {
+            Classes::Live(classes) => Classes::Live(classes.iter().map(|class| class.clone_ref(py)).collect()),
+            Classes::Named(lines) => Classes::Named(lines.clone()),
+        };
+        let stored = match &self.stored {
+            Stored::Names(names) => Stored::Names(names.clone()),
+            Stored::Bytes(bytes) => Stored::Bytes(bytes.clone()),
+        };
+        Self { inner: py.detach(|| self.inner.untied(&names)).into(), can_tie: self.can_tie, classes, stored }
+    }
+
     /// Whether any module's class has `_tie_weights`.
     #[getter]
     fn can_tie(&self) -> bool {

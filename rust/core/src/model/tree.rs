@@ -50,7 +50,7 @@ pub struct Tensor {
 }
 
 /// A module tree that cannot change.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Tree {
     pub(super) parent: Vec<NodeId>,
     pub(super) end: Vec<NodeId>,
@@ -249,6 +249,19 @@ impl Tree {
             }
         }
         trie.keys().iter().map(|&place| found[place as usize]).collect()
+    }
+
+    /// The same tree where each of these tensors is an object of its own, as large as it was; names of nothing, and of modules, say
+    /// nothing.
+    #[must_use]
+    pub fn untied<S: AsRef<str>>(&self, names: &[S]) -> Self {
+        let mut tree = self.clone();
+        for node in self.resolve(names).into_iter().flatten() {
+            let Some(id) = self.tensor_id(node) else { continue };
+            tree.content[node as usize] = id_at(tree.tensors.len());
+            tree.tensors.push(self.tensors[id as usize]);
+        }
+        tree
     }
 }
 

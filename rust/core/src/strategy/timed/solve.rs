@@ -44,6 +44,17 @@ impl SummedLine {
         Ok(Self { settled: settled_lines, all_ps, pieces: line.pieces.len() })
     }
 
+    /// The same line in which no run ends at some borders: before the first and after the last piece one may in any case.
+    #[must_use]
+    pub fn with_closed(mut self, borders: &[usize]) -> Self {
+        for &border in borders.iter().filter(|border| (1..self.pieces).contains(border)) {
+            for (settled, _) in &mut self.settled {
+                settled.closed[border] = true;
+            }
+        }
+        self
+    }
+
     /// Pieces.
     pub fn pieces(&self) -> usize {
         self.pieces
