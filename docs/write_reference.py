@@ -188,7 +188,7 @@ PAGES = {
     ),
     "export": Page(
         "Other engines",
-        "Plans in the words of vLLM, SGLang, Megatron and others: what to start, with which arguments.",
+        "See [machines](../machines.md#other-engines): plans in the words of vLLM, SGLang, Megatron and others.",
         _below(
             "export",
             "Command vllm sglang megatron tensorrt_llm torchtitan llama_cpp huggingface deepspeed",

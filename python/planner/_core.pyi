@@ -448,11 +448,13 @@ class TimedLine:
         staging_blocks: int,
         ties: list[tuple[list[int], int]] = ...,
         closed: list[int] = ...,
+        passing: list[tuple[int, int]] = ...,
     ) -> TimedLine:
         """``pieces``: bits, state's bits, streamed bits, homes as a bit for each kind, picoseconds to run and to fetch by kind, and
         on the host, and by kind bits that are kept where the host runs it. ``kinds``: capacity in bits, picoseconds to the host and
         back, whether it is the host. ``ties``: numbers of pieces, ascending, and the bits that they have together.
-        ``closed``: numbers of pieces before which no run may end."""
+        ``closed``: numbers of pieces before which no run may end. ``passing``: by piece, how often a hop is made where a run begins
+        with it, to its device and back; none for once and never."""
 
     def __len__(self) -> int: ...
     def solve(

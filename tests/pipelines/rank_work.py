@@ -41,6 +41,7 @@ def generate(rank: int, *, folder: str, opened: dict[str, Any], calls: list[dict
             "cache_bytes": pipe.cache_bytes,
             "caches_left": sum(isinstance(each, Cache) for each in gc.get_objects()),
             "microbatches": counted[-1],
+            "device": str(pipe.stage.device),
             "layers": list(pipe.stage.layers),
         }
 
@@ -152,14 +153,18 @@ def alone(rank: int, *, folder: str, calls: list[dict[str, Any]]) -> Any:
     return generate(rank, folder=folder, opened={"stages": (5,)}, calls=calls)
 
 
-def leaving(rank: int, *, folder: str, opened: dict[str, Any], call: dict[str, Any], how: str) -> Any:
-    """Rank 1 makes the first call, and not the second one."""
+def leaving(
+    rank: int, *, folder: str, opened: dict[str, Any], call: dict[str, Any], how: str, who: int = 1
+) -> Any:
+    """One rank makes the first call, and not the second one."""
     asked = {**call, "ids": torch.tensor(call["ids"])}
     with planner.pipeline(folder, **opened) as pipe:
         pipe.generate(**asked)
-        if rank == 1:
+        if rank == who:
             if how == "stays away":
                 time.sleep(4)
+            elif how == "is stopped":
+                _signal(signal.SIGSTOP)
             elif how == "raises":
                 _raise()
             return

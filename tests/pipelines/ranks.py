@@ -29,7 +29,8 @@ class Rank:
         value: what its work returned.
         error: what its work raised.
         cause: the cause of that, in words.
-        ended_s: when, by the clock that all share.
+        began_s: when it began, by the clock that all share.
+        ended_s: when it ended.
         log: what it printed.
     """
 
@@ -37,6 +38,7 @@ class Rank:
     value: Any
     error: BaseException | None
     cause: str
+    began_s: float
     ended_s: float
     log: str
 
@@ -124,6 +126,7 @@ def _rank(place: Path, rank: int, code: int | None) -> Rank:
         value=found.get("value"),
         error=found.get("error"),
         cause=found.get("cause", ""),
+        began_s=found.get("began_s", 0.0),
         ended_s=found.get("ended_s", 0.0),
         log=log.read_text(errors="replace") if log.exists() else "",
     )

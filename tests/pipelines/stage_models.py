@@ -17,6 +17,7 @@ import transformers as tf
 from torch import Tensor
 
 import tiny_families
+from planner.pipelines.layers import find_layers
 from planner.pipelines.runs import stage_runs
 from planner.pipelines.stage import Stage, prepare_stage
 from tiny_families import SIZES
@@ -74,6 +75,17 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     ),
     "cohere2": made(tf.Cohere2ForCausalLM, **ALIKE, sliding_window=WINDOW),
     "mamba": made(tf.MambaForCausalLM, **MAMBA, num_hidden_layers=LAYERS),
+    "jamba": made(
+        tf.JambaForCausalLM,
+        **ALIKE, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, num_experts=4, mamba_d_state=8, mamba_dt_rank=4,
+        use_mamba_kernels=False,
+    ),
+    "longcat_flash": made(  # two attentions a layer, each with a number of its own
+        tf.LongcatFlashForCausalLM,
+        hidden_size=32, ffn_hidden_size=48, expert_ffn_hidden_size=16, num_layers=LAYERS, num_attention_heads=4, vocab_size=64,
+        n_routed_experts=4, zero_expert_num=1, moe_topk=2, q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=8,
+        v_head_dim=8, head_dim=4,
+    ),
     "bamba": made(
         tf.BambaForCausalLM,
         **ALIKE, attn_layer_indices=[1, 3], mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=1, mamba_d_state=8,
@@ -95,7 +107,7 @@ class SavedFamily:
 
     @property
     def layers(self) -> int:
-        return int(self.model.config.num_hidden_layers)
+        return find_layers(self.model).length
 
 
 @functools.cache
@@ -152,11 +164,12 @@ def forwards(padding: int) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 
 def whole_logits(model: Any, padding: int) -> list[Tensor]:
-    """What the whole model gives, with a cache of its own."""
+    """What the whole model gives where it is, with a cache of its own."""
     cache: Any = None
     takes = inspect.signature(model.forward).parameters
     found = []
     for ids, mask, positions in forwards(padding):
+        ids, mask, positions = (each.to(model.device) for each in (ids, mask, positions))
         name = "cache_params" if "cache_params" in takes else "past_key_values"
         given = {"attention_mask": mask, "position_ids": positions, name: cache, "use_cache": True}
         with torch.no_grad():

@@ -81,11 +81,13 @@ def test_a_class_whose_stages_compute_something_else_is_refused_with_the_cut_and
             "'model.vision_tower.encoder.layers' of .*'model.language_model.layers' of",
         ),
         (tf.T5ForConditionalGeneration, "an encoder and a decoder"),
+        (tf.LlamaForSequenceClassification, "no head that gives the next token"),
+        (tf.LlamaModel, "no head that gives the next token"),
         (tf.XLMWithLMHeadModel, "'transformer.attentions' of 12"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_models_of_several_lists_are_refused_by_what_was_found(cls: Any, said: str) -> None:
+def test_what_has_no_one_list_of_layers_and_a_head_is_refused_by_what_was_found(cls: Any, said: str) -> None:
     model = on_meta(cls)
     with pytest.raises(planner.InvalidTreeError, match=said):
         find_layers(model)
@@ -124,3 +126,23 @@ def test_comparing_leaves_torchs_random_numbers_as_they_were() -> None:
     before = torch.random.get_rng_state()
     compare_stages(model, find_layers(model))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("cls", [tf.Gemma3nForCausalLM, tf.Gemma4UnifiedForCausalLM])
+def test_layers_that_read_the_caches_of_others_are_refused(cls: Any) -> None:
+    """Of the second class as its configuration is by default, nothing is shared, and it has passed."""
+    model = on_meta(cls, num_kv_shared_layers=10)
+    with pytest.raises(planner.PipelineError, match="10 of its layers read the caches of others"):
+        require_equal_stages(model, find_layers(model))
+
+
+def test_comparing_goes_by_no_default_of_torch() -> None:
+    model = on_meta(tf.GPT2LMHeadModel, n_layer=3)
+    layers = find_layers(model)
+    wanted = compare_stages(model, layers)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"), torch.inference_mode():
+            assert compare_stages(model, layers) == wanted
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipelines.ranks import Rank, run_ranks
 from pipelines.stage_models import family
+from pipelines.whole import saved
 from planner.errors import (
     CheckpointError,
     InvalidInputError,
@@ -20,7 +22,9 @@ from planner.errors import (
     PlanMismatchError,
 )
 from planner.pipelines.agreement import Room, Seat, require_room, require_seats
+from planner.pipelines.planned import require_planned
 from planner.pipelines.runs import StageRun, stage_runs
+from planner.pipelines.stage import prepare_stage
 
 FOLDER = str(family("llama").folder)
 CALL = {"ids": [[5, 6, 7]], "max_new_tokens": 2, "eos_token_id": None}
@@ -63,6 +67,31 @@ def test_stages_of_another_checkpoint_are_refused_on_every_rank() -> None:
     for rank in opened(2, of_all(2, {"stages": (2, 4)}, other={})):
         assert isinstance(rank.error, PlanMismatchError)
         assert "6 layers" in str(rank.error) and "5" in str(rank.error)
+
+
+def test_the_plan_of_another_checkpoint_is_refused_on_every_rank(tmp_path: Path) -> None:
+    """Of as many layers, of other sizes."""
+    (tmp_path / "plan.json").write_text(saved("qwen3_moe").plan("throughput").to_json())
+    by_rank = of_all(2, {"plan": str(tmp_path / "plan.json")}, other={})
+    for number, rank in enumerate(opened(2, by_rank)):
+        assert isinstance(rank.error, PlanMismatchError)
+        assert str(rank.error).startswith("the plan was made for another checkpoint: the plan has ")
+        assert f"in 'model.layers.{(0, 3)[number]}'" in str(rank.error)
+
+
+def test_tensors_have_the_dtypes_that_a_plan_gives_them() -> None:
+    """All one, and some another; the plan is held against what will be read."""
+    special = {"model.layers.0.mlp.up_proj.weight": "float32"}
+    plan = saved("llama").plan("throughput", special_dtypes=special, dtype="bfloat16")
+    runs = stage_runs(plan)
+    prepared = prepare_stage(FOLDER, runs, 0, dtype="bfloat16", special_dtypes=special)
+    targets = prepared.weights.judged.targets
+    wanted = {target.name: target.wanted for target in targets if target.wanted is not None}
+    assert wanted["model.layers.0.mlp.up_proj.weight"].dtype == torch.float32
+    assert wanted["model.layers.0.mlp.gate_proj.weight"].dtype == torch.bfloat16
+    require_planned(plan, prepared)
+    with pytest.raises(PlanMismatchError, match=r"another checkpoint: the plan has .* in 'model\.layers\.0'"):
+        require_planned(plan, prepare_stage(FOLDER, runs, 0, dtype="bfloat16"))
 
 
 def test_ranks_with_other_files_are_named(tmp_path: Path) -> None:
@@ -122,10 +151,11 @@ def test_a_port_in_use_is_said() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        by_rank = of_all(1, {"stages": (5,), "timeout_s": 2}, other={})
-        ranks = opened(1, by_rank, port=port, keeps_store=True)
-    assert isinstance(ranks[0].error, PipelineError)
+        by_rank = of_all(2, {"stages": (2, 3), "timeout_s": 2}, other={})
+        ranks = opened(2, by_rank, port=port, keeps_store=True)
+    assert isinstance(ranks[0].error, PipelineError) and isinstance(ranks[1].error, PipelineError)
     assert f"port {port} is in use" in str(ranks[0].error) and "--rdzv-endpoint" in str(ranks[0].error)
+    assert f"did not find each other at 127.0.0.1:{port}" in str(ranks[1].error)
 
 
 def test_a_second_pipeline_in_the_same_group() -> None:

@@ -48,6 +48,11 @@ SAID = {
 }
 
 
+@pytest.mark.parametrize("said", sorted(set(SAID.values())))
+def test_the_page_has_what_is_said(said: str) -> None:
+    assert said in (Path(__file__).parent.parent.parent / "docs" / "machines.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("kind", "at_rank"),
     [*((kind, 1) for kind in SAID), ("is interrupted", 0), ("is stopped", 2), ("raises", 2)],
@@ -86,6 +91,24 @@ def test_a_rank_that_does_not_call_is_named() -> None:
     )
     assert isinstance(ranks[0].error, PipelineError) and ranks[0].error.rank == 1
     assert "rank 1 (stage 1, layers 2–4) did not come within timeout_s=1" in str(ranks[0].error)
+
+
+def test_a_rank_that_keeps_the_store_may_be_stopped_between_calls() -> None:
+    """torch's store waits for its answers for ever."""
+    ranks = run_ranks(
+        "leaving",
+        2,
+        folder=FOLDER,
+        opened={"stages": (2, 3), "timeout_s": TIMEOUT_S},
+        call=CALL,
+        how="is stopped",
+        who=0,
+        keeps_store=True,
+        unawaited=[0],
+        limit_s=20,
+    )
+    assert isinstance(ranks[1].error, PipelineError) and ranks[1].error.rank == 0, ranks[1].log
+    assert "the process that keeps the group's store" in str(ranks[1].error)
 
 
 def test_a_rank_that_has_closed_is_named_at_once() -> None:

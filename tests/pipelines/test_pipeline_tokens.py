@@ -10,12 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import planner
 from pipelines.ranks import run_ranks
 from pipelines.whole import LEFT_PADDED, WORDS, Whole, saved
-from planner.devices.machine import Machine
-from planner.devices.machine_parts import Link, MachineDevice
-from planner.devices.rate import Rate
 from planner.pipelines.runs import stage_runs
 
 MOST = 7
@@ -116,14 +112,7 @@ def test_each_process_reads_its_own_and_frees_its_caches() -> None:
 def test_a_plan_says_the_stages_and_the_micro_batches(said: int | None, wanted: int, tmp_path: Path) -> None:
     """Rows are cut as the plan was made for, unless the caller says otherwise."""
     whole = saved("llama")
-    size = sum(tensor.nbytes for tensor in whole.model.state_dict().values())
-    plan = planner.plan(
-        str(whole.folder),
-        max_memory={0: size * 5 // 8, 1: size * 5 // 8},
-        strategy={"type": "pipeline", "microbatches": 4},
-        machine=two_cards(),
-        headroom=None,
-    )
+    plan = whole.plan({"type": "pipeline", "microbatches": 4})
     (tmp_path / "plan.json").write_text(plan.to_json())
     counts = [len(run.layers) for run in stage_runs(plan)]
     assert sum(counts) == 5 and len(counts) == 2
@@ -132,18 +121,3 @@ def test_a_plan_says_the_stages_and_the_micro_batches(said: int | None, wanted: 
     assert [len(each["layers"]) for each in found] == counts
     assert [each["microbatches"] for each in found] == [wanted, wanted]
     assert found[1]["tokens"] == [whole.tokens(calls[0]).tolist()]
-
-
-def two_cards() -> Machine:
-    cards = [
-        MachineDevice(
-            id=key,
-            kind="cuda",
-            memory_bytes_per_s=Rate.of_user(10**9),
-            flops_per_s={"float32": Rate.of_user(10**12)},
-            launch_ps=Rate.of_user(1_000_000),
-        )
-        for key in (0, 1)
-    ]
-    link = Link(source=0, to=1, bytes_per_s=Rate.of_user(10**8), latency_ps=Rate.of_user(2_000_000))
-    return Machine(devices=tuple(cards), links=(link,))

@@ -11,7 +11,11 @@ import torch
 import transformers as tf
 from torch import Tensor
 
+import planner
 from pipelines.stage_models import family
+from planner.devices.machine import Machine
+from planner.devices.machine_parts import Link, MachineDevice
+from planner.devices.rate import Rate
 
 __all__ = ["LEFT_PADDED", "WORDS", "Whole", "saved"]
 
@@ -35,7 +39,7 @@ class Whole:
     folder: Path
     model: Any
 
-    def tokens(self, call: dict[str, Any]) -> Tensor:
+    def tokens(self, call: dict[str, Any], device: str = "cpu") -> Tensor:
         """What transformers' own ``generate`` gives for a call of a pipeline."""
         asked = dict(call)
         ids = torch.tensor(asked.pop("ids"))
@@ -45,8 +49,20 @@ class Whole:
             torch.manual_seed(seed)
         how = {"do_sample": False, **({"top_k": 0, "top_p": 1.0} if asked.get("do_sample") else {}), **asked}
         with torch.no_grad(), torch.random.fork_rng(enabled=False):
-            found: Tensor = self.model.generate(ids, attention_mask=mask, **how)
+            found: Tensor = self.model.generate(ids.to(device), attention_mask=mask.to(device), **how)
         return found
+
+    def plan(self, strategy: Any, **settings: Any) -> planner.Plan:
+        """For two cards, neither of which has room for all of it."""
+        size = sum(tensor.nbytes for tensor in self.model.state_dict().values())
+        return planner.plan(
+            str(self.folder),
+            max_memory={0: size * 5 // 8, 1: size * 5 // 8},
+            strategy=strategy,
+            machine=two_cards(),
+            headroom=None,
+            **settings,
+        )
 
     def logits(self, ids: Tensor) -> Tensor:
         """Of one forward, by the kernels that a process with one thread runs."""
@@ -64,3 +80,18 @@ class Whole:
 def saved(name: str) -> Whole:
     folder = family(name).folder
     return Whole(folder, tf.AutoModelForCausalLM.from_pretrained(folder).eval())
+
+
+def two_cards() -> Machine:
+    cards = [
+        MachineDevice(
+            id=key,
+            kind="cuda",
+            memory_bytes_per_s=Rate.of_user(10**9),
+            flops_per_s={"float32": Rate.of_user(10**12)},
+            launch_ps=Rate.of_user(1_000_000),
+        )
+        for key in (0, 1)
+    ]
+    link = Link(source=0, to=1, bytes_per_s=Rate.of_user(10**8), latency_ps=Rate.of_user(2_000_000))
+    return Machine(devices=tuple(cards), links=(link,))

@@ -47,8 +47,9 @@ def draw(rng: Random, pieces: int, devices: int, *, spills: bool) -> Table:
                 ],
                 "fetch": [*(int(size / 8 / link * 1e12) for *_, link in CARDS), None],
                 "host": int(size / 8 / HOST_BYTES_PER_S * 1e12) if spills else None,
+                "passes": [1, 0] if number % 2 else [3, 2],  # every second border cuts a layer
             }
-            for size in sizes
+            for number, size in enumerate(sizes)
         ],
     }
 
@@ -100,6 +101,10 @@ def program_value(table: Table) -> tuple[float, float]:
     program = _Program()
     pieces, devices, kinds = table["pieces"], table["devices"], table["kinds"]
     is_latency = table["objective"] == "latency"
+
+    def hop_of(kind: int, other: int) -> int:
+        return int(table["hop"][kind][other])
+
     longest = program.column(0.0 if is_latency else 1.0, inf)
     on: list[list[int]] = []  # by piece and device
     ways: list[list[dict[str, int]]] = []
@@ -118,14 +123,17 @@ def program_value(table: Table) -> tuple[float, float]:
         for device, may in enumerate(row):
             program.row({on[-1][device]: -1.0} | dict.fromkeys(may.values(), 1.0), 0, 0)
         program.row(dict.fromkeys(on[-1], 1.0), 1, 1)
-    for before, after in pairwise(on):
+    for number, (before, after) in enumerate(pairwise(on), 1):
+        there, back = pieces[number].get("passes", (1, 0))
         for device in range(len(devices)):
             up_to = {before[other]: 1.0 for other in range(device + 1)}
             program.row(up_to | {after[other]: -1.0 for other in range(device + 1)}, 0, inf)
         if is_latency:
             for one in range(len(devices)):
                 for other in range(one + 1, len(devices)):
-                    hop = program.column(table["hop"][devices[one]][devices[other]] * ms, inf)
+                    kinds_of_pair = devices[one], devices[other]
+                    passes = there * hop_of(*kinds_of_pair) + back * hop_of(*reversed(kinds_of_pair))
+                    hop = program.column(passes * ms, inf)
                     program.row({hop: 1.0, before[one]: -1.0, after[other]: -1.0}, -1, inf)
     for device, kind in enumerate(devices):
         largest = program.column(0.0, inf)

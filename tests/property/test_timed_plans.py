@@ -54,6 +54,7 @@ def draw_piece(rng: Random, kinds: int) -> Table:
         "fetch": [rng.randint(1, 60) if rng.random() < 0.9 else None for _ in range(kinds)],
         "host": rng.randint(5, 90) if rng.random() < 0.7 else None,
         "beside": [bits if rng.random() < 0.4 else 0 for _ in range(kinds)],
+        "passes": rng.choice([(1, 0), (1, 0), (2, 1), (3, 2)]),
     }
 
 
@@ -90,7 +91,10 @@ def value_of(table: Table, answer: LineAnswer) -> int:
         assert room + table["staging"] * largest <= table["kinds"][kind]["cap"]
         ps = max(run_ps, fetch_ps) if table["overlap"] else run_ps + fetch_ps
         assert ps == run.ps
-        latency += ps + (0 if last is None else table["hop"][last][kind])
+        on, back = table["pieces"][run.first]["passes"]
+        assert last != host or back == 0  # a layer that is cut runs from an accelerator
+        hops = 0 if last is None else on * table["hop"][last][kind] + back * table["hop"][kind][last]
+        latency += ps + hops
         longest = max(longest, ps)
         last, border = kind, run.end
     assert border == len(table["pieces"])

@@ -108,9 +108,10 @@ def test_a_plan_keeps_within_its_budgets_and_says_of_itself_what_a_pricer_says(
 
 
 def blocks_of(model: nn.Module) -> list[str]:
-    """Whole layers, in the order of execution as plans have it."""
+    """Whole layers, in the order of execution: tables of rotation are made of what the embedding gives."""
     plan = planner.plan(model, max_memory={0: 2 * size_of(model)})
-    return list(plan.block_bytes)
+    first, *others = plan.block_bytes
+    return [first, *sorted(others, key=lambda name: "rotary" not in name)]
 
 
 def every_placement(
@@ -175,6 +176,49 @@ def test_latency_is_never_worse_than_auto_with_either_executor(
     for execute in ("accelerator", "cpu"):
         auto = planner.plan(model, max_memory=budgets, headroom=None, execute_offloaded=execute)  # type: ignore[arg-type]
         assert ours.value_ps <= price(model, auto, machine=machine(), tokens=tokens).latency_ps
+
+
+@pytest.mark.parametrize("tokens", [1, 1024])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+def test_nor_is_it_with_a_workload(share: float, tokens: int) -> None:
+    """What is needed at once comes off every device in a line, and in a plan of `auto` off those that run it."""
+    model = mixtral(4)
+    size, workload = size_of(model), {"context_length": 64, "batch_size": 8, "allocator_margin": 0}
+    budgets = {0: int(size * share), 1: int(size * share), "cpu": 8 * size}
+    settings: dict[str, Any] = {"max_memory": budgets, "headroom": None, "workload": workload}
+    plan = planner.plan(
+        model, machine=machine(), strategy={"type": "latency", "tokens": tokens, "order": "any"}, **settings
+    )
+    assert plan.timing is not None
+    priced = []
+    for execute in ("accelerator", "cpu"):
+        try:
+            auto = planner.plan(model, execute_offloaded=execute, **settings)  # type: ignore[arg-type]
+        except planner.InfeasibleError:
+            continue
+        found = price(model, auto, machine=machine(), tokens=tokens, workload=workload).latency_ps
+        priced.append((found, dict(auto.device_map)))
+    assert priced
+    assert plan.timing.value_ps <= min(ps for ps, _ in priced)
+    for each in plan.devices:
+        assert each.free_bytes is not None and each.free_bytes >= 0
+    assert planner.Plan.from_json(plan.to_json()) == plan
+    if plan.reasons[0].rule == "as_auto":
+        assert (plan.timing.value_ps, dict(plan.device_map)) in priced
+        assert "where strategy 'auto' puts it" in planner.explain(plan, "model.layers.1")
+        assert plan.settings["strategy.type"].value == "latency"
+    if (share, tokens) == (0.3, 1):
+        assert plan.reasons[0].rule == "as_auto"
+
+
+@pytest.mark.parametrize("kind", ["latency", "throughput", "pipeline"])
+def test_experts_in_one_tensor_are_a_part_of_their_block_and_the_plan_says_so(kind: str) -> None:
+    plan = planned(mixtral(), (0.4, 0.4), kind, granularity="expert")
+    assert plan.timing is not None
+    assert "model.layers.0.mlp.experts" in [piece.name for piece in plan.timing.pieces]
+    said = [reason.name for reason in plan.reasons if reason.rule == "experts_as_part"]
+    assert said == ["model.layers.0.mlp.experts", "model.layers.1.mlp.experts"]
+    assert "one part of their block" in planner.explain(plan, "model.layers.0.mlp.experts")
 
 
 def test_who_executes_depends_on_the_tokens_of_a_step() -> None:
@@ -368,6 +412,27 @@ def test_without_steps_the_bound_is_told() -> None:
         assert whole is not None and none is not None
         assert none.lower_bound_ps <= whole.value_ps <= none.value_ps
         assert planner.plan(model, strategy={"type": kind}, **settings).certificate.stage == kind
+
+
+STRANGE: list[tuple[dict[str, Any], str]] = [
+    ({"model": 0}, "says nothing of lm_head.weight"),
+    (
+        {"": 0, "transformer.h.0": 1, "head": 1},
+        "names transformer.h.0, head, and LlamaForCausalLM has nothing",
+    ),
+]
+
+
+@pytest.mark.parametrize(("strange", "part"), STRANGE, ids=[part for _, part in STRANGE])
+def test_a_map_of_another_model_has_no_price(strange: dict[str, Any], part: str) -> None:
+    with pytest.raises(planner.PlanMismatchError, match=part):
+        price(llama(), strange, machine=machine())
+
+
+def test_a_plan_of_another_model_has_no_price() -> None:
+    for plan in (planned(llama(5), (0.5, 0.6)), planned(mixtral(5), (0.5, 0.6))):
+        with pytest.raises(planner.PlanMismatchError, match="another model"):
+            price(llama(3), plan, machine=machine())
 
 
 def test_a_slower_machine_gives_a_slower_plan() -> None:

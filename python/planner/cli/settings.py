@@ -169,6 +169,13 @@ SETTING_OPTIONS: Final = (
         partial(_plain, "machine"),
     ),
     SettingOption(
+        "engine",
+        ("--engine",),
+        "ENGINE",
+        "What runs the plan, where it is not this process: planner, vllm, sglang, megatron, tensorrt_llm, torchtitan, deepspeed, llama_cpp.",
+        partial(_word, "engine"),
+    ),
+    SettingOption(
         "dtype",
         ("--dtype",),
         "DTYPE",
@@ -260,7 +267,7 @@ def _completion(
 ) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem] | list[str]] | None:
     if name in ("config", "machine"):
         return FILE.shell_complete
-    if name not in ("mode", "fill", "granularity", "dtype", "cache", "strategy", "order"):
+    if name not in ("mode", "fill", "granularity", "dtype", "cache", "strategy", "order", "engine"):
         return None
 
     def complete(_: click.Context, __: click.Parameter, start: str) -> list[CompletionItem] | list[str]:
@@ -281,7 +288,12 @@ def _choices(name: str) -> list[str]:
         tree = schema_of(Settings).fields["strategy"].type.tree
         return list(tree.tags) if isinstance(tree, Classes) else []
     owner = {"fill": Auto, "cache": Workload, "order": Latency}.get(name, Settings)
-    return list(get_args(get_type_hints(owner)[name]))
+    return [
+        word
+        for said in get_args(get_type_hints(owner)[name])
+        for word in get_args(said) or (said,)
+        if isinstance(word, str)
+    ]
 
 
 def settings_of(context: click.Context) -> SettingsStack:

@@ -9,7 +9,6 @@ from typing import Final
 from planner.devices.keys import DeviceKey
 from planner.errors import InvalidInputError
 from planner.export.command import Command
-from planner.export.ranks import model_argument
 from planner.names import named, qualified
 from planner.plans.plan import Plan
 from planner.plans.runs import Run
@@ -47,7 +46,7 @@ def llama_cpp(plan: Plan) -> Command:
         ...     "head": nn.Linear(8, 9)})
         >>> made = planner.plan(model, max_memory={0: 864, 1: 700, "cpu": 500}, pin={"embed": "cpu"}, execute_offloaded="cpu")
         >>> llama_cpp(made).line
-        'CUDA_VISIBLE_DEVICES=0,1 llama-server -m MODEL -ngl 5 -ts 3,2 --fit off'
+        'CUDA_VISIBLE_DEVICES=0,1 llama-server -m MODEL.gguf -ngl 5 -ts 3,2 --fit off'
     """
     found = layers_of(plan)
     devices, beside = [], dict[int, str]()
@@ -74,7 +73,7 @@ def llama_cpp(plan: Plan) -> Command:
     twice = next((each for each, _ in cards if sum(each == other for other, _ in cards) > 1), None)
     if twice is not None:
         raise _refused(f"device {twice} has two runs of layers")
-    args = ["llama-server", "-m", model_argument(plan.source), "-ngl", str(sum(count for _, count in cards))]
+    args = ["llama-server", "-m", "MODEL.gguf", "-ngl", str(sum(count for _, count in cards))]
     if len(cards) > 1:
         args += ["-ts", ",".join(str(count) for _, count in cards)]
     args += [*_overrides(beside, on_host, found.list_name, plan.names), "--fit", "off"]

@@ -39,12 +39,14 @@ class Blocks:
     ) -> None:
         self.layout = layout
         self.granularity = granularity
+        parts = list(apart)
+        self.apart = frozenset(parts)
         self.columns = _core.Blocks(
             layout.columns,
             granularity=granularity,
             no_split=list(no_split),
             split=list(split),
-            apart=list(apart),
+            apart=parts,
             keep_together=[list(names) for names in keep_together],
         )
 

@@ -108,7 +108,7 @@ def require_count(runs: Sequence[StageRun], processes: int) -> None:
         asked = f"{processes} process{'es' if processes > 1 else ''}"
         raise PipelineError(
             f"there {'are' if len(runs) > 1 else 'is'} {stages} and {asked}, and each stage needs one: start torchrun with"
-            f" --nproc-per-node {len(runs)} (times --nnodes on several machines), or plan for {processes} device"
+            f" --nproc-per-node {len(runs)}, or on several machines with {len(runs)} in all, or plan for {processes} device"
             f"{'s' if processes > 1 else ''}"
         )
 

@@ -173,6 +173,7 @@ class Pipeline:
         if opened is not None:
             self._carrier = None
             opened.signs.end()
+            opened.store.close()
             opened.processes.close()
 
     def __enter__(self) -> Pipeline:

@@ -8,11 +8,18 @@ from typing import Any
 __all__ = ["new_cache", "plain_cache"]
 
 
-def new_cache(config: Any, kept: range) -> Any:
-    """An empty cache for some of the layers that a configuration says."""
+def new_cache(config: Any, kept: range, total: int) -> Any:
+    """An empty cache for some of the layers that a configuration says.
+
+    Args:
+        config: of the whole model.
+        kept: which of its layers.
+        total: how many it has; a cache may have several for each.
+    """
     found = _cache_class()(config=config)
-    if found.layers:  # otherwise they are made when they are met
-        found.layers = found.layers[kept.start : kept.stop]
+    of_each = len(found.layers) // total  # 0 where they are made when they are met
+    if of_each:
+        found.layers = found.layers[kept.start * of_each : kept.stop * of_each]
     return found
 
 

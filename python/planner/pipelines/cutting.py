@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,6 +18,13 @@ __all__ = ["Cut", "Zeros", "cut_model", "owner_of"]
 
 # What modules call the number of their layer.
 _NUMBERS: Final = ("layer_idx", "layer_id")
+# Where what all configurations have is defined: nothing that depends on layers, and words of an older time, which warn.
+_SHARED: Final = (
+    "transformers.configuration_utils",
+    "transformers.utils",
+    "transformers.integrations",
+    "builtins",
+)
 _OVERRIDES: Final = "per_layer_config"
 # Lists that say nothing of layers, though they may be as long.
 _NOT_OF_LAYERS: Final = ("token_id", "token_ids", "architectures", "time_step_limit", "languages")
@@ -87,8 +94,9 @@ def cut_model(model: nn.Module, layers: LayerList, roles: Roles, run: StageRun) 
     for name in _absent(model, layers, roles, run):
         _put(model, name, _stand_in(model.get_submodule(name)))
     _put(model, layers.name, nn.ModuleList(kept))
-    _renumber(kept)
-    _slice_configurations(model, layers.length, run.layers)
+    of_each = _numbers_of_each(whole)
+    _renumber(kept, run.layers.start, of_each)
+    _slice_configurations(model, layers.length, run.layers, of_each)
     return Cut(layers, kept[0], kept[-1], config)
 
 
@@ -133,17 +141,33 @@ def _stand_in(module: nn.Module) -> nn.Module:
     return _Identity(getattr(module, "weight", None))
 
 
-def _renumber(layers: Sequence[nn.Module]) -> None:
+def _numbers_of_each(layers: nn.ModuleList) -> int:
+    """How many numbers each layer has: one, or as many as it has attentions that are counted as layers."""
+    numbers = [number for layer in layers for _, _, number in _numbered(layer)]
+    most = max(numbers, default=0) + 1
+    return most // len(layers) if most % len(layers) == 0 else 1
+
+
+def _numbered(layer: nn.Module) -> Iterator[tuple[nn.Module, str, int]]:
+    """The modules in a layer that have a number, and what they call it."""
+    for part in layer.modules():
+        for name in _NUMBERS:
+            number = getattr(part, name, None)
+            if type(number) is int:
+                yield part, name, number
+
+
+def _renumber(layers: Sequence[nn.Module], start: int, of_each: int) -> None:
     """Gives everything that has a number of a layer the one that it has in this stage: caches count from 0."""
-    for number, layer in enumerate(layers):
-        for part in layer.modules():
-            for name in _NUMBERS:
-                if type(getattr(part, name, None)) is int:
-                    setattr(part, name, number)
+    for at, layer in enumerate(layers):
+        mine = range((start + at) * of_each, (start + at + 1) * of_each)
+        for part, name, number in list(_numbered(layer)):
+            setattr(part, name, at * of_each + (number - mine.start if number in mine else 0))
 
 
-def _slice_configurations(model: nn.Module, total: int, kept: range) -> None:
+def _slice_configurations(model: nn.Module, total: int, layers: range, of_each: int) -> None:
     """Says in every configuration that there are only these layers: the inner model's need not be the outer's."""
+    total, kept = total * of_each, range(layers.start * of_each, layers.stop * of_each)
     made: dict[int, tuple[Any, Any]] = {}  # the first keeps the id from being another's
     for part in model.modules():
         config: Any = getattr(part, "config", None)
@@ -156,12 +180,13 @@ def _slice_configurations(model: nn.Module, total: int, kept: range) -> None:
 
 def _computed_lists(config: Any, total: int) -> dict[str, list[Any]]:
     """What a configuration computes for each of its layers, which would be another thing for fewer of them."""
+    own = [kind for kind in type(config).__mro__ if not kind.__module__.startswith(_SHARED)]
+    names = {name for kind in own for name, value in vars(kind).items() if isinstance(value, property)}
     found = {}
-    for name in dir(type(config)):
-        if isinstance(getattr(type(config), name), property) and not name.startswith("_"):
-            value = getattr(config, name, None) if name != _OVERRIDES else None
-            if isinstance(value, list) and len(value) == total:
-                found[name] = value
+    for name in sorted(names - {_OVERRIDES}):
+        value = getattr(config, name, None)
+        if isinstance(value, list) and len(value) == total:
+            found[name] = value
     return found
 
 

@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Final
 
-import torch.distributed as dist
-
 from planner.errors import PipelineError
 from planner.pipelines.runs import StageRun
 from planner.pipelines.signs import SeenSign, Signs
+from planner.pipelines.store import AnsweringStore, StoreGoneError
 from planner.spelling import one_line
 
 __all__ = ["Failing", "Failure", "described", "layers_said"]
@@ -23,7 +22,7 @@ _KEY: Final = "failed"
 _KEEPER: Final = "does not answer, or the process that keeps the group's store, which is torchrun's on the first machine where it started the ranks"
 _MOST_CHARACTERS: Final = 1_000
 # Of the time-out, how long one forward has to take before the process that computes it is taken for the one that hangs.
-_HANGING: Final = 0.8
+_HANGING: Final = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ class Failing:
 
     def __init__(
         self,
-        store: dist.Store,
+        store: AnsweringStore,
         rank: int,
         runs: Sequence[StageRun],
         signs: Signs,
@@ -67,20 +66,22 @@ class Failing:
         self._timeout_s, self.cut = timeout_s, cut
 
     def known(self) -> PipelineError | None:
-        """What some process has told already."""
-        if not self._store.check([_KEY]):
-            return None
-        return self._error(Failure(**json.loads(self._store.get(_KEY))))
+        """What some process has told already. Raises StoreGoneError."""
+        told = self._store.get(_KEY)
+        return None if told is None else self._error(Failure(**json.loads(told)))
 
     def tell(self, failure: Failure) -> PipelineError:
         """Tells all others, unless one has told something before; returns what was told first."""
         said = one_line(failure.said)[:_MOST_CHARACTERS]
         text = json.dumps(asdict(Failure(failure.rank, failure.step, said)))
         try:
-            return self._error(Failure(**json.loads(self._store.compare_set(_KEY, "", text))))
-        except RuntimeError as error:  # who keeps the store is gone, so that nobody can be told
-            self._signs.store_error = error
+            return self._error(Failure(**json.loads(self._store.first(_KEY, text))))
+        except StoreGoneError:  # nobody can be told
             return self._error(failure)
+
+    def without_store(self) -> PipelineError:
+        """That nobody can be asked any more."""
+        return self._error(Failure(0, self._step, _KEEPER))
 
     def own(self, error: BaseException, step: int | None, during: str) -> PipelineError:
         """Tells an error of this process's own."""
@@ -137,10 +138,10 @@ class Failing:
         while time.monotonic() < until_s:
             try:
                 found = None if self._signs.is_blind else self.known() or self._seen()
-            except RuntimeError as error:
-                self._signs.store_error = error
+            except StoreGoneError:
+                return self.without_store()
             if self._signs.is_blind:
-                return self._error(Failure(0, self._step, _KEEPER))
+                return self.without_store()
             if found is not None:
                 return found
             time.sleep(self._signs.every_s / 4)

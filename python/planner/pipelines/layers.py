@@ -56,6 +56,9 @@ def find_layers(model: nn.Module) -> LayerList:
     """
     name = type(model).__name__
     config: Any = getattr(model, "config", None)
+    generates: Any = getattr(model, "can_generate", None)
+    if generates is not None and not generates():
+        raise _cannot(name, "it has no head that gives the next token")
     if getattr(config, "is_encoder_decoder", False):
         raise _cannot(name, "it has an encoder and a decoder, and every layer of one needs all of the other")
     found = _lists(model, frozenset(getattr(model, "_no_split_modules", None) or ()))

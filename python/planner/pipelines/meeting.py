@@ -6,10 +6,9 @@ import json
 import time
 from typing import Any, Final
 
-import torch.distributed as dist
-
 from planner.errors import PipelineError
 from planner.pipelines.failing import Failing, Failure
+from planner.pipelines.store import AnsweringStore, StoreGoneError
 
 __all__ = ["Meetings"]
 
@@ -28,7 +27,9 @@ class Meetings:
         timeout_s: how long one waits for another that gives signs of life.
     """
 
-    def __init__(self, store: dist.Store, rank: int, count: int, failing: Failing, timeout_s: float) -> None:
+    def __init__(
+        self, store: AnsweringStore, rank: int, count: int, failing: Failing, timeout_s: float
+    ) -> None:
         self._store, self._rank, self._count = store, rank, count
         self._failing, self._timeout_s = failing, timeout_s
 
@@ -49,18 +50,24 @@ class Meetings:
         """
         # Nobody is two meetings ahead, so two keys are enough however often they meet.
         key = f"{name}/{number % 2}"
-        self._store.set(f"{key}/{self._rank}", json.dumps([number, note]))
         until_s = time.monotonic() + self._timeout_s
-        return [
-            note if rank == self._rank else self._heard(f"{key}/{rank}", rank, number, until_s, is_patient)
-            for rank in range(self._count)
-        ]
+        try:
+            self._store.set(f"{key}/{self._rank}", json.dumps([number, note]))
+            return [
+                note
+                if rank == self._rank
+                else self._heard(f"{key}/{rank}", rank, number, until_s, is_patient)
+                for rank in range(self._count)
+            ]
+        except StoreGoneError as error:
+            raise self._failing.without_store() from error
 
     def _heard(self, key: str, rank: int, number: int, until_s: float, is_patient: bool) -> Any:
         pause_s, looked_s = _FIRST_S, time.monotonic()
         while True:
-            if self._store.check([key]):
-                found, note = json.loads(self._store.get(key))
+            said = self._store.get(key)
+            if said is not None:
+                found, note = json.loads(said)
                 if found == number:
                     return note
             now_s = time.monotonic()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 
@@ -25,15 +25,19 @@ from planner.pipelines.agreement import (
 )
 from planner.pipelines.failing import Failing, described
 from planner.pipelines.meeting import Meetings
+from planner.pipelines.planned import require_planned
 from planner.pipelines.processes import Processes
 from planner.pipelines.runs import StageRun, read_plan, stage_runs
 from planner.pipelines.signs import Sign, Signs
 from planner.pipelines.stage import PreparedStage, Stage, prepare_stage
+from planner.pipelines.store import AnsweringStore
 from planner.plans.plan import Plan
 
 __all__ = ["Asked", "Opened", "open_stage"]
 
 _Made = TypeVar("_Made")
+# Of the time-out, what an answer of the store may take.
+_ANSWER: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,6 +71,7 @@ class Opened:
         stage: with its weights.
         microbatches: into how many parts rows are cut.
         processes: connected.
+        store: what they tell each other.
         signs: what the others are doing.
         failing: which of them failed.
         meetings: where all of them say something.
@@ -75,6 +80,7 @@ class Opened:
     stage: Stage
     microbatches: int
     processes: Processes
+    store: AnsweringStore
     signs: Signs
     failing: Failing
     meetings: Meetings
@@ -88,6 +94,7 @@ class _Understood:
     plan: Plan | None
     dtype: Any
     microbatches: int
+    special_dtypes: Mapping[str, Any]
 
 
 def open_stage(asked: Asked, processes: Processes) -> Opened:
@@ -100,8 +107,9 @@ def open_stage(asked: Asked, processes: Processes) -> Opened:
     rank, host = processes.rank, processes.host
     signs = Signs(processes.store, rank, processes.count, asked.timeout_s)
     runs: list[StageRun] = []
-    failing = Failing(processes.store, rank, runs, signs, asked.timeout_s, processes.cut)
-    meetings = Meetings(processes.store, rank, processes.count, failing, asked.timeout_s)
+    store = AnsweringStore(processes.store, _ANSWER * asked.timeout_s)
+    failing = Failing(store, rank, runs, signs, asked.timeout_s, processes.cut)
+    meetings = Meetings(store, rank, processes.count, failing, asked.timeout_s)
     together = _Together(rank, runs, failing, meetings)
     signs.begin()
     try:
@@ -112,7 +120,7 @@ def open_stage(asked: Asked, processes: Processes) -> Opened:
         device = together.do("device", lambda: seat_device(asked.device, runs[rank], processes.local_rank))
         require_seats([Seat(*each) for each in together.tell("seats", (host, str(device)))], runs)
 
-        prepared = together.do("stage", lambda: _prepare(asked, runs, rank, device, understood.dtype))
+        prepared = together.do("stage", lambda: _prepare(asked, runs, rank, device, understood))
         rooms = together.tell("rooms", asdict(room_of(host, device, prepared)))
         require_room([Room(**each) for each in rooms], runs)
 
@@ -120,9 +128,10 @@ def open_stage(asked: Asked, processes: Processes) -> Opened:
         stage = together.do("weights", lambda: _read(prepared, rank))
     except BaseException:
         signs.end()
+        store.close()
         raise
     signs.mine = Sign(doing="idle")
-    return Opened(stage, understood.microbatches, processes, signs, failing, meetings)
+    return Opened(stage, understood.microbatches, processes, store, signs, failing, meetings)
 
 
 class _Together:
@@ -165,11 +174,11 @@ def _understand(asked: Asked, together: _Together) -> _Understood:
         plan = read_plan(given) if isinstance(given, str | os.PathLike) else given
         runs = stage_runs(plan)  # type: ignore[arg-type]  # which judges what is neither
         if not isinstance(plan, Plan):
-            return _Understood(runs, None, asked.dtype, asked.microbatches or 1)
+            return _Understood(runs, None, asked.dtype, asked.microbatches or 1, {})
         timing = plan.timing
         planned = timing.batches if timing is not None and timing.objective == "pipeline" else 1
-        dtype, _ = planned_dtypes(plan, asked.dtype)
-        return _Understood(runs, plan, dtype, asked.microbatches or planned)
+        dtype, special = planned_dtypes(plan, asked.dtype)
+        return _Understood(runs, plan, dtype, asked.microbatches or planned, special)
 
     understood = together.do("plan", read)
     options = (str(understood.dtype), understood.microbatches, asked.timeout_s)
@@ -179,9 +188,14 @@ def _understand(asked: Asked, together: _Together) -> _Understood:
 
 
 def _prepare(
-    asked: Asked, runs: Sequence[StageRun], rank: int, device: torch.device, dtype: Any
+    asked: Asked, runs: Sequence[StageRun], rank: int, device: torch.device, understood: _Understood
 ) -> PreparedStage:
-    return prepare_stage(asked.checkpoint, runs, rank, device, dtype=dtype)
+    prepared = prepare_stage(
+        asked.checkpoint, runs, rank, device, dtype=understood.dtype, special_dtypes=understood.special_dtypes
+    )
+    if understood.plan is not None and asked.dtype == "auto":
+        require_planned(understood.plan, prepared)
+    return prepared
 
 
 def _read(prepared: PreparedStage, rank: int) -> Stage:

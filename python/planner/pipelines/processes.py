@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
+from threading import Thread
 from typing import Any, Final
 
 import torch
@@ -21,7 +24,7 @@ __all__ = ["Processes", "join_processes"]
 _ENVIRONMENT: Final = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Of the time-out, what a connection waits; the rest is for finding out who it waited for.
 _SHARE: Final = 0.9
-# With it, waiting for a rank ends with an error of nccl, and not with the end of the process.
+# What nccl's groups read when they are made.
 _RAISING: Final = "TORCH_NCCL_BLOCKING_WAIT"
 
 
@@ -77,13 +80,15 @@ class Processes:
         """
         backend = dist.get_default_backend_for_device(device)
         timeout = timedelta(seconds=_SHARE * self.timeout_s)
-        os.environ.setdefault(_RAISING, "1")
         if not dist.is_initialized():
             dist.init_process_group(
                 backend, store=self._found, rank=self.rank, world_size=self.count, timeout=timeout
             )
             _DEFAULT.is_ours = True
-        self.group = dist.new_group(backend=backend, timeout=timeout)
+        if device.type != "cpu":
+            torch.accelerator.set_device_index(device)
+        with _raising():
+            self.group = dist.new_group(backend=backend, timeout=timeout)
 
     def cut(self) -> None:
         """Breaks the connections, so that who waits for this process gets an error at once."""
@@ -100,6 +105,20 @@ class Processes:
             if group is not None and dist.is_initialized():
                 dist.destroy_process_group(group)
             _DEFAULT.leave()
+
+
+@contextmanager
+def _raising() -> Iterator[None]:
+    """For groups that are made in here: a rank that is waited for too long is an error, and not the end of the process."""
+    said = os.environ.get(_RAISING)
+    os.environ[_RAISING] = "1"
+    try:
+        yield
+    finally:
+        if said is None:
+            del os.environ[_RAISING]
+        else:
+            os.environ[_RAISING] = said
 
 
 def join_processes(timeout_s: float) -> Processes:
@@ -145,16 +164,32 @@ def _from_environment(timeout_s: float) -> tuple[dist.Store, int, int]:
             " torchrun --nproc-per-node STAGES"
         )
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    try:
-        store, rank, many = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
-    except ValueError as error:
+    found: list[Any] = []
+    wrong: list[Exception] = []
+
+    def meet() -> None:
+        try:
+            found.append(next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_s))))
+        except (
+            RuntimeError,
+            ValueError,
+        ) as error:  # those of torch's stores, and of what it makes of the environment
+            wrong.append(error)
+
+    # torch waits for ever where something that is no store listens at the port.
+    meeting = Thread(target=meet, name="planner: rendezvous", daemon=True)
+    meeting.start()
+    meeting.join(timeout_s)
+    if found:
+        store, rank, many = found[0]
+        return store, rank, many
+    error = wrong[0] if wrong else TimeoutError(f"no answer within timeout_s={timeout_s:g}")
+    if isinstance(error, ValueError):
         raise InvalidInputError(f"torchrun's environment cannot be understood: {error}") from error
-    except RuntimeError as error:
-        raise _unreachable(place, error) from error
-    return store, rank, many
+    raise _unreachable(place, error) from error
 
 
-def _unreachable(place: str, error: RuntimeError) -> PipelineError:
+def _unreachable(place: str, error: Exception) -> PipelineError:
     if "EADDRINUSE" in str(error) or "already in use" in str(error):
         said = (
             f"port {place.rpartition(':')[2]} is in use on this machine, so that the other processes cannot come to it: give torchrun"
@@ -162,7 +197,8 @@ def _unreachable(place: str, error: RuntimeError) -> PipelineError:
         )
     else:
         said = (
-            f"the processes of the pipeline did not find each other at {place}: is that process 0's machine, can this one reach it,"
-            " and was every process started?"
+            f"the processes of the pipeline did not find each other at {place}, which has to be on the machine of rank 0: this one"
+            " cannot reach it, not every process was started, or something else has the port"
         )
-    return PipelineError(f"{said}; torch says: {str(error).splitlines()[0]}")
+    whose = "torch says: " if isinstance(error, RuntimeError) else ""
+    return PipelineError(f"{said}; {whose}{str(error).splitlines()[0]}")

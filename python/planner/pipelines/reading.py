@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,12 +41,14 @@ class WholeModel:
         files: what the place holds; opened only where no index says what is in them.
         names: what all names in the files become.
         dtype: as it was asked for.
+        special_dtypes: the same by name of a tensor, before the general one.
     """
 
     model: nn.Module
     files: CheckpointFiles
     names: StoredNames
     dtype: str | torch.dtype
+    special_dtypes: Mapping[str, Any]
 
     def fingerprint(self) -> str:
         """Digest of the names in the files, and of what the model has for them; values take no part."""
@@ -74,7 +77,9 @@ class WholeModel:
         recipes = find_recipes([row for row in rows if row.name in needed], self.model, named=self.names)
         with torch.inference_mode(False), torch.no_grad():
             apart = settle_doubled(recipes, opened)
-            judged = judge(places, recipes, apart.ties, cast_rule(self.dtype), Leniency())
+            judged = judge(
+                places, recipes, apart.ties, cast_rule(self.dtype, self.special_dtypes), Leniency()
+            )
             require_nothing((*apart.findings, *judged.findings), self.files.name, judged.advice)
             initial = initial_values(self.model, [target.name for target in judged.absent])
             require_nothing(initial.findings, self.files.name)
@@ -138,7 +143,10 @@ class StageWeights:
 
 
 def open_whole(
-    checkpoint: str | os.PathLike[str], dtype: str | torch.dtype, attention: str | None
+    checkpoint: str | os.PathLike[str],
+    dtype: str | torch.dtype,
+    special_dtypes: Mapping[str, Any],
+    attention: str | None,
 ) -> WholeModel:
     """A checkpoint's model on meta, and the names in its files.
 
@@ -152,7 +160,7 @@ def open_whole(
     if attention is not None:  # some classes choose their modules by it
         files = replace(files, config={**files.config, "attn_implementation": attention})
     model = build_skeleton(files, rows, wanted_dtype(dtype))
-    return WholeModel(model, files, read_names(names, model), dtype)
+    return WholeModel(model, files, read_names(names, model), dtype, special_dtypes)
 
 
 def _names(files: CheckpointFiles) -> tuple[list[str], Sequence[StoredTensor]]:

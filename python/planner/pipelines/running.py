@@ -32,7 +32,7 @@ class StageForward:
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = config.vocab_size
         self.dtype = _dtype(cut.first, config)
-        self._config = config
+        self._config, self._total = config, cut.layers.length
         self._arrived: Tensor | None = None
         self._left: Tensor | None = None
         self._called = model if run.is_last else _without_head(model, cut)
@@ -49,7 +49,7 @@ class StageForward:
 
     def new_cache(self) -> Any:
         """An empty cache for the stage's layers."""
-        return new_cache(self._config, self.run.layers)
+        return new_cache(self._config, self.run.layers, self._total)
 
     def __call__(
         self,

@@ -115,8 +115,8 @@ class _Shrinking:
         return self.shrunk(value)
 
     def _number(self, key: str, value: int, around: Mapping[str, Any]) -> int:
-        if value == self._total and _LAYERS.fullmatch(key):
-            return TINY_LAYERS
+        if value in (self._total, 2 * self._total) and _LAYERS.fullmatch(key):
+            return value // self._total * TINY_LAYERS  # some count two for each
         if _SPECIAL_WORD.search(key) and value >= WORDS:
             return self._words.setdefault(value, WORDS - 1 - len(self._words))
         expand = around.get("expand" if key == "head_dim" else "mamba_expand")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -142,6 +143,7 @@ def prepare_stage(
     device: str | torch.device = "cpu",
     *,
     dtype: str | torch.dtype = "auto",
+    special_dtypes: Mapping[str, Any] = MappingProxyType({}),
     attention: str | None = None,
 ) -> PreparedStage:
     """A stage, cut out of its model and held against the files; nothing is read but headers.
@@ -152,6 +154,7 @@ def prepare_stage(
         index: which of them.
         device: where it will run.
         dtype: as of :func:`planner.load`.
+        special_dtypes: the same by name of a tensor, before the general one.
         attention: transformers' name of an attention ("eager", "sdpa", …); by default the one that it chooses.
 
     Raises:
@@ -160,7 +163,7 @@ def prepare_stage(
         InvalidTreeError: a model that cannot be cut into stages. Fields: ``name``.
     """
     place = torch.device(device)
-    whole = open_whole(checkpoint, dtype, attention)
+    whole = open_whole(checkpoint, dtype, special_dtypes, attention)
     model, run = whole.model, runs[index]
     layers = find_layers(model)
     _require_all(model, layers, runs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -32,14 +32,16 @@ class PlannedLine:
 
     Args:
         blocks: the model; each block is a piece.
-        work: of each block.
-        demands: what each block keeps and needs beside its weights; zeros without a workload.
+        order: numbers of blocks, as they are run; all that follows is in this order.
+        callers: of each piece, the number of the one from which its layer is run; its own where it is a layer, or of none.
+        work: of each piece.
+        demands: what each piece keeps and needs beside its weights; zeros without a workload.
         staying: buffers that are where blocks run, whether or not their weights are.
         share: of what blocks keep, what the allocator may take beyond.
         machine: with rates.
         budgets: the plan's devices.
         capacity_bytes: by device, what of its budget weights and what blocks keep may take.
-        allowed: by block, where it may lie; None for anywhere.
+        allowed: by piece, where it may lie; None for anywhere.
         sizes: of the step.
         home: where offloaded blocks rest: "cpu", "disk", or None where nothing may be offloaded.
         host_runs: whether the host may run blocks.
@@ -47,9 +49,12 @@ class PlannedLine:
         fetches: whether blocks may be brought in where they run.
         host_is_first: the host's run comes before those of accelerators, and not after them, where the order is given.
         closed: numbers of blocks before which no run may end.
+        cache_tokens: so many tokens of cache there is room for on each device, where as many as can be were asked for.
     """
 
     blocks: Blocks
+    order: Sequence[int]
+    callers: Sequence[int]
     work: Sequence[BlockWork]
     demands: Sequence[BlockDemand]
     staying: StayingBuffers
@@ -65,12 +70,19 @@ class PlannedLine:
     fetches: bool = True
     host_is_first: bool = False
     closed: tuple[int, ...] = ()
+    cache_tokens: int | None = None
 
     @cached_property
     def staying_bytes(self) -> Sequence[int]:
-        """Of each block, buffers that are where it runs."""
+        """Of each piece, buffers that are where it runs."""
         stays = self.staying.block_bytes
-        return [sum([stays.get(name, 0) for name in names]) for names in self.blocks.block_names]
+        return [sum([stays.get(name, 0) for name in names]) for names in self.names]
+
+    @cached_property
+    def names(self) -> tuple[tuple[str, ...], ...]:
+        """The modules and tensors of each piece."""
+        names = self.blocks.block_names
+        return tuple([names[number] for number in self.order])
 
     @cached_property
     def runners(self) -> tuple[DeviceKey, ...]:
@@ -95,8 +107,9 @@ class PlannedLine:
 
     @cached_property
     def units(self) -> tuple[int, ...]:
-        """The unit of each block: blocks of one share tensors, or are kept together."""
-        return self.blocks.block_units
+        """The unit of each piece: pieces of one share tensors, or are kept together."""
+        units = self.blocks.block_units
+        return tuple([units[number] for number in self.order])
 
     def ties(self) -> tuple[LineTie, ...]:
         """Units of several blocks: they have one home."""
@@ -133,7 +146,7 @@ class PlannedLine:
             LineKind(
                 capacity_bits=8 * self.capacity_bytes[keys[0]],
                 hops_ps=self.beside_ps(keys[0]),
-                is_host=keys[0] == HOST,
+                is_host=keys[0] == HOST and self.home != "disk",
             )
             for keys in self.kinds
         ]
@@ -143,7 +156,7 @@ class PlannedLine:
     @property
     def _has_store(self) -> bool:
         """Whether what is fetched lies where nothing runs: the last kind stands for that, and no device is of it."""
-        return self.home is not None and HOST not in self.runners
+        return self.home is not None and self.home not in self.runners
 
     def hop_table(self) -> tuple[tuple[int, ...], ...]:
         """By kind and kind, what passes from one run to the next takes."""
@@ -168,6 +181,47 @@ class PlannedLine:
     def _hops_ps(self) -> dict[tuple[DeviceKey, DeviceKey], int]:
         """What was worked out of it: kinds are told apart by all hops."""
         return {}
+
+    @cached_property
+    def passes(self) -> tuple[tuple[int, int], ...]:
+        """By piece, how often a hop is made where a run begins with it: to its device, and back to that of the run before.
+
+        Where a layer is cut, each of its parts beyond the cut is called and gives its result back before the layer goes on.
+        """
+        found = [(1, 0)] * len(self.callers)
+        members: dict[int, list[int]] = {}
+        for piece, caller in enumerate(self.callers):
+            members.setdefault(caller, []).append(piece)
+        for caller, pieces in members.items():
+            for at, piece in enumerate(pieces[1:], 1):
+                beyond = len(pieces) - at if caller < piece else at
+                goes_on = int(pieces[-1] + 1 < len(found) or caller >= piece)
+                found[piece] = (beyond + goes_on, beyond)
+        return tuple(found)
+
+    def crossings(self, runners: Sequence[DeviceKey]) -> Iterator[tuple[DeviceKey, DeviceKey]]:
+        """Every hop of an activation in one step, from one device to another. Args: ``runners``: what runs each piece."""
+        accelerators: dict[int, set[DeviceKey]] = {}
+        for runner, caller in zip(runners, self.callers, strict=True):
+            accelerators.setdefault(caller, set()).update({runner} - {HOST})
+        here: DeviceKey | None = None
+        for runner, caller in zip(runners, self.callers, strict=True):
+            of_layer = runners[caller]
+            if (
+                of_layer == HOST and len(accelerators[caller]) == 1
+            ):  # a layer runs from an accelerator that has a part of it
+                (of_layer,) = accelerators[caller]
+            if here is not None and here != of_layer:
+                yield here, of_layer
+            here = of_layer
+            if runner != of_layer:
+                yield of_layer, runner
+                yield runner, of_layer
+
+    def passing_ps(self, piece: int, source: DeviceKey, to: DeviceKey) -> int:
+        """What passes to a piece that begins a run takes, from the device of the run before."""
+        there, back = self.passes[piece]
+        return there * self.hop_ps(source, to) + back * self.hop_ps(to, source)
 
     def rests(self, piece: int) -> DeviceKey | None:
         """Where a piece lies that is brought in: at home if it may, else on the disk; None where it may be at neither."""
@@ -197,8 +251,9 @@ class PlannedLine:
         for number, (work, kept, stays, allowed) in enumerate(
             zip(self.work, self.demands, self.staying_bytes, self.allowed, strict=True)
         ):
-            is_movable, is_brought = number in self.movable, number in self.brought_whole
-            key = (work, kept.cache_bytes, kept.lasting_bytes, stays, allowed, is_movable, is_brought)
+            moves, is_brought = number in self.movable, number in self.brought_whole
+            passes = self.passes[number]
+            key = (work, kept.cache_bytes, kept.lasting_bytes, stays, allowed, moves, is_brought, passes)
             found.append(numbers.setdefault(key, len(numbers)))
         return found
 
@@ -259,10 +314,15 @@ class PlannedLine:
     def brought_whole(self) -> frozenset[int]:
         """Of the movable pieces those that are one module and share nothing: what can be brought in in some steps and not in others."""
         counts = Counter(self.units)
-        names = self.blocks.block_names
+        names = self.names
         return frozenset(
             piece for piece in self.movable if counts[self.units[piece]] == 1 and len(names[piece]) == 1
         )
+
+    def kept_bytes(self, piece: int) -> int:
+        """What a piece keeps where it runs, with the margin."""
+        kept = self.demands[piece].exec_bytes
+        return ceil(kept * (1 + self.share)) if kept else 0
 
     @cached_property
     def movable(self) -> frozenset[int]:
@@ -270,19 +330,20 @@ class PlannedLine:
         free = runs_anywhere(self.blocks)
         return frozenset(
             number
-            for number, block in enumerate(self.blocks.block_names)
+            for number, block in enumerate(self.names)
             if free.issuperset(block) and not self.demands[number].exec_bytes
         )
 
     def _piece(self, number: int) -> LinePiece:
-        work, kept, allowed = self.work[number], self.demands[number], self.allowed[number]
+        work, allowed = self.work[number], self.allowed[number]
         heads = [keys[0] for keys in self.kinds]
         home = self.rests(number)
         homes = {kind for kind, key in enumerate(heads) if allowed is None or key in allowed}
         runs: list[int | None] = [self.run_ps(number, key) for key in heads]
         source = home if self.fetches else None
         fetches = [
-            None if source is None or key == HOST else self.fetch_ps(number, key, source) for key in heads
+            None if source is None or key == self.home else self.fetch_ps(number, key, source)
+            for key in heads
         ]
         if HOST in heads and self.home == HOST:
             # What the search fetches lies with the host; of what may only lie on the disk, the host runs nothing.
@@ -306,7 +367,7 @@ class PlannedLine:
         ]
         # Buffers that stay are where the block runs in any case, so they are state, and no weights that could rest elsewhere.
         stays = min(self.staying_bytes[number], work.weight_bytes)
-        lasts = ceil(kept.exec_bytes * (1 + self.share)) if kept.exec_bytes else 0
+        lasts = self.kept_bytes(number)
         return LinePiece(
             bits=8 * (work.weight_bytes - stays),
             state_bits=8 * (stays + lasts),
@@ -316,6 +377,7 @@ class PlannedLine:
             fetch_ps=tuple(fetches),
             host_ps=self.run_ps(number, HOST) if is_beside else None,
             beside_bits=(*beside, *(0 for _ in runs[len(heads) :])),
+            passes=self.passes[number],
         )
 
     def _hop(self, keys: Sequence[DeviceKey], others: Sequence[DeviceKey]) -> int:
@@ -340,7 +402,7 @@ class PlannedLine:
         return any(where is not None for where in self.allowed)
 
     def _from_home(self, key: DeviceKey) -> object:
-        if self.home is None or key == HOST:
+        if self.home is None or key == self.home:
             return ()
         links = self.machine.route(self.home, key).links
         return tuple((each.bytes_per_s.value, each.latency_ps and each.latency_ps.value) for each in links)

@@ -8,13 +8,16 @@ from math import ceil
 
 from planner.choices import Mode
 from planner.devices.keys import DeviceKey
-from planner.errors import InvalidConstraintError, InvalidInputError
+from planner.devices.machine import Machine
+from planner.errors import InvalidConstraintError, InvalidDevicesError, InvalidInputError
 from planner.memory.cache_parts import item_bytes as item_bytes_of
 from planner.memory.demands import Demands
 from planner.model.blocks import Blocks
 from planner.model.constraints import allowed_devices
+from planner.model.execution_order import callers_of, execution_order
 from planner.model.work import Experts, work_of
 from planner.planning.engines import allowed_for, closed_borders, engine_mode, has_host
+from planner.planning.largest_cache import wants_cache
 from planner.planning.line import PlannedLine
 from planner.planning.line_sizes import HOST, LineSizes
 from planner.planning.long_steps import MOST_TOKENS
@@ -65,7 +68,8 @@ def planned_line(
         )
     machine, tokens = machine_for(settings.machine, budgets), step_tokens(problem)
     facts, rooms = settings.model, problem.running_rooms(blocks)
-    if facts.hidden_size is None:
+    width = facts.hidden_size or _said(problem, "hidden_size", "n_embd", "d_model")
+    if width is None:
         raise InvalidInputError(
             "strategies that go by time need to know how wide activations are, and this model does not say it: "
             "model={'hidden_size': 4096}"
@@ -79,7 +83,7 @@ def planned_line(
         facts.num_attention_heads or 1,
         facts.num_key_value_heads or facts.num_attention_heads or 1,
     )
-    row_bytes = facts.hidden_size * item_bytes
+    row_bytes = width * item_bytes
     kinds = {budget.device: budget.kind for budget in budgets}
     demands = _NOTHING if rooms is None else rooms.most
     at_once_bytes = (
@@ -95,19 +99,30 @@ def planned_line(
             kept = ceil(at_once_bytes * (1 + margin.share)) + margin.beside_bytes
         capacity_bytes[budget.device] = max(0, budget.capacity_bytes - kept)
     has_accelerator = "accelerator" in kinds.values()
-    mode, engine, names = (
-        engine_mode(settings.mode, settings.engine),
+    mode, engine = (
+        engine_mode(settings.mode, settings.engine, wants_cache=wants_cache(settings)),
         settings.engine,
-        blocks.block_names,
     )
-    allowed, closed = _allowed(problem, blocks, list(kinds), mode), tuple[int, ...]()
+    # Other engines are told of layers, and make tables of rotation wherever they run some.
+    order = execution_order(blocks) if engine is None else range(blocks.block_count)
+    callers, place = callers_of(blocks, problem.layers()), {number: at for at, number in enumerate(order)}
+    work = work_of(blocks, tokens, weight_bits=8 * item_bytes, experts=experts, row_bytes=row_bytes)
+    keeps, may = block_demands(blocks, demands), _allowed(problem, blocks, list(kinds), mode)
+    allowed, closed = tuple([may[number] for number in order]), tuple[int, ...]()
     if engine is not None:
-        closed = closed_borders(names, facts.num_hidden_layers, engine)
-        allowed = allowed_for(engine, names, list(kinds), allowed)
+        closed = closed_borders(
+            blocks.block_names, facts.num_hidden_layers or _said(problem, "num_hidden_layers"), engine
+        )
+        allowed = allowed_for(engine, blocks.block_names, list(kinds), allowed)
+    alone = "disk" in kinds and {*kinds.values()} == {"cpu", "disk"}
+    is_full = sum(each.weight_bytes for each in work) > capacity_bytes.get(HOST, 0)
+    home = _home(kinds, mode, streams=alone and (is_full or _reads_disk(machine)))
     line = PlannedLine(
         blocks=blocks,
-        work=work_of(blocks, tokens, weight_bits=8 * item_bytes, experts=experts, row_bytes=row_bytes),
-        demands=block_demands(blocks, demands),
+        order=order,
+        callers=[place[callers[number]] for number in order],
+        work=[work[number] for number in order],
+        demands=[keeps[number] for number in order],
         staying=StayingBuffers(blocks, settings.offload_buffers),
         share=share,
         machine=machine,
@@ -124,7 +139,7 @@ def planned_line(
             longest_tokens=_longest_tokens(problem) if engine is None else 0,
             fetches_all=isinstance(settings.strategy, ByTime) and settings.strategy.long_steps == "fetch_all",
         ),
-        home=_home(kinds, mode),
+        home=home,
         host_runs=HOST in kinds and not (mode == "gpu_only" and has_accelerator),
         uses_disk=mode == "any",
         fetches=engine is None,
@@ -144,8 +159,29 @@ def _longest_tokens(problem: Problem) -> int:
     return MOST_TOKENS if workload is None else workload.rows * workload.prompt_tokens
 
 
-def _home(kinds: Mapping[DeviceKey, str], mode: str) -> DeviceKey | None:
-    """Where offloaded blocks rest."""
+def _reads_disk(machine: Machine) -> bool:
+    """Whether the machine says how fast the host reads its disk."""
+    try:
+        return bool(machine.route("disk", HOST).links)
+    except (InvalidInputError, InvalidDevicesError):
+        return False
+
+
+def _said(problem: Problem, *names: str) -> int | None:
+    """What the configuration of a model says by one of these names, whatever type of model it is of."""
+    whole = problem.opened.configuration
+    for part in (whole, whole.get("text_config")):
+        values = (part.get(name) for name in names) if isinstance(part, Mapping) else ()
+        found = next((value for value in values if type(value) is int and value > 0), None)
+        if found is not None:
+            return found
+    return None
+
+
+def _home(kinds: Mapping[DeviceKey, str], mode: str, *, streams: bool) -> DeviceKey | None:
+    """Where offloaded blocks rest. Args: ``streams``: the host, alone, brings them in from the disk."""
+    if streams and mode == "any":
+        return "disk"
     if mode == "gpu_only":
         return None
     if HOST in kinds:

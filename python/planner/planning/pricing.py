@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Unpack
 
 from planner.checkpoint.opened import Opened
@@ -29,7 +29,7 @@ from planner.spelling import shown
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["price"]
+__all__ = ["price", "priced_in"]
 
 _ROOM = 1 << 60
 
@@ -90,6 +90,23 @@ def price(
     }
     problem = Problem.of(opened, None, chosen, None)
     runs = DeviceMap({}, runs, long_steps).elsewhere(step_tokens(problem))
+    _require_places(problem, homes, runs)
+    return _timing(problem, plan, homes, runs)
+
+
+def priced_in(problem: Problem, plan: Plan) -> Timing:
+    """What one step takes with a plan, in a problem whose model it is of and whose machine counts."""
+    homes, runs = _maps(plan, None)
+    runs = DeviceMap({}, runs, _host_steps(plan, None)).elsewhere(step_tokens(problem))
+    return _timing(problem, plan, homes, runs)
+
+
+def _timing(
+    problem: Problem,
+    plan: Plan | Mapping[str, Any],
+    homes: Mapping[str, DeviceKey],
+    runs: Mapping[str, DeviceKey],
+) -> Timing:
     blocks = _cut(problem, plan, homes, runs)
     line = planned_line(
         problem, blocks, needs_rates=frozenset(runs.values()) | (frozenset(homes.values()) - {"disk", HOST})
@@ -123,6 +140,21 @@ def _host_steps(
     return device_map.host_steps if isinstance(device_map, DeviceMap) and execution_map is None else {}
 
 
+def _require_places(problem: Problem, homes: Mapping[str, DeviceKey], runs: Mapping[str, DeviceKey]) -> None:
+    """Raises PlanMismatchError for names that the model does not have, and for what has no device."""
+    tree = problem.layout.tree
+    unknown, missing = tree.uncovered(homes)
+    unknown += [name for name in tree.uncovered(runs)[0] if name not in unknown]
+    if unknown:
+        raise PlanMismatchError(
+            f"the device map names {listed(unknown)}, and {tree.class_name or 'the model'} has nothing of that name: is it of "
+            "another model?",
+            findings=(),
+        )
+    if missing:
+        raise PlanMismatchError(f"the device map says nothing of {listed(missing)}", findings=())
+
+
 def _cut(
     problem: Problem,
     plan: Plan | Mapping[str, Any],
@@ -149,32 +181,25 @@ def _places(
     block: str, homes: Mapping[str, DeviceKey], runs: Mapping[str, DeviceKey]
 ) -> set[tuple[DeviceKey | None, DeviceKey | None]]:
     """Where what is inside of a block lies and runs."""
-    inside = [key for key in (*homes, *runs) if is_within(key, block)] or [block]
-    return {
-        (device_of(key, homes), device_of(key, runs))
-        for key in (*inside, *([block] if block in homes else []))
-    }
+    inside = [key for key in (*homes, *runs) if is_within(key, block)]
+    # What no key inside speaks for is where the block is said to be, or what is around it.
+    around = [block] if device_of(block, homes) is not None else []
+    return {(device_of(key, homes), device_of(key, runs)) for key in (*inside, *around)}
 
 
 def _priced(
     line: PlannedLine, homes: Mapping[str, DeviceKey], runs: Mapping[str, DeviceKey], *, is_overlapped: bool
 ) -> Timing:
     placed: list[tuple[str, DeviceKey, DeviceKey]] = []
-    missing: list[str] = []
-    for block in line.blocks.block_names:
-        name = block[0]
-        home, runner = device_of(name, homes), device_of(name, runs)
+    for names in line.names:
+        home, runner = device_of(names[0], homes), device_of(names[0], runs)
         if home is None:  # a map may say of each part what is true of the whole
-            ((home, runner),) = _places(name, homes, runs)
-        if home is None:
-            missing.append(name)
-            continue
-        placed.append((name, home, home if runner is None else runner))
-    if missing:
-        raise PlanMismatchError(f"the device map says nothing of {listed(missing)}", findings=())
+            ((home, runner),) = _places(names[0], homes, runs)
+        assert home is not None  # every tensor has a device
+        placed.append((names[0], home, home if runner is None else runner))
     pieces = tuple(_pieces(line, placed))
     stages = tuple(_stages(pieces, is_overlapped=is_overlapped))
-    hops = sum(line.hop_ps(one.device, other.device) for one, other in pairwise(stages))
+    hops = sum(line.hop_ps(*hop) for hop in line.crossings([piece.device for piece in pieces]))
     latency_ps = hops + sum(stage.ps for stage in stages)
     return Timing(
         objective="latency",

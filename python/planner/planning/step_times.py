@@ -12,7 +12,7 @@ from planner.planning.line_placement import LinePlacement
 from planner.plans.timing import TimedPiece, TimedStage, Timing
 from planner.settings.strategies import ByTime, Latency, Pipeline
 
-__all__ = ["batches_of", "objective_of", "timing_of"]
+__all__ = ["batches_of", "objective_of", "timing_of", "value_of"]
 
 
 def objective_of(strategy: ByTime) -> Objective:
@@ -25,6 +25,13 @@ def objective_of(strategy: ByTime) -> Objective:
 def batches_of(strategy: ByTime) -> int:
     """Batches that follow each other."""
     return strategy.microbatches if isinstance(strategy, Pipeline) else 1
+
+
+def value_of(strategy: ByTime, latency_ps: int, bottleneck_ps: int) -> int:
+    """What is to be small, of a plan with this sum and this busiest device."""
+    if objective_of(strategy) == "throughput":
+        return bottleneck_ps
+    return latency_ps + (batches_of(strategy) - 1) * bottleneck_ps
 
 
 def timing_of(placement: LinePlacement, strategy: ByTime, *, is_overlapped: bool) -> Timing:
@@ -50,7 +57,10 @@ def timing_of(placement: LinePlacement, strategy: ByTime, *, is_overlapped: bool
         )
         for run in answer.runs
     )
-    hops_ps = sum(line.hop_ps(one.device, other.device) for one, other in pairwise(stages))
+    hops_ps = sum(
+        line.passing_ps(run.first, line.runners[before.device], line.runners[run.device])
+        for before, run in pairwise(answer.runs)
+    )
     latency_ps = hops_ps + sum(stage.ps for stage in stages)
     busy_ps: Counter[DeviceKey] = Counter()
     for stage in stages:
@@ -59,13 +69,11 @@ def timing_of(placement: LinePlacement, strategy: ByTime, *, is_overlapped: bool
         if runner != piece.device:
             busy_ps[runner] += piece.run_ps
     bottleneck_ps = max(busy_ps.values(), default=0)
-    objective, batches = objective_of(strategy), batches_of(strategy)
-    value_ps = bottleneck_ps if objective == "throughput" else latency_ps + (batches - 1) * bottleneck_ps
     return Timing(
-        objective=objective,
+        objective=objective_of(strategy),
         tokens=line.sizes.tokens,
-        batches=batches,
-        value_ps=value_ps,
+        batches=batches_of(strategy),
+        value_ps=value_of(strategy, latency_ps, bottleneck_ps),
         lower_bound_ps=answer.lower_bound_ps,
         latency_ps=latency_ps,
         bottleneck_ps=bottleneck_ps,
@@ -73,6 +81,7 @@ def timing_of(placement: LinePlacement, strategy: ByTime, *, is_overlapped: bool
         pieces=pieces,
         machine=line.machine.fingerprint,
         from_table=line.table_devices,
+        cache_tokens=line.cache_tokens,
     )
 
 
@@ -84,7 +93,7 @@ def _stage_ps(pieces: Sequence[TimedPiece], *, is_overlapped: bool) -> int:
 
 def _pieces(placement: LinePlacement) -> tuple[TimedPiece, ...]:
     line, pieces = placement.line, []
-    for block, names in enumerate(line.blocks.block_names):
+    for block, names in enumerate(line.names):
         stage, runner = placement.stages[block], placement.runs[block]
         is_fetched = placement.ways[block] == "fetched"
         pieces.append(

@@ -9,14 +9,17 @@ from fractions import Fraction
 from typing import Final
 
 from planner.errors import InfeasibleError
+from planner.planning.beside_auto import plans_of_auto
 from planner.planning.engines import has_host
 from planner.planning.host_room import answers_of, answers_with_less_on_the_host
+from planner.planning.largest_cache import wants_cache, with_most_cache
 from planner.planning.line import PlannedLine
 from planner.planning.line_problem import planned_line
 from planner.planning.problem import Problem
 from planner.planning.step_times import batches_of, objective_of
 from planner.planning.timed_plan import TimedPlan
 from planner.plans.plan import Plan
+from planner.plans.timing import Timing
 from planner.settings.strategies import ByTime, Latency
 from planner.strategies.line_tables import LineProblem
 from planner.strategies.timed import LineAnswer, solve_line
@@ -40,7 +43,10 @@ def plan_timed(problem: Problem) -> Plan:
         and problem.settings.granularity == "block"
         and has_parts
     )
-    for blocks in (problem.blocks(in_parts=True), whole) if is_apart else (whole,):
+    lines = (problem.blocks(in_parts=True), whole) if is_apart else (whole,)
+    if whole.fused_experts:  # which cannot be taken apart by expert, but lie apart together
+        lines = (problem.blocks(in_parts=True),)
+    for blocks in lines:
         try:
             found.append(_best_for_long_steps(problem, planned_line(problem, blocks)))
         except InfeasibleError as error:
@@ -49,7 +55,28 @@ def plan_timed(problem: Problem) -> Plan:
         raise failed
     best = min(found, key=lambda each: each.value_ps)
     # Where nothing was found, and nothing proven either, nothing is known.
-    return best.plan(min(each.lower_bound_ps for each in found) if is_known else 0)
+    least_ps = min(each.lower_bound_ps for each in found) if is_known else 0
+    # Those have the host run layers with their caches.
+    is_free = strategy.long_steps != "fetch_all" and problem.settings.engine is None
+    is_free = is_free and not wants_cache(problem.settings)
+    if is_free and (problem.settings.workload is not None or best.value_ps > least_ps):
+        # What is needed at once comes off every device here, and there off those that run it; and their runs may be several.
+        plans = plans_of_auto(problem)
+        other = min(plans, key=lambda plan: _value_ps(plan), default=None)
+        if other is not None and _value_ps(other) < best.value_ps:
+            return replace(other, timing=_bounded(other, least_ps))
+    return best.plan(least_ps)
+
+
+def _value_ps(plan: Plan) -> int:
+    assert plan.timing is not None
+    return plan.timing.value_ps
+
+
+def _bounded(plan: Plan, least_ps: int) -> Timing:
+    """Of a plan of `auto`: it is the best of one more than those with one run a device, if it is below their bound."""
+    assert plan.timing is not None
+    return replace(plan.timing, lower_bound_ps=min(least_ps, plan.timing.value_ps))
 
 
 def _best_for_long_steps(problem: Problem, line: PlannedLine) -> TimedPlan:
@@ -89,10 +116,15 @@ def _best(problem: Problem, line: PlannedLine) -> TimedPlan:
         staging_blocks=problem.settings.staging_blocks,
         search_steps=strategy.search_steps,
     )
+    cache_tokens = None
     try:
-        first = solve_line(question)
+        if wants_cache(problem.settings):
+            cache_tokens, first = with_most_cache(problem.settings, line, question)
+        else:
+            first = solve_line(question)
     except InfeasibleError as error:
         raise _infeasible(line, is_proven=bool(error.is_proven)) from error
+    line = replace(line, cache_tokens=cache_tokens)
     best = TimedPlan(problem, line, first)
     plans = [best]
     if question.objective != "latency" and best.timing.bottleneck_ps > first.bottleneck_ps:
@@ -100,16 +132,17 @@ def _best(problem: Problem, line: PlannedLine) -> TimedPlan:
         alone = tuple(replace(piece, state_bits=max(1, piece.state_bits)) for piece in question.pieces)
         plans += _plans(problem, line, answers_of(replace(question, pieces=alone)), first.lower_bound_ps)
 
-    def is_over(answer: LineAnswer) -> bool:
-        return TimedPlan(problem, line, answer).is_over
+    def lacking_bytes(answer: LineAnswer) -> int:
+        return TimedPlan(problem, line, answer).lacking_bytes
 
-    if best.is_over:
-        less = answers_with_less_on_the_host(question, line, is_over)
-        plans += _plans(problem, line, less, first.lower_bound_ps)
+    if best.lacking_bytes > 0:
+        less = answers_with_less_on_the_host(question, line, lacking_bytes)
+        plans += [TimedPlan(problem, line, answer) for answer in less]
     having_room = [plan for plan in plans if plan.has_room]
     if not having_room:
         raise _infeasible(line, is_proven=False)
-    return min(having_room, key=lambda plan: plan.value_ps)
+    best = min(having_room, key=lambda plan: plan.value_ps)
+    return best.bounded(max(plan.lower_bound_ps for plan in plans))
 
 
 def _plans(
@@ -120,7 +153,7 @@ def _plans(
 
 
 def _infeasible(line: PlannedLine, *, is_proven: bool) -> InfeasibleError:
-    names = line.blocks.block_names
+    names = line.names
     largest = max(range(len(line.work)), key=lambda block: line.work[block].weight_bytes, default=0)
     said = "there is none" if is_proven else "none was found"
     helpful = "more room, cpu or disk to offload to, or strategy 'auto', which may come back to a device, would help"

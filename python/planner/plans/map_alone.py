@@ -36,6 +36,9 @@ def execution_map_notice(plan: PlanParts) -> str | None:
     alone, planned = _runs_alone(plan), _runs_planned(plan)
     if all(runs == {alone[name]} for name, runs in planned.items()):
         return None
+    engine = plan.account.settings.get("engine")
+    if engine is not None and engine.value is not None:
+        return None  # no loader gets its map
     loader = _listed({alone[name] for name in planned})
     own = _listed({device for runs in planned.values() for device in runs})
     return (

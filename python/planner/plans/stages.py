@@ -65,7 +65,7 @@ class PlanLayers:
 
     Args:
         list_name: of the list.
-        before, after: blocks outside of it.
+        before, after: blocks outside of it, but for tables of rotation, which every stage makes for itself.
         layers: by number, the blocks of each layer, or its parts.
         hidden: how many the configuration counts; those beyond only predict further tokens.
     """
@@ -116,7 +116,7 @@ def layers_of(plan: PlanParts) -> PlanLayers:
     for at, (block, place) in enumerate(zip(blocks, places, strict=True)):
         if place is not None and place[0] == name:
             layers[place[1]].append(block)
-        else:
+        elif not _is_everywhere(block.first):
             (before if at < first else after).append(block)
     missing = next((number for number, parts in enumerate(layers) if not parts), None)
     if missing is not None:
@@ -184,6 +184,11 @@ def stages_of(plan: PlanParts, engine: str) -> PlanStages:
     in_own_list = {layer_of(block.first) for block in found.after} - {None}
     stages[-1] = replace(stages[-1], extra=len(extra) + len(in_own_list))
     return PlanStages(found.list_name, tuple(stages))
+
+
+def _is_everywhere(name: str) -> bool:
+    """Whether every stage makes it for itself: tables of rotation, which have no weights."""
+    return "rotary" in name.rpartition(".")[2]
 
 
 def _device_of(layer: str, parts: Sequence[Run], mend: str) -> DeviceKey:

@@ -72,6 +72,8 @@ class Timing:
         pieces: in the order of execution.
         machine: fingerprint of the machine.
         from_table: names of devices whose rates are those of the table of known cards.
+        cache_tokens: tokens of cache, over all sequences, that the device with room for fewest has room for; None where that was not
+            to be large.
     """
 
     objective: Objective
@@ -85,6 +87,7 @@ class Timing:
     pieces: tuple[TimedPiece, ...]
     machine: str
     from_table: tuple[DeviceKey, ...] = ()
+    cache_tokens: int | None = None
 
     @property
     def proven(self) -> bool:
@@ -133,5 +136,11 @@ class Timing:
         table = "" if not self.from_table else ", by a table of cards"
         return (
             f"modelled: {step_ps / 1e9:.3g} ms for {what} of {tokens}, {self.tokens_per_s:.3g} tokens a second{table}; {known} of the "
-            "plans with one run a device"
+            f"plans with one run a device{self._with_cache}"
         )
+
+    @property
+    def _with_cache(self) -> str:
+        if self.cache_tokens is None:
+            return ""
+        return f" and room for {self.cache_tokens} tokens of cache, the most that every device has"

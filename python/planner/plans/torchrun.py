@@ -17,7 +17,10 @@ _SCRIPT = "generate.py"
 
 
 def torchrun_lines(plan: PlanParts) -> tuple[str, ...]:
-    """A line for each computer, in the order of ranks; none for a plan that is no pipeline, or is for another engine."""
+    """A line for each computer, in the order of ranks; none for a plan that is no pipeline, or is for another engine.
+
+    A rank runs on the device that the plan has for it, so nothing says which devices a computer shows.
+    """
     engine = plan.account.settings.get("engine")
     if plan.timing is None or (engine is not None and engine.value not in (None, "planner")):
         return ()
@@ -27,11 +30,11 @@ def torchrun_lines(plan: PlanParts) -> tuple[str, ...]:
         return ()
     nodes = nodes_of(devices)
     if len(nodes) == 1:
-        return (f"{_prefix(devices)}torchrun --nproc-per-node {len(devices)} {_SCRIPT}",)
+        return (f"torchrun --nproc-per-node {len(devices)} {_SCRIPT}",)
     if len({node for node, _ in nodes}) < len(nodes):
         return ()  # ranks of one computer follow each other
     return tuple(
-        f"on {node}: {_prefix(own)}torchrun --nnodes {len(nodes)} --node-rank {rank} --nproc-per-node {len(own)} "
+        f"on {node}: torchrun --nnodes {len(nodes)} --node-rank {rank} --nproc-per-node {len(own)} "
         f"--rdzv-endpoint HOST:29500 {_SCRIPT}"
         for rank, (node, own) in enumerate(nodes)
     )
@@ -48,7 +51,7 @@ def nodes_of(devices: Sequence[DeviceKey]) -> list[tuple[str, list[DeviceKey]]]:
 
 
 def visible_devices(devices: Sequence[DeviceKey]) -> str | None:
-    """What makes the first process of a computer see the first of these devices, and so on; None where that is so by itself.
+    """What makes the first process of an engine see the first of these devices, and so on; None where that is so by itself.
 
     Example:
         >>> visible_devices(["a/1", "a/0"]), visible_devices([0, 1])
@@ -58,8 +61,3 @@ def visible_devices(devices: Sequence[DeviceKey]) -> str | None:
     if not all(isinstance(number, int) for number in numbers) or numbers == list(range(len(numbers))):
         return None
     return ",".join(map(str, numbers))
-
-
-def _prefix(devices: Sequence[DeviceKey]) -> str:
-    seen = visible_devices(devices)
-    return "" if seen is None else f"CUDA_VISIBLE_DEVICES={seen} "

@@ -15,6 +15,7 @@ from planner.choices import (
     Granularity,
     Logits,
     LongSteps,
+    Maximise,
     Mode,
     Reserve,
     RunOrder,
@@ -52,6 +53,7 @@ class StrategyKeywords(TypedDict, total=False):
     long_steps: LongSteps
     parts: bool
     microbatches: int
+    maximise: Maximise
 
 
 class ModelKeywords(TypedDict, total=False):

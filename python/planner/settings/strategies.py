@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from planner.choices import Fill, LongSteps, Reserve, RunOrder
+from planner.choices import Fill, LongSteps, Maximise, Reserve, RunOrder
 from planner.config.schema import config
 from planner.config.types import Leaf
 from planner.spelling import shown
@@ -87,7 +87,15 @@ class Latency(ByTime):
 
 @config(tag="throughput")
 class Throughput(ByTime):
-    """The shortest longest run: steps of many batches follow each other through the devices."""
+    """The shortest longest run: steps of many batches follow each other through the devices.
+
+    Args:
+        maximise: "speed", or "cache": the most tokens of cache on the device that has room for fewest, as engines count that share it
+            out by the least of their ranks; of cuts with as many, the one whose longest run is the shortest. It wants a workload,
+            which says what a token keeps, and offloads nothing.
+    """
+
+    maximise: Maximise = "speed"
 
 
 @config(tag="pipeline")

@@ -32,14 +32,15 @@ _KEYS = (
 )
 _KIND_KEYS = ("cap", "aside", "host")
 _TIE_KEYS = ("pieces", "bits")
-_PIECE_KEYS = ("bits", "state", "streamed", "homes", "run", "fetch", "host", "beside")
+_PIECE_KEYS = ("bits", "state", "streamed", "homes", "run", "fetch", "host", "beside", "passes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinePiece:
     """What is run as a whole: bits, and picoseconds by kind of device; None is what may not be.
 
-    `beside_bits`, by kind: room that is kept where it runs on the host from within a run there; none by default.
+    `beside_bits`, by kind: room that is kept where it runs on the host from within a run there; none by default. `passes`: how often a
+    hop is made where a run begins with it, to its device and back to that of the run before.
     """
 
     bits: int
@@ -50,6 +51,7 @@ class LinePiece:
     fetch_ps: tuple[int | None, ...]
     host_ps: int | None
     beside_bits: tuple[int, ...] = ()
+    passes: tuple[int, int] = (1, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +198,13 @@ class _Reader:
     def whole_row(self, row: object, where: str, count: int) -> tuple[int, ...]:
         return tuple(each or 0 for each in self.row(row, where, count, may_be_none=False))
 
+    def pair(self, value: object, where: str) -> tuple[int, int]:
+        """How often there and back."""
+        if isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) == 2:
+            return self.number(value[0], f"{where}[0]"), self.number(value[1], f"{where}[1]")
+        self.problem(f"{where} is {value!r}, and must be two whole numbers: how often there, and back")
+        return 1, 0
+
     def row(self, row: object, where: str, count: int, *, may_be_none: bool = True) -> tuple[int | None, ...]:
         """A number for each kind, or None."""
         if not isinstance(row, Sequence) or isinstance(row, str | bytes) or len(row) != count:
@@ -243,4 +252,5 @@ class _Reader:
             fetch_ps=self.row(said.get("fetch", (None,) * kinds), f"{where}.fetch", kinds),
             host_ps=None if host is None else self.number(host, f"{where}.host"),
             beside_bits=self.whole_row(said.get("beside", (0,) * kinds), f"{where}.beside", kinds),
+            passes=self.pair(said.get("passes", (1, 0)), f"{where}.passes"),
         )

@@ -57,9 +57,11 @@ def solve_table(table: Mapping[str, object]) -> LineAnswer:
             picoseconds to the host and back, and whether it is the `host`; `devices`, by their kinds; `hop`, picoseconds from
             kind to kind; `pieces`, each with its `bits`, the bits of `state` that lie where it runs, the bits that fetching it
             takes (`streamed`), the kinds that may be its `homes`, and picoseconds to `run` and to `fetch` by kind, and on the
-            `host`; by kind, bits that are kept `beside` it while the host runs it, for steps in which it is brought in. None is what
-            may not be. `ties` name `pieces` that share their weights, and the `bits` of these: they have one
-            home, and those that another device reaches run there all the same (`tied`), at two hops. `closed` are numbers of pieces before which no run ends.
+            `host`; by kind, bits that are kept `beside` it while the host runs it, for steps in which it is brought in; and how
+            often a hop is made where a run begins with it, to its device and back to that of the run before (`passes`, [1, 0] by
+            default; where it is made back, no run of the host ends). None is what may not be. `ties` name `pieces` that share their
+            weights, and the `bits` of these: they have one home, and those that another device reaches run there all the same
+            (`tied`), at two hops. `closed` are numbers of pieces before which no run ends.
 
     Raises:
         InvalidInputError: what cannot be read, all of it at once; more than 64 devices; numbers too large to be added.
@@ -128,6 +130,7 @@ def core_line(problem: LineProblem) -> _core.TimedLine:
                 piece.host_ps,
                 list(piece.beside_bits or (0,) * len(problem.kinds)),
             )
+    passing = [piece.passes for piece in problem.pieces]
     return _core.TimedLine(
         pieces=[made[id(piece)] for piece in problem.pieces],
         kinds=[(kind.capacity_bits, kind.hops_ps, kind.is_host) for kind in problem.kinds],
@@ -137,6 +140,7 @@ def core_line(problem: LineProblem) -> _core.TimedLine:
         staging_blocks=problem.staging_blocks,
         ties=[(list(tie.pieces), tie.bits) for tie in problem.ties],
         closed=list(problem.closed),
+        passing=passing if any(passes != (1, 0) for passes in passing) else [],
     )
 
 

@@ -5,7 +5,8 @@
 mod drawn;
 
 use planner_core::timed::{
-    Line, LineFailure, LineKind, MOST_PS, Objective, Piece, PieceWay, Question, Schedule, SummedLine, TimedPlan,
+    Line, LineFailure, LineKind, MOST_PS, Objective, Passing, Piece, PieceWay, Question, Schedule, SummedLine,
+    TimedPlan,
 };
 
 use drawn::Random;
@@ -52,9 +53,11 @@ fn line(random: &mut Random, schedule: Schedule, most_pieces: u64) -> Line {
         devices.insert(random.below(devices.len() as u64 + 1) as usize, host);
     }
     let hop = random.below(8);
+    let passing = pieces.iter().map(|_| Passing { on: random.below(4), back: random.below(3) }).collect();
     Line {
         pieces,
         hop_ps: (0..kinds).map(|_| (0..kinds).map(|_| random.below(hop + 1)).collect()).collect(),
+        passing: if random.chance(60) { passing } else { Vec::new() },
         kinds: all,
         devices,
         schedule,
@@ -102,6 +105,17 @@ fn run_ps(line: &Line, kind: usize, from: usize, ways: &[PieceWay]) -> Option<u6
     }
     let time = if line.schedule == Schedule::Serial { running + fetching } else { running.max(fetching) };
     (room + line.staging_blocks * largest <= capacity_bits).then_some(time)
+}
+
+/// What passes before a piece, at which a run begins.
+fn hop_ps(line: &Line, piece: usize, from: usize, to: usize) -> u64 {
+    let (there, back) = (line.hop_ps[from][to], line.hop_ps[to][from]);
+    line.passing.get(piece).map_or(there, |passing| there * passing.on + back * passing.back)
+}
+
+/// Whether a run of the host would end inside of a layer.
+fn is_cut(line: &Line, kind: usize, to: usize) -> bool {
+    line.kinds[kind].is_host && line.passing.get(to).is_some_and(|passing| passing.back > 0)
 }
 
 /// The least time of a run over every way of each piece.
@@ -156,8 +170,11 @@ impl Enumeration<'_> {
                 continue;
             }
             let kind = self.line.devices[device];
-            let hop = used.last().map_or(0, |&last| self.line.hop_ps[self.line.devices[last]][kind]);
+            let hop = used.last().map_or(0, |&last| hop_ps(self.line, from, self.line.devices[last], kind));
             for to in from + 1..=self.line.pieces.len() {
+                if is_cut(self.line, kind, to) {
+                    continue;
+                }
                 if let Some(ps) = self.runs[kind][from][to] {
                     used.push(device);
                     self.extend(to, used, latency + hop + ps, longest.max(ps));
@@ -181,9 +198,10 @@ fn check(line: &Line, question: &Question, plan: &TimedPlan) {
         assert_eq!((run.from, run.ways.len()), (border, run.to - run.from));
         assert!(run.to > run.from && !used.contains(&run.device));
         let kind = line.devices[run.device];
+        assert!(!is_cut(line, kind, run.to));
         if let Some(&last) = used.last() {
             assert!(question.any_order || run.device > last);
-            latency += line.hop_ps[line.devices[last]][kind];
+            latency += hop_ps(line, run.from, line.devices[last], kind);
         }
         assert_eq!(run_ps(line, kind, run.from, &run.ways), Some(run.ps));
         (latency, longest, border) = (latency + run.ps, longest.max(run.ps), run.to);
@@ -266,7 +284,7 @@ fn enlarged(mut line: Line) -> Line {
     let times = |times: &[Option<u64>]| times.iter().flatten().copied().max().unwrap_or(0);
     let hops = line.kinds.iter().map(|kind| kind.hops_ps).max().unwrap_or(0);
     let of = |piece: &Piece| times(&piece.run_ps) + times(&piece.fetch_ps) + piece.host_ps.map_or(0, |ps| ps + hops);
-    let hop = line.hop_ps.iter().flatten().copied().max().unwrap_or(0) * line.devices.len() as u64;
+    let hop = line.hop_ps.iter().flatten().copied().max().unwrap_or(0) * line.devices.len() as u64 * 5;
     let ps = MOST_PS / (line.pieces.iter().map(of).sum::<u64>() + hop).max(1);
     for piece in &mut line.pieces {
         piece.bits *= bits;

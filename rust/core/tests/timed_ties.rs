@@ -5,7 +5,7 @@
 mod drawn;
 
 use planner_core::timed::{
-    Line, LineFailure, LineKind, Objective, Piece, PieceWay, Question, Schedule, SummedLine, Tie, TimedPlan,
+    Line, LineFailure, LineKind, Objective, Passing, Piece, PieceWay, Question, Schedule, SummedLine, Tie, TimedPlan,
 };
 
 use drawn::Random;
@@ -48,12 +48,14 @@ fn instance(random: &mut Random) -> Instance {
     }
     let schedule = if random.chance(50) { Schedule::Serial } else { Schedule::Overlapped };
     let objective = [Objective::Latency, Objective::Throughput, Objective::Pipeline { batches: 3 }];
+    let passing = (0..count).map(|_| Passing { on: random.below(4), back: random.below(3) }).collect();
     Instance {
         line: Line {
             pieces,
             kinds: vec![kind(random, false), kind(random, false), kind(random, true)],
             devices,
             hop_ps: (0..3).map(|_| (0..3).map(|_| random.below(6)).collect()).collect(),
+            passing: if random.chance(50) { passing } else { Vec::new() },
             schedule,
             staging_blocks: 1 + random.below(2),
         },
@@ -139,10 +141,16 @@ impl Instance {
         (0..4_usize.pow(length as u32)).filter_map(|number| self.run_ps(asked, &ways(number))).min()
     }
 
-    fn value(&self, times: &[(usize, u64)]) -> u64 {
-        let hops = times.windows(2).map(|pair| self.line.hop_ps[self.kind(pair[0].0)][self.kind(pair[1].0)]);
-        let latency: u64 = times.iter().map(|&(_, ps)| ps).sum::<u64>() + hops.sum::<u64>();
-        let longest = times.iter().map(|&(_, ps)| ps).max().unwrap_or(0);
+    fn hop_ps(&self, piece: usize, from: usize, to: usize) -> u64 {
+        let Passing { on, back } = self.line.passing.get(piece).copied().unwrap_or_default();
+        on * self.line.hop_ps[from][to] + back * self.line.hop_ps[to][from]
+    }
+
+    /// Of runs by device, first piece and time.
+    fn value(&self, runs: &[(usize, usize, u64)]) -> u64 {
+        let hop = |pair: &[(usize, usize, u64)]| self.hop_ps(pair[1].1, self.kind(pair[0].0), self.kind(pair[1].0));
+        let latency: u64 = runs.iter().map(|&(.., ps)| ps).sum::<u64>() + runs.windows(2).map(hop).sum::<u64>();
+        let longest = runs.iter().map(|&(.., ps)| ps).max().unwrap_or(0);
         match self.question.objective {
             Objective::Latency => latency,
             Objective::Throughput => longest,
@@ -161,7 +169,7 @@ impl Instance {
         if from == self.line.pieces.len() {
             for home in self.homes(runs) {
                 let time = |&(device, from, to): &(usize, usize, usize)| {
-                    self.best_run(Asked { device, from, to, home }).map(|ps| (device, ps))
+                    self.best_run(Asked { device, from, to, home }).map(|ps| (device, from, ps))
                 };
                 if let Some(times) = runs.iter().map(time).collect::<Option<Vec<_>>>() {
                     let value = self.value(&times);
@@ -176,6 +184,10 @@ impl Instance {
                 continue;
             }
             for to in from + 1..=self.line.pieces.len() {
+                let is_cut = self.line.passing.get(to).is_some_and(|passing| passing.back > 0);
+                if self.kind(device) == HOST && is_cut {
+                    continue;
+                }
                 runs.push((device, from, to));
                 self.extend(to, runs, best);
                 runs.pop();
@@ -194,7 +206,7 @@ impl Instance {
         };
         let said: Vec<u64> = plan.runs.iter().map(|run| run.ps).collect();
         assert!(self.homes(&runs).into_iter().any(|home| takes(home).as_ref() == Some(&said)), "{plan:?}");
-        let times: Vec<(usize, u64)> = plan.runs.iter().map(|run| (run.device, run.ps)).collect();
+        let times: Vec<_> = plan.runs.iter().map(|run| (run.device, run.from, run.ps)).collect();
         assert_eq!(self.value(&times), plan.value_ps);
     }
 }

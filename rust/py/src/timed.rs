@@ -1,7 +1,8 @@
 //! Plans by time, of a table of plain numbers.
 
 use planner_core::timed::{
-    Line, LineFailure, LineKind, Objective, Piece, PieceWay, Question, Schedule, SummedLine, Tie, TimedPlan as Plan,
+    Line, LineFailure, LineKind, Objective, Passing, Piece, PieceWay, Question, Schedule, SummedLine, Tie,
+    TimedPlan as Plan,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -34,7 +35,7 @@ impl TimedLine {
     /// All of it is said but ties, and borders at which no run may end.
     #[new]
     #[expect(clippy::too_many_arguments, reason = "keyword-only, one per thing that is known of the line")]
-    #[pyo3(signature = (*, pieces, kinds, devices, hop_ps, schedule, staging_blocks, ties=Vec::new(), closed=Vec::new()))]
+    #[pyo3(signature = (*, pieces, kinds, devices, hop_ps, schedule, staging_blocks, ties=Vec::new(), closed=Vec::new(), passing=Vec::new()))]
     fn new(
         py: Python<'_>,
         pieces: Vec<PieceRow>,
@@ -45,6 +46,7 @@ impl TimedLine {
         staging_blocks: u64,
         ties: Vec<(Vec<usize>, u64)>,
         closed: Vec<usize>,
+        passing: Vec<(u64, u64)>,
     ) -> PyResult<Self> {
         let piece = |(bits, state_bits, streamed_bits, homes, run_ps, fetch_ps, host_ps, beside_bits): PieceRow| {
             Piece { bits, state_bits, streamed_bits, homes, run_ps, fetch_ps, host_ps, beside_bits }
@@ -55,6 +57,7 @@ impl TimedLine {
             kinds: kinds.into_iter().map(kind).collect(),
             devices,
             hop_ps,
+            passing: passing.into_iter().map(|(on, back)| Passing { on, back }).collect(),
             schedule: schedule.0,
             staging_blocks,
         };

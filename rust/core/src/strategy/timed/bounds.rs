@@ -151,13 +151,15 @@ impl Bounds {
         for (number, turn) in orders.turns.iter().enumerate().rev() {
             let mut after = vec![NEVER; borders];
             for (kind, row) in rows[turn.after].iter().enumerate() {
-                let hop = runs.line.hop_ps[turn.kind][kind];
-                for (after, &sum) in after.iter_mut().zip(row.iter().flatten()) {
-                    *after = (*after).min(sum + hop);
+                let Some(row) = row else { continue };
+                for (border, (after, &sum)) in after.iter_mut().zip(row).enumerate() {
+                    if sum < *after {
+                        *after = (*after).min(sum + runs.line.passing_ps(border, turn.kind, kind));
+                    }
                 }
             }
             after[borders - 1] = 0;
-            close(runs, &mut after);
+            close(runs, turn.kind, &mut after);
             let mut start: Vec<u64> = after.iter().rev().copied().collect();
             start[borders - 1] = NEVER;
             let mut from = self.row(runs, turn.kind, &start, most, true).sums;
@@ -226,7 +228,7 @@ pub(crate) fn pass(
     for (number, turn) in orders.turns.iter().enumerate() {
         let (start, before) = starts(runs, &rows[turn.before], turn.kind, orders.is_given || turn.before == 0);
         let mut found = row(runs, number, &start)?;
-        close(runs, &mut found.sums);
+        close(runs, turn.kind, &mut found.sums);
         if found.sums[borders - 1] < best {
             (best, last) = (found.sums[borders - 1], Some(number));
         }
@@ -262,10 +264,12 @@ pub(crate) fn pass(
     Ok(Some((best, devices.zip(spans.into_iter().rev()).map(|(device, (from, to))| (device, from, to)).collect())))
 }
 
-/// No run ends at a closed border.
-fn close(runs: &Runs, sums: &mut [u64]) {
-    for (sum, _) in sums.iter_mut().zip(runs.closed).filter(|(_, is_closed)| **is_closed) {
-        *sum = NEVER;
+/// No run of a kind ends at a closed border.
+fn close(runs: &Runs, kind: usize, sums: &mut [u64]) {
+    for (border, sum) in sums.iter_mut().enumerate() {
+        if runs.is_closed(kind, border) {
+            *sum = NEVER;
+        }
     }
 }
 
@@ -274,10 +278,12 @@ fn starts(runs: &Runs, rows: &[Option<Ends>], kind: usize, may_be_first: bool) -
     let borders = runs.len() + 1;
     let (mut start, mut before) = (vec![NEVER; borders], vec![NONE; borders]);
     for (other, ends) in rows.iter().enumerate() {
-        let hop = runs.line.hop_ps[other][kind];
         for (from, &(sum, turn)) in ends.iter().flatten().enumerate() {
-            if sum < NEVER && sum + hop < start[from] {
-                (start[from], before[from]) = (sum + hop, turn);
+            if sum < start[from] {
+                let sum = sum + runs.line.passing_ps(from, other, kind);
+                if sum < start[from] {
+                    (start[from], before[from]) = (sum, turn);
+                }
             }
         }
     }

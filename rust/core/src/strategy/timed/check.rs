@@ -1,7 +1,7 @@
 //! What makes a line impossible to read, and why there is no plan of one.
 
 use crate::devices::MOST_BITS;
-use crate::strategy::timed::model::{Line, MOST_PS, Objective, Piece, Question};
+use crate::strategy::timed::model::{Line, MOST_PS, Objective, Passing, Piece, Question};
 
 /// A set of kinds, or of devices, is a word of the machine.
 const MOST_DEVICES: usize = 64;
@@ -29,7 +29,7 @@ pub enum LineFailure {
         most: usize,
     },
     /// Occurs when a list has not one entry for each of what it is about.
-    #[error("{what} of {owner} has {count} entries for {wanted} kinds")]
+    #[error("{what} of {owner} has {count} entries, not {wanted}")]
     WrongLength {
         /// The list.
         what: &'static str,
@@ -37,7 +37,7 @@ pub enum LineFailure {
         owner: String,
         /// Its entries.
         count: usize,
-        /// Kinds.
+        /// As many as there should be.
         wanted: usize,
     },
     /// Occurs when a device is of a kind that is not there.
@@ -117,6 +117,10 @@ fn lengths(line: &Line) -> Result<(), LineFailure> {
     if let Some((what, owner, number, count)) = wrong {
         return Err(LineFailure::WrongLength { what, owner: format!("{owner} {number}"), count, wanted });
     }
+    let (count, borders) = (line.passing.len(), line.pieces.len());
+    if count != 0 && count != borders {
+        return Err(LineFailure::WrongLength { what: "passing", owner: "the line".into(), count, wanted: borders });
+    }
     let count = line.hop_ps.len();
     if count == wanted {
         Ok(())
@@ -139,7 +143,9 @@ fn sums(line: &Line) -> Result<u64, LineFailure> {
         most(&piece.run_ps) + most(&piece.fetch_ps) + beside
     };
     let hop = line.hop_ps.iter().flatten().copied().max().unwrap_or(0);
-    let all = line.pieces.iter().map(time).sum::<u128>() + u128::from(hop) * line.devices.len() as u128;
+    let often = |passing: &Passing| u128::from(passing.on) + u128::from(passing.back);
+    let passing = line.passing.iter().map(often).max().unwrap_or(0).max(1);
+    let all = line.pieces.iter().map(time).sum::<u128>() + passing * u128::from(hop) * line.devices.len() as u128;
     within("picoseconds of all pieces and hops", all, u128::from(MOST_PS))?;
     Ok(u64::try_from(all).unwrap_or(MOST_PS))
 }

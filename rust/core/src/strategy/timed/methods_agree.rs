@@ -3,7 +3,7 @@
 
 use crate::strategy::timed::bounds::{Bounds, Method};
 use crate::strategy::timed::latency::least_sum;
-use crate::strategy::timed::model::{Line, LineKind, NEVER, Piece, Schedule};
+use crate::strategy::timed::model::{Line, LineKind, NEVER, Passing, Piece, Schedule};
 use crate::strategy::timed::orders::Orders;
 use crate::strategy::timed::runs::Runs;
 use crate::strategy::timed::sums::Sums;
@@ -33,7 +33,8 @@ fn line(seed: u64, schedule: Schedule, may_leave: bool) -> Line {
     let kind = |capacity_bits, is_host| LineKind { capacity_bits, hops_ps: 9, is_host };
     let kinds = vec![kind(total / 4 + below(total / 2), false), kind(total / 5, false), kind(total, true)];
     let hop_ps = (0..3).map(|_| (0..3).map(|_| below(60)).collect()).collect();
-    Line { pieces, kinds, devices: vec![0, 1, 2, 0, 1], hop_ps, schedule, staging_blocks: 1 }
+    let passing = (0..pieces.len()).map(|_| Passing { on: below(4), back: below(3) }).collect();
+    Line { pieces, kinds, devices: vec![0, 1, 2, 0, 1], hop_ps, passing, schedule, staging_blocks: 1 }
 }
 
 #[test]

@@ -6,7 +6,8 @@
 //! on the host and is brought in, or, if it has no state, lies on the host and runs there, at two hops. There has to be room for
 //! what lies on a device, the state of what it runs, and some of the largest piece that it brings in, or would bring in in a longer
 //! step where the host runs it in this one. A run takes what it runs and
-//! what it brings in, or the longer of both. Sought: the least sum of runs and hops, the shortest longest run, or the least of both
+//! what it brings in, or the longer of both. Where one ends and the next begins, a hop is made, or several and some back, by what passes
+//! at that border. Sought: the least sum of runs and hops, the shortest longest run, or the least of both
 //! for some batches; in the order of devices given, or in any.
 //!
 //! # The method
@@ -44,7 +45,7 @@
 //! };
 //! let kind = LineKind { capacity_bits: 10, hops_ps: 0, is_host: false };
 //! let line = Line {
-//!     pieces: vec![piece; 4], kinds: vec![kind.clone(), kind], devices: vec![0, 1], hop_ps: vec![vec![0, 1], vec![1, 0]],
+//!     pieces: vec![piece; 4], kinds: vec![kind.clone(), kind], devices: vec![0, 1], hop_ps: vec![vec![0, 1], vec![1, 0]], passing: vec![],
 //!     schedule: Schedule::Serial, staging_blocks: 1,
 //! };
 //! let question = Question { objective: Objective::Latency, any_order: false, search_steps: 1_000 };
@@ -81,6 +82,8 @@ mod throughput;
 mod ties;
 
 pub use check::LineFailure;
-pub use model::{Line, LineKind, MOST_PS, Objective, Piece, PieceWay, Question, Schedule, TimedPlan, TimedRun};
+pub use model::{
+    Line, LineKind, MOST_PS, Objective, Passing, Piece, PieceWay, Question, Schedule, TimedPlan, TimedRun,
+};
 pub use solve::SummedLine;
 pub use ties::Tie;

@@ -61,10 +61,38 @@ pub struct Line {
     pub devices: Vec<usize>,
     /// By kind and kind: time for what passes from one run to the next.
     pub hop_ps: Vec<Vec<u64>>,
+    /// By border, that before a piece: what passes there; empty where all of them are `Passing::default()`.
+    pub passing: Vec<Passing>,
     /// Schedule.
     pub schedule: Schedule,
     /// Pieces for which room is kept while they are brought in.
     pub staging_blocks: u64,
+}
+
+/// How often a hop is made where a run ends and the next begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Passing {
+    /// To the device of the next run.
+    pub on: u64,
+    /// Back to that of the one before: what is called from there, inside of a layer that is cut, returns. No run of the host ends at
+    /// such a border, because a layer is run from an accelerator that has a part of it.
+    pub back: u64,
+}
+
+impl Default for Passing {
+    fn default() -> Self {
+        Self { on: 1, back: 0 }
+    }
+}
+
+impl Line {
+    /// What passes from one kind to another at a border, the number of the piece after it.
+    pub(crate) fn passing_ps(&self, border: usize, from: usize, to: usize) -> u64 {
+        match self.passing.get(border) {
+            None => self.hop_ps[from][to],
+            Some(Passing { on, back }) => on * self.hop_ps[from][to] + back * self.hop_ps[to][from],
+        }
+    }
 }
 
 /// What is to be small.

@@ -42,6 +42,12 @@ impl<'a> Runs<'a> {
         self.stages.iter().map(|stage| stage.nodes).sum()
     }
 
+    /// No run on a kind may end at a border.
+    pub(crate) fn is_closed(&self, kind: usize, border: usize) -> bool {
+        let is_cut = || self.line.passing.get(border).is_some_and(|passing| passing.back > 0);
+        self.closed[border] || self.line.kinds[kind].is_host && is_cut()
+    }
+
     /// Pieces.
     pub(crate) fn len(&self) -> usize {
         self.line.pieces.len()
@@ -56,7 +62,7 @@ impl<'a> Runs<'a> {
             if ps >= NEVER {
                 return None;
             }
-            latency += ps + before.map_or(0, |before: usize| self.line.hop_ps[before][kind]);
+            latency += ps + before.map_or(0, |before: usize| self.line.passing_ps(from, before, kind));
             longest = longest.max(ps);
             before = Some(kind);
         }
@@ -71,7 +77,7 @@ impl<'a> Runs<'a> {
             let kind = self.line.devices[device];
             let ways = self.stages[kind].ways(from, to);
             let ps = run_ps(self.line, kind, from, &ways);
-            latency_ps += ps + before.map_or(0, |before: usize| self.line.hop_ps[before][kind]);
+            latency_ps += ps + before.map_or(0, |before: usize| self.line.passing_ps(from, before, kind));
             bottleneck_ps = bottleneck_ps.max(ps);
             before = Some(kind);
             runs.push(TimedRun { device, from, to, ps, ways });

@@ -147,7 +147,7 @@ fn reach(runs: &mut Runs, kind: usize, from: usize, most: u64, by: By) -> (usize
             Err(ps) => (high, more) = (middle, ps),
         }
     }
-    while low > from && runs.closed[low] {
+    while low > from && runs.is_closed(kind, low) {
         low -= 1;
     }
     (low, more)
