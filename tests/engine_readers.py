@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 from collections.abc import Sequence
+
+from planner.export import Command
 
 
 def counts_of(text: str, layers: int, ranks: int) -> list[list[int]]:
@@ -74,3 +77,45 @@ def in_runs(devices: Sequence[int]) -> list[list[int]]:
         else:
             runs.append([device, 1])
     return runs
+
+
+def option(command: Command, name: str) -> str:
+    """What stands behind an option."""
+    return command.args[command.args.index(name) + 1]
+
+
+def visible(command: Command, count: int) -> list[int]:
+    """The cards that processes see, in the order of ranks."""
+    return [
+        int(each)
+        for each in command.env.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    ]
+
+
+def emitted_counts(engine: str, command: Command, layers: int, extra: int = 0) -> list[int]:
+    """The counts that an engine reads of a command; fails where it would refuse it."""
+    if engine in ("vllm", "sglang"):
+        ranks = int(option(command, "--pipeline-parallel-size"))
+        ranges = counts_of(command.env[f"{engine.upper()}_PP_LAYER_PARTITION"], layers, ranks)
+        return [end - first for first, end in ranges]
+    if engine == "megatron":
+        ranks = int(option(command, "--pipeline-model-parallel-size"))
+        return [
+            stage.count("t")
+            for stage in letters_of(option(command, "--pipeline-model-parallel-layout"), ranks, layers, extra)
+        ]
+    if engine == "tensorrt_llm":
+        found = re.fullmatch(
+            r"pipeline_parallel_size: (\d+)\npp_partition: \[(.*)\]\n", command.files["options.yaml"]
+        )
+        assert found is not None
+        counts = [int(each) for each in found[2].split(", ")]
+        assert len(counts) == int(found[1])
+        return counts
+    if engine == "torchtitan":
+        text = command.files["parallelism.py"]
+        parts = json.loads(text.partition("module_fqns_per_model_part = ")[2])
+        names = ["tok_embeddings", *(f"layers.{at}" for at in range(layers)), "norm", "lm_head"]
+        assert [name for part in parts for name in part] == names
+        return [sum(name.startswith("layers.") for name in part) for part in parts]
+    return [int(each) for each in command.notes[0].removeprefix("layers by stage: ").split(", ")]

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import planner
 from planner.devices.table_machine import Host, machine_of_cards
-from planner.errors import InfeasibleError, InvalidConfigError, InvalidConstraintError, InvalidInputError
+from planner.errors import InfeasibleError, InvalidConstraintError, InvalidInputError
 from planner.strategies.timed import solve_table
 
 MACHINE = machine_of_cards(
@@ -167,7 +167,7 @@ def test_pins_of_layers_are_kept() -> None:
 def test_what_no_engine_can_do_is_refused_before_anything_is_planned() -> None:
     with pytest.raises(InvalidInputError, match="tie_word_embeddings=False"):
         planned(llama(tied=True), {0: 10**9}, engine="torchtitan")
-    with pytest.raises(InvalidConfigError, match="strategy='throughput'"):
+    with pytest.raises(InvalidInputError, match="strategy='throughput'"):
         planner.plan(llama(tied=False), max_memory={0: 10**9}, engine="vllm")
     shared = llama(tied=False)
     shared.model.layers[1].mlp = shared.model.layers[0].mlp

@@ -19,10 +19,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralFo
 import planner
 from engine_readers import (
     counts_of,
+    emitted_counts,
     in_runs,
     letters_of,
     llama_devices,
+    option,
     sglang_default,
+    visible,
     vllm_default,
 )
 from planner import Plan, export
@@ -124,46 +127,6 @@ def split_of(plan: Plan) -> list[tuple[Any, int]]:
     devices = [device_of(f"model.layers.{at}.self_attn", plan.device_map) for at in range(plan.source.layers)]
     assert None not in devices
     return [(device, len(list(group))) for device, group in groupby(devices)]
-
-
-def option(command: Command, name: str) -> str:
-    return command.args[command.args.index(name) + 1]
-
-
-def visible(command: Command, count: int) -> list[int]:
-    return [
-        int(each)
-        for each in command.env.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
-    ]
-
-
-def emitted_counts(engine: str, command: Command, layers: int) -> list[int]:
-    """The counts that an engine reads of a command; fails where it would refuse it."""
-    if engine in ("vllm", "sglang"):
-        ranks = int(option(command, "--pipeline-parallel-size"))
-        ranges = counts_of(command.env[f"{engine.upper()}_PP_LAYER_PARTITION"], layers, ranks)
-        return [end - first for first, end in ranges]
-    if engine == "megatron":
-        ranks = int(option(command, "--pipeline-model-parallel-size"))
-        return [
-            stage.count("t")
-            for stage in letters_of(option(command, "--pipeline-model-parallel-layout"), ranks, layers, 0)
-        ]
-    if engine == "tensorrt_llm":
-        found = re.fullmatch(
-            r"pipeline_parallel_size: (\d+)\npp_partition: \[(.*)\]\n", command.files["options.yaml"]
-        )
-        assert found is not None
-        counts = [int(each) for each in found[2].split(", ")]
-        assert len(counts) == int(found[1])
-        return counts
-    if engine == "torchtitan":
-        text = command.files["parallelism.py"]
-        parts = json.loads(text.partition("module_fqns_per_model_part = ")[2])
-        names = ["tok_embeddings", *(f"layers.{at}" for at in range(layers)), "norm", "lm_head"]
-        assert [name for part in parts for name in part] == names
-        return [sum(name.startswith("layers.") for name in part) for part in parts]
-    return [int(each) for each in command.notes[0].removeprefix("layers by stage: ").split(", ")]
 
 
 def test_every_emitted_split_is_the_plan_s() -> None:

@@ -66,7 +66,4 @@ def test_what_the_type_allows_the_schema_takes(name: str) -> None:
     }
     words = words_of(typing.get_type_hints(PlanSettings, localns={"torch": torch})[name])
     for value in examples.get(name) or sorted(words, key=str):
-        by_time = (
-            {"strategy": "throughput"} if name == "engine" else {}
-        )  # other strategies promise it nothing
-        Stack(Settings).set(**by_time, **{name: value}).resolve()
+        Stack(Settings).set(**{name: value}).resolve()

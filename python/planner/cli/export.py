@@ -11,7 +11,7 @@ from planner.cli.files import read_plan
 from planner.cli.output import write, write_json
 from planner.cli.parsing import FILE, Argument, Command
 
-_ENGINES = {
+ENGINES = {
     "vllm": export.vllm,
     "sglang": export.sglang,
     "megatron": export.megatron,
@@ -21,12 +21,13 @@ _ENGINES = {
     "huggingface": export.huggingface,
     "deepspeed": export.deepspeed,
 }
+"""By name, what says a plan in its words."""
 
 
 @click.command(cls=Command)
 @click.argument("plan", cls=Argument, type=FILE, metavar="PLAN", about=ABOUT_PLANS)
 @click.option(
-    "--to", "engine", type=click.Choice(list(_ENGINES)), required=True, help="The engine that is to run it."
+    "--to", "engine", type=click.Choice(list(ENGINES)), required=True, help="The engine that is to run it."
 )
 @json_option
 def command(plan: str, engine: str, as_json: bool) -> int:
@@ -34,7 +35,7 @@ def command(plan: str, engine: str, as_json: bool) -> int:
 
     Plans are made for an engine with --engine of planner plan.
     """
-    found = _ENGINES[engine](read_plan(plan))
+    found = ENGINES[engine](read_plan(plan))
     if not as_json:
         write(found.text)
         return OK

@@ -15,8 +15,10 @@ from planner.model.layout import Layout
 from planner.names import listed, named
 from planner.plans.parts import BOTH_ENDS
 from planner.plans.stages import layer_of
+from planner.settings.schema import Settings
+from planner.settings.strategies import ByTime
 
-__all__ = ["allowed_for", "closed_borders", "engine_mode", "has_host", "with_both_ends"]
+__all__ = ["allowed_for", "closed_borders", "engine_mode", "has_host", "require_runs", "with_both_ends"]
 
 _HOST: Final = "cpu"
 _NO_TIES: Final = "torchtitan"
@@ -35,15 +37,22 @@ def engine_mode(mode: Mode, engine: Engine | None, *, wants_cache: bool = False)
     return "no_disk" if has_host(engine) and mode != "gpu_only" else "gpu_only"
 
 
-def with_both_ends(opened: Opened, engine: Engine | None) -> Opened:
+def require_runs(settings: Settings) -> None:
+    """Raises InvalidInputError where an engine runs a plan whose strategy may come back to a device."""
+    if settings.engine is not None and not isinstance(settings.strategy, ByTime):
+        raise InvalidInputError(
+            f"engine {settings.engine!r} wants each device to run one stretch of the model, which this strategy does not promise: "
+            "strategy='throughput', 'pipeline' or 'latency' does"
+        )
+
+
+def with_both_ends(opened: Opened, engine: Engine) -> Opened:
     """The model as the engine holds it: what is tied between the ends lies at both.
 
     Raises:
         InvalidInputError: an engine that runs no such model.
         InvalidConstraintError: layers that share weights. Fields: ``names``, ``suggestions``.
     """
-    if engine is None:
-        return opened
     groups = Layout(opened.tree, tied=opened.tied).tied_groups()
     if not groups:
         return opened

@@ -23,7 +23,7 @@ from planner.model.layout import Layout
 from planner.model.parts import stateless_parts
 from planner.planning.block_bytes import block_bytes
 from planner.planning.computers import memory_of_computers, require_computers
-from planner.planning.engines import with_both_ends
+from planner.planning.engines import require_runs, with_both_ends
 from planner.planning.formats import SmallerFormats, loaded_as
 from planner.planning.told_settings import provenance, setting_values
 from planner.planning.understanding import no_split_classes, settings_stack, understood
@@ -84,7 +84,9 @@ class Problem:
         """The problem that the arguments of `plan()` mean. Raises what :func:`planner.planning.plan` raises."""
         resolved, opened = understood(source, checkpoint, settings_stack(config, settings), remote=remote)
         chosen = resolved.config
-        opened = with_both_ends(opened, chosen.engine)
+        if chosen.engine is not None:
+            require_runs(chosen)
+            opened = with_both_ends(opened, chosen.engine)
         classes, containers = no_split_classes(opened.tree, chosen.no_split_module_classes)
         layout, opened = loaded_as(
             opened,

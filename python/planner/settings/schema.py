@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 from planner.choices import Engine, ExecuteOffloaded, Granularity, Mode
 from planner.config.annotations import parse_type
-from planner.config.schema import config, rule, setting
+from planner.config.schema import config, setting
 from planner.config.types import Leaf
 from planner.settings.dtypes import DTYPES, FORMATS, read_dtype, read_element_type
 from planner.settings.sizes import read_bytes, read_size_or_share, refuse_bare_number, write_size
@@ -228,18 +228,6 @@ class Settings:
     workload: Workload | None = None
     machine: _Machine | None = None
     engine: Engine | None = None
-
-    @rule
-    def engines_want_runs(self, root: Any) -> str | None:
-        """Only strategies that go by time promise that each device has one run."""
-        if self.engine is not None and not hasattr(
-            self.strategy, "order"
-        ):  # what a rule sees is no instance of its class
-            return (
-                f"engine {self.engine!r} wants each device to run one stretch of the model, which this strategy does not promise: "
-                "strategy='throughput', 'pipeline' or 'latency' does"
-            )
-        return None
 
 
 SETTINGS: Final = parse_type(Settings)
