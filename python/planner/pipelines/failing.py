@@ -24,6 +24,8 @@ _MOST_CHARACTERS: Final = 1_000
 _MOST_OTHERS: Final = 4
 # Of the time-out, how long one forward has to take before the process that computes it is taken for the one that hangs.
 _HANGING: Final = 0.7
+# Of the time-out, how long a process may be silent while no connection has broken: what begins, or reads, may keep Python busy.
+_BUSY: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ class Failing:
         for each in self._signs.seen():
             if each.rank == rank and each.sign.doing == "closed":
                 return self.tell(Failure(rank, None, "has closed its pipeline while others still call it"))
-            if each.rank == rank and each.silent_s > self._signs.patience_s:
+            if each.rank == rank and each.silent_s > _BUSY * self._timeout_s:
                 return self.tell(self._silent(each))
         return None
 
