@@ -13,7 +13,7 @@ from rig.accelerators import Accelerators
 @pytest.mark.usefixtures("one_thread")
 def test_the_order_of_drawn_placements_is_that_of_the_model(virtual_accelerators: Accelerators) -> None:
     """`benches/clocked_order.py` has more of them."""
-    draw = random.Random(3)
+    draw = random.Random(2)
     placed = [measured(virtual_accelerators, drawn(draw), rounds=1) for _ in range(5)]
     for each in placed:
         # Without what was slept for, the clock would measure nothing.
