@@ -18,6 +18,7 @@ __all__ = ["Cut", "Zeros", "cut_model", "owner_of"]
 
 # What modules call the number of their layer.
 _NUMBERS: Final = ("layer_idx", "layer_id")
+_OF_ALL: Final = "transformers.configuration_utils"
 _OVERRIDES: Final = "per_layer_config"
 # Lists that say nothing of layers, though they may be as long.
 _NOT_OF_LAYERS: Final = ("token_id", "token_ids", "architectures", "time_step_limit", "languages")
@@ -174,9 +175,14 @@ def _slice_configurations(model: nn.Module, total: int, layers: range, of_each: 
 def _computed_lists(config: Any, total: int) -> dict[str, list[Any]]:
     """What a configuration computes for each of its layers, which would be another thing for fewer of them."""
     found = {}
-    for name in dir(type(config)):
-        if isinstance(getattr(type(config), name), property) and not name.startswith("_"):
-            value = getattr(config, name, None) if name != _OVERRIDES else None
+    # What all configurations have is nothing by layers, and some of it warns when it is asked for.
+    own = (cls for cls in type(config).__mro__ if cls.__module__ != _OF_ALL)
+    names = dict.fromkeys(
+        name for cls in own for name, value in vars(cls).items() if isinstance(value, property)
+    )
+    for name in names:
+        if name != _OVERRIDES and not name.startswith("_"):
+            value = getattr(config, name, None)
             if isinstance(value, list) and len(value) == total:
                 found[name] = value
     return found
