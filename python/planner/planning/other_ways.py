@@ -6,7 +6,8 @@ from math import log
 
 from planner.choices import PieceWay, RateKind
 from planner.devices.keys import DeviceKey
-from planner.planning.line import HOST, PlannedLine
+from planner.planning.line import PlannedLine
+from planner.planning.line_sizes import HOST
 from planner.plans.timing import OtherWay
 
 __all__ = ["other_way"]

@@ -113,6 +113,7 @@ def _pieces(placement: LinePlacement, *, is_overlapped: bool) -> tuple[TimedPiec
                 fetch_ps=line.fetch_ps(block, runner, placement.homes[block]) if is_fetched else 0,
                 hop_ps=0 if stage == runner else line.hop_ps(stage, runner) + line.hop_ps(runner, stage),
                 other=others[alike],
+                host_up_to_tokens=placement.host_up_to_tokens(block),
             )
         )
     return tuple(pieces)
