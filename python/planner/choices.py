@@ -11,6 +11,7 @@ StrategyName: TypeAlias = Literal[
     "auto", "sequential", "balanced", "balanced_low_0", "latency", "throughput", "pipeline"
 ]
 RunOrder: TypeAlias = Literal["given", "any"]
+LongSteps: TypeAlias = Literal["fetch", "fetch_all", "host"]
 Maximise: TypeAlias = Literal["speed", "cache"]
 Engine: TypeAlias = Literal[
     "planner", "vllm", "sglang", "megatron", "tensorrt_llm", "torchtitan", "deepspeed", "llama_cpp"

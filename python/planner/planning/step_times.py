@@ -104,6 +104,7 @@ def _pieces(placement: LinePlacement) -> tuple[TimedPiece, ...]:
                 run_ps=line.run_ps(block, runner),
                 fetch_ps=line.fetch_ps(block, runner, placement.homes[block]) if is_fetched else 0,
                 hop_ps=0 if stage == runner else line.hop_ps(stage, runner) + line.hop_ps(runner, stage),
+                host_up_to_tokens=placement.host_up_to_tokens(block),
             )
         )
     return tuple(pieces)

@@ -182,13 +182,15 @@ def _parts(data: dict[str, Any]) -> PlanParts:
     settings = {path: _exact(Setting, row) for path, row in data["settings"].items()}
     demands, peaks = _read_demands(data.get("demands")), _read_peaks(data.get("predicted_peaks", {}))
     provenance = {path: _text(origin) for path, origin in data.get("provenance", {}).items()}
+    timing = _read_timing(data.get("timing"))
+    host_steps = {} if timing is None else timing.host_steps
     return PlanParts(
         devices=devices,
-        device_map=DeviceMap(device_map, execution_map),
+        device_map=DeviceMap(device_map, execution_map, host_steps),
         execution_map=execution_map,
         offloaded_bytes=offloaded_bytes,
         certificate=certificate,
-        timing=_read_timing(data.get("timing")),
+        timing=timing,
         account=Account(
             source=lambda: source,
             names=lambda: names,

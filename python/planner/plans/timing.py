@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from planner.choices import Objective, PieceWay
 from planner.devices.keys import DeviceKey
+from planner.names import counted
+from planner.plans.device_map import HostSteps
 
 __all__ = ["TimedPiece", "TimedStage", "Timing"]
 
@@ -40,6 +42,8 @@ class TimedPiece:
         run_ps: what running it takes, where it runs.
         fetch_ps: what bringing its weights in takes; 0 for one that is not fetched.
         hop_ps: what its arguments and results take to what runs it and back; 0 where that is the device of its run.
+        host_up_to_tokens: of one "beside": the most new tokens of a step that the host runs; in longer ones it is fetched to the device
+            of its run, which has room for that. None where the host runs it in all steps.
     """
 
     name: str
@@ -48,6 +52,7 @@ class TimedPiece:
     run_ps: int
     fetch_ps: int
     hop_ps: int
+    host_up_to_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +93,27 @@ class Timing:
     def proven(self) -> bool:
         """Whether no plan of those that are considered is better: one run a device, in an order of execution that is kept."""
         return self.value_ps == self.lower_bound_ps
+
+    @property
+    def host_steps(self) -> dict[str, HostSteps]:
+        """By name, the parts that the host runs in short steps, and which these are."""
+        return {
+            piece.name: HostSteps(piece.host_up_to_tokens, piece.device)
+            for piece in self.pieces
+            if piece.host_up_to_tokens is not None
+        }
+
+    @property
+    def long_steps(self) -> str:
+        """What longer steps do otherwise, in one line; nothing where they are like this one."""
+        limits = [steps.tokens for steps in self.host_steps.values()]
+        if not limits:
+            return ""
+        most = f"{limits[0]}" if min(limits) == max(limits) else f"{min(limits)} to {max(limits)}"
+        return (
+            f"{counted(len(limits), 'part')} that the host runs {'is' if len(limits) == 1 else 'are'} brought in in steps of more than "
+            f"{most} tokens"
+        )
 
     @property
     def gap(self) -> float:

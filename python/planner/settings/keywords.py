@@ -14,6 +14,7 @@ from planner.choices import (
     Fill,
     Granularity,
     Logits,
+    LongSteps,
     Maximise,
     Mode,
     Reserve,
@@ -49,6 +50,7 @@ class StrategyKeywords(TypedDict, total=False):
     reserve: Reserve
     tokens: int | None
     order: RunOrder
+    long_steps: LongSteps
     parts: bool
     microbatches: int
     maximise: Maximise
