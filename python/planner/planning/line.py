@@ -238,13 +238,13 @@ class PlannedLine:
     def pieces(self) -> tuple[LinePiece, ...]:
         """Each block as the search takes it."""
         made: dict[int, LinePiece] = {}
-        for number, alike in enumerate(self._classes):
+        for number, alike in enumerate(self.alike):
             if alike not in made:
                 made[alike] = self._piece(number)
-        return tuple([made[alike] for alike in self._classes])
+        return tuple([made[alike] for alike in self.alike])
 
     @cached_property
-    def _classes(self) -> Sequence[int]:
+    def alike(self) -> Sequence[int]:
         """By block, the number of those that cost the same: most blocks of a model are alike."""
         numbers: dict[object, int] = {}
         found = []
@@ -259,7 +259,7 @@ class PlannedLine:
 
     def run_ps(self, piece: int, key: DeviceKey) -> int:
         """What running a piece takes on a device."""
-        known = (self._classes[piece], key)
+        known = (self.alike[piece], key)
         found = self._run_ps.get(known)
         if found is None:
             cache_bytes = self.demands[piece].cache_bytes

@@ -59,6 +59,17 @@ class LinePlacement:
                 homes.append(stage if way == "resident" else line.rests(block) or stage)
         return homes
 
+    def has_room_to_fetch(self, piece: int) -> bool:
+        """Whether the device of its run has room for a piece that is brought in, one at a time, beside what lies and is kept there."""
+        line, stage = self.line, self.stages[piece]
+        inside = [each for each, device in enumerate(self.stages) if device == stage]
+        resting = sum(line.work[each].weight_bytes for each in inside if self.homes[each] == stage)
+        stays = sum(line.staying_bytes[each] for each in inside if self.homes[each] != stage)
+        kept = sum(line.kept_bytes(each) for each in inside if self.runs[each] == stage)
+        fetched = (each for each in inside if each == piece or self.ways[each] == "fetched")
+        largest = max(line.work[each].weight_bytes for each in fetched)
+        return resting + stays + kept + largest <= line.capacity_bytes[stage]
+
     @cached_property
     def _host_bytes(self) -> int:
         """Room for weights: what is kept of what the host runs is there, too."""

@@ -16,6 +16,7 @@ from planner.plans.notices import shortfall_words
 from planner.plans.parts import Reason
 from planner.plans.places import listed_places, place_name, runner_name
 from planner.plans.plan import Plan
+from planner.plans.rate_words import rate_sentence
 from planner.plans.running import running_words
 from planner.plans.runs import Run, runs_of
 from planner.plans.wording import UNDECIDED, reasons_about
@@ -119,6 +120,7 @@ def _timed(plan: Plan, name: str) -> Iterator[str]:
         parts.append(f"{_ms(hops_ps)} to pass to the host and back")
     tokens = f"{timing.tokens} token" + ("s" if timing.tokens > 1 else "")
     yield f"In a step of {tokens}, modelled: {', '.join(parts)}, of {_ms(timing.latency_ps)} for the whole model."
+    yield rate_sentence(pieces)
 
 
 def _in_long_steps(plan: Plan, name: str) -> Iterator[str]:

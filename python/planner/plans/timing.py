@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planner.choices import Objective, PieceWay
+from planner.choices import Objective, PieceWay, RateKind
 from planner.devices.keys import DeviceKey
 from planner.names import counted
 from planner.plans.device_map import HostSteps
 
-__all__ = ["TimedPiece", "TimedStage", "Timing"]
+__all__ = ["OtherWay", "TimedPiece", "TimedStage", "Timing"]
 
 _PS_PER_S = 10**12
 
@@ -31,6 +31,29 @@ class TimedStage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OtherWay:
+    """Another way of a piece, and the rate that would make both take as long.
+
+    Args:
+        way: "fetched" or "beside".
+        ps: what the piece would take that way, hops and fetches included.
+        rate: which: of the "link" from the cpu to the device of its run; of the cpu, its "memory", its "flops", or the "weights" that its
+            products get through.
+        per_s: bytes, or operations, in a second as the machine says it.
+        even_per_s: with so many, both ways take as long.
+        has_room: whether the plan has the room that it takes; where it has not, another piece would have to leave, which is not in these
+            times.
+    """
+
+    way: PieceWay
+    ps: int
+    rate: RateKind
+    per_s: int
+    even_per_s: int
+    has_room: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TimedPiece:
     """One piece of the line, in picoseconds.
 
@@ -42,6 +65,7 @@ class TimedPiece:
         run_ps: what running it takes, where it runs.
         fetch_ps: what bringing its weights in takes; 0 for one that is not fetched.
         hop_ps: what its arguments and results take to what runs it and back; 0 where that is the device of its run.
+        other: what else it could be that is not resident; None where room alone decides.
         host_up_to_tokens: of one "beside": the most new tokens of a step that the host runs; in longer ones it is fetched to the device
             of its run, which has room for that. None where the host runs it in all steps.
     """
@@ -52,6 +76,7 @@ class TimedPiece:
     run_ps: int
     fetch_ps: int
     hop_ps: int
+    other: OtherWay | None = None
     host_up_to_tokens: int | None = None
 
 

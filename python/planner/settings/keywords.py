@@ -106,7 +106,7 @@ class LoadSettings(TypedDict, total=False):
     execute_offloaded: ExecuteOffloaded
     staging_blocks: int
     workload: WorkloadKeywords | None
-    machine: MachineLike | str | os.PathLike[str] | None
+    machine: MachineLike | Mapping[str, Any] | str | os.PathLike[str] | None
     engine: Engine | None
 
 
