@@ -16,7 +16,7 @@ from planner.pipelines.opening import Asked, Opened, open_stage
 from planner.pipelines.processes import join_processes
 from planner.pipelines.request import Request, fingerprint, require_ids, require_mask, token_ids
 from planner.pipelines.sampling import Sampling
-from planner.pipelines.schedule import Carrier, batches_of, warn_of_version
+from planner.pipelines.schedule import Carrier, batches_of, equally_long_batches_of, warn_of_version
 from planner.pipelines.signs import Sign
 from planner.pipelines.stage import Stage
 from planner.plans.plan import Plan
@@ -124,7 +124,7 @@ class Pipeline:
         def run(opened: Opened, asked: Request) -> Tensor:
             group = opened.processes.group
             assert group is not None and self._carrier is not None, "an open pipeline is connected"
-            caches = self._caches(opened, len(asked.ids))
+            caches = self._caches(opened, asked.mask)
             try:
                 found = generate(self._stage, self._carrier, group, asked, caches, self._tell)
             finally:
@@ -158,7 +158,7 @@ class Pipeline:
         def run(opened: Opened, asked: tuple[Tensor, Tensor]) -> Tensor | None:
             assert self._carrier is not None, "an open pipeline is connected"
             given, mask = (tensor.to(self._stage.device) for tensor in asked)
-            caches = self._caches(opened, len(given))
+            caches = self._caches(opened, mask)
             self._tell(1, False)
             try:
                 return self._carrier.forward(given, mask, positions_of(mask), caches, last_only=False)
@@ -195,8 +195,11 @@ class Pipeline:
         settings = getattr(self._stage.model, "generation_config", None)
         return getattr(settings, what, None)
 
-    def _caches(self, opened: Opened, rows: int) -> list[Any]:
-        return [self._stage.new_cache() for _ in range(batches_of(rows, opened.microbatches))]
+    def _caches(self, opened: Opened, mask: Tensor) -> list[Any]:
+        asked = opened.microbatches
+        is_by_longest = self._stage.goes_by_longest_row
+        many = equally_long_batches_of(mask, asked) if is_by_longest else batches_of(len(mask), asked)
+        return [self._stage.new_cache() for _ in range(many)]
 
     def _cut(self) -> None:
         """Lets go of all that holds a connection, and breaks it."""
@@ -279,7 +282,7 @@ def pipeline(
             number, and the cpu where there is none.
         dtype: "auto", what the plan was made for, else as stored; or one dtype for all floating tensors.
         microbatches: into how many parts the rows of a call are cut, so that several stages work at once; as many as divide the
-            rows, where these do not. By default those of a plan by ``strategy="pipeline"``, else 1.
+            rows, where these do not, and as leave rows beside equally long ones, where a model's positions go by the longest. By default those of a plan by ``strategy="pipeline"``, else 1.
         timeout_s: how long a process waits for another in one step, before it takes it for one that hangs.
 
     Returns:

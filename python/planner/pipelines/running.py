@@ -8,12 +8,16 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from planner.pipelines.beginning import Forwards
 from planner.pipelines.caching import new_cache
 from planner.pipelines.cutting import Cut, Zeros
+from planner.pipelines.kept import KeptInModules
 from planner.pipelines.runs import StageRun
 
 __all__ = ["CACHES", "StageForward"]
 
+# Kinds of scaled rotary positions.
+_BY_LONGEST_ROW: Final = ("dynamic", "longrope")
 CACHES: Final = ("past_key_values", "cache_params")
 
 
@@ -39,6 +43,9 @@ class StageForward:
         # What the whole model does not take, it does not give to what is inside.
         self._takes = frozenset(inspect.signature(model.forward).parameters)
         self._cache_name = next((name for name in CACHES if name in self._takes), CACHES[0])
+        self.goes_by_longest_row = _goes_by_longest_row(cut.config.to_dict())
+        self.forwards = Forwards(model, self._cache_name)
+        self._kept = KeptInModules(model)
         for part in model.modules():
             if isinstance(part, Zeros):  # the sum of embeddings has the dtype of what arrives
                 part.zeros = part.zeros.to(self.dtype)
@@ -71,6 +78,7 @@ class StageForward:
                 inputs[name] = value
         if last_only and "logits_to_keep" in self._takes:
             inputs["logits_to_keep"] = 1
+        self._kept.put(cache)
         try:
             with torch.no_grad():
                 made = self._called(**inputs)
@@ -80,6 +88,7 @@ class StageForward:
             logits: Tensor = made[0] if isinstance(made, tuple) else made.logits
             return logits[:, -1:] if last_only else logits
         finally:
+            self._kept.take(cache)
             self._arrived = self._left = None
 
     def _enter(self, _module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -99,6 +108,17 @@ def _without_head(model: nn.Module, cut: Cut) -> nn.Module:
         found: nn.Module = base
         return found
     return model.get_submodule(cut.layers.name.rpartition(".")[0])
+
+
+def _goes_by_longest_row(said: Any) -> bool:
+    """Whether positions are turned by angles that depend on the longest row of a batch.
+
+    Source: ``dynamic_rope_update``, transformers 5.23, modeling_rope_utils.py.
+    """
+    if not isinstance(said, dict):
+        return False
+    kind = said.get("rope_type")
+    return kind in _BY_LONGEST_ROW or any(map(_goes_by_longest_row, said.values()))
 
 
 def _dtype(layer: nn.Module, config: Any) -> torch.dtype:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from planner.errors import PlanMismatchError
+from planner.pipelines.beginning import Next
 from planner.pipelines.comparing import require_equal_stages
 from planner.pipelines.cutting import Cut, cut_model, owner_of
 from planner.pipelines.layers import LayerList, find_layers
@@ -59,9 +60,25 @@ class Stage:
         """Whether it gives logits, and not hidden states."""
         return self.index == self.count - 1
 
+    @property
+    def goes_by_longest_row(self) -> bool:
+        """Whether what a row gives depends on how long the longest one is that it is run with."""
+        return self._run.goes_by_longest_row
+
     def new_cache(self) -> Any:
         """An empty cache for its layers, one for each batch that is under way."""
         return self._run.new_cache()
+
+    def next(self, ids: Tensor, mask: Tensor, cache: Any, tokens: int) -> Next:
+        """What the model's own code for generating gives its next forward, the same on every stage.
+
+        Args:
+            ids: all tokens so far.
+            mask: over all of them.
+            cache: of those before.
+            tokens: how many are new.
+        """
+        return self._run.forwards.next(ids, mask, cache, tokens)
 
     def forward(
         self,
