@@ -43,7 +43,8 @@ Stage: TypeAlias = SearchStage | Literal["sequential", "balanced", "balanced_low
 PieceWay: TypeAlias = Literal["resident", "fetched", "beside", "tied"]
 SequentialRule: TypeAlias = Literal["fits", "tied", "bound", "fallback", "split", "split_tied", "next_device"]
 AutoRule: TypeAlias = Literal["resident", "offloaded", "oversized", "first_block", "no_room", "fused_experts"]
-ReasonRule: TypeAlias = SequentialRule | AutoRule
+TimedRule: TypeAlias = Literal["as_auto", "experts_as_part"]
+ReasonRule: TypeAlias = SequentialRule | AutoRule | TimedRule
 
 Asked: TypeAlias = Literal["context_length", "batch_size"]
 Limit: TypeAlias = Literal["proven", "undecided", "model", "asked"]

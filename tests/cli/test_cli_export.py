@@ -11,6 +11,8 @@ import planner
 from command_line import Command, answer
 from planner import export
 from planner.cli.export import ENGINES
+from planner.devices.rate import Rate
+from planner.devices.table_machine import machine_of_cards
 
 
 def two_stages() -> planner.Plan:
@@ -49,3 +51,18 @@ def test_a_plan_that_an_engine_cannot_have_is_bad_input(command: Command) -> Non
     assert done.exit_code == 2 and "engine='llama_cpp'" in done.stderr
     assert command("export", "plan.json", "--to", "vlm").exit_code == 2
     assert command("export", "plan.json").exit_code == 2
+
+
+def test_devices_of_several_computers_are_not_looked_for_here(command: Command, llama: str) -> None:
+    pair = machine_of_cards({0: "L4", 1: "L4"})
+    both = planner.Machine.of_nodes({"a": pair, "b.lan": pair}, between=Rate.of_user(10**10))
+    Path("both.json").write_text(both.to_json())
+    asked = ("plan", llama, "--strategy", "throughput", "--engine", "sglang", "--machine", "both.json")
+    done = command(*asked, "-o", "plan.json")
+    assert done.exit_code == 0, done.output
+    assert "no accelerator" not in done.stdout and "GPU b.lan/1" in done.stdout
+    made = planner.Plan.from_json(Path("plan.json").read_text())
+    assert [device.id for device in made.devices] == ["a/0", "a/1", "b.lan/0", "b.lan/1"]
+    assert command("export", "plan.json", "--to", "sglang").stdout.count("--nnodes 2") == 1
+    some = command(*asked, "-d", "a/0=1GiB", "-d", "b.lan/cuda:1=1GiB", "--json")
+    assert [device["id"] for device in answer(some)["devices"]] == ["a/0", "b.lan/1"]

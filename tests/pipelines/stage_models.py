@@ -164,11 +164,12 @@ def forwards(padding: int) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 
 def whole_logits(model: Any, padding: int) -> list[Tensor]:
-    """What the whole model gives, with a cache of its own."""
+    """What the whole model gives where it is, with a cache of its own."""
     cache: Any = None
     takes = inspect.signature(model.forward).parameters
     found = []
     for ids, mask, positions in forwards(padding):
+        ids, mask, positions = (each.to(model.device) for each in (ids, mask, positions))
         name = "cache_params" if "cache_params" in takes else "past_key_values"
         given = {"attention_mask": mask, "position_ids": positions, name: cache, "use_cache": True}
         with torch.no_grad():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from torch import nn
@@ -142,3 +144,18 @@ def test_computers_are_joined_with_their_hosts() -> None:
     with pytest.raises(InvalidInputError, match="several computers already"):
         Machine.of_nodes({"a": BOTH}, between=BETWEEN)
     assert Machine.from_json(BOTH.to_json()) == BOTH
+
+
+@pytest.mark.parametrize("workload", [None, {"context_length": 64, "batch_size": 2}])
+@pytest.mark.parametrize("maximise", ["speed", "cache"])
+def test_the_plan_s_file_is_as_its_schema_says(workload: Any, maximise: str) -> None:
+    if workload is None and maximise == "cache":
+        return
+    schema = json.loads((Path(__file__).parents[2] / "docs/plan.schema.json").read_text())
+    plan = planned(
+        workload=workload, strategy={"type": "throughput", "maximise": maximise}, pin={"lm_head": "b/1"}
+    )
+    jsonschema.validate(json.loads(plan.to_json()), schema)
+    assert Plan.from_json(plan.to_json()) == plan
+    if workload is not None:
+        assert set(plan.predicted_peaks["prefill"]) >= {"a/0", "b/1"}

@@ -178,6 +178,49 @@ def test_latency_is_never_worse_than_auto_with_either_executor(
         assert ours.value_ps <= price(model, auto, machine=machine(), tokens=tokens).latency_ps
 
 
+@pytest.mark.parametrize("tokens", [1, 1024])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+def test_nor_is_it_with_a_workload(share: float, tokens: int) -> None:
+    """What is needed at once comes off every device in a line, and in a plan of `auto` off those that run it."""
+    model = mixtral(4)
+    size, workload = size_of(model), {"context_length": 64, "batch_size": 8, "allocator_margin": 0}
+    budgets = {0: int(size * share), 1: int(size * share), "cpu": 8 * size}
+    settings: dict[str, Any] = {"max_memory": budgets, "headroom": None, "workload": workload}
+    plan = planner.plan(
+        model, machine=machine(), strategy={"type": "latency", "tokens": tokens, "order": "any"}, **settings
+    )
+    assert plan.timing is not None
+    priced = []
+    for execute in ("accelerator", "cpu"):
+        try:
+            auto = planner.plan(model, execute_offloaded=execute, **settings)  # type: ignore[arg-type]
+        except planner.InfeasibleError:
+            continue
+        found = price(model, auto, machine=machine(), tokens=tokens, workload=workload).latency_ps
+        priced.append((found, dict(auto.device_map)))
+    assert priced
+    assert plan.timing.value_ps <= min(ps for ps, _ in priced)
+    for each in plan.devices:
+        assert each.free_bytes is not None and each.free_bytes >= 0
+    assert planner.Plan.from_json(plan.to_json()) == plan
+    if plan.reasons[0].rule == "as_auto":
+        assert (plan.timing.value_ps, dict(plan.device_map)) in priced
+        assert "where strategy 'auto' puts it" in planner.explain(plan, "model.layers.1")
+        assert plan.settings["strategy.type"].value == "latency"
+    if (share, tokens) == (0.3, 1):
+        assert plan.reasons[0].rule == "as_auto"
+
+
+@pytest.mark.parametrize("kind", ["latency", "throughput", "pipeline"])
+def test_experts_in_one_tensor_are_a_part_of_their_block_and_the_plan_says_so(kind: str) -> None:
+    plan = planned(mixtral(), (0.4, 0.4), kind, granularity="expert")
+    assert plan.timing is not None
+    assert "model.layers.0.mlp.experts" in [piece.name for piece in plan.timing.pieces]
+    said = [reason.name for reason in plan.reasons if reason.rule == "experts_as_part"]
+    assert said == ["model.layers.0.mlp.experts", "model.layers.1.mlp.experts"]
+    assert "one part of their block" in planner.explain(plan, "model.layers.0.mlp.experts")
+
+
 def test_who_executes_depends_on_the_tokens_of_a_step() -> None:
     """One token: the host reads faster than the link brings; many: the host computes too slowly."""
     model, fast_host = llama(4), (5 * 10**8, 2 * 10**9)

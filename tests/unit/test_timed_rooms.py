@@ -122,6 +122,19 @@ def test_a_disk_alone_is_fetched_from() -> None:
         planned(model, {0: size_of(model) // 2, "disk": 10**9}, machine=machine(10**9), mode="no_disk")
 
 
+@pytest.mark.parametrize("kind", ["latency", "throughput", "pipeline"])
+def test_a_host_alone_brings_in_from_the_disk_what_it_has_no_room_for(kind: str) -> None:
+    model = llama()
+    size = size_of(model)
+    plan = planned(model, {"cpu": size // 2, "disk": 9 * size}, kind, machine=machine())
+    assert plan.timing is not None
+    assert {*plan.device_map.values()} == {"cpu", "disk"}
+    assert {*plan.execution_map.values()} == {"cpu"}
+    assert plan.timing.proven
+    fits = planned(model, {"cpu": 2 * size, "disk": 9 * size}, kind, machine=machine())
+    assert {*fits.device_map.values()} == {"cpu"}
+
+
 def test_a_mode_without_disk_leaves_nothing_there() -> None:
     model = llama()
     budgets = {0: size_of(model) // 2, 1: size_of(model), "cpu": size_of(model) // 10, "disk": 10**9}

@@ -22,6 +22,7 @@ from planner.errors import InfeasibleError, InvalidInputError
 from planner.planning import plan
 from planner.plans.no_plan import NoPlan
 from planner.plans.plan import Plan
+from planner.settings.schema import Settings
 
 
 @click.command(cls=Command)
@@ -73,7 +74,7 @@ def command(
             )
         return plan_fleet(open_model(model, example, remote=remote), stack, budgets, output, as_json=as_json)
     opened = open_model(model, example, remote=remote)
-    has_devices = bool(stack.resolve().config.max_memory)
+    has_devices = _names_devices(stack.resolve().config)
     try:
         with saying("planning" if has_devices else "importing torch, to find accelerators, and planning"):
             made = plan(opened, config=stack)
@@ -93,6 +94,17 @@ def command(
     elif STANDARD_STREAM not in (output, device_map, html):
         _show(made, remarks)
     return OK
+
+
+def _names_devices(settings: Settings) -> bool:
+    """Whether it is said which devices there are: by budgets, or by a machine of several computers."""
+    if settings.max_memory or settings.machine is None:
+        return bool(settings.max_memory)
+    from planner.planning.computers import (
+        memory_of_computers,
+    )  # few plans are for a machine that is not this one
+
+    return bool(memory_of_computers(settings))
 
 
 def _remarks() -> tuple[str, ...]:

@@ -165,7 +165,7 @@ class PlannedLine:
             LineKind(
                 capacity_bits=8 * self.capacity_bytes[keys[0]],
                 hops_ps=self.beside_ps(keys[0]),
-                is_host=keys[0] == HOST,
+                is_host=keys[0] == HOST and self.home != "disk",
             )
             for keys in self.kinds
         ]
@@ -175,7 +175,7 @@ class PlannedLine:
     @property
     def _has_store(self) -> bool:
         """Whether what is fetched lies where nothing runs: the last kind stands for that, and no device is of it."""
-        return self.home is not None and HOST not in self.runners
+        return self.home is not None and self.home not in self.runners
 
     def hop_table(self) -> tuple[tuple[int, ...], ...]:
         """By kind and kind, what passes from one run to the next takes."""
@@ -302,6 +302,11 @@ class PlannedLine:
         """What bringing a piece's weights in takes."""
         return fetch_ps(self.machine, key, self.work[piece].weight_bytes, home=home)
 
+    def kept_bytes(self, piece: int) -> int:
+        """What a piece keeps where it runs, with the margin."""
+        kept = self.demands[piece].exec_bytes
+        return ceil(kept * (1 + self.share)) if kept else 0
+
     @cached_property
     def movable(self) -> frozenset[int]:
         """Pieces that keep nothing, and may run on the host from within the run of another device."""
@@ -313,14 +318,15 @@ class PlannedLine:
         )
 
     def _piece(self, number: int) -> LinePiece:
-        work, kept, allowed = self.work[number], self.demands[number], self.allowed[number]
+        work, allowed = self.work[number], self.allowed[number]
         heads = [keys[0] for keys in self.kinds]
         home = self.rests(number)
         homes = {kind for kind, key in enumerate(heads) if allowed is None or key in allowed}
         runs: list[int | None] = [self.run_ps(number, key) for key in heads]
         source = home if self.fetches else None
         fetches = [
-            None if source is None or key == HOST else self.fetch_ps(number, key, source) for key in heads
+            None if source is None or key == self.home else self.fetch_ps(number, key, source)
+            for key in heads
         ]
         if HOST in heads and self.home == HOST:
             # What the search fetches lies with the host; of what may only lie on the disk, the host runs nothing.
@@ -334,7 +340,7 @@ class PlannedLine:
         is_beside = self.host_runs and home == HOST and number in self.movable
         # Buffers that stay are where the block runs in any case, so they are state, and no weights that could rest elsewhere.
         stays = min(self.staying_bytes[number], work.weight_bytes)
-        lasts = ceil(kept.exec_bytes * (1 + self.share)) if kept.exec_bytes else 0
+        lasts = self.kept_bytes(number)
         return LinePiece(
             bits=8 * (work.weight_bytes - stays),
             state_bits=8 * (stays + lasts),
@@ -368,7 +374,7 @@ class PlannedLine:
         return any(where is not None for where in self.allowed)
 
     def _from_home(self, key: DeviceKey) -> object:
-        if self.home is None or key == HOST:
+        if self.home is None or key == self.home:
             return ()
         links = self.machine.route(self.home, key).links
         return tuple((each.bytes_per_s.value, each.latency_ps and each.latency_ps.value) for each in links)

@@ -8,6 +8,7 @@ from functools import cached_property
 from planner.choices import PieceWay
 from planner.devices.keys import DeviceKey
 from planner.planning.line import HOST, PlannedLine
+from planner.planning.spilling import Spillable, spilled
 from planner.strategies.timed import LineAnswer
 
 __all__ = ["LinePlacement"]
@@ -20,7 +21,7 @@ class LinePlacement:
         line: what was searched.
         answer: of the search.
 
-    Where the host has no room for all that rests there, what is fetched lies on the disk, from the end on, if it may.
+    Where the host has no room for all that rests there, some of what is fetched lies on the disk, if it may.
     """
 
     def __init__(self, line: PlannedLine, answer: LineAnswer) -> None:
@@ -35,8 +36,8 @@ class LinePlacement:
             HOST if way == "beside" else home if way == "tied" else stage
             for way, home, stage in zip(self.ways, self.homes, self.stages, strict=True)
         ]
-        self.is_over = self._on_host_bytes > self._host_bytes
-        if self.is_over:
+        self.lacking_bytes = self._on_host_bytes - self._host_bytes
+        if self.lacking_bytes > 0:
             self._spill()
 
     @cached_property
@@ -57,9 +58,12 @@ class LinePlacement:
                 homes.append(stage if way == "resident" else line.rests(block) or stage)
         return homes
 
-    @property
+    @cached_property
     def _host_bytes(self) -> int:
-        return self.line.capacity_bytes.get(HOST, 0)
+        """Room for weights: what is kept of what the host runs is there, too."""
+        line = self.line
+        kept = [line.kept_bytes(piece) for piece, runner in enumerate(self.runs) if runner == HOST]
+        return line.capacity_bytes.get(HOST, 0) - sum(kept)
 
     @property
     def _on_host_bytes(self) -> int:
@@ -69,16 +73,25 @@ class LinePlacement:
 
     def _spill(self) -> None:
         line, members = self.line, dict[int, list[int]]()
-        for block in range(len(self.homes)):
-            members.setdefault(line.units[block], []).append(block)
-        on_host = self._on_host_bytes
-        for unit in sorted(members.values(), key=max, reverse=True):  # what shares its weights has one home
-            if on_host <= self._host_bytes:
-                return
-            if all(self._may_spill(each) for each in unit):
-                for each in unit:
-                    self.homes[each] = "disk"
-                on_host -= sum(line.work[each].weight_bytes for each in unit)
+        for piece, unit in enumerate(line.units):  # what shares its weights has one home
+            members.setdefault(unit, []).append(piece)
+        units = [
+            Spillable(
+                tuple(pieces),
+                sum(line.work[piece].weight_bytes for piece in pieces),
+                sum(self._extra_ps(piece) for piece in pieces),
+            )
+            for pieces in members.values()
+            if all(map(self._may_spill, pieces))
+        ]
+        for found in spilled(units, self.lacking_bytes):
+            for piece in found.pieces:
+                self.homes[piece] = "disk"
+
+    def _extra_ps(self, piece: int) -> int:
+        """What fetching from the disk takes beyond fetching from the host."""
+        runner = self.runs[piece]
+        return max(0, self.line.fetch_ps(piece, runner, "disk") - self.line.fetch_ps(piece, runner, HOST))
 
     def _may_spill(self, block: int) -> bool:
         return self.ways[block] == "fetched" and self.homes[block] == HOST and self.line.may_spill(block)

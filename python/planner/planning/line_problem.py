@@ -8,7 +8,8 @@ from math import ceil
 
 from planner.choices import Mode
 from planner.devices.keys import DeviceKey
-from planner.errors import InvalidConstraintError, InvalidInputError
+from planner.devices.machine import Machine
+from planner.errors import InvalidConstraintError, InvalidDevicesError, InvalidInputError
 from planner.memory.cache_parts import item_bytes as item_bytes_of
 from planner.memory.demands import Demands
 from planner.model.blocks import Blocks
@@ -111,6 +112,9 @@ def planned_line(
             blocks.block_names, facts.num_hidden_layers or _said(problem, "num_hidden_layers"), engine
         )
         allowed = allowed_for(engine, blocks.block_names, list(kinds), allowed)
+    alone = "disk" in kinds and {*kinds.values()} == {"cpu", "disk"}
+    is_full = sum(each.weight_bytes for each in work) > capacity_bytes.get(HOST, 0)
+    home = _home(kinds, mode, streams=alone and (is_full or _reads_disk(machine)))
     line = PlannedLine(
         blocks=blocks,
         order=order,
@@ -130,7 +134,7 @@ def planned_line(
             activation_bytes=tokens * row_bytes,
             heads_per_key=max(1, queries // keys),
         ),
-        home=_home(kinds, mode),
+        home=home,
         host_runs=HOST in kinds and not (mode == "gpu_only" and has_accelerator),
         uses_disk=mode == "any",
         fetches=engine is None,
@@ -139,6 +143,14 @@ def planned_line(
     )
     line.require_rates(line.runners if needs_rates is None else needs_rates)
     return line
+
+
+def _reads_disk(machine: Machine) -> bool:
+    """Whether the machine says how fast the host reads its disk."""
+    try:
+        return bool(machine.route("disk", HOST).links)
+    except (InvalidInputError, InvalidDevicesError):
+        return False
 
 
 def _said(problem: Problem, *names: str) -> int | None:
@@ -152,8 +164,10 @@ def _said(problem: Problem, *names: str) -> int | None:
     return None
 
 
-def _home(kinds: Mapping[DeviceKey, str], mode: str) -> DeviceKey | None:
-    """Where offloaded blocks rest."""
+def _home(kinds: Mapping[DeviceKey, str], mode: str, *, streams: bool) -> DeviceKey | None:
+    """Where offloaded blocks rest. Args: ``streams``: the host, alone, brings them in from the disk."""
+    if streams and mode == "any":
+        return "disk"
     if mode == "gpu_only":
         return None
     if HOST in kinds:

@@ -27,7 +27,7 @@ from planner.spelling import shown
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["price"]
+__all__ = ["price", "priced_in"]
 
 _ROOM = 1 << 60
 
@@ -86,6 +86,20 @@ def price(
     }
     problem = Problem.of(opened, None, chosen, None)
     _require_places(problem, homes, runs)
+    return _timing(problem, plan, homes, runs)
+
+
+def priced_in(problem: Problem, plan: Plan) -> Timing:
+    """What one step takes with a plan, in a problem whose model it is of and whose machine counts."""
+    return _timing(problem, plan, *_maps(plan, None))
+
+
+def _timing(
+    problem: Problem,
+    plan: Plan | Mapping[str, Any],
+    homes: Mapping[str, DeviceKey],
+    runs: Mapping[str, DeviceKey],
+) -> Timing:
     blocks = _cut(problem, plan, homes, runs)
     line = planned_line(
         problem, blocks, needs_rates=frozenset(runs.values()) | (frozenset(homes.values()) - {"disk", HOST})

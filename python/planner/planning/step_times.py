@@ -12,7 +12,7 @@ from planner.planning.line_placement import LinePlacement
 from planner.plans.timing import TimedPiece, TimedStage, Timing
 from planner.settings.strategies import ByTime, Latency, Pipeline
 
-__all__ = ["batches_of", "objective_of", "timing_of"]
+__all__ = ["batches_of", "objective_of", "timing_of", "value_of"]
 
 
 def objective_of(strategy: ByTime) -> Objective:
@@ -25,6 +25,13 @@ def objective_of(strategy: ByTime) -> Objective:
 def batches_of(strategy: ByTime) -> int:
     """Batches that follow each other."""
     return strategy.microbatches if isinstance(strategy, Pipeline) else 1
+
+
+def value_of(strategy: ByTime, latency_ps: int, bottleneck_ps: int) -> int:
+    """What is to be small, of a plan with this sum and this busiest device."""
+    if objective_of(strategy) == "throughput":
+        return bottleneck_ps
+    return latency_ps + (batches_of(strategy) - 1) * bottleneck_ps
 
 
 def timing_of(placement: LinePlacement, strategy: ByTime, *, is_overlapped: bool) -> Timing:
@@ -62,13 +69,11 @@ def timing_of(placement: LinePlacement, strategy: ByTime, *, is_overlapped: bool
         if runner != piece.device:
             busy_ps[runner] += piece.run_ps
     bottleneck_ps = max(busy_ps.values(), default=0)
-    objective, batches = objective_of(strategy), batches_of(strategy)
-    value_ps = bottleneck_ps if objective == "throughput" else latency_ps + (batches - 1) * bottleneck_ps
     return Timing(
-        objective=objective,
+        objective=objective_of(strategy),
         tokens=line.sizes.tokens,
-        batches=batches,
-        value_ps=value_ps,
+        batches=batches_of(strategy),
+        value_ps=value_of(strategy, latency_ps, bottleneck_ps),
         lower_bound_ps=answer.lower_bound_ps,
         latency_ps=latency_ps,
         bottleneck_ps=bottleneck_ps,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from planner.errors import InfeasibleError
+from planner.planning.beside_auto import plans_of_auto
 from planner.planning.engines import has_host
 from planner.planning.host_room import answers_of, answers_with_less_on_the_host
 from planner.planning.largest_cache import wants_cache, with_most_cache
@@ -15,6 +16,7 @@ from planner.planning.problem import Problem
 from planner.planning.step_times import batches_of, objective_of
 from planner.planning.timed_plan import TimedPlan
 from planner.plans.plan import Plan
+from planner.plans.timing import Timing
 from planner.settings.strategies import ByTime, Latency
 from planner.strategies.line_tables import LineProblem
 from planner.strategies.timed import LineAnswer, solve_line
@@ -35,7 +37,10 @@ def plan_timed(problem: Problem) -> Plan:
         and problem.settings.granularity == "block"
         and has_parts
     )
-    for blocks in (problem.blocks(in_parts=True), whole) if is_apart else (whole,):
+    lines = (problem.blocks(in_parts=True), whole) if is_apart else (whole,)
+    if whole.fused_experts:  # which cannot be taken apart by expert, but lie apart together
+        lines = (problem.blocks(in_parts=True),)
+    for blocks in lines:
         try:
             found.append(_best(problem, planned_line(problem, blocks)))
         except InfeasibleError as error:
@@ -44,7 +49,26 @@ def plan_timed(problem: Problem) -> Plan:
         raise failed
     best = min(found, key=lambda each: each.value_ps)
     # Where nothing was found, and nothing proven either, nothing is known.
-    return best.plan(min(each.lower_bound_ps for each in found) if is_known else 0)
+    least_ps = min(each.lower_bound_ps for each in found) if is_known else 0
+    is_free = problem.settings.engine is None and not wants_cache(problem.settings)
+    if is_free and (problem.settings.workload is not None or best.value_ps > least_ps):
+        # What is needed at once comes off every device here, and there off those that run it; and their runs may be several.
+        plans = plans_of_auto(problem)
+        other = min(plans, key=lambda plan: _value_ps(plan), default=None)
+        if other is not None and _value_ps(other) < best.value_ps:
+            return replace(other, timing=_bounded(other, least_ps))
+    return best.plan(least_ps)
+
+
+def _value_ps(plan: Plan) -> int:
+    assert plan.timing is not None
+    return plan.timing.value_ps
+
+
+def _bounded(plan: Plan, least_ps: int) -> Timing:
+    """Of a plan of `auto`: it is the best of one more than those with one run a device, if it is below their bound."""
+    assert plan.timing is not None
+    return replace(plan.timing, lower_bound_ps=min(least_ps, plan.timing.value_ps))
 
 
 def _best(problem: Problem, line: PlannedLine) -> TimedPlan:
@@ -81,16 +105,17 @@ def _best(problem: Problem, line: PlannedLine) -> TimedPlan:
         alone = tuple(replace(piece, state_bits=max(1, piece.state_bits)) for piece in question.pieces)
         plans += _plans(problem, line, answers_of(replace(question, pieces=alone)), first.lower_bound_ps)
 
-    def is_over(answer: LineAnswer) -> bool:
-        return TimedPlan(problem, line, answer).is_over
+    def lacking_bytes(answer: LineAnswer) -> int:
+        return TimedPlan(problem, line, answer).lacking_bytes
 
-    if best.is_over:
-        less = answers_with_less_on_the_host(question, line, is_over)
-        plans += _plans(problem, line, less, first.lower_bound_ps)
+    if best.lacking_bytes > 0:
+        less = answers_with_less_on_the_host(question, line, lacking_bytes)
+        plans += [TimedPlan(problem, line, answer) for answer in less]
     having_room = [plan for plan in plans if plan.has_room]
     if not having_room:
         raise _infeasible(line, is_proven=False)
-    return min(having_room, key=lambda plan: plan.value_ps)
+    best = min(having_room, key=lambda plan: plan.value_ps)
+    return best.bounded(max(plan.lower_bound_ps for plan in plans))
 
 
 def _plans(

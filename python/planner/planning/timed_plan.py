@@ -38,9 +38,9 @@ class TimedPlan:
         self._placement = LinePlacement(line, answer)
 
     @property
-    def is_over(self) -> bool:
-        """Whether the search leaves more on the host than there is room for."""
-        return self._placement.is_over
+    def lacking_bytes(self) -> int:
+        """What the search leaves on the host beyond the room there; below 0 where room is left."""
+        return self._placement.lacking_bytes
 
     @property
     def has_room(self) -> bool:
@@ -56,13 +56,18 @@ class TimedPlan:
     @property
     def value_ps(self) -> int:
         """What counts of it."""
-        is_as_found = isinstance(self._strategy, Latency) and not self.is_over
+        is_as_found = isinstance(self._strategy, Latency) and self.lacking_bytes <= 0
         return self._answer.value_ps if is_as_found else self.timing.value_ps
 
     @property
     def lower_bound_ps(self) -> int:
         """No plan of its line takes less."""
         return self._answer.lower_bound_ps
+
+    def bounded(self, lower_bound_ps: int) -> TimedPlan:
+        """The same, of which more is known. Args: ``lower_bound_ps``: no plan of its line takes less."""
+        answer = replace(self._answer, lower_bound_ps=min(lower_bound_ps, self.value_ps))
+        return TimedPlan(self._problem, self._line, answer)
 
     def plan(self, lower_bound_ps: int) -> Plan:
         """The plan. Args: ``lower_bound_ps``: no other takes less."""
@@ -142,7 +147,19 @@ class TimedPlan:
 
     def _reasons(self) -> tuple[Reason, ...]:
         line, placement = self._line, self._placement
-        return tuple(
+        fused = {name for name, _ in line.blocks.fused_experts}
+        together = (
+            Reason(
+                rule="experts_as_part",
+                name=names[0],
+                device=placement.homes[block],
+                needed_bytes=line.work[block].weight_bytes,
+                available_bytes=None,
+            )
+            for block, names in enumerate(line.names)
+            if fused.intersection(names)
+        )
+        placed = (
             Reason(
                 rule="resident" if placement.ways[block] == "resident" else "offloaded",
                 name=names[0],
@@ -153,6 +170,7 @@ class TimedPlan:
             for block, names in enumerate(line.names)
             if names
         )
+        return (*together, *placed)
 
 
 @dataclass(frozen=True, slots=True)

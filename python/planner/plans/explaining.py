@@ -31,6 +31,8 @@ _SENTENCES: Final[Mapping[str, str]] = {
     "resident": "{name} takes {needed} of {available}.",
     "offloaded": "{name} is offloaded: it takes {needed} of {available} {in_place}.",
     "oversized": "{name} is larger than every accelerator: it takes {needed}.",
+    "as_auto": "{name} lies where strategy 'auto' puts it: of the plans that were found, none takes less.",
+    "experts_as_part": "{name} holds all its experts in one tensor: they are one part of their block.",
     "no_room": "{name} does not fit {in_place}: it needs {needed}, and {left}.",
     "first_block": "{name} is kept {in_place}: the model's first parameter says where its inputs belong.",
     "fused_experts": "{name} holds all its experts in one tensor and cannot be split by expert.",

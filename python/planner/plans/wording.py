@@ -40,6 +40,10 @@ WORDS: Mapping[str, str] = {
     "first_block": "{name} is kept on {device}, where the model's inputs belong: its first parameter is there.",
     "fused_experts": "{name} holds all its experts in one tensor and cannot be split by expert: its block goes to {device} "
     "as a whole, {needed} bytes.",
+    "as_auto": "{name} lies where strategy 'auto' puts it, which the same room is enough for: no plan of one run a device that was found "
+    "takes less.",
+    "experts_as_part": "{name} holds all its experts in one tensor and cannot be split by expert: it is a part of its block, "
+    "which goes to {device}, {needed} bytes.",
     "no_room": "{name} does not fit on {device}: it needs {needed} bytes, {available} are left.",
     "next_device": "Leaving {device}: {name} cannot be split and needs {needed} bytes, {available} are available.",
 }
