@@ -58,6 +58,7 @@ class Forwards:
             is_first_iteration=tokens == ids.shape[1],
             **{self._cache_name: cache},
         )
-        own_mask = found.get("attention_mask")
+        # It may come back in another form, made for a cache of this stage's layers.
+        own_mask = None if found.get("attention_mask") is None else mask
         is_anew = found.get(self._cache_name) is None
         return Next(found["input_ids"].shape[1], own_mask, is_anew)
