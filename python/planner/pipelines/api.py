@@ -14,7 +14,7 @@ from planner.pipelines.failing import described, layers_said
 from planner.pipelines.generating import generate, positions_of, tensor_bytes
 from planner.pipelines.opening import Asked, Opened, open_stage
 from planner.pipelines.processes import join_processes
-from planner.pipelines.request import Request, fingerprint, require_ids, require_mask, token_ids
+from planner.pipelines.request import Request, fingerprint, padding_mask, require_ids, require_mask, token_ids
 from planner.pipelines.sampling import Sampling
 from planner.pipelines.schedule import Carrier, batches_of, equally_long_batches_of, warn_of_version
 from planner.pipelines.signs import Sign
@@ -85,7 +85,7 @@ class Pipeline:
             max_new_tokens: how many new ones at most.
             eos_token_id: tokens that end a row; by default those of the checkpoint's generation settings, None for none.
             pad_token_id: what rows that have ended get; by default the checkpoint's, else the first that ends a row.
-            attention_mask: 1 for tokens, 0 for padding.
+            attention_mask: 1 for tokens, 0 for padding; by default what is not ``pad_token_id``, where that ends no row, else all.
             do_sample: whether tokens are drawn; otherwise the likeliest is taken.
             temperature: what logits are divided by before drawing.
             top_k: of how many of the likeliest is drawn; None of all.
@@ -113,12 +113,12 @@ class Pipeline:
                 raise InvalidInputError(
                     f"max_new_tokens must be a whole number of at least 1, not {shown(max_new_tokens)}"
                 )
-            eos: Any = self._said("eos_token_id") if eos_token_id == _CHECKPOINT else eos_token_id
-            pad = self._said("pad_token_id") if pad_token_id is None else pad_token_id
-            ends, pads = token_ids(eos, "eos_token_id"), token_ids(pad, "pad_token_id")
+            ends = self._tokens("eos_token_id", None if eos_token_id == _CHECKPOINT else (eos_token_id,))
+            pads = self._tokens("pad_token_id", None if pad_token_id is None else (pad_token_id,))
             sampling = Sampling(bool(do_sample), temperature, top_k, top_p, seed)
             sampling.require_sense()
-            mask = require_mask(attention_mask, given)
+            mask = padding_mask(given, pads, ends) if attention_mask is None else attention_mask
+            mask = require_mask(mask, given)
             return Request(given, mask, most, ends, (*pads, *ends, 0)[0], sampling)
 
         def run(opened: Opened, asked: Request) -> Tensor:
@@ -168,10 +168,11 @@ class Pipeline:
         return self._call(request, lambda asked: fingerprint(*asked), run)
 
     def close(self) -> None:
-        """Ends this process's part: connections are closed, and the stage is let go of. Doing it again does nothing."""
+        """Ends this process's part: connections are closed, and weights are freed. Doing it again does nothing."""
         opened, self._opened = self._opened, None
         if opened is not None:
             self._carrier = None
+            self._stage = opened.stage = opened.stage.let_go()
             opened.signs.end()
             opened.store.close()
             opened.processes.close()
@@ -190,10 +191,14 @@ class Pipeline:
         state = "" if self._opened is not None else ", closed"
         return f"Pipeline(stage {stage.index} of {stage.count}, {layers_said(stage.layers)}{state})"
 
-    def _said(self, what: str) -> Any:
-        """A setting of the checkpoint for generating."""
-        settings = getattr(self._stage.model, "generation_config", None)
-        return getattr(settings, what, None)
+    def _tokens(self, what: str, asked: tuple[Any] | None) -> tuple[int, ...]:
+        """Tokens that a call says, or else those of the checkpoint's settings for generating that there are."""
+        words = self._stage.vocab_size
+        if asked is not None:
+            return token_ids(asked[0], what, words)
+        said = getattr(getattr(self._stage.model, "generation_config", None), what, None)
+        several = said if isinstance(said, list | tuple) else [said]
+        return tuple(each for each in several if type(each) is int and 0 <= each < words)
 
     def _caches(self, opened: Opened, mask: Tensor) -> list[Any]:
         asked = opened.microbatches
@@ -226,17 +231,17 @@ class Pipeline:
             ended = opened.failing.ended
             raise PipelineError(f"this pipeline is over, make another one: {ended.message}", **ended.fields)
         self._calls += 1
-        given: _Given | InvalidInputError
+        given: _Given | Exception
         try:
             given = understand()
             note = {"asked": digest(given)}
-        except InvalidInputError as error:
+        except Exception as error:  # noqa: BLE001 # whatever it is, the others are to hear it
             given, note = error, {"wrong": described(error)}
         self._tell(0, False)
         with opened.failing.together():
             notes = opened.meetings.hold("call", self._calls, note)
         try:
-            if isinstance(given, InvalidInputError):
+            if isinstance(given, Exception):
                 raise given
             _require_same(opened, notes)
             with opened.failing.together():

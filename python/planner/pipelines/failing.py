@@ -10,19 +10,24 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Final
 
+import torch
+
 from planner.errors import PipelineError
 from planner.pipelines.runs import StageRun
 from planner.pipelines.signs import SeenSign, Signs
 from planner.pipelines.store import AnsweringStore, StoreGoneError
 from planner.spelling import one_line
 
-__all__ = ["Failing", "Failure", "described", "layers_said"]
+__all__ = ["Failing", "Failure", "described", "is_of_connections", "layers_said"]
 
 _KEY: Final = "failed"
 _KEEPER: Final = "does not answer, or the process that keeps the group's store, which is torchrun's on the first machine where it started the ranks"
 _MOST_CHARACTERS: Final = 1_000
 # Of the time-out, how long one forward has to take before the process that computes it is taken for the one that hangs.
 _HANGING: Final = 0.7
+# Between calls, how long a process may be silent, and of the time-out, if that is less.
+_QUIET_S: Final = 30.0
+_QUIET: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +96,9 @@ class Failing:
         """What a process has said of itself, where all of them hear it."""
         return self._error(Failure(rank, None, one_line(said)[:_MOST_CHARACTERS]))
 
-    def has_begun(self, rank: int) -> bool:
-        """Whether another process has ever given a sign of life."""
-        return any(each.rank == rank for each in self._signs.seen())
+    def standing_s(self, rank: int) -> float | None:
+        """Since when another process has got no further; None where it has never given a sign of life."""
+        return next((each.same_s for each in self._signs.seen() if each.rank == rank), None)
 
     def absent(self, rank: int) -> PipelineError | None:
         """Why another process does not come to where this one waits for it; None where it may still come."""
@@ -103,9 +108,14 @@ class Failing:
         for each in self._signs.seen():
             if each.rank == rank and each.sign.doing == "closed":
                 return self.tell(Failure(rank, None, "has closed its pipeline while others still call it"))
-            if each.rank == rank and each.silent_s > self._signs.patience_s:
+            if each.rank == rank and each.silent_s > max(self._signs.patience_s, self._quiet_s):
                 return self.tell(self._silent(each))
         return None
+
+    @property
+    def _quiet_s(self) -> float:
+        """How long a process may be silent that no connection waits for: what other code of its own keeps the interpreter busy with."""
+        return min(_QUIET_S, _QUIET * self._timeout_s)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -118,7 +128,7 @@ class Failing:
             yield
         except BaseException as error:
             is_told = isinstance(error, PipelineError)
-            is_others = isinstance(error, Exception) and self._signs.mine.doing == "waiting"
+            is_others = self._signs.mine.doing == "waiting" and is_of_connections(error)
             cause = error if is_others else _cause(error)
             if isinstance(error, PipelineError):
                 self.ended = error
@@ -207,6 +217,14 @@ def described(error: BaseException) -> str:
     """An error in one line."""
     said = str(error).strip()
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def is_of_connections(error: BaseException) -> bool:
+    """Whether an error is one that torch gives where another process does not do its part."""
+    if not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
+        return False
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(str(frame.f_globals.get("__name__")).startswith("torch.distributed") for frame in frames)
 
 
 def _cause(error: BaseException) -> BaseException:

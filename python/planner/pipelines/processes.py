@@ -141,6 +141,10 @@ def join_processes(timeout_s: float) -> Processes:
         found, rank, many = group.get_group_store(), dist.get_rank(), dist.get_world_size()
     else:
         found, rank, many = _from_environment(timeout_s)
+    if not 0 <= rank < many:
+        raise InvalidInputError(
+            f"RANK is {rank} and WORLD_SIZE {many}: ranks go from 0 to one below that; start the script with torchrun"
+        )
     number = next(_DEFAULT.numbers)
     local = os.environ.get("LOCAL_RANK", "")
     _DEFAULT.enter()
@@ -150,7 +154,7 @@ def join_processes(timeout_s: float) -> Processes:
         local_rank=int(local) if local.isdecimal() else None,
         store=dist.PrefixStore(f"planner/pipeline/{number}", found),
         timeout_s=timeout_s,
-        _found=found,
+        _found=dist.PrefixStore(f"planner/group/{number}", found),
     )
 
 

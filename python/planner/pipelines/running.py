@@ -49,10 +49,16 @@ class StageForward:
         for part in model.modules():
             if isinstance(part, Zeros):  # the sum of embeddings has the dtype of what arrives
                 part.zeros = part.zeros.to(self.dtype)
+        self._hooks: list[Any] = []
         if not run.is_first:
-            cut.first.register_forward_pre_hook(self._enter, with_kwargs=True)
+            self._hooks.append(cut.first.register_forward_pre_hook(self._enter, with_kwargs=True))
         if not run.is_last:
-            cut.last.register_forward_hook(self._leave)
+            self._hooks.append(cut.last.register_forward_hook(self._leave))
+
+    def let_go(self) -> None:
+        """Takes its hooks out of the model, which would hold both together."""
+        for hook in self._hooks:
+            hook.remove()
 
     def new_cache(self) -> Any:
         """An empty cache for the stage's layers."""

@@ -46,8 +46,12 @@ def equally_long_batches_of(mask: Tensor, microbatches: int) -> int:
         2
     """
     lengths = mask.sum(dim=1)
-    asked = (many for many in range(min(len(mask), microbatches), 0, -1) if len(mask) % many == 0)
-    return next(many for many in asked if lengths.view(many, -1).amax(dim=1).unique().numel() == 1)
+    for many in range(min(len(mask), microbatches), 1, -1):
+        if len(mask) % many == 0:
+            longest = lengths.view(many, -1).amax(dim=1)
+            if bool((longest == longest[0]).all()):
+                return many
+    return 1
 
 
 class Carrier:

@@ -29,11 +29,13 @@ class Sign:
         call: which call of the pipeline, from 1 on; 0 before the first.
         step: which forward of it, from 1 on; 0 before the first.
         doing: "computing" is its own work, "waiting" for the others' while it is in a call, "idle" outside of calls.
+        done: of what takes as long as it takes, how much is done: another number whenever it goes on.
     """
 
     call: int = 0
     step: int = 0
     doing: Doing = "preparing"
+    done: int = 0
 
 
 @dataclass(frozen=True, slots=True)
