@@ -1,5 +1,6 @@
 """The public names of planner. Held against the table of the package by a test."""
 
+from planner import export as export
 from planner.checker.check import (
     Finding as Finding,
 )

@@ -126,3 +126,23 @@ def test_comparing_leaves_torchs_random_numbers_as_they_were() -> None:
     before = torch.random.get_rng_state()
     compare_stages(model, find_layers(model))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("cls", [tf.Gemma3nForCausalLM, tf.Gemma4UnifiedForCausalLM])
+def test_layers_that_read_the_caches_of_others_are_refused(cls: Any) -> None:
+    """Of the second class as its configuration is by default, nothing is shared, and it has passed."""
+    model = on_meta(cls, num_kv_shared_layers=10)
+    with pytest.raises(planner.PipelineError, match="10 of its layers read the caches of others"):
+        require_equal_stages(model, find_layers(model))
+
+
+def test_comparing_goes_by_no_default_of_torch() -> None:
+    model = on_meta(tf.GPT2LMHeadModel, n_layer=3)
+    layers = find_layers(model)
+    wanted = compare_stages(model, layers)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"), torch.inference_mode():
+            assert compare_stages(model, layers) == wanted
+    finally:
+        torch.set_default_dtype(torch.float32)

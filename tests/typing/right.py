@@ -354,3 +354,7 @@ def integrations(model: nn.Module) -> None:
     assert_type(planner.install(auto="transformers", outside="raise"), planner.Integration)
     planner.uninstall()
     assert_type(planner.plan_of(model), planner.Plan | None)
+
+
+def exported(plan: planner.Plan) -> str:
+    return planner.export.vllm(plan).line

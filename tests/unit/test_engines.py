@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from random import Random
 from typing import Any
 
@@ -173,3 +174,81 @@ def test_what_no_engine_can_do_is_refused_before_anything_is_planned() -> None:
     shared.model.layers[1].mlp = shared.model.layers[0].mlp
     with pytest.raises(InvalidConstraintError, match="cannot share it"):
         planned(shared, {0: 10**9, 1: 10**9})
+
+
+def every_plan(table: dict[str, Any]) -> Iterator[int]:
+    """What each plan of a serial table comes to: every cut at open borders, and every way of each piece."""
+    pieces, kinds, host = table["pieces"], table["kinds"], len(table["kinds"]) - 1
+    count, devices = len(pieces), table["devices"]
+    for cuts in itertools.combinations_with_replacement(range(count + 1), len(devices) - 1):
+        if set(cuts) & set(table["closed"]):
+            continue
+        runs = [
+            (kind, range(low, high))
+            for kind, (low, high) in zip(devices, itertools.pairwise((0, *cuts, count)), strict=True)
+            if high > low
+        ]
+        for ways in itertools.product(("resident", "fetched", "beside"), repeat=count):
+            times = [one_run(pieces, kinds, host, kind, own, ways) for kind, own in runs]
+            known = [each for each in times if each is not None]
+            if len(known) == len(times):
+                hops = sum(table["hop"][a][b] for (a, _), (b, _) in itertools.pairwise(runs))
+                yield sum(known) + hops if table["objective"] == "latency" else max(known, default=0)
+
+
+def one_run(pieces: Any, kinds: Any, host: int, kind: int, own: range, ways: Any) -> int | None:
+    took, room, largest = 0, 0, 0
+    for at in own:
+        piece, way = pieces[at], ways[at]
+        if way == "resident":
+            if kind not in piece["homes"]:
+                return None
+            took, room = took + piece["run"][kind], room + piece["bits"] + piece["state"]
+        elif kind == host or host not in piece["homes"]:
+            return None
+        elif way == "fetched":
+            took, room = took + piece["run"][kind] + piece["fetch"][kind], room + piece["state"]
+            largest = max(largest, piece["bits"])
+        elif piece["state"]:
+            return None
+        else:
+            took += piece["host"] + kinds[kind]["aside"]
+    return took if room + largest <= kinds[kind]["cap"] else None
+
+
+@pytest.mark.parametrize("objective", ["latency", "throughput"])
+def test_borders_stay_closed_whatever_lies_on_the_host(objective: str) -> None:
+    rng, found = Random(objective), 0
+    for _ in range(250):
+        cards, count = rng.randint(1, 2), rng.randint(1, 5)
+        kinds = cards + 1
+        table = {
+            "objective": objective,
+            "kinds": [
+                *({"cap": rng.randint(0, 30), "aside": rng.randint(0, 6)} for _ in range(cards)),
+                {"cap": rng.randint(0, 60), "host": True},
+            ],
+            "devices": [cards, *range(cards)],
+            "hop": [[rng.randint(0, 5) for _ in range(kinds)] for _ in range(kinds)],
+            "pieces": [
+                {
+                    "bits": rng.randint(0, 12),
+                    "state": rng.choice([0, rng.randint(1, 3)]),
+                    "homes": sorted(rng.sample(range(kinds), rng.randint(1, kinds))),
+                    "run": [rng.randint(1, 20) for _ in range(kinds)],
+                    "fetch": [rng.randint(1, 30) for _ in range(kinds)],
+                    "host": rng.randint(1, 30),
+                }
+                for _ in range(count)
+            ],
+            "closed": [at for at in range(1, count) if rng.random() < 0.5],
+        }
+        best = min(every_plan(table), default=None)
+        try:
+            answer = solve_table(table)
+        except InfeasibleError:
+            assert best is None
+            continue
+        assert (answer.value_ps, answer.proven) == (best, True)
+        found += 1
+    assert found > 80

@@ -349,6 +349,17 @@ def test_commands_are_quoted_for_a_shell_and_have_a_line_for_each_thing() -> Non
     assert command.text.splitlines() == [command.line, "# f:", "x", "# n"]
 
 
+def test_what_a_plan_s_file_says_cannot_become_a_line_of_its_own() -> None:
+    """Names and formats are texts of whoever wrote the file."""
+    data = json.loads(mapped(llama(4), whole(4, 0, 0, 1, 1, first="cpu")).to_json())
+    data["source"] |= {"kind": "checkpoint", "name": "x; rm -rf ~\n", "format": "fp8\nrm -rf ~"}
+    hostile = Plan.from_json(json.dumps(data))
+    lines = export.llama_cpp(hostile).text.splitlines()
+    assert len(lines) == 3 and all(line.startswith("# ") for line in lines[1:])
+    staged = Plan.from_json(json.dumps(data | {"device_map": whole(4, 0, 0, 1, 1)}))
+    assert "vllm serve 'x; rm -rf ~\n'" in export.vllm(staged).line
+
+
 def test_hugging_face_gets_the_map_itself() -> None:
     plan = mapped(llama(4), whole(4, 0, 0, "cpu", "cpu"))
     assert json.loads(export.huggingface(plan).files["device_map.json"]) == plan.device_map

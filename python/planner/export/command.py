@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from planner.spelling import one_line
+
 __all__ = ["Command"]
 
 _PLAIN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -46,4 +48,6 @@ class Command:
     def text(self) -> str:
         """The line, each file, and notes behind ``#``."""
         files = [f"# {name}:\n{text.rstrip()}" for name, text in self.files.items()]
-        return "\n".join((*([self.line] if self.line else []), *files, *(f"# {note}" for note in self.notes)))
+        return "\n".join(
+            (*([self.line] if self.line else []), *files, *(f"# {one_line(note)}" for note in self.notes))
+        )

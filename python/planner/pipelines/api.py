@@ -17,6 +17,7 @@ from planner.pipelines.processes import join_processes
 from planner.pipelines.request import Request, fingerprint, padding_mask, require_ids, require_mask, token_ids
 from planner.pipelines.sampling import Sampling
 from planner.pipelines.schedule import Carrier, batches_of, equally_long_batches_of, warn_of_version
+from planner.pipelines.settings import warn_of_settings
 from planner.pipelines.signs import Sign
 from planner.pipelines.stage import Stage
 from planner.plans.plan import Plan
@@ -48,6 +49,8 @@ class Pipeline:
         self._calls = self._step = self._cache_bytes = 0
         self._stage = opened.stage
         opened.failing.cut = self._cut
+        if opened.stage.is_first:
+            warn_of_settings(opened.stage.model)
 
     @property
     def stage(self) -> Stage:
@@ -101,7 +104,8 @@ class Pipeline:
             InvalidInputError: arguments that make no sense.
 
         Guarantee: the tokens are those of the whole model's ``generate`` in one process with the same settings, also drawn ones with
-            ``torch.manual_seed(seed)`` before, where the same kernels run. All ranks end in the same step.
+            ``torch.manual_seed(seed)`` before, where the same kernels run; that is, with what the checkpoint's settings say of scores,
+            such as ``repetition_penalty``, and of drawing only what is said here. All ranks end in the same step.
 
         Cost: for each new token one forward through all stages, and one broadcast.
         """

@@ -47,6 +47,7 @@ def require_equal_stages(model: nn.Module, layers: LayerList) -> Roles:
     Cost: nothing for classes that have passed with this version of transformers; for others a tiny model is made and run, once in
         a process.
     """
+    _refuse_shared_caches(model)
     known = KnownClasses.shipped().roles_of(model)
     if known is not None and all(name in known for name, _ in parts_outside(model, layers)):
         return known
@@ -60,7 +61,8 @@ def require_equal_stages(model: nn.Module, layers: LayerList) -> Roles:
 def compare_stages(model: nn.Module, layers: LayerList) -> Roles:
     """The same for a class of which nothing is known. Raises PipelineError."""
     name = type(model).__name__
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    _refuse_shared_caches(model)
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device("cpu"):
         torch.manual_seed(_SEED)
         tiny = _tiny_model(model, layers)
         tiny_layers = find_layers(tiny)
@@ -79,6 +81,17 @@ def compare_stages(model: nn.Module, layers: LayerList) -> Roles:
             found = _tried(name, said, lambda: _logits(_chain(tiny, tiny_layers, roles, counts), words))  # noqa: B023
             _require_same(name, said, whole, found)
     return roles
+
+
+def _refuse_shared_caches(model: nn.Module) -> None:
+    """Raises for layers that keep no cache, and read one that may lie in another stage."""
+    config: Any = model.config
+    modes = getattr(config.get_text_config(decoder=True), "kv_sharing_modes", None) or ()
+    shared = sum(mode == "reuse" for mode in modes)  # others say "store"
+    if shared:
+        raise _refused(
+            type(model).__name__, f"{shared} of its layers read the caches of others, which other stages have"
+        )
 
 
 def _refuse_towers(model: nn.Module, layers: LayerList, roles: Roles) -> None:

@@ -18,6 +18,13 @@ __all__ = ["Cut", "Zeros", "cut_model", "owner_of"]
 
 # What modules call the number of their layer.
 _NUMBERS: Final = ("layer_idx", "layer_id")
+# Where what all configurations have is defined: nothing that depends on layers, and words of an older time, which warn.
+_SHARED: Final = (
+    "transformers.configuration_utils",
+    "transformers.utils",
+    "transformers.integrations",
+    "builtins",
+)
 _OVERRIDES: Final = "per_layer_config"
 # Lists that say nothing of layers, though they may be as long.
 _NOT_OF_LAYERS: Final = ("token_id", "token_ids", "architectures", "time_step_limit", "languages")
@@ -173,12 +180,13 @@ def _slice_configurations(model: nn.Module, total: int, layers: range, of_each: 
 
 def _computed_lists(config: Any, total: int) -> dict[str, list[Any]]:
     """What a configuration computes for each of its layers, which would be another thing for fewer of them."""
+    own = [kind for kind in type(config).__mro__ if not kind.__module__.startswith(_SHARED)]
+    names = {name for kind in own for name, value in vars(kind).items() if isinstance(value, property)}
     found = {}
-    for name in dir(type(config)):
-        if isinstance(getattr(type(config), name), property) and not name.startswith("_"):
-            value = getattr(config, name, None) if name != _OVERRIDES else None
-            if isinstance(value, list) and len(value) == total:
-                found[name] = value
+    for name in sorted(names - {_OVERRIDES}):
+        value = getattr(config, name, None)
+        if isinstance(value, list) and len(value) == total:
+            found[name] = value
     return found
 
 

@@ -23,11 +23,11 @@ __all__ = ["Failing", "Failure", "described", "is_of_connections", "layers_said"
 _KEY: Final = "failed"
 _KEEPER: Final = "does not answer, or the process that keeps the group's store, which is torchrun's on the first machine where it started the ranks"
 _MOST_CHARACTERS: Final = 1_000
+_MOST_OTHERS: Final = 4
 # Of the time-out, how long one forward has to take before the process that computes it is taken for the one that hangs.
 _HANGING: Final = 0.7
-# Between calls, how long a process may be silent, and of the time-out, if that is less.
-_QUIET_S: Final = 30.0
-_QUIET: Final = 0.5
+# Of the time-out, how long a process may be silent while no connection has broken: what begins, or reads, may keep Python busy.
+_BUSY: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +108,9 @@ class Failing:
         for each in self._signs.seen():
             if each.rank == rank and each.sign.doing == "closed":
                 return self.tell(Failure(rank, None, "has closed its pipeline while others still call it"))
-            if each.rank == rank and each.silent_s > max(self._signs.patience_s, self._quiet_s):
+            if each.rank == rank and each.silent_s > _BUSY * self._timeout_s:
                 return self.tell(self._silent(each))
         return None
-
-    @property
-    def _quiet_s(self) -> float:
-        """How long a process may be silent that no connection waits for: what other code of its own keeps the interpreter busy with."""
-        return min(_QUIET_S, _QUIET * self._timeout_s)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -144,6 +139,7 @@ class Failing:
 
     def _found(self) -> PipelineError:
         """Who is to blame that torch's connections gave an error. Waits for as long as it takes a sign to be missed."""
+        self._signs.cut_off()
         until_s = time.monotonic() + self._signs.patience_s + 2 * self._signs.every_s
         while time.monotonic() < until_s:
             try:
@@ -163,8 +159,8 @@ class Failing:
 
     def _seen(self) -> PipelineError | None:
         lost = self._signs.lost()
-        if lost is not None:
-            return self.tell(self._silent(lost))
+        if lost:
+            return self.tell(self._silent(*lost))
         mine = self._signs.mine
         for each in sorted(self._signs.seen(), key=lambda each: (each.sign.call, each.sign.step)):
             is_behind = (each.sign.call, each.sign.step) <= (mine.call, mine.step)
@@ -180,10 +176,12 @@ class Failing:
         said = f"has been computing for {seen.same_s:.1f} s: it hangs, or a step takes longer than timeout_s={self._timeout_s:g}"
         return Failure(seen.rank, self._step, said)
 
-    def _silent(self, seen: SeenSign) -> Failure:
+    def _silent(self, seen: SeenSign, *others: SeenSign) -> Failure:
+        also = "".join(f", nor has rank {each.rank}" for each in others[:_MOST_OTHERS])
+        also += f" and {len(others) - _MOST_OTHERS} more" if len(others) > _MOST_OTHERS else ""
         said = (
-            f"has given no sign of life for {seen.silent_s:.1f} s: its process ended or is stopped, or its machine cannot be reached;"
-            " what it printed last, or what torchrun says of it, tells why"
+            f"has given no sign of life for {seen.silent_s:.1f} s{also}: its process ended or is stopped, or its machine cannot be"
+            " reached; what it printed last, or what torchrun says of it, tells why"
         )
         return Failure(seen.rank, self._step, said)
 

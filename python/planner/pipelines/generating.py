@@ -12,6 +12,7 @@ from torch import Tensor
 from planner.pipelines.request import Request
 from planner.pipelines.sampling import Sampler
 from planner.pipelines.schedule import Carrier
+from planner.pipelines.settings import own_rules
 from planner.pipelines.stage import Stage
 
 __all__ = ["generate", "positions_of", "tensor_bytes"]
@@ -45,7 +46,9 @@ def generate(
     positions, fresh = positions_of(mask), ids.shape[1]
     has_ended = torch.zeros(len(ids), 1, dtype=torch.bool, device=stage.device)
     eos = torch.tensor(request.eos, dtype=torch.long, device=stage.device)
-    sampler = Sampler(request.sampling, stage.device) if stage.is_last else None
+    sampler = None
+    if stage.is_last:
+        sampler = Sampler(request.sampling, stage.device, own_rules(stage.model, request, stage.device))
     for step in range(1, request.most + 1):
         tell(step, False)
         following = stage.next(ids, mask, caches[0], fresh)

@@ -39,12 +39,8 @@ class KnownClasses:
         return cls(json.loads(first)["transformers"], dict(map(_read_row, rows)))
 
     def roles_of(self, model: nn.Module) -> Roles | None:
-        """Those of a model's class, None where it has not passed with the version of transformers that is here, or where its
-        configuration has layers look into each other's caches, which the one that has passed does not."""
+        """Those of a model's class, None where it has not passed with the version of transformers that is here."""
         kind = type(model)
-        config: Any = model.config
-        if any(getattr(config.get_text_config(decoder=True), "kv_sharing_modes", None) or ()):
-            return None
         transformers: Any = sys.modules.get("transformers")
         if transformers is None or transformers.__version__ != self.transformers:
             return None

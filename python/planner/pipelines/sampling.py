@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -61,11 +62,14 @@ class Sampler:
     Args:
         how: how tokens are chosen.
         device: where logits are.
+        own: rules of the checkpoint, which come before those of drawing.
     """
 
-    def __init__(self, how: Sampling, device: torch.device) -> None:
+    def __init__(
+        self, how: Sampling, device: torch.device, own: Sequence[Callable[[Tensor, Tensor], Tensor]] = ()
+    ) -> None:
         self._how = how
-        self._rules = _rules(how) if how.do_sample else ()
+        self._rules = (*own, *(_rules(how) if how.do_sample else ()))
         self._generator = None
         if how.seed is not None:
             self._generator = torch.Generator(device).manual_seed(how.seed)
@@ -80,10 +84,10 @@ class Sampler:
         Source: ``_sample``, transformers 5.23, generation/utils.py.
         """
         scores = logits.to(torch.float32)
-        if not self._how.do_sample:
-            return scores.argmax(dim=-1, keepdim=True)
         for rule in self._rules:
             scores = rule(ids, scores)
+        if not self._how.do_sample:
+            return scores.argmax(dim=-1, keepdim=True)
         return torch.multinomial(scores.softmax(dim=-1), num_samples=1, generator=self._generator)
 
 

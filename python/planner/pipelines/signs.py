@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 __all__ = ["Doing", "SeenSign", "Sign", "Signs"]
 
-Doing = Literal["preparing", "idle", "waiting", "computing", "closed"]
+Doing = Literal["preparing", "idle", "waiting", "computing", "cut off", "closed"]
 
 _BEATS_A_TIMEOUT: Final = 20
 _LONGEST_S: Final = 1.0
@@ -28,8 +28,9 @@ class Sign:
     Args:
         call: which call of the pipeline, from 1 on; 0 before the first.
         step: which forward of it, from 1 on; 0 before the first.
-        doing: "computing" is its own work, "waiting" for the others' while it is in a call, "idle" outside of calls.
-        done: of what takes as long as it takes, how much is done: another number whenever it goes on.
+            doing: "computing" is its own work, "waiting" for the others' while it is in a call, "idle" outside of calls; "cut off" is one
+            whose connections have ended, and who looks for the one to blame.
+    done: of what takes as long as it takes, how much is done: another number whenever it goes on.
     """
 
     call: int = 0
@@ -82,7 +83,7 @@ class Signs:
         self._rows: dict[int, _Row] = {}
         self._beats = 0
         self._looked_s = time.monotonic()
-        self._ended = Event()
+        self._ended, self._wake = Event(), Event()
         self._thread = Thread(target=self._run, name="planner: signs of life", daemon=True)
 
     @property
@@ -99,6 +100,7 @@ class Signs:
     def end(self, doing: Doing = "closed") -> None:
         """Tells the last one, where somebody hears it."""
         self._ended.set()
+        self._wake.set()
         self.mine = Sign(self.mine.call, self.mine.step, doing)
         if self.is_blind:
             return
@@ -121,15 +123,27 @@ class Signs:
         for rank, row in sorted(self._rows.items()):
             yield SeenSign(rank, row.sign, self._looked_s - row.came_s, self._looked_s - row.changed_s)
 
-    def lost(self) -> SeenSign | None:
-        """The process that has been silent for longest, of those whose signs have stopped to come; None of a closed one."""
+    def lost(self) -> list[SeenSign]:
+        """The processes whose signs have stopped to come, first the one that is to blame: others end with it, or are ended.
+
+        Who was cut off before is not to blame, and of the rest it is who has been silent for longest.
+        """
         silent = [
             each for each in self.seen() if each.silent_s > self.patience_s and each.sign.doing != "closed"
         ]
-        return max(silent, key=lambda each: each.silent_s, default=None)
+        return sorted(silent, key=lambda each: (each.sign.doing == "cut off", -each.silent_s))
+
+    def cut_off(self) -> None:
+        """Tells at once that this process's connections have ended."""
+        self.mine = Sign(self.mine.call, self.mine.step, "cut off")
+        self._wake.set()
 
     def _run(self) -> None:
-        while not self._ended.wait(self.every_s):
+        while True:
+            self._wake.wait(self.every_s)
+            self._wake.clear()
+            if self._ended.is_set():
+                return
             try:
                 self._tell()
                 for rank in self._others:
