@@ -48,6 +48,8 @@ class _DefaultGroup:
 
 
 _DEFAULT = _DefaultGroup()
+# By torchrun's environment. Where a rank keeps the store itself, one that went with a pipeline might be met by others on their way to the next.
+_STORES: dict[tuple[str, ...], tuple[dist.Store, int, int]] = {}
 
 
 @dataclass(slots=True, eq=False)
@@ -167,6 +169,9 @@ def _from_environment(timeout_s: float) -> tuple[dist.Store, int, int]:
             f"{listed(lacking)} of torchrun's environment {'is' if len(lacking) == 1 else 'are'} not set: start the script with"
             " torchrun --nproc-per-node STAGES"
         )
+    said = tuple(os.environ[name] for name in _ENVIRONMENT)
+    if said in _STORES:
+        return _STORES[said]
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     found: list[Any] = []
     wrong: list[Exception] = []
@@ -185,7 +190,7 @@ def _from_environment(timeout_s: float) -> tuple[dist.Store, int, int]:
     meeting.start()
     meeting.join(timeout_s)
     if found:
-        store, rank, many = found[0]
+        store, rank, many = _STORES[said] = found[0]
         return store, rank, many
     error = wrong[0] if wrong else TimeoutError(f"no answer within timeout_s={timeout_s:g}")
     if isinstance(error, ValueError):
