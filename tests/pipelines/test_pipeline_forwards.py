@@ -50,7 +50,11 @@ RIGHT_PADDED = {
 def made(name: str) -> Whole:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        folder = save(FAMILIES[name]()).folder
+        model = FAMILIES[name]()
+        with torch.no_grad():  # as far apart as trained ones: otherwise the same few tokens come whatever goes wrong
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.dim() > 1 else 0.05))
+        folder = save(model).folder
     return Whole(folder, tf.AutoModelForCausalLM.from_pretrained(folder).eval())
 
 
