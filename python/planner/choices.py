@@ -11,6 +11,7 @@ StrategyName: TypeAlias = Literal[
     "auto", "sequential", "balanced", "balanced_low_0", "latency", "throughput", "pipeline"
 ]
 RunOrder: TypeAlias = Literal["given", "any"]
+LongSteps: TypeAlias = Literal["fetch", "fetch_all", "host"]
 Maximise: TypeAlias = Literal["speed", "cache"]
 Engine: TypeAlias = Literal[
     "planner", "vllm", "sglang", "megatron", "tensorrt_llm", "torchtitan", "deepspeed", "llama_cpp"
@@ -41,6 +42,7 @@ DemandMethod: TypeAlias = Literal["recorded", "formula"]
 SearchStage: TypeAlias = Literal["in_order", "other_order", "tie_position", "scattered", "offload"]
 Stage: TypeAlias = SearchStage | Literal["sequential", "balanced", "balanced_low_0"] | Objective
 PieceWay: TypeAlias = Literal["resident", "fetched", "beside", "tied"]
+RateKind: TypeAlias = Literal["link", "memory", "flops", "weights"]
 SequentialRule: TypeAlias = Literal["fits", "tied", "bound", "fallback", "split", "split_tied", "next_device"]
 AutoRule: TypeAlias = Literal["resident", "offloaded", "oversized", "first_block", "no_room", "fused_experts"]
 TimedRule: TypeAlias = Literal["as_auto", "experts_as_part"]

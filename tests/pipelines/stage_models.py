@@ -170,7 +170,7 @@ def whole_logits(model: Any, padding: int) -> list[Tensor]:
     found = []
     for ids, mask, positions in forwards(padding):
         ids, mask, positions = (each.to(model.device) for each in (ids, mask, positions))
-        name = "cache_params" if "cache_params" in takes else "past_key_values"
+        name = next(name for name in ("cache", "past_key_values", "cache_params") if name in takes)
         given = {"attention_mask": mask, "position_ids": positions, name: cache, "use_cache": True}
         with torch.no_grad():
             made = model(input_ids=ids, **{key: value for key, value in given.items() if key in takes})

@@ -187,6 +187,7 @@ def test_one_device_for_two_ranks_is_refused() -> None:
     assert (caught.value.rank, caught.value.stage, caught.value.layers) == (1, 1, range(1, 3))
     require_seats([Seat("head", "cuda:0"), Seat("other", "cuda:0")], RUNS)
     require_seats([Seat("head", "cpu"), Seat("head", "cpu")], RUNS)
+    require_seats([Seat("localhost", "cuda:0", "one"), Seat("localhost", "cuda:0", "another")], RUNS)
 
 
 def test_devices_of_several_kinds_are_refused() -> None:

@@ -51,7 +51,9 @@ def made(name: str) -> Whole:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = FAMILIES[name]()
-        with torch.no_grad():  # as far apart as trained ones: otherwise the same few tokens come whatever goes wrong
+        with (
+            torch.no_grad()
+        ):  # as far apart as trained ones: otherwise the same few tokens come whatever goes wrong
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.dim() > 1 else 0.05))
         folder = save(model).folder

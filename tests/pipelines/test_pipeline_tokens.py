@@ -30,6 +30,7 @@ def piped(
     )
     for rank in ranks:
         assert rank.code == 0, rank.log
+        assert not rank.log, "nothing is printed that nobody asked for"
     return [rank.value for rank in ranks]
 
 

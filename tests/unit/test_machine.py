@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -222,3 +223,11 @@ def test_a_rate_that_is_none_is_refused_before_anything() -> None:
     for low, value, high in ((2, 1, 3), (1, 5, 4), (0, 1, 1), (1, 1, MOST_RATE + 1)):
         with pytest.raises(PlannerError):
             Rate(value=value, origin="measured", low=low, high=high)
+
+
+def test_equal_machines_are_one_key_and_nobody_changes_them() -> None:
+    one, other = (machine_of({"from": "cpu", "to": 0, "bytes_per_s": 10**12}) for _ in range(2))
+    assert {one: 1}[other] == 1
+    assert pickle.loads(pickle.dumps(one)) == one
+    with pytest.raises(TypeError):
+        one.device(0).flops_per_s["float32"] = Rate.of_user(1)  # type: ignore[index]

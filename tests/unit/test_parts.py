@@ -139,3 +139,17 @@ def test_a_plan_in_parts_keeps_attention_where_whole_blocks_would_not_fit() -> N
     assert all(name.endswith(".mlp") for name in offloaded)
     assert parts.offloaded_bytes["cpu"] <= whole.offloaded_bytes["cpu"]
     assert planner.is_valid(planner.check(model, parts.device_map, max_memory=budgets))
+
+
+def test_attention_that_is_a_block_of_its_own_stays_whole() -> None:
+    """A constraint names it, and its layer is taken apart: its projections are no parts of it."""
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES))
+    plan = planner.plan(
+        model,
+        max_memory={0: "1MiB", "cpu": "1MiB"},
+        granularity="part",
+        forbid={"*.self_attn": ("cpu",)},
+    )
+    assert "model.layers.0.self_attn" in plan.block_bytes
+    assert "model.layers.0.self_attn.q_proj" not in plan.block_bytes

@@ -405,10 +405,10 @@ def test_without_steps_the_bound_is_told() -> None:
         "headroom": None,
     }
     for kind in ("latency", "throughput", "pipeline"):
-        whole = planner.plan(model, strategy={"type": kind, "order": "any"}, **settings).timing
-        none = planner.plan(
-            model, strategy={"type": kind, "order": "any", "search_steps": 0}, **settings
-        ).timing
+        # For longer steps a plan may take more than another in this one.
+        strategy: dict[str, Any] = {"type": kind, "order": "any", "long_steps": "host"}
+        whole = planner.plan(model, strategy=strategy, **settings).timing
+        none = planner.plan(model, strategy={**strategy, "search_steps": 0}, **settings).timing
         assert whole is not None and none is not None
         assert none.lower_bound_ps <= whole.value_ps <= none.value_ps
         assert planner.plan(model, strategy={"type": kind}, **settings).certificate.stage == kind
@@ -446,6 +446,43 @@ def test_a_slower_machine_gives_a_slower_plan() -> None:
     assert timings[0] is not None and timings[1] is not None
     assert timings[0].latency_ps < timings[1].latency_ps
     assert timings[0].machine != timings[1].machine
+
+
+WRONG: list[tuple[tuple[str | int, ...], Any, str]] = [
+    (("value_ps",), -1, "value_ps"),
+    (("value_ps",), "12", "value_ps"),
+    (("latency_ps",), 1.5, "latency_ps"),
+    (("tokens",), True, "tokens"),
+    (("speed",), 1, "speed"),
+    (("pieces", 0, "run_ps"), -5, "run_ps"),
+    (("pieces", 0, "mood"), "good", "mood"),
+    (("pieces", 1, "name"), "transformer.h.0", "transformer.h.0"),
+    (("pieces", 0, "other"), {"way": "beside"}, "ps"),
+    (("stages", 0, "last"), "model.layers.99", "model.layers.99"),
+    (("stages", 0, "device"), None, "device"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "part"), WRONG, ids=str)
+def test_a_timing_that_is_none_is_refused(path: tuple[str | int, ...], value: Any, part: str) -> None:
+    data = json.loads(planned(llama(), (0.5, 0.4)).to_json())
+    inner: Any = data["timing"]
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    with pytest.raises(planner.InvalidInputError, match=part):
+        planner.Plan.from_json(json.dumps(data))
+
+
+def test_a_machine_may_be_what_its_file_says(tmp_path: Path) -> None:
+    said, marked = json.loads(machine().to_json()), tmp_path / "machine.json"
+    marked.write_text(machine().to_json(), encoding="utf-8-sig")
+    settings: dict[str, Any] = {"max_memory": {0: 10**9, "cpu": 10**9}, "strategy": "latency"}
+    plans = [planner.plan(llama(), machine=each, **settings) for each in (machine(), said, marked)]
+    plans.append(planner.plan(llama(), config={"machine": said, **settings}))
+    assert {plan.timing for plan in plans} == {plans[0].timing}
+    with pytest.raises(planner.InvalidInputError, match="kindd"):
+        planner.plan(llama(), machine={**said, "devices": [{"id": 0, "kindd": "cuda"}]}, **settings)
 
 
 def test_plans_of_version_3_have_no_timing() -> None:

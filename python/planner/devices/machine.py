@@ -107,7 +107,7 @@ class Machine:
     def read(cls, path: str | os.PathLike[str]) -> Machine:
         """A machine from a file. Raises InvalidInputError: it cannot be read, or as :meth:`from_json`; the file is named."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8-sig")  # some editors begin with a mark
         except (OSError, ValueError) as error:
             raise InvalidInputError(f"no machine can be read from {os.fspath(path)}: {error}") from error
         try:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from planner.dispatching.hooks.place import rests
 from planner.dispatching.install.regions import PlacedTensor
 from planner.loading.file_order import Staying, read_in_file_order
 from planner.loading.open_files import OpenFiles
@@ -39,14 +38,11 @@ class Residents:
 
 
 def is_file_backed(place: PlacedTensor, *, offload_buffers: bool) -> bool:
-    """Whether a tensor rests in its file between forwards: on disk, and on the CPU where its module runs elsewhere."""
+    """Whether a tensor rests in its file between forwards: on disk, and on the CPU where its module always runs elsewhere."""
     placement = place.placement
     storage = placement.storage_device
-    return (
-        placement.is_offloaded
-        and rests(place.slot, offload_buffers=offload_buffers)
-        and (storage is None or storage.type == "cpu")
-    )
+    is_on_host = storage is not None and storage.type == "cpu" and placement.host_tokens is None
+    return place.wants_rest(offload_buffers=offload_buffers) and (storage is None or is_on_host)
 
 
 def make_residents(
@@ -160,7 +156,7 @@ def _resting(
 def _stays_on(place: PlacedTensor, *, offload_buffers: bool) -> torch.device:
     """Where a tensor stays in memory: buffers that do not rest with the weights of an offloaded module stay where that runs."""
     placement = place.placement
-    is_resting = placement.is_offloaded and rests(place.slot, offload_buffers=offload_buffers)
+    is_resting = place.wants_rest(offload_buffers=offload_buffers)
     device = placement.storage_device if is_resting else placement.execution_device
     return _CPU if device is None else device
 

@@ -26,7 +26,8 @@ def stateless_parts(blocks: Blocks) -> tuple[str, ...]:
         In the order of the tree. Children of a block of at least a fifth of its bytes, without a module inside whose class, or any
         base of it, has a name as of attention, recurrence or convolution. Where one module is nearly all of such a child, that module.
 
-    Guarantee: only of blocks with such a module, which keeps something of each block in its place; others run anywhere as they are.
+    Guarantee: only of blocks with such a module inside, which keeps something of each block in its place; others run anywhere as they
+        are, and attention that is a block of its own stays whole.
 
     Cost: O(modules).
     """
@@ -49,10 +50,12 @@ def _parts_of(
     children: Mapping[str, Sequence[str]],
     stateful: Container[str],
 ) -> list[str]:
-    whole = sizes.get(block, 0)
+    whole, inside = sizes.get(block, 0), children.get(block, ())
+    if not any(child in stateful for child in inside):
+        return []  # attention by itself, of which a projection is no part that is called alone
     return [
         _narrowed(child, sizes, children)
-        for child in children.get(block, ())
+        for child in inside
         if child not in stateful and sizes.get(child, 0) * _LEAST_SHARE >= whole > 0
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.model.blocks import Blocks
 from planner.model.modules import Modules
@@ -47,12 +47,32 @@ class BlockWork:
         touched_bytes: what of weights the step reads, its own and those that others hold for it.
         flops: operations on them.
         modules: how many modules of it have tensors of their own: each starts kernels.
+        expert_bytes: what of its weights are experts, which a step reads as far as it chooses them.
     """
 
     weight_bytes: int
     touched_bytes: int
     flops: int
     modules: int = 1
+    expert_bytes: int = 0
+
+    def in_step(self, tokens: int, *, of: int, experts: Experts | None) -> BlockWork:
+        """The same in a step of so many new tokens, of which nothing is an embedding.
+
+        Args:
+            of: the tokens of the step that this is the work in.
+            experts: as of :func:`work_of`.
+
+        Guarantee: with more tokens, no number is less.
+        """
+        if tokens == of:
+            return self
+        touched_bytes = self.touched_bytes
+        if experts is not None and self.expert_bytes:
+            touched_bytes += experts.touched(self.expert_bytes, tokens) - experts.touched(
+                self.expert_bytes, of
+            )
+        return replace(self, touched_bytes=touched_bytes, flops=self.flops // of * tokens)
 
 
 def work_of(
@@ -90,7 +110,11 @@ def work_of(
         chosen = mix if experts is None else -(-mix * experts.chosen // experts.count)
         elements = (always + chosen) * 8 // weight_bits
         return BlockWork(
-            weight_bytes=size, touched_bytes=touched, flops=2 * tokens * elements, modules=counted
+            weight_bytes=size,
+            touched_bytes=touched,
+            flops=2 * tokens * elements,
+            modules=counted,
+            expert_bytes=mix,
         )
 
     works = []

@@ -69,10 +69,12 @@ class Seat:
     Args:
         host: its machine.
         device: the device there.
+        boot: which start of which machine it is: several may be called "localhost".
     """
 
     host: str
     device: str
+    boot: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class Room:
         checkpoint: a digest of what its files hold.
         weight_bytes: what its weights take.
         free_bytes: what could be allocated there now; None where nobody says.
+        boot: as of :class:`Seat`.
     """
 
     host: str
@@ -92,6 +95,7 @@ class Room:
     checkpoint: str
     weight_bytes: int
     free_bytes: int | None
+    boot: str = ""
 
 
 def offer_of(runs: Sequence[StageRun], plan: Plan | None, options: object) -> Offer:
@@ -156,34 +160,34 @@ def require_seats(seats: Sequence[Seat], runs: Sequence[StageRun]) -> None:
 
 def _require_nodes(seats: Sequence[Seat], runs: Sequence[StageRun]) -> None:
     """Stages that a plan puts on one node must be on one machine, and those of others on others."""
-    hosts: dict[str, str] = {}
-    nodes: dict[str, str] = {}
+    hosts: dict[str, tuple[str, str]] = {}
+    nodes: dict[tuple[str, str], str] = {}
     for run, seat in zip(runs, seats, strict=True):
         node, host = "" if run.device is None else node_of(run.device), seat.host
         if not node or seat.device == "cpu":  # a rehearsal
             continue
-        if hosts.setdefault(node, host) != host:
+        if hosts.setdefault(node, (host, seat.boot)) != (host, seat.boot):
             raise PipelineError(
                 f"the plan has stage {run.index} on node {node} as others, and rank {run.index} is on {seat.host}, they on"
-                f" {hosts[node]}: start as many processes on each machine as the plan has stages there, in its order of nodes",
+                f" {hosts[node][0]}: start as many processes on each machine as the plan has stages there, in its order of nodes",
                 **_fields(run.index, runs),
             )
-        if nodes.setdefault(host, node) != node:
+        if nodes.setdefault((host, seat.boot), node) != node:
             raise PipelineError(
-                f"the plan has nodes {nodes[seat.host]} and {node}, and ranks of both are on {seat.host}: start each node's"
+                f"the plan has nodes {nodes[(host, seat.boot)]} and {node}, and ranks of both are on {seat.host}: start each node's"
                 " processes on a machine of its own",
                 **_fields(run.index, runs),
             )
 
 
-def room_of(host: str, device: torch.device, prepared: PreparedStage) -> Room:
+def room_of(host: str, boot: str, device: torch.device, prepared: PreparedStage) -> Room:
     """What a stage takes beside what is free."""
     if device.type == "cpu":
         free: int | None = free_host_memory().free_bytes
     else:
         key: int | str = device.type if device.index is None else device.index
         free = next((each.free_bytes for each in free_devices() if each.device == key), None)
-    return Room(host, str(device), prepared.fingerprint, prepared.weight_bytes, free)
+    return Room(host, str(device), prepared.fingerprint, prepared.weight_bytes, free, boot)
 
 
 def require_room(rooms: Sequence[Room], runs: Sequence[StageRun]) -> None:
@@ -194,10 +198,10 @@ def require_room(rooms: Sequence[Room], runs: Sequence[StageRun]) -> None:
             f"{_ranks(odd)} found other tensors in the checkpoint, or another configuration, than rank 0: give every rank the same files",
             **_fields(odd[0], runs),
         )
-    together: dict[tuple[str, str], list[int]] = {}
+    together: dict[tuple[str, str, str], list[int]] = {}
     for rank, room in enumerate(rooms):
-        together.setdefault((room.host, room.device), []).append(rank)
-    for (host, device), ranks in together.items():
+        together.setdefault((room.host, room.device, room.boot), []).append(rank)
+    for (host, device, _), ranks in together.items():
         needed = sum(rooms[rank].weight_bytes for rank in ranks)
         free = min((rooms[rank].free_bytes for rank in ranks), key=_or_endless)
         if free is not None and needed > free:

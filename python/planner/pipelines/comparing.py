@@ -16,7 +16,7 @@ from planner.pipelines.cutting import cut_model
 from planner.pipelines.known import KnownClasses
 from planner.pipelines.layers import LayerList, Roles, find_layers, parts_outside
 from planner.pipelines.observing import observed_calls
-from planner.pipelines.running import CACHES, StageForward
+from planner.pipelines.running import StageForward, cache_argument
 from planner.pipelines.runs import stage_runs
 from planner.pipelines.shrinking import TINY_LAYERS, WORDS, tiny_configurations
 from planner.spelling import one_line
@@ -165,7 +165,7 @@ def _made(cls: Any, said: dict[str, Any]) -> Any:
 
 def _whole_forward(model: Any) -> _Forward:
     takes = inspect.signature(model.forward).parameters
-    cache_name = next((name for name in CACHES if name in takes), CACHES[0])
+    cache_name = cache_argument(model)
     cache = plain_cache(model.config.get_text_config(decoder=True))
 
     def forward(ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:

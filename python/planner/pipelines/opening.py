@@ -119,10 +119,12 @@ def open_stage(asked: Asked, processes: Processes) -> Opened:
         runs.extend(understood.runs)
 
         device = together.do("device", lambda: seat_device(asked.device, runs[rank], processes.local_rank))
-        require_seats([Seat(*each) for each in together.tell("seats", (host, str(device)))], runs)
+        require_seats(
+            [Seat(*each) for each in together.tell("seats", (host, str(device), processes.boot))], runs
+        )
 
         prepared = together.do("stage", lambda: _prepare(asked, runs, rank, device, understood))
-        rooms = together.tell("rooms", asdict(room_of(host, device, prepared)))
+        rooms = together.tell("rooms", asdict(room_of(host, processes.boot, device, prepared)))
         require_room([Room(**each) for each in rooms], runs)
 
         together.do("connections", lambda: processes.connect(device))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
+from pathlib import Path
 from threading import Thread
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ __all__ = ["Processes", "join_processes"]
 
 # What torchrun gives each process.
 _ENVIRONMENT: Final = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 # Of the time-out, what a connection waits; the rest is for finding out who it waited for.
 _SHARE: Final = 0.9
 # What nccl's groups read when they are made.
@@ -63,6 +65,8 @@ class Processes:
         store: what they tell each other, of this pipeline alone.
         timeout_s: how long one waits for another.
         group: the connections of this pipeline; None before :meth:`connect`, and after :meth:`close`.
+        host: what this machine is called.
+        boot: what tells it from others of that name; "" where nothing does.
     """
 
     rank: int
@@ -72,6 +76,7 @@ class Processes:
     timeout_s: float
     group: dist.ProcessGroup | None = None
     host: str = field(default_factory=socket.gethostname)
+    boot: str = field(default_factory=lambda: _boot())
     _found: dist.Store | None = None
     _is_open: bool = True
 
@@ -107,6 +112,13 @@ class Processes:
             if group is not None and dist.is_initialized():
                 dist.destroy_process_group(group)
             _DEFAULT.leave()
+
+
+def _boot() -> str:
+    try:
+        return _BOOT.read_text().strip()
+    except OSError:  # no Linux
+        return ""
 
 
 @contextmanager

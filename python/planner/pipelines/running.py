@@ -14,11 +14,21 @@ from planner.pipelines.cutting import Cut, Zeros
 from planner.pipelines.kept import KeptInModules
 from planner.pipelines.runs import StageRun
 
-__all__ = ["CACHES", "StageForward"]
+__all__ = ["StageForward", "cache_argument"]
 
 # Kinds of scaled rotary positions.
 _BY_LONGEST_ROW: Final = ("dynamic", "longrope")
-CACHES: Final = ("past_key_values", "cache_params")
+# What classes call it; from transformers 5.24 on, all of them by the first name.
+_CACHES: Final = ("cache", "past_key_values", "cache_params")
+
+
+def cache_argument(model: nn.Module) -> str:
+    """What a model's forward calls its cache. Raises ValueError where it takes none."""
+    takes = inspect.signature(model.forward).parameters
+    found = next((name for name in _CACHES if name in takes), None)
+    if found is None:
+        raise ValueError(f"the forward of {type(model).__name__} takes no cache")
+    return found
 
 
 class StageForward:
@@ -42,7 +52,7 @@ class StageForward:
         self._called = model if run.is_last else _without_head(model, cut)
         # What the whole model does not take, it does not give to what is inside.
         self._takes = frozenset(inspect.signature(model.forward).parameters)
-        self._cache_name = next((name for name in CACHES if name in self._takes), CACHES[0])
+        self._cache_name = cache_argument(model)
         self.goes_by_longest_row = _goes_by_longest_row(cut.config.to_dict())
         self.forwards = Forwards(model, self._cache_name)
         self._kept = KeptInModules(model)

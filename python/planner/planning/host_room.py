@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from planner.errors import InfeasibleError
-from planner.planning.line import HOST, PlannedLine
+from planner.planning.line import PlannedLine
+from planner.planning.line_sizes import HOST
 from planner.strategies.line_tables import MOST, LinePiece, LineProblem
 from planner.strategies.timed import LineAnswer, solve_line
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from math import ceil
-from typing import Final
 
 from planner.devices.budgets import DeviceBudget
 from planner.devices.keys import DeviceKey
@@ -17,32 +17,13 @@ from planner.model.blocks import Blocks
 from planner.model.parts import runs_anywhere
 from planner.model.work import BlockWork
 from planner.planning.device_kinds import kinds_of, rates_of
+from planner.planning.line_sizes import HOST, LineSizes
+from planner.planning.long_steps import host_up_to_tokens
 from planner.strategies.costs import fetch_ps, hop_ps, run_ps
 from planner.strategies.line_tables import LineKind, LinePiece, LineTie
 from planner.strategies.staying import StayingBuffers
 
-__all__ = ["LineSizes", "PlannedLine"]
-
-HOST: Final = "cpu"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LineSizes:
-    """One step, in numbers.
-
-    Args:
-        tokens: new tokens, over all sequences.
-        dtype: what the model computes in.
-        item_bytes: one number of that.
-        activation_bytes: what passes from one piece to the next.
-        heads_per_key: heads that read one head of the cache.
-    """
-
-    tokens: int
-    dtype: str
-    item_bytes: int
-    activation_bytes: int
-    heads_per_key: int = 1
+__all__ = ["PlannedLine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,27 +238,28 @@ class PlannedLine:
     def pieces(self) -> tuple[LinePiece, ...]:
         """Each block as the search takes it."""
         made: dict[int, LinePiece] = {}
-        for number, alike in enumerate(self._classes):
+        for number, alike in enumerate(self.alike):
             if alike not in made:
                 made[alike] = self._piece(number)
-        return tuple([made[alike] for alike in self._classes])
+        return tuple([made[alike] for alike in self.alike])
 
     @cached_property
-    def _classes(self) -> Sequence[int]:
+    def alike(self) -> Sequence[int]:
         """By block, the number of those that cost the same: most blocks of a model are alike."""
         numbers: dict[object, int] = {}
         found = []
         for number, (work, kept, stays, allowed) in enumerate(
             zip(self.work, self.demands, self.staying_bytes, self.allowed, strict=True)
         ):
-            moves, passes = number in self.movable, self.passes[number]
-            key = (work, kept.cache_bytes, kept.lasting_bytes, stays, allowed, moves, passes)
+            moves, is_brought = number in self.movable, number in self.brought_whole
+            passes = self.passes[number]
+            key = (work, kept.cache_bytes, kept.lasting_bytes, stays, allowed, moves, is_brought, passes)
             found.append(numbers.setdefault(key, len(numbers)))
         return found
 
     def run_ps(self, piece: int, key: DeviceKey) -> int:
         """What running a piece takes on a device."""
-        known = (self._classes[piece], key)
+        known = (self.alike[piece], key)
         found = self._run_ps.get(known)
         if found is None:
             cache_bytes = self.demands[piece].cache_bytes
@@ -301,6 +283,41 @@ class PlannedLine:
     def fetch_ps(self, piece: int, key: DeviceKey, home: DeviceKey) -> int:
         """What bringing a piece's weights in takes."""
         return fetch_ps(self.machine, key, self.work[piece].weight_bytes, home=home)
+
+    def host_up_to_tokens(self, piece: int, key: DeviceKey) -> int | None:
+        """The most new tokens of a step up to which the host runs a part that lies there for the run of a device, and from where on
+        that brings it in; None where the host always does."""
+        if piece not in self.brought_whole:
+            return None
+        work = self.work[piece]
+        if (work, key) not in self._host_up_to_tokens:
+            fetch_ps = self.fetch_ps(piece, key, HOST)
+            self._host_up_to_tokens[work, key] = host_up_to_tokens(
+                self.machine, work, self.sizes, key, fetch_ps=fetch_ps
+            )
+        return self._host_up_to_tokens[work, key]
+
+    def keeps_much(self, staging_blocks: int) -> bool:
+        """Whether room for what longer steps bring in may be more than a tenth of a device, and can be done without."""
+        if self.sizes.longest_tokens <= self.sizes.tokens or self.sizes.fetches_all:
+            return False
+        largest = max((self.work[piece].weight_bytes for piece in self.brought_whole), default=0)
+        rooms = (self.capacity_bytes[key] for key in self.runners if key != HOST)
+        return any(largest * staging_blocks * 10 > room for room in rooms)
+
+    @cached_property
+    def _host_up_to_tokens(self) -> dict[tuple[BlockWork, DeviceKey], int | None]:
+        """What was worked out of it."""
+        return {}
+
+    @cached_property
+    def brought_whole(self) -> frozenset[int]:
+        """Of the movable pieces those that are one module and share nothing: what can be brought in in some steps and not in others."""
+        counts = Counter(self.units)
+        names = self.names
+        return frozenset(
+            piece for piece in self.movable if counts[self.units[piece]] == 1 and len(names[piece]) == 1
+        )
 
     def kept_bytes(self, piece: int) -> int:
         """What a piece keeps where it runs, with the margin."""
@@ -337,7 +354,17 @@ class PlannedLine:
         elif self._has_store:
             homes |= {len(heads)} if home is not None else set()
             runs, fetches = [*runs, None], [*fetches, None]
-        is_beside = self.host_runs and home == HOST and number in self.movable
+        may_move = self.brought_whole if self.sizes.fetches_all else self.movable
+        is_beside = self.host_runs and home == HOST and number in may_move
+        if self.sizes.fetches_all and HOST in heads and work.flops:
+            runs[heads.index(HOST)] = None
+        # What longer steps bring in has room where they run it.
+        beside = [
+            8 * work.weight_bytes
+            if is_beside and key != HOST and self.host_up_to_tokens(number, key) is not None
+            else 0
+            for key in heads
+        ]
         # Buffers that stay are where the block runs in any case, so they are state, and no weights that could rest elsewhere.
         stays = min(self.staying_bytes[number], work.weight_bytes)
         lasts = self.kept_bytes(number)
@@ -349,6 +376,7 @@ class PlannedLine:
             run_ps=tuple(runs),
             fetch_ps=tuple(fetches),
             host_ps=self.run_ps(number, HOST) if is_beside else None,
+            beside_bits=(*beside, *(0 for _ in runs[len(heads) :])),
             passes=self.passes[number],
         )
 

@@ -7,7 +7,8 @@ from functools import cached_property
 
 from planner.choices import PieceWay
 from planner.devices.keys import DeviceKey
-from planner.planning.line import HOST, PlannedLine
+from planner.planning.line import PlannedLine
+from planner.planning.line_sizes import HOST
 from planner.planning.spilling import Spillable, spilled
 from planner.strategies.timed import LineAnswer
 
@@ -58,6 +59,17 @@ class LinePlacement:
                 homes.append(stage if way == "resident" else line.rests(block) or stage)
         return homes
 
+    def has_room_to_fetch(self, piece: int) -> bool:
+        """Whether the device of its run has room for a piece that is brought in, one at a time, beside what lies and is kept there."""
+        line, stage = self.line, self.stages[piece]
+        inside = [each for each, device in enumerate(self.stages) if device == stage]
+        resting = sum(line.work[each].weight_bytes for each in inside if self.homes[each] == stage)
+        stays = sum(line.staying_bytes[each] for each in inside if self.homes[each] != stage)
+        kept = sum(line.kept_bytes(each) for each in inside if self.runs[each] == stage)
+        fetched = (each for each in inside if each == piece or self.ways[each] == "fetched")
+        largest = max(line.work[each].weight_bytes for each in fetched)
+        return resting + stays + kept + largest <= line.capacity_bytes[stage]
+
     @cached_property
     def _host_bytes(self) -> int:
         """Room for weights: what is kept of what the host runs is there, too."""
@@ -95,6 +107,19 @@ class LinePlacement:
 
     def _may_spill(self, block: int) -> bool:
         return self.ways[block] == "fetched" and self.homes[block] == HOST and self.line.may_spill(block)
+
+    def host_up_to_tokens(self, block: int) -> int | None:
+        """Of what the host runs for another device's run, up to how many new tokens; None where it always does, and of all else."""
+        is_beside = self.ways[block] == "beside"
+        return self.line.host_up_to_tokens(block, self.stages[block]) if is_beside else None
+
+    def staged(self) -> Sequence[int]:
+        """Blocks that are brought in to the device of their run, if only in longer steps."""
+        return [
+            block
+            for block, way in enumerate(self.ways)
+            if way == "fetched" or self.host_up_to_tokens(block) is not None
+        ]
 
     def by_block(self) -> tuple[list[DeviceKey], list[DeviceKey]]:
         """Where each block lies and runs, in the order of the model."""

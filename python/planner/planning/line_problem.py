@@ -18,7 +18,9 @@ from planner.model.execution_order import callers_of, execution_order
 from planner.model.work import Experts, work_of
 from planner.planning.engines import allowed_for, closed_borders, engine_mode, has_host
 from planner.planning.largest_cache import wants_cache
-from planner.planning.line import HOST, LineSizes, PlannedLine
+from planner.planning.line import PlannedLine
+from planner.planning.line_sizes import HOST, LineSizes
+from planner.planning.long_steps import MOST_TOKENS
 from planner.planning.machines import machine_for
 from planner.planning.margins import margin_of
 from planner.planning.problem import Problem
@@ -133,6 +135,9 @@ def planned_line(
             item_bytes=item_bytes,
             activation_bytes=tokens * row_bytes,
             heads_per_key=max(1, queries // keys),
+            experts=experts,
+            longest_tokens=_longest_tokens(problem) if engine is None else 0,
+            fetches_all=isinstance(settings.strategy, ByTime) and settings.strategy.long_steps == "fetch_all",
         ),
         home=home,
         host_runs=HOST in kinds and not (mode == "gpu_only" and has_accelerator),
@@ -143,6 +148,15 @@ def planned_line(
     )
     line.require_rates(line.runners if needs_rates is None else needs_rates)
     return line
+
+
+def _longest_tokens(problem: Problem) -> int:
+    """New tokens of the longest step that a plan is to be ready for: that of the prompt, where a workload says it."""
+    strategy, workload = problem.settings.strategy, problem.settings.workload
+    assert isinstance(strategy, ByTime)
+    if strategy.long_steps == "host":
+        return 0
+    return MOST_TOKENS if workload is None else workload.rows * workload.prompt_tokens
 
 
 def _reads_disk(machine: Machine) -> bool:

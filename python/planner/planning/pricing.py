@@ -16,9 +16,11 @@ from planner.model.blocks import Blocks
 from planner.model.parts import stateless_parts
 from planner.model.tree import ModuleTree
 from planner.names import device_of, is_within, listed
-from planner.planning.line import HOST, PlannedLine
-from planner.planning.line_problem import planned_line
+from planner.planning.line import PlannedLine
+from planner.planning.line_problem import planned_line, step_tokens
+from planner.planning.line_sizes import HOST
 from planner.planning.problem import Problem
+from planner.plans.device_map import DeviceMap, HostSteps
 from planner.plans.plan import Plan
 from planner.plans.timing import TimedPiece, TimedStage, Timing
 from planner.settings.keywords import PlanSettings
@@ -44,7 +46,7 @@ def price(
 
     Args:
         source: the model, as in :func:`planner.plan`.
-        plan: a plan, or names to devices.
+        plan: a plan, or names to devices; that of a plan (``plan.device_map``) says what runs elsewhere, too.
         tokens: new tokens of the step, over all sequences; by default those of the workload, else 1.
         execution_map: for a device map, what runs elsewhere than it lies; by default what is offloaded runs on the first
             accelerator of the map, as loaders do it.
@@ -60,7 +62,7 @@ def price(
         InvalidInputError: no map, a setting that makes no sense, or a link without a rate.
         InvalidDevicesError: a device that the machine does not have, or has no rate for. Fields: ``device``.
 
-    Guarantee: of a plan by time whose pieces are all resident or fetched, the latency that the plan says. A piece that runs beside
+    Guarantee: what the host runs in short steps alone counts in longer ones as fetched. Of a plan by time whose pieces are all resident or fetched, the latency that the plan says. A piece that runs beside
         its stage, or with what it is tied to, counts two hops there, and here only those that are made. Rooms are not looked at.
 
     Cost: O(modules + tensors).
@@ -77,21 +79,26 @@ def price(
         (True, [0, 1])
     """
     homes, runs = _maps(plan, execution_map)
+    long_steps = _host_steps(plan, execution_map)
     opened = open_source(source, None)
-    budgets = dict.fromkeys(dict.fromkeys((*homes.values(), *runs.values())), _ROOM)
+    runners = (*homes.values(), *runs.values(), *(steps.device for steps in long_steps.values()))
+    budgets = dict.fromkeys(dict.fromkeys(runners), _ROOM)
     chosen: dict[str, Any] = {
         **settings,
         "strategy": {"type": "latency", "tokens": tokens},
         "max_memory": {**budgets, **({} if HOST in budgets or "disk" not in budgets else {HOST: _ROOM})},
     }
     problem = Problem.of(opened, None, chosen, None)
+    runs = DeviceMap({}, runs, long_steps).elsewhere(step_tokens(problem))
     _require_places(problem, homes, runs)
     return _timing(problem, plan, homes, runs)
 
 
 def priced_in(problem: Problem, plan: Plan) -> Timing:
     """What one step takes with a plan, in a problem whose model it is of and whose machine counts."""
-    return _timing(problem, plan, *_maps(plan, None))
+    homes, runs = _maps(plan, None)
+    runs = DeviceMap({}, runs, _host_steps(plan, None)).elsewhere(step_tokens(problem))
+    return _timing(problem, plan, homes, runs)
 
 
 def _timing(
@@ -116,11 +123,21 @@ def _maps(
     if not isinstance(plan, Mapping) or not plan:
         raise InvalidInputError(f"what is priced is a plan or a device map, got {shown(plan)}")
     homes = {str(name): plan_device(device) for name, device in plan.items()}
+    if isinstance(plan, DeviceMap) and execution_map is None:
+        return homes, dict(plan.execution_map)
     if execution_map is not None:
         return homes, {str(name): plan_device(device) for name, device in execution_map.items()}
     main = main_device(homes.values())
     tiers = offload_tiers(main) if main != HOST else ("disk",)
     return homes, {name: main for name, device in homes.items() if device in tiers}
+
+
+def _host_steps(
+    plan: Plan | Mapping[str, Any], execution_map: Mapping[str, Any] | None
+) -> Mapping[str, HostSteps]:
+    """Parts that the host runs in short steps alone."""
+    device_map = plan.device_map if isinstance(plan, Plan) else plan
+    return device_map.host_steps if isinstance(device_map, DeviceMap) and execution_map is None else {}
 
 
 def _require_places(problem: Problem, homes: Mapping[str, DeviceKey], runs: Mapping[str, DeviceKey]) -> None:
@@ -176,6 +193,8 @@ def _priced(
     placed: list[tuple[str, DeviceKey, DeviceKey]] = []
     for names in line.names:
         home, runner = device_of(names[0], homes), device_of(names[0], runs)
+        if home is None:  # a map may say of each part what is true of the whole
+            ((home, runner),) = _places(names[0], homes, runs)
         assert home is not None  # every tensor has a device
         placed.append((names[0], home, home if runner is None else runner))
     pieces = tuple(_pieces(line, placed))

@@ -9,7 +9,8 @@ from itertools import pairwise
 from planner.choices import Objective
 from planner.devices.keys import DeviceKey
 from planner.planning.line_placement import LinePlacement
-from planner.plans.timing import TimedPiece, TimedStage, Timing
+from planner.planning.other_ways import other_way
+from planner.plans.timing import OtherWay, TimedPiece, TimedStage, Timing
 from planner.settings.strategies import ByTime, Latency, Pipeline
 
 __all__ = ["batches_of", "objective_of", "timing_of", "value_of"]
@@ -47,7 +48,7 @@ def timing_of(placement: LinePlacement, strategy: ByTime, *, is_overlapped: bool
         others: the bound holds, and the value may be above that of the search.
     """
     line, answer = placement.line, placement.answer
-    pieces = _pieces(placement)
+    pieces = _pieces(placement, is_overlapped=is_overlapped)
     stages = tuple(
         TimedStage(
             device=line.runners[run.device],
@@ -91,11 +92,18 @@ def _stage_ps(pieces: Sequence[TimedPiece], *, is_overlapped: bool) -> int:
     return max(run_ps, fetch_ps) if is_overlapped else run_ps + fetch_ps
 
 
-def _pieces(placement: LinePlacement) -> tuple[TimedPiece, ...]:
+def _pieces(placement: LinePlacement, *, is_overlapped: bool) -> tuple[TimedPiece, ...]:
     line, pieces = placement.line, []
+    others: dict[object, OtherWay | None] = {}
     for block, names in enumerate(line.names):
         stage, runner = placement.stages[block], placement.runs[block]
         is_fetched = placement.ways[block] == "fetched"
+        alike = (line.alike[block], stage, placement.ways[block])
+        if alike not in others:
+            has_room = alike[2] != "beside" or placement.has_room_to_fetch(block)
+            others[alike] = (
+                None if is_overlapped else other_way(line, block, stage, alike[2], has_room=has_room)
+            )
         pieces.append(
             TimedPiece(
                 name=names[0],
@@ -104,6 +112,8 @@ def _pieces(placement: LinePlacement) -> tuple[TimedPiece, ...]:
                 run_ps=line.run_ps(block, runner),
                 fetch_ps=line.fetch_ps(block, runner, placement.homes[block]) if is_fetched else 0,
                 hop_ps=0 if stage == runner else line.hop_ps(stage, runner) + line.hop_ps(runner, stage),
+                other=others[alike],
+                host_up_to_tokens=placement.host_up_to_tokens(block),
             )
         )
     return tuple(pieces)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from fractions import Fraction
+from typing import Final
 
 from planner.errors import InfeasibleError
 from planner.planning.beside_auto import plans_of_auto
@@ -20,6 +23,9 @@ from planner.plans.timing import Timing
 from planner.settings.strategies import ByTime, Latency
 from planner.strategies.line_tables import LineProblem
 from planner.strategies.timed import LineAnswer, solve_line
+
+_MOST_FOR_LONG_STEPS: Final = Fraction(11, 10)
+"""What a step may take in comparison, for the sake of longer ones."""
 
 
 def plan_timed(problem: Problem) -> Plan:
@@ -42,7 +48,7 @@ def plan_timed(problem: Problem) -> Plan:
         lines = (problem.blocks(in_parts=True),)
     for blocks in lines:
         try:
-            found.append(_best(problem, planned_line(problem, blocks)))
+            found.append(_best_for_long_steps(problem, planned_line(problem, blocks)))
         except InfeasibleError as error:
             failed, is_known = error, is_known and bool(error.is_proven)
     if not found:
@@ -50,7 +56,9 @@ def plan_timed(problem: Problem) -> Plan:
     best = min(found, key=lambda each: each.value_ps)
     # Where nothing was found, and nothing proven either, nothing is known.
     least_ps = min(each.lower_bound_ps for each in found) if is_known else 0
-    is_free = problem.settings.engine is None and not wants_cache(problem.settings)
+    # Those have the host run layers with their caches.
+    is_free = strategy.long_steps != "fetch_all" and problem.settings.engine is None
+    is_free = is_free and not wants_cache(problem.settings)
     if is_free and (problem.settings.workload is not None or best.value_ps > least_ps):
         # What is needed at once comes off every device here, and there off those that run it; and their runs may be several.
         plans = plans_of_auto(problem)
@@ -69,6 +77,25 @@ def _bounded(plan: Plan, least_ps: int) -> Timing:
     """Of a plan of `auto`: it is the best of one more than those with one run a device, if it is below their bound."""
     assert plan.timing is not None
     return replace(plan.timing, lower_bound_ps=min(least_ps, plan.timing.value_ps))
+
+
+def _best_for_long_steps(problem: Problem, line: PlannedLine) -> TimedPlan:
+    """The best plan with room for what longer steps bring in; without, where that room costs this step too much. Raises
+    InfeasibleError."""
+    ready = failed = None
+    try:
+        ready = _best(problem, line)
+    except InfeasibleError as error:
+        failed = error
+    if line.keeps_much(problem.settings.staging_blocks):
+        with suppress(InfeasibleError):
+            free = _best(problem, replace(line, sizes=replace(line.sizes, longest_tokens=0)))
+            if ready is None or ready.value_ps > free.value_ps * _MOST_FOR_LONG_STEPS:
+                return free
+    if ready is None:
+        assert failed is not None
+        raise failed
+    return ready
 
 
 def _best(problem: Problem, line: PlannedLine) -> TimedPlan:

@@ -12,11 +12,12 @@ from planner.planning.device_rows import device_plan, offloaded_bytes
 from planner.planning.line import PlannedLine
 from planner.planning.line_placement import LinePlacement
 from planner.planning.problem import Problem
-from planner.planning.running import running_device
+from planner.planning.running import RunningRooms, running_device
 from planner.planning.step_times import objective_of, timing_of
 from planner.plans.device_map import DeviceMap
-from planner.plans.parts import Certificate, DevicePlan, DeviceUsage, Reason
+from planner.plans.parts import Certificate, DevicePlan, DeviceUsage, PredictedPeaks, Reason
 from planner.plans.plan import Plan
+from planner.plans.running import Running
 from planner.plans.timing import Timing
 from planner.settings.strategies import ByTime, Latency
 from planner.strategies.timed import LineAnswer, grouped_keys
@@ -74,13 +75,14 @@ class TimedPlan:
         problem, blocks = self._problem, self._line.blocks
         device_map = grouped_keys(blocks.block_names, *self._placement.by_block())
         execution_map = {name: run for name, (home, run) in device_map.items() if run != home}
-        maps = _Maps({name: home for name, (home, _) in device_map.items()}, execution_map)
+        homes = {name: home for name, (home, _) in device_map.items()}
+        maps = _Maps(DeviceMap(homes, execution_map, self.timing.host_steps), execution_map)
         devices = self._devices(maps)
         rooms = problem.running_rooms(blocks)
         offloaded = offloaded_bytes(devices)
         return Plan(
             devices=devices,
-            device_map=DeviceMap(maps.device_map, maps.execution_map),
+            device_map=maps.device_map,
             execution_map=execution_map,
             offloaded_bytes=offloaded,
             certificate=self._certificate(sum(offloaded.values())),
@@ -91,7 +93,7 @@ class TimedPlan:
                 shortfall=lambda: None,
                 minimum_bytes=dict,
                 demands=lambda: None if rooms is None else rooms.most,
-                predicted_peaks=lambda: {} if rooms is None else rooms.peaks(devices, maps),
+                predicted_peaks=lambda: {} if rooms is None else self._peaks(rooms, devices, maps),
             ),
             timing=replace(self.timing, lower_bound_ps=lower_bound_ps),
         )
@@ -108,17 +110,13 @@ class TimedPlan:
         reserved: Counter[DeviceKey] = Counter()
         for work, home in zip(line.work, placement.homes, strict=True):
             used[home] += work.weight_bytes
-        displaced = placement.displaced()
-        for block in displaced:
-            size, runner = (
-                line.work[block].weight_bytes * problem.settings.staging_blocks,
-                placement.runs[block],
-            )
-            reserved[runner] = max(reserved[runner], size)
-        names = [name for block in displaced for name in line.names[block]]
+        for block in placement.staged():
+            stage, size = placement.stages[block], line.work[block].weight_bytes
+            reserved[stage] = max(reserved[stage], size * problem.settings.staging_blocks)
+        names = [name for block in placement.displaced() for name in line.names[block]]
         buffers = line.staying.by_device(names, maps.execution_map)
         rooms = problem.running_rooms(line.blocks)
-        running = {} if rooms is None else rooms.of(maps)
+        running = {} if rooms is None else self._running(rooms, maps)
         found = []
         for budget in problem.device_budgets:
             usage = DeviceUsage(
@@ -132,6 +130,22 @@ class TimedPlan:
                 device if rooms is None else running_device(device, running.get(budget.device), rooms)
             )
         return tuple(found)
+
+    def _peaks(self, rooms: RunningRooms, devices: tuple[DevicePlan, ...], maps: _Maps) -> PredictedPeaks:
+        """The most on each device; of the prompt, with what is brought in for it."""
+        found = rooms.peaks(devices, maps)
+        prompt = rooms.peaks(devices, maps.in_step(self._line.sizes.longest_tokens))
+        return {phase: (prompt if phase == "prefill" else found)[phase] for phase in found}
+
+    def _running(self, rooms: RunningRooms, maps: _Maps) -> dict[DeviceKey, Running]:
+        """What running takes at the most: in a step like the plan's, and in one in which all is brought in that longer ones bring in."""
+        found = rooms.of(maps)
+        longest = maps.in_step(self._line.sizes.longest_tokens)
+        for device, long in {} if longest == maps else rooms.of(longest).items():
+            here = found.get(device)
+            if here is None or long.activation_bytes > here.activation_bytes:
+                found[device] = replace(long, cache_bytes=here.cache_bytes if here else long.cache_bytes)
+        return found
 
     def _certificate(self, offloaded: int) -> Certificate:
         """Of bytes nothing is known but that no plan offloads less than nothing; of time, see the timing."""
@@ -175,5 +189,9 @@ class TimedPlan:
 
 @dataclass(frozen=True, slots=True)
 class _Maps:
-    device_map: Mapping[str, DeviceKey]
+    device_map: DeviceMap
     execution_map: Mapping[str, DeviceKey]
+
+    def in_step(self, tokens: int) -> _Maps:
+        """The same in a step of so many new tokens."""
+        return replace(self, execution_map=self.device_map.elsewhere(tokens))

@@ -10,6 +10,7 @@ from typing import Any
 from planner.checkpoint.source import Opened, open_source
 from planner.config import Resolved, Stack
 from planner.config.problem import path_text
+from planner.devices.machine import Machine
 from planner.errors import InvalidConfigError
 from planner.model.blocks import expand_classes
 from planner.model.layout import repeated
@@ -22,8 +23,21 @@ __all__ = ["no_split_classes", "settings_stack", "understood"]
 
 def settings_stack(config: Any, settings: Mapping[str, Any]) -> Stack[Settings]:
     """The settings of one call: ``config``, with keywords on top."""
+    if isinstance(config, Mapping):
+        config = _with_machine(config)
     stack: Stack[Settings] = Stack.of(Settings, config)
-    return stack.set(**settings) if settings else stack
+    return stack.set(**_with_machine(settings)) if settings else stack
+
+
+def _with_machine(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A machine that was said as plain data, as its text: to the settings, a mapping is one of settings.
+
+    Raises InvalidInputError: no machine.
+    """
+    said = settings.get("machine")
+    if not isinstance(said, Mapping):
+        return settings
+    return {**settings, "machine": Machine.from_data(said)}
 
 
 def understood(

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from planner.devices.keys import DeviceKey
-from planner.names import device_of
+from planner.names import device_of, is_within
+
+
+@dataclass(frozen=True, slots=True)
+class HostSteps:
+    """Of a part that lies on the host: in which steps it runs there.
+
+    Args:
+        tokens: the most new tokens of a step that the host runs: elements of the part's first tensor argument, divided by its last
+            dimension.
+        device: where the part is brought to, and runs, in longer steps.
+    """
+
+    tokens: int
+    device: DeviceKey
 
 
 class DeviceMap(dict[str, DeviceKey]):
@@ -17,6 +32,7 @@ class DeviceMap(dict[str, DeviceKey]):
         device_map: names to devices.
         execution_map: names to devices, for what runs elsewhere than it lies; loaders that know nothing of it run what is
             offloaded on the first accelerator of the map.
+        host_steps: of parts that lie on the host and run there in short steps alone.
 
     Guarantee: a dict in every other way: it compares, copies, pickles and dumps as one. What dumps plain dicts alone, such as
         ``yaml.safe_dump``, takes ``dict(device_map)``.
@@ -27,21 +43,24 @@ class DeviceMap(dict[str, DeviceKey]):
         '{"layers.0": 0, "lm_head": "cpu"}'
     """
 
-    __slots__ = ("execution_map",)
+    __slots__ = ("execution_map", "host_steps")
 
     execution_map: dict[str, DeviceKey]
+    host_steps: dict[str, HostSteps]
 
     def __init__(
         self,
         device_map: Mapping[str, DeviceKey] = MappingProxyType({}),
         execution_map: Mapping[str, DeviceKey] = MappingProxyType({}),
+        host_steps: Mapping[str, HostSteps] = MappingProxyType({}),
     ) -> None:
         super().__init__(device_map)
         self.execution_map = dict(execution_map)
+        self.host_steps = dict(host_steps)
 
     def copy(self) -> DeviceMap:
         """Another one that says the same."""
-        return DeviceMap(self, self.execution_map)
+        return DeviceMap(self, self.execution_map, self.host_steps)
 
     def below(self, name: str) -> DeviceMap:
         """The map of one module, with names from there: for a model that is loaded by itself, as a pipeline's components are.
@@ -57,10 +76,24 @@ class DeviceMap(dict[str, DeviceKey]):
         found = _below(self, name)
         if not found:
             raise KeyError(name)
-        return DeviceMap(found, _below(self.execution_map, name))
+        inside = {key: steps for key, steps in self.host_steps.items() if is_within(key, name)}
+        host_steps = {key[len(name) + 1 :] if name else key: steps for key, steps in inside.items()}
+        return DeviceMap(found, _below(self.execution_map, name), host_steps)
+
+    def elsewhere(self, tokens: int) -> dict[str, DeviceKey]:
+        """What runs elsewhere than it lies in a step of so many new tokens: what always does, and parts whose step is too long for
+        the host.
+
+        Example:
+            >>> device_map = DeviceMap({"0": 0, "1": "cpu"}, {}, {"1": HostSteps(16, 0)})
+            >>> device_map.elsewhere(16), device_map.elsewhere(17)
+            ({}, {'1': 0})
+        """
+        long = {name: steps.device for name, steps in self.host_steps.items() if tokens > steps.tokens}
+        return {**self.execution_map, **long}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return DeviceMap, (dict(self), self.execution_map)
+        return DeviceMap, (dict(self), self.execution_map, self.host_steps)
 
 
 def _below(device_map: Mapping[str, DeviceKey], name: str) -> dict[str, DeviceKey]:

@@ -16,6 +16,7 @@ from planner.plans.notices import shortfall_words
 from planner.plans.parts import Reason
 from planner.plans.places import listed_places, place_name, runner_name
 from planner.plans.plan import Plan
+from planner.plans.rate_words import rate_sentence
 from planner.plans.running import running_words
 from planner.plans.runs import Run, runs_of
 from planner.plans.wording import UNDECIDED, reasons_about
@@ -95,6 +96,7 @@ def explain(plan: Plan, name: str, *, style: Style = "python") -> str:
     inside = runs_of(plan, name)
     lines = list(_about_many(plan, name, inside) if _is_many(inside) else _about_one(plan, name))
     lines.extend(_timed(plan, name))
+    lines.extend(_in_long_steps(plan, name))
     lines.extend(_offloaded(plan))
     lines.extend(_to_move(plan, name, inside, style))
     return "\n".join((*lines, *plan.source.doubts))
@@ -118,6 +120,18 @@ def _timed(plan: Plan, name: str) -> Iterator[str]:
         parts.append(f"{_ms(hops_ps)} to pass to the host and back")
     tokens = f"{timing.tokens} token" + ("s" if timing.tokens > 1 else "")
     yield f"In a step of {tokens}, modelled: {', '.join(parts)}, of {_ms(timing.latency_ps)} for the whole model."
+    yield rate_sentence(pieces)
+
+
+def _in_long_steps(plan: Plan, name: str) -> Iterator[str]:
+    """Of what the host runs in short steps alone, which these are."""
+    steps = {} if plan.timing is None else plan.timing.host_steps
+    found = {each: steps[each] for each in steps if is_within(each, name) or is_within(name, each)}
+    for device in dict.fromkeys(each.device for each in found.values()):
+        here = [each.tokens for each in found.values() if each.device == device]
+        most = counted(here[0], "token") if len(set(here)) == 1 else f"{min(here)} to {max(here)} tokens"
+        what = "it" if len(found) == 1 else counted(len(here), "part")
+        yield f"The host runs {what} in steps of up to {most}; longer ones bring {'it' if len(here) == 1 else 'them'} to {runner_name(device)}."
 
 
 def _ms(duration_ps: int) -> str:

@@ -188,6 +188,7 @@ class Plan(PlanParts):
         last = [
             *([needs_map] if needs_map else []),
             *self.source.doubts,
+            *([timing.long_steps] if timing and timing.long_steps else []),
             *([timing.sentence] if timing else []),
             *(torchrun_lines(self) if timing else ()),
         ]

@@ -13,7 +13,7 @@ from planner.devices.nodes import plan_device
 from planner.errors import InvalidInputError
 from planner.known_names import KnownNames
 from planner.memory.demands import BlockDemand, Demands
-from planner.names import listed
+from planner.names import device_of, is_within, listed
 from planner.plans.device_map import DeviceMap
 from planner.plans.parts import (
     Account,
@@ -26,7 +26,7 @@ from planner.plans.parts import (
     Shortfall,
     Source,
 )
-from planner.plans.timing import TimedPiece, TimedStage, Timing
+from planner.plans.timing import OtherWay, TimedPiece, TimedStage, Timing
 from planner.spelling import count_of, shown
 
 _SCHEMA = "planner.plan"
@@ -182,13 +182,15 @@ def _parts(data: dict[str, Any]) -> PlanParts:
     settings = {path: _exact(Setting, row) for path, row in data["settings"].items()}
     demands, peaks = _read_demands(data.get("demands")), _read_peaks(data.get("predicted_peaks", {}))
     provenance = {path: _text(origin) for path, origin in data.get("provenance", {}).items()}
+    timing = _of_model(_read_timing(data.get("timing")), device_map)
+    host_steps = {} if timing is None else timing.host_steps
     return PlanParts(
         devices=devices,
-        device_map=DeviceMap(device_map, execution_map),
+        device_map=DeviceMap(device_map, execution_map, host_steps),
         execution_map=execution_map,
         offloaded_bytes=offloaded_bytes,
         certificate=certificate,
-        timing=_read_timing(data.get("timing")),
+        timing=timing,
         account=Account(
             source=lambda: source,
             names=lambda: names,
@@ -212,9 +214,28 @@ def _read_timing(row: Any) -> Timing | None:
         return _exact(cls, {**each, "device": plan_device(each["device"])})
 
     stages = tuple(with_device(TimedStage, each) for each in _rows(row["stages"]))
-    pieces = tuple(with_device(TimedPiece, each) for each in _rows(row["pieces"]))
+    pieces = tuple(with_device(TimedPiece, _with_other(each)) for each in _rows(row["pieces"]))
     from_table = tuple(map(plan_device, _rows(row["from_table"])))
+    names = {piece.name for piece in pieces}
+    strange = [name for stage in stages for name in (stage.first, stage.last) if name not in names]
+    if strange:
+        raise ValueError(f"a stage of timing names {shown(strange[0])}, which is no piece of it")
     return _exact(Timing, {**row, "stages": stages, "pieces": pieces, "from_table": from_table})
+
+
+def _of_model(timing: Timing | None, device_map: Mapping[str, DeviceKey]) -> Timing | None:
+    """The timing, of pieces that the map speaks for. Raises ValueError."""
+    for piece in () if timing is None else timing.pieces:
+        if device_of(piece.name, device_map) is None and not any(
+            is_within(key, piece.name) for key in device_map
+        ):
+            raise ValueError(f"timing names {shown(piece.name)}, of which the device map says nothing")
+    return timing
+
+
+def _with_other(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    other = row.get("other")
+    return {**row, "other": None if other is None else _exact(OtherWay, other)}
 
 
 def _read_shortfall(row: Any) -> Shortfall | None:
@@ -239,7 +260,7 @@ _TYPES: Mapping[object, tuple[type, ...]] = {
 # What may be too much already; all other numbers are amounts.
 _BELOW_ZERO = ((Reason, "available_bytes"),)
 # Closed sets of words; any text is read, since a rule or stage may be newer than this reader.
-_WORDS = ("SourceKind", "DeviceKind", "RankName", "ReasonRule", "Stage", "Objective", "PieceWay")
+_WORDS = ("SourceKind", "DeviceKind", "RankName", "ReasonRule", "Stage", "Objective", "PieceWay", "RateKind")
 
 
 def _exact(cls: type[T], row: Mapping[str, Any]) -> T:

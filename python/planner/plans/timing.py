@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planner.choices import Objective, PieceWay
+from planner.choices import Objective, PieceWay, RateKind
 from planner.devices.keys import DeviceKey
+from planner.names import counted
+from planner.plans.device_map import HostSteps
 
-__all__ = ["TimedPiece", "TimedStage", "Timing"]
+__all__ = ["OtherWay", "TimedPiece", "TimedStage", "Timing"]
 
 _PS_PER_S = 10**12
 
@@ -29,6 +31,29 @@ class TimedStage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OtherWay:
+    """Another way of a piece, and the rate that would make both take as long.
+
+    Args:
+        way: "fetched" or "beside".
+        ps: what the piece would take that way, hops and fetches included.
+        rate: which: of the "link" from the cpu to the device of its run; of the cpu, its "memory", its "flops", or the "weights" that its
+            products get through.
+        per_s: bytes, or operations, in a second as the machine says it.
+        even_per_s: with so many, both ways take as long.
+        has_room: whether the plan has the room that it takes; where it has not, another piece would have to leave, which is not in these
+            times.
+    """
+
+    way: PieceWay
+    ps: int
+    rate: RateKind
+    per_s: int
+    even_per_s: int
+    has_room: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TimedPiece:
     """One piece of the line, in picoseconds.
 
@@ -40,6 +65,9 @@ class TimedPiece:
         run_ps: what running it takes, where it runs.
         fetch_ps: what bringing its weights in takes; 0 for one that is not fetched.
         hop_ps: what its arguments and results take to what runs it and back; 0 where that is the device of its run.
+        other: what else it could be that is not resident; None where room alone decides.
+        host_up_to_tokens: of one "beside": the most new tokens of a step that the host runs; in longer ones it is fetched to the device
+            of its run, which has room for that. None where the host runs it in all steps.
     """
 
     name: str
@@ -48,6 +76,8 @@ class TimedPiece:
     run_ps: int
     fetch_ps: int
     hop_ps: int
+    other: OtherWay | None = None
+    host_up_to_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +118,27 @@ class Timing:
     def proven(self) -> bool:
         """Whether no plan of those that are considered is better: one run a device, in an order of execution that is kept."""
         return self.value_ps == self.lower_bound_ps
+
+    @property
+    def host_steps(self) -> dict[str, HostSteps]:
+        """By name, the parts that the host runs in short steps, and which these are."""
+        return {
+            piece.name: HostSteps(piece.host_up_to_tokens, piece.device)
+            for piece in self.pieces
+            if piece.host_up_to_tokens is not None
+        }
+
+    @property
+    def long_steps(self) -> str:
+        """What longer steps do otherwise, in one line; nothing where they are like this one."""
+        limits = [steps.tokens for steps in self.host_steps.values()]
+        if not limits:
+            return ""
+        most = f"{limits[0]}" if min(limits) == max(limits) else f"{min(limits)} to {max(limits)}"
+        return (
+            f"{counted(len(limits), 'part')} that the host runs {'is' if len(limits) == 1 else 'are'} brought in in steps of more than "
+            f"{most} tokens"
+        )
 
     @property
     def gap(self) -> float:

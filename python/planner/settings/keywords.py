@@ -14,6 +14,7 @@ from planner.choices import (
     Fill,
     Granularity,
     Logits,
+    LongSteps,
     Maximise,
     Mode,
     Reserve,
@@ -49,6 +50,7 @@ class StrategyKeywords(TypedDict, total=False):
     reserve: Reserve
     tokens: int | None
     order: RunOrder
+    long_steps: LongSteps
     parts: bool
     microbatches: int
     maximise: Maximise
@@ -104,7 +106,7 @@ class LoadSettings(TypedDict, total=False):
     execute_offloaded: ExecuteOffloaded
     staging_blocks: int
     workload: WorkloadKeywords | None
-    machine: MachineLike | str | os.PathLike[str] | None
+    machine: MachineLike | Mapping[str, Any] | str | os.PathLike[str] | None
     engine: Engine | None
 
 

@@ -202,7 +202,8 @@ class Settings:
         model: facts about the model.
         workload: what the model will be run on, whose caches and activations count then; None, the default, counts weights alone.
         machine: what devices do in a second, for strategies that go by time: the path of a file, as `planner probe` writes it, its
-            text, or a `planner.Machine`; None for the table of known cards.
+            text, a `planner.Machine`, or a mapping of what its file says (in a file of settings, a path: relative to the working
+            directory, as all paths are); None for the table of known cards.
         engine: what runs the plan, where it is not this process: each stage has whole layers, at least one; what comes before the
             layers goes with the first and what comes after with the last, tied embeddings with both, which counts them twice; nothing
             is offloaded, but for "llama_cpp", which has the input embedding and the first layers on the host. None for anything.

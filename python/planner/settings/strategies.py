@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from planner.choices import Fill, Maximise, Reserve, RunOrder
+from planner.choices import Fill, LongSteps, Maximise, Reserve, RunOrder
 from planner.config.schema import config
 from planner.config.types import Leaf
 from planner.spelling import shown
@@ -62,11 +62,16 @@ class ByTime:
         tokens: new tokens of one step, over all sequences; None for the workload's ``batch_size``, else 1.
         order: whether devices follow each other in the order given, or in any.
         search_steps: limit of the search; beyond it the plan is not proven, and its bound is told.
+        long_steps: who runs what the host runs for an accelerator, in steps so much longer that bringing it in is faster: the
+            accelerator ("fetch"), for which room is kept there unless that makes this step a tenth longer, or the host as ever
+            ("host"). "fetch_all": the accelerator in any case, and the host has no run of its own but of embeddings, for what is
+            there with a cache it runs in all steps.
     """
 
     tokens: _Count | None = None
     order: RunOrder = "given"
     search_steps: _Steps = 1_000_000
+    long_steps: LongSteps = "fetch"
 
 
 @config(tag="latency")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Final
 
 from planner.devices.keys import DeviceKey
@@ -92,17 +93,20 @@ def hop_ps(machine: Machine, source: DeviceKey, to: DeviceKey, size_bytes: int) 
 
 
 def _by_tokens(rates: Mapping[int, Rate], tokens: int, size_bytes: int) -> int:
-    """What products take with a number of tokens: between two that were measured on a straight line, above the last in proportion."""
+    """What products take with a number of tokens: between two that were measured on a straight line, above the last in proportion.
+
+    More tokens never take less, whatever was measured.
+    """
     known: Sequence[int] = sorted(rates)
+    times = list(accumulate((_over(size_bytes, rates[each].value) for each in known), max))
     if tokens <= known[0]:
-        return _over(size_bytes, rates[known[0]].value)
+        return times[0]
     if tokens >= known[-1]:
         # Beyond the last, products only compute.
-        return -(-_over(size_bytes, rates[known[-1]].value) * tokens // known[-1])
+        return -(-times[-1] * tokens // known[-1])
     at = bisect_left(known, tokens)
     low, high = known[at - 1], known[at]
-    low_ps, high_ps = (_over(size_bytes, rates[each].value) for each in (low, high))
-    return low_ps + max(0, high_ps - low_ps) * (tokens - low) // (high - low)
+    return times[at - 1] + (times[at] - times[at - 1]) * (tokens - low) // (high - low)
 
 
 def _over(amount: int, rate: int) -> int:

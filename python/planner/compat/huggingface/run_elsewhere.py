@@ -26,7 +26,7 @@ class _TwoWords(DeviceMap):
     __slots__ = ("meant",)
 
     def __init__(self, meant: DeviceMap, name: str) -> None:
-        super().__init__({**meant, name: _CPU_AGAIN}, meant.execution_map)
+        super().__init__({**meant, name: _CPU_AGAIN}, meant.execution_map, meant.host_steps)
         self.meant = meant
 
 

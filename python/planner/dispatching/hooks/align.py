@@ -25,7 +25,7 @@ from planner.dispatching.hooks.place import (
 from planner.dispatching.interrupts import end_again
 from planner.dispatching.methods.forward import Forward, bring, device_of, forwards_of, sent
 from planner.dispatching.methods.overrides import Pickling, Recomputing
-from planner.dispatching.offload.refcount import OffloadedModule, Use
+from planner.dispatching.offload.refcount import OffloadedModule, Use, UsedElsewhereError
 from planner.dispatching.offload.store import TiedCopies, require_tied_copies
 from planner.dispatching.tensors.journal import Journal
 from planner.dispatching.tensors.slots import resolve_device
@@ -33,6 +33,7 @@ from planner.dispatching.tensors.ties import Tie
 from planner.dispatching.transfer.argument_copies import ArgumentCopies
 from planner.dispatching.transfer.move import is_elsewhere, new_argument_copies
 from planner.dispatching.transfer.once import NoValuesError
+from planner.dispatching.transfer.step_size import new_tokens
 from planner.dispatching.transfer.traced import TracedArgumentCopies
 from planner.errors import OffloadError
 from planner.names import text_set
@@ -74,6 +75,11 @@ class AlignDevicesHook(_AlignBase, ModelHook):
     device: torch.device | None = None
     # Copies on several devices of a tensor that the module has.
     ties: tuple[Tie, ...] = ()
+    # Up to how many new tokens the cpu runs the module where its weights rest; none for what is inside of such a module, which runs
+    # where that does. None: it always runs on its device.
+    host_tokens: int | None = None
+    # What the cpu has computed goes to the module's device: the block around goes on there.
+    returns: bool = False
 
     def __init__(
         self,
@@ -154,6 +160,23 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         """All that has to be there during a forward."""
         return self.offloaded_modules + self.inner
 
+    def runs_on(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
+        """Where a call with these arguments runs."""
+        device = self.device or _CPU
+        if self.host_tokens is None:
+            return device
+        if (held := self.held_on()) is not None:
+            return held
+        tokens = new_tokens(args, kwargs)
+        if self.prefetcher is not None:
+            self.prefetcher.sized(self, tokens)
+        return _CPU if tokens <= self.host_tokens else device
+
+    def held_on(self) -> torch.device | None:
+        """Where this thread uses the module's weights just now, if it does."""
+        devices = (offloaded_module.held_on() for offloaded_module in self.needed)
+        return next((device for device in devices if device is not None), None)
+
     def init_hook(self, module: nn.Module) -> nn.Module:
         """Moves the tensors where they shall run or rest."""
         if self.offload:
@@ -168,31 +191,43 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         return is_elsewhere(value, self.device, self.skip)
 
     def bring(
-        self, args: tuple[Any, ...], argument_copies: ArgumentCopies | TracedArgumentCopies
+        self,
+        args: tuple[Any, ...],
+        argument_copies: ArgumentCopies | TracedArgumentCopies,
+        device: torch.device | None = None,
     ) -> tuple[Any, ...]:
-        """Positional arguments where the module runs; ``argument_copies`` gets what has to be given back."""
-        found = tuple([self._brought(value, argument_copies) for value in args])
+        """Positional arguments where the module runs, or on a device; ``argument_copies`` gets what has to be given back."""
+        found = tuple([self._brought(value, argument_copies, device) for value in args])
         # Containers among these are searched for copies when the call ends.
         argument_copies.handed.extend(found)
         return found
 
     def bring_keywords(
-        self, kwargs: dict[str, Any], argument_copies: ArgumentCopies | TracedArgumentCopies
+        self,
+        kwargs: dict[str, Any],
+        argument_copies: ArgumentCopies | TracedArgumentCopies,
+        device: torch.device | None = None,
     ) -> dict[str, Any]:
-        """Keyword arguments where the module runs; ``argument_copies`` gets what has to be given back."""
+        """Keyword arguments where the module runs, or on a device; ``argument_copies`` gets what has to be given back."""
         skip = self.skip
         found = {
-            key: value if key in skip else self._brought(value, argument_copies)
+            key: value if key in skip else self._brought(value, argument_copies, device)
             for key, value in kwargs.items()
         }
         argument_copies.handed.extend(found.values())
         return found
 
-    def _brought(self, value: Any, argument_copies: ArgumentCopies | TracedArgumentCopies) -> Any:
-        if self.device is None:
+    def _brought(
+        self,
+        value: Any,
+        argument_copies: ArgumentCopies | TracedArgumentCopies,
+        device: torch.device | None,
+    ) -> Any:
+        device = self.device if device is None else device
+        if device is None:
             return value
         try:
-            return bring(value, self.device, self.skip, argument_copies)
+            return bring(value, device, self.skip, argument_copies)
         except NoValuesError as error:
             where = f"an argument of '{self.module_name}'" if self.module_name else "an argument"
             raise OffloadError(f"{where}, {error}", name=self.module_name) from error
@@ -205,7 +240,47 @@ class AlignDevicesHook(_AlignBase, ModelHook):
 
     def around(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A whole forward: fetch, bring, compute, let go."""
-        device = self.device
+        if self.host_tokens is None:
+            return self._around(forward, args, kwargs, self.device, self.prefetcher)
+        device, use = self.runs_on(args, kwargs), Use(self.needed)
+        with end_again(use.end):
+            try:
+                device = self._begin(use, device)
+                output = self._around(forward, args, kwargs, device)
+            finally:
+                use.end()
+        back = self.device if self.returns else None
+        return output if back is None or back == device else sent(output, back, self.skip)
+
+    def _begin(self, use: Use, device: torch.device) -> torch.device:
+        """Begins a use on a device, or where another thread has the weights just now.
+
+        Returns:
+            Where they are.
+        """
+        while True:
+            is_brought_in, ahead = device == self.device, self.prefetcher
+            if ahead is not None and is_brought_in:
+                ahead.needing(self)
+            try:
+                use.begin(device)
+            except UsedElsewhereError as error:
+                use.end()
+                device = error.device
+                continue
+            if ahead is not None:
+                (ahead.computing if is_brought_in else ahead.passing)(self)
+            return device
+
+    def _around(
+        self,
+        forward: Forward,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        device: torch.device | None,
+        ahead: ReadsAhead | None = None,
+    ) -> Any:
+        """The same on a device."""
         ties = self.ties
         if ties and torch.compiler.is_compiling():
             # Versions cannot be traced; once a forward is enough, and only the whole model's hook has this flag.
@@ -216,7 +291,8 @@ class AlignDevicesHook(_AlignBase, ModelHook):
             tie.settle()
         back = device_of(args, kwargs) if self.io_same_device else None
         argument_copies = new_argument_copies()
-        args, kwargs = self.bring(args, argument_copies), self.bring_keywords(kwargs, argument_copies)
+        args = self.bring(args, argument_copies, device)
+        kwargs = self.bring_keywords(kwargs, argument_copies, device)
         if self.inner:
             # Adapters may have been added since the last forward.
             require_values(forward.module, self.known)
@@ -227,11 +303,11 @@ class AlignDevicesHook(_AlignBase, ModelHook):
         use = Use(needed)
         with end_again(partial(end_since, mark())), end_again(use.end):
             try:
-                if needed and self.prefetcher is not None:
-                    self.prefetcher.needing(self)
+                if needed and ahead is not None:
+                    ahead.needing(self)
                 use.begin(device or _CPU)
-                if self.prefetcher is not None:
-                    self.prefetcher.computing(self)
+                if ahead is not None:
+                    ahead.computing(self)
                 with torch.no_grad() if self.no_grad else nullcontext(), _casting_anew(use):
                     output = forward.original(*args, **kwargs)
             finally:

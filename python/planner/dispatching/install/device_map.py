@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,13 +15,14 @@ from planner.dispatching.install.regions import Placement
 from planner.dispatching.tensors.slots import modules_of, own_slots, resolve_device
 from planner.errors import InvalidDevicesError, PlanMismatchError
 from planner.model.tree import ModuleTree
-from planner.names import device_of, listed, nearest_key, qualified, require_map, require_texts
-from planner.plans.device_map import DeviceMap
+from planner.names import device_of, is_within, listed, nearest_key, qualified, require_map, require_texts
+from planner.plans.device_map import DeviceMap, HostSteps
 from planner.plans.plan import Plan
 
 __all__ = ["ResolvedDeviceMap", "require_fit", "require_present", "require_unscripted", "require_whole"]
 
 _CPU = torch.device("cpu")
+_ON_CPU = Placement(_CPU, _CPU, False)
 
 
 class ResolvedDeviceMap:
@@ -32,6 +34,7 @@ class ResolvedDeviceMap:
         main_device: where offloaded modules run that ``execution_map`` does not name; None is the first accelerator of
             the map.
         assumed: what each key is, for devices that need not be there.
+        host_steps: of parts that lie and run on the cpu, those that run elsewhere in longer steps.
 
     Raises:
         InvalidInputError, InvalidConstraintError: no mapping from names.
@@ -45,6 +48,7 @@ class ResolvedDeviceMap:
         execution_map: Mapping[str, Any] | None = None,
         main_device: Any = None,
         assumed: Callable[[DeviceKey], torch.device] | None = None,
+        host_steps: Mapping[str, HostSteps] = MappingProxyType({}),
     ) -> None:
         self.keys = _device_keys(device_map, "the device map")
         self.device_map = dict(device_map)
@@ -52,11 +56,15 @@ class ResolvedDeviceMap:
         main_key = (
             main_device_of(self.keys.values()) if main_device is None else canonical_device(main_device)
         )
-        for key in {*running.values(), main_key} & {"disk"}:
+        in_long_steps = _device_keys(
+            {name: steps.device for name, steps in host_steps.items()}, "what says which steps the host runs"
+        )
+        runners = {*running.values(), *in_long_steps.values(), main_key}
+        for key in runners & {"disk"}:
             raise InvalidDevicesError("nothing can run on disk; name an accelerator or the cpu", device=key)
         if assumed is None:
-            require_present({*self.keys.values(), *running.values(), main_key})
-        named = {*self.keys.values(), *running.values(), main_key} - {"disk"}
+            require_present({*self.keys.values(), *runners})
+        named = {*self.keys.values(), *runners} - {"disk"}
         devices = {key: (assumed or resolve_device)(key) for key in named}
         self.main_device = devices[main_key]
         self.placements: dict[str, Placement] = {}
@@ -72,6 +80,20 @@ class ResolvedDeviceMap:
             if around is not None and name not in self.keys:
                 key = self.keys[around]
                 self.placements[name] = Placement(devices.get(key), devices[run], key != run)
+        self.sized: frozenset[str] = frozenset(
+            name
+            for name in host_steps
+            if self._is_one_part_of_the_host(name) and in_long_steps[name] != "cpu"
+        )
+        for name in self.sized:
+            device = devices[in_long_steps[name]]
+            self.placements[name] = Placement(_CPU, device, True, host_steps[name].tokens)
+
+    def _is_one_part_of_the_host(self, name: str) -> bool:
+        """Whether all of a part lies and runs on the cpu: a map may have been edited."""
+        around = nearest_key(name, self.placements)
+        inside = [self.placements[key] for key in self.placements if is_within(key, name)]
+        return around is not None and set(inside) | {self.placements[around]} == {_ON_CPU}
 
     @classmethod
     def of_plan(
@@ -91,7 +113,7 @@ class ResolvedDeviceMap:
             for name, key in device_map.items()
             if nearest_key(name, running) is None
         }
-        return cls(device_map, {**lying, **running}, assumed=assumed)
+        return cls(device_map, {**lying, **running}, assumed=assumed, host_steps=device_map.host_steps)
 
     @property
     def root_placement(self) -> Placement:
@@ -136,7 +158,7 @@ def require_fit(model: nn.Module, resolved_map: ResolvedDeviceMap) -> None:
     """
     tree = ModuleTree.from_module(model)
     unknown, uncovered = tree.uncovered(resolved_map.device_map, "saved")
-    strange, _ = tree.uncovered(resolved_map.running)
+    strange, _ = tree.uncovered([*resolved_map.running, *resolved_map.sized])
     if strange:
         raise PlanMismatchError(
             f"the execution map names {listed(map(repr, strange))}, which this {type(model).__name__} does not have",

@@ -26,6 +26,7 @@ from planner.dispatching.install.regions import Regions, find_regions
 from planner.dispatching.install.request import DispatchRequest
 from planner.dispatching.install.tensors import Values
 from planner.dispatching.methods.adapter_loading import AdapterLoading
+from planner.dispatching.methods.mixed_forward import SizedForward, SizedMemberForward
 from planner.dispatching.methods.overrides import Conversion, Pickling, Refusal
 from planner.dispatching.offload.prefetch import Prefetcher
 from planner.dispatching.offload.reads_ahead import ReadsAhead, SeveralAhead
@@ -38,7 +39,7 @@ from planner.dispatching.tensors.journal import Journal
 from planner.dispatching.tensors.placeholder import PlaceholderTensor, placeholder
 from planner.dispatching.tensors.slots import modules_of
 from planner.dispatching.tensors.ties import Tie, TiedCopy
-from planner.names import is_within
+from planner.names import is_within, nearest_key
 from planner.plans.device_map import DeviceMap
 
 __all__ = ["Prepared", "prepare", "regions_of"]
@@ -48,7 +49,11 @@ def regions_of(model: nn.Module, request: DispatchRequest) -> Regions:
     """A request's device map applied to a model. Raises PlanMismatchError."""
     resolved_map = request.resolved_map
     return find_regions(
-        model, resolved_map.placements, resolved_map.root_placement, _whole_classes(model, request)
+        model,
+        resolved_map.placements,
+        resolved_map.root_placement,
+        _whole_classes(model, request),
+        resolved_map.sized,
     )
 
 
@@ -179,6 +184,7 @@ class Prepared:
             if id(row.module) in own:
                 hook = self.hooks.setdefault(id(row.owner), self._hook(row.placement.execution_device))
                 hook.inner += (own[id(row.module)][2],)
+        inside_sized = self._size(own)
         root_id = id(self.model)
         self.hooks[root_id].io_same_device = True
         self._tie(record, own)
@@ -186,10 +192,35 @@ class Prepared:
         by_module = {id(edge.module): edge for edge in edges}
         for _, module in modules_of(self.model):
             if id(module) in self.hooks:
-                self._install_forward(journal, record, module, by_module.get(id(module)))
+                self._install_forward(journal, record, module, by_module.get(id(module)), inside_sized)
         for module, _, offloaded_module, _, _ in own.values():
             record.install(journal, Pickling(module, offloaded_module))
         self._refuse_moves(journal, record, set(own))
+
+    def _size(self, own: Mapping[int, Any]) -> frozenset[int]:
+        """Tells the hooks of parts that the cpu runs in short steps up to how many tokens it does.
+
+        Returns:
+            What is inside of these.
+        """
+        in_blocks = _inside_classes(self.model, _whole_classes(self.model, self.request))
+        # With a tensor that stays somewhere, as one does that is tied to what runs there, it runs there alone.
+        stays = {
+            nearest_key(place.name, self.request.resolved_map.sized)
+            for place, is_resting in zip(self.layout.places, self.values.is_resting, strict=True)
+            if not is_resting
+        }
+        members: set[int] = set()
+        for block in self.layout.blocks:
+            if block.placement.host_tokens is None or block.name in stays:
+                continue
+            hook = self.hooks[id(block.module)]
+            hook.host_tokens, hook.returns = block.placement.host_tokens, id(block.module) in in_blocks
+            for member in block.members:
+                if member is not block.module and id(member) in own:
+                    self.hooks[id(member)].host_tokens = 0
+                    members.add(id(member))
+        return frozenset(members)
 
     def _hook(self, device: torch.device | None) -> AlignDevicesHook:
         return AlignDevicesHook(
@@ -314,10 +345,18 @@ class Prepared:
             self.hooks[root_id].prefetcher = parts[0] if len(parts) == 1 else SeveralAhead(parts)
 
     def _install_forward(
-        self, journal: Journal, record: Dispatched, module: nn.Module, edge: Edge | None
+        self,
+        journal: Journal,
+        record: Dispatched,
+        module: nn.Module,
+        edge: Edge | None,
+        members: frozenset[int],
     ) -> None:
         hook = self.hooks[id(module)]
-        kind = forward_kind(edge, is_fetching=bool(hook.needed), is_root=module is self.model)
+        if hook.host_tokens is None:
+            kind = forward_kind(edge, is_fetching=bool(hook.needed), is_root=module is self.model)
+        else:
+            kind = SizedMemberForward if id(module) in members else SizedForward
         record.install(journal, kind(module, hook, record.membership))
         journal.set(module.__dict__, "_hf_hook", hook)
         if hook.ties:
@@ -342,4 +381,13 @@ def _around(preorder: list[nn.Module], inner: set[int]) -> set[int]:
     for module in reversed(preorder):
         if any(id(child) in found for child in module._modules.values() if child is not None):
             found.add(id(module))
+    return found
+
+
+def _inside_classes(model: nn.Module, classes: frozenset[str]) -> set[int]:
+    """Modules that are inside of one of some classes."""
+    found: set[int] = set()
+    for _, module in modules_of(model):
+        if id(module) in found or type(module).__name__ in classes:
+            found.update(id(child) for child in module._modules.values() if child is not None)
     return found

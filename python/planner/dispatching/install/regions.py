@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from planner.dispatching.hooks.place import rests
 from planner.dispatching.methods.forward import Forward
 from planner.dispatching.tensors.slots import Slot, modules_of, own_slots
 from planner.errors import PlanMismatchError
@@ -30,11 +31,13 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where what a key names lies, None for disk; where it runs; whether weights go back there after each forward."""
+    """Where what a key names lies, None for disk; where it runs; whether weights go back there after each forward; and up to how
+    many new tokens the cpu runs it where it lies, None for never."""
 
     storage_device: torch.device | None
     execution_device: torch.device
     is_offloaded: bool
+    host_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,12 @@ class PlacedTensor:
     slot: Slot
     name: str
     placement: Placement
+
+    def wants_rest(self, *, offload_buffers: bool) -> bool:
+        """Whether it is to rest where it lies between forwards. What runs now here, now there takes all that it has along."""
+        placement = self.placement
+        is_taken = placement.host_tokens is not None or rests(self.slot, offload_buffers=offload_buffers)
+        return placement.is_offloaded and is_taken
 
 
 @dataclass(slots=True, eq=False)
@@ -102,7 +111,11 @@ class Regions:
 
 
 def find_regions(
-    model: nn.Module, placements: Mapping[str, Placement], root_placement: Placement, no_split: frozenset[str]
+    model: nn.Module,
+    placements: Mapping[str, Placement],
+    root_placement: Placement,
+    no_split: frozenset[str],
+    whole: frozenset[str] = frozenset(),
 ) -> Regions:
     """Tensors and blocks of a model under a device map.
 
@@ -111,11 +124,12 @@ def find_regions(
         placements: by full name of a module or tensor; a nearer name wins over a farther one.
         root_placement: for tensors that no name covers (buffers that are not saved).
         no_split: classes whose instances are one block.
+        whole: names of modules that are one block.
 
     Raises:
         PlanMismatchError: one module under two names with different placements.
     """
-    return _Walk(model, placements, root_placement, no_split).layout()
+    return _Walk(model, placements, root_placement, no_split, whole).layout()
 
 
 @dataclass(slots=True)
@@ -138,8 +152,10 @@ class _Walk:
         placements: Mapping[str, Placement],
         root_placement: Placement,
         no_split: frozenset[str],
+        whole: frozenset[str],
     ) -> None:
         self.model = model
+        self.whole = whole
         self.placements = placements
         self.root_placement = root_placement
         self.no_split = no_split
@@ -188,8 +204,11 @@ class _Walk:
         return Regions(tuple(self.places), blocks, tuple(self.uncalled), tuple(self.met))
 
     def _meet(self, entry: _Entry, placement: Placement | None, around: Block | None) -> Met:
-        is_whole = self._is_whole(entry.module, entry.local)
-        is_inner = around is not None and type(around.module).__name__ in self.no_split
+        is_whole = self._is_whole(entry)
+        # Of what runs now here, now there, nothing inside has a device of its own.
+        is_inner = around is not None and (
+            type(around.module).__name__ in self.no_split or around.name in self.whole
+        )
         return Met(entry.module, entry.name, placement, is_whole, is_inner)
 
     def _agreed(self, entry: _Entry) -> Placement | None:
@@ -218,13 +237,16 @@ class _Walk:
 
     def _begin(self, entry: _Entry, placement: Placement) -> Block | None:
         """The block that begins here, if one does."""
-        if not has_forward(entry.module) or not self._is_whole(entry.module, entry.local):
+        if not has_forward(entry.module) or not self._is_whole(entry):
             return None
         block = Block(entry.module, entry.name, placement)
         self.blocks.append(block)
         return block
 
-    def _is_whole(self, module: nn.Module, local: str) -> bool:
+    def _is_whole(self, entry: _Entry) -> bool:
+        module, local = entry.module, entry.local
+        if entry.name in self.whole:
+            return True
         if type(module).__name__ in self.no_split or not module._modules:
             return True
         if type(module) in _CONTAINERS:
@@ -248,6 +270,7 @@ class _Walk:
                     own.storage_device,
                     placement.execution_device,
                     own.storage_device != placement.execution_device,
+                    placement.host_tokens,
                 )
             self.places.append(PlacedTensor(slot, name, own or placement or self.root_placement))
         found = self.places[first].placement.execution_device if len(self.places) > first else None

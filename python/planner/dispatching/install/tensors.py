@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from planner.dispatching.hooks.place import moves_in_place, placed, rests
+from planner.dispatching.hooks.place import moves_in_place, placed
 from planner.dispatching.install.lookup import TensorLookup
 from planner.dispatching.install.originals import joined
 from planner.dispatching.install.record import Dispatched
@@ -113,9 +113,7 @@ class Values:
         return self.original_devices[index]
 
     def _wants_rest(self, place: PlacedTensor) -> bool:
-        return place.placement.is_offloaded and rests(
-            place.slot, offload_buffers=self.request.offload_buffers
-        )
+        return place.wants_rest(offload_buffers=self.request.offload_buffers)
 
     def check(self) -> None:
         """Raises before anything is copied."""

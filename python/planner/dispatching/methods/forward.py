@@ -68,6 +68,9 @@ class Runtime(Protocol):
     def is_held(self) -> bool:
         """Whether the block around has brought the weights in."""
 
+    def held_on(self) -> torch.device | None:
+        """Where this thread uses the weights just now, if it does."""
+
     def around(self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module's forward with everything that belongs before and after it."""
 

@@ -27,8 +27,12 @@ __all__ = [
     "OffloadedReturningForward",
     "OffloadedUnmixedForward",
     "ReturningForward",
+    "SizedForward",
+    "SizedMemberForward",
     "UnmixedForward",
 ]
+
+_CPU = torch.device("cpu")
 
 
 class UnmixedForward(Border):
@@ -84,6 +88,38 @@ class OffloadedReturningForward(OffloadedUnmixedForward):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         device = device_of(args, kwargs)
         return returned(OffloadedUnmixedForward.__call__(self, *args, **kwargs), device)
+
+
+class SizedForward(OffloadedUnmixedForward):
+    """Around a part that the cpu runs in short steps, and that is brought to its device in longer ones."""
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        mode = lifted()
+        if mode is None:
+            return self._run(args, kwargs)
+        try:
+            return self._run(args, kwargs)
+        finally:
+            push(mode)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if torch.compiler.is_compiling():
+            return untraced()(self, args, kwargs)
+        return self.hook.around(self, args, kwargs)
+
+
+class SizedMemberForward(OffloadedForward):
+    """Around what is inside of such a part: it runs where the part does."""
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        hook = self.hook
+        if not hook.is_special and hook.held_on() == _CPU:
+            return self.original(*args, **kwargs)
+        return OffloadedForward.__call__(self, *args, **kwargs)
 
 
 def returned(output: Any, device: torch.device | None) -> Any:

@@ -84,6 +84,8 @@ class _Lane(threading.local):
 
     def __init__(self) -> None:
         self.last: FollowedBlock | None = None
+        # New tokens of this forward, as the last of those blocks has said that go by them; None before the first.
+        self.tokens: int | None = None
         self.staged: list[OffloadedModule] = []
         # Forwards of the whole model that have begun and not ended.
         self.forwards: set[object] = set()
@@ -129,20 +131,31 @@ class Prefetcher:
 
     def computing(self, block: OffloadedBlock) -> None:
         """To be called when a block has its weights and is about to compute: sends for the next one."""
+        hook = cast(FollowedBlock, block)
+        self._send_for_next(hook, hook.resting_bytes())
+
+    def sized(self, block: OffloadedBlock, tokens: int) -> None:
+        """To be called before a block that the cpu runs in short steps: of how many new tokens this one is."""
+        self._lane.tokens = tokens
+
+    def passing(self, block: OffloadedBlock) -> None:
+        """To be called when the cpu is about to run a block where its weights rest: sends for the next one that is brought in."""
+        self._send_for_next(cast(FollowedBlock, block), 0)
+
+    def _send_for_next(self, hook: FollowedBlock, used_bytes: int) -> None:
         lane = self._lane
         if not lane.forwards:
             return  # one layer called alone: nothing would clean up after the next one
-        hook = cast(FollowedBlock, block)
         if lane.last is not None:
             lane.last.follower = hook
         lane.last = hook
-        following = hook.follower
+        following = _next_brought_in(hook, lane.tokens)
         self._drop_unused(lane, following)
         if following is None or following.device is None or following is hook:
             return
         if is_capturing(following.device):
             return  # the block itself will say that this cannot be
-        if hook.resting_bytes() + following.resting_bytes() <= self.room_bytes.get(following.device, 0):
+        if used_bytes + following.resting_bytes() <= self.room_bytes.get(following.device, 0):
             self._stage(following, following.device, lane)
 
     def begin(self, forward: object) -> None:
@@ -154,7 +167,7 @@ class Prefetcher:
         lane = self._lane
         lane.forwards.discard(forward)
         if not lane.forwards:
-            lane.last = None
+            lane.last, lane.tokens = None, None
             self._drop_unused(lane, None)
 
     def close(self) -> None:
@@ -194,3 +207,17 @@ class Prefetcher:
         with module.stream(stream):
             copies = [copied(tensor, device, non_blocking=True) for tensor in tensors]
         return Staged(tensors, copies, device, stream.record_event())
+
+
+def _next_brought_in(hook: FollowedBlock, tokens: int | None) -> FollowedBlock | None:
+    """The next block, as learnt, whose weights are brought in in a step of so many new tokens; None where nobody can know."""
+    met: set[int] = set()
+    following: FollowedBlock | None = hook.follower
+    while following is not None and following.host_tokens is not None:
+        if tokens is None or id(following) in met:
+            return None
+        if tokens > following.host_tokens:
+            return following
+        met.add(id(following))
+        following = following.follower
+    return following

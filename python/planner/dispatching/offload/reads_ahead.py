@@ -25,6 +25,10 @@ class OffloadedBlock(Protocol):
     module_name: str
 
     @property
+    def host_tokens(self) -> int | None:
+        """Up to how many new tokens the cpu runs it where its weights rest; None for one that is always brought in."""
+
+    @property
     def needed(self) -> tuple[OffloadedModule, ...]:
         """The offloaded tensors that are brought in for it."""
 
@@ -64,6 +68,12 @@ class ReadsAhead(Protocol):
 
     def computing(self, block: OffloadedBlock) -> None:
         """To be called when a block has its weights and is about to compute."""
+
+    def sized(self, block: OffloadedBlock, tokens: int) -> None:
+        """To be called before a block that the cpu runs in short steps: of how many new tokens this one is."""
+
+    def passing(self, block: OffloadedBlock) -> None:
+        """To be called in the place of the two above when the cpu is about to run a block where its weights rest."""
 
     def begin(self, forward: object) -> None:
         """To be called before a forward of the whole model; :meth:`finish` ends it.
@@ -117,6 +127,16 @@ class SeveralAhead:
         """As of each."""
         for part in self._concerned(block):
             part.computing(block)
+
+    def sized(self, block: OffloadedBlock, tokens: int) -> None:
+        """As of each."""
+        for part in self._concerned(block):
+            part.sized(block, tokens)
+
+    def passing(self, block: OffloadedBlock) -> None:
+        """As of each."""
+        for part in self._concerned(block):
+            part.passing(block)
 
     def begin(self, forward: object) -> None:
         """As of each."""

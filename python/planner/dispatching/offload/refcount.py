@@ -12,7 +12,13 @@ from planner.dispatching.offload.materialize import Materialized
 from planner.dispatching.offload.store import OffloadStore
 from planner.errors import OffloadError
 
-__all__ = ["OffloadedModule", "Use", "is_capturing"]
+__all__ = ["OffloadedModule", "Use", "UsedElsewhereError", "is_capturing"]
+
+
+class UsedElsewhereError(OffloadError):
+    """Weights are in use on another device. Fields: ``device``: which."""
+
+    device: torch.device
 
 
 class OffloadedModule:
@@ -60,6 +66,12 @@ class OffloadedModule:
             and materialized.device == device
         )
 
+    def held_on(self) -> torch.device | None:
+        """Where this thread uses the tensors, if it does."""
+        use, materialized = _held.uses.get(self), self._materialized
+        is_held = use is not None and materialized is not None and use in self._users
+        return materialized.device if is_held and materialized is not None else None
+
     def acquire(self, device: torch.device, use: Use) -> None:
         """Brings the tensors to a device, or joins those who have.
 
@@ -72,9 +84,10 @@ class OffloadedModule:
             materialized = self._materialized
             if self._users and materialized is not None and materialized.device != device:
                 name = self.store.names[0]
-                raise OffloadError(
+                raise UsedElsewhereError(
                     f"'{name}' is in use on {materialized.device} and cannot be brought to {device} at the same time",
                     name=name,
+                    device=materialized.device,
                 )
             if materialized is not None and not materialized.is_complete:
                 self._release_all()  # bringing them in was interrupted

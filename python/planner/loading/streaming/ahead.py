@@ -206,6 +206,12 @@ class BlocksAhead:
         for each in following:
             self._send_for(block, each)
 
+    def sized(self, block: OffloadedBlock, tokens: int) -> None:
+        """Nothing: what the cpu runs in short steps is in memory, and not in the files."""
+
+    def passing(self, block: OffloadedBlock) -> None:
+        """Nothing, for the same reason."""
+
     def begin(self, forward: object) -> None:
         """Looks at the files, and asks for the first block.
 
