@@ -19,10 +19,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--placements", type=int, default=28)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--rounds", type=int, default=4, help="the shortest counts: what else runs here only adds"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     accelerators, draw = Accelerators(), random.Random(arguments.seed)
-    placed = [measured(accelerators, drawn(draw), rounds=3) for _ in range(arguments.placements)]
+    placed = [
+        measured(accelerators, drawn(draw), rounds=arguments.rounds) for _ in range(arguments.placements)
+    ]
     pairs, inverted = inversions(placed)
     ratios = [each.ratio for each in placed]
     fetching = sum(each.fetched_bytes > 0 for each in placed)

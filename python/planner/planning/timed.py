@@ -124,7 +124,8 @@ def _best(problem: Problem, line: PlannedLine) -> TimedPlan:
             first = solve_line(question)
     except InfeasibleError as error:
         raise _infeasible(line, is_proven=bool(error.is_proven)) from error
-    line = replace(line, cache_tokens=cache_tokens)
+    if cache_tokens is not None:  # what was worked out of a line is the line's
+        line = replace(line, cache_tokens=cache_tokens)
     best = TimedPlan(problem, line, first)
     plans = [best]
     if question.objective != "latency" and best.timing.bottleneck_ps > first.bottleneck_ps:

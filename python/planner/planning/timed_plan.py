@@ -67,7 +67,10 @@ class TimedPlan:
 
     def bounded(self, lower_bound_ps: int) -> TimedPlan:
         """The same, of which more is known. Args: ``lower_bound_ps``: no plan of its line takes less."""
-        answer = replace(self._answer, lower_bound_ps=min(lower_bound_ps, self.value_ps))
+        lower_bound_ps = min(lower_bound_ps, self.value_ps)
+        if lower_bound_ps == self._answer.lower_bound_ps:
+            return self
+        answer = replace(self._answer, lower_bound_ps=lower_bound_ps)
         return TimedPlan(self._problem, self._line, answer)
 
     def plan(self, lower_bound_ps: int) -> Plan:
