@@ -94,7 +94,7 @@ def run_ranks(
     """Runs a function of :mod:`pipelines.rank_work` in as many processes as ranks, as torchrun starts them.
 
     Args:
-        work: the function's name; it gets the rank, and the arguments.
+        work: the function's name, or MODULE:FUNCTION of another module; it gets the rank, and the arguments.
         processes: how many torchrun says there are.
         started: how many are started; by default all.
         unawaited: ranks that may be ended when all others have ended.
@@ -104,7 +104,7 @@ def run_ranks(
     """
     with tempfile.TemporaryDirectory(prefix="ranks_") as place:
         order = {
-            "work": f"pipelines.rank_work:{work}",
+            "work": work if ":" in work else f"pipelines.rank_work:{work}",
             "processes": processes,
             "started": processes if started is None else started,
             "unawaited": list(unawaited),

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 import torch
@@ -39,6 +40,7 @@ _SAME: Final = {
     "plan": ("another plan", "give every rank the same file"),
     "options": ("other options of planner.pipeline", "call it with the same ones on every rank"),
     "torch": ("another torch", "install the same version everywhere"),
+    "transformers": ("another transformers", "install the same version everywhere"),
 }
 """What every rank must have as rank 0 has it, in words, and what helps."""
 
@@ -51,11 +53,13 @@ class Offer:
         plan: a digest of stages, and of the plan that they are from.
         options: a digest of what else it was called with.
         torch: its version.
+        transformers: its version.
     """
 
     plan: str
     options: str
     torch: str
+    transformers: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,14 @@ def offer_of(runs: Sequence[StageRun], plan: Plan | None, options: object) -> Of
     """What this process comes with."""
     said = repr([(run.layers, run.device) for run in runs])
     said += "" if plan is None else plan.to_json(provenance=False)
-    return Offer(_digest(said), _digest(repr(options)), str(torch.__version__))
+    return Offer(_digest(said), _digest(repr(options)), str(torch.__version__), _version_of("transformers"))
+
+
+def _version_of(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "none"
 
 
 def _digest(text: str) -> str:
@@ -184,7 +195,7 @@ def require_room(rooms: Sequence[Room], runs: Sequence[StageRun]) -> None:
     odd = [rank for rank, room in enumerate(rooms) if room.checkpoint != rooms[0].checkpoint]
     if odd:
         raise PipelineError(
-            f"{_ranks(odd)} found other tensors in the checkpoint than rank 0: give every rank the same files",
+            f"{_ranks(odd)} found other tensors in the checkpoint, or another configuration, than rank 0: give every rank the same files",
             **_fields(odd[0], runs),
         )
     together: dict[tuple[str, str, str], list[int]] = {}

@@ -14,9 +14,10 @@ from planner.pipelines.failing import described, layers_said
 from planner.pipelines.generating import generate, positions_of, tensor_bytes
 from planner.pipelines.opening import Asked, Opened, open_stage
 from planner.pipelines.processes import join_processes
-from planner.pipelines.request import Request, fingerprint, require_ids, require_mask, token_ids
+from planner.pipelines.request import Request, fingerprint, padding_mask, require_ids, require_mask, token_ids
 from planner.pipelines.sampling import Sampling
-from planner.pipelines.schedule import Carrier, batches_of, warn_of_version
+from planner.pipelines.schedule import Carrier, batches_of, equally_long_batches_of, warn_of_version
+from planner.pipelines.settings import warn_of_settings
 from planner.pipelines.signs import Sign
 from planner.pipelines.stage import Stage
 from planner.plans.plan import Plan
@@ -48,6 +49,8 @@ class Pipeline:
         self._calls = self._step = self._cache_bytes = 0
         self._stage = opened.stage
         opened.failing.cut = self._cut
+        if opened.stage.is_first:
+            warn_of_settings(opened.stage.model)
 
     @property
     def stage(self) -> Stage:
@@ -85,7 +88,7 @@ class Pipeline:
             max_new_tokens: how many new ones at most.
             eos_token_id: tokens that end a row; by default those of the checkpoint's generation settings, None for none.
             pad_token_id: what rows that have ended get; by default the checkpoint's, else the first that ends a row.
-            attention_mask: 1 for tokens, 0 for padding.
+            attention_mask: 1 for tokens, 0 for padding; by default what is not ``pad_token_id``, where that ends no row, else all.
             do_sample: whether tokens are drawn; otherwise the likeliest is taken.
             temperature: what logits are divided by before drawing.
             top_k: of how many of the likeliest is drawn; None of all.
@@ -101,7 +104,8 @@ class Pipeline:
             InvalidInputError: arguments that make no sense.
 
         Guarantee: the tokens are those of the whole model's ``generate`` in one process with the same settings, also drawn ones with
-            ``torch.manual_seed(seed)`` before, where the same kernels run. All ranks end in the same step.
+            ``torch.manual_seed(seed)`` before, where the same kernels run; that is, with what the checkpoint's settings say of scores,
+            such as ``repetition_penalty``, and of drawing only what is said here. All ranks end in the same step.
 
         Cost: for each new token one forward through all stages, and one broadcast.
         """
@@ -113,18 +117,18 @@ class Pipeline:
                 raise InvalidInputError(
                     f"max_new_tokens must be a whole number of at least 1, not {shown(max_new_tokens)}"
                 )
-            eos: Any = self._said("eos_token_id") if eos_token_id == _CHECKPOINT else eos_token_id
-            pad = self._said("pad_token_id") if pad_token_id is None else pad_token_id
-            ends, pads = token_ids(eos, "eos_token_id"), token_ids(pad, "pad_token_id")
+            ends = self._tokens("eos_token_id", None if eos_token_id == _CHECKPOINT else (eos_token_id,))
+            pads = self._tokens("pad_token_id", None if pad_token_id is None else (pad_token_id,))
             sampling = Sampling(bool(do_sample), temperature, top_k, top_p, seed)
             sampling.require_sense()
-            mask = require_mask(attention_mask, given)
+            mask = padding_mask(given, pads, ends) if attention_mask is None else attention_mask
+            mask = require_mask(mask, given)
             return Request(given, mask, most, ends, (*pads, *ends, 0)[0], sampling)
 
         def run(opened: Opened, asked: Request) -> Tensor:
             group = opened.processes.group
             assert group is not None and self._carrier is not None, "an open pipeline is connected"
-            caches = self._caches(opened, len(asked.ids))
+            caches = self._caches(opened, asked.mask)
             try:
                 found = generate(self._stage, self._carrier, group, asked, caches, self._tell)
             finally:
@@ -158,7 +162,7 @@ class Pipeline:
         def run(opened: Opened, asked: tuple[Tensor, Tensor]) -> Tensor | None:
             assert self._carrier is not None, "an open pipeline is connected"
             given, mask = (tensor.to(self._stage.device) for tensor in asked)
-            caches = self._caches(opened, len(given))
+            caches = self._caches(opened, mask)
             self._tell(1, False)
             try:
                 return self._carrier.forward(given, mask, positions_of(mask), caches, last_only=False)
@@ -168,10 +172,11 @@ class Pipeline:
         return self._call(request, lambda asked: fingerprint(*asked), run)
 
     def close(self) -> None:
-        """Ends this process's part: connections are closed, and the stage is let go of. Doing it again does nothing."""
+        """Ends this process's part: connections are closed, and weights are freed. Doing it again does nothing."""
         opened, self._opened = self._opened, None
         if opened is not None:
             self._carrier = None
+            self._stage = opened.stage = opened.stage.let_go()
             opened.signs.end()
             opened.store.close()
             opened.processes.close()
@@ -190,13 +195,20 @@ class Pipeline:
         state = "" if self._opened is not None else ", closed"
         return f"Pipeline(stage {stage.index} of {stage.count}, {layers_said(stage.layers)}{state})"
 
-    def _said(self, what: str) -> Any:
-        """A setting of the checkpoint for generating."""
-        settings = getattr(self._stage.model, "generation_config", None)
-        return getattr(settings, what, None)
+    def _tokens(self, what: str, asked: tuple[Any] | None) -> tuple[int, ...]:
+        """Tokens that a call says, or else those of the checkpoint's settings for generating that there are."""
+        words = self._stage.vocab_size
+        if asked is not None:
+            return token_ids(asked[0], what, words)
+        said = getattr(getattr(self._stage.model, "generation_config", None), what, None)
+        several = said if isinstance(said, list | tuple) else [said]
+        return tuple(each for each in several if type(each) is int and 0 <= each < words)
 
-    def _caches(self, opened: Opened, rows: int) -> list[Any]:
-        return [self._stage.new_cache() for _ in range(batches_of(rows, opened.microbatches))]
+    def _caches(self, opened: Opened, mask: Tensor) -> list[Any]:
+        asked = opened.microbatches
+        is_by_longest = self._stage.goes_by_longest_row
+        many = equally_long_batches_of(mask, asked) if is_by_longest else batches_of(len(mask), asked)
+        return [self._stage.new_cache() for _ in range(many)]
 
     def _cut(self) -> None:
         """Lets go of all that holds a connection, and breaks it."""
@@ -223,17 +235,17 @@ class Pipeline:
             ended = opened.failing.ended
             raise PipelineError(f"this pipeline is over, make another one: {ended.message}", **ended.fields)
         self._calls += 1
-        given: _Given | InvalidInputError
+        given: _Given | Exception
         try:
             given = understand()
             note = {"asked": digest(given)}
-        except InvalidInputError as error:
+        except Exception as error:  # noqa: BLE001 # whatever it is, the others are to hear it
             given, note = error, {"wrong": described(error)}
         self._tell(0, False)
         with opened.failing.together():
             notes = opened.meetings.hold("call", self._calls, note)
         try:
-            if isinstance(given, InvalidInputError):
+            if isinstance(given, Exception):
                 raise given
             _require_same(opened, notes)
             with opened.failing.together():
@@ -279,7 +291,7 @@ def pipeline(
             number, and the cpu where there is none.
         dtype: "auto", what the plan was made for, else as stored; or one dtype for all floating tensors.
         microbatches: into how many parts the rows of a call are cut, so that several stages work at once; as many as divide the
-            rows, where these do not. By default those of a plan by ``strategy="pipeline"``, else 1.
+            rows, where these do not, and as leave rows beside equally long ones, where a model's positions go by the longest. By default those of a plan by ``strategy="pipeline"``, else 1.
         timeout_s: how long a process waits for another in one step, before it takes it for one that hangs.
 
     Returns:

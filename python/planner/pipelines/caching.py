@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from torch import nn
+
 __all__ = ["new_cache", "plain_cache"]
 
 
@@ -41,7 +43,10 @@ def _cache_class() -> type[Any]:
         A model asks it for that, and for what its linear layers have seen, and its layers of that kind may be on other stages.
         """
 
-        seen_tokens = 0
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.seen_tokens = 0
+            self.kept: dict[tuple[nn.Module, str], Any] = {}
 
         def count(self, tokens: int) -> None:
             """Notes a forward that is over."""

@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Final
 
+import torch
+
 from planner.errors import PipelineError
 from planner.pipelines.runs import StageRun
 from planner.pipelines.signs import SeenSign, Signs
 from planner.pipelines.store import AnsweringStore, StoreGoneError
 from planner.spelling import one_line
 
-__all__ = ["Failing", "Failure", "described", "layers_said"]
+__all__ = ["Failing", "Failure", "described", "is_of_connections", "layers_said"]
 
 _KEY: Final = "failed"
 _KEEPER: Final = "does not answer, or the process that keeps the group's store, which is torchrun's on the first machine where it started the ranks"
@@ -94,9 +96,9 @@ class Failing:
         """What a process has said of itself, where all of them hear it."""
         return self._error(Failure(rank, None, one_line(said)[:_MOST_CHARACTERS]))
 
-    def has_begun(self, rank: int) -> bool:
-        """Whether another process has ever given a sign of life."""
-        return any(each.rank == rank for each in self._signs.seen())
+    def standing_s(self, rank: int) -> float | None:
+        """Since when another process has got no further; None where it has never given a sign of life."""
+        return next((each.same_s for each in self._signs.seen() if each.rank == rank), None)
 
     def absent(self, rank: int) -> PipelineError | None:
         """Why another process does not come to where this one waits for it; None where it may still come."""
@@ -121,7 +123,7 @@ class Failing:
             yield
         except BaseException as error:
             is_told = isinstance(error, PipelineError)
-            is_others = isinstance(error, Exception) and self._signs.mine.doing == "waiting"
+            is_others = self._signs.mine.doing == "waiting" and is_of_connections(error)
             cause = error if is_others else _cause(error)
             if isinstance(error, PipelineError):
                 self.ended = error
@@ -213,6 +215,14 @@ def described(error: BaseException) -> str:
     """An error in one line."""
     said = str(error).strip()
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def is_of_connections(error: BaseException) -> bool:
+    """Whether an error is one that torch gives where another process does not do its part."""
+    if not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
+        return False
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(str(frame.f_globals.get("__name__")).startswith("torch.distributed") for frame in frames)
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from planner.pipelines.request import Request
 from planner.pipelines.sampling import Sampler
 from planner.pipelines.schedule import Carrier
+from planner.pipelines.settings import own_rules
 from planner.pipelines.stage import Stage
 
 __all__ = ["generate", "positions_of", "tensor_bytes"]
@@ -22,7 +23,7 @@ def generate(
     carrier: Carrier,
     group: dist.ProcessGroup,
     request: Request,
-    caches: Sequence[Any],
+    caches: list[Any],
     tell: Callable[[int, bool], None],
 ) -> Tensor:
     """Runs a request.
@@ -32,7 +33,7 @@ def generate(
         carrier: runs it.
         group: the connections.
         request: what was asked for.
-        caches: one for each micro-batch.
+        caches: one for each micro-batch; of those, others take the places where the model begins anew.
         tell: is told the number of each step, and whether this process itself is at work.
 
     Returns:
@@ -42,14 +43,20 @@ def generate(
     """
     last = stage.count - 1
     ids, mask = request.ids.to(stage.device), request.mask.to(stage.device)
-    new = ids
+    positions, fresh = positions_of(mask), ids.shape[1]
     has_ended = torch.zeros(len(ids), 1, dtype=torch.bool, device=stage.device)
     eos = torch.tensor(request.eos, dtype=torch.long, device=stage.device)
-    sampler = Sampler(request.sampling, stage.device) if stage.is_last else None
+    sampler = None
+    if stage.is_last:
+        sampler = Sampler(request.sampling, stage.device, own_rules(stage.model, request, stage.device))
     for step in range(1, request.most + 1):
         tell(step, False)
-        positions = positions_of(mask)[:, -new.shape[1] :]
-        logits = carrier.forward(new, mask, positions, caches, last_only=True)
+        following = stage.next(ids, mask, caches[0], fresh)
+        if following.is_anew:
+            caches[:] = [stage.new_cache() for _ in caches]
+        new = ids[:, -following.tokens :]
+        at = positions[:, -following.tokens :]
+        logits = carrier.forward(new, following.mask, at, caches, last_only=True)
         if sampler is not None and logits is not None:
             tell(step, True)
             new = sampler.choose(ids, logits[:, -1]).masked_fill(has_ended, request.pad)
@@ -59,6 +66,7 @@ def generate(
         dist.broadcast(new, group=group, group_src=last)
         ids = torch.cat((ids, new), dim=1)
         mask = torch.cat((mask, torch.ones_like(new)), dim=1)
+        positions, fresh = torch.cat((positions, positions[:, -1:] + 1), dim=1), 1
         has_ended |= torch.isin(new, eos)
         if request.eos and bool(has_ended.all()):
             break

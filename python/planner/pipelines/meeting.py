@@ -14,6 +14,8 @@ __all__ = ["Meetings"]
 
 _FIRST_S: Final = 0.0002
 _LONGEST_S: Final = 0.05
+# Whatever the time-out, how long a process that makes its stage may get no further: large modules are imported in one go.
+_STANDING_S: Final = 60.0
 
 
 class Meetings:
@@ -40,7 +42,7 @@ class Meetings:
             name: what it is about.
             number: which meeting of this name, one after the other.
             note: what this process says, as JSON.
-            is_patient: whether the others may take as long as they like, while they give signs of life.
+            is_patient: whether the others may take as long as they like, while they get on.
 
         Returns:
             The notes by rank.
@@ -79,8 +81,12 @@ class Meetings:
 
     def _require_coming(self, rank: int, until_s: float, is_patient: bool) -> None:
         gone = self._failing.absent(rank)
-        is_awaited = is_patient and self._failing.has_begun(rank)
-        if gone is None and not is_awaited and time.monotonic() > until_s:
+        standing_s = self._failing.standing_s(rank) if is_patient else None
+        if gone is None and standing_s is not None:
+            if standing_s > max(self._timeout_s, _STANDING_S):
+                said = f"has got no further for {standing_s:.0f} s while it made its stage: it hangs, or what it reads does not come"
+                gone = self._failing.tell(Failure(rank, None, said))
+        elif gone is None and time.monotonic() > until_s:
             said = (
                 f"did not come within timeout_s={self._timeout_s:g} to where the others wait for it: every rank has to make the same"
                 " calls of a pipeline"

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 
 import torch
 
+from planner.errors import PipelineError
 from planner.loading.options import planned_dtypes
 from planner.loading.progress import progress_of
 from planner.pipelines.agreement import (
@@ -23,7 +24,7 @@ from planner.pipelines.agreement import (
     room_of,
     seat_device,
 )
-from planner.pipelines.failing import Failing, described
+from planner.pipelines.failing import Failing, described, is_of_connections
 from planner.pipelines.meeting import Meetings
 from planner.pipelines.planned import require_planned
 from planner.pipelines.processes import Processes
@@ -110,7 +111,7 @@ def open_stage(asked: Asked, processes: Processes) -> Opened:
     store = AnsweringStore(processes.store, _ANSWER * asked.timeout_s)
     failing = Failing(store, rank, runs, signs, asked.timeout_s, processes.cut)
     meetings = Meetings(store, rank, processes.count, failing, asked.timeout_s)
-    together = _Together(rank, runs, failing, meetings)
+    together = _Together(rank, runs, failing, meetings, signs)
     signs.begin()
     try:
         understood = _understand(asked, together)
@@ -127,7 +128,7 @@ def open_stage(asked: Asked, processes: Processes) -> Opened:
         require_room([Room(**each) for each in rooms], runs)
 
         together.do("connections", lambda: processes.connect(device))
-        stage = together.do("weights", lambda: _read(prepared, rank))
+        stage = together.do("weights", lambda: _read(prepared, rank, together.gets_on))
     except BaseException:
         signs.end()
         store.close()
@@ -139,9 +140,15 @@ def open_stage(asked: Asked, processes: Processes) -> Opened:
 class _Together:
     """Steps that every process takes, and none goes on from when one of them fails."""
 
-    def __init__(self, rank: int, runs: Sequence[StageRun], failing: Failing, meetings: Meetings) -> None:
+    def __init__(
+        self, rank: int, runs: Sequence[StageRun], failing: Failing, meetings: Meetings, signs: Signs
+    ) -> None:
         self._rank, self._runs = rank, runs
-        self._failing, self._meetings = failing, meetings
+        self._failing, self._meetings, self._signs = failing, meetings, signs
+
+    def gets_on(self) -> None:
+        """Tells the others that this process does not stand still."""
+        self._signs.mine = Sign(done=self._signs.mine.done + 1)
 
     def tell(self, name: str, note: Any) -> list[Any]:
         """What all processes say, by rank."""
@@ -154,18 +161,28 @@ class _Together:
             Exception: what the action raised here.
             PipelineError: another process raised something.
         """
+        self.gets_on()
         try:
             made = action()
         except Exception as error:
-            self._meetings.hold(name, 0, described(error), is_patient=True)
-            raise
+            is_others = is_of_connections(error)
+            said = self._meetings.hold(name, 0, [described(error), is_others], is_patient=True)
+            if not is_others:
+                raise
+            raise self._told(said) from error
         except BaseException as error:  # an interrupt: nobody waits for it
             self._failing.own(error, None, "raised")
             raise
-        for rank, said in enumerate(self._meetings.hold(name, 0, None, is_patient=True)):
-            if said is not None:
-                raise self._failing.error_of(rank, f"cannot begin: {said}")
+        notes = self._meetings.hold(name, 0, None, is_patient=True)
+        if any(notes):
+            raise self._told(notes)
         return made
+
+    def _told(self, notes: Sequence[Any]) -> PipelineError:
+        """What keeps the others from going on: rather an error of one's own than that it has waited for another."""
+        wrong = [(rank, note) for rank, note in enumerate(notes) if note is not None]
+        _, rank, said = min((is_others, rank, said) for rank, (said, is_others) in wrong)
+        return self._failing.error_of(rank, f"cannot begin: {said}")
 
 
 def _understand(asked: Asked, together: _Together) -> _Understood:
@@ -200,14 +217,15 @@ def _prepare(
     return prepared
 
 
-def _read(prepared: PreparedStage, rank: int) -> Stage:
+def _read(prepared: PreparedStage, rank: int, gets_on: Callable[[], None]) -> Stage:
     if rank:
-        return prepared.read()
+        return prepared.read(lambda *_: gets_on())
     with progress_of(None, prepared.weight_bytes) as advance:
         done = 0
 
         def told(done_bytes: int, _total_bytes: int) -> None:
             nonlocal done
+            gets_on()
             advance(done_bytes - done)
             done = done_bytes
 

@@ -50,6 +50,8 @@ class _DefaultGroup:
 
 
 _DEFAULT = _DefaultGroup()
+# By torchrun's environment. Where a rank keeps the store itself, one that went with a pipeline might be met by others on their way to the next.
+_STORES: dict[tuple[str, ...], tuple[dist.Store, int, int]] = {}
 
 
 @dataclass(slots=True, eq=False)
@@ -153,6 +155,10 @@ def join_processes(timeout_s: float) -> Processes:
         found, rank, many = group.get_group_store(), dist.get_rank(), dist.get_world_size()
     else:
         found, rank, many = _from_environment(timeout_s)
+    if not 0 <= rank < many:
+        raise InvalidInputError(
+            f"RANK is {rank} and WORLD_SIZE {many}: ranks go from 0 to one below that; start the script with torchrun"
+        )
     number = next(_DEFAULT.numbers)
     local = os.environ.get("LOCAL_RANK", "")
     _DEFAULT.enter()
@@ -162,7 +168,7 @@ def join_processes(timeout_s: float) -> Processes:
         local_rank=int(local) if local.isdecimal() else None,
         store=dist.PrefixStore(f"planner/pipeline/{number}", found),
         timeout_s=timeout_s,
-        _found=found,
+        _found=dist.PrefixStore(f"planner/group/{number}", found),
     )
 
 
@@ -175,6 +181,9 @@ def _from_environment(timeout_s: float) -> tuple[dist.Store, int, int]:
             f"{listed(lacking)} of torchrun's environment {'is' if len(lacking) == 1 else 'are'} not set: start the script with"
             " torchrun --nproc-per-node STAGES"
         )
+    said = tuple(os.environ[name] for name in _ENVIRONMENT)
+    if said in _STORES:
+        return _STORES[said]
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     found: list[Any] = []
     wrong: list[Exception] = []
@@ -193,7 +202,7 @@ def _from_environment(timeout_s: float) -> tuple[dist.Store, int, int]:
     meeting.start()
     meeting.join(timeout_s)
     if found:
-        store, rank, many = found[0]
+        store, rank, many = _STORES[said] = found[0]
         return store, rank, many
     error = wrong[0] if wrong else TimeoutError(f"no answer within timeout_s={timeout_s:g}")
     if isinstance(error, ValueError):

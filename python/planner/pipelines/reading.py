@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -51,12 +52,13 @@ class WholeModel:
     special_dtypes: Mapping[str, Any]
 
     def fingerprint(self) -> str:
-        """Digest of the names in the files, and of what the model has for them; values take no part."""
+        """Digest of the configuration, of the names in the files, and of what the model has for them; values take no part."""
         live = [
             (name, tuple(tensor.shape), str(tensor.dtype))
             for name, tensor in live_tensors(self.model).items()
         ]
-        return sha256(repr((sorted(self.names.goals), sorted(live))).encode()).hexdigest()
+        config = json.dumps(self.files.config, sort_keys=True, default=str)
+        return sha256(repr((sorted(self.names.goals), sorted(live), config)).encode()).hexdigest()
 
     def weights_of(self, owns: Callable[[str], bool], device: torch.device) -> StageWeights:
         """The tensors of a stage, held against the headers of the files that have them.

@@ -8,12 +8,16 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from planner.pipelines.beginning import Forwards
 from planner.pipelines.caching import new_cache
 from planner.pipelines.cutting import Cut, Zeros
+from planner.pipelines.kept import KeptInModules
 from planner.pipelines.runs import StageRun
 
 __all__ = ["StageForward", "cache_argument"]
 
+# Kinds of scaled rotary positions.
+_BY_LONGEST_ROW: Final = ("dynamic", "longrope")
 # What classes call it; from transformers 5.24 on, all of them by the first name.
 _CACHES: Final = ("cache", "past_key_values", "cache_params")
 
@@ -49,13 +53,22 @@ class StageForward:
         # What the whole model does not take, it does not give to what is inside.
         self._takes = frozenset(inspect.signature(model.forward).parameters)
         self._cache_name = cache_argument(model)
+        self.goes_by_longest_row = _goes_by_longest_row(cut.config.to_dict())
+        self.forwards = Forwards(model, self._cache_name)
+        self._kept = KeptInModules(model)
         for part in model.modules():
             if isinstance(part, Zeros):  # the sum of embeddings has the dtype of what arrives
                 part.zeros = part.zeros.to(self.dtype)
+        self._hooks: list[Any] = []
         if not run.is_first:
-            cut.first.register_forward_pre_hook(self._enter, with_kwargs=True)
+            self._hooks.append(cut.first.register_forward_pre_hook(self._enter, with_kwargs=True))
         if not run.is_last:
-            cut.last.register_forward_hook(self._leave)
+            self._hooks.append(cut.last.register_forward_hook(self._leave))
+
+    def let_go(self) -> None:
+        """Takes its hooks out of the model, which would hold both together."""
+        for hook in self._hooks:
+            hook.remove()
 
     def new_cache(self) -> Any:
         """An empty cache for the stage's layers."""
@@ -81,6 +94,7 @@ class StageForward:
                 inputs[name] = value
         if last_only and "logits_to_keep" in self._takes:
             inputs["logits_to_keep"] = 1
+        self._kept.put(cache)
         try:
             with torch.no_grad():
                 made = self._called(**inputs)
@@ -90,6 +104,7 @@ class StageForward:
             logits: Tensor = made[0] if isinstance(made, tuple) else made.logits
             return logits[:, -1:] if last_only else logits
         finally:
+            self._kept.take(cache)
             self._arrived = self._left = None
 
     def _enter(self, _module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -109,6 +124,17 @@ def _without_head(model: nn.Module, cut: Cut) -> nn.Module:
         found: nn.Module = base
         return found
     return model.get_submodule(cut.layers.name.rpartition(".")[0])
+
+
+def _goes_by_longest_row(said: Any) -> bool:
+    """Whether positions are turned by angles that depend on the longest row of a batch.
+
+    Source: ``dynamic_rope_update``, transformers 5.23, modeling_rope_utils.py.
+    """
+    if not isinstance(said, dict):
+        return False
+    kind = said.get("rope_type")
+    return kind in _BY_LONGEST_ROW or any(map(_goes_by_longest_row, said.values()))
 
 
 def _dtype(layer: nn.Module, config: Any) -> torch.dtype:

@@ -13,7 +13,7 @@ from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 from planner.caller import warn_caller
 from planner.pipelines.stage import Stage
 
-__all__ = ["TRIED", "Carrier", "batches_of", "warn_of_version"]
+__all__ = ["TRIED", "Carrier", "batches_of", "equally_long_batches_of", "warn_of_version"]
 
 TRIED: Final = ("2.15",)
 """Versions of torch that the tests have run with: it calls its pipelines alpha, so that others may differ."""
@@ -38,6 +38,22 @@ def batches_of(rows: int, microbatches: int) -> int:
     return next(many for many in range(min(rows, microbatches), 0, -1) if rows % many == 0)
 
 
+def equally_long_batches_of(mask: Tensor, microbatches: int) -> int:
+    """The same, with the longest rows of all parts equally long.
+
+    Example:
+        >>> equally_long_batches_of(torch.tensor([[1, 1], [0, 1], [0, 1], [1, 1]]), 4)
+        2
+    """
+    lengths = mask.sum(dim=1)
+    for many in range(min(len(mask), microbatches), 1, -1):
+        if len(mask) % many == 0:
+            longest = lengths.view(many, -1).amax(dim=1)
+            if bool((longest == longest[0]).all()):
+                return many
+    return 1
+
+
 class Carrier:
     """Runs one process's stage whenever its turn comes.
 
@@ -55,7 +71,7 @@ class Carrier:
     def forward(
         self,
         ids: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         positions: Tensor,
         caches: Sequence[Any],
         *,
@@ -65,7 +81,7 @@ class Carrier:
 
         Args:
             ids: new tokens (rows, tokens), the same on every stage.
-            mask: over all tokens so far with the new ones.
+            mask: over all tokens so far with the new ones; None where the model is to have none.
             positions: of the new tokens.
             caches: one for each micro-batch.
             last_only: of logits, those of the last token only.
@@ -77,11 +93,9 @@ class Carrier:
         self._module.begin(caches, last_only)
         schedule = self._schedule(rows // many, tokens, many)
         # Each part of them goes with its micro-batch; only the first stage is given ids, others get what arrives.
-        with_each = {
-            "attention_mask": mask,
-            "position_ids": positions,
-            "number": torch.arange(many),
-        }
+        with_each = {"position_ids": positions, "number": torch.arange(many, device="cpu")}
+        if mask is not None:
+            with_each["attention_mask"] = mask
         schedule.eval(*((ids,) if self._stage.is_first else ()), **with_each)
         return self._module.take()
 
@@ -131,7 +145,7 @@ class _Computes(nn.Module):
         return torch.cat(logits) if logits else None
 
     def forward(
-        self, arrived: Tensor, *, attention_mask: Tensor, position_ids: Tensor, number: Tensor
+        self, arrived: Tensor, *, position_ids: Tensor, number: Tensor, attention_mask: Tensor | None = None
     ) -> Tensor:
         self._tell(True)
         which = int(number)

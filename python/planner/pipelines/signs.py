@@ -30,11 +30,13 @@ class Sign:
         step: which forward of it, from 1 on; 0 before the first.
         doing: "computing" is its own work, "waiting" for the others' while it is in a call, "idle" outside of calls; "cut off" is one
             whose connections have ended, and who looks for the one to blame.
+        done: of what takes as long as it takes, how much is done: another number whenever it goes on.
     """
 
     call: int = 0
     step: int = 0
     doing: Doing = "preparing"
+    done: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from planner.errors import PlanMismatchError
+from planner.errors import PipelineError, PlanMismatchError
+from planner.pipelines.beginning import Next
 from planner.pipelines.comparing import require_equal_stages
 from planner.pipelines.cutting import Cut, cut_model, owner_of
 from planner.pipelines.layers import LayerList, find_layers
@@ -47,7 +48,7 @@ class Stage:
     dtype: torch.dtype
     hidden_size: int
     vocab_size: int
-    _run: StageForward
+    _run: StageForward | None
 
     @property
     def is_first(self) -> bool:
@@ -59,9 +60,39 @@ class Stage:
         """Whether it gives logits, and not hidden states."""
         return self.index == self.count - 1
 
+    @property
+    def _running(self) -> StageForward:
+        if self._run is None:
+            raise PipelineError(
+                "this stage is closed, and its weights are gone", rank=self.index, stage=self.index
+            )
+        return self._run
+
+    def let_go(self) -> Stage:
+        """Lets go of the weights; returns what can be said of the stage without them."""
+        if self._run is not None:
+            self._run.let_go()
+        return replace(self, model=nn.Module(), _run=None)
+
+    @property
+    def goes_by_longest_row(self) -> bool:
+        """Whether what a row gives depends on how long the longest one is that it is run with."""
+        return self._running.goes_by_longest_row
+
     def new_cache(self) -> Any:
         """An empty cache for its layers, one for each batch that is under way."""
-        return self._run.new_cache()
+        return self._running.new_cache()
+
+    def next(self, ids: Tensor, mask: Tensor, cache: Any, tokens: int) -> Next:
+        """What the model's own code for generating gives its next forward, the same on every stage.
+
+        Args:
+            ids: all tokens so far.
+            mask: over all of them.
+            cache: of those before.
+            tokens: how many are new.
+        """
+        return self._running.forwards.next(ids, mask, cache, tokens)
 
     def forward(
         self,
@@ -84,7 +115,7 @@ class Stage:
         Returns:
             Hidden states; of the last stage, logits.
         """
-        return self._run(arrived, cache, attention_mask, position_ids, last_only=last_only)
+        return self._running(arrived, cache, attention_mask, position_ids, last_only=last_only)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
