@@ -18,7 +18,7 @@ from planner.model.parts import runs_anywhere
 from planner.model.work import BlockWork
 from planner.planning.device_kinds import kinds_of, rates_of
 from planner.planning.line_sizes import HOST, LineSizes
-from planner.planning.long_steps import host_up_to_tokens
+from planner.planning.long_steps import LongSteps
 from planner.strategies.costs import fetch_ps, hop_ps, run_ps
 from planner.strategies.line_tables import LineKind, LinePiece, LineTie
 from planner.strategies.staying import StayingBuffers
@@ -287,15 +287,16 @@ class PlannedLine:
     def host_up_to_tokens(self, piece: int, key: DeviceKey) -> int | None:
         """The most new tokens of a step up to which the host runs a part that lies there for the run of a device, and from where on
         that brings it in; None where the host always does."""
-        if piece not in self.brought_whole:
-            return None
-        work = self.work[piece]
-        if (work, key) not in self._host_up_to_tokens:
+        return self._in_long_steps(piece, key).host_up_to_tokens if piece in self.brought_whole else None
+
+    def _in_long_steps(self, piece: int, key: DeviceKey) -> LongSteps:
+        known = (self.work[piece], key)
+        if known not in self._long_steps:
             fetch_ps = self.fetch_ps(piece, key, HOST)
-            self._host_up_to_tokens[work, key] = host_up_to_tokens(
-                self.machine, work, self.sizes, key, fetch_ps=fetch_ps
+            self._long_steps[known] = LongSteps(
+                self.machine, self.work[piece], self.sizes, key, fetch_ps=fetch_ps
             )
-        return self._host_up_to_tokens[work, key]
+        return self._long_steps[known]
 
     def keeps_much(self, staging_blocks: int) -> bool:
         """Whether room for what longer steps bring in may be more than a tenth of a device, and can be done without."""
@@ -306,7 +307,7 @@ class PlannedLine:
         return any(largest * staging_blocks * 10 > room for room in rooms)
 
     @cached_property
-    def _host_up_to_tokens(self) -> dict[tuple[BlockWork, DeviceKey], int | None]:
+    def _long_steps(self) -> dict[tuple[BlockWork, DeviceKey], LongSteps]:
         """What was worked out of it."""
         return {}
 
@@ -361,7 +362,10 @@ class PlannedLine:
         # What longer steps bring in has room where they run it.
         beside = [
             8 * work.weight_bytes
-            if is_beside and key != HOST and self.host_up_to_tokens(number, key) is not None
+            if is_beside
+            and key != HOST
+            and number in self.brought_whole
+            and self._in_long_steps(number, key).is_brought_in
             else 0
             for key in heads
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Final, TypeAlias
 
 from planner.devices.keys import DeviceKey
@@ -11,7 +12,7 @@ from planner.model.work import BlockWork
 from planner.planning.line_sizes import HOST, LineSizes
 from planner.strategies.costs import run_ps
 
-__all__ = ["MOST_TOKENS", "first_above", "host_up_to_tokens"]
+__all__ = ["MOST_TOKENS", "LongSteps", "first_above"]
 
 MOST_TOKENS: Final = 1 << 20
 """New tokens of the longest step that is thought of where no workload says how long steps can be."""
@@ -22,10 +23,8 @@ Times: TypeAlias = Callable[[int], int]
 """By new tokens of a step, picoseconds, which never fall."""
 
 
-def host_up_to_tokens(
-    machine: Machine, work: BlockWork, sizes: LineSizes, key: DeviceKey, *, fetch_ps: int
-) -> int | None:
-    """The most new tokens of a step up to which the host runs a part that lies there, for the run of another device.
+class LongSteps:
+    """What a part takes in steps of more and more new tokens: where the host runs it, and where it is brought in.
 
     Args:
         machine: with its rates.
@@ -33,29 +32,56 @@ def host_up_to_tokens(
         sizes: of that step.
         key: the device of its run.
         fetch_ps: what bringing the part in takes.
+    """
 
-    Returns:
+    def __init__(
+        self, machine: Machine, work: BlockWork, sizes: LineSizes, key: DeviceKey, *, fetch_ps: int
+    ) -> None:
+        self._machine, self._work, self._sizes, self._key, self._fetch_ps = (
+            machine,
+            work,
+            sizes,
+            key,
+            fetch_ps,
+        )
+        self._hops = (machine.route(key, HOST), machine.route(HOST, key))
+
+    @cached_property
+    def is_brought_in(self) -> bool:
+        """Whether there is a step for which bringing it in is faster."""
+        first, longest = self._sizes.tokens, self._sizes.longest_tokens
+        # Most that are brought in at all are in the longest step, which is two times of runs and not some hundred.
+        return longest > first and (
+            self._on_host(longest) > self._brought_in(longest) or self.host_up_to_tokens is not None
+        )
+
+    @cached_property
+    def host_up_to_tokens(self) -> int | None:
+        """The most new tokens of a step up to which the host runs the part.
+
         The largest number up to which, from the step of the plan on, the host takes no longer for it, hops included, than bringing it
         in and running it on the device. The plan's own step is run as the plan says. None where the host takes no longer in any step
         up to the longest.
 
-    Cost: some hundred times of runs.
-    """
-    first, longest = sizes.tokens, sizes.longest_tokens
-    if longest <= first:
-        return None
-    hops = (machine.route(key, HOST), machine.route(HOST, key))
-    token_bytes = sizes.activation_bytes // first
+        Cost: some hundred times of runs.
+        """
+        first, longest = self._sizes.tokens, self._sizes.longest_tokens
+        if longest <= first:
+            return None
+        above = first_above(self._on_host, self._brought_in, first, longest)
+        return None if above is None else max(first, above - 1)
 
-    def run(device: DeviceKey, tokens: int) -> int:
-        step = work.in_step(tokens, of=first, experts=sizes.experts)
-        return run_ps(machine.device(device), step, dtype=sizes.dtype, tokens=tokens)
+    def _on_host(self, tokens: int) -> int:
+        passed_bytes = tokens * (self._sizes.activation_bytes // self._sizes.tokens)
+        return self._run_ps(HOST, tokens) + sum(hop.copy_ps(passed_bytes) for hop in self._hops)
 
-    def on_host(tokens: int) -> int:
-        return run(HOST, tokens) + sum(hop.copy_ps(tokens * token_bytes) for hop in hops)
+    def _brought_in(self, tokens: int) -> int:
+        return self._fetch_ps + self._run_ps(self._key, tokens)
 
-    above = first_above(on_host, lambda tokens: fetch_ps + run(key, tokens), first, longest)
-    return None if above is None else max(first, above - 1)
+    def _run_ps(self, device: DeviceKey, tokens: int) -> int:
+        sizes = self._sizes
+        step = self._work.in_step(tokens, of=sizes.tokens, experts=sizes.experts)
+        return run_ps(self._machine.device(device), step, dtype=sizes.dtype, tokens=tokens)
 
 
 def first_above(one: Times, other: Times, first: int, last: int) -> int | None:
