@@ -22,6 +22,9 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from engine_readers import in_runs
+
 _SPLITS = 20_000
 
 _HARNESS = """
@@ -244,17 +247,6 @@ def llama_cases(folder: Path, rng: random.Random) -> list[Any]:
         [layers, ngl, list(split), in_runs(answer)]
         for (layers, ngl, split), answer in zip(questions, llama_devices(folder, questions), strict=True)
     ]
-
-
-def in_runs(devices: Sequence[int]) -> list[list[int]]:
-    """Devices with how many layers each has, in order."""
-    runs: list[list[int]] = []
-    for device in devices:
-        if runs and runs[-1][0] == device:
-            runs[-1][1] += 1
-        else:
-            runs.append([device, 1])
-    return runs
 
 
 if __name__ == "__main__":

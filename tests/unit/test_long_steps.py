@@ -174,6 +174,24 @@ def test_room_that_costs_a_step_too_much_is_not_kept() -> None:
     assert without
 
 
+def test_room_for_longer_steps_makes_no_plan_worse_than_those_of_auto() -> None:
+    model, draw, dearer = model_of("llama"), random.Random(6), 0
+    for number in range(20):
+        machine, share = drawn_machine(draw, is_measured=False), draw.uniform(0.2, 0.8)
+        fetch, host = (
+            planned(model, machine, share=share, strategy={"long_steps": word}) for word in ("fetch", "host")
+        )
+        budgets = {device.id: device.budget_bytes for device in fetch.devices}
+        assert fetch.timing is not None
+        assert host.timing is not None
+        for execute in ("accelerator", "cpu"):
+            auto = planner.plan(model, max_memory=budgets, headroom=None, execute_offloaded=execute)  # type: ignore[arg-type]
+            least_ps = planner.price(model, auto, machine=machine, tokens=1).latency_ps
+            assert fetch.timing.value_ps <= least_ps, number
+        dearer += fetch.timing.value_ps > host.timing.value_ps
+    assert dearer  # else no room was kept that costs anything
+
+
 def a_plan() -> tuple[nn.Module, planner.Plan, Machine]:
     model, draw = model_of("llama"), random.Random(5)
     for _ in range(60):

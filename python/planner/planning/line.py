@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from math import ceil
@@ -237,6 +237,10 @@ class PlannedLine:
 
     def pieces(self) -> tuple[LinePiece, ...]:
         """Each block as the search takes it."""
+        return self._pieces
+
+    @cached_property
+    def _pieces(self) -> tuple[LinePiece, ...]:
         made: dict[int, LinePiece] = {}
         for number, alike in enumerate(self.alike):
             if alike not in made:
@@ -298,13 +302,22 @@ class PlannedLine:
             )
         return self._long_steps[known]
 
-    def keeps_much(self, staging_blocks: int) -> bool:
-        """Whether room for what longer steps bring in may be more than a tenth of a device, and can be done without."""
-        if self.sizes.longest_tokens <= self.sizes.tokens or self.sizes.fetches_all:
-            return False
-        largest = max((self.work[piece].weight_bytes for piece in self.brought_whole), default=0)
-        rooms = (self.capacity_bytes[key] for key in self.runners if key != HOST)
-        return any(largest * staging_blocks * 10 > room for room in rooms)
+    def keeps_room(self) -> bool:
+        """Whether it keeps room for what longer steps bring in, and could do without."""
+        return not self.sizes.fetches_all and any(any(piece.beside_bits) for piece in self.pieces())
+
+    def for_this_step(self) -> PlannedLine:
+        """The same, with no room kept for what longer steps bring in."""
+        found = replace(self, sizes=replace(self.sizes, longest_tokens=0))
+        mine = vars(self)
+        # All else that was worked out holds for it, too, and is most of what a line costs.
+        found.__dict__.update(
+            {name: mine[name] for name in mine.keys() - vars(found).keys() - {"_long_steps"}}
+        )
+        found.__dict__["_pieces"] = tuple(
+            [replace(piece, beside_bits=(0,) * len(piece.beside_bits)) for piece in self.pieces()]
+        )
+        return found
 
     @cached_property
     def _long_steps(self) -> dict[tuple[BlockWork, DeviceKey], LongSteps]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -15,7 +15,7 @@ from planner.errors import InvalidInputError, PlanMismatchError
 from planner.model.blocks import Blocks
 from planner.model.parts import stateless_parts
 from planner.model.tree import ModuleTree
-from planner.names import device_of, is_within, listed
+from planner.names import device_of, listed
 from planner.planning.line import PlannedLine
 from planner.planning.line_problem import planned_line, step_tokens
 from planner.planning.line_sizes import HOST
@@ -168,20 +168,38 @@ def _cut(
             parts=[part for part in stateless_parts(problem.blocks(in_parts=False)) if part in timed]
         )
     split: list[str] = []
+    said = _by_outer(homes, runs)
     while True:
         blocks = problem.blocks(split, in_parts=False)
         names_now = blocks.names
-        apart = [name for name in names_now if name not in split and len(_places(name, homes, runs)) > 1]
+        apart = [
+            name for name in names_now if name not in split and len(_places(name, said, homes, runs)) > 1
+        ]
         if not apart:
             return blocks
         split += apart
 
 
+def _by_outer(homes: Mapping[str, DeviceKey], runs: Mapping[str, DeviceKey]) -> Mapping[str, Sequence[str]]:
+    """By every name that has some inside, or is one, the names that the maps have there."""
+    found: dict[str, list[str]] = {"": []}
+    for key in dict.fromkeys((*homes, *runs)):
+        outer = key
+        while outer:
+            found.setdefault(outer, []).append(key)
+            outer = outer.rpartition(".")[0]
+        found[""].append(key)
+    return found
+
+
 def _places(
-    block: str, homes: Mapping[str, DeviceKey], runs: Mapping[str, DeviceKey]
+    block: str,
+    said: Mapping[str, Sequence[str]],
+    homes: Mapping[str, DeviceKey],
+    runs: Mapping[str, DeviceKey],
 ) -> set[tuple[DeviceKey | None, DeviceKey | None]]:
-    """Where what is inside of a block lies and runs."""
-    inside = [key for key in (*homes, *runs) if is_within(key, block)]
+    """Where what is inside of a block lies and runs. Args: ``said``: of :func:`_by_outer`."""
+    inside = said.get(block, ())
     # What no key inside speaks for is where the block is said to be, or what is around it.
     around = [block] if device_of(block, homes) is not None else []
     return {(device_of(key, homes), device_of(key, runs)) for key in (*inside, *around)}
@@ -191,10 +209,11 @@ def _priced(
     line: PlannedLine, homes: Mapping[str, DeviceKey], runs: Mapping[str, DeviceKey], *, is_overlapped: bool
 ) -> Timing:
     placed: list[tuple[str, DeviceKey, DeviceKey]] = []
+    said = _by_outer(homes, runs)
     for names in line.names:
         home, runner = device_of(names[0], homes), device_of(names[0], runs)
         if home is None:  # a map may say of each part what is true of the whole
-            ((home, runner),) = _places(names[0], homes, runs)
+            ((home, runner),) = _places(names[0], said, homes, runs)
         assert home is not None  # every tensor has a device
         placed.append((names[0], home, home if runner is None else runner))
     pieces = tuple(_pieces(line, placed))

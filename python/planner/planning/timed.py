@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import cache
 from typing import Final
 
 from planner.errors import InfeasibleError
@@ -33,9 +33,6 @@ def plan_timed(problem: Problem) -> Plan:
     strategy = problem.settings.strategy
     assert isinstance(strategy, ByTime)
     whole = problem.blocks()
-    found: list[TimedPlan] = []
-    is_known = True
-    # What is whole is copied at once, which a line in parts does not know: so both are asked, and the better counts.
     has_parts = problem.settings.engine is None or has_host(problem.settings.engine)
     is_apart = (
         isinstance(strategy, Latency)
@@ -43,29 +40,26 @@ def plan_timed(problem: Problem) -> Plan:
         and problem.settings.granularity == "block"
         and has_parts
     )
-    lines = (problem.blocks(in_parts=True), whole) if is_apart else (whole,)
+    blocks = (problem.blocks(in_parts=True), whole) if is_apart else (whole,)
     if whole.fused_experts:  # which cannot be taken apart by expert, but lie apart together
-        lines = (problem.blocks(in_parts=True),)
-    for blocks in lines:
-        try:
-            found.append(_best_for_long_steps(problem, planned_line(problem, blocks)))
-        except InfeasibleError as error:
-            failed, is_known = error, is_known and bool(error.is_proven)
-    if not found:
-        raise failed
-    best = min(found, key=lambda each: each.value_ps)
-    # Where nothing was found, and nothing proven either, nothing is known.
-    least_ps = min(each.lower_bound_ps for each in found) if is_known else 0
+        blocks = (problem.blocks(in_parts=True),)
     # Those have the host run layers with their caches.
     is_free = strategy.long_steps != "fetch_all" and problem.settings.engine is None
     is_free = is_free and not wants_cache(problem.settings)
-    if is_free and (problem.settings.workload is not None or best.value_ps > least_ps):
+    best_of_auto = cache(lambda: _best_of_auto(problem) if is_free else None)
+    best, least_ps = _best_for_long_steps(
+        problem, [planned_line(problem, each) for each in blocks], best_of_auto
+    )
+    if problem.settings.workload is not None or best.value_ps > least_ps:
         # What is needed at once comes off every device here, and there off those that run it; and their runs may be several.
-        plans = plans_of_auto(problem)
-        other = min(plans, key=lambda plan: _value_ps(plan), default=None)
+        other = best_of_auto()
         if other is not None and _value_ps(other) < best.value_ps:
             return replace(other, timing=_bounded(other, least_ps))
     return best.plan(least_ps)
+
+
+def _best_of_auto(problem: Problem) -> Plan | None:
+    return min(plans_of_auto(problem), key=_value_ps, default=None)
 
 
 def _value_ps(plan: Plan) -> int:
@@ -79,23 +73,46 @@ def _bounded(plan: Plan, least_ps: int) -> Timing:
     return replace(plan.timing, lower_bound_ps=min(least_ps, plan.timing.value_ps))
 
 
-def _best_for_long_steps(problem: Problem, line: PlannedLine) -> TimedPlan:
-    """The best plan with room for what longer steps bring in; without, where that room costs this step too much. Raises
-    InfeasibleError."""
-    ready = failed = None
+def _best_for_long_steps(
+    problem: Problem, lines: Sequence[PlannedLine], best_of_auto: Callable[[], Plan | None]
+) -> tuple[TimedPlan, int]:
+    """The best plan with room for what longer steps bring in; without, where that room costs this step too much. And what no plan is
+    below. Raises InfeasibleError."""
+    if not any(line.keeps_room() for line in lines):
+        return _best_of(problem, lines)
+    without = [line.for_this_step() for line in lines]
     try:
-        ready = _best(problem, line)
-    except InfeasibleError as error:
-        failed = error
-    if line.keeps_much(problem.settings.staging_blocks):
-        with suppress(InfeasibleError):
-            free = _best(problem, replace(line, sizes=replace(line.sizes, longest_tokens=0)))
-            if ready is None or ready.value_ps > free.value_ps * _MOST_FOR_LONG_STEPS:
-                return free
-    if ready is None:
-        assert failed is not None
+        ready = _best_of(problem, lines)
+    except InfeasibleError:
+        return _best_of(problem, without)
+    try:
+        free = _best_of(problem, without)
+    except InfeasibleError:  # what was not found with more room, though it is there
+        return ready
+    ready_ps, free_ps = ready[0].value_ps, free[0].value_ps
+    if ready_ps <= free_ps:
+        return ready
+    if ready_ps > free_ps * _MOST_FOR_LONG_STEPS:
+        return free
+    other = best_of_auto()  # which keeps no such room, and must not be better
+    return free if other is not None and _value_ps(other) < ready_ps else ready
+
+
+def _best_of(problem: Problem, lines: Sequence[PlannedLine]) -> tuple[TimedPlan, int]:
+    """The best plan of some lines, and what no plan is below. Raises InfeasibleError."""
+    found: list[TimedPlan] = []
+    is_known = True
+    # What is whole is copied at once, which a line in parts does not know: so both are asked, and the better counts.
+    for line in lines:
+        try:
+            found.append(_best(problem, line))
+        except InfeasibleError as error:
+            failed, is_known = error, is_known and bool(error.is_proven)
+    if not found:
         raise failed
-    return ready
+    # Where nothing was found, and nothing proven either, nothing is known.
+    least_ps = min(each.lower_bound_ps for each in found) if is_known else 0
+    return min(found, key=lambda each: each.value_ps), least_ps
 
 
 def _best(problem: Problem, line: PlannedLine) -> TimedPlan:

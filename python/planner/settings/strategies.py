@@ -63,7 +63,8 @@ class ByTime:
         order: whether devices follow each other in the order given, or in any.
         search_steps: limit of the search; beyond it the plan is not proven, and its bound is told.
         long_steps: who runs what the host runs for an accelerator, in steps so much longer that bringing it in is faster: the
-            accelerator ("fetch"), for which room is kept there unless that makes this step a tenth longer, or the host as ever
+            accelerator ("fetch"), for which room is kept there unless that makes this step a tenth longer or
+            longer than a plan of `auto`, or the host as ever
             ("host"). "fetch_all": the accelerator in any case, and the host has no run of its own but of embeddings, for what is
             there with a cache it runs in all steps.
     """
