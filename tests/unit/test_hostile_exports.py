@@ -221,3 +221,18 @@ def test_layers_that_are_run_several_times_are_planned_for_no_engine() -> None:
     model.config.num_hidden_layers = 3 * LAYERS
     with pytest.raises(InvalidInputError, match=r"counts 12 layers.* has 4"):
         planner.plan(model, engine="vllm", **engine_room(model))
+
+
+def test_a_plan_over_several_computers_is_judged_as_one_process_by_name() -> None:
+    model = llama()
+    plan = planner.plan(model, machine=BOTH, strategy="throughput")
+    found = planner.check(model, plan.device_map)
+    assert found and all("several computers" in finding.message for finding in found)
+
+
+def test_what_a_plan_by_time_says_of_room_is_the_budget() -> None:
+    model = llama()
+    plan = planner.plan(model, **engine_room(model))
+    budgets = {device.id: device.budget_bytes for device in plan.devices}
+    assert plan.reasons and all(each.available_bytes == budgets[each.device] for each in plan.reasons)
+    assert "no limit" not in str(planner.explain(plan, "model.layers.1"))
