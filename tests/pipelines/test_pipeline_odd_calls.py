@@ -12,6 +12,7 @@ import pytest
 from pipelines.ranks import Rank, run_ranks
 from pipelines.stage_models import family
 from planner.errors import InvalidInputError, PipelineError
+from planner.pipelines.runs import stage_runs
 
 FOLDER = str(family("llama").folder)
 CALL: dict[str, Any] = {"ids": [[5, 6, 7], [8, 9, 10]], "max_new_tokens": 3, "eos_token_id": None}
@@ -43,6 +44,11 @@ def test_what_one_rank_is_called_with_is_judged_on_all_and_the_next_call_works()
         assert len(tokens[0]) == 6
     assert all(text.startswith("PipelineError: rank 1 ") for text in ranks[0].value[:-1])
     assert all(text.startswith("InvalidInputError: ") for text in ranks[1].value[:-1])
+
+
+def test_more_layers_than_can_be_counted() -> None:
+    with pytest.raises(InvalidInputError, match="stage 0 would have 1000"):
+        stage_runs((10**30, 1))
 
 
 @pytest.mark.parametrize("keeps_store", [False, True])

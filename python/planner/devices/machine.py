@@ -17,6 +17,7 @@ from planner.devices.machine_parts import Link, MachineDevice, Route
 from planner.devices.rate import Rate
 from planner.errors import InvalidDevicesError, InvalidInputError
 from planner.names import listed
+from planner.spelling import is_node, shown
 
 __all__ = ["MOST_DEVICES", "Machine"]
 
@@ -126,7 +127,7 @@ class Machine:
 
         Raises:
             InvalidDevicesError: too many devices, or a computer without a host. Fields: ``device``.
-            InvalidInputError: a computer that is several already.
+            InvalidInputError: a computer that is several already, or a name that no budget can say.
 
         Example:
             >>> from planner.devices.rate import Rate
@@ -138,6 +139,10 @@ class Machine:
         """
         devices, links, hosts = list[MachineDevice](), list[Link](), list[DeviceKey]()
         for name, machine in nodes.items():
+            if not is_node(name):
+                raise InvalidInputError(
+                    f"a computer's name is letters, digits, '_', '.' and '-', at most 64, and begins with a letter or digit: got {shown(name)}"
+                )
             if any(device.node for device in machine.devices):
                 raise InvalidInputError(f"{name} is several computers already")
             devices += [replace(device, node=name) for device in machine.devices]

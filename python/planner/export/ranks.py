@@ -16,7 +16,9 @@ _SEEN = "CUDA_VISIBLE_DEVICES"
 
 def model_argument(source: Source) -> str:
     """What to name the model: what was planned where it has files, else a word that stands for it."""
-    return source.name if source.kind != "module" and source.name else "MODEL"
+    if source.kind == "module" or not source.name:
+        return "MODEL"
+    return f"./{source.name}" if source.name.startswith("-") else source.name  # which would be an option
 
 
 def rank_notes(stages: PlanStages, env: Mapping[str, str]) -> tuple[Mapping[str, str], tuple[str, ...]]:

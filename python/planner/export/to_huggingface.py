@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
+from planner.devices.nodes import node_of
 from planner.errors import InvalidInputError
 from planner.export.command import Command
 from planner.plans.map_alone import execution_map_notice
 from planner.plans.plan import Plan
-from planner.plans.torchrun import nodes_of
 
 __all__ = ["huggingface"]
 
@@ -31,8 +31,12 @@ def huggingface(plan: Plan) -> Command:
         >>> print(huggingface(made).files["device_map.json"].splitlines()[1])
           "embed": 0,
     """
-    nodes = nodes_of(sorted({device.id for device in plan.devices}, key=str))
-    if len({node for node, _ in nodes}) > 1 or nodes[0][0]:
+    devices = {
+        *plan.device_map.values(),
+        *plan.execution_map.values(),
+        *(device.id for device in plan.devices),
+    }
+    if any(node_of(device) for device in devices):
         raise InvalidInputError(
             "a device map is for one process, and this plan is for devices of several computers: plan for one of them"
         )

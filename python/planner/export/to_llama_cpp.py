@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Mapping, Sequence
 from itertools import groupby
 from typing import Final
@@ -23,6 +24,8 @@ _DENSE: Final = r"ffn_(up|down|gate)\."
 _EXPERTS: Final = "ffn_(up|down|gate|gate_up)_(ch|)exps"
 _WHOLE: Final = "(ffn_(up|down|gate|gate_up)_(exps|shexp)|ffn_gate_inp|exp_probs_b)"
 """Of a mixture, experts, those that every token meets, and the router: what a model's own MLP holds."""
+_MLP: Final = re.compile(r"mlp|ffn?|feed_?forward|moe|experts")
+"""What families call all that a layer has behind its attention; ``fc2`` and ``self_attn`` are none of these."""
 
 
 def llama_cpp(plan: Plan) -> Command:
@@ -56,6 +59,7 @@ def llama_cpp(plan: Plan) -> Command:
         part = _part_on_host(devices[-1], parts)
         if part is not None:
             beside[at] = part.removeprefix(f"{layer}.")
+            _require_pattern(part, beside[at])
     for block in found.before:
         if block.home != _HOST:
             raise _refused(f"{named(block.first)} is on {block.home}, and llama.cpp keeps it on the host")
@@ -115,6 +119,14 @@ def _part_on_host(device: DeviceKey, parts: Sequence[Run]) -> str | None:
             f"{', '.join(map(named, away))} lie on the host, and llama.cpp has a pattern for the MLP or the experts only"
         )
     return away[0] if away else None
+
+
+def _require_pattern(part: str, within: str) -> None:
+    if not any(_MLP.fullmatch(word) for word in within.split(".")[-1:]):
+        raise InvalidInputError(
+            f"llama.cpp cannot have this plan: {named(part)} lies on the host, and llama.cpp has a pattern for a layer's whole MLP or all "
+            "its experts only; plan with strategy={'type': 'latency', 'parts': False}"
+        )
 
 
 def _overrides(beside: Mapping[int, str], on_host: int, list_name: str, names: Container[str]) -> list[str]:

@@ -142,7 +142,7 @@ class Pipeline:
 
         Args:
             ids: tokens (rows, tokens), the same on every rank.
-            attention_mask: 1 for tokens, 0 for padding.
+            attention_mask: 1 for tokens, 0 for padding. Positions count from a row's first token on, as in :meth:`generate`.
 
         Returns:
             On the last rank, logits (rows, tokens, vocabulary); None on the others.
@@ -280,7 +280,8 @@ def pipeline(
 ) -> Pipeline:
     """A model whose stages run in several processes, on as many devices, of one machine or of several.
 
-    To be called in every process of a script that torchrun started, with the same arguments. Each process reads the tensors of its own
+    To be called in every process of a script that torchrun started, with the same arguments, and in the same order where there are
+    several: not from threads that race. Each process reads the tensors of its own
     stage and no others, from files that it can reach itself.
 
     Args:

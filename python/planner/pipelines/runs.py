@@ -16,6 +16,7 @@ from planner.spelling import shown
 __all__ = ["StageRun", "read_plan", "stage_runs"]
 
 _MOST_BYTES = 1 << 28
+_MOST_LAYERS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def _of_counts(counts: Any) -> tuple[StageRun, ...]:
             f"stages says how many layers each stage has, as in (3, 5), or is a plan; got {shown(counts)}"
         )
     for index, count in enumerate(counts):
-        if type(count) is not int or count < 1:
+        if type(count) is not int or not 1 <= count < _MOST_LAYERS:
             raise InvalidInputError(
                 f"stage {index} would have {shown(count)} layers; every stage needs a whole number of them, at least 1"
             )

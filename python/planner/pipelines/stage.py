@@ -191,6 +191,7 @@ def prepare_stage(
     Raises:
         CheckpointError: files that are missing, malformed or do not fit. Fields: ``file``, ``reason``, ``findings``.
         PlanMismatchError: more or fewer layers than the model has. Fields: ``findings``.
+        PipelineError: a stage that begins where the model's layers depend on each other, or stages that compute something else.
         InvalidTreeError: a model that cannot be cut into stages. Fields: ``name``.
     """
     place = torch.device(device)
@@ -198,11 +199,27 @@ def prepare_stage(
     model, run = whole.model, runs[index]
     layers = find_layers(model)
     _require_all(model, layers, runs)
+    _require_own_choices(model, runs)
     roles = require_equal_stages(model, layers)
     fingerprint = whole.fingerprint()
     # Before layers get other numbers: what no file has may depend on them.
     weights = whole.weights_of(owner_of(model, layers, roles, run), place)
     return PreparedStage(run, model, place, weights, fingerprint, cut_model(model, layers, roles, run))
+
+
+def _require_own_choices(model: nn.Module, runs: Sequence[StageRun]) -> None:
+    """Raises for a stage that begins with a layer which attends to what the one before it has chosen."""
+    config: Any = model.config
+    modes = getattr(config.get_text_config(decoder=True), "indexer_types", None) or ()
+    own = [number for number, mode in enumerate(modes) if mode != "shared"]
+    odd = next((run for run in runs if modes and run.layers.start not in own), None)
+    if odd is not None:
+        raise PipelineError(
+            f"stage {odd.index} would begin with layer {odd.layers.start} of {type(model).__name__}, which attends to the tokens that"
+            f" the layer before it has chosen: begin stages with layers {', '.join(map(str, own))}",
+            stage=odd.index,
+            layers=odd.layers,
+        )
 
 
 def _require_all(model: nn.Module, layers: LayerList, runs: Sequence[StageRun]) -> None:

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Final
 
 from planner.devices.keys import DeviceKey, accelerator_backend, device_kind
+from planner.devices.nodes import local_device, node_of
 
 # Of replays of recorded tapes through the published rules of CUDA's caching allocator; a bound, not a measurement of a card.
 _SHARE: Final = Fraction(1, 4)
@@ -63,10 +64,10 @@ def margin_bytes(device: DeviceKey, running_bytes: int, said: int | str | None) 
 
 
 def _is_cuda(device: DeviceKey) -> bool:
-    """Whether a number stands for a CUDA device: unless torch is loaded and has another kind of accelerator."""
-    if not isinstance(device, int):
+    """Whether a number stands for a CUDA device: unless torch is loaded and has another kind of accelerator, here, where the device is."""
+    if not isinstance(local_device(device), int):
         return False
-    if "torch" not in sys.modules:
+    if node_of(device) or "torch" not in sys.modules:
         return True
     backend = accelerator_backend()
     return backend is None or backend.__name__.endswith("cuda")

@@ -8,6 +8,7 @@ from fractions import Fraction
 from functools import cache
 from typing import Final
 
+from planner.devices.nodes import node_of
 from planner.errors import InfeasibleError
 from planner.planning.beside_auto import plans_of_auto
 from planner.planning.engines import has_host
@@ -181,6 +182,10 @@ def _infeasible(line: PlannedLine, *, is_proven: bool) -> InfeasibleError:
     largest = max(range(len(line.work)), key=lambda block: line.work[block].weight_bytes, default=0)
     said = "there is none" if is_proven else "none was found"
     helpful = "more room, cpu or disk to offload to, or strategy 'auto', which may come back to a device, would help"
+    if any(node_of(budget.device) for budget in line.budgets):
+        helpful = (
+            "more room or another device would help: nothing is offloaded in a plan over several computers"
+        )
     if line.closed:
         helpful = "more room or another device would help: what lies at the ends, and whole layers, are as the engine has them"
     return InfeasibleError(

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Final
 
 from planner.devices.keys import DeviceKey
+from planner.devices.nodes import local_device
 from planner.errors import InvalidInputError
 from planner.names import named
 from planner.plans.parts import PlanParts
@@ -124,13 +125,18 @@ def layers_of(plan: PlanParts) -> PlanLayers:
             f"the plan does not tell where layer {missing} of {named(name)} lies", "plan the model anew"
         )
     said = plan.account.settings.get("model.num_hidden_layers")
-    hidden = said.value if said is not None and type(said.value) is int else len(layers)
+    hidden = said.value if said is not None and type(said.value) is int and said.value > 0 else len(layers)
+    if hidden > len(layers):
+        raise _refused(
+            f"the configuration counts {hidden} layers, and {named(name)} has {len(layers)}, which may be run several times",
+            f"plan the model that is run, or say model={{'num_hidden_layers': {len(layers)}}}",
+        )
     return PlanLayers(
         list_name=name,
         before=tuple(before),
         layers=tuple(map(tuple, layers)),
         after=tuple(after),
-        hidden=min(hidden, len(layers)) or len(layers),
+        hidden=hidden,
     )
 
 
@@ -148,7 +154,7 @@ def stages_of(plan: PlanParts, engine: str) -> PlanStages:
     found = layers_of(plan)
     mend = f"plan with engine={engine!r}"
     for block in (*found.before, *(part for layer in found.layers for part in layer), *found.after):
-        if block.home != block.runs_on or block.home in ("cpu", "disk"):
+        if block.home != block.runs_on or local_device(block.home) in ("cpu", "disk"):
             where = f"rests on {block.home}" + (
                 f" and runs on {block.runs_on}" if block.home != block.runs_on else ""
             )

@@ -1,0 +1,184 @@
+"""Plans that were edited, or are of unusual models, say what they say to an engine, or are refused: never something else."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+
+import planner
+from planner import Machine, Plan, export
+from planner.devices.nodes import local_device
+from planner.devices.rate import Rate
+from planner.devices.table_machine import Host, machine_of_cards
+from planner.errors import InfeasibleError, InvalidInputError
+from planner.export import Command
+
+LAYERS = 4
+PAIR = machine_of_cards(
+    {0: "RTX 4090", 1: "RTX 4090"}, Host(memory_bytes_per_s=5 * 10**10, flops_per_s=10**12)
+)
+BETWEEN = Rate.of_user(10**10)
+BOTH = Machine.of_nodes({"a": PAIR, "b": PAIR}, between=BETWEEN)
+
+
+def llama() -> nn.Module:
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=160, num_attention_heads=4, num_hidden_layers=LAYERS, vocab_size=64
+    )
+    with torch.device("meta"):
+        return LlamaForCausalLM(config)
+
+
+def whole(*devices: Any, first: Any = None) -> dict[str, Any]:
+    ends = {"model.embed_tokens": devices[0] if first is None else first}
+    layers = {f"model.layers.{at}": device for at, device in enumerate(devices)}
+    return ends | layers | dict.fromkeys(("model.norm", "model.rotary_emb", "lm_head"), devices[-1])
+
+
+def edited(device_map: Mapping[str, Any], **more: Any) -> Plan:
+    room = dict.fromkeys((0, 1, "cpu"), 10**7)
+    data = json.loads(planner.plan(llama(), max_memory=room).to_json())
+    return Plan.from_json(json.dumps({**data, "device_map": device_map, **more}))
+
+
+def with_part_on_the_host(part: str) -> Plan:
+    """All on card 0 but the embedding and one part of layer 2."""
+    layer = "model.layers.2"
+    parts = {
+        f"{layer}.{name}": "cpu" if name == part else 0
+        for name in ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
+    }
+    device_map = dict[str, Any]()
+    for name, device in whole(0, 0, 0, 0, first="cpu").items():
+        device_map |= parts if name == layer else {name: device}
+    return edited(device_map, block_bytes=dict.fromkeys(device_map, 1))
+
+
+def test_llama_cpp_is_told_of_an_mlp_on_the_host_and_of_nothing_else_as_if_it_were_one() -> None:
+    assert r"blk\.(2)\.ffn_(up|down|gate)\.=CPU" in export.llama_cpp(with_part_on_the_host("mlp")).args
+    for part in ("self_attn", "input_layernorm"):
+        with pytest.raises(InvalidInputError, match=f"{part}.*whole MLP.*'parts': False"):
+            export.llama_cpp(with_part_on_the_host(part))
+
+
+def test_half_of_an_mlp_on_the_host_is_refused_with_what_mends_it() -> None:
+    """OPT's layers have no module around the two matrices of their MLP."""
+    config = OPTConfig(
+        vocab_size=64,
+        hidden_size=32,
+        ffn_dim=64,
+        num_attention_heads=4,
+        word_embed_proj_dim=32,
+        num_hidden_layers=6,
+    )
+    with torch.device("meta"):
+        model = OPTForCausalLM(config)
+    size = sum(each.nbytes for each in model.parameters())
+    machine = Machine(
+        devices=tuple(replace(each, launch_ps=None) for each in PAIR.devices),
+        links=tuple(replace(each, latency_ps=None) for each in PAIR.links),
+    )
+    refused = 0
+    for share in range(20, 70, 5):
+        room: dict[Any, int] = {0: size * share // 100, "cpu": 3 * size}
+        asked: dict[str, Any] = {"max_memory": room, "machine": machine, "engine": "llama_cpp"}
+        plan = planner.plan(model, strategy="latency", **asked)
+        halves = {name for name, device in plan.device_map.items() if device == "cpu" and ".fc" in name}
+        if not halves:
+            continue
+        refused += 1
+        with pytest.raises(InvalidInputError, match="cannot have this plan"):
+            export.llama_cpp(plan)
+        whole_layers = planner.plan(model, strategy={"type": "latency", "parts": False}, **asked)
+        assert not any(arg in export.llama_cpp(whole_layers).args for arg in ("-ot", "--n-cpu-ffn"))
+    assert refused > 0
+
+
+def test_a_device_map_for_one_process_has_devices_of_one() -> None:
+    assert (
+        json.loads(export.huggingface(edited(whole(0, 0, 1, 1), devices=[])).files["max_memory.json"]) == {}
+    )
+    with pytest.raises(InvalidInputError, match="several computers"):
+        export.huggingface(edited(whole("a/0", "a/0", "b/0", "b/0")))
+
+
+def test_the_host_of_another_computer_is_no_stage() -> None:
+    with pytest.raises(InvalidInputError, match="rests on a/cpu"):
+        export.megatron(edited(whole("a/cpu", "a/cpu", "b/0", "b/0")))
+
+
+@pytest.mark.parametrize("said", [-1, 0, LAYERS])
+def test_layers_are_those_of_the_plan_unless_the_configuration_counts_fewer(said: int) -> None:
+    plan = edited(whole(0, 0, 1, 1))
+    settings = json.loads(plan.to_json())["settings"]
+    number = {"model.num_hidden_layers": {"value": said, "rank": "user"}}
+    counted = edited(whole(0, 0, 1, 1), settings=settings | number)
+    assert export.vllm(counted).env["VLLM_PP_LAYER_PARTITION"] == "2,2"
+    number["model.num_hidden_layers"]["value"] = LAYERS + 8
+    with pytest.raises(InvalidInputError, match=r"counts 12 layers.* has 4"):
+        export.vllm(edited(whole(0, 0, 1, 1), settings=settings | number))
+
+
+HOSTILE = ("--help", "-x y", "a b'c\"$(id)`id`\n\\é", "~/model", "a;b|c&d>e*?[x]{y,z}", "$HOME", "!!", "a=b")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("emit", [export.vllm, export.sglang, export.tensorrt_llm])
+def test_a_model_s_name_is_one_word_of_a_shell_and_no_option(name: str, emit: Any) -> None:
+    plan = edited(whole(1, 1, 0, 0))
+    source = {**json.loads(plan.to_json())["source"], "kind": "checkpoint", "name": name}
+    command: Command = emit(edited(whole(1, 1, 0, 0), source=source))
+    first = (
+        command.args.index("serve" if "serve" in command.args else "--model-path")
+        if emit is not export.tensorrt_llm
+        else 0
+    )
+    model = command.args[first + 1]
+    assert model in (name, f"./{name}") and not model.startswith("-")
+    words = " ".join(map(shlex.quote, command.args))
+    assert command.line.endswith(words)
+    line = (
+        command.line.removesuffix(words) + 'sh -c \'printf "%s\\0" "$CUDA_VISIBLE_DEVICES" "$@"\' sh ' + words
+    )
+    said = subprocess.run(["sh", "-c", line], capture_output=True, check=True, text=True).stdout
+    assert said.split("\0")[:-1] == ["1,0", *command.args]
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "-a", "ü", "a'$(x)", "x" * 65])
+def test_a_computer_has_a_name_that_a_budget_can_say(name: str) -> None:
+    with pytest.raises(InvalidInputError, match="a computer's name"):
+        Machine.of_nodes({name: PAIR}, between=BETWEEN)
+
+
+def test_what_the_allocator_may_take_counts_on_every_computer() -> None:
+    model, workload, room = llama(), {"context_length": 64, "batch_size": 2}, 10**9
+    far, near = (
+        planner.plan(
+            model,
+            machine=machine,
+            max_memory={f"{node}{at}": room for at in (0, 1)},
+            strategy="throughput",
+            engine="vllm",
+            workload=workload,
+        )
+        for machine, node in ((BOTH, "a/"), (PAIR, ""))
+    )
+    for one, other in zip(far.devices, near.devices, strict=True):
+        assert local_device(one.id) == other.id
+        assert replace(one, id=other.id) == other
+    assert near.devices[0].headroom_bytes == far.devices[0].headroom_bytes
+
+
+def test_what_would_help_several_computers_is_nothing_that_they_refuse() -> None:
+    with pytest.raises(InfeasibleError) as caught:
+        planner.plan(llama(), machine=BOTH, max_memory={"a/0": 10_000, "b/0": 10_000}, strategy="throughput")
+    assert "more room or another device" in caught.value.message and "auto" not in caught.value.message
