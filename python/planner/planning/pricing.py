@@ -255,7 +255,9 @@ def _priced(
         value_ps=latency_ps,
         lower_bound_ps=0,
         latency_ps=latency_ps,
-        bottleneck_ps=max((*(stage.ps for stage in stages), *_for_others(pieces, stages, runners)), default=0),
+        bottleneck_ps=max(
+            (*(stage.ps for stage in stages), *_for_others(pieces, stages, runners)), default=0
+        ),
         stages=stages,
         pieces=pieces,
         machine=line.machine.fingerprint,
