@@ -66,3 +66,13 @@ def test_devices_of_several_computers_are_not_looked_for_here(command: Command, 
     assert command("export", "plan.json", "--to", "sglang").stdout.count("--nnodes 2") == 1
     some = command(*asked, "-d", "a/0=1GiB", "-d", "b.lan/cuda:1=1GiB", "--json")
     assert [device["id"] for device in answer(some)["devices"]] == ["a/0", "b.lan/1"]
+
+
+def test_no_device_map_is_written_of_a_plan_over_several_computers(command: Command, llama: str) -> None:
+    pair = machine_of_cards({0: "L4", 1: "L4"})
+    both = planner.Machine.of_nodes({"a": pair, "b": pair}, between=Rate.of_user(10**10))
+    Path("both.json").write_text(both.to_json())
+    asked = ("plan", llama, "--strategy", "throughput", "--machine", "both.json", "--device-map", "map.json")
+    done = command(*asked, "-o", "plan.json")
+    assert done.exit_code == 2 and "one process" in done.stderr
+    assert not Path("map.json").exists() and not Path("plan.json").exists()

@@ -182,3 +182,57 @@ def test_what_would_help_several_computers_is_nothing_that_they_refuse() -> None
     with pytest.raises(InfeasibleError) as caught:
         planner.plan(llama(), machine=BOTH, max_memory={"a/0": 10_000, "b/0": 10_000}, strategy="throughput")
     assert "more room or another device" in caught.value.message and "auto" not in caught.value.message
+
+
+def engine_room(model: nn.Module) -> dict[str, Any]:
+    size = sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
+    return {"max_memory": {0: size, 1: size}, "machine": PAIR, "strategy": "throughput"}
+
+
+@pytest.mark.parametrize(
+    ("together", "counts"),
+    [
+        (("model.layers.0", "model.layers.2"), "3,1"),
+        (("model.layers.1", "model.layers.2"), "3,1"),
+        (("model.layers.2", "lm_head"), "2,2"),
+    ],
+)
+def test_what_is_kept_together_is_in_one_stage(together: tuple[str, ...], counts: str) -> None:
+    model = llama()
+    plan = planner.plan(model, engine="vllm", keep_together=[list(together)], **engine_room(model))
+    devices = {device for name, device in plan.device_map.items() if name in together}
+    assert len(devices) == 1
+    found = export.vllm(plan).env["VLLM_PP_LAYER_PARTITION"]
+    assert found == counts or sorted(found) == sorted(counts)
+
+
+def test_ends_that_are_kept_together_leave_one_stage() -> None:
+    model = llama()
+    ends = [["model.embed_tokens", "lm_head"]]
+    plan = planner.plan(model, engine="vllm", keep_together=ends, **engine_room(model))
+    assert len(set(plan.device_map.values())) == 1
+    half = {at: size // 2 for at, size in engine_room(model)["max_memory"].items()}
+    with pytest.raises(InfeasibleError):
+        planner.plan(model, engine="vllm", keep_together=ends, **{**engine_room(model), "max_memory": half})
+
+
+def test_layers_that_are_run_several_times_are_planned_for_no_engine() -> None:
+    model = llama()
+    model.config.num_hidden_layers = 3 * LAYERS
+    with pytest.raises(InvalidInputError, match=r"counts 12 layers.* has 4"):
+        planner.plan(model, engine="vllm", **engine_room(model))
+
+
+def test_a_plan_over_several_computers_is_judged_as_one_process_by_name() -> None:
+    model = llama()
+    plan = planner.plan(model, machine=BOTH, strategy="throughput")
+    found = planner.check(model, plan.device_map)
+    assert found and all("several computers" in finding.message for finding in found)
+
+
+def test_what_a_plan_by_time_says_of_room_is_the_budget() -> None:
+    model = llama()
+    plan = planner.plan(model, **engine_room(model))
+    budgets = {device.id: device.budget_bytes for device in plan.devices}
+    assert plan.reasons and all(each.available_bytes == budgets[each.device] for each in plan.reasons)
+    assert "no limit" not in str(planner.explain(plan, "model.layers.1"))

@@ -70,6 +70,14 @@ def is_device(device: Device) -> bool:
     return isinstance(device, int) or device in _WITHOUT_INDEX
 
 
+def names_none(device: Device) -> str:
+    """Why what was read names no device: what to say behind it."""
+    is_far = isinstance(device, str) and "/" in device
+    return "names no device" + (
+        ": those of several computers run no device map, which is for one process" if is_far else ""
+    )
+
+
 def read_budgets(max_memory: Any) -> dict[Device, float]:
     """Bytes by device.
 
@@ -86,7 +94,7 @@ def read_budgets(max_memory: Any) -> dict[Device, float]:
     for spelling, budget in max_memory.items():
         device = device_of(spelling)
         if not is_device(device):
-            raise InvalidDevicesError(f"{device!r} names no device", device=spelling)
+            raise InvalidDevicesError(f"{device!r} {names_none(device)}", device=spelling)
         if device in budgets:
             raise InvalidDevicesError(f"{shown(spelling)} is listed under two spellings", device=spelling)
         size = parse_bytes(budget, lower_b_is_bits=True) if isinstance(budget, str) else _count(budget)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, Final
 
-from planner.checker.devices import UNLIMITED_UNLESS_LISTED, Device, is_device
+from planner.checker.devices import UNLIMITED_UNLESS_LISTED, Device, is_device, names_none
 from planner.checker.findings import Finding, listed
 from planner.checker.keys import Keys
 from planner.checker.sizes import SizedTensor, address_of
@@ -141,7 +141,7 @@ def unknown_devices(keys: Keys) -> Iterator[Finding]:
     """Keys that are sent to what names no device."""
     for key in keys.listed:
         if key.device is not None and not is_device(key.device):
-            message = f"key {key.text!r} is sent to {key.device!r}, which names no device"
+            message = f"key {key.text!r} is sent to {key.device!r}, which {names_none(key.device)}"
             yield Finding("unknown-device", str(key.text), message, key.device)
 
 

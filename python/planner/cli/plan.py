@@ -18,6 +18,7 @@ from planner.cli.settings import SettingsStack, remark_file, settings_of, takes_
 from planner.cli.sources import open_model
 from planner.cli.waiting import saying
 from planner.devices.absence import no_accelerator
+from planner.devices.nodes import node_of
 from planner.errors import InfeasibleError, InvalidInputError
 from planner.planning import plan
 from planner.plans.no_plan import NoPlan
@@ -82,6 +83,10 @@ def command(
         is_drawn = not as_json and STANDARD_STREAM not in (output, device_map, html)
         _draw_no(error, opened, stack, html, () if has_devices else _remarks(), is_drawn=is_drawn)
         raise
+    if device_map is not None and any(node_of(each) for each in made.device_map.values()):
+        raise InvalidInputError(
+            "--device-map is for one process, and this plan is for devices of several computers: leave it out; -o writes the plan"
+        )
     remarks = () if has_devices else _remarks()
     if output is not None:
         _write(output, made.to_json(), "the plan")

@@ -18,7 +18,15 @@ from planner.plans.stages import layer_of
 from planner.settings.schema import Settings
 from planner.settings.strategies import ByTime
 
-__all__ = ["allowed_for", "closed_borders", "engine_mode", "has_host", "require_runs", "with_both_ends"]
+__all__ = [
+    "allowed_for",
+    "borders_inside",
+    "closed_borders",
+    "engine_mode",
+    "has_host",
+    "require_runs",
+    "with_both_ends",
+]
 
 _HOST: Final = "cpu"
 _NO_TIES: Final = "torchtitan"
@@ -87,7 +95,7 @@ def closed_borders(names: Sequence[Sequence[str]], hidden: int | None, engine: E
         engine: for the host's sake, the embedding may be apart from the first layer, and the head from the last.
 
     Raises:
-        InvalidInputError: no list of layers, or several.
+        InvalidInputError: no list of layers, or several, or one that has fewer than the configuration counts.
 
     Example:
         >>> names = [["embed"], ["layers.0.attn"], ["layers.0.mlp"], ["layers.1"], ["norm"], ["head"]]
@@ -109,6 +117,12 @@ def closed_borders(names: Sequence[Sequence[str]], hidden: int | None, engine: E
         )
     numbers = [place[1] if place is not None and place[0] == lists[0] else None for place in places]
     in_layers = [at for at, number in enumerate(numbers) if number is not None]
+    count = max(number for number in numbers if number is not None) + 1
+    if hidden and hidden > count:
+        raise InvalidInputError(
+            f"engine {engine!r}: the configuration counts {hidden} layers, and {named(lists[0])} has {count}, which may be run several "
+            f"times: leave engine out, or say model={{'num_hidden_layers': {count}}}"
+        )
     begin, behind = in_layers[0], in_layers[-1] + 1
     if has_host(engine):
         open_ones = {
@@ -123,6 +137,22 @@ def closed_borders(names: Sequence[Sequence[str]], hidden: int | None, engine: E
         if before is not None and after is not None and before != after and border <= last:
             open_ones.add(border)
     return tuple(border for border in range(1, len(numbers)) if border not in open_ones)
+
+
+def borders_inside(units: Sequence[int]) -> tuple[int, ...]:
+    """Numbers of pieces before which no stage may end, so that one has all of each unit.
+
+    Args:
+        units: of each piece, in the order of execution; those that are kept together have one.
+
+    Example:
+        >>> borders_inside([0, 1, 2, 1, 3])
+        (2, 3)
+    """
+    first = {unit: at for at, unit in reversed(list(enumerate(units)))}
+    last = {unit: at for at, unit in enumerate(units)}
+    inside = {border for unit, at in first.items() for border in range(at + 1, last[unit] + 1)}
+    return tuple(sorted(inside))
 
 
 def allowed_for(

@@ -16,7 +16,7 @@ from planner.model.blocks import Blocks
 from planner.model.constraints import allowed_devices
 from planner.model.execution_order import callers_of, execution_order
 from planner.model.work import Experts, work_of
-from planner.planning.engines import allowed_for, closed_borders, engine_mode, has_host
+from planner.planning.engines import allowed_for, borders_inside, closed_borders, engine_mode, has_host
 from planner.planning.largest_cache import wants_cache
 from planner.planning.line import PlannedLine
 from planner.planning.line_sizes import HOST, LineSizes
@@ -113,6 +113,7 @@ def planned_line(
         closed = closed_borders(
             blocks.block_names, facts.num_hidden_layers or _said(problem, "num_hidden_layers"), engine
         )
+        closed = tuple(sorted({*closed, *borders_inside(blocks.block_units)}))
         allowed = allowed_for(engine, blocks.block_names, list(kinds), allowed)
     alone = "disk" in kinds and {*kinds.values()} == {"cpu", "disk"}
     is_full = sum(each.weight_bytes for each in work) > capacity_bytes.get(HOST, 0)

@@ -165,13 +165,14 @@ class TimedPlan:
     def _reasons(self) -> tuple[Reason, ...]:
         line, placement = self._line, self._placement
         fused = {name for name, _ in line.blocks.fused_experts}
+        room_bytes = {budget.device: budget.capacity_bytes for budget in line.budgets}
         together = (
             Reason(
                 rule="experts_as_part",
                 name=names[0],
                 device=placement.homes[block],
                 needed_bytes=line.work[block].weight_bytes,
-                available_bytes=None,
+                available_bytes=room_bytes.get(placement.homes[block]),
             )
             for block, names in enumerate(line.names)
             if fused.intersection(names)
@@ -182,7 +183,7 @@ class TimedPlan:
                 name=names[0],
                 device=placement.homes[block],
                 needed_bytes=line.work[block].weight_bytes,
-                available_bytes=None,
+                available_bytes=room_bytes.get(placement.homes[block]),
             )
             for block, names in enumerate(line.names)
             if names
