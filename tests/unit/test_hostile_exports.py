@@ -7,10 +7,12 @@ import shlex
 import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
@@ -236,3 +238,45 @@ def test_what_a_plan_by_time_says_of_room_is_the_budget() -> None:
     budgets = {device.id: device.budget_bytes for device in plan.devices}
     assert plan.reasons and all(each.available_bytes == budgets[each.device] for each in plan.reasons)
     assert "no limit" not in str(planner.explain(plan, "model.layers.1"))
+
+
+@pytest.mark.parametrize(
+    ("own", "extra"), [("mtp.layers.0", 1), ("mtp.layers.1", 2), ("model.mtp_layers.0", 1), ("mtp.block", 1)]
+)
+def test_layers_in_a_list_of_their_own_that_predict_further_tokens_are_told(
+    tmp_path: Path, own: str, extra: int
+) -> None:
+    """Checkpoints have them where transformers has no module for them, so that they may be one block."""
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_attention_heads=4,
+            num_hidden_layers=LAYERS,
+            vocab_size=64,
+        )
+    )
+    layer = {f"{own}.{name}": each.clone() for name, each in model.model.layers[0].state_dict().items()}
+    if extra == 2:
+        layer |= {name.replace(".1.", ".0.", 1): each.clone() for name, each in layer.items()}
+    model.config.save_pretrained(tmp_path)
+    save_file(model.state_dict() | layer, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    room = dict.fromkeys((0, 1), 2 * sum(each.nbytes for each in model.parameters()))
+    plan = planner.plan(tmp_path, max_memory=room, machine=PAIR, strategy="throughput", engine="megatron")
+    made = export.megatron(Plan.from_json(plan.to_json()))
+    assert made.args[:2] == ("--mtp-num-layers", str(extra))
+    assert made.args[-1].endswith(f"{'m' if extra == 1 else 'm*2'}L")
+    with pytest.raises(InvalidInputError, match=f"the {extra} layers"):
+        export.torchtitan(plan)
+    on_host = planner.plan(
+        tmp_path, max_memory={**room, "cpu": room[0]}, machine=PAIR, strategy="throughput", engine="llama_cpp"
+    )
+    assert any("the GGUF must have none" in note for note in export.llama_cpp(on_host).notes)
+
+
+def test_llama_cpp_counts_layers_beyond_those_of_the_configuration_and_says_it() -> None:
+    settings = json.loads(edited(whole(0, 0, 1, 1)).to_json())["settings"]
+    settings["model.num_hidden_layers"] = {"value": LAYERS - 1, "rank": "user"}
+    command = export.llama_cpp(edited(whole(0, 0, 1, 1, first="cpu"), settings=settings))
+    assert command.args[command.args.index("-ngl") + 1] == str(LAYERS + 1)
+    assert any(note.startswith("-ngl counts 1 layers") for note in command.notes)

@@ -13,7 +13,7 @@ from planner.export.command import Command
 from planner.names import named, qualified
 from planner.plans.plan import Plan
 from planner.plans.runs import Run
-from planner.plans.stages import layers_of
+from planner.plans.stages import PlanLayers, layers_of, predicts_further
 from planner.plans.torchrun import nodes_of
 
 __all__ = ["llama_cpp"]
@@ -82,7 +82,7 @@ def llama_cpp(plan: Plan) -> Command:
         args += ["-ts", ",".join(str(count) for _, count in cards)]
     args += [*_overrides(beside, on_host, found.list_name, plan.names), "--fit", "off"]
     return Command(
-        env=_visible([device for device, _ in cards]), args=tuple(args), notes=_notes(plan, beside)
+        env=_visible([device for device, _ in cards]), args=tuple(args), notes=_notes(plan, found, beside)
     )
 
 
@@ -165,12 +165,19 @@ def _overrides(beside: Mapping[int, str], on_host: int, list_name: str, names: C
     return args
 
 
-def _notes(plan: Plan, beside: Mapping[int, str]) -> tuple[str, ...]:
+def _notes(plan: Plan, found: PlanLayers, beside: Mapping[int, str]) -> tuple[str, ...]:
     notes = [
         f"the plan is of {plan.source.format or 'weights as they are'}: the GGUF has to be of the same quantisation, or its sizes are "
         "others",
         "--fit would plan again; the input embedding stays on the host in any case",
     ]
+    further = len(found.layers) - found.hidden
+    if further:
+        notes.append(
+            f"-ngl counts {further} layers that only predict further tokens: the GGUF has to have them, or as many others are on cards in their place"
+        )
+    if any(predicts_further(block.first) for block in found.after):
+        notes.append("-ngl counts no layers that only predict further tokens: the GGUF must have none")
     if beside:
         notes.append("without --load-mode none, what the host runs is mapped, and slower than it need be")
     return tuple(notes)

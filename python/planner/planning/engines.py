@@ -14,7 +14,7 @@ from planner.errors import InvalidConstraintError, InvalidInputError
 from planner.model.layout import Layout
 from planner.names import listed, named
 from planner.plans.parts import BOTH_ENDS
-from planner.plans.stages import layer_of
+from planner.plans.stages import layer_of, predicts_further
 from planner.settings.schema import Settings
 from planner.settings.strategies import ByTime
 
@@ -104,7 +104,7 @@ def closed_borders(names: Sequence[Sequence[str]], hidden: int | None, engine: E
     """
     places = [layer_of(piece[0]) if piece else None for piece in names]
     lists = list(
-        dict.fromkeys(place[0] for place in places if place is not None and "mtp" not in place[0].split("."))
+        dict.fromkeys(place[0] for place in places if place is not None and not predicts_further(place[0]))
     )
     if len(lists) != 1:
         what = (

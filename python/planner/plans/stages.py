@@ -15,7 +15,7 @@ from planner.names import named
 from planner.plans.parts import PlanParts
 from planner.plans.runs import Run, blocks_of
 
-__all__ = ["PlanLayers", "PlanStage", "PlanStages", "layer_of", "layers_of", "stages_of"]
+__all__ = ["PlanLayers", "PlanStage", "PlanStages", "layer_of", "layers_of", "predicts_further", "stages_of"]
 
 _NUMBERED: Final = re.compile(r"(?:(?P<list>.*?)\.)?(?P<number>[0-9]{1,7})(?:\.|$)")
 
@@ -89,6 +89,16 @@ def layer_of(name: str) -> tuple[str, int] | None:
     return None if found is None else (found["list"] or "", int(found["number"]))
 
 
+def predicts_further(name: str) -> bool:
+    """Whether what is called so is layers that only predict further tokens, in a list of their own.
+
+    Example:
+        >>> predicts_further("mtp.layers"), predicts_further("model.mtp_layers"), predicts_further("model.layers")
+        (True, True, False)
+    """
+    return any(word == "mtp" or word.startswith("mtp_") for word in name.split("."))
+
+
 def layers_of(plan: PlanParts) -> PlanLayers:
     """The layers of a plan.
 
@@ -98,8 +108,7 @@ def layers_of(plan: PlanParts) -> PlanLayers:
     blocks = blocks_of(plan)
     places = [layer_of(block.first) for block in blocks]
     found = {place[0]: None for place in places if place is not None}
-    extra = [name for name in found if "mtp" in name.split(".")]
-    lists = [name for name in found if name not in extra]
+    lists = [name for name in found if not predicts_further(name)]
     if len(lists) != 1:
         what = (
             f"{len(lists)} lists of layers ({', '.join(map(named, lists))})" if lists else "no list of layers"
@@ -187,9 +196,16 @@ def stages_of(plan: PlanParts, engine: str) -> PlanStages:
     for device, count in runs:
         stages.append(PlanStage(device, at, count))
         at += count
-    in_own_list = {layer_of(block.first) for block in found.after} - {None}
-    stages[-1] = replace(stages[-1], extra=len(extra) + len(in_own_list))
+    stages[-1] = replace(stages[-1], extra=len(extra) + _in_own_list(plan, found.after))
     return PlanStages(found.list_name, tuple(stages))
+
+
+def _in_own_list(plan: PlanParts, after: Sequence[Run]) -> int:
+    """How many layers there are behind the others that only predict further tokens; a block may have several of them."""
+    blocks = [block.first for block in after if predicts_further(block.first)]
+    names = (name for name in (*blocks, *plan.account.names) if predicts_further(name))
+    places = {layer_of(name) for name in names} - {None}
+    return max(len(places), min(1, len(blocks)))
 
 
 def _is_everywhere(name: str) -> bool:
