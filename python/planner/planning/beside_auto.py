@@ -45,6 +45,8 @@ def plans_of_auto(problem: Problem) -> Iterator[Plan]:
             plan = plan_auto(asked)
         except InfeasibleError:
             continue
+        if not plan.device_map:
+            return  # nothing that could lie elsewhere
         timing = _timing(priced_in(problem, plan), strategy)
         devices = [stage.device for stage in timing.stages]
         if timing.objective == "latency" or len({*devices}) == len(devices):

@@ -199,24 +199,30 @@ class PlannedLine:
                 found[piece] = (beyond + goes_on, beyond)
         return tuple(found)
 
-    def crossings(self, runners: Sequence[DeviceKey]) -> Iterator[tuple[DeviceKey, DeviceKey]]:
-        """Every hop of an activation in one step, from one device to another. Args: ``runners``: what runs each piece."""
+    def crossings(
+        self, runners: Sequence[DeviceKey]
+    ) -> Iterator[tuple[int, int, tuple[DeviceKey, DeviceKey]]]:
+        """Every hop of an activation in one step: from which piece or to it, for which one, from one device to another.
+
+        Args:
+            runners: what runs each piece.
+        """
         accelerators: dict[int, set[DeviceKey]] = {}
         for runner, caller in zip(runners, self.callers, strict=True):
             accelerators.setdefault(caller, set()).update({runner} - {HOST})
         here: DeviceKey | None = None
-        for runner, caller in zip(runners, self.callers, strict=True):
+        for piece, (runner, caller) in enumerate(zip(runners, self.callers, strict=True)):
             of_layer = runners[caller]
             if (
                 of_layer == HOST and len(accelerators[caller]) == 1
             ):  # a layer runs from an accelerator that has a part of it
                 (of_layer,) = accelerators[caller]
             if here is not None and here != of_layer:
-                yield here, of_layer
+                yield self.callers[piece - 1], caller, (here, of_layer)
             here = of_layer
             if runner != of_layer:
-                yield of_layer, runner
-                yield runner, of_layer
+                yield caller, piece, (of_layer, runner)
+                yield caller, piece, (runner, of_layer)
 
     def passing_ps(self, piece: int, source: DeviceKey, to: DeviceKey) -> int:
         """What passes to a piece that begins a run takes, from the device of the run before."""

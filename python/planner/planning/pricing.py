@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Unpack
 
 from planner.checkpoint.opened import Opened
 from planner.checkpoint.source import open_source
+from planner.choices import PieceWay
 from planner.devices.keys import DeviceKey, main_device, offload_tiers
 from planner.devices.nodes import plan_device
 from planner.errors import InvalidInputError, PlanMismatchError
 from planner.model.blocks import Blocks
 from planner.model.parts import stateless_parts
 from planner.model.tree import ModuleTree
-from planner.names import device_of, listed
+from planner.names import device_of, listed, require_map
 from planner.planning.line import PlannedLine
 from planner.planning.line_problem import planned_line, step_tokens
 from planner.planning.line_sizes import HOST
@@ -62,8 +64,9 @@ def price(
         InvalidInputError: no map, a setting that makes no sense, or a link without a rate.
         InvalidDevicesError: a device that the machine does not have, or has no rate for. Fields: ``device``.
 
-    Guarantee: what the host runs in short steps alone counts in longer ones as fetched. Of a plan by time whose pieces are all resident or fetched, the latency that the plan says. A piece that runs beside
-        its stage, or with what it is tied to, counts two hops there, and here only those that are made. Rooms are not looked at.
+    Guarantee: what the host runs in short steps alone counts in longer ones as fetched. Of a plan by time whose pieces are all
+        resident or fetched, the latency that the plan says. A piece that runs beside its stage, or with what it is tied to, counts two
+        hops there, and here only those that are made; its stage is that of the plan. Rooms are not looked at.
 
     Cost: O(modules + tensors).
 
@@ -111,7 +114,14 @@ def _timing(
     line = planned_line(
         problem, blocks, needs_rates=frozenset(runs.values()) | (frozenset(homes.values()) - {"disk", HOST})
     )
-    return _priced(line, homes, runs, is_overlapped=problem.settings.staging_blocks > 1)
+    return _priced(line, homes, runs, _stages_of(plan), is_overlapped=problem.settings.staging_blocks > 1)
+
+
+def _stages_of(plan: Plan | Mapping[str, Any]) -> dict[str, DeviceKey]:
+    """By name, the device of whose stage a piece is that runs elsewhere: what runs there and what it fetches pass that time, too."""
+    timing = plan.timing if isinstance(plan, Plan) else None
+    pieces = () if timing is None else timing.pieces
+    return {piece.name: piece.device for piece in pieces if piece.way in ("beside", "tied")}
 
 
 def _maps(
@@ -119,6 +129,11 @@ def _maps(
 ) -> tuple[dict[str, DeviceKey], dict[str, DeviceKey]]:
     """Where names lie, and where those run that run elsewhere. Raises InvalidInputError, InvalidDevicesError."""
     if isinstance(plan, Plan):
+        if execution_map is not None:
+            raise InvalidInputError(
+                "an execution map is for a device map, and a plan says itself what runs elsewhere: "
+                "give plan.device_map, or no execution_map"
+            )
         return dict(plan.device_map), dict(plan.execution_map)
     if not isinstance(plan, Mapping) or not plan:
         raise InvalidInputError(f"what is priced is a plan or a device map, got {shown(plan)}")
@@ -126,6 +141,7 @@ def _maps(
     if isinstance(plan, DeviceMap) and execution_map is None:
         return homes, dict(plan.execution_map)
     if execution_map is not None:
+        require_map(execution_map, "the execution map")
         return homes, {str(name): plan_device(device) for name, device in execution_map.items()}
     main = main_device(homes.values())
     tiers = offload_tiers(main) if main != HOST else ("disk",)
@@ -206,7 +222,12 @@ def _places(
 
 
 def _priced(
-    line: PlannedLine, homes: Mapping[str, DeviceKey], runs: Mapping[str, DeviceKey], *, is_overlapped: bool
+    line: PlannedLine,
+    homes: Mapping[str, DeviceKey],
+    runs: Mapping[str, DeviceKey],
+    stage_of: Mapping[str, DeviceKey],
+    *,
+    is_overlapped: bool,
 ) -> Timing:
     placed: list[tuple[str, DeviceKey, DeviceKey]] = []
     said = _by_outer(homes, runs)
@@ -216,10 +237,17 @@ def _priced(
             ((home, runner),) = _places(names[0], said, homes, runs)
         assert home is not None  # every tensor has a device
         placed.append((names[0], home, home if runner is None else runner))
-    pieces = tuple(_pieces(line, placed))
+    runners = [runner for _, _, runner in placed]
+    stage_of_piece = [stage_of.get(name, runner) for name, _, runner in placed]
+    passing_ps, hops_ps = 0, [0] * len(placed)
+    for other, piece, hop in line.crossings(runners):
+        if stage_of_piece[piece] == stage_of_piece[other]:
+            hops_ps[piece] += line.hop_ps(*hop)
+        else:
+            passing_ps += line.hop_ps(*hop)
+    pieces = tuple(_pieces(line, placed, stage_of_piece, hops_ps))
     stages = tuple(_stages(pieces, is_overlapped=is_overlapped))
-    hops = sum(line.hop_ps(*hop) for hop in line.crossings([piece.device for piece in pieces]))
-    latency_ps = hops + sum(stage.ps for stage in stages)
+    latency_ps = passing_ps + sum(stage.ps for stage in stages)
     return Timing(
         objective="latency",
         tokens=line.sizes.tokens,
@@ -227,7 +255,9 @@ def _priced(
         value_ps=latency_ps,
         lower_bound_ps=0,
         latency_ps=latency_ps,
-        bottleneck_ps=max((stage.ps for stage in stages), default=0),
+        bottleneck_ps=max(
+            (*(stage.ps for stage in stages), *_for_others(pieces, stages, runners)), default=0
+        ),
         stages=stages,
         pieces=pieces,
         machine=line.machine.fingerprint,
@@ -235,22 +265,43 @@ def _priced(
     )
 
 
-def _pieces(line: PlannedLine, placed: list[tuple[str, DeviceKey, DeviceKey]]) -> Iterator[TimedPiece]:
+def _pieces(
+    line: PlannedLine,
+    placed: list[tuple[str, DeviceKey, DeviceKey]],
+    stages: Sequence[DeviceKey],
+    hops_ps: Sequence[int],
+) -> Iterator[TimedPiece]:
     for number, (name, home, runner) in enumerate(placed):
-        is_fetched = home != runner and home in (HOST, "disk")
+        is_fetched, stage = home != runner and home in (HOST, "disk"), stages[number]
+        elsewhere: PieceWay = "beside" if runner == HOST else "tied"
         yield TimedPiece(
             name=name,
-            device=runner,
-            way="fetched" if is_fetched else "resident",
+            device=stage,
+            way="fetched" if is_fetched else "resident" if stage == runner else elsewhere,
             run_ps=line.run_ps(number, runner),
             fetch_ps=line.fetch_ps(number, runner, home) if is_fetched else 0,
-            hop_ps=0,
+            hop_ps=hops_ps[number],
         )
+
+
+def _for_others(
+    pieces: Sequence[TimedPiece], stages: Sequence[TimedStage], runners: Sequence[DeviceKey]
+) -> Iterable[int]:
+    """What devices take that run something of the stages of others, with their own."""
+    busy_ps: Counter[DeviceKey] = Counter()
+    for piece, runner in zip(pieces, runners, strict=True):
+        if runner != piece.device:
+            busy_ps[runner] += piece.run_ps
+    for stage in stages:
+        if stage.device in busy_ps:
+            busy_ps[stage.device] += stage.ps
+    return busy_ps.values()
 
 
 def _stages(pieces: tuple[TimedPiece, ...], *, is_overlapped: bool) -> Iterator[TimedStage]:
     for device, group in groupby(pieces, key=lambda piece: piece.device):
         each = tuple(group)
-        run_ps, fetch_ps = sum(piece.run_ps for piece in each), sum(piece.fetch_ps for piece in each)
+        run_ps = sum(piece.run_ps + piece.hop_ps for piece in each)
+        fetch_ps = sum(piece.fetch_ps for piece in each)
         ps = max(run_ps, fetch_ps) if is_overlapped else run_ps + fetch_ps
         yield TimedStage(device=device, first=each[0].name, last=each[-1].name, ps=ps)

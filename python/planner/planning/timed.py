@@ -51,12 +51,18 @@ def plan_timed(problem: Problem) -> Plan:
     best, least_ps = _best_for_long_steps(
         problem, [planned_line(problem, each) for each in blocks], best_of_auto
     )
-    if problem.settings.workload is not None or best.value_ps > least_ps:
+    if problem.settings.workload is not None or best.value_ps > least_ps or _is_bound(problem):
         # What is needed at once comes off every device here, and there off those that run it; and their runs may be several.
         other = best_of_auto()
         if other is not None and _value_ps(other) < best.value_ps:
             return replace(other, timing=_bounded(other, least_ps))
     return best.plan(least_ps)
+
+
+def _is_bound(problem: Problem) -> bool:
+    """Whether blocks are pinned or kept away, which may cut what one run a device would have in one piece."""
+    wanted = problem.constraints
+    return isinstance(problem.settings.strategy, Latency) and bool(wanted.pin or wanted.forbid)
 
 
 def _best_of_auto(problem: Problem) -> Plan | None:

@@ -220,6 +220,15 @@ def _read_timing(row: Any) -> Timing | None:
     strange = [name for stage in stages for name in (stage.first, stage.last) if name not in names]
     if strange:
         raise ValueError(f"a stage of timing names {shown(strange[0])}, which is no piece of it")
+    if len(names) < len(pieces):
+        raise ValueError("a piece stands twice in timing")
+    for piece in pieces:
+        if piece.host_up_to_tokens is not None and piece.way != "beside":
+            raise ValueError(
+                f"timing says in which steps the host runs {shown(piece.name)}, which is not beside its stage"
+            )
+        if piece.other is not None and not (piece.other.per_s and piece.other.even_per_s):
+            raise ValueError(f"timing says a rate of 0 for {shown(piece.name)}")
     return _exact(Timing, {**row, "stages": stages, "pieces": pieces, "from_table": from_table})
 
 
