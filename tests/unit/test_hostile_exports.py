@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 from collections.abc import Mapping
@@ -17,12 +18,14 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 import planner
+from gguf_files import GgufTensors, write_gguf
 from planner import Machine, Plan, export
 from planner.devices.nodes import local_device
 from planner.devices.rate import Rate
 from planner.devices.table_machine import Host, machine_of_cards
 from planner.errors import InfeasibleError, InvalidInputError
 from planner.export import Command
+from planner.names import device_of
 
 LAYERS = 4
 PAIR = machine_of_cards(
@@ -280,3 +283,45 @@ def test_llama_cpp_counts_layers_beyond_those_of_the_configuration_and_says_it()
     command = export.llama_cpp(edited(whole(0, 0, 1, 1, first="cpu"), settings=settings))
     assert command.args[command.args.index("-ngl") + 1] == str(LAYERS + 1)
     assert any(note.startswith("-ngl counts 1 layers") for note in command.notes)
+
+
+def test_tensors_of_a_gguf_on_the_host_are_said_by_their_own_names(tmp_path: Path) -> None:
+    """Each expert matrix is a tensor there, and a plan may leave any of them on the host."""
+    wide, layers, experts = 256, 6, ("ffn_down_exps", "ffn_gate_exps", "ffn_up_exps")
+    tensors: GgufTensors = {
+        "token_embd.weight": ("Q4_K", (wide, 512)),
+        "output.weight": ("Q4_K", (wide, 512)),
+    }
+    tensors["output_norm.weight"] = ("F32", (wide,))
+    for at in range(layers):
+        tensors |= {
+            f"blk.{at}.attn_{name}.weight": ("Q4_K", (wide, wide)) for name in ("q", "k", "v", "output")
+        }
+        tensors |= {f"blk.{at}.{name}.weight": ("Q4_K", (wide, wide, 4)) for name in experts}
+        tensors[f"blk.{at}.ffn_gate_inp.weight"] = ("F32", (wide, 4))
+    facts: dict[str, Any] = {"general.architecture": "llama", "llama.block_count": layers}
+    facts |= {"llama.expert_count": 4, "llama.expert_used_count": 2, "llama.embedding_length": wide}
+    path = write_gguf(tmp_path / "tiny-Q4_K_M.gguf", tensors, facts)
+    devices = tuple(replace(each, launch_ps=None) for each in PAIR.devices)
+    links = tuple(replace(each, latency_ps=None) for each in PAIR.links)
+    apart = 0
+    for share in (20, 30, 45, 60):
+        room = path.stat().st_size * share // 100
+        plan = planner.plan(
+            path,
+            max_memory={0: room, 1: room, "cpu": 10**8},
+            machine=Machine(devices=devices, links=links),
+            strategy="latency",
+            engine="llama_cpp",
+            model={"hidden_size": wide},
+        )
+        command = export.llama_cpp(plan)
+        said = [
+            command.args[at + 1].removesuffix("=CPU") for at, arg in enumerate(command.args) if arg == "-ot"
+        ]
+        first = layers + 1 - int(command.args[command.args.index("-ngl") + 1])
+        for name in (name for name in tensors if name.startswith("blk.")):
+            is_on_host = int(name.split(".")[1]) < first or any(re.search(each, name) for each in said)
+            assert is_on_host == (device_of(name, plan.device_map) == "cpu"), name
+        apart += bool(said)
+    assert apart > 1

@@ -24,6 +24,9 @@ _DENSE: Final = r"ffn_(up|down|gate)\."
 _EXPERTS: Final = "ffn_(up|down|gate|gate_up)_(ch|)exps"
 _WHOLE: Final = "(ffn_(up|down|gate|gate_up)_(exps|shexp)|ffn_gate_inp|exp_probs_b)"
 """Of a mixture, experts, those that every token meets, and the router: what a model's own MLP holds."""
+_BLOCKS: Final = "blk"
+"""What a GGUF calls its layers; what lies in them has llama.cpp's own names, which patterns may say one by one."""
+_TENSOR: Final = re.compile(r"[a-z0-9_]+")
 _MLP: Final = re.compile(r"mlp|ffn?|feed_?forward|moe|experts")
 """What families call all that a layer has behind its attention; ``fc2`` and ``self_attn`` are none of these."""
 
@@ -52,10 +55,13 @@ def llama_cpp(plan: Plan) -> Command:
         'CUDA_VISIBLE_DEVICES=0,1 llama-server -m MODEL.gguf -ngl 5 -ts 3,2 --fit off'
     """
     found = layers_of(plan)
-    devices, beside = [], dict[int, str]()
+    devices, beside, own = [], dict[int, str](), dict[int, tuple[str, ...]]()
     for at, parts in enumerate(found.layers):
         layer = qualified(found.list_name, str(at))
         devices.append(_device_of(layer, parts))
+        if found.list_name == _BLOCKS:
+            own[at] = _own_tensors(layer, devices[-1], parts)
+            continue
         part = _part_on_host(devices[-1], parts)
         if part is not None:
             beside[at] = part.removeprefix(f"{layer}.")
@@ -80,9 +86,11 @@ def llama_cpp(plan: Plan) -> Command:
     args = ["llama-server", "-m", "MODEL.gguf", "-ngl", str(sum(count for _, count in cards))]
     if len(cards) > 1:
         args += ["-ts", ",".join(str(count) for _, count in cards)]
-    args += [*_overrides(beside, on_host, found.list_name, plan.names), "--fit", "off"]
+    args += [*_overrides(beside, on_host, found.list_name, plan.names), *_own_overrides(own), "--fit", "off"]
     return Command(
-        env=_visible([device for device, _ in cards]), args=tuple(args), notes=_notes(plan, found, beside)
+        env=_visible([device for device, _ in cards]),
+        args=tuple(args),
+        notes=_notes(plan, found, is_apart=bool(beside) or any(own.values())),
     )
 
 
@@ -119,6 +127,24 @@ def _part_on_host(device: DeviceKey, parts: Sequence[Run]) -> str | None:
             f"{', '.join(map(named, away))} lie on the host, and llama.cpp has a pattern for the MLP or the experts only"
         )
     return away[0] if away else None
+
+
+def _own_tensors(layer: str, device: DeviceKey, parts: Sequence[Run]) -> tuple[str, ...]:
+    """What of a card's layer of a GGUF lies on the host, by llama.cpp's names."""
+    names = [part.first.removeprefix(f"{layer}.") for part in parts if part.home == _HOST != device]
+    odd = next((name for name in names if not _TENSOR.fullmatch(name)), None)
+    if odd is not None:
+        raise _refused(f"{named(odd)} of {named(layer)} lies on the host, and is no tensor of llama.cpp")
+    return tuple(sorted(names))
+
+
+def _own_overrides(own: Mapping[int, tuple[str, ...]]) -> list[str]:
+    """Arguments that leave just these tensors on the host."""
+    args: list[str] = []
+    for names in dict.fromkeys(filter(None, own.values())):
+        numbers = "|".join(str(at) for at, each in own.items() if each == names)
+        args += ["-ot", rf"blk\.({numbers})\.({'|'.join(names)})\.=CPU"]
+    return args
 
 
 def _require_pattern(part: str, within: str) -> None:
@@ -165,7 +191,7 @@ def _overrides(beside: Mapping[int, str], on_host: int, list_name: str, names: C
     return args
 
 
-def _notes(plan: Plan, found: PlanLayers, beside: Mapping[int, str]) -> tuple[str, ...]:
+def _notes(plan: Plan, found: PlanLayers, *, is_apart: bool) -> tuple[str, ...]:
     notes = [
         f"the plan is of {plan.source.format or 'weights as they are'}: the GGUF has to be of the same quantisation, or its sizes are "
         "others",
@@ -178,7 +204,7 @@ def _notes(plan: Plan, found: PlanLayers, beside: Mapping[int, str]) -> tuple[st
         )
     if any(predicts_further(block.first) for block in found.after):
         notes.append("-ngl counts no layers that only predict further tokens: the GGUF must have none")
-    if beside:
+    if is_apart:
         notes.append("without --load-mode none, what the host runs is mapped, and slower than it need be")
     return tuple(notes)
 
