@@ -18,7 +18,7 @@ from planner.devices.machine_parts import Link, MachineDevice
 from planner.devices.rate import Rate
 
 
-def llama(layers: int = 3) -> nn.Module:
+def llama(layers: int = 3, *, tied: bool = False) -> nn.Module:
     config = LlamaConfig(
         hidden_size=32,
         intermediate_size=96,
@@ -26,6 +26,7 @@ def llama(layers: int = 3) -> nn.Module:
         num_key_value_heads=2,
         vocab_size=64,
         num_hidden_layers=layers,
+        tie_word_embeddings=tied,
     )
     with torch.device("meta"):
         model: nn.Module = LlamaForCausalLM(config)
@@ -153,3 +154,19 @@ def test_a_timing_that_contradicts_itself_is_no_plan(
     break_it(data["timing"])
     with pytest.raises(planner.InvalidInputError, match=said):
         planner.Plan.from_json(json.dumps(data))
+
+
+def test_a_device_without_room_for_activations_does_not_run_a_head_whose_weights_are_elsewhere() -> None:
+    draw, model = random.Random(4), llama(4, tied=True)
+    for _ in range(40):
+        workload = {"context_length": 16, "batch_size": 4, "allocator_margin": 0}
+        plan = planner.plan(
+            model,
+            max_memory={0: 276, "cpu": 3 * size_of(model)},
+            headroom=None,
+            machine=drawn_machine(draw),
+            workload=workload,
+            strategy={"type": "throughput", "order": "any", "tokens": 64},
+        )  # type: ignore[call-overload, unused-ignore]
+        assert all(each.free_bytes is None or each.free_bytes >= 0 for each in plan.devices)
+        assert planner.Plan.from_json(plan.to_json()) == plan

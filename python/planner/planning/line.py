@@ -50,6 +50,7 @@ class PlannedLine:
         host_is_first: the host's run comes before those of accelerators, and not after them, where the order is given.
         closed: numbers of blocks before which no run may end.
         cache_tokens: so many tokens of cache there is room for on each device, where as many as can be were asked for.
+        too_small: devices without room for what is needed at once, which run nothing, also nothing whose weights others hold.
     """
 
     blocks: Blocks
@@ -71,6 +72,7 @@ class PlannedLine:
     host_is_first: bool = False
     closed: tuple[int, ...] = ()
     cache_tokens: int | None = None
+    too_small: frozenset[DeviceKey] = frozenset()
 
     @cached_property
     def staying_bytes(self) -> Sequence[int]:
@@ -87,7 +89,11 @@ class PlannedLine:
     @cached_property
     def runners(self) -> tuple[DeviceKey, ...]:
         """The devices that may have a run, in the order given."""
-        accelerators = [budget.device for budget in self.budgets if budget.kind == "accelerator"]
+        accelerators = [
+            budget.device
+            for budget in self.budgets
+            if budget.kind == "accelerator" and budget.device not in self.too_small
+        ]
         if not self.host_runs:
             return tuple(accelerators)
         return (HOST, *accelerators) if self.host_is_first else (*accelerators, HOST)

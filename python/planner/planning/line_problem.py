@@ -90,7 +90,7 @@ def planned_line(
         max((each.needs_bytes for each in demands.blocks.values()), default=0) + demands.shared_bytes
     )
     capacity_bytes: dict[DeviceKey, int] = {}
-    share = Fraction(0)
+    share, too_small = Fraction(0), set[DeviceKey]()
     for budget in budgets:
         kept = 0
         if rooms is not None and budget.kind != "disk":
@@ -98,6 +98,8 @@ def planned_line(
             share = max(share, margin.share)
             kept = ceil(at_once_bytes * (1 + margin.share)) + margin.beside_bytes
         capacity_bytes[budget.device] = max(0, budget.capacity_bytes - kept)
+        if budget.capacity_bytes < kept:
+            too_small.add(budget.device)
     has_accelerator = "accelerator" in kinds.values()
     mode, engine = (
         engine_mode(settings.mode, settings.engine, wants_cache=wants_cache(settings)),
@@ -141,7 +143,8 @@ def planned_line(
             fetches_all=isinstance(settings.strategy, ByTime) and settings.strategy.long_steps == "fetch_all",
         ),
         home=home,
-        host_runs=HOST in kinds and not (mode == "gpu_only" and has_accelerator),
+        too_small=frozenset(too_small),
+        host_runs=HOST in {*kinds} - too_small and not (mode == "gpu_only" and has_accelerator),
         uses_disk=mode == "any",
         fetches=engine is None,
         host_is_first=has_host(engine),
