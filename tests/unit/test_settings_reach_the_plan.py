@@ -148,14 +148,14 @@ DESCRIBED = ("workload.inputs",)  # what only a recording reads
 
 BY_TIME: tuple[tuple[str, Any], ...] = (
     *((f"strategy.{kind}.{name}", value) for kind in ("latency", "throughput", "pipeline")
-      for name, value in (("tokens", 64), ("order", "any"), ("search_steps", 0))),
+      for name, value in (("tokens", 64), ("order", "any"), ("search_steps", 0), ("long_steps", "host"))),
     ("strategy.latency.parts", False),
     ("strategy.pipeline.microbatches", 9),
     ("machine", "slower"),
     ("engine", "vllm"),
     ("strategy.throughput.maximise", "cache"),
 )  # fmt: skip
-"""Each changes what a plan by time says; tested in test_plans_by_time.py, test_engines.py and test_most_cache.py."""
+"""Each changes what a plan by time says; tested in test_plans_by_time.py, test_long_steps.py, test_engines.py and test_most_cache.py."""
 DETECTED = ("offload_folder",)  # tested below, for it means nothing where budgets are named
 DISPATCHED = ("offload_buffers",)  # tested with dispatch, which reads it of a plan
 RECORDED = {

@@ -102,10 +102,11 @@ class Signs:
         self._ended.set()
         self._wake.set()
         self.mine = Sign(self.mine.call, self.mine.step, doing)
-        if self.is_blind:
-            return
+        # Only then is it known whether the store does not answer, or the thread had no turn for a while.
         if self._thread.is_alive():
             self._thread.join(self.patience_s)
+        if self.is_blind:
+            return
         try:
             self._tell()
         except RuntimeError as error:

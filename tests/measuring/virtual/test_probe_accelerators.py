@@ -11,6 +11,13 @@ from planner.measuring.probe import probe
 from rig.accelerators import Accelerators
 
 
+@pytest.fixture(autouse=True)
+def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are twelve links, and what is found of them here is no figure."""
+    monkeypatch.setattr("planner.measuring.probe._LINK_S", 0.05)
+    monkeypatch.setattr("planner.measuring.probe._DISK_S", 0.1)
+
+
 def test_every_accelerator_and_link_is_measured(virtual_accelerators: Accelerators) -> None:
     found = probe(seconds=0.2)
     keys = [device.key for device in found.machine.devices]
