@@ -360,6 +360,11 @@ class PlannedLine:
             if free.issuperset(block) and not self.demands[number].exec_bytes
         )
 
+    @property
+    def may_move(self) -> frozenset[int]:
+        """Of the movable pieces those that the strategy lets the host run."""
+        return self.brought_whole if self.sizes.fetches_all else self.movable
+
     def _piece(self, number: int) -> LinePiece:
         work, allowed = self.work[number], self.allowed[number]
         heads = [keys[0] for keys in self.kinds]
@@ -380,8 +385,7 @@ class PlannedLine:
         elif self._has_store:
             homes |= {len(heads)} if home is not None else set()
             runs, fetches = [*runs, None], [*fetches, None]
-        may_move = self.brought_whole if self.sizes.fetches_all else self.movable
-        is_beside = self.host_runs and home == HOST and number in may_move
+        is_beside = self.host_runs and home == HOST and number in self.may_move
         if self.sizes.fetches_all and HOST in heads and work.flops:
             runs[heads.index(HOST)] = None
         # What longer steps bring in has room where they run it.

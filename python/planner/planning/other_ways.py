@@ -30,7 +30,7 @@ def other_way(
     Returns:
         None where it has no choice but by room: what keeps something runs where its run does, and is fetched only for want of room.
     """
-    may_move = stage != HOST and line.host_runs and line.rests(piece) == HOST and piece in line.movable
+    may_move = stage != HOST and line.host_runs and line.rests(piece) == HOST and piece in line.may_move
     if not may_move or way == "tied":
         return None
     here_ps, beside_ps = line.run_ps(piece, stage), line.run_ps(piece, HOST) + line.beside_ps(stage)
