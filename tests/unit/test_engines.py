@@ -16,6 +16,7 @@ import planner
 from planner.devices.table_machine import Host, machine_of_cards
 from planner.errors import InfeasibleError, InvalidConstraintError, InvalidInputError
 from planner.strategies.timed import solve_table
+from small_llamas import size_of
 
 MACHINE = machine_of_cards(
     {0: "H100 80GB SXM", 1: "RTX 3090", 2: "L4"}, Host(memory_bytes_per_s=5 * 10**10, flops_per_s=10**12)
@@ -39,10 +40,6 @@ def llama(*, tied: bool, layers: int = 6, vocab: int = 2000) -> nn.Module:
 def planned(model: nn.Module, budgets: dict[Any, int], **more: Any) -> planner.Plan:
     settings: dict[str, Any] = {"strategy": "throughput", "engine": "vllm", "machine": MACHINE, **more}
     return planner.plan(model, max_memory=budgets, **settings)
-
-
-def size_of(model: nn.Module) -> int:
-    return sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
 
 
 def test_a_tied_head_is_at_both_ends_and_counts_twice() -> None:

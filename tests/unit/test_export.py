@@ -35,6 +35,7 @@ from planner.errors import InfeasibleError, InvalidInputError
 from planner.export import Command
 from planner.names import device_of
 from planner.plans.stages import layer_of, stages_of
+from small_llamas import size_of
 
 CASES: dict[str, list[Any]] = json.loads((Path(__file__).parent / "engine_splits.json").read_text())
 DRAWN = 60
@@ -83,10 +84,6 @@ def mixtral(layers: int, vocab: int = 64) -> nn.Module:
     )
     with torch.device("meta"):
         return MixtralForCausalLM(config)
-
-
-def size_of(model: nn.Module) -> int:
-    return sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
 
 
 def drawn(seed: int, engine: str) -> Plan | None:

@@ -21,6 +21,7 @@ from planner.devices.machine_parts import Link, MachineDevice
 from planner.devices.rate import Rate
 from planner.planning.pricing import price
 from planner.settings.keywords import PlanSettings
+from small_llamas import size_of
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64,
@@ -42,10 +43,6 @@ def mixtral(layers: int = 2) -> nn.Module:
     config = MixtralConfig(**SIZES, num_hidden_layers=layers, num_local_experts=4, num_experts_per_tok=1)
     with torch.device("meta"):
         return MixtralForCausalLM(config)
-
-
-def size_of(model: nn.Module) -> int:
-    return sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
 
 
 def device(key: int | str, rates: tuple[int, int]) -> MachineDevice:

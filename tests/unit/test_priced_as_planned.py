@@ -8,33 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import planner
 from planner.devices.machine import Machine
 from planner.devices.machine_parts import Link, MachineDevice
 from planner.devices.rate import Rate
-
-
-def llama(layers: int = 3, *, tied: bool = False) -> nn.Module:
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=96,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=64,
-        num_hidden_layers=layers,
-        tie_word_embeddings=tied,
-    )
-    with torch.device("meta"):
-        model: nn.Module = LlamaForCausalLM(config)
-    return model
-
-
-def size_of(model: nn.Module) -> int:
-    return sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
+from small_llamas import llama, size_of
 
 
 def drawn_machine(draw: random.Random, count: int = 1) -> Machine:
@@ -59,7 +39,7 @@ def drawn_machine(draw: random.Random, count: int = 1) -> Machine:
 
 def test_what_is_fetched_hides_behind_what_the_host_runs_in_a_price_as_in_the_plan() -> None:
     """With two staging blocks, on one card: a plan and its price differ by hops alone that neighbours on the host spare."""
-    draw, model, compared = random.Random(5), llama(), 0
+    draw, model, compared = random.Random(5), llama(3), 0
     size = size_of(model)
     for _ in range(60):
         machine, tokens = drawn_machine(draw), draw.choice((1, 16, 256))
@@ -122,7 +102,7 @@ def test_a_model_without_tensors_has_a_plan_with_a_pin_too() -> None:
 
 
 def test_an_execution_map_that_is_none_is_one_clear_error() -> None:
-    model, machine = llama(), drawn_machine(random.Random(1))
+    model, machine = llama(3), drawn_machine(random.Random(1))
     with pytest.raises(planner.InvalidInputError, match="the execution map must map names"):
         planner.price(model, {"": 0}, machine=machine, execution_map=3)  # type: ignore[arg-type]
     plan = planner.plan(model, max_memory={0: 10**9}, machine=machine, strategy="latency")
@@ -147,7 +127,7 @@ def test_a_timing_that_contradicts_itself_is_no_plan(
     said: str, break_it: Callable[[dict[str, Any]], object]
 ) -> None:
     plan = planner.plan(
-        llama(), max_memory={0: 10**9}, machine=drawn_machine(random.Random(1)), strategy="latency"
+        llama(3), max_memory={0: 10**9}, machine=drawn_machine(random.Random(1)), strategy="latency"
     )
     data = json.loads(plan.to_json())
     assert planner.Plan.from_json(json.dumps(data)) == plan

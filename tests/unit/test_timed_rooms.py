@@ -7,9 +7,7 @@ from itertools import combinations, permutations
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import planner
 from planner.devices.machine import Machine
@@ -17,25 +15,7 @@ from planner.devices.machine_parts import Link, MachineDevice
 from planner.devices.rate import Rate
 from planner.model.work import Experts
 from planner.planning.pricing import price
-
-
-def llama(layers: int = 4, *, tied: bool = False) -> nn.Module:
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=96,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=64,
-        num_hidden_layers=layers,
-        tie_word_embeddings=tied,
-    )
-    with torch.device("meta"):
-        model: nn.Module = LlamaForCausalLM(config)
-    return model
-
-
-def size_of(model: nn.Module) -> int:
-    return sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
+from small_llamas import llama, size_of
 
 
 def link(source: int | str, to: int | str, rate: int) -> Link:
@@ -71,7 +51,7 @@ def planned(
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.35, 0.5])
 def test_a_small_host_leaves_other_plans(kind: str, with_disk: bool, share: float) -> None:
     """The link is fast, so that a search alone would leave more on the host than there is room for; a slower card has room."""
-    model = llama()
+    model = llama(4)
     size = size_of(model)
     budgets: dict[Any, int] = {0: size // 2, 1: size, "cpu": int(size * share)}
     if with_disk:
@@ -93,7 +73,7 @@ def test_a_small_host_leaves_other_plans(kind: str, with_disk: bool, share: floa
 
 
 def test_what_must_lie_on_the_cpu_does_not_lie_on_the_disk() -> None:
-    model = llama()
+    model = llama(4)
     size = size_of(model)
     pinned = "model.layers.3"
     budgets = {0: size // 3, "cpu": size // 3, "disk": 9 * size}
@@ -104,7 +84,7 @@ def test_what_must_lie_on_the_cpu_does_not_lie_on_the_disk() -> None:
 
 
 def test_what_must_lie_on_the_disk_is_brought_in_from_there() -> None:
-    model = llama()
+    model = llama(4)
     budgets = {0: 2 * size_of(model), "cpu": 2 * size_of(model), "disk": 2 * size_of(model)}
     plan = planned(model, budgets, pin={"model.layers.3": "disk"}, machine=machine(10**9))
     assert plan.timing is not None
@@ -114,7 +94,7 @@ def test_what_must_lie_on_the_disk_is_brought_in_from_there() -> None:
 
 
 def test_a_disk_alone_is_fetched_from() -> None:
-    model = llama()
+    model = llama(4)
     plan = planned(model, {0: size_of(model) // 2, "disk": 9 * size_of(model)}, machine=machine(10**9))
     assert plan.timing is not None and plan.timing.proven
     assert {*plan.device_map.values()} == {0, "disk"}
@@ -124,7 +104,7 @@ def test_a_disk_alone_is_fetched_from() -> None:
 
 @pytest.mark.parametrize("kind", ["latency", "throughput", "pipeline"])
 def test_a_host_alone_brings_in_from_the_disk_what_it_has_no_room_for(kind: str) -> None:
-    model = llama()
+    model = llama(4)
     size = size_of(model)
     plan = planned(model, {"cpu": size // 2, "disk": 9 * size}, kind, machine=machine())
     assert plan.timing is not None
@@ -136,13 +116,13 @@ def test_a_host_alone_brings_in_from_the_disk_what_it_has_no_room_for(kind: str)
 
 
 def test_a_mode_without_disk_leaves_nothing_there() -> None:
-    model = llama()
+    model = llama(4)
     budgets = {0: size_of(model) // 2, 1: size_of(model), "cpu": size_of(model) // 10, "disk": 10**9}
     assert "disk" not in planned(model, budgets, mode="no_disk").device_map.values()
 
 
 def test_tied_tensors_go_to_the_disk_together() -> None:
-    model = llama(tied=True)
+    model = llama(4, tied=True)
     size = size_of(model)
     for share in (0.0, 0.05, 0.2, 0.5):
         plan = planned(
