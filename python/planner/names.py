@@ -112,6 +112,23 @@ def is_within(name: str, outer: str) -> bool:
     return not outer or name == outer or name.startswith(f"{outer}.")
 
 
+def by_outer(names: Iterable[str]) -> dict[str, list[str]]:
+    """By every name that is one of these or is around some, those that lie there; "" is around everything.
+
+    Example:
+        >>> by_outer(["a.b", "a"])
+        {'': ['a.b', 'a'], 'a.b': ['a.b'], 'a': ['a.b', 'a']}
+    """
+    found: dict[str, list[str]] = {"": []}
+    for name in names:
+        outer = name
+        while outer:
+            found.setdefault(outer, []).append(name)
+            outer = outer.rpartition(".")[0]
+        found[""].append(name)
+    return found
+
+
 def qualified(prefix: str, name: str) -> str:
     """The name of what is called so inside of a module.
 

@@ -17,7 +17,7 @@ from planner.errors import InvalidInputError, PlanMismatchError
 from planner.model.blocks import Blocks
 from planner.model.parts import stateless_parts
 from planner.model.tree import ModuleTree
-from planner.names import device_of, listed, require_map
+from planner.names import by_outer, device_of, listed, require_map
 from planner.planning.line import PlannedLine
 from planner.planning.line_problem import planned_line, step_tokens
 from planner.planning.line_sizes import HOST
@@ -184,7 +184,7 @@ def _cut(
             parts=[part for part in stateless_parts(problem.blocks(in_parts=False)) if part in timed]
         )
     split: list[str] = []
-    said = _by_outer(homes, runs)
+    said = by_outer(dict.fromkeys((*homes, *runs)))
     while True:
         blocks = problem.blocks(split, in_parts=False)
         names_now = blocks.names
@@ -196,25 +196,13 @@ def _cut(
         split += apart
 
 
-def _by_outer(homes: Mapping[str, DeviceKey], runs: Mapping[str, DeviceKey]) -> Mapping[str, Sequence[str]]:
-    """By every name that has some inside, or is one, the names that the maps have there."""
-    found: dict[str, list[str]] = {"": []}
-    for key in dict.fromkeys((*homes, *runs)):
-        outer = key
-        while outer:
-            found.setdefault(outer, []).append(key)
-            outer = outer.rpartition(".")[0]
-        found[""].append(key)
-    return found
-
-
 def _places(
     block: str,
     said: Mapping[str, Sequence[str]],
     homes: Mapping[str, DeviceKey],
     runs: Mapping[str, DeviceKey],
 ) -> set[tuple[DeviceKey | None, DeviceKey | None]]:
-    """Where what is inside of a block lies and runs. Args: ``said``: of :func:`_by_outer`."""
+    """Where what is inside of a block lies and runs. Args: ``said``: the names of both by those around them."""
     inside = said.get(block, ())
     # What no key inside speaks for is where the block is said to be, or what is around it.
     around = [block] if device_of(block, homes) is not None else []
@@ -230,7 +218,7 @@ def _priced(
     is_overlapped: bool,
 ) -> Timing:
     placed: list[tuple[str, DeviceKey, DeviceKey]] = []
-    said = _by_outer(homes, runs)
+    said = by_outer(dict.fromkeys((*homes, *runs)))
     for names in line.names:
         home, runner = device_of(names[0], homes), device_of(names[0], runs)
         if home is None:  # a map may say of each part what is true of the whole

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +15,7 @@ from planner.dispatching.install.regions import Placement
 from planner.dispatching.tensors.slots import modules_of, own_slots, resolve_device
 from planner.errors import InvalidDevicesError, PlanMismatchError
 from planner.model.tree import ModuleTree
-from planner.names import device_of, is_within, listed, nearest_key, qualified, require_map, require_texts
+from planner.names import by_outer, device_of, listed, nearest_key, qualified, require_map, require_texts
 from planner.plans.device_map import DeviceMap, HostSteps
 from planner.plans.plan import Plan
 
@@ -80,19 +80,20 @@ class ResolvedDeviceMap:
             if around is not None and name not in self.keys:
                 key = self.keys[around]
                 self.placements[name] = Placement(devices.get(key), devices[run], key != run)
+        said = by_outer(self.placements) if host_steps else {}
         self.sized: frozenset[str] = frozenset(
             name
             for name in host_steps
-            if self._is_one_part_of_the_host(name) and in_long_steps[name] != "cpu"
+            if self._is_one_part_of_the_host(name, said.get(name, ())) and in_long_steps[name] != "cpu"
         )
         for name in self.sized:
             device = devices[in_long_steps[name]]
             self.placements[name] = Placement(_CPU, device, True, host_steps[name].tokens)
 
-    def _is_one_part_of_the_host(self, name: str) -> bool:
-        """Whether all of a part lies and runs on the cpu: a map may have been edited."""
+    def _is_one_part_of_the_host(self, name: str, keys: Sequence[str]) -> bool:
+        """Whether all of a part lies and runs on the cpu, also by the keys in it: a map may have been edited."""
         around = nearest_key(name, self.placements)
-        inside = [self.placements[key] for key in self.placements if is_within(key, name)]
+        inside = [self.placements[key] for key in keys]
         return around is not None and set(inside) | {self.placements[around]} == {_ON_CPU}
 
     @classmethod
